@@ -1,0 +1,41 @@
+# Everything runs in .venv, which the first target that needs it makes. PYTHON names the interpreter to make it with.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup train test test-slow lint transcript clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+# The install is repeated only when the dependencies change.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hybridlm needs Python 3.11 or newer; name one with make PYTHON=..." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+setup: $(READY)  ## make .venv and install everything into it
+
+train: $(READY)  ## train the default hybrid model on this machine (ARGS='model.pattern=TM ...' for overrides)
+	@$(BIN)/python train.py $(ARGS)
+
+test: $(READY)  ## the whole test suite but what is marked slow or gpu
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(READY)  ## the tests marked slow
+	@$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## ruff, and a strict type check of config, ops, layers and model
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --diff . >/dev/null || { echo "run: ruff format ."; exit 1; }
+	@$(BIN)/mypy
+
+transcript: $(READY)  ## run the default job and put what it prints into README.md
+	@$(BIN)/python docs/transcript.py
+
+clean:  ## remove caches and build products (runs and .venv stay)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

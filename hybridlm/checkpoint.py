@@ -1,0 +1,82 @@
+"""What our part of a checkpoint holds, and how a run is loaded again. Loading never runs code from the file."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hybridlm.config.load import validate_model
+from hybridlm.config.section import ConfigError
+from hybridlm.data.tokenizer import Tokenizer
+from hybridlm.hardware import CPU
+from hybridlm.model.build import build_model
+from hybridlm.run_folder import RunFolder, find_run
+
+if TYPE_CHECKING:
+    from hybridlm.config.model import ModelConfig
+    from hybridlm.model.lm import HybridLM
+
+FORMAT_VERSION = 1
+KEY = "hybridlm"  # of our part among Lightning's
+PREFIX = "model."  # of the model's tensors in Lightning's state dict
+
+
+def facts(config: ModelConfig, vocab_size: int, tokenizer_fingerprint: str) -> dict[str, Any]:
+    """Our part of a checkpoint: enough to rebuild the model and to know its tokenizer, in plain types."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": config.model_dump(mode="python"),
+        "vocab_size": vocab_size,
+        "tokenizer": tokenizer_fingerprint,
+    }
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The checkpoint's content, tensors memory-mapped. ConfigError: unreadable, not ours, carries code, or from another format version."""
+    try:
+        content = torch.load(path, map_location=CPU, weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise ConfigError(f"{path}: refused, the file holds more than tensors and plain values (loading it could run code)") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0][:120]})") from None
+    ours = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(ours, dict):
+        raise ConfigError(f"{path}: a checkpoint, but not one of hybridlm's (it has no '{KEY}' entry)")
+    if ours.get("format_version") != FORMAT_VERSION:
+        raise ConfigError(f"{path}: format version {ours.get('format_version')}, this program reads {FORMAT_VERSION}")
+    return content
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model, ready to use, and where it came from."""
+
+    model: HybridLM
+    tokenizer: Tokenizer
+    folder: RunFolder
+    checkpoint: Path
+    step: int
+
+
+def load_run(name: str, device: torch.device) -> LoadedRun:
+    """Loads ``last`` (the newest run), a run folder (its newest checkpoint) or a checkpoint file, in evaluation mode.
+
+    ConfigError: nothing there, unreadable, or the tokenizer beside it is another one.
+    """
+    folder, path = find_run(name)
+    content = read_checkpoint(path)
+    ours = content[KEY]
+    tokenizer = Tokenizer.load(folder.tokenizer)
+    if tokenizer.fingerprint != ours["tokenizer"]:
+        raise ConfigError(f"{folder.tokenizer}: not the tokenizer that {path} was trained with")
+    model = build_model(validate_model(ours["model"]), ours["vocab_size"])
+    weights = {key.removeprefix(PREFIX): tensor for key, tensor in content["state_dict"].items() if key.startswith(PREFIX)}
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: its weights do not fit its own model section ({str(error).splitlines()[-1].strip()[:160]})") from None
+    return LoadedRun(model.to(device).eval(), tokenizer, folder, path, int(content["global_step"]))

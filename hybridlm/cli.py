@@ -1,0 +1,59 @@
+"""The ``hybridlm`` command. Verbs import what they need when they run, so that --help is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hybridlm.config.section import ConfigError
+from hybridlm.user_error import reported
+
+app = typer.Typer(
+    help="Train and use small hybrid language models.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+_PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=_PASS_THROUGH, add_help_option=False)
+def train(context: typer.Context) -> None:
+    """Train: the same arguments as train.py (group=option field=value ... [-m] [--cfg job] [--help])."""
+    from hybridlm.compose import main as train_main
+
+    train_main(list(context.args), ("train",))
+
+
+@app.command()
+def generate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="`last` (the newest run), a run folder, or a checkpoint")],
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="the text to continue")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="a UTF-8 file whose text is the prompt")] = None,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="new tokens per prompt")] = 200,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: always the likeliest token")] = 0.8,
+    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="sample from the likeliest up to this probability")] = 0.95,
+    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="sample from the k likeliest tokens")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of the sampling")] = 0,
+) -> None:
+    """Continue a text with a trained model."""
+    with reported():
+        text = _prompt(prompt, file)
+        from hybridlm.generate.command import run_generate
+
+        run_generate(run, prompt=text, tokens=tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    if (prompt is None) == (file is None):
+        raise ConfigError("generate: give one of --prompt TEXT and --file PATH")
+    if file is None:
+        return prompt or ""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--file {file}: cannot be read as UTF-8 text ({error})") from error
+
+
+def main() -> None:
+    """The console entry."""
+    app()

@@ -1,0 +1,136 @@
+"""Repair of the command line before Hydra reads it, as text only.
+
+Hydra stops at the first key it does not know and cannot parse ``model.pattern=(TM)*6``. Plain ``a.b=c`` becomes ``++a.b=c``, so that
+every mistake reaches our validation and is reported together; patterns are quoted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from hybridlm.config.section import ConfigError
+
+_FLAGS_WITH_VALUE = (
+    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p"),
+    *("--cfg", "-c", "--info", "-i", "--experimental-rerun"),
+)
+_INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~|)(?P<key>[^=+~][^=]*)(?:=(?P<value>.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """Hydra's own flags with their values, and the overrides."""
+
+    flags: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+    def value(self, *names: str) -> str | None:
+        """What follows the flag of one of these names (or stands behind its ``=``), the last time it is given."""
+        found = None
+        for index, flag in enumerate(self.flags):
+            name, equals, attached = flag.partition("=")
+            if name in names:
+                found = attached if equals else next(iter(self.flags[index + 1 : index + 2]), "")
+        return found
+
+    def has(self, *names: str) -> bool:
+        return any(flag.partition("=")[0] in names for flag in self.flags)
+
+    @property
+    def multirun(self) -> bool:
+        return self.has("-m", "--multirun") or any(re.fullmatch(r"\+*hydra\.mode=multirun", line, re.IGNORECASE) for line in self.overrides)
+
+
+def split(argv: Sequence[str]) -> CommandLine:
+    """Flags and overrides apart: Hydra's parser refuses overrides on both sides of a flag."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    pending = ""
+    for token in argv:
+        takes = token in _INFO_TOPICS if pending in ("--info", "-i") else bool(pending)
+        if takes or (token.startswith("-") and not token.startswith("-=")):
+            flags.append(token)
+            pending = "" if takes or token not in _FLAGS_WITH_VALUE else token
+        else:
+            overrides.append(token)
+            pending = ""
+    return CommandLine(tuple(flags), tuple(overrides))
+
+
+def key_of(override: str) -> str:
+    """The field or group that an override sets: ``++a.b=c`` gives ``a.b``."""
+    match = _OVERRIDE.fullmatch(override)
+    return match["key"].strip() if match else override
+
+
+def value_of(overrides: Sequence[str], key: str) -> str | None:
+    """The last value given for ``key``, unquoted, or None."""
+    values = [override.partition("=")[2] for override in overrides if key_of(override) == key]
+    return _unquoted(values[-1]) if values else None
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1] if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"" else value
+
+
+def repair(overrides: Sequence[str], groups: Collection[str]) -> list[str]:
+    """``overrides`` in the form in which they reach validation; ``groups`` are the names of the config groups.
+
+    Raises:
+        ConfigError: something that is no override at all.
+    """
+    wrong = [line for line in overrides if not (match := _OVERRIDE.fullmatch(line)) or (match["value"] is None and match["sign"] != "~")]
+    if wrong:
+        raise ConfigError([f"{line!r}: expected field=value (trainer.max_steps=100) or group=option (model=transformer)" for line in wrong])
+    return [_repaired(line, groups) for line in overrides]
+
+
+def _repaired(line: str, groups: Collection[str]) -> str:
+    match = _OVERRIDE.fullmatch(line)
+    if match is None or match["sign"] == "~":
+        return line
+    key, value = match["key"].strip(), match["value"]
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        return line
+    if key in groups or "/" in key or "@" in key:
+        return f"{key}={value}"  # a group of the defaults list is chosen without a sign, and an added one is the same choice
+    return f"++{key}={quoted_pattern(value) if key == 'model.pattern' else value}"
+
+
+def quoted_pattern(value: str) -> str:
+    """A pattern, or a sweep over patterns apart by commas, quoted so that Hydra's grammar takes every character."""
+    return ",".join(_quoted_piece(piece.strip()) for piece in _pieces(value))
+
+
+def _quoted_piece(piece: str) -> str:
+    if piece.startswith("[") and piece.endswith("]"):
+        return f"[{quoted_pattern(piece[1:-1])}]"
+    plain = piece in ("", "null", "???") or piece[0] in "'\"" or piece.startswith(("choice(", "glob(", "shuffle(", "${"))
+    return piece if plain or '"' in piece or "\\" in piece else f'"{piece}"'
+
+
+def _pieces(value: str) -> Iterator[str]:
+    """``value`` cut at the commas that stand outside quotes, brackets and parentheses."""
+    depth, quote, start = 0, "", 0
+    for index, letter in enumerate(value):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth = max(0, depth - 1)
+        elif letter == "," and not depth:
+            yield value[start:index]
+            start = index + 1
+    yield value[start:]
+
+
+def merged(recorded: Sequence[str], new: Sequence[str]) -> list[str]:
+    """Overrides of a run and the new ones behind them; a new value replaces a recorded one of the same field or group."""
+    replaced = {key_of(line) for line in new}
+    return [line for line in recorded if key_of(line) not in replaced] + list(new)

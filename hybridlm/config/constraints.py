@@ -1,0 +1,97 @@
+"""What must hold between fields. Runs once every field is valid by itself, and reports everything together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from hybridlm.config.data import DataConfig
+from hybridlm.config.hardware import CPU, CUDA
+from hybridlm.config.model import FFN_KINDS, MIXER_KINDS
+from hybridlm.config.resolve import kinds_in_use, resolve_layers
+from hybridlm.config.run import RunConfig
+from hybridlm.config.section import ConfigError
+from hybridlm.config.train import OptimConfig, TrainerConfig
+
+
+def constraint_problems(config: RunConfig) -> list[str]:
+    """One line for each rule between fields that ``config`` breaks; sections that no layer uses are not looked at."""
+    problems: list[str] = []
+    try:
+        resolve_layers(config.model)
+    except ConfigError as error:
+        problems += error.problems
+    if config.size.name not in config.model.sizes:
+        problems.append(f"size = {config.size.name!r}: the preset {config.model.name} takes {', '.join(config.model.sizes)}")
+    problems += _data_problems(config.data)
+    problems += _batch_problems(config.data, config.trainer)
+    problems += _optim_problems(config.optim, config.trainer)
+    problems += _precision_problems(config) + _strategy_problems(config)
+    return problems
+
+
+def _data_problems(data: DataConfig) -> list[str]:
+    if data.source == "files" and not data.path:
+        return ["data.path = null: data.source=files needs it; a glob of text files, such as data.path='texts/**/*.txt'"]
+    if data.source != "files" and data.path is not None:
+        return [f"data.path = {data.path!r}: data.source={data.source} does not read it; add data=files"]
+    return []
+
+
+def _batch_problems(data: DataConfig, trainer: TrainerConfig) -> list[str]:
+    """global_batch = batch_size x accumulate x devices, as far as they are numbers."""
+    if data.global_batch == "auto":
+        return []
+    factors = {"data.batch_size": data.batch_size, "trainer.accumulate": trainer.accumulate, "trainer.devices": trainer.devices}
+    known = {name: value for name, value in factors.items() if value != "auto"}
+    product = math.prod(known.values())
+    if product == data.global_batch or (len(known) < len(factors) and data.global_batch % product == 0):
+        return []
+    terms = " x ".join(f"{name} ({value})" for name, value in known.items())
+    relation = "is not" if len(known) == len(factors) else "is not a multiple of"
+    remedy = "; leave one of them auto" if len(known) == len(factors) else ""
+    return [f"data.global_batch = {data.global_batch}: {relation} {terms}{f' = {product}' if len(known) > 1 else ''}{remedy}"]
+
+
+def _optim_problems(optim: OptimConfig, trainer: TrainerConfig) -> list[str]:
+    problems = []
+    if not all(0 <= beta < 1 for beta in optim.betas):
+        problems.append(f"optim.betas = [{optim.betas[0]:g}, {optim.betas[1]:g}]: expected two numbers >= 0 and < 1")
+    if isinstance(optim.warmup, float) and optim.warmup >= 1:
+        problems.append(f"optim.warmup = {optim.warmup:g}: a share of max_steps is below 1; a number of steps is written as an integer")
+    if isinstance(optim.warmup, int) and trainer.max_steps != "auto" and optim.warmup >= trainer.max_steps:
+        problems.append(f"optim.warmup = {optim.warmup}: not below trainer.max_steps = {trainer.max_steps}")
+    return problems
+
+
+def _precision_problems(config: RunConfig) -> list[str]:
+    precision, hardware = config.trainer.precision, config.hardware
+    if precision == "16-mixed" and hardware.accelerator == CPU:
+        return ["trainer.precision = '16-mixed': float16 is for CUDA; a CPU takes auto, 32-true or bf16-mixed"]
+    if precision == "bf16-mixed" and hardware.accelerator == CUDA and not hardware.bf16:
+        return [f"trainer.precision = 'bf16-mixed': hardware.bf16 is false for {hardware.name}; take auto, 32-true or 16-mixed"]
+    return []
+
+
+def _strategy_problems(config: RunConfig) -> list[str]:
+    if config.optim.name == "muon" and config.trainer.strategy == "fsdp2":
+        return ["optim.name = 'muon': needs whole matrices, which trainer.strategy = 'fsdp2' shards; take optim=adamw or strategy=ddp"]
+    return []
+
+
+def overridden_sections(overrides: Sequence[str]) -> dict[str, str]:
+    """The sections of one kind of layer that ``overrides`` (``a.b=c`` lines) touch: kind to the first override's field."""
+    touched: dict[str, str] = {}
+    for override in overrides:
+        key = override.partition("=")[0].strip().lstrip("+~")
+        parts = key.split(".")
+        kind = parts[2] if parts[:2] == ["model", "ffn_after"] and len(parts) > 2 else parts[1] if len(parts) > 1 else ""
+        if parts[0] == "model" and kind in (*MIXER_KINDS, *FFN_KINDS):
+            touched.setdefault(kind, key)
+    return touched
+
+
+def unused_section_warnings(config: RunConfig, overrides: Sequence[str]) -> list[str]:
+    """One line for each overridden section that changes nothing, because no layer is of its kind."""
+    used = kinds_in_use(config.model)
+    return [f"{key} has no effect: no layer is {kind}" for kind, key in overridden_sections(overrides).items() if kind not in used]

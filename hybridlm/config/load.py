@@ -1,0 +1,63 @@
+"""A tree of plain values to a validated ``RunConfig``, and to and from the text of a run folder's config.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import yaml
+
+from hybridlm.config.constraints import constraint_problems
+from hybridlm.config.model import ModelConfig
+from hybridlm.config.problems import validate
+from hybridlm.config.resolve import resolve_layers
+from hybridlm.config.run import RunConfig
+from hybridlm.config.section import ConfigError
+
+
+def load_config(tree: Mapping[str, object]) -> RunConfig:
+    """The configuration of a run from plain mappings, lists, texts and numbers.
+
+    Raises:
+        ConfigError: one line for each problem. Unknown keys, types and ranges are reported together; rules between
+            fields (also together) once every field is valid.
+    """
+    config = validate(RunConfig, _plain_mapping(tree))
+    if problems := constraint_problems(config):
+        raise ConfigError(problems)
+    return config
+
+
+def validate_model(tree: Mapping[str, object]) -> ModelConfig:
+    """The model section alone, as a checkpoint holds it. Raises ConfigError."""
+    model = validate(ModelConfig, _plain_mapping(tree), "model")
+    resolve_layers(model)
+    return model
+
+
+def to_yaml(config: RunConfig) -> str:
+    """YAML text that ``from_yaml`` reads back to an equal configuration."""
+    return yaml.safe_dump(_plain(config.model_dump()), sort_keys=False, allow_unicode=True, width=140)
+
+
+def from_yaml(text: str) -> RunConfig:
+    """The configuration that ``to_yaml`` wrote. Raises ConfigError where the text is not one."""
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config.yaml is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, Mapping):
+        raise ConfigError("config.yaml holds no configuration: expected a mapping of sections")
+    return load_config(tree)
+
+
+def _plain(value: object) -> object:
+    """Mappings with text keys and lists, all the way down; YAML knows no tuples, and its keys may be numbers."""
+    if isinstance(value, Mapping):
+        return _plain_mapping(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _plain_mapping(tree: Mapping[str, object]) -> dict[str, object]:
+    return {str(key): _plain(value) for key, value in tree.items()}

@@ -1,0 +1,293 @@
+"""The pattern grammar: ``model.pattern`` to one item per layer, and back to text.
+
+T transformer        attention                      M mamba     the Mamba that model.ssm names
+M1 M2 M3 mamba1...   that Mamba                     L mla       multi-head latent attention
+S                    a letter of model.variants     T:moe       another FFN than model.ffn_after's
+T*12  (TM)*10        repeats                        T*60% M*40% shares of n_layers
+TM with n_layers=20  the pattern cycles             null        all transformer
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import groupby
+
+from hybridlm.config.model import FFN_KINDS, FFNAfter
+from hybridlm.config.section import ConfigError
+
+MAX_LAYERS = 1000
+RESERVED_LETTERS = ("T", "M", "L")  # a variant cannot take these
+_WORDS = {"transformer": "T", "mamba": "M", "mamba1": "M1", "mamba2": "M2", "mamba3": "M3", "mla": "L"}
+_KINDS = {"T": "attention", "M1": "mamba1", "M2": "mamba2", "M3": "mamba3", "L": "mla"}
+_TOKEN = re.compile(
+    r"(?P<space>\s+)|(?P<word>[a-z][a-z0-9]*)|(?P<letter>[A-Z])|(?P<number>[0-9]+(?:\.[0-9]+)?)|(?P<mark>[():*%])|(?P<other>.)", re.DOTALL
+)
+
+
+class PatternError(ConfigError):
+    """A pattern that means nothing. The message names the position (from 1), what stands there, and what is legal."""
+
+
+@dataclass(frozen=True)
+class PatternItem:
+    """One layer: its letter with ``M`` made explicit (``T``, ``M2``, ``S``), its mixer's kind, and its FFN's kind."""
+
+    letter: str
+    kind: str
+    ffn: str
+
+
+@dataclass(frozen=True)
+class Letters:
+    """What the letters mean: ``M`` (``ssm``), the FFN by kind (``ffn_after``), and variants as letter -> mixer kind."""
+
+    ssm: str = "mamba2"
+    ffn_after: Mapping[str, str] = field(default_factory=lambda: FFNAfter().model_dump())
+    variants: Mapping[str, str] = field(default_factory=dict)
+
+    def item(self, symbol: str, ffn: str | None) -> PatternItem | None:
+        """The layer that ``symbol`` stands for, or None where it stands for none."""
+        letter = self.ssm.replace("mamba", "M") if symbol == "M" else symbol
+        kind = _KINDS.get(letter) or self.variants.get(letter)
+        return None if kind is None else PatternItem(letter, kind, ffn or self.ffn_after[kind])
+
+    def legal(self) -> str:
+        own = "".join(f", {letter} ({kind})" for letter, kind in sorted(self.variants.items()))
+        return f"T (transformer), M ({self.ssm}), M1, M2, M3, L (mla){own}"
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str
+    text: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class _Element:
+    """One item or group with its repeats spelled out, or one item with its share (percent) of the layers."""
+
+    items: tuple[PatternItem, ...]
+    share: Fraction | None
+    text: str
+
+
+class _Parser:
+    def __init__(self, text: str, shown: str, letters: Letters) -> None:
+        self.text, self.shown, self.letters = text, shown, letters
+        tokens = [_Token(str(m.lastgroup), m.group(), m.start(), m.end()) for m in _TOKEN.finditer(text)]
+        self.tokens = [token for token in tokens if token.kind != "space"]
+        self.at = 0
+
+    def error(self, token: _Token | None, message: str) -> PatternError:
+        position = (token.start if token else len(self.text)) + 1
+        return PatternError(f"model.pattern = {self.shown}: position {position}: {message}")
+
+    def peek(self, text: str | None = None) -> _Token | None:
+        """The next token, or None at the end or where it is not ``text``."""
+        token = self.tokens[self.at] if self.at < len(self.tokens) else None
+        return token if text is None or (token and token.text == text) else None
+
+    def take(self, text: str | None = None) -> _Token | None:
+        token = self.peek(text)
+        self.at += token is not None
+        return token
+
+    def elements(self) -> list[_Element]:
+        found: list[_Element] = []
+        layers = 0
+        while (first := self.peek()) is not None:
+            found.append(self.element())
+            layers += len(found[-1].items)
+            if layers > MAX_LAYERS:
+                raise self.error(first, f"more than {MAX_LAYERS:,} layers")
+        return found
+
+    def element(self) -> _Element:
+        first = self.tokens[self.at]
+        grouped = first.text == "("
+        items = self.group() if grouped else (self.item(),)
+        count, share = self.repeat(grouped)
+        if count * len(items) > MAX_LAYERS:
+            raise self.error(first, f"more than {MAX_LAYERS:,} layers")
+        text = self.text[first.start : self.tokens[self.at - 1].stop]
+        return _Element(items * count, share, text)
+
+    def group(self) -> tuple[PatternItem, ...]:
+        opening = self.take("(")
+        items: list[PatternItem] = []
+        while (token := self.peek()) is not None and token.text != ")":
+            if token.text == "(":
+                raise self.error(token, "a group inside a group; write the inner one out")
+            item = self.item()
+            count, share = self.repeat(grouped=False)
+            if share is not None:
+                raise self.error(token, "a share (%) inside a group; shares stand alone, as in T*60% M*40%")
+            if len(items) + count > MAX_LAYERS:
+                raise self.error(token, f"more than {MAX_LAYERS:,} layers")
+            items.extend([item] * count)
+        if not self.take(")"):
+            raise self.error(opening, "'(' is never closed")
+        if not items:
+            raise self.error(opening, "an empty group")
+        if colon := self.peek(":"):
+            raise self.error(colon, "an FFN suffix on a group; put it on each letter, as in (T:moe M)*2")
+        return tuple(items)
+
+    def item(self) -> PatternItem:
+        token = self.tokens[self.at]
+        symbol = self.symbol()
+        ffn = self.suffix()
+        item = self.letters.item(symbol, ffn)
+        if item is None:
+            hint = "" if symbol in _KINDS else f"; or define it: model.variants={{{symbol}: {{mixer: attention, window: 256}}}}"
+            raise self.error(token, f"{symbol!r} is no layer; legal letters: {self.letters.legal()}{hint}")
+        return item
+
+    def symbol(self) -> str:
+        token = self.tokens[self.at]
+        self.at += 1
+        if token.kind == "word":
+            if token.text in _WORDS:
+                return _WORDS[token.text]
+            upper = token.text.upper()
+            known = all(self.letters.item(letter, None) for letter in re.findall(r"M[123]|.", upper))
+            hint = f"letters are upper case: {upper!r}; " if known else ""
+            legal = f"legal words: {', '.join(_WORDS)}; legal letters: {self.letters.legal()}"
+            raise self.error(token, f"{token.text!r} is no layer; {hint}{legal}")
+        if token.kind != "letter":
+            reasons = {")": "')' without '('", "*": "'*' without a letter or group before it", ":": "':' without a letter before it"}
+            reason = reasons.get(token.text, f"{token.text!r} is no layer")
+            if token.kind == "number":
+                reason = f"{token.text!r} is no layer; a count is written T*{token.text}"
+            elif token.text == ",":
+                reason = "',' is no layer; separate items by spaces, or write a list [T, M]"
+            raise self.error(token, f"{reason}; legal letters: {self.letters.legal()}")
+        number = self.peek()
+        if token.text == "M" and number and number.kind == "number" and number.start == token.stop:
+            if number.text not in ("1", "2", "3"):
+                raise self.error(token, f"'M{number.text}' is no layer; the Mambas are M1, M2, M3, and a count is written M*{number.text}")
+            self.at += 1
+            return "M" + number.text
+        return token.text
+
+    def suffix(self) -> str | None:
+        if not (colon := self.take(":")):
+            return None
+        token = self.take()
+        if token is None or token.text not in FFN_KINDS:
+            raise self.error(token or colon, f"{token.text if token else ''!r} is no FFN; legal after ':': {', '.join(FFN_KINDS)}")
+        return token.text
+
+    def repeat(self, grouped: bool) -> tuple[int, Fraction | None]:
+        """What follows ``*``: a count, or a share in percent."""
+        if not self.take("*"):
+            return 1, None
+        token = self.take()
+        if token is None or token.kind != "number":
+            raise self.error(token, "'*' needs a count such as *12, or a share such as *60%")
+        again = "'*' stands once per item or group"
+        if percent := self.take("%"):
+            if grouped:
+                raise self.error(percent, "a share (%) on a group; shares are of single letters, as in T*60% M*40%")
+            share = Fraction(token.text[:32])
+            if not 0 < share <= 100:
+                raise self.error(token, f"a share of {token.text}% is not above 0 and up to 100")
+            if star := self.peek("*"):
+                raise self.error(star, again)
+            return 1, share
+        if "." in token.text:
+            raise self.error(token, f"'*{token.text}' is no count; counts are whole numbers from 1")
+        digits = token.text.lstrip("0")
+        if not digits:
+            raise self.error(token, f"'*{token.text[:8]}' repeats nothing; counts are whole numbers from 1")
+        if star := self.peek("*"):
+            raise self.error(star, again)
+        if len(digits) > len(str(MAX_LAYERS)) or int(digits) > MAX_LAYERS:
+            raise self.error(token, f"more than {MAX_LAYERS:,} layers")
+        return int(digits), None
+
+
+def _elements(pattern: str | Sequence[str], letters: Letters) -> list[_Element]:
+    if isinstance(pattern, str):
+        found = _Parser(pattern, _shown(pattern), letters).elements()
+    elif isinstance(pattern, Sequence) and all(isinstance(item, str) for item in pattern):
+        found = []
+        for index, item in enumerate(pattern):
+            found += _Parser(item, f"{_shown(item)} (item {index + 1} of the list)", letters).elements()
+    else:
+        raise PatternError(f"model.pattern = {_shown(pattern)}: expected text such as TM*6, a list of such, or null for all transformer")
+    if not found:
+        what = "no layers; null means all transformer"
+        raise PatternError(f"model.pattern = {_shown(pattern)}: position 1: {what}; legal letters: {letters.legal()}")
+    return found
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
+
+
+def _shares(elements: list[_Element], n_layers: int | None, shown: str) -> list[int]:
+    """Layers of each share, largest remainder first, so that they sum to ``n_layers``."""
+    plain = next((element for element in elements if element.share is None), None)
+    if plain is not None:
+        raise PatternError(f"model.pattern = {shown}: {plain.text!r} stands beside shares (%); give every item a share, or none")
+    if n_layers is None:
+        raise PatternError(f"model.pattern = {shown}: shares (%) are of model.n_layers, which is null; set it")
+    shares = [element.share or Fraction(0) for element in elements]
+    total = sum(shares, Fraction(0))
+    if abs(total - 100) > Fraction(1, 2):  # 33.3% three times is meant as a whole
+        raise PatternError(f"model.pattern = {shown}: the shares sum to {float(total):g}%, not to 100%")
+    exact = [share / total * n_layers for share in shares]
+    counts = [int(value) for value in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
+    for i in by_remainder[: n_layers - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def _parse(pattern: str | Sequence[str] | None, n_layers: int | None, letters: Letters) -> tuple[tuple[PatternItem, ...], str | None]:
+    if pattern is None:
+        if n_layers is None:
+            raise PatternError("model.pattern and model.n_layers are both null: set one, such as model.n_layers=12 or model.pattern=TM*6")
+        pattern = "T"
+    elements = _elements(pattern, letters)
+    if any(element.share is not None for element in elements):
+        counts = _shares(elements, n_layers, _shown(pattern))
+        none = [element.text for element, count in zip(elements, counts, strict=True) if count == 0]
+        note = f"model.pattern = {_shown(pattern)}: {', '.join(none)} of {n_layers} layers rounds to no layer" if none else None
+        return tuple(item for element, count in zip(elements, counts, strict=True) for item in element.items * count), note
+    items = tuple(item for element in elements for item in element.items)
+    if n_layers is None or n_layers == len(items):
+        return items, None
+    note = None
+    if n_layers % len(items):
+        note = f"model.pattern = {_shown(pattern)}: {n_layers} layers cut its cycle of {len(items)} after {n_layers % len(items)}"
+    return (items * -(-n_layers // len(items)))[:n_layers], note
+
+
+def parse_pattern(
+    pattern: str | Sequence[str] | None, n_layers: int | None = None, letters: Letters | None = None
+) -> tuple[PatternItem, ...]:
+    """The layers that ``pattern`` means, cycled to ``n_layers`` (None: as long as the pattern).
+
+    Raises:
+        PatternError: one line with the position (from 1), what stands there, and what is legal.
+    """
+    return _parse(pattern, n_layers, letters or Letters())[0]
+
+
+def pattern_note(pattern: str | Sequence[str] | None, n_layers: int | None = None, letters: Letters | None = None) -> str | None:
+    """One line where ``n_layers`` cuts the pattern's cycle or leaves a share without a layer, otherwise None. Raises PatternError."""
+    return _parse(pattern, n_layers, letters or Letters())[1]
+
+
+def format_pattern(items: Sequence[PatternItem]) -> str:
+    """Text that parses to ``items`` wherever the same variants are defined; FFNs are spelled out: ``M2:none*3 T:mlp``."""
+    runs = ((item, len(list(run))) for item, run in groupby(items))
+    return " ".join(f"{item.letter}:{item.ffn}" + (f"*{count}" if count > 1 else "") for item, count in runs)

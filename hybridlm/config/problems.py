@@ -1,0 +1,166 @@
+"""Validation of a section with every problem said in one line of our own: where, what stands there, what is legal."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from hybridlm.config.section import ConfigError, Section
+
+S = TypeVar("S", bound=Section)
+_NAMES: dict[object, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+_BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+
+
+def validate(cls: type[S], tree: Mapping[str, object], where: str = "") -> S:
+    """``tree`` as a ``cls``; ``where`` is the dotted path of the section in the whole configuration.
+
+    Raises:
+        ConfigError: one line per field that is unknown, of a wrong type, or out of range; one for each ``???``.
+    """
+    missing = sorted(_missing(tree))
+    try:
+        section = cls.model_validate(tree)
+    except ValidationError as error:
+        problems: dict[str, str] = {}
+        for detail in error.errors(include_url=False, include_context=False, include_input=False):
+            path, line = _problem(cls, detail["loc"], tree, where)
+            problems.setdefault(path, line)
+    else:
+        if not missing:
+            return section
+        problems = {}
+    problems = {path: line for path, line in problems.items() if not any(_within(path, where, gap) for gap in missing)}
+    raise ConfigError([f"{dotted(where, gap)} = ???: a value is required" for gap in missing] + list(problems.values()))
+
+
+def _missing(tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if tree == "???":
+        yield path
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _missing(value, (*path, str(key)))
+    elif isinstance(tree, list | tuple):
+        for index, value in enumerate(tree):
+            yield from _missing(value, (*path, str(index)))
+
+
+def dotted(where: str, path: Sequence[str]) -> str:
+    """The path of a field in the whole configuration; keys that would break the line are quoted."""
+    return ".".join([*([where] if where else []), *(name if name.isprintable() else repr(name) for name in path)])
+
+
+def _within(path: str, where: str, gap: tuple[str, ...]) -> bool:
+    missing = dotted(where, gap)
+    return missing == path or missing.startswith(path + ".")
+
+
+def _problem(cls: type[Section], loc: tuple[int | str, ...], tree: Mapping[str, object], where: str) -> tuple[str, str]:
+    """The dotted path of the field that pydantic's ``loc`` lies in, and the line about it.
+
+    Behind the field ``loc`` names members of unions and indices of lists; one mistake may stand there several times.
+    """
+    section, names = cls, list[str]()
+    for part in loc:
+        names.append(str(part))
+        info = section.model_fields.get(str(part))
+        if info is None:
+            return dotted(where, names), _unknown(cls, section, names, tree, where)
+        inner = _section_type(info.annotation)
+        if inner is None:
+            break
+        section = inner
+    else:
+        path = dotted(where, names)
+        return path, f"{path or 'the configuration'} = {show(_at(tree, names))}: expected a section of fields"
+    path = dotted(where, names)
+    return path, f"{path} = {show(_at(tree, names))}: {_expected(info)}"
+
+
+def _section_type(annotation: object) -> type[Section] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _at(tree: object, names: Sequence[str]) -> object:
+    for name in names:
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def show(value: object) -> str:
+    """A value as the user would write it, cut to a line."""
+    names: dict[object, str] = {None: "null", True: "true", False: "false"}
+    if value is None or isinstance(value, bool):
+        return names[value]
+    if isinstance(value, list | tuple):
+        text = f"[{', '.join(show(item) for item in value)}]"
+    elif isinstance(value, Mapping):
+        text = "{" + ", ".join(f"{dotted('', [str(key)])}: {show(item)}" for key, item in value.items()) + "}"
+    else:
+        text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _unknown(root: type[Section], section: type[Section], names: list[str], tree: Mapping[str, object], where: str) -> str:
+    value = _at(tree, names)
+    shown = "" if isinstance(value, Mapping) else f" = {show(value)}"
+    known, parent = list(section.model_fields), dotted(where, names[:-1])
+    if elsewhere := [dotted(where, path) for path in _fields(root) if path[-1] == names[-1]]:
+        hint = f"did you mean {' or '.join(elsewhere[:3])}?"
+    elif close := difflib.get_close_matches(names[-1], known, n=1):
+        hint = f"did you mean {dotted(where, [*names[:-1], close[0]])}?"
+    else:
+        hint = f"{parent or 'the configuration'} has {', '.join(known)}"
+    return f"{dotted(where, names)}{shown}: unknown key; {hint}"
+
+
+def _fields(section: type[Section], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, info in section.model_fields.items():
+        yield (*path, name)
+        if inner := _section_type(info.annotation):
+            yield from _fields(inner, (*path, name))
+
+
+def _expected(info: FieldInfo) -> str:
+    if get_origin(info.annotation) is Literal:
+        return f"not one of {', '.join(str(choice) for choice in get_args(info.annotation))}"
+    return f"expected {_describe(info.annotation, info.metadata)}"
+
+
+def _describe(annotation: object, metadata: Sequence[object] = ()) -> str:
+    """What a type takes, in words: ``an integer >= 1 or 'auto'``."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _describe(arguments[0], arguments[1:])
+    bounds = [f"{sign} {_number(limit)}" for item in metadata for name, sign in _BOUNDS if (limit := getattr(item, name, None)) is not None]
+    bounds += [f"{sign} {_number(limit)}" for item in metadata if isinstance(item, FieldInfo) for limit, sign in _nested_bounds(item)]
+    if origin in (Union, types.UnionType):
+        members = [_describe(member, metadata if member in (int, float) else ()) for member in arguments]
+        return f"{', '.join(members[:-1])} or {members[-1]}"
+    if origin is Literal:
+        return " or ".join(show(choice) for choice in arguments)
+    if origin is tuple:
+        plural = {"a number": "numbers", "text": "texts"}
+        items = _describe(arguments[0])
+        many = len(arguments) == 2 and arguments[1] is Ellipsis
+        return f"a list of {plural.get(items, items)}" if many else f"a list of {len(arguments)} {plural.get(items, items)}"
+    if origin is dict:
+        inner = _describe(arguments[1])
+        return "a mapping" if inner == "a value" else f"a mapping to {inner.removeprefix('a ')}s"
+    return " ".join([_NAMES.get(annotation, "a value"), " and ".join(bounds)]).strip()
+
+
+def _number(limit: float) -> str:
+    return str(int(limit)) if limit == int(limit) else str(limit)
+
+
+def _nested_bounds(info: FieldInfo) -> Iterator[tuple[float, str]]:
+    for item in info.metadata:
+        for name, sign in _BOUNDS:
+            if (limit := getattr(item, name, None)) is not None:
+                yield limit, sign

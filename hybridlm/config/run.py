@@ -1,0 +1,32 @@
+"""The whole configuration of a run."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from hybridlm.config.data import DataConfig
+from hybridlm.config.hardware import HardwareConfig
+from hybridlm.config.model import ModelConfig
+from hybridlm.config.section import Section
+from hybridlm.config.train import CallbacksConfig, LoggerConfig, OptimConfig, TrainerConfig
+
+
+class SizeConfig(Section):
+    """Which entry of the ``size`` group was applied; the numbers themselves are in the model section."""
+
+    name: str = "default"
+
+
+class RunConfig(Section):
+    """Everything a run depends on, validated. ``load_config`` makes it; nothing past it sees Hydra's DictConfig."""
+
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="of weights, data order and samples")
+    ckpt: str | None = Field(None, description="null: start anew; last: resume the newest run; auto: resume if there is one; or a path")
+    model: ModelConfig = ModelConfig()
+    size: SizeConfig = SizeConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    logger: LoggerConfig = LoggerConfig()
+    callbacks: CallbacksConfig = CallbacksConfig()
+    hardware: HardwareConfig = HardwareConfig()

@@ -1,0 +1,73 @@
+"""The prepared data as Lightning wants it. Use ``Trainer(use_distributed_sampler=False)``: the loaders slice by rank themselves."""
+
+from __future__ import annotations
+
+import lightning
+
+from hybridlm.config.data import DataConfig
+from hybridlm.data.loader import TrainLoader, ValLoader
+from hybridlm.data.prepare import Prepared
+
+
+class DataModule(lightning.LightningDataModule):
+    """Loaders over ``prepared`` for the rank that Lightning gives this process.
+
+    The position in the training data travels in Lightning's checkpoint (``loops.fit_loop``), so ``fit(ckpt_path=...)`` goes on exactly.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        config: DataConfig,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        accumulate: int,
+        seed: int,
+        val_batches: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        """``global_batch`` windows per step are ``micro_batch`` x ``accumulate`` x ranks.
+
+        ``val_batches``: micro-batches of a validation, over all ranks together; None: all there are.
+        """
+        super().__init__()
+        self.prepared = prepared
+        self._config = config
+        self._global_batch, self._micro_batch, self._accumulate, self._seed = global_batch, micro_batch, accumulate, seed
+        self._val_batches, self._pin_memory = val_batches, pin_memory
+
+    def train_dataloader(self) -> TrainLoader:
+        """This rank's micro-batches. ConfigError: the batch sizes and the number of ranks do not fit together."""
+        rank, world_size = self._place()
+        return TrainLoader(
+            self.prepared.train.tokens,
+            seq_len=self._config.seq_len,
+            global_batch=self._global_batch,
+            micro_batch=self._micro_batch,
+            accumulate=self._accumulate,
+            rank=rank,
+            world_size=world_size,
+            seed=self._seed,
+            pin_memory=self._pin_memory,
+        )
+
+    def val_dataloader(self) -> ValLoader:
+        """This rank's share of the held-out text."""
+        rank, world_size = self._place()
+        return ValLoader(
+            self.prepared.val.tokens,
+            seq_len=self._config.val_seq_len or self._config.seq_len,
+            batch_size=self._micro_batch,
+            token_bytes=self.prepared.tokenizer.token_bytes(),
+            rank=rank,
+            world_size=world_size,
+            limit_batches=self._val_batches,
+            pin_memory=self._pin_memory,
+        )
+
+    def _place(self) -> tuple[int, int]:
+        """(rank, world size) over all nodes."""
+        if self.trainer is None:
+            raise RuntimeError("DataModule makes loaders for a Trainer: pass it to fit or validate")
+        return self.trainer.global_rank, self.trainer.world_size

@@ -1,0 +1,123 @@
+"""Where text comes from, and which documents are held out for validation."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+import os
+import sysconfig
+import tokenize
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridlm.config.data import DataConfig
+from hybridlm.config.section import ConfigError
+
+log = logging.getLogger(__name__)
+
+# Not library code in the sense of text worth learning: installed packages, tests, tables and generated or deliberately broken files.
+_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "idlelib", "lib2to3", "encodings", "pydoc_data", "__pycache__"}
+_SKIPPED_PREFIXES = ("test", "config-")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text. ``name`` is its path below the corpus' root with ``/``; the split hangs on it alone."""
+
+    name: str
+    text: str
+
+
+def documents(config: DataConfig) -> Iterable[Document]:
+    """The corpus' documents that hold text, in order of name. ConfigError: no file, or a file of ``data.path`` that is not UTF-8."""
+    if config.source == "files":
+        if config.path is None:
+            raise ConfigError("data.source=files needs data.path: a glob of UTF-8 text files, for instance data.path='corpus/**/*.txt'")
+        return _files(config.path)
+    if config.path is not None:
+        raise ConfigError(f"data.path={config.path} is not read by data.source={config.source}: set data.source=files too")
+    return _stdlib(Path(sysconfig.get_path("stdlib")))
+
+
+def is_validation(name: str, fraction: float) -> bool:
+    """Whether a document is held out: its name's hash in [0, 1) lies below ``fraction``, so no other document has a say."""
+    return _position(name) < fraction
+
+
+def split(corpus: Sequence[Document], fraction: float) -> tuple[list[Document], list[Document]]:
+    """(training, validation) documents. ConfigError: one of the two would be empty."""
+    train = [document for document in corpus if not is_validation(document.name, fraction)]
+    val = [document for document in corpus if is_validation(document.name, fraction)]
+    if train and val:
+        return train, val
+    if len(corpus) < 2:
+        raise ConfigError(
+            f"the corpus has {len(corpus)} document(s) with text, 2 or more are needed to hold one out: cut it into more files"
+        )
+    places = sorted(_position(document.name) for document in corpus)
+    lowest, highest = places[0], places[-1]
+    side = "none of" if not val else "all"
+    raise ConfigError(
+        f"data.val_fraction={fraction} holds out {side} the {len(corpus)} documents (the choice is by a hash of their names): "
+        f"legal is a value above {lowest:.6f} and up to {highest:.6f}"
+    )
+
+
+def _position(name: str) -> float:
+    # 53 bits, so that the quotient is exact in a double and never rounds up to 1.
+    return (int.from_bytes(hashlib.sha256(name.encode("utf-8", errors="surrogateescape")).digest()[:8], "big") >> 11) / 2**53
+
+
+def _stdlib(root: Path) -> Iterator[Document]:
+    """The ``*.py`` files of a standard library, decoded as Python itself does (PEP 263, universal newlines)."""
+    paths = sorted(_python_files(root), key=lambda path: path.relative_to(root).as_posix())
+    if not paths:
+        raise ConfigError(f"data.source=stdlib: no *.py file in {root} (this interpreter comes without its sources); use data.source=files")
+    undecodable: list[str] = []
+    for path in paths:
+        name = path.relative_to(root).as_posix()
+        try:
+            with tokenize.open(path) as file:
+                text = file.read()
+        except (SyntaxError, UnicodeDecodeError):  # SyntaxError: an unknown or contradictory coding line
+            undecodable.append(name)
+            continue
+        if text:
+            yield Document(name, text)
+    if undecodable:
+        log.warning("data.source=stdlib: %d file(s) skipped that cannot be decoded: %s", len(undecodable), ", ".join(undecodable))
+
+
+def _python_files(root: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS and not name.startswith(_SKIPPED_PREFIXES)]
+        yield from (Path(folder, name) for name in files if name.endswith(".py"))
+
+
+def _files(pattern: str) -> Iterator[Document]:
+    expanded = os.path.expanduser(pattern)
+    if os.path.isdir(expanded):
+        raise ConfigError(f"data.path={pattern} is a folder: legal is a glob of files, for instance '{Path(pattern).as_posix()}/**/*.txt'")
+    paths = [Path(path) for path in glob.glob(expanded, recursive=True) if os.path.isfile(path)]
+    if not paths:
+        raise ConfigError(f"data.path={pattern} matches no file (seen from {Path.cwd()})")
+    root = _glob_root(expanded)
+    for name, path in sorted({path.relative_to(root).as_posix(): path for path in paths}.items()):
+        try:
+            # Bytes, not text mode: line ends stay as they are. A byte order mark is not text.
+            text = path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"data.path: {path} is not UTF-8 (byte {error.start}: {error.reason}); convert it or leave it out") from None
+        except OSError as error:
+            raise ConfigError(f"data.path: {path} cannot be read: {error.strerror}") from None
+        if text:
+            yield Document(name, text)
+
+
+def _glob_root(pattern: str) -> Path:
+    """The folder above the first part with a wildcard: names below it stay the same wherever the corpus lies."""
+    parts = Path(pattern).parts
+    fixed = next((place for place, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return Path(*parts[:fixed])

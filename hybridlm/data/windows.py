@@ -1,0 +1,98 @@
+"""Which tokens stand in which batch: pure functions of numbers, without state and without tensors.
+
+Training reads one endless sequence of windows, position 0, 1, 2, ...: pass after pass over the corpus, each with a new phase of the cuts
+and a new permutation. Optimizer step b takes positions [b * global_batch, (b + 1) * global_batch); ranks and micro-batches only slice that
+range. So the data of a step hang on (seed, b) alone, and going to any step costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from hybridlm.config.section import ConfigError
+
+IGNORE = -100  # target of a position that does not count
+_ROUNDS = 6
+
+
+def window_count(n_tokens: int, seq_len: int) -> int:
+    """Training windows of one pass: seq_len inputs each, sharing one token with the next. ConfigError: the corpus is shorter than one.
+
+    Up to seq_len tokens at the ends are left out of a pass, which ones being the phase's choice; the count is the same in every pass.
+    """
+    if n_tokens < seq_len + 1:
+        raise ConfigError(
+            f"the training text has {n_tokens} tokens, one window takes data.seq_len + 1 = {seq_len + 1}: lower it or add text"
+        )
+    return max(1, (n_tokens - seq_len) // seq_len)
+
+
+def window_starts(positions: np.ndarray, *, n_tokens: int, seq_len: int, seed: int) -> np.ndarray:
+    """First token (int64) of the windows at ``positions`` (int64, any shape) of the endless training sequence."""
+    count = window_count(n_tokens, seq_len)
+    phases = min(seq_len, n_tokens - count * seq_len)
+    passes, places = np.divmod(np.asarray(positions, dtype=np.int64), count)
+    starts = np.empty_like(passes)
+    for epoch in np.unique(passes):
+        chosen = passes == epoch
+        keys = _keys(seed, int(epoch))
+        starts[chosen] = int(keys[-1] % np.uint64(phases)) + seq_len * permute(places[chosen], count, keys[:-1])
+    return starts
+
+
+def step_positions(step: int, *, global_batch: int, micro_batch: int, accumulate: int, rank: int, micro: int) -> np.ndarray:
+    """Positions (micro_batch,) int64 in optimizer step ``step``: the rank's contiguous slice of it, and of that the micro-batch's slice."""
+    first = step * global_batch + (rank * accumulate + micro) * micro_batch
+    return np.arange(first, first + micro_batch, dtype=np.int64)
+
+
+def validation_starts(n_tokens: int, seq_len: int, limit: int | None = None) -> np.ndarray:
+    """First tokens (int64) of the validation windows: side by side, so every token but the first is a target once; the last may be short.
+
+    With ``limit``, that many of them, spread evenly over the text. ConfigError: there is nothing to predict.
+    """
+    if n_tokens < 2:
+        raise ConfigError(f"the validation text has {n_tokens} tokens, at least 2 are needed")
+    starts = np.arange(0, n_tokens - 1, seq_len, dtype=np.int64)
+    if limit is None or limit >= starts.size:
+        return starts
+    return starts[np.arange(limit, dtype=np.int64) * starts.size // limit]
+
+
+def permute(index: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
+    """A keyed bijection of [0, count), at each of ``index`` (int64, 1-D); ``keys`` (rounds,) uint64.
+
+    A balanced Feistel network over the next power of four (Luby and Rackoff 1988), walked until it falls inside the range (Black and
+    Rogaway 2002): a permutation of any size whose value at one place costs neither memory nor the places before it.
+    """
+    half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    values = _feistel(index.astype(np.uint64), half, mask, keys)
+    outside = values >= count
+    while outside.any():  # under four turns on average, as the domain is under four times the range
+        values[outside] = _feistel(values[outside], half, mask, keys)
+        outside = values >= count
+    return values.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, half: np.uint64, mask: np.uint64, keys: np.ndarray) -> np.ndarray:
+    left, right = values >> half, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ key) & mask)
+    return (left << half) | right
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: every bit of the result hangs on every bit of ``value``; arrays wrap around without a warning."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = value ^ (value >> np.uint64(31))
+    return mixed
+
+
+def _keys(seed: int, epoch: int) -> np.ndarray:
+    """Round keys and, last, the number that chooses the phase."""
+    digest = hashlib.shake_256(f"windows/{seed}/{epoch}".encode()).digest(8 * (_ROUNDS + 1))
+    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)

@@ -1,0 +1,111 @@
+"""The machine a run uses: device, precision, and the numbers that follow from them. The only file with device names in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hybridlm.config.section import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from hybridlm.config.run import RunConfig
+
+CPU, CUDA = "cpu", "cuda"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What ``auto`` came to. global_batch = batch_size x accumulate x devices, in windows."""
+
+    device: str  # cpu or cuda
+    device_name: str
+    devices: int
+    precision: str
+    max_steps: int
+    global_batch: int
+    batch_size: int
+    accumulate: int
+
+
+def resolve_machine(config: RunConfig) -> Machine:
+    """Chooses device, precision and batch sizes on this machine. ConfigError: the profile asks for what is not here, or numbers clash."""
+    import torch
+
+    hardware, trainer = config.hardware, config.trainer
+    found = torch.cuda.is_available()
+    if hardware.accelerator == CUDA and not found:
+        raise ConfigError(
+            f"hardware = {hardware.name}: needs a CUDA device and this machine has none; train with hardware=auto or hardware=cpu "
+            "(--cfg job works anywhere)"
+        )
+    device = CUDA if found and hardware.accelerator != CPU else CPU
+    available = torch.cuda.device_count() if device == CUDA else None
+    devices = (available or 1) if trainer.devices == "auto" else trainer.devices
+    if available is not None and devices > available:
+        raise ConfigError(f"trainer.devices = {devices}: this machine has {available}")
+    if device == CUDA:
+        _limit_memory(hardware.memory_gb)
+    budget = hardware.cuda if device == CUDA else hardware.cpu
+    global_batch = budget.global_batch if config.data.global_batch == "auto" else config.data.global_batch
+    batch_size, accumulate = _split_batch(global_batch, devices, config.data.batch_size, trainer.accumulate)
+    return Machine(
+        device=device,
+        device_name=torch.cuda.get_device_name() if device == CUDA else f"CPU, {trainer.threads or torch.get_num_threads()} threads",
+        devices=devices,
+        precision=_precision(config, device),
+        max_steps=budget.max_steps if trainer.max_steps == "auto" else trainer.max_steps,
+        global_batch=global_batch,
+        batch_size=batch_size,
+        accumulate=accumulate,
+    )
+
+
+def _split_batch(global_batch: int, devices: int, batch_size: int | str, accumulate: int | str) -> tuple[int, int]:
+    """(batch_size, accumulate) with batch_size x accumulate x devices = global_batch."""
+    if not isinstance(batch_size, int):
+        parts = devices * (accumulate if isinstance(accumulate, int) else 1)
+        batch_size = global_batch // parts
+        accumulate = accumulate if isinstance(accumulate, int) else 1
+    elif not isinstance(accumulate, int):
+        accumulate = max(1, global_batch // (batch_size * devices))
+    if batch_size * accumulate * devices != global_batch:
+        raise ConfigError(
+            f"data.global_batch = {global_batch}: not data.batch_size x trainer.accumulate x devices = "
+            f"{batch_size} x {accumulate} x {devices} = {batch_size * accumulate * devices}"
+        )
+    return batch_size, accumulate
+
+
+def _precision(config: RunConfig, device: str) -> str:
+    import torch
+
+    wanted = config.trainer.precision
+    if wanted == "auto":
+        if device == CPU:
+            return "32-true"  # bfloat16 is not faster on most CPUs
+        return "bf16-mixed" if config.hardware.bf16 and torch.cuda.is_bf16_supported() else "16-mixed"
+    if wanted == "16-mixed" and device == CPU:
+        raise ConfigError("trainer.precision = '16-mixed': a CPU has no loss-scaled float16 training; legal here: 32-true, bf16-mixed")
+    if wanted == "bf16-mixed" and device == CUDA and not config.hardware.bf16:
+        raise ConfigError(
+            f"trainer.precision = 'bf16-mixed': hardware {config.hardware.name} has no bfloat16; legal here: 32-true, 16-mixed"
+        )
+    return wanted
+
+
+def _limit_memory(memory_gb: float | None) -> None:
+    """Holds the run to the profile's memory, so that what fits here also fits the card it was planned for."""
+    import torch
+
+    if memory_gb is not None:
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_gb * 2**30 / total))
+
+
+def inference_device() -> torch.device:
+    """Where a trained model is loaded to generate: the GPU if there is one."""
+    import torch
+
+    return torch.device(CUDA if torch.cuda.is_available() else CPU)

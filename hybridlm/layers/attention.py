@@ -1,0 +1,79 @@
+"""Grouped-query attention with optional rotary positions, QK-norm and sliding window (Ainslie et al. 2023)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from hybridlm.layers.cache import AttentionCache, LayerCache
+from hybridlm.layers.init import MATRIX, VECTOR, Init, ParamSpec
+from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
+from hybridlm.layers.norm import RMSNorm
+from hybridlm.layers.sequence import SequenceInfo
+from hybridlm.ops.attention import attention
+from hybridlm.ops.norm import rms_norm
+from hybridlm.ops.rotary import apply_rotary, rotary_angles
+
+if TYPE_CHECKING:
+    from hybridlm.config.layers import AttentionSpec
+
+
+class Attention(Mixer):
+    """Causal softmax attention; H query heads share H_kv key/value heads. QK-norm comes before the rotation (Qwen3)."""
+
+    def __init__(self, spec: AttentionSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.q_proj = nn.Linear(spec.d_model, spec.n_heads * spec.head_dim, bias=False)
+        self.k_proj = nn.Linear(spec.d_model, spec.n_kv_heads * spec.head_dim, bias=False)
+        self.v_proj = nn.Linear(spec.d_model, spec.n_kv_heads * spec.head_dim, bias=False)
+        self.o_proj = nn.Linear(spec.n_heads * spec.head_dim, spec.d_model, bias=False)
+        self.q_norm = RMSNorm(spec.head_dim) if spec.qk_norm else None
+        self.k_norm = RMSNorm(spec.head_dim) if spec.qk_norm else None
+
+    def forward(self, x: Tensor, seq: SequenceInfo, cache: LayerCache | None = None) -> Tensor:
+        spec = self.spec
+        q = self.q_proj(x).unflatten(-1, (spec.n_heads, spec.head_dim))  # (B, T, H, P)
+        k = self.k_proj(x).unflatten(-1, (spec.n_kv_heads, spec.head_dim))
+        v = self.v_proj(x).unflatten(-1, (spec.n_kv_heads, spec.head_dim))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = rms_norm(q, self.q_norm.weight, spec.norm_eps), rms_norm(k, self.k_norm.weight, spec.norm_eps)
+        if spec.rope:
+            cos, sin = rotary_angles(seq.positions, spec.head_dim, spec.rope_theta, x.dtype)
+            q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+        if cache is not None:
+            assert isinstance(cache, AttentionCache)
+            k, v = cache.append(k, v, seq.past)
+            k, v = k.to(q.dtype), v.to(q.dtype)
+        out: Tensor = self.o_proj(attention(q, k, v, scale=spec.scale, window=spec.window).flatten(2))
+        return out
+
+    def new_cache(self, batch: int, max_len: int, *, dtype: torch.dtype, device: torch.device) -> AttentionCache:
+        spec = self.spec
+        return AttentionCache(batch, max_len, spec.n_kv_heads, spec.head_dim, spec.window, dtype=dtype, device=device)
+
+    def flops(self, context: int, phase: Phase) -> float:
+        spec = self.spec
+        reach = context if spec.window is None else min(context, spec.window)
+        # Keys seen per token: the sum of 1, 2, ... up to the reach, which it keeps from there on; in decode it is the reach itself.
+        keys = reach if phase == "decode" else (reach * (reach + 1) / 2 + (context - reach) * reach) / context
+        scores_and_values = 2 * 2 * spec.n_heads * spec.head_dim * keys
+        return PASSES[phase] * (linear_flops(self.q_proj, self.k_proj, self.v_proj, self.o_proj) + scores_and_values)
+
+    def state_bytes(self, context: int, batch: int, dtype: torch.dtype) -> int:
+        window = self.spec.window
+        tokens = context if window is None or window > context else window - 1
+        return bytes_of(2 * batch * tokens * self.spec.n_kv_heads * self.spec.head_dim, dtype)
+
+    def reset_parameters(self, init: Init) -> None:
+        for layer in (self.q_proj, self.k_proj, self.v_proj):
+            init.linear(layer)
+        init.residual_linear(self.o_proj)
+        for norm in (self.q_norm, self.k_norm):
+            if norm is not None:
+                norm.reset_parameters()
+
+    def param_specs(self) -> dict[str, ParamSpec]:
+        return {name: VECTOR if "norm" in name else MATRIX for name, _ in self.named_parameters()}

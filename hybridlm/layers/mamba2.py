@@ -1,0 +1,110 @@
+"""Mamba-2 (Dao & Gu 2024), with the parameter names of mamba_ssm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridlm.layers.cache import LayerCache, Mamba2Cache
+from hybridlm.layers.init import MATRIX, VECTOR, VECTOR_FP32, Init, ParamSpec, inverse_softplus, log_uniform_
+from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
+from hybridlm.layers.norm import RMSNorm
+from hybridlm.layers.sequence import SequenceInfo
+from hybridlm.ops.conv import causal_conv
+from hybridlm.ops.norm import at_least_fp32, gated_rms_norm
+from hybridlm.ops.ssd import ssd
+
+if TYPE_CHECKING:
+    from hybridlm.config.layers import Mamba2Spec
+
+
+class Mamba2(Mixer):
+    """``out_proj(norm(ssd(silu(conv(x)), dt, A, B, C) * silu(z)))``; the rows of in_proj are [z, x, B, C, dt]."""
+
+    def __init__(self, spec: Mamba2Spec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.row_blocks = (spec.d_inner, spec.d_inner, spec.n_groups * spec.d_state, spec.n_groups * spec.d_state, spec.n_heads)
+        self.in_proj = nn.Linear(spec.d_model, sum(self.row_blocks), bias=False)
+        # A container of the convolution's parameters (mamba_ssm's names); ops.conv does the computing.
+        self.conv1d = nn.Conv1d(spec.conv_channels, spec.conv_channels, spec.d_conv, groups=spec.conv_channels)
+        self.dt_bias = nn.Parameter(torch.empty(spec.n_heads))
+        self.A_log = nn.Parameter(torch.empty(spec.n_heads))
+        self.D = nn.Parameter(torch.empty(spec.n_heads))
+        self.norm = RMSNorm(spec.d_inner)
+        self.out_proj = nn.Linear(spec.d_inner, spec.d_model, bias=False)
+
+    def forward(self, x: Tensor, seq: SequenceInfo, cache: LayerCache | None = None) -> Tensor:
+        spec = self.spec
+        assert cache is None or isinstance(cache, Mamba2Cache)
+        z, xBC, dt = self.in_proj(x).split((spec.d_inner, spec.conv_channels, spec.n_heads), dim=-1)
+        assert self.conv1d.bias is not None
+        xBC, conv_state = causal_conv(xBC, self.conv1d.weight, self.conv1d.bias, None if cache is None else cache.conv)
+        inner, B, C = xBC.split((spec.d_inner, *self.row_blocks[2:4]), dim=-1)
+
+        wide = at_least_fp32(x.dtype)
+        dt = F.softplus(dt.to(wide) + self.dt_bias.to(wide)).clamp(*spec.dt_limit)  # (B, T, H)
+        y, ssm_state = ssd(
+            inner.unflatten(-1, (spec.n_heads, spec.head_dim)),
+            dt,
+            -self.A_log.to(wide).exp(),
+            B.unflatten(-1, (spec.n_groups, spec.d_state)),
+            C.unflatten(-1, (spec.n_groups, spec.d_state)),
+            self.D,
+            initial_state=None if cache is None else cache.ssm,
+            chunk=spec.chunk,
+        )
+        if cache is not None:
+            cache.conv.copy_(conv_state)
+            cache.ssm.copy_(ssm_state)
+        y = gated_rms_norm(y.flatten(2), z, self.norm.weight, spec.norm_eps, groups=spec.n_groups, norm_before_gate=spec.norm_before_gate)
+        out: Tensor = self.out_proj(y)
+        return out
+
+    def new_cache(self, batch: int, max_len: int, *, dtype: torch.dtype, device: torch.device) -> Mamba2Cache:
+        spec = self.spec
+        conv = torch.zeros(batch, spec.d_conv - 1, spec.conv_channels, dtype=dtype, device=device)
+        ssm = torch.zeros(batch, spec.n_heads, spec.head_dim, spec.d_state, dtype=at_least_fp32(dtype), device=device)
+        return Mamba2Cache(conv, ssm)
+
+    def flops(self, context: int, phase: Phase) -> float:
+        spec = self.spec
+        state = 2 * 2 * spec.d_inner * spec.d_state  # written and read
+        if phase != "decode":
+            chunk = min(spec.chunk, context)  # each token meets the whole tile of its chunk, masked or not
+            state += 2 * chunk * (spec.n_groups * spec.d_state + spec.d_inner)
+        return PASSES[phase] * (linear_flops(self.in_proj, self.out_proj) + 2 * spec.d_conv * spec.conv_channels + state)
+
+    def state_bytes(self, context: int, batch: int, dtype: torch.dtype) -> int:
+        spec = self.spec
+        conv = bytes_of(batch * (spec.d_conv - 1) * spec.conv_channels, dtype)
+        return conv + bytes_of(batch * spec.d_inner * spec.d_state, at_least_fp32(dtype))
+
+    def reset_parameters(self, init: Init) -> None:
+        init.linear(self.in_proj)
+        init.residual_linear(self.out_proj)
+        bound = self.spec.d_conv**-0.5  # Conv1d's own default: fan-in of a depthwise filter is its width
+        for taps in (self.conv1d.weight, self.conv1d.bias):
+            assert taps is not None
+            nn.init.uniform_(taps, -bound, bound)
+        with torch.no_grad():
+            dt = log_uniform_(torch.empty_like(self.dt_bias), *self.spec.dt_range).clamp_min_(1e-4)
+            self.dt_bias.copy_(inverse_softplus(dt))
+            self.A_log.uniform_(*self.spec.a_range).log_()
+        nn.init.ones_(self.D)
+        self.norm.reset_parameters()
+
+    def param_specs(self) -> dict[str, ParamSpec]:
+        return {
+            "in_proj.weight": ParamSpec(decay=True, role="matrix", row_blocks=self.row_blocks),
+            "conv1d.weight": VECTOR,  # K taps per channel: nothing a matrix optimizer could orthogonalise
+            "conv1d.bias": VECTOR,
+            "dt_bias": VECTOR_FP32,
+            "A_log": VECTOR_FP32,
+            "D": VECTOR_FP32,
+            "norm.weight": VECTOR,
+            "out_proj.weight": MATRIX,
+        }

@@ -1,0 +1,42 @@
+"""Dense feed-forward: SwiGLU (Shazeer 2020) or squared ReLU (So et al. 2021)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridlm.layers.ffn import FFN, RouterStats
+from hybridlm.layers.init import MATRIX, Init, ParamSpec
+from hybridlm.layers.mixer import PASSES, Phase, linear_flops
+
+if TYPE_CHECKING:
+    from hybridlm.config.layers import MLPSpec
+
+
+class MLP(FFN):
+    """``down(silu(gate x) * up x)`` or ``down(relu(up x)^2)``, without biases."""
+
+    def __init__(self, spec: MLPSpec) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(spec.d_model, spec.d_ff, bias=False) if spec.activation == "swiglu" else None
+        self.up_proj = nn.Linear(spec.d_model, spec.d_ff, bias=False)
+        self.down_proj = nn.Linear(spec.d_ff, spec.d_model, bias=False)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, RouterStats | None]:
+        up = self.up_proj(x)
+        hidden = F.relu(up).square() if self.gate_proj is None else F.silu(self.gate_proj(x)) * up
+        return self.down_proj(hidden), None
+
+    def flops(self, phase: Phase) -> float:
+        return PASSES[phase] * linear_flops(*[layer for layer in (self.gate_proj, self.up_proj, self.down_proj) if layer is not None])
+
+    def reset_parameters(self, init: Init) -> None:
+        for layer in (self.gate_proj, self.up_proj):
+            if layer is not None:
+                init.linear(layer)
+        init.residual_linear(self.down_proj)
+
+    def param_specs(self) -> dict[str, ParamSpec]:
+        return {name: MATRIX for name, _ in self.named_parameters()}

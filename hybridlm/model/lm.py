@@ -1,0 +1,132 @@
+"""The language model: embedding, blocks, head, loss. One forward serves training, evaluation, prefill and decode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hybridlm.layers.ffn import RouterStats
+from hybridlm.layers.init import Init, ParamSpec
+from hybridlm.layers.norm import RMSNorm
+from hybridlm.layers.sequence import SequenceInfo
+from hybridlm.model.block import Block
+from hybridlm.model.cache import ModelCache
+from hybridlm.ops.cross_entropy import IGNORE, cap_logits, linear_cross_entropy
+from hybridlm.ops.norm import rms_norm
+
+if TYPE_CHECKING:
+    from hybridlm.config.model import ModelConfig
+
+
+@dataclass
+class LMOutput:
+    """logits: (B, kept, V) where targets were not given; loss_sum: summed loss in nats and n_tokens, the targets that count, where they
+    were. router: statistics of each MoE layer by index."""
+
+    logits: Tensor | None = None
+    loss_sum: Tensor | None = None
+    n_tokens: Tensor | None = None
+    router: dict[int, RouterStats] = field(default_factory=dict)
+
+
+class HybridLM(nn.Module):
+    """A causal language model over any sequence of blocks."""
+
+    def __init__(self, config: ModelConfig, blocks: Sequence[Block], vocab_size: int, init: Init) -> None:
+        super().__init__()
+        self.config, self.vocab_size, self.init = config, vocab_size, init
+        padded = -(-vocab_size // config.vocab_multiple) * config.vocab_multiple
+        self.embedding = nn.Embedding(padded, config.d_model)
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = RMSNorm(config.d_model)
+        self.lm_head = None if config.tie_embeddings else nn.Linear(config.d_model, padded, bias=False)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(padded V, D), the embedding's own where the two are tied."""
+        return self.embedding.weight if self.lm_head is None else self.lm_head.weight
+
+    def forward(
+        self,
+        ids: Tensor,
+        seq: SequenceInfo | None = None,
+        cache: ModelCache | None = None,
+        *,
+        targets: Tensor | None = None,
+        keep: Literal["all", "last"] | int = "all",
+    ) -> LMOutput:
+        """ids: (B, T) token ids. With ``targets`` (B, T; -100 does not count) the output holds the loss and no logits, which are never
+        built whole; without, the logits of the tokens that ``keep`` names ("all", "last", or the last n). ``cache`` is read and
+        advanced by T tokens. ``seq`` defaults to T contiguous tokens after what the cache holds.
+        """
+        past = 0 if cache is None else cache.past
+        seq = seq or SequenceInfo.contiguous(ids.shape[0], ids.shape[1], past, ids.device)
+        x = self.embedding(ids)
+        if self.config.embedding_scale != 1.0:
+            x = x * self.config.embedding_scale
+        output = LMOutput()
+        for i, block in enumerate(self.blocks):
+            x, router = block(x, seq, None if cache is None else cache.layers[i])
+            if router is not None:
+                output.router[i] = router
+        if cache is not None:
+            cache.advance(ids.shape[1])
+        if targets is None and keep != "all":
+            x = x[:, -(1 if keep == "last" else keep) :]
+        x = rms_norm(x, self.norm.weight, self.config.norm_eps)
+        if targets is None:
+            output.logits = self._logits(x)
+        else:
+            output.n_tokens = (targets != IGNORE).sum()
+            output.loss_sum = linear_cross_entropy(
+                self._head_input(x).flatten(0, 1),
+                self.head_weight,
+                targets.flatten(),
+                vocab=self.vocab_size,
+                scale=self.config.logit_scale,
+                softcap=self.config.logit_softcap,
+            )
+        return output
+
+    @staticmethod
+    def _head_input(x: Tensor) -> Tensor:
+        """Autocast does not reach into the fused loss: the hidden state is cast here, as it would be in front of a Linear."""
+        device = x.device.type
+        return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) and x.dtype == torch.float32 else x
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = nn.functional.linear(x, self.head_weight)[..., : self.vocab_size]
+        return cap_logits(logits.to(torch.promote_types(x.dtype, torch.float32)), self.config.logit_scale, self.config.logit_softcap)
+
+    def new_cache(self, batch: int, max_len: int, dtype: torch.dtype | None = None) -> ModelCache:
+        """An empty cache for ``batch`` rows of up to ``max_len`` tokens, on the model's device; ``dtype`` of activations (the weights')."""
+        weight = self.embedding.weight
+        dtype = dtype or weight.dtype
+        layers = [block.mixer.new_cache(batch, max_len, dtype=dtype, device=weight.device) for block in self.blocks]  # type: ignore[union-attr,operator]
+        return ModelCache(layers, batch, weight.device)
+
+    def reset_parameters(self) -> None:
+        """Draws every parameter anew, once, from torch's generator."""
+        settings = self.config.init
+        nn.init.normal_(self.embedding.weight, std=settings.embedding_std)
+        for block in self.blocks:
+            block.reset_parameters(self.init)  # type: ignore[operator]
+        self.norm.reset_parameters()
+        if self.lm_head is not None:
+            nn.init.normal_(self.lm_head.weight, std=settings.head_std or self.config.d_model**-0.5)
+
+    def param_specs(self) -> dict[str, ParamSpec]:
+        """What each parameter declares, by its name in the model. Raises if a parameter is not declared, or one is that does not exist."""
+        specs = {"embedding.weight": ParamSpec(decay=False, role="embedding"), "norm.weight": ParamSpec(decay=False, role="vector")}
+        if self.lm_head is not None:
+            specs["lm_head.weight"] = ParamSpec(decay=True, role="head")
+        for i, block in enumerate(self.blocks):
+            specs |= {f"blocks.{i}.{name}": spec for name, spec in block.param_specs().items()}  # type: ignore[operator]
+        names = {name for name, _ in self.named_parameters()}
+        if names != specs.keys():
+            raise RuntimeError(f"parameters without a declaration: {sorted(names - specs.keys())}; unknown: {sorted(specs.keys() - names)}")
+        return specs

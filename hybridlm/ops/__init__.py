@@ -1,0 +1,1 @@
+"""Functions on tensors, torch only: nothing here knows about configs, layers or models."""

@@ -1,0 +1,125 @@
+"""Linear layer and cross-entropy in one, over chunks of rows: the (tokens x vocabulary) logits never exist as a whole.
+
+For a vocabulary of 32k the logits and their gradient are the largest tensors of a small model's step. Here a chunk of rows is
+projected, turned into its loss and, where gradients are wanted, straight into the gradients of the hidden states and the weight;
+the backward then only scales them. float16 is the exception: unscaled gradients would underflow, so it recomputes in backward with
+the loss scale already multiplied in.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hybridlm.ops.norm import at_least_fp32
+
+IGNORE = -100  # a target that does not count, as in torch
+_ROWS = 512  # rows per chunk
+
+
+def cap_logits(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """``softcap * tanh(scale * logits / softcap)``; ``softcap=None`` leaves the scaled logits."""
+    if scale != 1.0:
+        logits = logits * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _chunk(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, *, with_grads: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss of each row and, if asked for, the gradient of the *raw* logits (else scratch). hidden: (R, D); weight: (V, D); targets: (R,).
+
+    The logits' memory is used for everything: each pass over (R, V) costs as much as a good part of the product.
+    """
+    logits = (hidden @ weight.t()).to(at_least_fp32(hidden.dtype))
+    capped = cap_logits(logits, scale, softcap or None)
+    slope = scale * (1 - (capped[:, :vocab] / softcap).square()) if softcap and with_grads else None  # d capped / d logits
+    if vocab < weight.shape[0]:
+        capped[:, vocab:] = -torch.inf  # padded ids: after the cap, so that they stay out of the sum
+    counted = targets != IGNORE
+    picked = targets.clamp_min(0).unsqueeze(-1)
+    exponentials = capped.sub_(capped.amax(-1, keepdim=True))
+    target_logits = exponentials.gather(-1, picked).squeeze(-1)
+    total = exponentials.exp_().sum(-1)
+    losses = (total.log() - target_logits) * counted
+    if not with_grads:
+        return losses, exponentials
+    grad = exponentials.mul_((counted / total).unsqueeze(-1))
+    grad.scatter_add_(-1, picked, -counted.to(grad.dtype).unsqueeze(-1))
+    if slope is not None:
+        grad[:, :vocab] *= slope
+    elif scale != 1.0:
+        grad *= scale
+    return losses, grad
+
+
+@torch.library.custom_op("hybridlm::linear_cross_entropy", mutates_args=())
+def _linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, with_grads: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of the losses and, if asked for, its gradients (empty tensors if not). softcap 0: none."""
+    wide = at_least_fp32(hidden.dtype)
+    total = torch.zeros((), dtype=wide, device=hidden.device)
+    dhidden = torch.empty_like(hidden) if with_grads else hidden.new_empty(0)
+    dweight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if with_grads else weight.new_empty(0)
+    for rows, row_targets, start in zip(hidden.split(_ROWS), targets.split(_ROWS), range(0, hidden.shape[0], _ROWS), strict=True):
+        losses, grad = _chunk(rows, weight, row_targets, vocab, scale, softcap, with_grads=with_grads)
+        total += losses.sum()
+        if with_grads:
+            grad = grad.to(hidden.dtype)
+            dhidden[start : start + _ROWS] = grad @ weight
+            dweight += (grad.t() @ rows).to(wide)
+    return total, dhidden, dweight
+
+
+@_linear_cross_entropy.register_fake
+def _(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, with_grads: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = at_least_fp32(hidden.dtype)
+    dhidden = torch.empty_like(hidden) if with_grads else hidden.new_empty(0)
+    dweight = torch.empty_like(weight, dtype=wide) if with_grads else weight.new_empty(0)
+    return hidden.new_empty((), dtype=wide), dhidden, dweight
+
+
+def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, targets, vocab, scale, softcap, with_grads = inputs
+    ctx.settings = (vocab, scale, softcap)  # type: ignore[attr-defined]
+    ctx.recompute = not with_grads  # type: ignore[attr-defined]
+    ctx.weight_dtype = weight.dtype  # type: ignore[attr-defined]
+    ctx.save_for_backward(*((hidden, weight, targets) if not with_grads else output[1:]))
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, dtotal: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dtotal is None:
+        return (None,) * 7
+    if not ctx.recompute:  # type: ignore[attr-defined]
+        dhidden, dweight = ctx.saved_tensors  # type: ignore[attr-defined]
+        return (dhidden * dtotal.to(dhidden.dtype), (dweight * dtotal).to(ctx.weight_dtype), *[None] * 5)  # type: ignore[attr-defined]
+    hidden, weight, targets = ctx.saved_tensors  # type: ignore[attr-defined]
+    dhidden, dweight = torch.empty_like(hidden), torch.zeros(weight.shape, dtype=at_least_fp32(weight.dtype), device=weight.device)
+    for start in range(0, hidden.shape[0], _ROWS):
+        rows = hidden[start : start + _ROWS]
+        _, grad = _chunk(rows, weight, targets[start : start + _ROWS], *ctx.settings, with_grads=True)  # type: ignore[attr-defined]
+        grad = (grad * dtotal).to(hidden.dtype)
+        dhidden[start : start + _ROWS] = grad @ weight
+        dweight += (grad.t() @ rows).to(dweight.dtype)
+    return (dhidden, dweight.to(weight.dtype), *[None] * 5)
+
+
+_linear_cross_entropy.register_autograd(_backward, setup_context=_setup)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, vocab: int, scale: float = 1.0, softcap: float | None = None
+) -> Tensor:
+    """Sum over rows of the cross-entropy of ``cap(hidden @ weight^T)``, a scalar in at least fp32 (nats).
+
+    hidden: (R, D); weight: (V, D), rows from ``vocab`` on are padding and get no probability; targets: (R,), IGNORE does not count.
+    """
+    wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    in_forward = wanted and hidden.dtype != torch.float16
+    weight = weight.to(hidden.dtype)  # autocast keeps the weight in fp32
+    total: Tensor = _linear_cross_entropy(hidden, weight, targets, vocab, scale, softcap or 0.0, in_forward)[0]
+    return total

@@ -1,0 +1,154 @@
+"""The run folder: the one place that knows the names of what lies in it. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from hybridlm.command_line import key_of
+from hybridlm.config.section import ConfigError
+
+_STEP = re.compile(r"step-(\d+)\.ckpt")
+_RUN_ROOTS = ("outputs", "multirun")
+_NOT_RUNS = {".hydra", "wandb", "checkpoints"}  # folders inside a run that may hold a config.yaml of their own
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder ``path`` of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_jsonl(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def metrics_csv(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def layers(self) -> Path:
+        return self.path / "layers.txt"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.txt"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def recorded_overrides(self) -> Path:
+        return self.path / ".hydra" / "overrides.yaml"
+
+    def is_run(self) -> bool:
+        return self.config.is_file()
+
+    def claim(self, config_text: str) -> None:
+        """Make the folder this run's own by creating config.yaml in it. Raises ConfigError where another run did so before."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(self.config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            raise self.taken() from None
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(config_text)
+
+    def taken(self) -> ConfigError:
+        """The error of a new run that is sent to this folder."""
+        return ConfigError(f"{self.path} holds a run already: resume it with ckpt=auto, or name another folder (hydra.run.dir=...)")
+
+    def rewrite_config(self, config_text: str) -> None:
+        """Replace config.yaml of a run that is resumed with new settings; a crash leaves the old file or the new one."""
+        new = self.config.with_suffix(".yaml.tmp")
+        new.write_text(config_text, encoding="utf-8")
+        os.replace(new, self.config)
+
+    def step_checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}.ckpt"
+
+    def step_checkpoints(self) -> list[Path]:
+        """The checkpoints of this run, newest (the highest step) first."""
+        found = [(int(match[1]), path) for path in self.checkpoints.glob("step-*.ckpt") if (match := _STEP.fullmatch(path.name))]
+        return [path for _, path in sorted(found, reverse=True)]
+
+    def newest_checkpoint(self) -> Path:
+        """Raises ConfigError where there is none yet."""
+        if not (found := self.step_checkpoints()):
+            raise ConfigError(f"{self.path} has no checkpoint yet: expected {self.checkpoints / 'step-*.ckpt'}")
+        return found[0]
+
+    def overrides(self) -> list[str]:
+        """The overrides the run was started with, as Hydra recorded them; ``ckpt`` and ``hydra.*`` are of one start only."""
+        try:
+            recorded = yaml.safe_load(self.recorded_overrides.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{self.recorded_overrides} is not YAML: {' '.join(str(error).split())}") from error
+        lines = [str(line) for line in recorded] if isinstance(recorded, list) else []
+        return [line for line in lines if not re.match(r"(ckpt|hydra)(\W|$)", key_of(line))]
+
+    def record_overrides(self, overrides: list[str]) -> None:
+        """Keep these overrides for the next resume, in the file that Hydra writes at the start."""
+        if self.recorded_overrides.parent.is_dir():
+            self.recorded_overrides.write_text(yaml.safe_dump(overrides, allow_unicode=True), encoding="utf-8")
+
+
+def newest_run(root: Path) -> RunFolder | None:
+    """The run under ``root``/outputs and ``root``/multirun that was started or resumed last, or None."""
+    found = [config for name in _RUN_ROOTS for config in (root / name).glob("**/config.yaml")]
+    found = [config for config in found if not _NOT_RUNS.intersection(config.relative_to(root).parts)]
+    return RunFolder(max(found, key=lambda config: (config.stat().st_mtime_ns, config)).parent) if found else None
+
+
+def find_run(name: str, root: Path | None = None) -> tuple[RunFolder, Path]:
+    """The run folder and the checkpoint that ``name`` means: ``last``, a run folder, or a checkpoint in a run folder.
+
+    ``root`` (default: the working directory) is where outputs/ and multirun/ lie and what a relative path starts from.
+
+    Raises:
+        ConfigError: nothing there, not a run folder, or no checkpoint in it yet.
+    """
+    root = root or Path.cwd()
+    if name == "last":
+        folder = newest_run(root)
+        if folder is None:
+            raise ConfigError(f"last: no run under {root / 'outputs'} or {root / 'multirun'}; start one with python train.py")
+        return folder, folder.newest_checkpoint()
+    path = (root / Path(name).expanduser()).absolute()
+    if path.is_dir():
+        folder = run_of(path)
+        return folder, folder.newest_checkpoint()
+    if not path.exists():
+        raise ConfigError(f"{name}: does not exist; expected `last`, a run folder, or a checkpoint in one")
+    folder = RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
+    if not folder.is_run():
+        raise ConfigError(f"{name}: lies in no run folder; expected RUN/checkpoints/step-00000200.ckpt with RUN/config.yaml")
+    return folder, path
+
+
+def run_of(path: Path) -> RunFolder:
+    """The run folder ``path``. Raises ConfigError where it is none."""
+    folder = RunFolder(path)
+    if not folder.is_run():
+        raise ConfigError(f"{path}: not a run folder; expected config.yaml and checkpoints/ in it")
+    return folder

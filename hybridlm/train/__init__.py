@@ -1,0 +1,1 @@
+"""Training: Lightning runs the loop, the files here wire our parts into it."""

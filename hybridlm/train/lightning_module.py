@@ -1,0 +1,78 @@
+"""Our model in Lightning's terms. It only wires: the maths is in the model, the optimizer and the schedule."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from hybridlm import checkpoint as checkpoint_format
+from hybridlm.model.lm import HybridLM
+from hybridlm.train.optim import HybridOptimizer, param_groups
+from hybridlm.train.schedule import lr_factor
+
+if TYPE_CHECKING:
+    from hybridlm.config.train import OptimConfig
+    from hybridlm.data.loader import Batch
+
+
+class LitLM(lightning.LightningModule):
+    """Loss, validation in bits per byte, optimizer, and our part of every checkpoint."""
+
+    def __init__(self, model: HybridLM, optim: OptimConfig, *, max_steps: int, tokenizer_fingerprint: str, sharded: bool) -> None:
+        super().__init__()
+        self.model = model
+        self._optim, self._max_steps, self._sharded = optim, max_steps, sharded
+        self._facts = checkpoint_format.facts(model.config, model.vocab_size, tokenizer_fingerprint)
+        self._val: Tensor | None = None  # (nats, tokens, bytes) of the running validation
+
+    def configure_model(self) -> None:
+        """Shards the parameters, block by block and then the rest, where the strategy asks for it (FSDP2)."""
+        if not self._sharded or isinstance(self.model.norm.weight, torch.distributed.tensor.DTensor):
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        assert self.device_mesh is not None
+        mesh = self.device_mesh["data_parallel"]
+        for block in self.model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The loss is a sum over this micro-batch divided by the targets of the whole global batch, so that every target weighs the same.
+        Lightning then averages over ranks and accumulation; the factor takes that back."""
+        output = self.model(batch["ids"], targets=batch["targets"])
+        shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return {
+            "loss": output.loss_sum * (shares / batch["n_targets"]),
+            "loss_sum": output.loss_sum.detach(),
+            "n_targets": batch["n_targets"],
+        }
+
+    def on_validation_epoch_start(self) -> None:
+        self._val = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        output = self.model(batch["ids"], targets=batch["targets"])
+        assert self._val is not None
+        self._val += torch.stack([output.loss_sum.double(), output.n_tokens.double(), batch["n_bytes"].double()])
+
+    def on_validation_epoch_end(self) -> None:
+        assert self._val is not None
+        # Reduced here as exact sums; sync_dist then averages equal numbers.
+        nats, tokens, text_bytes = self.trainer.strategy.reduce(self._val, reduce_op="sum").tolist()
+        self.log("val/loss", nats / tokens, logger=False, sync_dist=True)
+        self.log("val/bpb", nats / math.log(2) / text_bytes, logger=False, sync_dist=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = HybridOptimizer(param_groups(self.model.named_parameters(), self.model.param_specs(), self._optim), self._optim)
+        schedule = LambdaLR(optimizer, partial(lr_factor, config=self._optim, max_steps=self._max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[checkpoint_format.KEY] = self._facts

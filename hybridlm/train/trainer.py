@@ -1,0 +1,82 @@
+"""Lightning's Trainer as our configuration describes it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+import lightning
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from hybridlm.train.checkpoint_io import AtomicCheckpointIO
+from hybridlm.train.launch import strategy
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers.logger import Logger
+
+    from hybridlm.config.run import RunConfig
+    from hybridlm.hardware import Machine
+    from hybridlm.run_folder import RunFolder
+
+_NEVER = 2**40  # steps between validations where there are none during training
+# Notices of Lightning that a user of hybridlm can do nothing about: each by its text, so that new ones are seen.
+_NOT_FOR_USERS = (
+    ".*does not have many workers.*",  # our loader reads a memory map: workers would only cost
+    ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*You're resuming from a checkpoint that ended before the epoch ended.*",  # our loader is exact there
+    ".*The `lightning.pytorch.loops.*",
+    ".*GPU available but not used.*",
+    ".*Found .* module\\(s\\) in eval mode.*",
+)
+
+
+def quiet_lightning() -> None:
+    """Keeps Lightning's adverts and the notices above off the screen."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in _NOT_FOR_USERS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def make_trainer(
+    config: RunConfig, machine: Machine, folder: RunFolder, loggers: list[Logger], callbacks: list[Callback]
+) -> lightning.Trainer:
+    """A Trainer that counts optimizer steps, saves step checkpoints and the best one, and prints nothing itself."""
+    settings = config.trainer
+    steps = ModelCheckpoint(
+        dirpath=folder.checkpoints,
+        filename="step-{step:08d}",
+        auto_insert_metric_name=False,
+        every_n_train_steps=settings.ckpt_every,
+        monitor="step",  # the highest step counts as the best, which makes save_top_k "keep the last k"
+        mode="max",
+        save_top_k=settings.keep_last,
+        enable_version_counter=False,
+    )
+    best = ModelCheckpoint(
+        dirpath=folder.checkpoints, filename="best", monitor="val/bpb", mode="min", save_top_k=1, enable_version_counter=False
+    )
+    validates = settings.val_every is not None and settings.val_every <= machine.max_steps
+    every = settings.val_every if validates and settings.val_every is not None else _NEVER
+    return lightning.Trainer(
+        accelerator=machine.device,
+        devices=machine.devices,
+        strategy=strategy(settings.strategy, machine),
+        precision=machine.precision,  # type: ignore[arg-type]
+        max_steps=machine.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=machine.accumulate,
+        logger=loggers,
+        callbacks=[*callbacks, steps, *([best] if validates else [])],
+        plugins=[AtomicCheckpointIO()],
+        use_distributed_sampler=False,  # our loaders know their rank
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        val_check_interval=every * machine.accumulate,
+        check_val_every_n_epoch=None,
+        default_root_dir=folder.path,
+    )

@@ -1,0 +1,61 @@
+"""A corpus and a configuration so small that a whole run takes a second."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+torch.set_num_threads(1)  # the tensors of the tests are too small to share
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty small text files with something to learn in them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for i in range(20):
+        lines = [f"def f{j}(x):\n    return x * {j} + {i}\n" for j in range(i + 20)]
+        (folder / f"{i:02d}.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides of a run of 12 steps: a Mamba-2 and an attention layer, 32 wide, on bytes."""
+    return [
+        "data=files",
+        f"data.path={corpus}/*.txt",
+        f"data.out={tmp_path_factory.mktemp('prepared')}",
+        "data.tokenizer.kind=bytes",
+        "data.val_fraction=0.2",
+        "data.seq_len=32",
+        "data.val_seq_len=64",
+        "data.global_batch=4",
+        "model.d_model=32",
+        "model.n_layers=null",
+        "model.pattern=MT",
+        "model.attention.n_heads=2",
+        "model.attention.n_kv_heads=null",
+        "model.attention.head_dim=null",
+        "model.mamba2.head_dim=16",
+        "model.mamba2.d_state=8",
+        "model.mamba2.chunk=16",
+        "model.mlp.d_ff=48",
+        "hardware=cpu",
+        "trainer.max_steps=12",
+        "trainer.log_every=2",
+        "trainer.val_every=4",
+        "trainer.val_batches=null",
+        "trainer.ckpt_every=4",
+        "callbacks.samples.tokens=8",
+    ]
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
+    """The environment of a subprocess that trains: one thread, its own cache, no terminal."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HYBRIDLM_CACHE": str(tmp_path / "cache"), "WANDB_MODE": "disabled"}

@@ -1,0 +1,97 @@
+import time
+
+import numpy as np
+import pytest
+
+from hybridlm.config.section import ConfigError
+from hybridlm.data.windows import permute, step_positions, validation_starts, window_count, window_starts
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 16, 17, 100, 1000, 4097])
+def test_permute_is_a_bijection_that_hangs_on_its_keys(count):
+    orders = []
+    for seed in range(3):
+        keys = np.random.default_rng(seed).integers(0, 2**63, 6).astype(np.uint64)
+        order = permute(np.arange(count), count, keys)
+        assert sorted(order.tolist()) == list(range(count))
+        orders.append(order.tolist())
+    if count >= 16:
+        assert orders[0] != orders[1] != orders[2] != list(range(count))
+
+
+def test_permute_mixes_evenly():
+    # Where each of 8 windows lands over 2,000 passes: expected 250 each, standard deviation 15.
+    table = np.zeros((8, 8), dtype=int)
+    for epoch in range(2000):
+        order = window_starts(np.arange(8) + 8 * epoch, n_tokens=9 * 4, seq_len=4, seed=0) // 4
+        table[np.arange(8), order] += 1
+    assert table.min() > 175
+    assert table.max() < 325
+
+
+def test_permute_costs_the_same_anywhere():
+    keys = np.arange(6, dtype=np.uint64)
+    began = time.perf_counter()
+    values = permute(np.arange(10**12, 10**12 + 4096), 3 * 10**12, keys)
+    assert time.perf_counter() - began < 0.5
+    assert len(set(values.tolist())) == 4096
+    assert values.max() < 3 * 10**12
+
+
+@pytest.mark.parametrize(("n_tokens", "seq_len"), [(5, 4), (6, 4), (8, 4), (9, 4), (12, 4), (13, 4), (1000, 7), (1000, 64)])
+def test_each_pass_cuts_the_text_in_windows_that_come_once(n_tokens, seq_len):
+    count, phases = window_count(n_tokens, seq_len), set()
+    for epoch in range(60):
+        starts = np.sort(window_starts(np.arange(count) + epoch * count, n_tokens=n_tokens, seq_len=seq_len, seed=3))
+        assert starts[0] >= 0
+        assert starts[-1] + seq_len + 1 <= n_tokens
+        assert (np.diff(starts) == seq_len).all()
+        # What a pass leaves out is shorter than two windows, and phases change from pass to pass.
+        assert n_tokens - 1 - count * seq_len < 2 * seq_len
+        phases.add(int(starts[0]))
+    assert len(phases) > 1 or n_tokens == seq_len + 1
+
+
+def test_order_is_a_function_of_seed_and_position_only():
+    def starts(positions, seed=1):
+        return window_starts(positions, n_tokens=999, seq_len=8, seed=seed).tolist()
+
+    positions = np.arange(700)
+    whole = starts(positions)
+    assert [starts(positions[k : k + 1])[0] for k in range(0, 700, 13)] == whole[::13]
+    assert starts(positions[::-1]) == whole[::-1]
+    assert starts(positions, seed=2) != whole
+    count = window_count(999, 8)
+    assert whole[:count] != whole[count : 2 * count]
+    # Written down once: another order would break the exact resume of existing checkpoints.
+    assert whole[:6] == [385, 529, 673, 937, 785, 929]
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2), (2, 2, 2), (4, 1, 2), (8, 1, 1), (1, 1, 8), (2, 4, 1)])
+def test_ranks_and_accumulation_only_slice_the_global_batch(shape):
+    world_size, accumulate, micro_batch = shape
+    parts = [
+        step_positions(5, global_batch=8, micro_batch=micro_batch, accumulate=accumulate, rank=rank, micro=micro)
+        for rank in range(world_size)
+        for micro in range(accumulate)
+    ]
+    assert np.concatenate(parts).tolist() == list(range(40, 48))
+
+
+@pytest.mark.parametrize("n_tokens", [2, 3, 8, 9, 10, 100])
+def test_validation_windows_cover_every_token_after_the_first_once(n_tokens):
+    targets = [token for start in validation_starts(n_tokens, 8) for token in range(start + 1, min(start + 9, n_tokens))]
+    assert targets == list(range(1, n_tokens))
+
+
+def test_a_limit_spreads_validation_windows():
+    assert validation_starts(801, 8, 4).tolist() == [0, 200, 400, 600]
+    assert validation_starts(801, 8, 3).tolist() == [0, 33 * 8, 66 * 8]
+    assert validation_starts(17, 8, 5).tolist() == [0, 8]
+
+
+def test_too_little_text_is_refused():
+    with pytest.raises(ConfigError, match=r"8 tokens, one window takes data.seq_len \+ 1 = 9"):
+        window_count(8, 8)
+    with pytest.raises(ConfigError, match="1 tokens"):
+        validation_starts(1, 8)

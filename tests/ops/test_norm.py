@@ -1,0 +1,79 @@
+"""RMS norms, plain and gated, against their formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from recurrences import assert_near, group_rms_norm, relative_error, silu
+from recurrences import rms_norm as formula
+from torch import Tensor
+
+from hybridlm.ops.norm import at_least_fp32, gated_rms_norm, rms_norm
+
+EPS = 1e-5
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def run(function, *inputs: Tensor) -> dict[str, Tensor]:
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    out = function(*leaves)
+    grads = torch.autograd.grad((out * draw(*out.shape, seed=9)).sum(), leaves)
+    return {"out": out} | {f"d{i}": grad for i, grad in enumerate(grads)}
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_rms_norm(size):
+    """At 1e-3 the mean square is a tenth of epsilon, so that its place in the formula shows."""
+    inputs = size * draw(2, 3, 6), draw(6, seed=1)
+    assert_near(run(lambda x, w: rms_norm(x, w, EPS), *inputs), run(lambda x, w: formula(x, w, EPS), *inputs), 1e-12)
+
+
+def test_a_zero_vector_stays_zero():
+    assert torch.equal(rms_norm(torch.zeros(2, 4), torch.ones(4), EPS), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_statistics_are_at_least_float32(dtype):
+    """The square of 1,000 is infinite in float16, and a bfloat16 sum of squares has two digits."""
+    x, weight = (1000 * draw(4, 64)).to(dtype), draw(64, seed=1).to(dtype)
+    out = rms_norm(x, weight, EPS)
+    want = formula(x.double(), weight.double(), EPS)
+    assert out.dtype == dtype
+    assert torch.equal(out, want.to(dtype)) or relative_error(out, want) < torch.finfo(dtype).eps
+    z = draw(4, 64, seed=2).to(dtype)
+    gated = gated_rms_norm(x, z, weight, EPS, groups=2, norm_before_gate=False)
+    assert gated.dtype == dtype
+    assert relative_error(gated, group_rms_norm(x.double() * silu(z.double()), weight.double(), 2, EPS)) < torch.finfo(dtype).eps
+
+
+def test_statistics_do_not_narrow_float64():
+    assert [at_least_fp32(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)] == [
+        torch.float32,
+        torch.float32,
+        torch.float32,
+        torch.float64,
+    ]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_gate_then_norm(groups, size):
+    inputs = size * draw(2, 3, 8), draw(2, 3, 8, seed=1), draw(8, seed=2)
+
+    def ours(y: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+        return gated_rms_norm(y, z, weight, EPS, groups=groups, norm_before_gate=False)
+
+    assert_near(run(ours, *inputs), run(lambda y, z, w: group_rms_norm(y * silu(z), w, groups, EPS), *inputs), 1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_norm_then_gate(groups):
+    inputs = draw(2, 3, 8), draw(2, 3, 8, seed=1), draw(8, seed=2)
+
+    def ours(y: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+        return gated_rms_norm(y, z, weight, EPS, groups=groups, norm_before_gate=True)
+
+    assert_near(run(ours, *inputs), run(lambda y, z, w: group_rms_norm(y, w, groups, EPS) * silu(z), *inputs), 1e-12)

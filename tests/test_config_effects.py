@@ -1,0 +1,332 @@
+"""Every field of the configuration is read: flipping it alone changes something that can be observed."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from pydantic import BaseModel
+
+from hybridlm.compose import compose_config
+from hybridlm.config.load import load_config
+from hybridlm.config.resolve import resolve_layers
+from hybridlm.config.run import RunConfig
+from hybridlm.config.section import ConfigError
+from hybridlm.data.prepare import prepare
+from hybridlm.hardware import resolve_machine
+from hybridlm.model.build import build_model, fresh_model
+from hybridlm.run_folder import RunFolder
+from hybridlm.train import run as run_module
+from hybridlm.train.console import Console
+from hybridlm.train.launch import strategy
+from hybridlm.train.optim import HybridOptimizer, param_groups
+from hybridlm.train.samples import write_samples
+from hybridlm.train.schedule import lr_factor
+from hybridlm.train.trainer import make_trainer
+
+# field: (new value, what else has to be set for the field to matter)
+FLIPS: dict[str, tuple[Any, list[str]]] = {
+    "seed": (1, []),
+    "model.sizes": ("[small]", []),
+    "model.d_model": (64, []),
+    "model.n_layers": (3, []),
+    "model.pattern": ("T", []),
+    "model.ssm": ("mamba1", []),
+    "model.variants": ("{M: {mixer: attention}}", []),
+    "model.ffn_after.attention": ("none", []),
+    "model.ffn_after.mamba1": ("moe", ["model.pattern=M1"]),
+    "model.ffn_after.mamba2": ("none", ["model.ffn_after.mamba2=mlp"]),
+    "model.ffn_after.mamba3": ("moe", ["model.pattern=M3"]),
+    "model.ffn_after.mla": ("moe", ["model.pattern=L"]),
+    "model.attention.n_heads": (4, []),
+    "model.attention.n_kv_heads": (1, []),
+    "model.attention.head_dim": (8, []),
+    "model.attention.rope": ("true", []),
+    "model.attention.rope_theta": (50.0, ["model.attention.rope=true"]),
+    "model.attention.qk_norm": ("true", []),
+    "model.attention.window": (3, []),
+    "model.attention.scale": (0.5, []),
+    "model.mamba2.d_state": (16, []),
+    "model.mamba2.d_conv": (3, []),
+    "model.mamba2.expand": (4, []),
+    "model.mamba2.head_dim": (32, []),
+    "model.mamba2.n_heads": (2, []),
+    "model.mamba2.n_groups": (2, []),
+    "model.mamba2.chunk": (8, []),
+    "model.mamba2.dt_range": ("[0.01,0.02]", []),
+    "model.mamba2.dt_limit": ("[0.0,0.01]", []),
+    "model.mamba2.a_range": ("[1.0,2.0]", []),
+    "model.mamba2.norm_before_gate": ("true", []),
+    "model.mlp.d_ff": (64, []),
+    "model.mlp.expand": (4.0, ["model.mlp.d_ff=null"]),
+    "model.mlp.activation": ("relu2", []),
+    "model.init.std": (0.5, []),
+    "model.init.embedding_std": (0.5, []),
+    "model.init.head_std": (0.5, ["model.tie_embeddings=false"]),
+    "model.init.residual": ("zero", ["model.init.residual=none"]),
+    "model.vocab_size": (300, []),
+    "model.vocab_multiple": (100, []),
+    "model.tie_embeddings": ("false", []),
+    "model.norm_eps": (0.1, []),
+    "model.embedding_scale": (2.0, []),
+    "model.residual_scale": (0.5, []),
+    "model.logit_scale": (2.0, []),
+    "model.logit_softcap": (3.0, []),
+    "size.name": ("d12", ["model.sizes=[default]"]),
+    "data.source": ("stdlib", []),
+    "data.path": ("nowhere/*.txt", []),
+    "data.out": ("OTHER", []),
+    "data.tokenizer.kind": ("bpe", []),
+    "data.tokenizer.vocab_size": (300, ["data.tokenizer.kind=bpe"]),
+    "data.val_fraction": (0.5, []),
+    "data.seq_len": (16, []),
+    "data.val_seq_len": (32, []),
+    "data.global_batch": (8, []),
+    "data.batch_size": (2, []),
+    "optim.name": ("muon", ["optim.name=adamw"]),
+    "optim.lr": (0.5, []),
+    "optim.lr_scale.matrix": (0.5, []),
+    "optim.lr_scale.vector": (0.5, []),
+    "optim.lr_scale.embedding": (0.5, []),
+    "optim.lr_scale.head": (0.5, ["model.tie_embeddings=false"]),
+    "optim.betas": ("[0.5,0.5]", []),
+    "optim.eps": (0.1, []),
+    "optim.weight_decay": (0.7, []),
+    "optim.clip": (0.001, []),
+    "optim.muon.lr": (0.5, ["optim.name=muon"]),
+    "optim.muon.momentum": (0.1, ["optim.name=muon"]),
+    "optim.muon.ns_steps": (1, ["optim.name=muon"]),
+    "optim.schedule": ("constant", []),
+    "optim.warmup": (7, []),
+    "optim.final_lr": (0.5, []),
+    "trainer.max_steps": (13, []),
+    "trainer.log_every": (3, []),
+    "trainer.val_every": (6, []),
+    "trainer.val_batches": (1, []),
+    "trainer.ckpt_every": (6, []),
+    "trainer.keep_last": (3, []),
+    "trainer.accumulate": (2, []),
+    "trainer.precision": ("bf16-mixed", []),
+    "trainer.devices": (2, []),
+    "trainer.strategy": ("fsdp2", ["trainer.devices=2", "optim.name=adamw"]),
+    "trainer.headless": ("true", []),
+    "trainer.threads": (2, []),
+    "logger.name": ("wandb", []),
+    "logger.project": ("another", ["logger.name=wandb"]),
+    "logger.offline": ("false", ["logger.name=wandb"]),
+    "callbacks.samples.prompts": ("[import]", []),
+    "callbacks.samples.tokens": (5, []),
+    "callbacks.samples.temperature": (0.0, []),
+    "callbacks.samples.top_p": (0.05, []),
+    "hardware.name": ("another", ["hardware.accelerator=cuda"]),
+    "hardware.accelerator": ("cuda", []),
+    "hardware.memory_gb": (2.0, ["hardware.accelerator=auto"]),
+    "hardware.bf16": ("false", ["hardware.accelerator=auto"]),
+    "hardware.cpu.global_batch": (32, ["data.global_batch=auto"]),
+    "hardware.cpu.max_steps": (77, ["trainer.max_steps=auto"]),
+    "hardware.cuda.global_batch": (128, ["data.global_batch=auto", "hardware.accelerator=auto"]),
+    "hardware.cuda.max_steps": (99, ["trainer.max_steps=auto", "hardware.accelerator=auto"]),
+}
+# Fields that change nothing a run computes, each with the reason; at most five.
+INERT = {
+    "model.name": "a label: it stands in summary.json (tests/test_end_to_end.py reads it there)",
+    "ckpt": "read by hybridlm/resume.py before the run begins (tests/config and tests/test_end_to_end.py)",
+}
+
+
+def leaves(model: type[BaseModel], path: str = "") -> list[str]:
+    found = []
+    for name, field in model.model_fields.items():
+        here = f"{path}.{name}" if path else name
+        nested = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        found += leaves(field.annotation, here) if nested else [here]
+    return found
+
+
+def test_every_field_is_listed_once():
+    assert len(INERT) <= 5
+    assert set(FLIPS) | set(INERT) == set(leaves(RunConfig))
+    assert not set(FLIPS) & set(INERT)
+
+
+def digest(*tensors: torch.Tensor) -> str:
+    return hashlib.sha256(b"".join(tensor.detach().contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()[:16]
+
+
+def model_effects(config: RunConfig) -> dict[str, Any]:
+    model = fresh_model(config.model, 257, seed=config.seed, device="cpu")
+    ids = torch.arange(24).view(2, 12) * 7 % 257
+    with torch.no_grad():
+        logits = model(ids).logits
+        cache = model.new_cache(2, 12)
+        model(ids, cache=cache)
+    groups = param_groups(model.named_parameters(), model.param_specs(), config.optim)
+    before = digest(*model.parameters())
+    optimizer = HybridOptimizer(groups, config.optim)
+    for _ in range(2):
+        (model(ids, targets=ids.roll(-1, 1)).loss_sum / 24).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {
+        "layers": resolve_layers(config.model),
+        "shapes": {name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
+        "weights": before,
+        "logits": digest(logits),
+        "cache": cache.bytes,
+        "groups": [(group["name"], group["lr"], group["weight_decay"], len(group["params"])) for group in groups],
+        "updated": digest(*model.parameters()),
+        "rates": [lr_factor(step, config.optim, 12) for step in range(12)],
+    }
+
+
+def data_effects(config: RunConfig) -> dict[str, Any]:
+    config = config.model_copy(update={"data": config.data.model_copy(update={"source": "files"})}) if config.data.path else config
+    prepared = prepare(config.data)
+    machine = resolve_machine(config)
+    module = run_module._datamodule(config, machine, prepared, val_batches=config.trainer.val_batches)
+    module.trainer = types.SimpleNamespace(global_rank=0, world_size=machine.devices)  # type: ignore[assignment]
+    batch, val = next(iter(module.train_dataloader())), module.val_dataloader()
+    return {
+        "folder": str(prepared.folder),
+        "batch": (digest(batch["ids"]), tuple(batch["ids"].shape), int(batch["n_targets"])),
+        "val": (len(val), tuple(next(iter(val))["ids"].shape)),
+    }
+
+
+def loop_effects(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
+    machine = resolve_machine(config)
+    folder = RunFolder(tmp_path)
+    trainer = make_trainer(config, machine, folder, [], [])
+    torch.set_num_threads(config.trainer.threads or 1)
+    loggers = run_module._loggers(config, folder, Console(config.trainer.headless, machine.max_steps), None)
+    torch.set_num_threads(1)
+    return {
+        "machine": machine,
+        "trainer": (
+            trainer.max_steps,
+            trainer.val_check_interval,
+            trainer.accumulate_grad_batches,
+            trainer.precision,
+            type(trainer.strategy).__name__,
+        ),
+        "checkpoints": [(callback._every_n_train_steps, callback.save_top_k) for callback in trainer.checkpoint_callbacks],
+        "strategy": str(type(strategy(config.trainer.strategy, machine))),
+        "loggers": [
+            (type(logger).__name__, getattr(logger, "_wandb_init", {}).get("project"), getattr(logger, "_offline", None))
+            for logger in loggers
+        ],
+        "json": loggers[1]._json,
+        "log_every": config_metrics(config)._log_every,
+    }
+
+
+def config_metrics(config: RunConfig) -> run_module.MetricsCallback:
+    return run_module.MetricsCallback(config.trainer.log_every, tokens_per_step=1)
+
+
+def sample_effects(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
+    prepared = prepare(config.data)
+    model = fresh_model(config.model, prepared.tokenizer.vocab_size, seed=config.seed, device="cpu")
+    loaded = types.SimpleNamespace(model=model, tokenizer=prepared.tokenizer)
+    write_samples(loaded, config.callbacks.samples, config.seed, tmp_path / "samples.txt", Console(True, 1))  # type: ignore[arg-type]
+    return {"samples": (tmp_path / "samples.txt").read_text(encoding="utf-8")}
+
+
+@pytest.fixture
+def pretend_gpu(monkeypatch):
+    """A CUDA device as far as ``hardware.py`` looks at it; returns what it asked the device for."""
+    asked: dict[str, Any] = {}
+    fake = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "get_device_name": lambda: "pretended",
+        "is_bf16_supported": lambda: True,
+        "get_device_properties": lambda index: types.SimpleNamespace(total_memory=16 * 2**30),
+        "set_per_process_memory_fraction": lambda fraction: asked.update(fraction=fraction),
+    }
+    for name, function in fake.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    return asked
+
+
+def observe(section: str, config: RunConfig, tmp_path: Path) -> dict[str, Any]:
+    match section:
+        case "model" | "optim":
+            return model_effects(config)
+        case "data":
+            return data_effects(config)
+        case "seed":
+            return {**model_effects(config), **data_effects(config), **sample_effects(config, tmp_path)}
+        case "callbacks":
+            return sample_effects(config, tmp_path)
+        case _:
+            return {**loop_effects(config, tmp_path), **data_effects(config)}
+
+
+def attempt(observed: Any) -> Any:
+    """What is observed, or the refusal: both are effects."""
+    try:
+        return observed()
+    except ConfigError as error:
+        return str(error)
+
+
+@pytest.fixture(scope="module")
+def tree(tiny) -> dict[str, Any]:
+    return compose_config(tiny).model_dump()
+
+
+def configured(tree: dict[str, Any], *settings: str) -> RunConfig:
+    """The tree with ``path=YAML value`` set on top, validated."""
+    changed = copy.deepcopy(tree)
+    for setting in settings:
+        path, value = setting.split("=", 1)
+        *sections, name = path.split(".")
+        place = changed
+        for section in sections:
+            place = place[section]
+        place[name] = yaml.safe_load(value)
+    return load_config(changed)
+
+
+@pytest.mark.parametrize("section", ["seed", "model", "data", "optim", "trainer", "callbacks"])
+def test_without_a_flip_nothing_changes(section, tree, tmp_path):
+    """The control of the tests below: what they observe does not differ from call to call."""
+    assert observe(section, configured(tree), tmp_path) == observe(section, configured(tree), tmp_path)
+
+
+@pytest.mark.parametrize("field", [field for field in FLIPS if not field.startswith("hardware.")])
+def test_flipping_a_field_has_an_effect(field, tree, tmp_path):
+    value, context = FLIPS[field]
+    value = tmp_path / "other" if field == "data.out" else value
+    section = field.split(".")[0]
+    before = attempt(lambda: observe(section, configured(tree, *context), tmp_path))
+    after = attempt(lambda: observe(section, configured(tree, *context, f"{field}={value}"), tmp_path))
+    assert before != after
+
+
+@pytest.mark.parametrize("field", [field for field in FLIPS if field.startswith("hardware.")])
+def test_flipping_a_hardware_field_has_an_effect(field, tree, request):
+    value, context = FLIPS[field]
+    gpu = field not in ("hardware.name", "hardware.accelerator", "hardware.cpu.global_batch", "hardware.cpu.max_steps")
+    asked = request.getfixturevalue("pretend_gpu") if gpu else {}
+    before = attempt(lambda: (resolve_machine(configured(tree, *context)), dict(asked)))
+    asked.clear()
+    after = attempt(lambda: (resolve_machine(configured(tree, *context, f"{field}={value}")), dict(asked)))
+    assert before != after
+
+
+def test_a_built_model_agrees_with_its_meta_twin(tree):
+    config = configured(tree)
+    meta = build_model(config.model, 257)
+    real = fresh_model(config.model, 257, seed=0, device="cpu")
+    assert {name: tensor.shape for name, tensor in meta.state_dict().items()} == {
+        name: tensor.shape for name, tensor in real.state_dict().items()
+    }

@@ -1,0 +1,228 @@
+"""Whole runs, as a user starts them: what they leave behind, what a kill leaves behind, resume, several processes, generate."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybridlm.checkpoint import load_run, read_checkpoint
+from hybridlm.compose import compose_config
+from hybridlm.config.load import from_yaml
+from hybridlm.config.section import ConfigError
+from hybridlm.data.prepare import prepare
+from hybridlm.generate.engine import generate
+from hybridlm.generate.sampling import Sampler
+from hybridlm.run_folder import RunFolder
+from hybridlm.train.run import run
+
+TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(TRAIN), *arguments]
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory) -> RunFolder:
+    """A finished run of 12 steps."""
+    folder = RunFolder(tmp_path_factory.mktemp("run") / "a")
+    run(compose_config(tiny), folder, None)
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(finished, tiny):
+    config = compose_config(tiny)
+    assert from_yaml(finished.config.read_text()) == config
+    assert [row["step"] for row in rows(finished.path)] == [1, 2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in rows(finished.path) if "val/bpb" in row] == [4, 8, 12]
+    assert all(row["data/tokens"] == row["step"] * 4 * 32 for row in rows(finished.path))
+    assert sorted(path.name for path in finished.checkpoints.iterdir()) == ["best.ckpt", "step-00000008.ckpt", "step-00000012.ckpt"]
+    assert "mamba2" in finished.layers.read_text()
+    assert "attention" in finished.layers.read_text()
+    samples = finished.samples.read_text().split("\n\n----------------\n\n")
+    assert [text.startswith(prompt) for text, prompt in zip(samples, config.callbacks.samples.prompts, strict=True)] == [True] * 3
+    summary = json.loads(finished.summary.read_text())
+    assert summary["model"] == config.model.name
+    assert summary["steps"] == 12
+    assert summary["val/bpb"] == pytest.approx(rows(finished.path)[-1]["val/bpb"])
+
+
+def test_training_learns(finished):
+    losses = [row["train/loss"] for row in rows(finished.path)]
+    assert losses[0] == pytest.approx(math.log(257), abs=0.2)
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_bits_per_byte_are_those_of_the_saved_model_on_the_held_out_text(finished, tiny):
+    """From the checkpoint alone, one document-free pass with the cache: another path than the validation loop's."""
+    loaded = load_run(str(finished.path), torch.device("cpu"))
+    prepared = prepare(compose_config(tiny).data)
+    tokens = torch.from_numpy(prepared.val.tokens.astype("int64"))
+    nats = 0.0
+    with torch.no_grad():
+        for start in range(0, len(tokens) - 1, 64):
+            window = tokens[start : start + 65]
+            logits = loaded.model(window[None, :-1]).logits[0].double()
+            nats += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
+    bpb = nats / math.log(2) / prepared.val.meta.text_bytes
+    assert json.loads(finished.summary.read_text())["val/bpb"] == pytest.approx(bpb, rel=1e-5)
+
+
+@pytest.mark.parametrize("extra", [[], ["trainer.accumulate=2", "optim=muon"]])
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(tiny, tmp_path, extra):
+    config = compose_config([*tiny, *extra])
+    whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
+    run(config, whole, None)
+    shutil.copytree(whole.path, broken.path)
+    broken.step_checkpoint(12).unlink()
+    with broken.metrics_jsonl.open("a") as file:
+        file.write('{"step": 14, "tra')  # what a kill may leave
+    run(config, broken, broken.step_checkpoint(8))
+    exact = ("step", "train/loss", "val/bpb", "val/loss", "optim/lr", "optim/grad_norm", "data/tokens")
+    assert [{key: row.get(key) for key in exact} for row in rows(broken.path)] == [
+        {key: row.get(key) for key in exact} for row in rows(whole.path)
+    ]
+    ours, theirs = (read_checkpoint(folder.step_checkpoint(12)) for folder in (broken, whole))
+    assert all(torch.equal(ours["state_dict"][name], tensor) for name, tensor in theirs["state_dict"].items())
+    for mine, its in zip(ours["optimizer_states"][0]["state"].values(), theirs["optimizer_states"][0]["state"].values(), strict=True):
+        assert all(torch.equal(mine[name], tensor) for name, tensor in its.items())
+
+
+def test_an_architecture_that_grew_needs_a_new_run_and_more_steps_do_not(finished, tmp_path, tiny):
+    folder = RunFolder(tmp_path / "copy")
+    shutil.copytree(finished.path, folder.path)
+    with pytest.raises(ConfigError, match="already at step 12"):
+        run(compose_config(tiny), folder, folder.newest_checkpoint())
+    run(compose_config([*tiny, "trainer.max_steps=14"]), folder, folder.newest_checkpoint())
+    assert [row["step"] for row in rows(folder.path)][-2:] == [12, 14]
+
+
+def test_kill_and_resume_in_the_same_folder(tiny, tmp_path, environment):
+    arguments = [*tiny, "trainer.max_steps=100000", "trainer.val_every=null"]
+    process = subprocess.Popen(command(*arguments), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("outputs/*/*/checkpoints/step-*.ckpt")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    (folder,) = tmp_path.glob("outputs/*/*/")
+    stopped_at = int(RunFolder(folder).newest_checkpoint().stem.removeprefix("step-"))
+    done = subprocess.run(
+        command("ckpt=last", f"trainer.max_steps={stopped_at + 4}"), cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"resuming after step {stopped_at}" in done.stdout
+    assert list(tmp_path.glob("outputs/*/*/")) == [folder]
+    steps = [row["step"] for row in rows(folder)]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == stopped_at + 4
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_train_as_one(tiny, finished, tmp_path, environment, strategy):
+    """Through the command line, so that Hydra's relaunch of the second process is part of it."""
+    arguments = [*tiny, "trainer.devices=2", f"trainer.strategy={strategy}", f"hydra.run.dir={tmp_path}/two", "optim=adamw"]
+    done = subprocess.run(
+        command(*arguments, "trainer.max_steps=3", "trainer.log_every=1"), cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one = RunFolder(tmp_path / "one")
+    run(compose_config([*tiny, "optim=adamw", "trainer.max_steps=3", "trainer.log_every=1"]), one, None)
+    for mine, its in zip(rows(tmp_path / "two"), rows(one.path), strict=True):
+        assert mine["train/loss"] == pytest.approx(its["train/loss"], rel=1e-5)
+        assert mine["optim/grad_norm"] == pytest.approx(its["optim/grad_norm"], rel=1e-4)
+    two = load_run(str(tmp_path / "two"), torch.device("cpu")).model.state_dict()
+    for name, tensor in load_run(str(one.path), torch.device("cpu")).model.state_dict().items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_sweep_runs_every_job_and_headless_prints_json(tiny, tmp_path, environment):
+    """One of the three jobs is misconfigured: the others run, and the sweep ends with code 2."""
+    base = [item for item in tiny if not item.startswith("model.pattern=")]
+    arguments = ["-m", *base, "model.pattern=T,Q,(MT)*1", "trainer.headless=true", "trainer.max_steps=2"]
+    done = subprocess.run(command(*arguments), cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert "'Q'" in done.stderr
+    folders = sorted(path.parent for path in tmp_path.glob("multirun/*/*/*/summary.json"))
+    assert [folder.name for folder in folders] == ["0", "2"]
+    printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [row["step"] for row in printed if "train/loss" in row] == [1, 2, 1, 2]
+
+
+def test_a_card_that_is_not_here_is_refused_in_one_line(tiny, tmp_path, environment):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    arguments = [item for item in tiny if not item.startswith("hardware=")]
+    done = subprocess.run(command(*arguments, "hardware=rtx3070"), cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if line.strip()] == [line for line in done.stderr.splitlines() if "rtx3070" in line]
+    assert "needs a CUDA device" in done.stderr
+
+
+def test_generate_streams_the_same_text_for_the_same_seed(finished, environment):
+    def text(*arguments: str) -> str:
+        line = [sys.executable, "-m", "hybridlm", "generate", str(finished.path), "--prompt", "def f", "-n", "20", *arguments]
+        done = subprocess.run(line, env=environment, capture_output=True, check=True)
+        return done.stdout.decode("utf-8", "replace")
+
+    first = text("--seed", "1")
+    assert first.startswith("def f")
+    assert len(first) > len("def f\n")
+    assert first == text("--seed", "1")
+    assert first != text("--seed", "2")
+
+
+def test_decode_is_the_argmax_of_the_full_forward(finished):
+    loaded = load_run(str(finished.path), torch.device("cpu"))
+    prompt = loaded.tokenizer.encode("def f1(x):\n    return")
+    ids = [step[0] for step in generate(loaded.model, [prompt], 30, Sampler(temperature=0))]
+    with torch.no_grad():
+        logits = loaded.model(torch.tensor([prompt + ids])).logits[0]
+    assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == ids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(["nowhere"], "does not exist"), (["last"], "no run under"), (["FOLDER", "--prompt", ""], "--prompt: empty")],
+)
+def test_generate_refuses_in_one_line(finished, tmp_path, environment, arguments, says):
+    line = [str(finished.path) if item == "FOLDER" else item for item in arguments]
+    line = line if "--prompt" in line else [*line, "--prompt", "a"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hybridlm", "generate", *line], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_damaged_checkpoint_and_a_foreign_tokenizer_are_refused(finished, tmp_path):
+    folder = RunFolder(tmp_path / "copy")
+    shutil.copytree(finished.path, folder.path)
+    newest = folder.newest_checkpoint()
+    newest.write_bytes(newest.read_bytes()[:5000])
+    with pytest.raises(ConfigError, match="cannot be read as a checkpoint"):
+        load_run(str(folder.path), torch.device("cpu"))
+    newest.unlink()
+    text = folder.tokenizer.read_text()
+    folder.tokenizer.write_text(text.replace("<|endoftext|>", "<|another|>"))
+    with pytest.raises(ConfigError):
+        load_run(str(folder.path), torch.device("cpu"))

@@ -1,0 +1,42 @@
+"""Every YAML under conf/ and experiments/ composes and validates alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from hybridlm.compose import compose_config
+from hybridlm.config.resolve import kinds_in_use, resolve_layers
+from hybridlm.config_files import groups
+
+CHOICES = [(group, option) for group, options in groups().items() for option in options]
+NEEDS = {("data", "files"): ["data.path=*.txt"]}  # the user's own folder has no default
+PRESETS = ("hybrid_alternating", "transformer", "mamba2")
+
+
+def arguments(group, option):
+    takes_sizes = ["model=transformer"] if group == "size" else []
+    return [*takes_sizes, f"{group}={option}", *NEEDS.get((group, option), [])]
+
+
+@pytest.mark.parametrize(("group", "option"), CHOICES, ids=lambda value: value)
+def test_validates_alone(group, option):
+    config = compose_config(arguments(group, option))
+    if group == "model":
+        assert config.model.name == option
+    if group in ("size", "hardware", "logger", "optim"):
+        assert getattr(config, group).name == option
+
+
+@pytest.mark.parametrize(("preset", "size"), list(zip(PRESETS * 2, ["tiny", "small", "d12", "d16", "d20", "d26"], strict=True)))
+def test_presets_take_every_size(preset, size):
+    model = compose_config([f"model={preset}", f"size={size}"]).model
+    layers = resolve_layers(model)
+    assert compose_config([f"model={preset}"]).model.sizes == ("default", "tiny", "small", "d12", "d16", "d20", "d26")
+    if size.startswith("d"):
+        assert (len(layers), model.d_model) == (int(size[1:]), 64 * int(size[1:]))
+        assert all(layer.params.head_dim == 128 for layer in layers if layer.kind == "attention")
+
+
+def test_tiny_keeps_both_kinds_of_layer():
+    for preset in ("hybrid_small", "hybrid_alternating"):
+        assert {"attention", "mamba2"} <= kinds_in_use(compose_config([f"model={preset}", "size=tiny"]).model)

@@ -1,0 +1,68 @@
+"""Checkpoint files: the old one or the new one, never half of one."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from hybridlm.checkpoint import read_checkpoint
+from hybridlm.config.section import ConfigError
+from hybridlm.train.checkpoint_io import AtomicCheckpointIO
+
+CONTENT = {"global_step": 3, "hybridlm": {"format_version": 1}, "state_dict": {"model.x": torch.arange(4)}}
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    path = tmp_path / "deep" / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint(CONTENT, path)
+    assert torch.equal(read_checkpoint(path)["state_dict"]["model.x"], torch.arange(4))
+    assert os.listdir(path.parent) == ["a.ckpt"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint(CONTENT, path)
+
+    def fail(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="No space"):
+        AtomicCheckpointIO().save_checkpoint({**CONTENT, "global_step": 4}, path)
+    monkeypatch.undo()
+    assert read_checkpoint(path)["global_step"] == 3
+    assert os.listdir(tmp_path) == ["a.ckpt"]
+
+
+class Payload:
+    def __reduce__(self):
+        return (os.system, ("touch pwned",))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({**CONTENT, "extra": Payload()}, "could run code"),
+        ({"global_step": 3, "state_dict": {}}, "not one of hybridlm's"),
+        ({**CONTENT, "hybridlm": {"format_version": 99}}, "format version 99"),
+    ],
+)
+def test_what_is_not_ours_is_refused_in_one_line(tmp_path, content, says, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "a.ckpt")
+    with pytest.raises(ConfigError, match=says) as caught:
+        read_checkpoint(tmp_path / "a.ckpt")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("raw", [b"", b"not a checkpoint", pickle.dumps(Payload())])
+def test_other_files_are_refused_in_one_line(tmp_path, raw, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.ckpt").write_bytes(raw)
+    with pytest.raises(ConfigError) as caught:
+        read_checkpoint(tmp_path / "a.ckpt")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "pwned").exists()
