@@ -61,5 +61,5 @@ class ModelCache:
                 if loaded[name].shape != tensor.shape:
                     raise ValueError(f"layers.{i}.{name} has shape {tuple(loaded[name].shape)}, this cache {tuple(tensor.shape)}")
                 tensor.copy_(loaded[name])
-        self.lengths = state["lengths"].to(self.lengths.device)
+        self.lengths.copy_(state["lengths"])
         self.past = int(state["past"])

@@ -76,7 +76,7 @@ class HybridLM(nn.Module):
         if cache is not None:
             cache.advance(ids.shape[1])
         if targets is None and keep != "all":
-            x = x[:, -(1 if keep == "last" else keep) :]
+            x = x[:, x.shape[1] - (1 if keep == "last" else keep) :]
         x = rms_norm(x, self.norm.weight, self.config.norm_eps)
         if targets is None:
             output.logits = self._logits(x)
@@ -117,7 +117,7 @@ class HybridLM(nn.Module):
             block.reset_parameters(self.init)  # type: ignore[operator]
         self.norm.reset_parameters()
         if self.lm_head is not None:
-            nn.init.normal_(self.lm_head.weight, std=settings.head_std or self.config.d_model**-0.5)
+            nn.init.normal_(self.lm_head.weight, std=settings.head_std or settings.std or self.config.d_model**-0.5)
 
     def param_specs(self) -> dict[str, ParamSpec]:
         """What each parameter declares, by its name in the model. Raises if a parameter is not declared, or one is that does not exist."""

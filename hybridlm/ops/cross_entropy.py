@@ -96,7 +96,7 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, dtotal: Tensor | None, *
         return (None,) * 7
     if not ctx.recompute:  # type: ignore[attr-defined]
         dhidden, dweight = ctx.saved_tensors  # type: ignore[attr-defined]
-        return (dhidden * dtotal.to(dhidden.dtype), (dweight * dtotal).to(ctx.weight_dtype), *[None] * 5)  # type: ignore[attr-defined]
+        return ((dhidden * dtotal).to(dhidden.dtype), (dweight * dtotal).to(ctx.weight_dtype), *[None] * 5)  # type: ignore[attr-defined]
     hidden, weight, targets = ctx.saved_tensors  # type: ignore[attr-defined]
     dhidden, dweight = torch.empty_like(hidden), torch.zeros(weight.shape, dtype=at_least_fp32(weight.dtype), device=weight.device)
     for start in range(0, hidden.shape[0], _ROWS):

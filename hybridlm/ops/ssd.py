@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from hybridlm.ops.norm import at_least_fp32
 
 _TINY = 1e-30  # dt is at least this where its logarithm is taken: padded tokens have dt = 0 and x = 0
-_CAP = 30.0  # exponents above the diagonal may be large before they are masked; those that count never reach this
+_CAP = 30.0  # exponents above the diagonal may be large before they are masked: kept finite, so that no later product makes a NaN of them
 
 
 class _Chunks(NamedTuple):
@@ -59,12 +59,15 @@ def _chunks(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) 
 def _weights(cut: _Chunks, head: int) -> Tensor:
     """exp(c_l - c_s) dt_s for s <= l, else 0: (BC, Q, Q) of one head."""
     weights = cut.decay[:, :, head].unsqueeze(2) + cut.reach[:, :, head].unsqueeze(1)
-    return weights.clamp_max_(_CAP).exp_().tril_()
+    weights = weights.clamp_max_(_CAP).exp_().tril_()
+    # On the diagonal the sums cancel exactly: written in, so that a long sum's rounding does not touch a token's own weight.
+    weights.diagonal(dim1=1, dim2=2).copy_(cut.dt[:, :, head].clamp_min(_TINY))
+    return weights
 
 
 def _to_end(cut: _Chunks) -> Tensor:
     """exp(c_Q - c_s) dt_s, the weight of token s in the chunk's outgoing state: (BC, Q, H, 1)."""
-    return (cut.decay[:, -1:] + cut.reach).exp().unsqueeze(-1)
+    return ((cut.decay[:, -1:] - cut.decay).exp() * cut.dt.clamp_min(_TINY)).unsqueeze(-1)
 
 
 def _group_slices(heads: int, groups: int, head_dim: int) -> list[slice]:
@@ -113,7 +116,7 @@ def _ssd(
 def _(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, initial_state: Tensor | None, chunk: int) -> tuple[Tensor, Tensor]:
     batch, length, heads, head_dim = x.shape
     boundaries, wide = (length + chunk - 1) // chunk + 1, at_least_fp32(x.dtype)
-    return torch.empty_like(x, dtype=wide), x.new_empty((batch, boundaries, B.shape[3], heads, head_dim), dtype=wide)
+    return x.new_empty(x.shape, dtype=wide), x.new_empty((batch, boundaries, B.shape[3], heads, head_dim), dtype=wide)
 
 
 def _own_tokens_backward(cut: _Chunks, dy: Tensor, dx: Tensor, dB: Tensor, dC: Tensor) -> None:
@@ -190,8 +193,8 @@ def _ssd_backward(
 def _(
     dy: Tensor, dstates: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, y: Tensor, states: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    like = torch.empty_like
-    return like(x), like(dt), like(A), like(B), like(C), like(D), torch.empty_like(states[:, 0])
+    dx, ddt, dA, dB, dC, dD = (tensor.new_empty(tensor.shape) for tensor in (x, dt, A, B, C, D))  # contiguous, as the real ones are
+    return dx, ddt, dA, dB, dC, dD, states.new_empty(states[:, 0].shape)
 
 
 def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:

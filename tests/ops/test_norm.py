@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from recurrences import assert_near, group_rms_norm, relative_error, silu
+from recurrences import assert_near, group_rms_norm, silu
 from recurrences import rms_norm as formula
 from torch import Tensor
 
@@ -37,16 +37,19 @@ def test_a_zero_vector_stays_zero():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_statistics_are_at_least_float32(dtype):
-    """The square of 1,000 is infinite in float16, and a bfloat16 sum of squares has two digits."""
-    x, weight = (1000 * draw(4, 64)).to(dtype), draw(64, seed=1).to(dtype)
-    out = rms_norm(x, weight, EPS)
-    want = formula(x.double(), weight.double(), EPS)
-    assert out.dtype == dtype
-    assert torch.equal(out, want.to(dtype)) or relative_error(out, want) < torch.finfo(dtype).eps
-    z = draw(4, 64, seed=2).to(dtype)
-    gated = gated_rms_norm(x, z, weight, EPS, groups=2, norm_before_gate=False)
-    assert gated.dtype == dtype
-    assert relative_error(gated, group_rms_norm(x.double() * silu(z.double()), weight.double(), 2, EPS)) < torch.finfo(dtype).eps
+    """The square of 1,000 is infinite in float16, and a bfloat16 sum of squares has two digits: only the result may be rounded."""
+    x, z, weight = ((size * draw(*shape, seed=i)).to(dtype) for i, (size, shape) in enumerate([(1000, (8, 64)), (30, (8, 64)), (1, (64,))]))
+    x64, gate, weight64 = x.double(), silu(z.double()), weight.double()
+    pairs = [
+        (rms_norm(x, weight, EPS), formula(x64, weight64, EPS)),
+        (gated_rms_norm(x, z, weight, EPS, groups=2, norm_before_gate=False), group_rms_norm(x64 * gate, weight64, 2, EPS)),
+        (gated_rms_norm(x, z, weight, EPS, groups=2, norm_before_gate=True), group_rms_norm(x64, weight64, 2, EPS) * gate),
+    ]
+    for out, want in pairs:
+        assert out.dtype == dtype
+        assert float((out != want.to(dtype)).double().mean()) < 0.01, (
+            "a float32 result is rounded elsewhere than a float64 one now and then"
+        )
 
 
 def test_statistics_do_not_narrow_float64():
