@@ -33,7 +33,7 @@ def train(folder, *arguments):
         (["+model.patern=TM"], [["did you mean model.pattern?"]]),
         (["model.d_model=abc"], [["model.d_model = 'abc'", "an integer"]]),
         (["model=hybird"], [["model=hybird", "did you mean model=hybrid_small?", "transformer"]]),
-        (["model.mamba2.head_dim=37"], [["2 x 256 = 512", "32 and 64"]]),
+        (["model.mamba2.head_dim=37"], [["2 x 192 = 384", "32 and 48"]]),
         (["model.d_model=abc", "optim.schedule=cos", "sed=3", "--cfg", "job"], [["d_model"], ["cosine"], ["did you mean seed?"]]),
         (["model.pattern=(TM*6", "hydra.run.dir=outputs/x"], [["never closed"]]),
         (["optim.lr=1,2"], [["Ambiguous"]]),
