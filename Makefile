@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup train test test-slow lint transcript clean
+.PHONY: help setup train test test-slow lint bench transcript clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -32,6 +32,9 @@ lint: $(READY)  ## ruff, and a strict type check of config, ops, layers and mode
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --diff . >/dev/null || { echo "run: ruff format ."; exit 1; }
 	@$(BIN)/mypy
+
+bench: $(READY)  ## the measurements of benchmarks/, written to benchmarks/results
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 transcript: $(READY)  ## run the default job and put what it prints into README.md
 	@$(BIN)/python docs/transcript.py

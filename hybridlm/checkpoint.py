@@ -25,13 +25,14 @@ KEY = "hybridlm"  # of our part among Lightning's
 PREFIX = "model."  # of the model's tensors in Lightning's state dict
 
 
-def facts(config: ModelConfig, vocab_size: int, tokenizer_fingerprint: str) -> dict[str, Any]:
-    """Our part of a checkpoint: enough to rebuild the model and to know its tokenizer, in plain types."""
+def facts(config: ModelConfig, vocab_size: int, tokenizer_fingerprint: str, accumulate: int) -> dict[str, Any]:
+    """Our part of a checkpoint: enough to rebuild the model, to know its tokenizer and how its steps were cut, in plain types."""
     return {
         "format_version": FORMAT_VERSION,
         "model": config.model_dump(mode="python"),
         "vocab_size": vocab_size,
         "tokenizer": tokenizer_fingerprint,
+        "accumulate": accumulate,
     }
 
 

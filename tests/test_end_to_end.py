@@ -101,7 +101,20 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(tiny, tmp_path, extr
         assert all(torch.equal(mine[name], tensor) for name, tensor in its.items())
 
 
-def test_an_architecture_that_grew_needs_a_new_run_and_more_steps_do_not(finished, tmp_path, tiny):
+def test_steps_cut_in_another_way_are_not_resumed(finished, tiny):
+    with pytest.raises(ConfigError, match=r"resume with trainer\.accumulate=1"):
+        run(compose_config([*tiny, "trainer.max_steps=14", "trainer.accumulate=2"]), finished, finished.newest_checkpoint())
+    assert [row["step"] for row in rows(finished.path)][-1] == 12
+
+
+def test_another_tokenizer_is_not_resumed(finished, tiny):
+    before = finished.tokenizer.read_text()
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        run(compose_config([*tiny, "trainer.max_steps=14", "data.tokenizer.kind=bpe"]), finished, finished.newest_checkpoint())
+    assert finished.tokenizer.read_text() == before
+
+
+def test_a_finished_run_needs_more_steps_to_go_on(finished, tmp_path, tiny):
     folder = RunFolder(tmp_path / "copy")
     shutil.copytree(finished.path, folder.path)
     with pytest.raises(ConfigError, match="already at step 12"):

@@ -19,16 +19,17 @@ from hybridlm.train.schedule import lr_factor
 if TYPE_CHECKING:
     from hybridlm.config.train import OptimConfig
     from hybridlm.data.loader import Batch
+    from hybridlm.hardware import Machine
 
 
 class LitLM(lightning.LightningModule):
     """Loss, validation in bits per byte, optimizer, and our part of every checkpoint."""
 
-    def __init__(self, model: HybridLM, optim: OptimConfig, *, max_steps: int, tokenizer_fingerprint: str, sharded: bool) -> None:
+    def __init__(self, model: HybridLM, optim: OptimConfig, machine: Machine, *, tokenizer_fingerprint: str, sharded: bool) -> None:
         super().__init__()
         self.model = model
-        self._optim, self._max_steps, self._sharded = optim, max_steps, sharded
-        self._facts = checkpoint_format.facts(model.config, model.vocab_size, tokenizer_fingerprint)
+        self._optim, self._max_steps, self._sharded = optim, machine.max_steps, sharded
+        self._facts = checkpoint_format.facts(model.config, model.vocab_size, tokenizer_fingerprint, machine.accumulate)
         self._val: Tensor | None = None  # (nats, tokens, bytes) of the running validation
 
     def configure_model(self) -> None:

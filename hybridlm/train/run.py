@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from hybridlm.checkpoint import load_run, read_checkpoint
+from hybridlm.checkpoint import KEY, load_run, read_checkpoint
 from hybridlm.config.load import to_yaml
 from hybridlm.config.section import ConfigError
 from hybridlm.data.datamodule import DataModule
@@ -48,8 +48,10 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     console.say(
         f"run folder  {folder.path}\nmachine     {machine.device_name}, {machine.devices} process(es), precision {machine.precision}"
     )
-    resumed_at = _step_of(resume, machine) if resume is not None else None
+    resumed_at = None if resume is None else _resumable_step(resume, machine)
     prepared = prepare(config.data, report=lambda line: console.say(f"data        {line}"))
+    if resume is not None and read_checkpoint(resume)[KEY]["tokenizer"] != prepared.tokenizer.fingerprint:
+        raise ConfigError(f"{resume}: trained with another tokenizer than today's data gives; has the text or data.tokenizer changed?")
     _begin_folder(config, folder, prepared, resuming=resume is not None)
 
     module = _module(config, machine, prepared)
@@ -81,8 +83,15 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     return summary
 
 
-def _step_of(resume: Path, machine: Machine) -> int:
-    step = int(read_checkpoint(resume)["global_step"])
+def _resumable_step(resume: Path, machine: Machine) -> int:
+    """The step of a checkpoint from which this run can go on. ConfigError: it is past the end, or its steps were cut in another way."""
+    content = read_checkpoint(resume)
+    step, accumulate = int(content["global_step"]), content[KEY]["accumulate"]
+    if accumulate != machine.accumulate:
+        raise ConfigError(
+            f"{resume}: its steps have {accumulate} micro-batches per device, this run's {machine.accumulate}; resume with "
+            f"trainer.accumulate={accumulate} (Lightning counts its position in micro-batches)"
+        )
     if step >= machine.max_steps:
         raise ConfigError(f"trainer.max_steps = {machine.max_steps}: {resume} is already at step {step}; give a larger number to go on")
     return step
@@ -113,7 +122,7 @@ def _module(config: RunConfig, machine: Machine, prepared: Prepared) -> LitLM:
     return LitLM(
         model,
         config.optim,
-        max_steps=machine.max_steps,
+        machine,
         tokenizer_fingerprint=prepared.tokenizer.fingerprint,
         sharded=config.trainer.strategy == "fsdp2",
     )
