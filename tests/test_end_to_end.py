@@ -121,6 +121,7 @@ def test_a_finished_run_needs_more_steps_to_go_on(finished, tmp_path, tiny):
         run(compose_config(tiny), folder, folder.newest_checkpoint())
     run(compose_config([*tiny, "trainer.max_steps=14"]), folder, folder.newest_checkpoint())
     assert [row["step"] for row in rows(folder.path)][-2:] == [12, 14]
+    assert [path.name for path in folder.step_checkpoints()] == ["step-00000014.ckpt", "step-00000012.ckpt"]
 
 
 def test_kill_and_resume_in_the_same_folder(tiny, tmp_path, environment):

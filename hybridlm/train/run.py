@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers.logger import Logger
 
     from hybridlm.config.run import RunConfig
+    from hybridlm.config.train import TrainerConfig
     from hybridlm.run_folder import RunFolder
 
 
@@ -66,14 +68,13 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     metrics = MetricsCallback(config.trainer.log_every, tokens_per_step=tokens_per_step)
     loggers = _loggers(config, folder, console, resumed_at)
     trainer = make_trainer(config, machine, folder, loggers, [metrics])
-    data = _datamodule(config, machine, prepared, val_batches=config.trainer.val_batches)
-    with relaunchable(verb):
+    with relaunchable(verb), _ending(console, trainer, verb):
+        data = _datamodule(config, machine, prepared, val_batches=config.trainer.val_batches)
         trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
-        _save_final(trainer, folder, config.trainer.ckpt_every)
+        _save_final(trainer, folder, config.trainer)
         console.say("validating on all held-out text ...")
         trainer.validate(module, datamodule=_datamodule(config, machine, prepared, val_batches=None), verbose=False)
         final = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-    console.close()
     if rank_zero_only.rank != 0:
         return {}
     summary = _summary(config, machine, prepared, final, metrics, began, folder)
@@ -159,10 +160,33 @@ def _loggers(config: RunConfig, folder: RunFolder, console: Console, resumed_at:
     return loggers
 
 
-def _save_final(trainer: lightning.Trainer, folder: RunFolder, every: int) -> None:
-    """The state after the last step, where the interval of the step checkpoints missed it."""
-    if trainer.global_step % every != 0:
-        trainer.save_checkpoint(folder.checkpoints / f"step-{trainer.global_step:08d}.ckpt")
+@contextmanager
+def _ending(console: Console, trainer: lightning.Trainer, verb: Sequence[str]) -> Iterator[None]:
+    """Takes the progress bar down however training ends; an interrupted run says how to go on. (Lightning exits on Ctrl-C.)"""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        console.close()
+        console.say(f"stopped at step {trainer.global_step}; go on from the last checkpoint with {_program(verb)} ckpt=last")
+        raise
+    finally:
+        console.close()
+
+
+def _program(verb: Sequence[str]) -> str:
+    return f"hybridlm {' '.join(verb)}" if verb else "python train.py"
+
+
+def _save_final(trainer: lightning.Trainer, folder: RunFolder, settings: TrainerConfig) -> None:
+    """The state after the last step, where the interval of the step checkpoints missed it; older ones than are to be kept go.
+
+    Lightning's callback forgets the checkpoint that a run was resumed from, and never knew this last one.
+    """
+    if trainer.global_step % settings.ckpt_every != 0:
+        trainer.save_checkpoint(folder.step_checkpoint(trainer.global_step))
+    if trainer.is_global_zero:
+        for old in folder.step_checkpoints()[settings.keep_last :]:
+            old.unlink()
 
 
 def _summary(
@@ -197,7 +221,7 @@ def _summary(
 
 def _report(console: Console, summary: dict[str, Any], folder: RunFolder, verb: Sequence[str]) -> None:
     """The last lines on the screen: how good, how fast, what next."""
-    program = f"hybridlm {' '.join(verb)}" if verb else "python train.py"
+    program = _program(verb)
     anchors = [(name, summary[key]) for name, key in (("gzip -9", "gzip_bpb"), ("xz -9", "xz_bpb")) if summary[key]]
     lines = [
         "",

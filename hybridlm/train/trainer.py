@@ -56,10 +56,15 @@ def make_trainer(
         enable_version_counter=False,
     )
     best = ModelCheckpoint(
-        dirpath=folder.checkpoints, filename="best", monitor="val/bpb", mode="min", save_top_k=1, enable_version_counter=False
+        dirpath=folder.checkpoints,
+        filename="best",
+        monitor="val/bpb",
+        mode="min",
+        save_top_k=1,
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
     )
-    validates = settings.val_every is not None and settings.val_every <= machine.max_steps
-    every = settings.val_every if validates and settings.val_every is not None else _NEVER
+    every = settings.val_every or _NEVER
     return lightning.Trainer(
         accelerator=machine.device,
         devices=machine.devices,
@@ -69,7 +74,7 @@ def make_trainer(
         max_epochs=-1,
         accumulate_grad_batches=machine.accumulate,
         logger=loggers,
-        callbacks=[*callbacks, steps, *([best] if validates else [])],
+        callbacks=[*callbacks, steps, best],
         plugins=[AtomicCheckpointIO()],
         use_distributed_sampler=False,  # our loaders know their rank
         num_sanity_val_steps=0,
