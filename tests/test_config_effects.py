@@ -120,7 +120,7 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "logger.name": ("wandb", []),
     "logger.project": ("another", ["logger.name=wandb"]),
     "logger.offline": ("false", ["logger.name=wandb"]),
-    "callbacks.samples.prompts": ("[import]", []),
+    "callbacks.samples.prompts": ("[another]", []),
     "callbacks.samples.tokens": (5, []),
     "callbacks.samples.temperature": (0.0, []),
     "callbacks.samples.top_p": (0.05, []),
