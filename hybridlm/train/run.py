@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -50,9 +50,9 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     console.say(
         f"run folder  {folder.path}\nmachine     {machine.device_name}, {machine.devices} process(es), precision {machine.precision}"
     )
-    resumed_at = None if resume is None else _resumable_step(resume, machine)
+    resumed = None if resume is None else _resumable(resume, machine)
     prepared = prepare(config.data, report=lambda line: console.say(f"data        {line}"))
-    if resume is not None and read_checkpoint(resume)[KEY]["tokenizer"] != prepared.tokenizer.fingerprint:
+    if resumed is not None and resumed.tokenizer != prepared.tokenizer.fingerprint:
         raise ConfigError(f"{resume}: trained with another tokenizer than today's data gives; has the text or data.tokenizer changed?")
     _begin_folder(config, folder, prepared, resuming=resume is not None)
 
@@ -63,10 +63,10 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     console.say(
         f"\n{table}\n\n{machine.max_steps} steps of {machine.global_batch} x {config.data.seq_len} tokens"
         f" ({machine.batch_size} x {machine.accumulate} x {machine.devices} windows)"
-        + (f", resuming after step {resumed_at}" if resumed_at else "")
+        + (f", resuming after step {resumed.step}" if resumed else "")
     )
     metrics = MetricsCallback(config.trainer.log_every, tokens_per_step=tokens_per_step)
-    loggers = _loggers(config, folder, console, resumed_at)
+    loggers = _loggers(config, folder, console, resumed.step if resumed else None)
     trainer = make_trainer(config, machine, folder, loggers, [metrics])
     with relaunchable(verb), _ending(console, trainer, verb):
         data = _datamodule(config, machine, prepared, val_batches=config.trainer.val_batches)
@@ -80,12 +80,19 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     summary = _summary(config, machine, prepared, final, metrics, began, folder)
     write_samples(load_run(str(folder.path), torch.device(machine.device)), config.callbacks.samples, config.seed, folder.samples, console)
     _write(folder.summary, json.dumps(summary, indent=2) + "\n")
-    _report(console, summary, folder, verb)
+    _report(console, summary, verb)
     return summary
 
 
-def _resumable_step(resume: Path, machine: Machine) -> int:
-    """The step of a checkpoint from which this run can go on. ConfigError: it is past the end, or its steps were cut in another way."""
+class _Resumed(NamedTuple):
+    """Where a checkpoint stands, and the fingerprint of the tokenizer it was trained with."""
+
+    step: int
+    tokenizer: str
+
+
+def _resumable(resume: Path, machine: Machine) -> _Resumed:
+    """What this run goes on from. ConfigError: it is past the end, or its steps were cut in another way."""
     content = read_checkpoint(resume)
     step, accumulate = int(content["global_step"]), content[KEY]["accumulate"]
     if accumulate != machine.accumulate:
@@ -95,7 +102,7 @@ def _resumable_step(resume: Path, machine: Machine) -> int:
         )
     if step >= machine.max_steps:
         raise ConfigError(f"trainer.max_steps = {machine.max_steps}: {resume} is already at step {step}; give a larger number to go on")
-    return step
+    return _Resumed(step, content[KEY]["tokenizer"])
 
 
 @rank_zero_only
@@ -219,7 +226,7 @@ def _summary(
     }
 
 
-def _report(console: Console, summary: dict[str, Any], folder: RunFolder, verb: Sequence[str]) -> None:
+def _report(console: Console, summary: dict[str, Any], verb: Sequence[str]) -> None:
     """The last lines on the screen: how good, how fast, what next."""
     program = _program(verb)
     anchors = [(name, summary[key]) for name, key in (("gzip -9", "gzip_bpb"), ("xz -9", "xz_bpb")) if summary[key]]

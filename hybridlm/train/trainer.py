@@ -20,15 +20,10 @@ if TYPE_CHECKING:
     from hybridlm.run_folder import RunFolder
 
 _NEVER = 2**40  # steps between validations where there are none during training
-# Notices of Lightning that a user of hybridlm can do nothing about: each by its text, so that new ones are seen.
+# Notices of Lightning 2.6 that a user of hybridlm can do nothing about: each by its text, so that new ones are seen.
 _NOT_FOR_USERS = (
-    ".*does not have many workers.*",  # our loader reads a memory map: workers would only cost
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
-    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-    ".*You're resuming from a checkpoint that ended before the epoch ended.*",  # our loader is exact there
-    ".*The `lightning.pytorch.loops.*",
-    ".*GPU available but not used.*",
-    ".*Found .* module\\(s\\) in eval mode.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # within Lightning itself
 )
 
 
