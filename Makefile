@@ -23,7 +23,7 @@ train: $(READY)  ## train the default hybrid model on this machine (ARGS='model.
 	@$(BIN)/python train.py $(ARGS)
 
 test: $(READY)  ## the whole test suite but what is marked slow or gpu
-	@$(BIN)/python -m pytest -m "not slow and not gpu"
+	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(READY)  ## the tests marked slow
 	@$(BIN)/python -m pytest -m slow

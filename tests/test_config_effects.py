@@ -15,7 +15,6 @@ from pydantic import BaseModel
 
 from hybridlm.compose import compose_config
 from hybridlm.config.load import load_config
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.config.run import RunConfig
 from hybridlm.config.section import ConfigError
 from hybridlm.data.prepare import prepare
@@ -26,6 +25,7 @@ from hybridlm.train import run as run_module
 from hybridlm.train.console import Console
 from hybridlm.train.launch import strategy
 from hybridlm.train.optim import HybridOptimizer, param_groups
+from hybridlm.train.router import moe_layers, move_bias
 from hybridlm.train.samples import write_samples
 from hybridlm.train.schedule import lr_factor
 from hybridlm.train.trainer import make_trainer
@@ -37,7 +37,7 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "model.d_model": (64, []),
     "model.n_layers": (3, []),
     "model.pattern": ("T", []),
-    "model.ssm": ("mamba1", []),
+    "model.ssm": ("mamba3", []),
     "model.variants": ("{M: {mixer: attention}}", []),
     "model.ffn_after.attention": ("none", []),
     "model.ffn_after.mamba1": ("moe", ["model.pattern=M1"]),
@@ -52,6 +52,18 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "model.attention.qk_norm": ("true", []),
     "model.attention.window": (3, []),
     "model.attention.scale": (0.5, []),
+    **{
+        f"model.mamba1.{name}": (value, ["model.pattern=M1", "model.mamba1.chunk=4"])
+        for name, value in {
+            "d_state": 4,
+            "d_conv": 3,
+            "expand": 4,
+            "dt_rank": 5,
+            "bias": "true",
+            "chunk": 8,
+            "dt_range": "[0.01,0.02]",
+        }.items()
+    },
     "model.mamba2.d_state": (16, []),
     "model.mamba2.d_conv": (3, []),
     "model.mamba2.expand": (4, []),
@@ -63,6 +75,61 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "model.mamba2.dt_limit": ("[0.0,0.01]", []),
     "model.mamba2.a_range": ("[1.0,2.0]", []),
     "model.mamba2.norm_before_gate": ("true", []),
+    **{
+        f"model.mamba3.{name}": (value, ["model.pattern=M3", "model.mamba3.head_dim=16", "model.mamba3.d_state=8", *needs])
+        for name, (value, needs) in {
+            "d_state": (16, []),
+            "expand": (4, []),
+            "head_dim": (32, []),
+            "n_heads": (2, []),
+            "n_groups": (2, []),
+            "mimo_rank": (2, []),
+            "chunk": (4, []),
+            "complex_rope": ("false", []),
+            "rope_fraction": (1.0, []),
+            "trapezoidal": ("false", []),
+            "use_conv": ("true", []),
+            "d_conv": (3, ["model.mamba3.use_conv=true"]),
+            "a_activation": ("heavy_tail", []),
+            "a_floor": (2.0, []),
+            "outproj_norm": ("true", []),
+            "dt_range": ("[0.01,0.02]", []),
+        }.items()
+    },
+    **{
+        f"model.mla.{name}": (value, ["model.pattern=L", *needs])
+        for name, (value, needs) in {
+            "n_heads": (2, []),
+            "kv_lora_rank": (8, []),
+            "q_lora_rank": (8, []),
+            "qk_nope_head_dim": (8, []),
+            "qk_rope_head_dim": (8, []),
+            "v_head_dim": (8, []),
+            "rope": ("false", []),
+            "rope_theta": (50.0, []),
+            "rope_interleave": ("false", []),
+            "scale": (0.5, []),
+        }.items()
+    },
+    **{
+        f"model.moe.{name}": (value, ["model.pattern=T:moe", "model.moe.d_expert=16", *needs])
+        for name, (value, needs) in {
+            "n_experts": (4, []),
+            "top_k": (1, []),
+            "d_expert": (32, []),
+            "expand": (3.0, ["model.moe.d_expert=null"]),
+            "n_shared_experts": (1, []),
+            "activation": ("relu2", []),
+            "router": ("sigmoid", []),
+            "norm_topk_prob": ("false", []),
+            "routed_scaling_factor": (2.0, []),
+            "n_expert_groups": (2, ["model.moe.router=sigmoid"]),
+            "topk_groups": (1, ["model.moe.router=sigmoid", "model.moe.n_expert_groups=4", "model.moe.topk_groups=4"]),
+            "balance_loss_weight": (0.5, []),
+            "z_loss_weight": (0.5, []),
+            "bias_update_rate": (0.5, ["model.moe.router=sigmoid"]),
+        }.items()
+    },
     "model.mlp.d_ff": (64, []),
     "model.mlp.expand": (4.0, ["model.mlp.d_ff=null"]),
     "model.mlp.activation": ("relu2", []),
@@ -112,6 +179,7 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "trainer.ckpt_every": (6, []),
     "trainer.keep_last": (3, []),
     "trainer.accumulate": (2, []),
+    "trainer.checkpoint_blocks": (1, []),
     "trainer.precision": ("bf16-mixed", []),
     "trainer.devices": (2, []),
     "trainer.strategy": ("fsdp2", ["trainer.devices=2", "optim.name=adamw"]),
@@ -170,11 +238,15 @@ def model_effects(config: RunConfig) -> dict[str, Any]:
     before = digest(*model.parameters())
     optimizer = HybridOptimizer(groups, config.optim)
     for _ in range(2):
-        (model(ids, targets=ids.roll(-1, 1)).loss_sum / 24).backward()
+        output = model(ids, targets=ids.roll(-1, 1))
+        (output.loss_sum / 24 + (0 if output.aux is None else output.aux)).backward()
         optimizer.step()
         optimizer.zero_grad()
+    for layer, moe in moe_layers(model).items():
+        if moe.spec.router == "sigmoid":
+            move_bias(moe.gate.e_score_correction_bias, output.router[layer].counts, moe.spec.bias_update_rate)
     return {
-        "layers": resolve_layers(config.model),
+        "buffers": digest(*model.buffers()),
         "shapes": {name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
         "weights": before,
         "logits": digest(logits),
@@ -215,6 +287,7 @@ def loop_effects(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
             trainer.precision,
             type(trainer.strategy).__name__,
         ),
+        "checkpoint_blocks": run_module._module(config, machine, prepare(config.data)).model.checkpoint_blocks,
         "checkpoints": [(callback._every_n_train_steps, callback.save_top_k) for callback in trainer.checkpoint_callbacks],
         "strategy": str(type(strategy(config.trainer.strategy, machine))),
         "loggers": [

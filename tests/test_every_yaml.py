@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from hybridlm.compose import compose_config
@@ -10,7 +12,7 @@ from hybridlm.config_files import groups
 
 CHOICES = [(group, option) for group, options in groups().items() for option in options]
 NEEDS = {("data", "files"): ["data.path=*.txt"]}  # the user's own folder has no default
-PRESETS = ("hybrid_alternating", "transformer", "mamba2")
+PRESETS = ("hybrid_alternating", "transformer", "mamba", "mamba2", "mamba3", "mamba3_mimo", "mla_moe")
 
 
 def arguments(group, option):
@@ -27,7 +29,7 @@ def test_validates_alone(group, option):
         assert getattr(config, group).name == option
 
 
-@pytest.mark.parametrize(("preset", "size"), list(zip(PRESETS * 2, ["tiny", "small", "d12", "d16", "d20", "d26"], strict=True)))
+@pytest.mark.parametrize(("preset", "size"), list(product(PRESETS, ["tiny", "small", "d12", "d16", "d20", "d26"])))
 def test_presets_take_every_size(preset, size):
     model = compose_config([f"model={preset}", f"size={size}"]).model
     layers = resolve_layers(model)

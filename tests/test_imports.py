@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "hybridlm"
 ENTRY_POINTS = {"cli", "compose", "__main__"}
-EVERYTHING = {"config", "ops", "layers", "model", "data", "checkpoint", "run_folder", "hardware", "generate", "train"}
+EVERYTHING = {"config", "ops", "layers", "model", "data", "checkpoint", "run_folder", "hardware", "generate", "eval", "train"}
 # Parts of the entry: text and paths, no torch.
 COMMAND = {"command_line", "config_files", "resume", "user_error"}
 # What each room may import of ours, itself aside. A room that is not here fails a test: it must be given its place.
@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hardware": {"config"},
     "checkpoint": {"model", "data.tokenizer", "run_folder", "config", "hardware"},
     "generate": {"checkpoint", "data.tokenizer", "model", "hardware", "run_folder", "config"},
+    "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware"},
     "train": EVERYTHING,
     "cli": EVERYTHING | COMMAND | ENTRY_POINTS,
     "compose": EVERYTHING | COMMAND | ENTRY_POINTS,

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from hybridlm.config.data import DataConfig
+from hybridlm.config.ffns import FFN_KINDS
 from hybridlm.config.hardware import CPU, CUDA
-from hybridlm.config.model import FFN_KINDS, MIXER_KINDS
+from hybridlm.config.mixers import MIXER_KINDS
 from hybridlm.config.resolve import kinds_in_use, resolve_layers
 from hybridlm.config.run import RunConfig
 from hybridlm.config.section import ConfigError

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import groupby
 
-from hybridlm.config.model import FFN_KINDS, FFNAfter
+from hybridlm.config.ffns import FFN_KINDS, FFNAfter
 from hybridlm.config.section import ConfigError
 
 MAX_LAYERS = 1000

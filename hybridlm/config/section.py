@@ -26,8 +26,13 @@ def _to_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _to_limits(value: object) -> object:
+    """Hydra's grammar writes infinity as inf, YAML as .inf, which reaches us from a command line as text."""
+    return tuple(float("inf") if item == ".inf" else item for item in value) if isinstance(value, (list, tuple)) else value
+
+
 # YAML has lists only; a frozen section holds tuples.
 Pair = Annotated[tuple[float, float], BeforeValidator(_to_tuple)]
-Limits = Annotated[tuple[Annotated[float, AllowInfNan(True)], Annotated[float, AllowInfNan(True)]], BeforeValidator(_to_tuple)]
+Limits = Annotated[tuple[Annotated[float, AllowInfNan(True)], Annotated[float, AllowInfNan(True)]], BeforeValidator(_to_limits)]
 Auto = Annotated[int, Field(ge=1)] | Literal["auto"]
 Strings = Annotated[tuple[str, ...], BeforeValidator(_to_tuple)]

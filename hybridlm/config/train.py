@@ -52,6 +52,9 @@ class TrainerConfig(Section):
     ckpt_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep_last: int = Field(2, ge=1, description="step checkpoints kept")
     accumulate: Auto = Field("auto", description="micro-batches per step; auto: global_batch / (batch_size x devices)")
+    checkpoint_blocks: int = Field(
+        0, ge=0, description="one in so many blocks keeps only its input and is computed again in the backward; 1: every block, 0: none"
+    )
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     devices: Auto = Field("auto", description="processes on this node; auto: 1 on a CPU, all GPUs otherwise")
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"

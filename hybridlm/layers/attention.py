@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hybridlm.layers.cache import AttentionCache, LayerCache
+from hybridlm.layers.cache import LayerCache, TokenCache
 from hybridlm.layers.init import MATRIX, VECTOR, Init, ParamSpec
 from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.ops.attention import attention
 from hybridlm.ops.norm import rms_norm
-from hybridlm.ops.rotary import apply_rotary, rotary_angles
+from hybridlm.ops.rotary import apply_rotary
 
 if TYPE_CHECKING:
     from hybridlm.config.layers import AttentionSpec
@@ -41,18 +41,20 @@ class Attention(Mixer):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = rms_norm(q, self.q_norm.weight, spec.norm_eps), rms_norm(k, self.k_norm.weight, spec.norm_eps)
         if spec.rope:
-            cos, sin = rotary_angles(seq.positions, spec.head_dim, spec.rope_theta, x.dtype)
+            cos, sin = seq.rotary(spec.head_dim, spec.rope_theta, x.dtype)
             q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+        bounded: int | None = 0  # without a cache the last column is the newest token, as in a bounded one
         if cache is not None:
-            assert isinstance(cache, AttentionCache)
-            k, v = cache.append(k, v, seq.past)
-            k, v = k.to(q.dtype), v.to(q.dtype)
-        out: Tensor = self.o_proj(attention(q, k, v, scale=spec.scale, window=spec.window).flatten(2))
+            assert isinstance(cache, TokenCache)
+            seen = cache.append({"k": k, "v": v}, seq)
+            k, v, bounded = seen["k"], seen["v"], cache.bounded
+        mask = None if seq.plain else seq.visible(spec.window, bounded)
+        out: Tensor = self.o_proj(attention(q, k, v, scale=spec.scale, window=spec.window, mask=mask).flatten(2))
         return out
 
-    def new_cache(self, batch: int, max_len: int, *, dtype: torch.dtype, device: torch.device) -> AttentionCache:
-        spec = self.spec
-        return AttentionCache(batch, max_len, spec.n_kv_heads, spec.head_dim, spec.window, dtype=dtype, device=device)
+    def new_cache(self, batch: int, max_len: int, *, dtype: torch.dtype, device: torch.device) -> TokenCache:
+        one = (self.spec.n_kv_heads, self.spec.head_dim)  # keys are kept after the rotation
+        return TokenCache({"k": one, "v": one}, batch, max_len, self.spec.window, dtype=dtype, device=device)
 
     def flops(self, context: int, phase: Phase) -> float:
         spec = self.spec

@@ -1,6 +1,6 @@
 """What each kind of mixer remembers between calls. Caches are owned by the caller and changed in place.
 
-A cache never knows its position: the model does (``ModelCache``) and passes it in ``SequenceInfo.past``.
+A cache never knows its position: the model does (``ModelCache``) and passes it in ``SequenceInfo``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,11 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
+
+from hybridlm.layers.sequence import SequenceInfo
+from hybridlm.ops.modes import gradient_wanted
+from hybridlm.ops.norm import as_dtype
+from hybridlm.ops.padding import after_padding
 
 
 class LayerCache(ABC):
@@ -23,51 +28,91 @@ class LayerCache(ABC):
         """Takes over tensors of the same names (a selection of rows, or loaded ones)."""
 
 
-class AttentionCache(LayerCache):
-    """Keys (after rotation) and values, each (B, capacity, H_kv, P).
+class TokenCache(LayerCache):
+    """What attention keeps of every token: named tensors (B, capacity, ...), a column per token.
 
-    Without a window the columns are the positions themselves. With a window only the last ``window - 1`` tokens are kept, moved left
-    as new ones arrive: no query can see further back.
+    Without a window a token's column is its index in the row. With a window only the last ``window - 1`` tokens are kept, the newest
+    in the last column, moved left as new ones arrive: no query can see further back.
     """
 
     def __init__(
-        self, batch: int, max_len: int, n_kv_heads: int, head_dim: int, window: int | None, *, dtype: torch.dtype, device: torch.device
+        self, shapes: dict[str, tuple[int, ...]], batch: int, max_len: int, window: int | None, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.bounded = window is not None and window <= max_len
-        capacity = window - 1 if window is not None and self.bounded else max_len
-        self.k = torch.zeros(batch, capacity, n_kv_heads, head_dim, dtype=dtype, device=device)
-        self.v = torch.zeros_like(self.k)
+        """shapes: what is kept of one token, by name."""
+        self.bounded = window - 1 if window is not None and window <= max_len else None
+        self.capacity = max_len if self.bounded is None else self.bounded
+        self._kept = {name: torch.zeros(batch, self.capacity, *shape, dtype=dtype, device=device) for name, shape in shapes.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"k": self.k, "v": self.v}
+        return dict(self._kept)
 
     def replace(self, tensors: dict[str, Tensor]) -> None:
-        self.k, self.v = tensors["k"], tensors["v"]
+        self._kept = {name: tensors[name] for name in self._kept}
 
-    def append(self, k: Tensor, v: Tensor, past: int) -> tuple[Tensor, Tensor]:
-        """Adds (B, T, H_kv, P) keys and values after ``past`` tokens; returns all that the T queries may look at, newest last."""
-        if not self.bounded:
-            end = past + k.shape[1]
-            if end > self.k.shape[1]:
-                raise ValueError(f"the cache holds {self.k.shape[1]} tokens, {end} are needed: make it with a larger max_len")
-            self.k[:, past:end], self.v[:, past:end] = k, v
-            return self.k[:, :end], self.v[:, :end]
-        capacity = self.k.shape[1]
-        kept = min(past, capacity)
-        seen_k, seen_v = torch.cat((self.k[:, :kept].to(k.dtype), k), 1), torch.cat((self.v[:, :kept].to(v.dtype), v), 1)
-        stay = min(seen_k.shape[1], capacity)
-        self.k[:, :stay], self.v[:, :stay] = seen_k[:, seen_k.shape[1] - stay :], seen_v[:, seen_v.shape[1] - stay :]
-        return seen_k, seen_v
+    def append(self, new: dict[str, Tensor], seq: SequenceInfo) -> dict[str, Tensor]:
+        """Adds (B, T, ...) of the new tokens; returns all that they may look at, in the new tensors' dtype and newest last.
+
+        The columns are those of ``seq.visible``; where ``seq.plain`` there are none before the row's first token. ValueError where a
+        row would hold more than ``max_len`` tokens.
+        """
+        if self.bounded is None and seq.span > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, {seq.span} are needed: make it with a larger max_len")
+        step = self._shift_in if self.bounded is not None else self._place
+        return {name: step(self._kept[name], tensor, seq) for name, tensor in new.items()}
+
+    def _shift_in(self, kept: Tensor, new: Tensor, seq: SequenceInfo) -> Tensor:
+        """Bounded: the newest tokens stand last, in every row."""
+        wide = torch.promote_types(kept.dtype, new.dtype)  # what a row keeps must not be rounded on its way
+        before = kept[:, self.capacity - min(seq.past, self.capacity) :] if seq.plain else kept
+        seen = after_padding(before.to(wide), new.to(wide), seq.padding)
+        stay = min(seen.shape[1], self.capacity)
+        kept[:, self.capacity - stay :] = seen[:, seen.shape[1] - stay :]
+        return seen.to(new.dtype)
+
+    def _place(self, kept: Tensor, new: Tensor, seq: SequenceInfo) -> Tensor:
+        """Every token in the column of its index, padding nowhere."""
+        if seq.valid is None and seq.held is None:
+            kept[:, seq.past : seq.span] = new
+        else:
+            recent = slice(-self.capacity, None)  # a row has no more tokens than this, and they stand last
+            # T consecutive indices, taken modulo the capacity, are T different columns: padding gets some that its row does not fill,
+            # and writes back what is there.
+            index = seq.index[:, recent].remainder(self.capacity)
+            tail = (1,) * (new.dim() - 2)
+            index = index.view(*index.shape, *tail).expand(-1, -1, *new.shape[2:])
+            token = new[:, recent].to(kept.dtype)
+            if seq.valid is not None:
+                valid = seq.valid[:, recent]
+                token = torch.where(valid.view(*valid.shape, *tail), token, kept.gather(1, index))
+            kept.scatter_(1, index, token)
+        return as_dtype(kept[:, : seq.span], new.dtype)
 
 
-class Mamba2Cache(LayerCache):
-    """conv: (B, K - 1, conv channels), the last inputs of the convolution, oldest first; ssm: (B, H, P, N), at least fp32."""
+class StateCache(LayerCache):
+    """What a Mamba keeps of a row, whatever its length: named tensors (B, ...).
 
-    def __init__(self, conv: Tensor, ssm: Tensor) -> None:
-        self.conv, self.ssm = conv, ssm
+    conv: (B, K - 1, channels), the last inputs of the convolution, oldest first, in the activations' dtype. The others are the scan's
+    state and at least fp32: ssm, of which each mixer says the shape, and Mamba-3's angle, k and v.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._kept = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._kept[name]
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"conv": self.conv, "ssm": self.ssm}
+        return dict(self._kept)
 
     def replace(self, tensors: dict[str, Tensor]) -> None:
-        self.conv, self.ssm = tensors["conv"], tensors["ssm"]
+        self._kept = {name: tensors[name] for name in self._kept}
+
+    def update(self, tensors: dict[str, Tensor]) -> None:
+        """Overwrites these states in place, where a scan has not done so itself. Those that autograd records take the old ones' place,
+        which the backward still needs."""
+        for name, tensor in tensors.items():
+            kept = self._kept[name]
+            if gradient_wanted(tensor):
+                self._kept[name] = as_dtype(tensor, kept.dtype)
+            elif tensor is not kept:
+                kept.copy_(tensor)

@@ -16,6 +16,7 @@ class RouterStats(NamedTuple):
 
     balance_loss: Tensor  # scalar, 1 when balanced
     z_loss: Tensor  # scalar
+    aux: Tensor  # scalar: both with their weights, to be added to the mean loss per token
     counts: Tensor  # (E,) tokens per expert
 
 

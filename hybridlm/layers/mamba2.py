@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridlm.layers.cache import LayerCache, Mamba2Cache
+from hybridlm.layers.cache import LayerCache, StateCache
 from hybridlm.layers.init import MATRIX, VECTOR, VECTOR_FP32, Init, ParamSpec, inverse_softplus, log_uniform_
 from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.ops.conv import causal_conv
-from hybridlm.ops.norm import at_least_fp32, gated_rms_norm
+from hybridlm.ops.norm import as_dtype, at_least_fp32, gated_rms_norm
 from hybridlm.ops.ssd import ssd
 
 if TYPE_CHECKING:
@@ -39,14 +40,19 @@ class Mamba2(Mixer):
 
     def forward(self, x: Tensor, seq: SequenceInfo, cache: LayerCache | None = None) -> Tensor:
         spec = self.spec
-        assert cache is None or isinstance(cache, Mamba2Cache)
-        z, xBC, dt = self.in_proj(x).split((spec.d_inner, spec.conv_channels, spec.n_heads), dim=-1)
+        assert cache is None or isinstance(cache, StateCache)
+        z, xBC, dt = self.in_proj(x).split_with_sizes((spec.d_inner, spec.conv_channels, spec.n_heads), dim=-1)
         assert self.conv1d.bias is not None
-        xBC, conv_state = causal_conv(xBC, self.conv1d.weight, self.conv1d.bias, None if cache is None else cache.conv)
-        inner, B, C = xBC.split((spec.d_inner, *self.row_blocks[2:4]), dim=-1)
+        state, positions = None if cache is None else cache["conv"], None if seq.doc_ids is None else seq.positions
+        xBC, conv_state = causal_conv(xBC, self.conv1d.weight, self.conv1d.bias, state, positions=positions, padding=seq.padding)
+        inner, B, C = xBC.split_with_sizes(self.row_blocks[1:4], dim=-1)
 
         wide = at_least_fp32(x.dtype)
-        dt = F.softplus(dt.to(wide) + self.dt_bias.to(wide)).clamp(*spec.dt_limit)  # (B, T, H)
+        dt = F.softplus(as_dtype(dt, wide) + as_dtype(self.dt_bias, wide))  # (B, T, H)
+        if spec.dt_limit != (0.0, math.inf):
+            dt = dt.clamp(*spec.dt_limit)
+        if seq.valid is not None:  # padding takes no time and writes nothing
+            dt = dt.masked_fill(~seq.valid.unsqueeze(-1), 0.0)
         y, ssm_state = ssd(
             inner.unflatten(-1, (spec.n_heads, spec.head_dim)),
             dt,
@@ -54,21 +60,22 @@ class Mamba2(Mixer):
             B.unflatten(-1, (spec.n_groups, spec.d_state)),
             C.unflatten(-1, (spec.n_groups, spec.d_state)),
             self.D,
-            initial_state=None if cache is None else cache.ssm,
+            initial_state=None if cache is None else cache["ssm"],
+            starts=seq.starts,
             chunk=spec.chunk,
+            overwrite=True,
         )
         if cache is not None:
-            cache.conv.copy_(conv_state)
-            cache.ssm.copy_(ssm_state)
+            cache.update({"conv": conv_state, "ssm": ssm_state})
         y = gated_rms_norm(y.flatten(2), z, self.norm.weight, spec.norm_eps, groups=spec.n_groups, norm_before_gate=spec.norm_before_gate)
         out: Tensor = self.out_proj(y)
         return out
 
-    def new_cache(self, batch: int, max_len: int, *, dtype: torch.dtype, device: torch.device) -> Mamba2Cache:
+    def new_cache(self, batch: int, max_len: int, *, dtype: torch.dtype, device: torch.device) -> StateCache:
         spec = self.spec
         conv = torch.zeros(batch, spec.d_conv - 1, spec.conv_channels, dtype=dtype, device=device)
         ssm = torch.zeros(batch, spec.n_heads, spec.head_dim, spec.d_state, dtype=at_least_fp32(dtype), device=device)
-        return Mamba2Cache(conv, ssm)
+        return StateCache({"conv": conv, "ssm": ssm})
 
     def flops(self, context: int, phase: Phase) -> float:
         spec = self.spec

@@ -29,7 +29,7 @@ class Block(nn.Module):
         x = self._add(x, self.mixer(rms_norm(x, self.mixer_norm.weight, self.eps), seq, cache))
         if self.ffn is None or self.ffn_norm is None:
             return x, None
-        y, router = self.ffn(rms_norm(x, self.ffn_norm.weight, self.eps))
+        y, router = self.ffn(rms_norm(x, self.ffn_norm.weight, self.eps), seq.valid)
         return self._add(x, y), router
 
     def _add(self, x: Tensor, y: Tensor) -> Tensor:

@@ -11,9 +11,13 @@ from hybridlm.config.resolve import resolve_layers
 from hybridlm.layers.attention import Attention
 from hybridlm.layers.ffn import FFN
 from hybridlm.layers.init import Init
+from hybridlm.layers.mamba1 import Mamba1
 from hybridlm.layers.mamba2 import Mamba2
+from hybridlm.layers.mamba3 import Mamba3
 from hybridlm.layers.mixer import Mixer
+from hybridlm.layers.mla import MLA
 from hybridlm.layers.mlp import MLP
+from hybridlm.layers.moe import MoE
 from hybridlm.model.block import Block
 from hybridlm.model.lm import HybridLM
 
@@ -22,8 +26,8 @@ if TYPE_CHECKING:
     from hybridlm.config.model import ModelConfig
 
 # The two registries: a new kind of layer is one line here and one section in config/.
-MIXERS: dict[str, Callable[[Any], Mixer]] = {"attention": Attention, "mamba2": Mamba2}
-FFNS: dict[str, Callable[[Any], FFN]] = {"mlp": MLP}
+MIXERS: dict[str, Callable[[Any], Mixer]] = {"attention": Attention, "mla": MLA, "mamba1": Mamba1, "mamba2": Mamba2, "mamba3": Mamba3}
+FFNS: dict[str, Callable[[Any], FFN]] = {"mlp": MLP, "moe": MoE}
 
 
 def build_block(spec: LayerSpec, config: ModelConfig) -> Block:

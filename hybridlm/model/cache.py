@@ -1,4 +1,4 @@
-"""The cache of a whole model: one per layer, and the position, which only the model advances."""
+"""The cache of a whole model: one per layer, and the position of every row, which only the model advances."""
 
 from __future__ import annotations
 
@@ -6,20 +6,51 @@ import torch
 from torch import Tensor
 
 from hybridlm.layers.cache import LayerCache
+from hybridlm.layers.sequence import SequenceInfo
+
+NO_DOCUMENT = -1  # what stood last in an empty row
 
 
 class ModelCache:
-    """layers: one cache per layer; lengths: (B,) tokens seen by each row; past: columns filled, the same for every row."""
+    """layers: one cache per layer. past: tokens that the fullest row holds. lengths: (B,) tokens that each row holds.
+
+    next_position: (B,) place of a row's next token in its document, if that goes on. last_doc: (B,) document of each row's newest
+    token; None until documents are told apart. ragged: rows may hold different numbers of tokens.
+    """
 
     def __init__(self, layers: list[LayerCache], batch: int, device: torch.device) -> None:
         self.layers = layers
         self.past = 0
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
+        self.next_position = torch.zeros_like(self.lengths)
+        self.last_doc: Tensor | None = None
+        self.ragged = False
 
-    def advance(self, tokens: int) -> None:
-        """Called by the model after a forward over so many columns."""
-        self.past += tokens
-        self.lengths += tokens
+    def open_doc(self) -> Tensor:
+        """(B,) ``last_doc``, 0 where documents were not told apart; ``NO_DOCUMENT`` where the row is empty."""
+        return torch.where(self.lengths > 0, 0 if self.last_doc is None else self.last_doc, NO_DOCUMENT)
+
+    def advance(self, seq: SequenceInfo) -> None:
+        """Called by the model after a forward over the columns of ``seq``."""
+        length = seq.positions.shape[1]
+        if seq.plain:
+            self.past += length
+            self.lengths += length
+            self.next_position += length
+            return
+        follows = seq.positions[:, -1] + 1  # padding comes first: the last column is a token, or the row has none
+        newest = None if seq.doc_ids is None else seq.doc_ids[:, -1].to(torch.long, copy=True)  # not a view of what the caller gave
+        if seq.padding is None:
+            self.lengths = self.lengths + length
+            self.next_position, self.last_doc = follows, newest
+        else:
+            some = seq.padding < length
+            if newest is not None:
+                newest = torch.where(some, newest, self.open_doc())
+            self.lengths = self.lengths + length - seq.padding
+            self.next_position, self.last_doc = torch.where(some, follows, self.next_position), newest
+            self.ragged = True
+        self.past = seq.span
 
     @property
     def bytes(self) -> int:
@@ -35,31 +66,45 @@ class ModelCache:
             chosen.replace({name: tensor.index_select(0, rows) for name, tensor in layer.tensors().items()})
             layers.append(chosen)
         cache = ModelCache(layers, len(rows), self.lengths.device)
-        cache.past, cache.lengths = self.past, self.lengths.index_select(0, rows)
+        cache.lengths, cache.next_position = self.lengths.index_select(0, rows), self.next_position.index_select(0, rows)
+        cache.last_doc = None if self.last_doc is None else self.last_doc.index_select(0, rows)
+        cache._count()
         return cache
 
     def insert(self, row: int, other: ModelCache) -> None:
-        """Overwrites one row with the only row of ``other``, which must stand at the same column."""
-        if other.past != self.past:
-            raise ValueError(f"the inserted row stands at column {other.past}, this cache at {self.past}")
+        """Overwrites one row with the only row of ``other``, which must have been made with the same max_len.
+
+        The two may hold different numbers of tokens, and only one of them may tell documents apart.
+        """
         for mine, its in zip(self.layers, other.layers, strict=True):
             for name, tensor in its.tensors().items():
                 mine.tensors()[name][row] = tensor[0]
-        self.lengths[row] = other.lengths[0]
+        if self.last_doc is not None or other.last_doc is not None:
+            self.last_doc = self.open_doc()
+            self.last_doc[row] = other.open_doc()[0]
+        self.lengths[row], self.next_position[row] = other.lengths[0], other.next_position[0]
+        self._count()
+
+    def _count(self) -> None:
+        """Brings ``past`` and ``ragged`` in line with ``lengths``."""
+        if len(self.lengths):
+            least, self.past = (int(count) for count in self.lengths.aminmax())
+            self.ragged = least != self.past
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything needed to go on later, as tensors."""
+        """Everything needed to go on later, as tensors; they are this cache's own, and change when it goes on."""
         state = {f"layers.{i}.{name}": tensor for i, layer in enumerate(self.layers) for name, tensor in layer.tensors().items()}
-        return {**state, "lengths": self.lengths, "past": torch.tensor(self.past)}
+        state |= {"lengths": self.lengths, "next_position": self.next_position}
+        return state if self.last_doc is None else {**state, "last_doc": self.last_doc}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse of ``state_dict``; shapes must be those of this cache (KeyError, ValueError)."""
-        for i, layer in enumerate(self.layers):
-            mine = layer.tensors()
-            loaded = {name: state[f"layers.{i}.{name}"] for name in mine}
-            for name, tensor in mine.items():
-                if loaded[name].shape != tensor.shape:
-                    raise ValueError(f"layers.{i}.{name} has shape {tuple(loaded[name].shape)}, this cache {tuple(tensor.shape)}")
-                tensor.copy_(loaded[name])
-        self.lengths.copy_(state["lengths"])
-        self.past = int(state["past"])
+        mine = self.state_dict()
+        mine.pop("last_doc", None)
+        for name, tensor in mine.items():
+            if state[name].shape != tensor.shape:
+                raise ValueError(f"{name} has shape {tuple(state[name].shape)}, this cache {tuple(tensor.shape)}")
+        for name, tensor in mine.items():
+            tensor.copy_(state[name])
+        self.last_doc = state["last_doc"].to(self.lengths.device, copy=True) if "last_doc" in state else None
+        self._count()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hybridlm.layers.ffn import RouterStats
 from hybridlm.layers.init import Init, ParamSpec
@@ -15,8 +16,10 @@ from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.model.block import Block
 from hybridlm.model.cache import ModelCache
+from hybridlm.model.columns import padding_first, sequence_info
 from hybridlm.ops.cross_entropy import IGNORE, cap_logits, linear_cross_entropy
-from hybridlm.ops.norm import rms_norm
+from hybridlm.ops.modes import autocast_on
+from hybridlm.ops.norm import as_dtype, at_least_fp32, rms_norm
 
 if TYPE_CHECKING:
     from hybridlm.config.model import ModelConfig
@@ -25,11 +28,12 @@ if TYPE_CHECKING:
 @dataclass
 class LMOutput:
     """logits: (B, kept, V) where targets were not given; loss_sum: summed loss in nats and n_tokens, the targets that count, where they
-    were. router: statistics of each MoE layer by index."""
+    were. router: statistics of each MoE layer by index; aux: the sum of their weighted losses, None without such layers."""
 
     logits: Tensor | None = None
     loss_sum: Tensor | None = None
     n_tokens: Tensor | None = None
+    aux: Tensor | None = None
     router: dict[int, RouterStats] = field(default_factory=dict)
 
 
@@ -39,8 +43,10 @@ class HybridLM(nn.Module):
     def __init__(self, config: ModelConfig, blocks: Sequence[Block], vocab_size: int, init: Init) -> None:
         super().__init__()
         self.config, self.vocab_size, self.init = config, vocab_size, init
+        self.checkpoint_blocks = 0  # every so many blocks, one keeps only its input and is computed again in the backward; 0: none
         padded = -(-vocab_size // config.vocab_multiple) * config.vocab_multiple
-        self.embedding = nn.Embedding(padded, config.d_model)
+        # Weights given: on "meta" nn.Embedding's own drawing would import torch's compiler, seconds for nothing.
+        self.embedding = nn.Embedding(padded, config.d_model, _weight=torch.empty(padded, config.d_model))
         self.blocks = nn.ModuleList(blocks)
         self.norm = RMSNorm(config.d_model)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.d_model, padded, bias=False)
@@ -53,28 +59,34 @@ class HybridLM(nn.Module):
     def forward(
         self,
         ids: Tensor,
-        seq: SequenceInfo | None = None,
         cache: ModelCache | None = None,
         *,
+        doc_ids: Tensor | None = None,
+        valid: Tensor | None = None,
         targets: Tensor | None = None,
         keep: Literal["all", "last"] | int = "all",
     ) -> LMOutput:
         """ids: (B, T) token ids. With ``targets`` (B, T; -100 does not count) the output holds the loss and no logits, which are never
-        built whole; without, the logits of the tokens that ``keep`` names ("all", "last", or the last n). ``cache`` is read and
-        advanced by T tokens. ``seq`` defaults to T contiguous tokens after what the cache holds.
+        built whole; without, the logits of the columns that ``keep`` names ("all", "last", or the last n).
+
+        cache: read, and advanced by the tokens. doc_ids: (B, T) document of each token: nothing reaches from one document into another;
+        a row's first token goes on with what the cache holds if its document is the one that stood there last (0 where none was given).
+        None: all goes on. valid: (B, T) False at padding, wherever in a row it stands: it changes no state, counts as no target, and its
+        logits mean nothing; its ids must be ids all the same. Both may be left out of later calls with the same cache.
         """
-        past = 0 if cache is None else cache.past
-        seq = seq or SequenceInfo.contiguous(ids.shape[0], ids.shape[1], past, ids.device)
-        x = self.embedding(ids)
-        if self.config.embedding_scale != 1.0:
-            x = x * self.config.embedding_scale
+        back = None
+        if valid is not None:
+            order, back = padding_first(valid)
+            targets = None if targets is None else targets.masked_fill(~valid, IGNORE)
+            ids, valid = ids.gather(1, order), valid.gather(1, order)
+            doc_ids = None if doc_ids is None else doc_ids.gather(1, order)
+        seq = sequence_info(ids.shape[1], cache, doc_ids, valid, ids)
         output = LMOutput()
-        for i, block in enumerate(self.blocks):
-            x, router = block(x, seq, None if cache is None else cache.layers[i])
-            if router is not None:
-                output.router[i] = router
+        x = self._blocks(ids, seq, cache, output)
         if cache is not None:
-            cache.advance(ids.shape[1])
+            cache.advance(seq)
+        if back is not None:
+            x = x.gather(1, back.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
         if targets is None and keep != "all":
             x = x[:, x.shape[1] - (1 if keep == "last" else keep) :]
         x = rms_norm(x, self.norm.weight, self.config.norm_eps)
@@ -92,15 +104,30 @@ class HybridLM(nn.Module):
             )
         return output
 
+    def _blocks(self, ids: Tensor, seq: SequenceInfo, cache: ModelCache | None, output: LMOutput) -> Tensor:
+        """The residual stream (B, T, D) after the last block; what routers report goes into ``output``."""
+        x: Tensor = self.embedding(ids)
+        if self.config.embedding_scale != 1.0:
+            x = x * self.config.embedding_scale
+        for i, block in enumerate(self.blocks):
+            router: RouterStats | None
+            if cache is None and self.checkpoint_blocks and i % self.checkpoint_blocks == 0 and torch.is_grad_enabled():
+                x, router = checkpoint(block, x, seq, use_reentrant=False, preserve_rng_state=False)  # nothing in a block is random
+            else:
+                x, router = block(x, seq, None if cache is None else cache.layers[i])
+            if router is not None:
+                output.router[i] = router
+                output.aux = router.aux if output.aux is None else output.aux + router.aux
+        return x
+
     @staticmethod
     def _head_input(x: Tensor) -> Tensor:
         """Autocast does not reach into the fused loss: the hidden state is cast here, as it would be in front of a Linear."""
-        device = x.device.type
-        return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) and x.dtype == torch.float32 else x
+        return x.to(torch.get_autocast_dtype(x.device.type)) if x.dtype == torch.float32 and autocast_on(x) else x
 
     def _logits(self, x: Tensor) -> Tensor:
         logits = nn.functional.linear(x, self.head_weight)[..., : self.vocab_size]
-        return cap_logits(logits.to(torch.promote_types(x.dtype, torch.float32)), self.config.logit_scale, self.config.logit_softcap)
+        return cap_logits(as_dtype(logits, at_least_fp32(x.dtype)), self.config.logit_scale, self.config.logit_softcap)
 
     def new_cache(self, batch: int, max_len: int, dtype: torch.dtype | None = None) -> ModelCache:
         """An empty cache for ``batch`` rows of up to ``max_len`` tokens, on the model's device; ``dtype`` of activations (the weights')."""

@@ -1,4 +1,7 @@
-"""Rotary position embedding, half-split layout (Su et al. 2021; the layout of GPT-NeoX and Llama)."""
+"""Rotary position embedding (Su et al. 2021), half-split (GPT-NeoX, Llama) or with neighbouring pairs (DeepSeek).
+
+A rotation and its backward are one pass each; written with chunk and cat they are five.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,56 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.d
     return angles.cos(), angles.sin()
 
 
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the pairs (i, i + head_dim / 2) of x (B, T, H, head_dim) by the angles (B, T, head_dim / 2)."""
-    first, second = x.to(cos.dtype).chunk(2, dim=-1)
-    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)  # the same for every head
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+    """Rotates the pairs of x (B, T, H, head_dim) by the angles (B, T, head_dim / 2), the same for every head; keeps x's dtype.
+
+    Pairs are (i, i + head_dim / 2), or (2i, 2i + 1) where ``interleaved``; either way the result holds every pair's first channel and
+    then every second.
+    """
+    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+    if not (torch.is_grad_enabled() and x.requires_grad):  # decode: the operator's dispatch costs more than one token's rotation
+        return _turn(x, cos, sin, interleaved, False)
+    out: Tensor = _rotate(x, cos, sin, interleaved, False)
+    return out
+
+
+def _pairs(x: Tensor, interleaved: bool) -> Tensor:
+    """(..., 2, head_dim / 2) view: every pair's first channel, then every second."""
+    half = x.shape[-1] // 2
+    return x.view(*x.shape[:-1], half, 2).transpose(-1, -2) if interleaved else x.view(*x.shape[:-1], 2, half)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backward: bool) -> Tensor:
+    """Forward, or the inverse rotation from the half-split layout back to that of the input."""
+    wide = x.to(cos.dtype)
+    out = torch.empty(x.shape, dtype=cos.dtype, device=x.device)
+    source, target = _pairs(wide, interleaved and not backward), _pairs(out, interleaved and backward)
+    sign = -1.0 if backward else 1.0
+    torch.mul(source, cos.unsqueeze(-2), out=target)
+    target[..., 0, :].addcmul_(source[..., 1, :], sin, value=-sign)
+    target[..., 1, :].addcmul_(source[..., 0, :], sin, value=sign)
+    return out.to(x.dtype)
+
+
+@torch.library.custom_op("hybridlm::rotate", mutates_args=())
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backward: bool) -> Tensor:
+    return _turn(x, cos, sin, interleaved, backward)
+
+
+@_rotate.register_fake
+def _(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backward: bool) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor, bool, bool], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1], inputs[2])
+    ctx.interleaved, ctx.inverse = inputs[3], inputs[4]  # type: ignore[attr-defined]
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    cos, sin = ctx.saved_tensors  # type: ignore[attr-defined]
+    dx: Tensor = _rotate(dy, cos, sin, ctx.interleaved, not ctx.inverse)  # type: ignore[attr-defined]
+    return dx, None, None, None, None
+
+
+_rotate.register_autograd(_backward, setup_context=_setup)

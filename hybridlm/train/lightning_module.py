@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from hybridlm import checkpoint as checkpoint_format
+from hybridlm.layers.ffn import RouterStats
 from hybridlm.model.lm import HybridLM
 from hybridlm.train.optim import HybridOptimizer, param_groups
 from hybridlm.train.schedule import lr_factor
@@ -44,15 +45,18 @@ class LitLM(lightning.LightningModule):
             fully_shard(block, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """The loss is a sum over this micro-batch divided by the targets of the whole global batch, so that every target weighs the same.
-        Lightning then averages over ranks and accumulation; the factor takes that back."""
+        Lightning then averages over ranks and accumulation; the factor takes that back. A router's loss is a mean over this micro-batch:
+        it weighs as much as the targets that it stands beside."""
         output = self.model(batch["ids"], targets=batch["targets"])
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        total = output.loss_sum if output.aux is None else output.loss_sum + output.aux * output.n_tokens
         return {
-            "loss": output.loss_sum * (shares / batch["n_targets"]),
-            "loss_sum": output.loss_sum.detach(),
+            "loss": total * shares / batch["n_targets"],
+            "loss_sum": output.loss_sum.detach(),  # cross-entropy alone
             "n_targets": batch["n_targets"],
+            "router": {layer: RouterStats(*[value.detach() for value in stats]) for layer, stats in output.router.items()},
         }
 
     def on_validation_epoch_start(self) -> None:

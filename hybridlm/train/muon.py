@@ -30,16 +30,19 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
 def muon_updates(updates: Sequence[Tensor], row_blocks: Sequence[tuple[int, ...]], steps: int) -> list[Tensor]:
     """The orthogonalised updates, each scaled by sqrt(max(1, rows / columns)) so that its effect on the output does not depend on shape.
 
-    updates: matrices (R, C). row_blocks: for each, the sizes of the independent projections that it fuses, empty for one: they are
-    orthogonalised apart. Blocks of one shape are taken together in one batched product.
+    updates: matrices (R, C), or one for each expert (E, R, C), which are orthogonalised apart. row_blocks: for each, the sizes of the
+    independent projections that fill its rows, empty for one: these are orthogonalised apart as well. Blocks of one shape are taken
+    together in one batched product.
     """
-    parts = [block for update, sizes in zip(updates, row_blocks, strict=True) for block in update.split(list(sizes or (update.shape[0],)))]
+    parts = [block for update, sizes in zip(updates, row_blocks, strict=True) for block in update.split(sizes or update.shape[-2], dim=-2)]
     by_shape: dict[torch.Size, list[int]] = {}
     for i, part in enumerate(parts):
-        by_shape.setdefault(part.shape, []).append(i)
+        by_shape.setdefault(part.shape[-2:], []).append(i)
     done: dict[int, Tensor] = {}
     for (rows, columns), members in by_shape.items():
-        orthogonal = orthogonalize(torch.stack([parts[i] for i in members]), steps) * max(1.0, rows / columns) ** 0.5
-        done |= dict(zip(members, orthogonal.unbind(0), strict=True))
+        stacks = [parts[i].reshape(-1, rows, columns) for i in members]
+        orthogonal = orthogonalize(torch.cat(stacks), steps) * max(1.0, rows / columns) ** 0.5
+        results = orthogonal.split([stack.shape[0] for stack in stacks])
+        done |= {i: result.view(parts[i].shape) for i, result in zip(members, results, strict=True)}
     ready = iter(done[i] for i in range(len(parts)))
-    return [torch.cat([next(ready) for _ in (sizes or (0,))]) for sizes in row_blocks]
+    return [torch.cat([next(ready) for _ in (sizes or (0,))], dim=-2) for sizes in row_blocks]

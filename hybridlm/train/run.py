@@ -24,6 +24,7 @@ from hybridlm.train.console import Console
 from hybridlm.train.launch import relaunchable
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.metrics import MetricsCallback, RunFiles
+from hybridlm.train.router import RouterCallback, moe_layers
 from hybridlm.train.samples import write_samples
 from hybridlm.train.trainer import make_trainer, quiet_lightning
 
@@ -65,9 +66,9 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
         f" ({machine.batch_size} x {machine.accumulate} x {machine.devices} windows)"
         + (f", resuming after step {resumed.step}" if resumed else "")
     )
-    metrics = MetricsCallback(config.trainer.log_every, tokens_per_step=tokens_per_step)
+    routers, metrics = _callbacks(config.trainer.log_every, module, console, tokens_per_step)
     loggers = _loggers(config, folder, console, resumed.step if resumed else None)
-    trainer = make_trainer(config, machine, folder, loggers, [metrics])
+    trainer = make_trainer(config, machine, folder, loggers, [*routers, metrics])
     with relaunchable(verb), _ending(console, trainer, verb):
         data = _datamodule(config, machine, prepared, val_batches=config.trainer.val_batches)
         trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
@@ -127,6 +128,7 @@ def _module(config: RunConfig, machine: Machine, prepared: Prepared) -> LitLM:
         model = fresh_model(config.model, vocab, seed=config.seed, device=CPU)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    model.checkpoint_blocks = config.trainer.checkpoint_blocks
     return LitLM(
         model,
         config.optim,
@@ -134,6 +136,13 @@ def _module(config: RunConfig, machine: Machine, prepared: Prepared) -> LitLM:
         tokenizer_fingerprint=prepared.tokenizer.fingerprint,
         sharded=config.trainer.strategy == "fsdp2",
     )
+
+
+def _callbacks(log_every: int, module: LitLM, console: Console, tokens_per_step: int) -> tuple[list[RouterCallback], MetricsCallback]:
+    """The one for routers, where there are any, and the one for metrics, which asks the first."""
+    layers = moe_layers(module.model)
+    routers = [RouterCallback(layers, log_every, console.say)] if layers else []
+    return routers, MetricsCallback(log_every, tokens_per_step=tokens_per_step, more=routers[0].metrics if routers else None)
 
 
 def _datamodule(config: RunConfig, machine: Machine, prepared: Prepared, *, val_batches: int | None) -> DataModule:

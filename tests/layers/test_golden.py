@@ -1,87 +1,45 @@
-"""Attention and Mamba-2 against tensors from independent implementations (transformers, mamba_ssm), at each case's own tolerance.
+"""Every layer against tensors from independent implementations (transformers, mamba_ssm), at each case's own tolerance.
 
-A case's json names its sources and configuration. ``y`` is the output for ``u``; ``grad.*`` belong to ``sum(y * grad_out)``;
-``state@t.*`` is the decode state after t tokens. The metric is max|a - b| / max|b| per tensor.
+The metric is max|a - b| / max|b| per tensor; angles are compared modulo a whole turn.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mixer_specs import CPU, forward, forward_in_pieces
-from recurrences import assert_near, below, mamba2, relative_error
-from recurrences import attention as attention_recurrence
-from safetensors.torch import load_file
+from golden_cases import FOLDER, MIXERS, MOE, MOE_SOFTMAX, SCANS, circular, golden_states, load, mixer_spec, moe_spec, prefill_length
+from mixer_specs import CPU, forward, forward_in_pieces, layer_of
+from recurrences import assert_near, below, relative_error
 from torch import Tensor
 
-from hybridlm.config.layers import AttentionSpec, Mamba2Spec
-from hybridlm.layers.attention import Attention
-from hybridlm.layers.mamba2 import Mamba2
 from hybridlm.layers.mixer import Mixer
+from hybridlm.layers.moe import MoE
 from hybridlm.layers.sequence import SequenceInfo
 
-FOLDER = Path(__file__).parents[1] / "golden"
-ATTENTION = ["attn_gqa_rope", "attn_gqa_rope_qknorm"]
-MAMBA2 = ["mamba2_g1", "mamba2_g2", "mamba2_g2_dtlimit", "mamba2_g2_norm_before_gate"]
-
-
-def load(case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    return json.loads((FOLDER / f"{case}.json").read_text()), load_file(FOLDER / f"{case}.safetensors")
-
-
-def spec_of(config: dict[str, Any]) -> AttentionSpec | Mamba2Spec:
-    if config["mixer"] == "attention":
-        return AttentionSpec(
-            d_model=config["d_model"],
-            n_heads=config["n_heads"],
-            n_kv_heads=config["n_kv_heads"],
-            head_dim=config["head_dim"],
-            rope=True,
-            rope_theta=config["rope_theta"],
-            qk_norm=config["qk_norm"],
-            window=None,
-            scale=config["head_dim"] ** -0.5,
-            norm_eps=config["qk_norm_eps"],
-        )
-    low, high = config["dt_limit"]
-    return Mamba2Spec(
-        d_model=config["d_model"],
-        n_heads=config["nheads"],
-        head_dim=config["headdim"],
-        d_state=config["d_state"],
-        n_groups=config["ngroups"],
-        d_conv=config["d_conv"],
-        chunk=config["chunk_size"],
-        dt_range=(1e-3, 1e-1),
-        dt_limit=(low, math.inf if high is None else high),
-        a_range=(1.0, 16.0),
-        norm_before_gate=config["norm_before_gate"],
-        norm_eps=config["norm_eps"],
-    )
+every_mixer = pytest.mark.parametrize("case", MIXERS)
 
 
 def build(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Mixer:
     """The layer with the case's parameters, by name and with none left over."""
-    spec = spec_of(facts["config"])
-    mixer = Attention(spec) if isinstance(spec, AttentionSpec) else Mamba2(spec)
+    mixer = layer_of(mixer_spec(facts["config"]))
     mixer.load_state_dict(below(tensors, "param."), strict=True)
     return mixer
 
 
-def prefill_length(facts: dict[str, Any]) -> int:
-    return facts["config"].get("prefill_len", 20)  # the attention cases name none
+def build_moe(facts: dict[str, Any], tensors: dict[str, Tensor]) -> MoE:
+    layer = MoE(moe_spec(facts["config"]))
+    layer.load_state_dict(below(tensors, "param."), strict=True)
+    return layer
 
 
 def test_every_case_is_tested():
-    assert {path.stem for path in FOLDER.glob("*.safetensors")} == {*ATTENTION, *MAMBA2}
+    assert {path.stem for path in FOLDER.glob("*.safetensors")} == {*MIXERS, *MOE}
+    assert len({*MIXERS, *MOE}) == 25
 
 
-@pytest.mark.parametrize("case", [*ATTENTION, *MAMBA2])
+@every_mixer
 def test_output_and_gradients(case):
     facts, tensors = load(case)
     mixer = build(facts, tensors)
@@ -93,62 +51,110 @@ def test_output_and_gradients(case):
     assert_near(dict(zip(leaves, grads, strict=True)), below(tensors, "grad."), facts["tolerance"]["grad"])
 
 
-@pytest.mark.parametrize("case", [*ATTENTION, *MAMBA2])
-def test_decoding_after_the_prefill(case):
-    """One token at a time from ``prefill_len`` on gives y."""
+@every_mixer
+@pytest.mark.parametrize("way", ["prefill", "decode"])
+def test_decoding_gives_y(case, way):
+    """One token at a time from ``prefill_len`` on, and from the very first on."""
     facts, tensors = load(case)
-    start, total = prefill_length(facts), tensors["u"].shape[1]
+    start, total = prefill_length(facts) if way == "prefill" else 1, tensors["u"].shape[1]
     y, _ = forward_in_pieces(build(facts, tensors), tensors["u"], list(range(start, total)), total)
     assert relative_error(y, tensors["y"]) < facts["tolerance"]["y"]
 
 
+@every_mixer
 @pytest.mark.parametrize("way", ["prefill", "decode"])
-@pytest.mark.parametrize("case", MAMBA2)
-def test_mamba2_states(case, way):
-    """After the prefill, and after the last token. The golden convolution state has K columns, channels first; ours the last K - 1."""
+def test_states(case, way):
+    """After the prefill, and after the last token. Keys are cached after the rotation, the latent after its norm."""
     facts, tensors = load(case)
+    spec, mixer = mixer_spec(facts["config"]), build(facts, tensors)
     start, total = prefill_length(facts), tensors["u"].shape[1]
-    mixer, tolerance = build(facts, tensors), facts["tolerance"]["state"]
     for length in (start, total):
+        want = golden_states(spec, tensors, length)
+        if not want:  # the attention cases hold the state at the end only
+            assert (facts["config"]["mixer"], length) == ("attention", start)
+            continue
         cuts = [] if way == "prefill" else list(range(min(start, length - 1), length))
-        _, cache = forward_in_pieces(mixer, tensors["u"][:, :length], cuts, total)
-        conv = tensors[f"state@{length}.conv_state"][..., 1:].transpose(1, 2)
-        assert relative_error(cache.tensors()["conv"], conv) < tolerance
-        assert relative_error(cache.tensors()["ssm"], tensors[f"state@{length}.ssm_state"]) < tolerance
+        _, cache = forward_in_pieces(mixer, tensors["u"][:, :length], cuts, length)
+        got = {name: circular(name, tensor, want[name]) for name, tensor in cache.tensors().items()}
+        assert_near(got, want, facts["tolerance"]["state"])
 
 
-@pytest.mark.parametrize("case", ATTENTION)
-def test_attention_states(case):
-    """Keys are cached after the rotation."""
-    facts, tensors = load(case)
-    start, total = prefill_length(facts), tensors["u"].shape[1]
-    _, cache = forward_in_pieces(build(facts, tensors), tensors["u"], list(range(start, total)), total)
-    assert_near(cache.tensors(), below(tensors, f"state@{total}."), facts["tolerance"]["state"])
-
-
-@pytest.mark.parametrize("case", MAMBA2)
+@pytest.mark.parametrize("case", SCANS)
 def test_decoding_from_the_golden_state(case):
     """The state of another implementation continues here: the layout is right, not only consistent with itself."""
     facts, tensors = load(case)
     start, total = prefill_length(facts), tensors["u"].shape[1]
-    mixer = build(facts, tensors)
-    cache = mixer.new_cache(tensors["u"].shape[0], total, dtype=torch.float32, device=CPU)
-    conv = tensors[f"state@{start}.conv_state"][..., 1:].transpose(1, 2).contiguous()
-    cache.replace({"conv": conv, "ssm": tensors[f"state@{start}.ssm_state"].clone()})
-    rows, line = tensors["u"].shape[0], []
+    mixer, rows, line = build(facts, tensors), tensors["u"].shape[0], []
+    cache = mixer.new_cache(rows, total, dtype=torch.float32, device=CPU)
+    cache.replace(golden_states(mixer_spec(facts["config"]), tensors, start))
     with torch.no_grad():
         for t in range(start, total):
             line.append(mixer(tensors["u"][:, t : t + 1], SequenceInfo.contiguous(rows, 1, t, CPU), cache))
     assert relative_error(torch.cat(line, 1), tensors["y"][:, start:]) < facts["tolerance"]["y"]
 
 
-@pytest.mark.parametrize("case", [*ATTENTION, *MAMBA2])
-def test_the_recurrences_of_these_tests_agree_too(case):
-    """What the other tests compare against is itself held by the golden tensors."""
+@pytest.mark.parametrize("case", [case for case in MIXERS if case.startswith("mla")])
+def test_decoding_latent_attention_from_the_golden_cache(case):
     facts, tensors = load(case)
-    spec = spec_of(facts["config"])
-    leaves = {name: tensor.double().requires_grad_() for name, tensor in {"u": tensors["u"], **below(tensors, "param.")}.items()}
-    y = (attention_recurrence if isinstance(spec, AttentionSpec) else mamba2)(leaves, leaves["u"], spec)[0]
+    start, total = prefill_length(facts), tensors["u"].shape[1]
+    mixer, rows, line = build(facts, tensors), tensors["u"].shape[0], []
+    cache = mixer.new_cache(rows, total, dtype=torch.float32, device=CPU)
+    for name, tensor in golden_states(mixer_spec(facts["config"]), tensors, start).items():
+        cache.tensors()[name][:, :start] = tensor
+    with torch.no_grad():
+        for t in range(start, total):
+            line.append(mixer(tensors["u"][:, t : t + 1], SequenceInfo.contiguous(rows, 1, t, CPU), cache))
+    assert relative_error(torch.cat(line, 1), tensors["y"][:, start:]) < facts["tolerance"]["y"]
+
+
+@pytest.mark.parametrize("case", MOE)
+def test_experts_output_and_gradients(case):
+    facts, tensors = load(case)
+    layer, u = build_moe(facts, tensors), tensors["u"].requires_grad_()
+    y, stats = layer(u)
     assert relative_error(y, tensors["y"]) < facts["tolerance"]["y"]
+    counts = tensors["topk_indices"].flatten().bincount(minlength=facts["config"]["n_experts"])
+    assert stats.counts.tolist() == counts.tolist()
+    leaves = {"u": u, **dict(layer.named_parameters())}
     grads = torch.autograd.grad((y * tensors["grad_out"]).sum(), list(leaves.values()))
     assert_near(dict(zip(leaves, grads, strict=True)), below(tensors, "grad."), facts["tolerance"]["grad"])
+
+
+@pytest.mark.parametrize("case", MOE)
+def test_each_token_goes_where_it_should(case):
+    """Run by itself, a token's counts are the experts it chose, and its z-loss is that of its logits."""
+    facts, tensors = load(case)
+    layer = build_moe(facts, tensors)
+    tokens = tensors["u"].flatten(0, 1)
+    for token, chosen, logits in zip(tokens, tensors["topk_indices"], tensors["router_logits"], strict=True):
+        with torch.no_grad():
+            stats = layer(token.view(1, 1, -1))[1]
+        assert stats.counts.nonzero().flatten().tolist() == sorted(chosen.tolist())
+        assert float(stats.z_loss) == pytest.approx(float(logits.double().logsumexp(0) ** 2), rel=facts["tolerance"]["y"])
+
+
+@pytest.mark.parametrize("case", MOE)
+def test_the_weights_of_the_chosen_experts(case):
+    """Told from the gradient of down_proj: an expert's output is that matrix times its hidden channels, times the token's weight."""
+    facts, tensors = load(case)
+    layer = build_moe(facts, tensors)
+    gate_up, width = tensors["param.experts.gate_up_proj"].double(), facts["config"]["expert_intermediate"]
+    rows = zip(tensors["u"].flatten(0, 1), tensors["topk_indices"], tensors["topk_weights"], strict=True)
+    for token, chosen, weights in rows:
+        y, _ = layer(token.view(1, 1, -1))
+        (grad,) = torch.autograd.grad(y[0, 0, 0], [layer.get_parameter("experts.down_proj")])
+        for index, weight in zip(chosen.tolist(), weights, strict=True):
+            gate, up = (gate_up[index] @ token.double()).split(width)
+            hidden = torch.nn.functional.silu(gate) * up
+            assert relative_error(grad[index, 0], weight * hidden) < facts["tolerance"]["grad"]
+        assert float(grad[[e for e in range(len(grad)) if e not in chosen]].abs().max()) == 0
+
+
+@pytest.mark.parametrize("case", MOE_SOFTMAX)
+def test_balance_loss_is_the_published_one_divided_by_k(case):
+    facts, tensors = load(case)
+    layer, u = build_moe(facts, tensors), tensors["u"].requires_grad_()
+    published = layer(u)[1].balance_loss * facts["config"]["top_k"]
+    assert relative_error(published.reshape(1), tensors["aux_loss"]) < facts["tolerance"]["y"]
+    grads = torch.autograd.grad(published, [u, layer.get_parameter("gate.weight")])
+    assert_near(dict(zip(("u", "gate.weight"), grads, strict=True)), below(tensors, "aux_grad."), facts["tolerance"]["grad"])

@@ -7,9 +7,9 @@ import io
 import pytest
 import torch
 from recurrences import relative_error
-from small_models import make_ids, small_config, small_model
+from small_models import DOCUMENTS, TIME, alone, every_pattern, fed, make_ids, small_config, small_model
 
-from hybridlm.config.model import AttentionConfig
+from hybridlm.config.mixers import AttentionConfig
 from hybridlm.model.cache import ModelCache
 from hybridlm.model.lm import HybridLM
 
@@ -37,6 +37,20 @@ def test_selected_rows_go_on_as_they_would_have(config):
     whole = model(ids[rows]).logits
     for t in range(6, 10):
         assert relative_error(step(model, ids[rows, t : t + 1], branch), whole[:, t : t + 1]) < 1e-10
+
+
+@pytest.mark.parametrize("pattern", ["M1 M1", "M2 M2"])
+def test_gradients_reach_back_through_a_cache_of_states(pattern):
+    """Text in pieces, single tokens among them, with gradients on: those of the whole text. States are not overwritten then."""
+    model, ids = small_model(small_config(pattern)), make_ids(2, 9)
+    weights = torch.randn(2, 9, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    grads = []
+    for pieces in ([9], [4, 1, 1, 3]):
+        cache = model.new_cache(2, 9)
+        logits = torch.cat([model(part, cache=cache).logits for part in ids.split(pieces, dim=1)], 1)
+        grads.append(torch.autograd.grad((logits * weights).square().sum(), list(model.parameters())))
+    for whole, in_pieces in zip(*grads, strict=True):
+        assert relative_error(in_pieces, whole) < 1e-10
 
 
 @every_config
@@ -67,11 +81,80 @@ def test_an_inserted_row_goes_on_among_the_others(config):
         assert relative_error(step(model, mixed[:, t : t + 1], cache), whole[:, t : t + 1]) < 1e-10
 
 
-def test_a_row_from_another_column_is_refused():
-    model, ids = small_model(small_config("T")), make_ids(2, 6)
-    cache = prefill(model, ids)
-    with pytest.raises(ValueError, match=r"column 4, this cache at 6"):
-        cache.insert(0, prefill(model, ids[:1, :4]))
+@every_config
+@pytest.mark.parametrize("length", [1, 4, 9])
+def test_a_row_of_another_length_goes_on_among_the_others(config, length):
+    model, ids, other = small_model(config), make_ids(3, 10), make_ids(1, length + 4, seed=8)
+    cache = prefill(model, ids[:, :6])
+    cache.insert(1, prefill(model, other[:, :length]))
+    assert (cache.past, cache.lengths.tolist(), cache.ragged) == (max(6, length), [6, length, 6], True)
+    whole, whole_other = model(ids).logits, model(other).logits
+    for t in range(4):
+        got = step(model, torch.stack([ids[0, 6 + t], other[0, length + t], ids[2, 6 + t]])[:, None], cache)
+        assert relative_error(got[[0, 2], 0], whole[[0, 2], 6 + t]) < 1e-10
+        assert relative_error(got[1, 0], whole_other[0, length + t]) < 1e-10
+
+
+def test_replacing_the_longest_row_makes_room():
+    model, ids = small_model(small_config("T")), make_ids(2, 20)
+    cache = model.new_cache(2, 12)
+    step(model, ids[:, :10], cache)
+    for row in (0, 1):
+        fresh = model.new_cache(1, 12)
+        step(model, ids[row : row + 1, :3], fresh)
+        cache.insert(row, fresh)
+    assert (cache.past, cache.ragged) == (3, False)
+    assert relative_error(step(model, ids[:, 3:12], cache), model(ids[:, :12]).logits[:, 3:]) < 1e-10
+
+
+@every_pattern
+@pytest.mark.parametrize("with_documents", [False, True])
+@pytest.mark.parametrize("way", ["select", "insert", "saved", "branched twice"])
+def test_rows_move_in_every_state(pattern, with_documents, way):
+    """Rows of unequal lengths, one of them ended, with documents open: chosen, replaced, saved; each goes on as it would have."""
+    model, ids = small_model(small_config(pattern)), make_ids(3, TIME)
+    doc_ids = DOCUMENTS[2:] if with_documents else torch.zeros_like(ids)
+    valid = torch.ones(3, TIME, dtype=torch.bool)
+    valid[0, :3], valid[1, 2:6] = False, False
+    cache = model.new_cache(3, TIME)
+    given = doc_ids if with_documents else None
+    fed(model, ids[:, :9], cache, [4], None if given is None else given[:, :9], valid[:, :9])
+    rows = torch.tensor([0, 1, 2])
+    if way == "select":
+        rows = torch.tensor([1, 0])
+        cache = cache.select(rows)
+    elif way == "branched twice":
+        rows = torch.tensor([1, 1])
+        cache = cache.select(torch.tensor([1])).select(torch.tensor([0, 0]))
+        assert not cache.ragged
+    elif way == "saved":
+        state = {name: tensor.clone() for name, tensor in cache.state_dict().items()}
+        cache = model.new_cache(3, TIME)
+        cache.load_state_dict(state)
+    else:
+        rows = torch.tensor([0, 2, 2])
+        other = model.new_cache(1, TIME)
+        fed(model, ids[2:, :9], other, [2], None if given is None else given[2:, :9])
+        cache.insert(1, other)
+    assert cache.lengths.tolist() == valid[rows, :9].sum(1).tolist()
+    ids, doc_ids, valid = ids[rows], doc_ids[rows], valid[rows]
+    rest = fed(model, ids[:, 9:], cache, [1, 2, 6], doc_ids[:, 9:] if with_documents else None)
+    assert relative_error(rest, alone(model, ids, doc_ids, valid)[:, 9:]) < 1e-10
+
+
+def test_a_row_with_documents_among_rows_without():
+    """What was not told apart is document 0."""
+    model, ids = small_model(small_config("TWL")), make_ids(2, TIME)
+    doc_ids = torch.stack([torch.zeros(TIME, dtype=torch.long), DOCUMENTS[2] + 5])
+    cache, other = model.new_cache(2, TIME), model.new_cache(1, TIME)
+    fed(model, ids[:, :9], cache)
+    fed(model, ids[1:, :7], other, doc_ids=doc_ids[1:, :7])
+    cache.insert(1, other)
+    valid = torch.ones(2, TIME, dtype=torch.bool)
+    valid[1, 7:9] = False
+    assert cache.open_doc().tolist() == [0, int(doc_ids[1, 6])]
+    rest = fed(model, ids[:, 9:], cache, [3], doc_ids[:, 9:])
+    assert relative_error(rest, alone(model, ids, doc_ids, valid)[:, 9:]) < 1e-10
 
 
 @every_config
@@ -122,3 +205,13 @@ def test_a_state_of_another_shape_is_refused():
     del state["layers.0.ssm"]
     with pytest.raises(KeyError):
         model.new_cache(2, 20).load_state_dict(state)
+
+
+def test_a_refused_state_leaves_the_cache_as_it_was():
+    model = small_model(small_config("MT"))
+    ids = make_ids(2, 6)
+    cache = prefill(model, ids)
+    kept = {name: tensor.clone() for name, tensor in cache.state_dict().items()}
+    with pytest.raises(ValueError, match=r"layers\.1\.k"):
+        cache.load_state_dict(prefill(model, ids + 1, max_len=21).state_dict())
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in cache.state_dict().items())

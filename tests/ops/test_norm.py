@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from recurrences import assert_near, group_rms_norm, silu
+from recurrences import assert_near, group_rms_norm, relative_error, silu
 from recurrences import rms_norm as formula
 from torch import Tensor
 
@@ -29,6 +29,28 @@ def test_rms_norm(size):
     """At 1e-3 the mean square is a tenth of epsilon, so that its place in the formula shows."""
     inputs = size * draw(2, 3, 6), draw(6, seed=1)
     assert_near(run(lambda x, w: rms_norm(x, w, EPS), *inputs), run(lambda x, w: formula(x, w, EPS), *inputs), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_without_gradients_it_is_the_same(size, dtype):
+    """Then both norms are made of other operators: as exact, in the input's dtype, and what they are given is not changed."""
+    y, z, weight = (tensor.to(dtype) for tensor in (size * draw(2, 3, 12), draw(2, 3, 12, seed=1), draw(12, seed=2)))
+    given = y.clone(), z.clone()
+
+    def results() -> list[Tensor]:
+        gated = [gated_rms_norm(y, z, weight, EPS, groups=3, norm_before_gate=order) for order in (False, True)]
+        return [rms_norm(y, weight, EPS), *gated]
+
+    weight.requires_grad_()
+    with torch.no_grad():
+        got = results()
+    for a, b in zip(got, results(), strict=True):
+        assert a.dtype == b.dtype == dtype
+        assert (a.requires_grad, b.requires_grad) == (False, True)
+        assert relative_error(a, b.detach()) < {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 2**-7}[dtype]
+    assert torch.equal(y, given[0])
+    assert torch.equal(z, given[1])
 
 
 def test_a_zero_vector_stays_zero():

@@ -1,0 +1,126 @@
+"""Mamba-1 (Gu & Dao 2023), with the parameter names of mamba_ssm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridlm.layers.cache import LayerCache, StateCache
+from hybridlm.layers.init import MATRIX, VECTOR, VECTOR_FP32, Init, ParamSpec, inverse_softplus, log_uniform_
+from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
+from hybridlm.layers.sequence import SequenceInfo
+from hybridlm.ops.conv import causal_conv
+from hybridlm.ops.modes import autocast_off
+from hybridlm.ops.norm import at_least_fp32
+from hybridlm.ops.selective_scan import selective_scan
+
+if TYPE_CHECKING:
+    from hybridlm.config.layers import Mamba1Spec
+
+
+class Mamba1(Mixer):
+    """``out_proj(selective_scan(c, dt, A, B, C) * silu(z))`` with ``c = silu(conv(x))``.
+
+    The rows of in_proj are [x, z], those of x_proj [dt, B, C]: the step size has ``dt_rank`` rows there, and dt_proj makes of them one
+    step size per channel.
+    """
+
+    def __init__(self, spec: Mamba1Spec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.in_proj = nn.Linear(spec.d_model, 2 * spec.d_inner, bias=spec.bias)
+        # A container of the convolution's parameters (mamba_ssm's names); ops.conv does the computing.
+        self.conv1d = nn.Conv1d(spec.d_inner, spec.d_inner, spec.d_conv, groups=spec.d_inner)
+        self.x_proj = nn.Linear(spec.d_inner, spec.dt_rank + 2 * spec.d_state, bias=False)
+        self.dt_proj = nn.Linear(spec.dt_rank, spec.d_inner)
+        self.A_log = nn.Parameter(torch.empty(spec.d_inner, spec.d_state))
+        self.D = nn.Parameter(torch.empty(spec.d_inner))
+        self.out_proj = nn.Linear(spec.d_inner, spec.d_model, bias=spec.bias)
+
+    def forward(self, x: Tensor, seq: SequenceInfo, cache: LayerCache | None = None) -> Tensor:
+        spec = self.spec
+        assert cache is None or isinstance(cache, StateCache)
+        inner, z = self.in_proj(x).split((spec.d_inner, spec.d_inner), dim=-1)
+        assert self.conv1d.bias is not None
+        conv_state = None if cache is None else cache["conv"]
+        positions = seq.positions if seq.doc_ids is not None else None
+        inner, conv_state = causal_conv(inner, self.conv1d.weight, self.conv1d.bias, conv_state, positions=positions, padding=seq.padding)
+        delta, B, C = self.x_proj(inner).split((spec.dt_rank, spec.d_state, spec.d_state), dim=-1)
+        y, ssm_state = selective_scan(
+            inner,
+            self._step_sizes(delta, seq.valid),
+            -self.A_log.to(at_least_fp32(x.dtype)).exp(),
+            B,
+            C,
+            self.D,
+            initial_state=None if cache is None else cache["ssm"],
+            starts=seq.starts,
+            chunk=spec.chunk,
+        )
+        if cache is not None:
+            cache.update({"conv": conv_state, "ssm": ssm_state})
+        out: Tensor = self.out_proj(y * F.silu(z))
+        return out
+
+    def _step_sizes(self, delta: Tensor, valid: Tensor | None) -> Tensor:
+        """dt (B, T, E) in at least fp32, also under autocast: it stands in exponents. 0 at padding, which moves no state."""
+        wide = at_least_fp32(delta.dtype)
+        with autocast_off(delta):
+            dt = F.softplus(F.linear(delta.to(wide), self.dt_proj.weight.to(wide), self.dt_proj.bias.to(wide)))
+        return dt if valid is None else dt.masked_fill(valid.logical_not().unsqueeze(-1), 0.0)
+
+    def new_cache(self, batch: int, max_len: int, *, dtype: torch.dtype, device: torch.device) -> StateCache:
+        spec = self.spec
+        conv = torch.zeros(batch, spec.d_conv - 1, spec.d_inner, dtype=dtype, device=device)
+        ssm = torch.zeros(batch, spec.d_inner, spec.d_state, dtype=at_least_fp32(dtype), device=device)
+        return StateCache({"conv": conv, "ssm": ssm})
+
+    def flops(self, context: int, phase: Phase) -> float:
+        spec = self.spec
+        projections = linear_flops(self.in_proj, self.x_proj, self.dt_proj, self.out_proj)
+        # Two multiply-adds for each number of the state: it is written, and read. Its decay is left out, as in the other mixers.
+        state = 2 * 2 * spec.d_inner * spec.d_state
+        return PASSES[phase] * (projections + 2 * spec.d_conv * spec.d_inner + state)
+
+    def state_bytes(self, context: int, batch: int, dtype: torch.dtype) -> int:
+        spec = self.spec
+        conv = bytes_of(batch * (spec.d_conv - 1) * spec.d_inner, dtype)
+        return conv + bytes_of(batch * spec.d_inner * spec.d_state, at_least_fp32(dtype))
+
+    def reset_parameters(self, init: Init) -> None:
+        init.linear(self.in_proj)
+        init.linear(self.x_proj)
+        init.residual_linear(self.out_proj)
+        for projection in (self.in_proj, self.out_proj):
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+        bound = self.spec.d_conv**-0.5  # Conv1d's own default: fan-in of a depthwise filter is its width
+        for taps in (self.conv1d.weight, self.conv1d.bias):
+            assert taps is not None
+            nn.init.uniform_(taps, -bound, bound)
+        rank_bound = self.spec.dt_rank**-0.5
+        nn.init.uniform_(self.dt_proj.weight, -rank_bound, rank_bound)
+        with torch.no_grad():
+            dt = log_uniform_(torch.empty_like(self.dt_proj.bias), *self.spec.dt_range).clamp_min_(1e-4)
+            self.dt_proj.bias.copy_(inverse_softplus(dt))
+            rates = torch.arange(1, self.spec.d_state + 1, dtype=torch.float64, device=self.A_log.device)
+            self.A_log.copy_(rates.log().expand_as(self.A_log))
+        nn.init.ones_(self.D)
+
+    def param_specs(self) -> dict[str, ParamSpec]:
+        spec = self.spec
+        specs = {
+            "in_proj.weight": ParamSpec(decay=True, role="matrix", row_blocks=(spec.d_inner, spec.d_inner)),
+            "conv1d.weight": VECTOR,  # K taps per channel: nothing a matrix optimizer could orthogonalise
+            "conv1d.bias": VECTOR,
+            "x_proj.weight": ParamSpec(decay=True, role="matrix", row_blocks=(spec.dt_rank, spec.d_state, spec.d_state)),
+            "dt_proj.weight": MATRIX,
+            "dt_proj.bias": VECTOR_FP32,
+            "A_log": VECTOR_FP32,
+            "D": VECTOR_FP32,
+            "out_proj.weight": MATRIX,
+        }
+        return specs | ({"in_proj.bias": VECTOR, "out_proj.bias": VECTOR} if spec.bias else {})

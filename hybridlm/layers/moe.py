@@ -1,0 +1,160 @@
+"""Mixture of experts: a router sends each token to the few experts that suit it (Shazeer et al. 2017; Mixtral; DeepSeek-V3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridlm.layers.ffn import FFN, RouterStats
+from hybridlm.layers.init import MATRIX, Init, ParamSpec
+from hybridlm.layers.mixer import PASSES, Phase, linear_flops
+from hybridlm.layers.mlp import MLP
+from hybridlm.ops.experts import mixture
+from hybridlm.ops.norm import at_least_fp32
+from hybridlm.ops.router import Routing, balance_loss, expert_counts, sigmoid_routing, softmax_routing, z_loss
+
+if TYPE_CHECKING:
+    from hybridlm.config.layers import MLPSpec, MoESpec
+
+
+class _SharedSpec(NamedTuple):
+    """What the dense network of the shared experts reads of its spec."""
+
+    d_model: int
+    d_ff: int
+    activation: str
+
+
+class Router(nn.Linear):
+    """Logits of the experts, and the routing that follows from them. Its buffer exists for the sigmoid router only."""
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, spec: MoESpec) -> None:
+        super().__init__(spec.d_model, spec.n_experts, bias=False)
+        self.spec = spec
+        if spec.router == "sigmoid":
+            # Moved after each optimizer step so that loads even out, not by a gradient: state of training, saved with the weights.
+            self.register_buffer("e_score_correction_bias", torch.empty(spec.n_experts, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, D). Returns logits (N, E) in at least fp32 whatever autocast says."""
+        wide = at_least_fp32(x.dtype)
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
+            return F.linear(x.to(wide), self.weight.to(wide))
+        with torch.autocast(device, enabled=False):
+            return F.linear(x.to(wide), self.weight.to(wide))
+
+    def route(self, logits: Tensor) -> Routing:
+        """The chosen experts of each token."""
+        spec = self.spec
+        if spec.router == "softmax":
+            return softmax_routing(logits, spec.top_k, normalize=spec.norm_topk_prob, scale=spec.routed_scaling_factor)
+        return sigmoid_routing(
+            logits,
+            self.e_score_correction_bias,
+            spec.top_k,
+            normalize=spec.norm_topk_prob,
+            scale=spec.routed_scaling_factor,
+            groups=spec.n_expert_groups,
+            kept_groups=spec.topk_groups,
+        )
+
+
+class Experts(nn.Module):
+    """The matrices of all experts. Gated ones fuse two of them: the rows of gate_up_proj are [gate, up], for each expert."""
+
+    def __init__(self, spec: MoESpec) -> None:
+        super().__init__()
+        self.gated = spec.activation == "swiglu"
+        inner, outer = (spec.n_experts, spec.d_expert, spec.d_model), (spec.n_experts, spec.d_model, spec.d_expert)
+        if self.gated:
+            self.gate_up_proj = nn.Parameter(torch.empty(inner[0], 2 * inner[1], inner[2]))
+        else:
+            self.up_proj = nn.Parameter(torch.empty(inner))
+        self.down_proj = nn.Parameter(torch.empty(outer))
+
+    @property
+    def first(self) -> Tensor:
+        """The projection out of the residual stream: (E, 2 I, D), or (E, I, D) of experts without a gate."""
+        return self.gate_up_proj if self.gated else self.up_proj
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        """x: (N, D). Returns (N, D), in autocast's dtype where that is on, as from a Linear."""
+        device = x.device.type
+        if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(device))
+        return mixture(x, routing.experts, routing.weights, self.first.to(x.dtype), self.down_proj.to(x.dtype), gated=self.gated)
+
+    def reset_parameters(self, init: Init) -> None:
+        init.linear(_stacked(self.first))
+        init.residual_linear(_stacked(self.down_proj))
+
+
+class MoE(FFN):
+    """Each token's ``top_k`` of ``n_experts`` experts, weighted, and the shared experts, which every token goes to.
+
+    No token is ever dropped, so what one token gets does not depend on the others: padding needs no care but in the statistics.
+    """
+
+    def __init__(self, spec: MoESpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.gate = Router(spec)
+        self.experts = Experts(spec)
+        shared = _SharedSpec(spec.d_model, spec.d_shared, spec.activation)
+        self.shared_experts = MLP(cast("MLPSpec", shared)) if spec.d_shared else None
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, RouterStats | None]:
+        tokens = x.flatten(0, 1)  # (N, D)
+        logits = self.gate(tokens)
+        routing = self.gate.route(logits)
+        y: Tensor = self.experts(tokens, routing).view(x.shape)
+        if self.shared_experts is not None:
+            y = y + self.shared_experts(x)[0]
+        return y, self._stats(logits, routing, None if valid is None else valid.flatten())
+
+    def _stats(self, logits: Tensor, routing: Routing, valid: Tensor | None) -> RouterStats:
+        counts = expert_counts(routing.experts, self.spec.n_experts, valid)
+        balance, z = balance_loss(routing.probabilities, counts, valid), z_loss(logits, valid)
+        return RouterStats(balance, z, self.spec.balance_loss_weight * balance + self.spec.z_loss_weight * z, counts)
+
+    def flops(self, phase: Phase) -> float:
+        routed = 2.0 * self.spec.top_k * (self.experts.first[0].numel() + self.experts.down_proj[0].numel())
+        shared = 0.0 if self.shared_experts is None else self.shared_experts.flops(phase)
+        return PASSES[phase] * (linear_flops(self.gate) + routed) + shared
+
+    def reset_parameters(self, init: Init) -> None:
+        init.linear(self.gate)
+        if self.spec.router == "sigmoid":
+            nn.init.zeros_(self.gate.e_score_correction_bias)
+        self.experts.reset_parameters(init)
+        if self.shared_experts is not None:
+            self.shared_experts.reset_parameters(init)
+
+    def param_specs(self) -> dict[str, ParamSpec]:
+        # The router is AdamW's under every optimizer: an orthogonalised update moves all directions alike, those of experts that the
+        # gradient says nothing about too, and which experts come out on top follows every such move. Decay keeps its logits from
+        # growing to where the choice no longer changes; rounding its weights would change choices.
+        specs = {"gate.weight": ParamSpec(decay=True, role="vector", dtype="fp32")}
+        if self.experts.gated:
+            blocks = (self.spec.d_expert, self.spec.d_expert)
+            specs["experts.gate_up_proj"] = ParamSpec(decay=True, role="matrix", row_blocks=blocks)
+        else:
+            specs["experts.up_proj"] = MATRIX
+        specs["experts.down_proj"] = MATRIX
+        if self.shared_experts is not None:
+            specs |= {f"shared_experts.{name}": spec for name, spec in self.shared_experts.param_specs().items()}
+        return specs
+
+
+def _stacked(matrices: Tensor) -> nn.Linear:
+    """(E, R, C) seen as one projection of E R outputs over the same memory: its fan-in, C, is that of every expert."""
+    rows = matrices.detach().flatten(0, 1)
+    linear = nn.Linear(rows.shape[1], rows.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(rows)
+    return linear

@@ -1,0 +1,160 @@
+"""Mamba-3's scan over R ranks (MIMO; Lahoti et al. 2026), rotation included, as matrix products over chunks with a hand-written backward.
+
+Per head, with k_{t,r} = Rot(theta_t) (B_{t,r} + B_bias_r), c_{t,r} likewise of C, and x_{t,r} = mimo_x_r * x_t:
+
+    S_t     = exp(log_decay_t) S_{t-1} + scale_t sum_r x_{t,r} k_{t,r}^T                            S in R^(P x N)
+    y_{t,r} = sum_{s<t} exp(sum log_decay_{s+1..t}) scale_s sum_r' (c_{t,r} . k_{s,r'}) x_{s,r'}
+              + own_t sum_r' (c_{t,r} . k_{t,r'}) x_{t,r'} + D x_{t,r}
+
+The rotated k and c are R heads x N numbers per token and cost less to make than to keep: they are made head by head inside the op,
+and once more in its backward, from B, C and the angles. Kept between the two are the inputs and the states at the chunks' boundaries.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hybridlm.ops.mimo_backward import mimo_scan_backward
+from hybridlm.ops.mimo_tiles import Tiles, cut
+from hybridlm.ops.modes import autocast_off
+from hybridlm.ops.norm import at_least_fp32
+
+
+def _states(tiles: Tiles, k: list[Tensor], x: list[Tensor], initial_state: Tensor | None) -> Tensor:
+    """The states at the chunks' boundaries, the initial one first: (H, chunks + 1, B, N, P)."""
+    heads, K, _, _, d_state, width, _ = tiles.sizes
+    chunks = tiles.x.shape[1]
+    states = k[0].new_empty(heads, chunks + 1, K // chunks, d_state, width)
+    for h in range(heads):
+        torch.bmm(k[h] * tiles.to_end[h], x[h], out=states[h, 1:].view(K, d_state, width))
+    states[:, 0] = 0.0 if initial_state is None else initial_state.to(states.dtype).permute(1, 0, 3, 2)
+    for c in range(chunks):
+        states[:, c + 1].addcmul_(states[:, c], tiles.keep[:, c])
+    return states
+
+
+def _forward(tiles: Tiles, D: Tensor, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What ``_mimo_scan`` returns."""
+    heads, K, rank, length, d_state, width, _ = tiles.sizes
+    chunks = tiles.x.shape[1]
+    k = [tiles.turned(tiles.B, tiles.B_bias, h) for h in range(heads)]
+    values = [tiles.values(h) for h in range(heads)]
+    states = _states(tiles, k, values, initial_state)
+    y = k[0].new_empty(heads, chunks, K // chunks, rank, length, width)
+    for h in range(heads):
+        c = tiles.turned(tiles.C, tiles.C_bias, h).transpose(1, 2)
+        scores = torch.bmm(c, k[h])
+        scores.view(K, rank, -1).mul_(tiles.for_ranks(tiles.weights(h)))
+        scores.diagonal(dim1=1, dim2=2).add_(D[h].to(scores.dtype))
+        out = y[h].view(K, rank * length, width)
+        torch.bmm(scores, values[h], out=out)
+        out.addcmul_(torch.bmm(c, states[h, :-1].view(K, d_state, width)), tiles.from_start[h].transpose(1, 2))
+    return y, states
+
+
+@torch.library.custom_op("hybridlm::mimo_scan", mutates_args=())
+def _mimo_scan(
+    x: Tensor,
+    log_decay: Tensor,
+    scale: Tensor,
+    own: Tensor,
+    B: Tensor,
+    C: Tensor,
+    B_bias: Tensor,
+    C_bias: Tensor,
+    theta: Tensor | None,
+    mimo_x: Tensor | None,
+    D: Tensor,
+    initial_state: Tensor | None,
+    starts: Tensor | None,
+    adjacent: bool,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """Returns y in tiles (H, chunks, B, R, Q, P) and the states at the chunks' boundaries (H, chunks + 1, B, N, P); both wide."""
+    with autocast_off(x):  # it would round the matrix products
+        return _forward(cut(x, log_decay, scale, own, B, C, B_bias, C_bias, theta, mimo_x, starts, adjacent, chunk), D, initial_state)
+
+
+@_mimo_scan.register_fake
+def _(
+    x: Tensor,
+    log_decay: Tensor,
+    scale: Tensor,
+    own: Tensor,
+    B: Tensor,
+    C: Tensor,
+    B_bias: Tensor,
+    C_bias: Tensor,
+    theta: Tensor | None,
+    mimo_x: Tensor | None,
+    D: Tensor,
+    initial_state: Tensor | None,
+    starts: Tensor | None,
+    adjacent: bool,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    batch, time, heads, width = x.shape
+    chunks, wide = (time + chunk - 1) // chunk, at_least_fp32(x.dtype)
+    y = x.new_empty((heads, chunks, batch, B.shape[2], chunk, width), dtype=wide)
+    return y, x.new_empty((heads, chunks + 1, batch, B.shape[4], width), dtype=wide)
+
+
+def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, initial_state, starts, adjacent, chunk = inputs
+    ctx.save_for_backward(*tensors, starts, output[1])  # type: ignore[arg-type]
+    ctx.set_materialize_grads(False)
+    ctx.adjacent, ctx.chunk = adjacent, chunk  # type: ignore[attr-defined]
+    ctx.initial_dtype = initial_state.dtype if isinstance(initial_state, Tensor) else None  # type: ignore[attr-defined]
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, dstates: Tensor | None) -> tuple[Tensor | None, ...]:
+    *tensors, starts, states = ctx.saved_tensors  # type: ignore[attr-defined]  # read once: activation checkpointing recomputes them
+    if dy is None:
+        x, rank, chunk = tensors[0], tensors[4].shape[2], ctx.chunk  # type: ignore[attr-defined]
+        dy = states.new_zeros(x.shape[2], states.shape[1] - 1, x.shape[0], rank, chunk, x.shape[3])
+    *grads, dtheta, dmimo_x, dinitial = mimo_scan_backward(dy.contiguous(), dstates, *tensors, starts, states, ctx.adjacent, ctx.chunk)  # type: ignore[attr-defined]
+    dtype = ctx.initial_dtype  # type: ignore[attr-defined]
+    theta, mimo_x = (None if tensor is None else grad for tensor, grad in ((tensors[8], dtheta), (tensors[9], dmimo_x)))
+    initial = None if dtype is None else dinitial.permute(1, 0, 3, 2).to(dtype)
+    return (*grads[:-1], theta, mimo_x, grads[-1], initial, None, None, None)
+
+
+_mimo_scan.register_autograd(_backward, setup_context=_setup)
+
+
+def mimo_scan(
+    x: Tensor,
+    log_decay: Tensor,
+    scale: Tensor,
+    own: Tensor,
+    B: Tensor,
+    C: Tensor,
+    B_bias: Tensor,
+    C_bias: Tensor,
+    theta: Tensor | None,
+    mimo_x: Tensor | None,
+    D: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    starts: Tensor | None = None,
+    adjacent: bool = False,
+    chunk: int = 16,
+) -> tuple[Tensor, Tensor]:
+    """The scan of the module's docstring. Returns y in tiles (see ``untiled``) and the final state (B, H, P, N), at least fp32.
+
+    x: (B, T, H, P); log_decay (not positive), scale and own (not negative): (B, T, H); B, C: (B, T, R, G, N), normalised, head h reading
+    group ``h // (H / G)``; B_bias, C_bias: (H, R, N); theta: (B, H, n, T) in radians, None: no rotation; mimo_x: (H, R, P), None: ones;
+    D: (H,); initial_state: (B, H, P, N), zeros if None; starts: (B, T), True at a token before which everything is dropped, log_decay at
+    that token included; None: nowhere. ``adjacent``: which channels make a pair, see ``mimo_tiles.pairs``. ``chunk`` changes speed, not
+    results.
+    """
+    y, states = _mimo_scan(
+        x, log_decay, scale, own, B, C, B_bias, C_bias, theta, mimo_x, D, initial_state, starts, adjacent, min(chunk, x.shape[1])
+    )
+    return y, states[:, -1].permute(1, 0, 3, 2)
+
+
+def untiled(y: Tensor, time: int) -> Tensor:
+    """(H, chunks, B, R, Q, P) as the scan lays it out to (B, T, R, H, P)."""
+    return y.permute(2, 1, 4, 3, 0, 5).flatten(1, 2)[:, :time]

@@ -1,0 +1,24 @@
+"""Rows whose padding stands at their left: how their past and their new tokens are joined."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def after_padding(state: Tensor, new: Tensor, padding: Tensor | None) -> Tensor:
+    """(B, K, ...) of a row's past followed by its new (B, T, ...): (B, K + T, ...), newest last.
+
+    ``padding`` (B,) columns at the left of ``new`` are no tokens: the past moves right, up to the first token, and what stands before
+    it is zero. The last K columns are the row's newest, whatever the padding.
+    """
+    joined = torch.cat((state.to(new.dtype), new), 1)
+    if padding is None:
+        return joined
+    width = state.shape[1]
+    columns = torch.arange(joined.shape[1], device=new.device).unsqueeze(0)
+    shift = padding.unsqueeze(1)
+    tail = (1,) * (new.dim() - 2)
+    source = torch.where(columns < width + shift, (columns - shift).clamp_min(0), columns)
+    source = source.view(*source.shape, *tail).expand(-1, -1, *new.shape[2:])
+    return joined.gather(1, source).masked_fill((columns < shift).view(len(source), -1, *tail), 0.0)

@@ -1,0 +1,15 @@
+"""`hybridlm check` passes for every preset, at the size that tests take."""
+
+from __future__ import annotations
+
+import pytest
+
+from hybridlm.compose import compose_config
+from hybridlm.config_files import groups
+from hybridlm.eval.gate import Gate
+
+
+@pytest.mark.parametrize("preset", groups()["model"])
+def test_a_preset_passes(preset):
+    rows = list(Gate(compose_config([f"model={preset}", "size=tiny"])).rows())
+    assert [f"{row.name}: {row.error:.1e} {row.note}" for row in rows if row.status == "fail"] == []

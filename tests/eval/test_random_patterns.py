@@ -1,0 +1,76 @@
+"""`hybridlm check` on fifty random patterns with random options, which together hold every kind of layer: `make test-slow`."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from hybridlm.compose import compose_config
+from hybridlm.config.resolve import resolve_layers
+from hybridlm.config.run import RunConfig
+from hybridlm.eval.gate import Gate
+
+LETTERS, FFNS = ("T", "W", "M1", "M2", "M3", "X", "L"), ("none", "mlp", "moe")
+WIDTHS = [
+    "model.d_model=32",
+    "model.n_layers=null",
+    "model.attention.n_heads=4",
+    "model.mamba2.head_dim=16",
+    "model.mamba3.head_dim=16",
+    "model.mamba3.d_state=8",
+    "model.mla.qk_nope_head_dim=8",
+    "model.mla.qk_rope_head_dim=4",
+    "model.mla.v_head_dim=8",
+    "model.moe.d_expert=16",
+    "model.variants={W: {mixer: attention, window: 9, rope: true}, X: {mixer: mamba3, mimo_rank: 2}}",
+]
+OPTIONS: dict[str, list[object]] = {
+    "model.attention.rope": ["true", "false"],
+    "model.attention.qk_norm": ["true", "false"],
+    "model.attention.n_kv_heads": [1, 2, "null"],
+    "model.mamba1.bias": ["true", "false"],
+    "model.mamba1.d_state": [4, 16],
+    "model.mamba2.n_groups": [1, 2],
+    "model.mamba2.norm_before_gate": ["true", "false"],
+    "model.mamba2.dt_limit": ["[0.0,0.05]", "[0.0,.inf]"],
+    "model.mamba3.n_groups": [1, 4],
+    "model.mamba3.complex_rope": ["true", "false"],
+    "model.mamba3.rope_fraction": [0.5, 1.0],
+    "model.mamba3.trapezoidal": ["true", "false"],
+    "model.mamba3.use_conv": ["true", "false"],
+    "model.mamba3.a_activation": ["softplus", "heavy_tail"],
+    "model.mamba3.outproj_norm": ["true", "false"],
+    "model.mla.q_lora_rank": [12, "null"],
+    "model.mla.rope": ["true", "false"],
+    "model.mla.rope_interleave": ["true", "false"],
+    "model.mlp.activation": ["swiglu", "relu2"],
+    "model.moe.activation": ["swiglu", "relu2"],
+    "model.moe.router": ["softmax", "sigmoid"],
+    "model.moe.norm_topk_prob": ["true", "false"],
+    "model.moe.n_shared_experts": [0, 1],
+    "model.tie_embeddings": ["true", "false"],
+    "model.logit_softcap": ["null", 15],
+}
+
+
+def random_config(seed: int) -> RunConfig:
+    chance = random.Random(seed)
+    pattern = " ".join(f"{chance.choice(LETTERS)}:{chance.choice(FFNS)}" for _ in range(chance.randint(1, 6)))
+    options = [f"{field}={chance.choice(values)}" for field, values in OPTIONS.items()]
+    return compose_config([*WIDTHS, *options, f"model.pattern={pattern}", f"seed={seed}"])
+
+
+def test_the_random_patterns_hold_every_kind_of_layer():
+    layers = [layer for seed in range(50) for layer in resolve_layers(random_config(seed).model)]
+    assert {(layer.kind, layer.ffn_kind) for layer in layers} == {
+        (kind, ffn) for kind in ("attention", "mamba1", "mamba2", "mamba3", "mla") for ffn in FFNS
+    }
+    assert {layer.params.mimo_rank for layer in layers if layer.kind == "mamba3"} == {None, 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(50))
+def test_check_passes(seed):
+    rows = list(Gate(random_config(seed)).rows())
+    assert [f"{row.name}: {row.error:.1e} {row.note}" for row in rows if row.status == "fail"] == []

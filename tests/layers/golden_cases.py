@@ -1,0 +1,134 @@
+"""The golden cases: tensors from independent implementations, and the layer that each describes.
+
+A case's json names its sources, configuration and tolerances. ``y`` is the output for ``u``; ``grad.*`` belong to ``sum(y * grad_out)``;
+``state@t.*`` is the decode state after t tokens. What a case's configuration does not name keeps the default of its section.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hybridlm.config.derive_ffns import derive_moe
+from hybridlm.config.derive_mixers import derive_attention, derive_mamba1, derive_mamba2, derive_mamba3, derive_mla
+from hybridlm.config.ffns import MoEConfig
+from hybridlm.config.layers import AttentionSpec, Mamba1Spec, Mamba2Spec, Mamba3Spec, MixerSpec, MLASpec, MoESpec
+from hybridlm.config.mixers import AttentionConfig, Mamba1Config, Mamba2Config, Mamba3Config, MLAConfig
+from hybridlm.config.model import ModelConfig
+
+FOLDER = Path(__file__).parents[1] / "golden"
+ATTENTION = ["attn_gqa_rope", "attn_gqa_rope_qknorm"]
+MAMBA1 = ["mamba1", "mamba1_short_bias"]
+MAMBA2 = ["mamba2_g1", "mamba2_g2", "mamba2_g2_dtlimit", "mamba2_g2_norm_before_gate"]
+MAMBA3 = [
+    *(f"mamba3_siso_{name}" for name in ("rope05", "rope05_g2", "rope05_outnorm", "rope05_softplusA", "rope10")),
+    *(f"mamba3_mimo_{name}" for name in ("r2_rope05_softplusA", "r4_rope05", "r4_rope05_outnorm", "r4_rope10")),
+]
+MLA = ["mla_no_qlora", "mla_qlora", "mla_qlora_no_interleave"]
+MOE_SOFTMAX = ["moe_mixtral", "moe_olmoe_nonorm"]
+MOE = ["moe_deepseek_v3", "moe_deepseek_v3_groups", "moe_deepseek_v3_nonorm", *MOE_SOFTMAX]
+MIXERS = [*ATTENTION, *MAMBA1, *MAMBA2, *MAMBA3, *MLA]
+SCANS = [*MAMBA1, *MAMBA2, *MAMBA3]
+
+
+def load(case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    return json.loads((FOLDER / f"{case}.json").read_text()), load_file(FOLDER / f"{case}.safetensors")
+
+
+def prefill_length(facts: dict[str, Any]) -> int:
+    return facts["config"].get("prefill_len", 20)  # the attention cases name none
+
+
+def mixer_spec(config: dict[str, Any]) -> MixerSpec:
+    model = ModelConfig(d_model=config["d_model"], norm_eps=config.get("norm_eps", config.get("qk_norm_eps", 1e-5)))
+    match config["mixer"]:
+        case "attention":
+            return attention_spec(config, model)
+        case "mamba1":
+            names = ("d_state", "d_conv", "expand", "dt_rank", "bias")
+            return derive_mamba1(Mamba1Config(**{name: config[name] for name in names}), model, "mamba1")
+        case "mamba2":
+            return mamba2_spec(config, model)
+        case "mamba3":
+            return mamba3_spec(config, model)
+        case "mla":
+            names = ("n_heads", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+            names += ("rope_theta", "rope_interleave")
+            return derive_mla(MLAConfig(**{name: config[name] for name in names}), model, "mla")
+        case other:
+            raise ValueError(other)
+
+
+def attention_spec(config: dict[str, Any], model: ModelConfig) -> AttentionSpec:
+    names = ("n_heads", "n_kv_heads", "head_dim", "rope_theta", "qk_norm")
+    return derive_attention(AttentionConfig(rope=True, **{name: config[name] for name in names}), model, "attention")
+
+
+def mamba2_spec(config: dict[str, Any], model: ModelConfig) -> Mamba2Spec:
+    low, high = config["dt_limit"]
+    section = Mamba2Config(
+        d_state=config["d_state"],
+        d_conv=config["d_conv"],
+        expand=config["expand"],
+        head_dim=config["headdim"],
+        n_groups=config["ngroups"],
+        chunk=config["chunk_size"],
+        dt_limit=(low, math.inf if high is None else high),
+        norm_before_gate=config["norm_before_gate"],
+    )
+    return derive_mamba2(section, model, "mamba2")
+
+
+def mamba3_spec(config: dict[str, Any], model: ModelConfig) -> Mamba3Spec:
+    section = Mamba3Config(
+        d_state=config["d_state"],
+        expand=config["expand"],
+        head_dim=config["headdim"],
+        n_groups=config["ngroups"],
+        mimo_rank=config["mimo_rank"] if config["is_mimo"] else None,
+        rope_fraction=config["rope_fraction"],
+        a_activation=config["a_activation"],
+        a_floor=config["A_floor"],
+        outproj_norm=config["is_outproj_norm"],
+    )
+    return derive_mamba3(section, model, "mamba3")
+
+
+def moe_spec(config: dict[str, Any]) -> MoESpec:
+    section = MoEConfig(
+        n_experts=config["n_experts"],
+        top_k=config["top_k"],
+        d_expert=config["expert_intermediate"],
+        n_shared_experts=config["n_shared_experts"],
+        router=config["router"],
+        norm_topk_prob=config["norm_topk_prob"],
+        routed_scaling_factor=config["routed_scaling_factor"],
+        n_expert_groups=config["n_group"],
+        topk_groups=config["topk_group"],
+    )
+    return derive_moe(section, ModelConfig(d_model=config["d_model"]))
+
+
+def golden_states(spec: MixerSpec, tensors: dict[str, Tensor], length: int) -> dict[str, Tensor]:
+    """The state after ``length`` tokens under our names. A golden convolution state has K columns, channels first; ours the last K - 1."""
+    found = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"state@{length}.")}
+    if isinstance(spec, AttentionSpec | MLASpec):
+        return found
+    states = {name.removesuffix("_state"): tensor.clone() for name, tensor in found.items()}
+    if isinstance(spec, Mamba1Spec | Mamba2Spec):
+        states["conv"] = states["conv"][..., 1:].transpose(1, 2).contiguous()
+    return states
+
+
+def circular(name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """An angle moved by whole turns to where it is nearest to ``like``; any other state as it is."""
+    if name != "angle":
+        return tensor
+    turn = 2 * math.pi
+    return tensor - turn * torch.round((tensor - like) / turn)
