@@ -392,7 +392,7 @@ DOCUMENTS = [
         "padding: attention sees it",
         "layers/sequence.py",
         "(key >= first.clamp_min(0))",
-        "(key >= first)",
+        "(key >= first.clamp_min(0) - 1)",
         _PADDING,
         "-k",
         "attention or mla",

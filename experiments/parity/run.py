@@ -26,13 +26,16 @@ FOLDER = Path(__file__).parent
 SHORTEST, LONGEST, TESTED = 40, 160, 256  # bits: the curriculum's first and last length, and the length of the test
 LOOK_EVERY = 25  # steps between looks at how much is right
 D_STATE, HEAD_DIM = 64, 32
+DT_RANGE = (0.1, 1.0)  # initial step sizes: a turn by pi takes a step of one, which the usual 0.001 to 0.1 would have to grow to first
 MODELS = {
     "mamba3": ModelConfig(
         d_model=64,
         pattern="M3:none*2",
-        mamba3=Mamba3Config(d_state=D_STATE, head_dim=HEAD_DIM, rope_fraction=1.0, a_activation="softplus", chunk=32),
+        mamba3=Mamba3Config(d_state=D_STATE, head_dim=HEAD_DIM, rope_fraction=1.0, a_activation="softplus", dt_range=DT_RANGE, chunk=32),
     ),
-    "mamba2": ModelConfig(d_model=64, pattern="M2:none*2", mamba2=Mamba2Config(d_state=D_STATE, head_dim=HEAD_DIM, chunk=32)),
+    "mamba2": ModelConfig(
+        d_model=64, pattern="M2:none*2", mamba2=Mamba2Config(d_state=D_STATE, head_dim=HEAD_DIM, dt_range=DT_RANGE, chunk=32)
+    ),
 }
 
 
@@ -136,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--seeds", type=int, default=3, help="runs of each model")
-    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps of a run")
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of a run")
     parser.add_argument("--batch", type=int, default=32, help="texts per step")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
