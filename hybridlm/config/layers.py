@@ -154,6 +154,11 @@ class MoESpec:
     z_loss_weight: float
     bias_update_rate: float
 
+    @property
+    def shared(self) -> MLPSpec | None:
+        """The dense FFN that the shared experts are together."""
+        return MLPSpec(self.d_model, self.d_shared, self.activation) if self.d_shared else None
+
 
 MixerSpec = AttentionSpec | Mamba1Spec | Mamba2Spec | Mamba3Spec | MLASpec
 FFNSpec = MLPSpec | MoESpec

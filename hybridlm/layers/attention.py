@@ -72,8 +72,8 @@ class Attention(Mixer):
 
     def reset_parameters(self, init: Init) -> None:
         for layer in (self.q_proj, self.k_proj, self.v_proj):
-            init.linear(layer)
-        init.residual_linear(self.o_proj)
+            init.matrix(layer.weight)
+        init.residual_matrix(self.o_proj.weight)
         for norm in (self.q_norm, self.k_norm):
             if norm is not None:
                 norm.reset_parameters()

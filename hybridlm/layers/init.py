@@ -39,22 +39,36 @@ class Init:
     residual: Literal["depth", "zero", "none"]
     n_layers: int
 
-    def linear(self, layer: nn.Linear) -> None:
-        """A projection inside a block."""
-        nn.init.normal_(layer.weight, std=self._std(layer))
+    def matrix(self, weight: Tensor) -> None:
+        """A projection inside a block, (..., rows, fan-in): one, or one of each expert."""
+        nn.init.normal_(weight, std=self._std(weight))
 
-    def residual_linear(self, layer: nn.Linear) -> None:
+    def residual_matrix(self, weight: Tensor) -> None:
         """A projection back into the residual stream: smaller with depth, so that the stream's variance does not grow with it."""
         match self.residual:
             case "zero":
-                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(weight)
             case "depth":  # two additions per layer: mixer and FFN (GPT-2)
-                nn.init.normal_(layer.weight, std=self._std(layer) / math.sqrt(2 * self.n_layers))
+                nn.init.normal_(weight, std=self._std(weight) / math.sqrt(2 * self.n_layers))
             case "none":
-                nn.init.normal_(layer.weight, std=self._std(layer))
+                nn.init.normal_(weight, std=self._std(weight))
 
-    def _std(self, layer: nn.Linear) -> float:
-        return float(layer.in_features**-0.5 if self.std is None else self.std)
+    def _std(self, weight: Tensor) -> float:
+        return float(weight.shape[-1] ** -0.5 if self.std is None else self.std)
+
+
+def reset_convolution(conv: nn.Conv1d) -> None:
+    """Torch's own default for a depthwise convolution with a bias, whose fan-in is its width."""
+    bound = conv.kernel_size[0] ** -0.5
+    for taps in (conv.weight, conv.bias):
+        assert taps is not None
+        nn.init.uniform_(taps, -bound, bound)
+
+
+@torch.no_grad()
+def reset_step_bias(bias: Tensor, dt_range: tuple[float, float]) -> None:
+    """Draws step sizes log-uniformly, at least 1e-4, and stores what softplus makes them of (Gu & Dao 2023)."""
+    bias.copy_(inverse_softplus(log_uniform_(torch.empty_like(bias), *dt_range).clamp_min_(1e-4)))
 
 
 def log_uniform_(tensor: Tensor, low: float, high: float) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridlm.layers.cache import LayerCache, StateCache
-from hybridlm.layers.init import MATRIX, VECTOR, VECTOR_FP32, Init, ParamSpec, inverse_softplus, log_uniform_
+from hybridlm.layers.init import MATRIX, VECTOR, VECTOR_FP32, Init, ParamSpec, reset_convolution, reset_step_bias
 from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.ops.conv import causal_conv
@@ -91,21 +91,17 @@ class Mamba1(Mixer):
         return conv + bytes_of(batch * spec.d_inner * spec.d_state, at_least_fp32(dtype))
 
     def reset_parameters(self, init: Init) -> None:
-        init.linear(self.in_proj)
-        init.linear(self.x_proj)
-        init.residual_linear(self.out_proj)
+        init.matrix(self.in_proj.weight)
+        init.matrix(self.x_proj.weight)
+        init.residual_matrix(self.out_proj.weight)
         for projection in (self.in_proj, self.out_proj):
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
-        bound = self.spec.d_conv**-0.5  # Conv1d's own default: fan-in of a depthwise filter is its width
-        for taps in (self.conv1d.weight, self.conv1d.bias):
-            assert taps is not None
-            nn.init.uniform_(taps, -bound, bound)
+        reset_convolution(self.conv1d)
         rank_bound = self.spec.dt_rank**-0.5
         nn.init.uniform_(self.dt_proj.weight, -rank_bound, rank_bound)
+        reset_step_bias(self.dt_proj.bias, self.spec.dt_range)
         with torch.no_grad():
-            dt = log_uniform_(torch.empty_like(self.dt_proj.bias), *self.spec.dt_range).clamp_min_(1e-4)
-            self.dt_proj.bias.copy_(inverse_softplus(dt))
             rates = torch.arange(1, self.spec.d_state + 1, dtype=torch.float64, device=self.A_log.device)
             self.A_log.copy_(rates.log().expand_as(self.A_log))
         nn.init.ones_(self.D)

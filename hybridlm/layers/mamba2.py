@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridlm.layers.cache import LayerCache, StateCache
-from hybridlm.layers.init import MATRIX, VECTOR, VECTOR_FP32, Init, ParamSpec, inverse_softplus, log_uniform_
+from hybridlm.layers.init import MATRIX, VECTOR, VECTOR_FP32, Init, ParamSpec, reset_convolution, reset_step_bias
 from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
@@ -91,15 +91,11 @@ class Mamba2(Mixer):
         return conv + bytes_of(batch * spec.d_inner * spec.d_state, at_least_fp32(dtype))
 
     def reset_parameters(self, init: Init) -> None:
-        init.linear(self.in_proj)
-        init.residual_linear(self.out_proj)
-        bound = self.spec.d_conv**-0.5  # Conv1d's own default: fan-in of a depthwise filter is its width
-        for taps in (self.conv1d.weight, self.conv1d.bias):
-            assert taps is not None
-            nn.init.uniform_(taps, -bound, bound)
+        init.matrix(self.in_proj.weight)
+        init.residual_matrix(self.out_proj.weight)
+        reset_convolution(self.conv1d)
+        reset_step_bias(self.dt_bias, self.spec.dt_range)
         with torch.no_grad():
-            dt = log_uniform_(torch.empty_like(self.dt_bias), *self.spec.dt_range).clamp_min_(1e-4)
-            self.dt_bias.copy_(inverse_softplus(dt))
             self.A_log.uniform_(*self.spec.a_range).log_()
         nn.init.ones_(self.D)
         self.norm.reset_parameters()

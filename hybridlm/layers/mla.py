@@ -130,9 +130,9 @@ class MLA(Mixer):
     def reset_parameters(self, init: Init) -> None:
         for module in self.children():
             if module is self.o_proj:
-                init.residual_linear(self.o_proj)
+                init.residual_matrix(self.o_proj.weight)
             elif isinstance(module, nn.Linear):
-                init.linear(module)
+                init.matrix(module.weight)
             elif isinstance(module, RMSNorm):
                 module.reset_parameters()
 

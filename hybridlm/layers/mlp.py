@@ -35,8 +35,8 @@ class MLP(FFN):
     def reset_parameters(self, init: Init) -> None:
         for layer in (self.gate_proj, self.up_proj):
             if layer is not None:
-                init.linear(layer)
-        init.residual_linear(self.down_proj)
+                init.matrix(layer.weight)
+        init.residual_matrix(self.down_proj.weight)
 
     def param_specs(self) -> dict[str, ParamSpec]:
         return {name: MATRIX for name, _ in self.named_parameters()}

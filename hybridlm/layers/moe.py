@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +17,7 @@ from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.router import Routing, balance_loss, expert_counts, sigmoid_routing, softmax_routing, z_loss
 
 if TYPE_CHECKING:
-    from hybridlm.config.layers import MLPSpec, MoESpec
-
-
-class _SharedSpec(NamedTuple):
-    """What the dense network of the shared experts reads of its spec."""
-
-    d_model: int
-    d_ff: int
-    activation: str
+    from hybridlm.config.layers import MoESpec
 
 
 class Router(nn.Linear):
@@ -91,8 +83,8 @@ class Experts(nn.Module):
         return mixture(x, routing.experts, routing.weights, self.first.to(x.dtype), self.down_proj.to(x.dtype), gated=self.gated)
 
     def reset_parameters(self, init: Init) -> None:
-        init.linear(_stacked(self.first))
-        init.residual_linear(_stacked(self.down_proj))
+        init.matrix(self.first)
+        init.residual_matrix(self.down_proj)
 
 
 class MoE(FFN):
@@ -106,8 +98,7 @@ class MoE(FFN):
         self.spec = spec
         self.gate = Router(spec)
         self.experts = Experts(spec)
-        shared = _SharedSpec(spec.d_model, spec.d_shared, spec.activation)
-        self.shared_experts = MLP(cast("MLPSpec", shared)) if spec.d_shared else None
+        self.shared_experts = None if spec.shared is None else MLP(spec.shared)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, RouterStats | None]:
         tokens = x.flatten(0, 1)  # (N, D)
@@ -129,7 +120,7 @@ class MoE(FFN):
         return PASSES[phase] * (linear_flops(self.gate) + routed) + shared
 
     def reset_parameters(self, init: Init) -> None:
-        init.linear(self.gate)
+        init.matrix(self.gate.weight)
         if self.spec.router == "sigmoid":
             nn.init.zeros_(self.gate.e_score_correction_bias)
         self.experts.reset_parameters(init)
@@ -150,11 +141,3 @@ class MoE(FFN):
         if self.shared_experts is not None:
             specs |= {f"shared_experts.{name}": spec for name, spec in self.shared_experts.param_specs().items()}
         return specs
-
-
-def _stacked(matrices: Tensor) -> nn.Linear:
-    """(E, R, C) seen as one projection of E R outputs over the same memory: its fan-in, C, is that of every expert."""
-    rows = matrices.detach().flatten(0, 1)
-    linear = nn.Linear(rows.shape[1], rows.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(rows)
-    return linear

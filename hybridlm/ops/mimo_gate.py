@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybridlm.ops.mimo_tiles import chunked, sum_of_ranks
+from hybridlm.ops.mimo_tiles import sum_of_ranks
 from hybridlm.ops.modes import autocast_off
 from hybridlm.ops.norm import as_dtype
+from hybridlm.ops.padding import in_chunks
 
 
 def _tiled(tensor: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
     """(B, T, H, P) to (H, chunks, B, 1, Q, P), a view where it can be."""
-    return chunked(tensor, chunk, dtype).permute(3, 1, 0, 2, 4).unsqueeze(3)
+    return in_chunks(tensor, chunk, dtype).permute(3, 1, 0, 2, 4).unsqueeze(3)
 
 
 def _gated(y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hybridlm.ops.norm import at_least_fp32
+from hybridlm.ops.padding import in_chunks
 
 TINY = 1e-30  # scale is taken to be at least this: its logarithm is needed; where it is 0, at padding, x is 0 too
 _CAP = 30.0  # exponents above the diagonal may be large before they are masked: kept finite, so that no later product makes a NaN of them
@@ -51,16 +52,6 @@ def sum_of_ranks(tensor: Tensor, weights: Tensor) -> Tensor:
 def repeated(tensor: Tensor, times: int) -> Tensor:
     """``times`` copies side by side along the last axis."""
     return tensor if times == 1 else torch.cat([tensor] * times, -1)
-
-
-def chunked(tensor: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
-    """(B, T, ...) to (B, chunks, Q, ...), padded with zeros, which neither decay nor write; a view where it can be."""
-    pad = -tensor.shape[1] % chunk
-    tensor = tensor.to(dtype)
-    if pad:
-        tensor = F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, pad))
-    cut_up: Tensor = tensor.unflatten(1, (-1, chunk))
-    return cut_up
 
 
 @dataclass
@@ -175,15 +166,15 @@ def cut(
     heads = x.shape[2]
 
     def per_head(tensor: Tensor) -> Tensor:  # (B, T, H) to (H, K, Q)
-        return chunked(tensor, chunk, dtype).permute(3, 1, 0, 2).flatten(1, 2)
+        return in_chunks(tensor, chunk, dtype).permute(3, 1, 0, 2).flatten(1, 2)
 
     def states_first(tensor: Tensor) -> Tensor:  # (B, T, R, G, N) to (G, K, N, R, Q)
-        return chunked(tensor, chunk, dtype).permute(4, 1, 0, 5, 3, 2).contiguous().flatten(1, 2)
+        return in_chunks(tensor, chunk, dtype).permute(4, 1, 0, 5, 3, 2).contiguous().flatten(1, 2)
 
     steps, scale, own = per_head(log_decay), per_head(scale).clamp_min(TINY), per_head(own)
     past = began = None
     if starts is not None:
-        began = chunked(starts, chunk, torch.bool).transpose(0, 1).flatten(0, 1)  # (K, Q)
+        began = in_chunks(starts, chunk, torch.bool).transpose(0, 1).flatten(0, 1)  # (K, Q)
         document = began.cumsum(-1)  # counted within the chunk
         past = (document.unsqueeze(2) == document.unsqueeze(1)).to(dtype).tril_(-1)
     decay, from_start, to_end = _decays(steps, past, began)
@@ -193,7 +184,7 @@ def cut(
         angles = F.pad(theta.to(dtype), (0, pad)).unflatten(-1, (-1, chunk)).permute(1, 3, 0, 2, 4).flatten(1, 2)
         cos, sin = angles.cos(), angles.sin()
     return Tiles(
-        x=chunked(x, chunk, dtype).permute(3, 1, 0, 2, 4),
+        x=in_chunks(x, chunk, dtype).permute(3, 1, 0, 2, 4),
         B=states_first(B),
         C=states_first(C),
         B_bias=B_bias.to(dtype).transpose(1, 2).unsqueeze(-1),

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hybridlm.ops.norm import at_least_fp32
+from hybridlm.ops.padding import in_chunks
 
 _STEP = 1 << 18  # numbers in one step of a block, at most: enough to share between threads, little enough for their second-level caches
 _SPACE = 1 << 22  # numbers in the decays of a block, at most, if it has more than one chunk; they stay in the third-level cache
@@ -88,19 +88,10 @@ def _blocks(batch: int, n_chunks: int, length: int, width: int) -> list[_Block]:
     return [_Block(rows, chunks, r, chunks.stop - chunks.start) for rows, r in by_rows for chunks in _even(n_chunks, k // r)]
 
 
-def into_chunks(tensor: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
-    """(B, T, W) to (B, chunks, Q, W), padded at the end with zeros: dt = 0 neither decays nor writes."""
-    pad = -tensor.shape[1] % chunk
-    tensor = tensor.to(dtype)
-    if pad:
-        tensor = F.pad(tensor, (0, 0, 0, pad))
-    return tensor.contiguous().view(tensor.shape[0], -1, chunk, tensor.shape[2])
-
-
 def cut_inputs(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor | None, chunk: int) -> Cut:
     dtype = at_least_fp32(x.dtype)
-    x_cut, dt_cut, B_cut, C_cut = (into_chunks(tensor, chunk, dtype) for tensor in (x, dt, B, C))
-    forget = dt_cut if starts is None else into_chunks(dt.masked_fill(starts.unsqueeze(-1), math.inf), chunk, dtype)
+    x_cut, dt_cut, B_cut, C_cut = (in_chunks(tensor, chunk, dtype).contiguous() for tensor in (x, dt, B, C))
+    forget = dt_cut if starts is None else in_chunks(dt.masked_fill(starts.unsqueeze(-1), math.inf), chunk, dtype)
     # No finite dt can tell the bound from 0, but an infinite one then drops the state even where exp(A_log) has become 0.
     A_log2 = (A.to(dtype).t() * math.log2(math.e)).clamp_max(-torch.finfo(dtype).tiny).contiguous()
     blocks = _blocks(len(x_cut), x_cut.shape[1], chunk, A.numel())
@@ -222,7 +213,7 @@ class Grads(NamedTuple):
 def backward(cut: Cut, A: Tensor, D: Tensor, states: Tensor, dy: Tensor, dstates: Tensor) -> Grads:
     """A: (E, N), as it was given; dy: (B, T, E); dstates: (B, chunks + 1, N, E), of all boundaries."""
     length, (state, channels) = cut.x.shape[2], cut.A.shape
-    dy_cut, dstates = into_chunks(dy, length, cut.x.dtype), dstates.clone()
+    dy_cut, dstates = in_chunks(dy, length, cut.x.dtype), dstates.clone()
     dx, ddt, dB, dC = (torch.empty_like(inputs) for inputs in (cut.x, cut.dt, cut.B, cut.C))
     A = A.to(cut.x.dtype).t().contiguous()
     dA = cut.x.new_zeros(max(block.k for block in cut.blocks), state, channels)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hybridlm.ops.norm import at_least_fp32
+from hybridlm.ops.padding import in_chunks
 
 _TINY = 1e-30  # in the backward scale is at least this: it is zero at padding, and its gradient is a quotient by it
 _CAP = 30.0  # exponents of pairs that do not count may be large before they are masked: kept finite, so that no 0 * inf makes a NaN
@@ -62,12 +63,8 @@ class Chunks(NamedTuple):
 
 
 def cut(tensor: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
-    """(B, T, ...) to (B * chunks, chunk, ...), padded with zeros: scale = 0 and a decay of one leave the state as it is."""
-    pad = -tensor.shape[1] % chunk
-    tensor = tensor.to(dtype)
-    if pad:
-        tensor = F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, pad))
-    return tensor.reshape(-1, chunk, *tensor.shape[2:])
+    """(B, T, ...) to (B * chunks, chunk, ...)."""
+    return in_chunks(tensor, chunk, dtype).flatten(0, 1)
 
 
 def into_chunks(

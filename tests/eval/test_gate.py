@@ -197,7 +197,7 @@ class ZeroBiases(Mamba3):
 class LargeResidual(MLP):
     def reset_parameters(self, init):
         super().reset_parameters(init)
-        init.linear(self.down_proj)
+        init.matrix(self.down_proj.weight)
 
 
 class BiasedRouter(MoE):
