@@ -79,14 +79,21 @@ MAMBA3 = [
     ),
     _one("mamba3: another floor of A", _M3, "clamp_min(spec.a_floor)", "clamp_min(1e-4)", *_golden("mamba3")),
     _one("mamba3: groups tiled over the heads", _TILES, "which[head // per_group]", "which[head % which.shape[0]]", *_golden("mamba3")),
+    _one(
+        "mamba3: a block's bias gradient replaces the others'",
+        "ops/mimo_backward.py",
+        "grads.B_bias[h] += dk",
+        "grads.B_bias[h] = dk",
+        "tests/ops/test_mimo.py",
+    ),
     Plant(
         "mamba3: D without mimo_x",
         (
-            ("ops/mimo.py", "        scores.diagonal(dim1=1, dim2=2).add_(D[h].to(scores.dtype))\n", ""),
+            ("ops/mimo.py", "        scores.diagonal(dim1=1, dim2=2).add_(D[h])\n", ""),
             (
                 "ops/mimo.py",
                 "        out.addcmul_(torch.bmm(c, states",
-                "        out.view(chunks, -1, rank, length, width).add_(D[h] * tiles.x[h].unsqueeze(2))\n        out.addcmul_(torch.bmm(c, states",
+                "        out.view(tiles.x.shape[1], -1, rank, length, width).add_(D[h] * tiles.x[h].unsqueeze(2))\n        out.addcmul_(torch.bmm(c, states",
             ),
         ),
         _golden("mamba3_mimo"),
@@ -328,8 +335,8 @@ DOCUMENTS = [
     _one(
         "documents: state carried into the next",
         "ops/ssd_chunks.py",
-        "carry = decay.masked_fill(document > 0, -torch.inf).exp_()",
-        "carry = decay.exp()",
+        "carry = decay.masked_fill(document > 0, -torch.inf).exp2_()",
+        "carry = decay.exp2()",
         "tests/ops/test_scan_documents.py",
     ),
     _one("documents: Mamba-1's state goes on", _M1, "starts=seq.starts,", "starts=None,", _DOCUMENTS, "-k", "mamba1"),

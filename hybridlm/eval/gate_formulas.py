@@ -27,7 +27,7 @@ from hybridlm.model.count import flops_per_token, parameters, state_bytes
 from hybridlm.model.lm import HybridLM
 
 _SOFTMAX_KINDS = ("attention", "mla")  # their products of queries and keys are square, of which a causal mask leaves a part
-_BATCH = 2
+_BATCH = 8  # rows: a few tokens would be projected in batches of small matrices, which the counter could not tell from other products
 
 
 def counted_parameters(places: Mapping[LayerSpec, Sequence[int]], full: HybridLM) -> Worst:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridlm.layers.cache import LayerCache, TokenCache
 from hybridlm.layers.init import MATRIX, VECTOR, Init, ParamSpec
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
@@ -26,10 +27,10 @@ class Attention(Mixer):
     def __init__(self, spec: AttentionSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.q_proj = nn.Linear(spec.d_model, spec.n_heads * spec.head_dim, bias=False)
-        self.k_proj = nn.Linear(spec.d_model, spec.n_kv_heads * spec.head_dim, bias=False)
-        self.v_proj = nn.Linear(spec.d_model, spec.n_kv_heads * spec.head_dim, bias=False)
-        self.o_proj = nn.Linear(spec.n_heads * spec.head_dim, spec.d_model, bias=False)
+        self.q_proj = Linear(spec.d_model, spec.n_heads * spec.head_dim, bias=False)
+        self.k_proj = Linear(spec.d_model, spec.n_kv_heads * spec.head_dim, bias=False)
+        self.v_proj = Linear(spec.d_model, spec.n_kv_heads * spec.head_dim, bias=False)
+        self.o_proj = Linear(spec.n_heads * spec.head_dim, spec.d_model, bias=False)
         self.q_norm = RMSNorm(spec.head_dim) if spec.qk_norm else None
         self.k_norm = RMSNorm(spec.head_dim) if spec.qk_norm else None
 

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from hybridlm.layers.cache import LayerCache, StateCache
 from hybridlm.layers.init import MATRIX, VECTOR, VECTOR_FP32, Init, ParamSpec, reset_convolution, reset_step_bias
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.ops.conv import causal_conv
+from hybridlm.ops.linear import linear
 from hybridlm.ops.modes import autocast_off
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.selective_scan import selective_scan
@@ -31,14 +33,14 @@ class Mamba1(Mixer):
     def __init__(self, spec: Mamba1Spec) -> None:
         super().__init__()
         self.spec = spec
-        self.in_proj = nn.Linear(spec.d_model, 2 * spec.d_inner, bias=spec.bias)
+        self.in_proj = Linear(spec.d_model, 2 * spec.d_inner, bias=spec.bias)
         # A container of the convolution's parameters (mamba_ssm's names); ops.conv does the computing.
         self.conv1d = nn.Conv1d(spec.d_inner, spec.d_inner, spec.d_conv, groups=spec.d_inner)
-        self.x_proj = nn.Linear(spec.d_inner, spec.dt_rank + 2 * spec.d_state, bias=False)
-        self.dt_proj = nn.Linear(spec.dt_rank, spec.d_inner)
+        self.x_proj = Linear(spec.d_inner, spec.dt_rank + 2 * spec.d_state, bias=False)
+        self.dt_proj = Linear(spec.dt_rank, spec.d_inner)
         self.A_log = nn.Parameter(torch.empty(spec.d_inner, spec.d_state))
         self.D = nn.Parameter(torch.empty(spec.d_inner))
-        self.out_proj = nn.Linear(spec.d_inner, spec.d_model, bias=spec.bias)
+        self.out_proj = Linear(spec.d_inner, spec.d_model, bias=spec.bias)
 
     def forward(self, x: Tensor, seq: SequenceInfo, cache: LayerCache | None = None) -> Tensor:
         spec = self.spec
@@ -69,7 +71,7 @@ class Mamba1(Mixer):
         """dt (B, T, E) in at least fp32, also under autocast: it stands in exponents. 0 at padding, which moves no state."""
         wide = at_least_fp32(delta.dtype)
         with autocast_off(delta):
-            dt = F.softplus(F.linear(delta.to(wide), self.dt_proj.weight.to(wide), self.dt_proj.bias.to(wide)))
+            dt = F.softplus(linear(delta.to(wide), self.dt_proj.weight.to(wide), self.dt_proj.bias.to(wide)))
         return dt if valid is None else dt.masked_fill(valid.logical_not().unsqueeze(-1), 0.0)
 
     def new_cache(self, batch: int, max_len: int, *, dtype: torch.dtype, device: torch.device) -> StateCache:

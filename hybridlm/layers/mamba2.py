@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hybridlm.layers.cache import LayerCache, StateCache
 from hybridlm.layers.init import MATRIX, VECTOR, VECTOR_FP32, Init, ParamSpec, reset_convolution, reset_step_bias
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
@@ -29,14 +30,14 @@ class Mamba2(Mixer):
         super().__init__()
         self.spec = spec
         self.row_blocks = (spec.d_inner, spec.d_inner, spec.n_groups * spec.d_state, spec.n_groups * spec.d_state, spec.n_heads)
-        self.in_proj = nn.Linear(spec.d_model, sum(self.row_blocks), bias=False)
+        self.in_proj = Linear(spec.d_model, sum(self.row_blocks), bias=False)
         # A container of the convolution's parameters (mamba_ssm's names); ops.conv does the computing.
         self.conv1d = nn.Conv1d(spec.conv_channels, spec.conv_channels, spec.d_conv, groups=spec.conv_channels)
         self.dt_bias = nn.Parameter(torch.empty(spec.n_heads))
         self.A_log = nn.Parameter(torch.empty(spec.n_heads))
         self.D = nn.Parameter(torch.empty(spec.n_heads))
         self.norm = RMSNorm(spec.d_inner)
-        self.out_proj = nn.Linear(spec.d_inner, spec.d_model, bias=False)
+        self.out_proj = Linear(spec.d_inner, spec.d_model, bias=False)
 
     def forward(self, x: Tensor, seq: SequenceInfo, cache: LayerCache | None = None) -> Tensor:
         spec = self.spec

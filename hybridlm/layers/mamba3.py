@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hybridlm.layers.cache import LayerCache, StateCache
 from hybridlm.layers.init import MATRIX, VECTOR, VECTOR_FP32, Init, ParamSpec, reset_convolution, reset_step_bias
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
@@ -47,7 +48,7 @@ class Mamba3(Mixer):
         trap = (spec.n_heads,) if spec.trapezoidal else ()
         angle = (spec.n_angles,) if spec.complex_rope else ()
         self.row_blocks = (spec.d_inner, spec.d_inner, state_channels, state_channels, spec.n_heads, spec.n_heads, *trap, *angle)
-        self.in_proj = nn.Linear(spec.d_model, sum(self.row_blocks), bias=False)
+        self.in_proj = Linear(spec.d_model, sum(self.row_blocks), bias=False)
         if spec.use_conv:  # a container of the convolution's parameters; ops.conv does the computing
             self.conv1d = nn.Conv1d(spec.conv_channels, spec.conv_channels, spec.d_conv, groups=spec.conv_channels)
         self.dt_bias = nn.Parameter(torch.empty(spec.n_heads))
@@ -60,7 +61,7 @@ class Mamba3(Mixer):
             self.mimo_x, self.mimo_z, self.mimo_o = (nn.Parameter(torch.empty(ranks)) for _ in range(3))
         if spec.outproj_norm:
             self.norm = RMSNorm(spec.d_inner)
-        self.out_proj = nn.Linear(spec.d_inner, spec.d_model, bias=False)
+        self.out_proj = Linear(spec.d_inner, spec.d_model, bias=False)
 
     def forward(self, x: Tensor, seq: SequenceInfo, cache: LayerCache | None = None) -> Tensor:
         assert cache is None or isinstance(cache, StateCache)

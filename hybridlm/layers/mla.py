@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hybridlm.layers.cache import LayerCache, TokenCache
 from hybridlm.layers.init import MATRIX, VECTOR, Init, ParamSpec
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
@@ -39,15 +40,15 @@ class MLA(Mixer):
         self.spec = spec
         rows = spec.n_heads * (spec.qk_nope_head_dim + spec.qk_rope_head_dim)
         if spec.q_lora_rank is None:
-            self.q_proj = nn.Linear(spec.d_model, rows, bias=False)
+            self.q_proj = Linear(spec.d_model, rows, bias=False)
         else:
-            self.q_a_proj = nn.Linear(spec.d_model, spec.q_lora_rank, bias=False)
+            self.q_a_proj = Linear(spec.d_model, spec.q_lora_rank, bias=False)
             self.q_a_layernorm = RMSNorm(spec.q_lora_rank)
-            self.q_b_proj = nn.Linear(spec.q_lora_rank, rows, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(spec.d_model, spec.kv_lora_rank + spec.qk_rope_head_dim, bias=False)
+            self.q_b_proj = Linear(spec.q_lora_rank, rows, bias=False)
+        self.kv_a_proj_with_mqa = Linear(spec.d_model, spec.kv_lora_rank + spec.qk_rope_head_dim, bias=False)
         self.kv_a_layernorm = RMSNorm(spec.kv_lora_rank)
-        self.kv_b_proj = nn.Linear(spec.kv_lora_rank, spec.n_heads * (spec.qk_nope_head_dim + spec.v_head_dim), bias=False)
-        self.o_proj = nn.Linear(spec.n_heads * spec.v_head_dim, spec.d_model, bias=False)
+        self.kv_b_proj = Linear(spec.kv_lora_rank, spec.n_heads * (spec.qk_nope_head_dim + spec.v_head_dim), bias=False)
+        self.o_proj = Linear(spec.n_heads * spec.v_head_dim, spec.d_model, bias=False)
 
     def forward(self, x: Tensor, seq: SequenceInfo, cache: LayerCache | None = None) -> Tensor:
         spec = self.spec

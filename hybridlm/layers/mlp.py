@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridlm.layers.ffn import FFN, RouterStats
 from hybridlm.layers.init import MATRIX, Init, ParamSpec
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import PASSES, Phase, linear_flops
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ class MLP(FFN):
 
     def __init__(self, spec: MLPSpec) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(spec.d_model, spec.d_ff, bias=False) if spec.activation == "swiglu" else None
-        self.up_proj = nn.Linear(spec.d_model, spec.d_ff, bias=False)
-        self.down_proj = nn.Linear(spec.d_ff, spec.d_model, bias=False)
+        self.gate_proj = Linear(spec.d_model, spec.d_ff, bias=False) if spec.activation == "swiglu" else None
+        self.up_proj = Linear(spec.d_model, spec.d_ff, bias=False)
+        self.down_proj = Linear(spec.d_ff, spec.d_model, bias=False)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, RouterStats | None]:
         up = self.up_proj(x)

@@ -12,12 +12,14 @@ from torch.utils.checkpoint import checkpoint
 
 from hybridlm.layers.ffn import RouterStats
 from hybridlm.layers.init import Init, ParamSpec
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.model.block import Block
 from hybridlm.model.cache import ModelCache
 from hybridlm.model.columns import padding_first, sequence_info
 from hybridlm.ops.cross_entropy import IGNORE, cap_logits, linear_cross_entropy
+from hybridlm.ops.linear import linear
 from hybridlm.ops.modes import autocast_on
 from hybridlm.ops.norm import as_dtype, at_least_fp32, rms_norm
 
@@ -49,7 +51,7 @@ class HybridLM(nn.Module):
         self.embedding = nn.Embedding(padded, config.d_model, _weight=torch.empty(padded, config.d_model))
         self.blocks = nn.ModuleList(blocks)
         self.norm = RMSNorm(config.d_model)
-        self.lm_head = None if config.tie_embeddings else nn.Linear(config.d_model, padded, bias=False)
+        self.lm_head = None if config.tie_embeddings else Linear(config.d_model, padded, bias=False)
 
     @property
     def head_weight(self) -> Tensor:
@@ -126,7 +128,7 @@ class HybridLM(nn.Module):
         return x.to(torch.get_autocast_dtype(x.device.type)) if x.dtype == torch.float32 and autocast_on(x) else x
 
     def _logits(self, x: Tensor) -> Tensor:
-        logits = nn.functional.linear(x, self.head_weight)[..., : self.vocab_size]
+        logits = linear(x, self.head_weight)[..., : self.vocab_size]
         return cap_logits(as_dtype(logits, at_least_fp32(x.dtype)), self.config.logit_scale, self.config.logit_softcap)
 
     def new_cache(self, batch: int, max_len: int, dtype: torch.dtype | None = None) -> ModelCache:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridlm.ops.modes import autocast_off
 from hybridlm.ops.norm import at_least_fp32
 
 IGNORE = -100  # a target that does not count, as in torch
@@ -24,17 +25,47 @@ def cap_logits(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
-def _chunk(
-    hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, *, with_grads: bool
-) -> tuple[Tensor, Tensor]:
-    """Loss of each row and, if asked for, the gradient of the *raw* logits (else scratch). hidden: (R, D); weight: (V, D); targets: (R,).
+class _Chunks:
+    """Rows a few at a time, and the gradients of hidden states and weight that they add up to.
 
-    The logits' memory is used for everything: each pass over (R, V) costs as much as a good part of the product.
+    All chunks use the same memory for their logits and everything made of them: fresh memory, and passes over (R, V), cost as much as a
+    good part of the products.
     """
-    logits = (hidden @ weight.t()).to(at_least_fp32(hidden.dtype))
+
+    def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float) -> None:
+        self.hidden, self.weight, self.targets = hidden, weight, targets
+        self.settings = (vocab, scale, softcap)
+        self.wide = at_least_fp32(hidden.dtype)
+        self.narrow = hidden.dtype != self.wide
+        self.starts = range(0, len(hidden), _ROWS)
+        self.space = hidden.new_empty(min(_ROWS, len(hidden)), len(weight))
+
+    def rows(self, start: int) -> slice:
+        return slice(start, min(start + _ROWS, len(self.hidden)))
+
+    def __call__(self, start: int, *, with_grads: bool) -> tuple[Tensor, Tensor]:
+        """What ``_from_logits`` makes of the rows from ``start`` on."""
+        rows = self.rows(start)
+        hidden = self.hidden[rows]
+        logits = torch.mm(hidden, self.weight.t(), out=self.space[: len(hidden)])
+        return _from_logits(logits.to(self.wide), self.targets[rows], *self.settings, with_grads=with_grads)
+
+    def add_gradients(self, start: int, grad: Tensor, dhidden: Tensor, dweight: Tensor) -> None:
+        """Of the hidden states into ``dhidden``, of the weight added to ``dweight``, from that of the raw logits."""
+        rows, grad = self.rows(start), grad.to(self.hidden.dtype)
+        torch.mm(grad, self.weight, out=dhidden[rows])
+        if self.narrow:
+            dweight += torch.mm(grad.t(), self.hidden[rows])
+        else:
+            dweight.addmm_(grad.t(), self.hidden[rows])
+
+
+def _from_logits(logits: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, *, with_grads: bool) -> tuple[Tensor, Tensor]:
+    """Loss of each row and, if asked for, the gradient of the *raw* logits (else scratch), which takes their place. logits: (R, V), wide;
+    targets: (R,)."""
     capped = cap_logits(logits, scale, softcap or None)
     slope = scale * (1 - (capped[:, :vocab] / softcap).square()) if softcap and with_grads else None  # d capped / d logits
-    if vocab < weight.shape[0]:
+    if vocab < logits.shape[1]:
         capped[:, vocab:] = -torch.inf  # padded ids: after the cap, so that they stay out of the sum
     counted = targets != IGNORE
     picked = targets.clamp_min(0).unsqueeze(-1)
@@ -61,14 +92,14 @@ def _linear_cross_entropy(
     wide = at_least_fp32(hidden.dtype)
     total = torch.zeros((), dtype=wide, device=hidden.device)
     dhidden = torch.empty_like(hidden) if with_grads else hidden.new_empty(0)
-    dweight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if with_grads else weight.new_empty(0)
-    for rows, row_targets, start in zip(hidden.split(_ROWS), targets.split(_ROWS), range(0, hidden.shape[0], _ROWS), strict=True):
-        losses, grad = _chunk(rows, weight, row_targets, vocab, scale, softcap, with_grads=with_grads)
-        total += losses.sum()
-        if with_grads:
-            grad = grad.to(hidden.dtype)
-            dhidden[start : start + _ROWS] = grad @ weight
-            dweight += (grad.t() @ rows).to(wide)
+    dweight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if with_grads else weight.new_empty(0, dtype=wide)
+    with autocast_off(hidden):
+        chunks = _Chunks(hidden, weight, targets, vocab, scale, softcap)
+        for start in chunks.starts:
+            losses, grad = chunks(start, with_grads=with_grads)
+            total += losses.sum()
+            if with_grads:
+                chunks.add_gradients(start, grad, dhidden, dweight)
     return total, dhidden, dweight
 
 
@@ -78,7 +109,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = at_least_fp32(hidden.dtype)
     dhidden = torch.empty_like(hidden) if with_grads else hidden.new_empty(0)
-    dweight = torch.empty_like(weight, dtype=wide) if with_grads else weight.new_empty(0)
+    dweight = torch.empty_like(weight, dtype=wide) if with_grads else weight.new_empty(0, dtype=wide)
     return hidden.new_empty((), dtype=wide), dhidden, dweight
 
 
@@ -99,12 +130,10 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, dtotal: Tensor | None, *
         return ((dhidden * dtotal).to(dhidden.dtype), (dweight * dtotal).to(ctx.weight_dtype), *[None] * 5)  # type: ignore[attr-defined]
     hidden, weight, targets = ctx.saved_tensors  # type: ignore[attr-defined]
     dhidden, dweight = torch.empty_like(hidden), torch.zeros(weight.shape, dtype=at_least_fp32(weight.dtype), device=weight.device)
-    for start in range(0, hidden.shape[0], _ROWS):
-        rows = hidden[start : start + _ROWS]
-        _, grad = _chunk(rows, weight, targets[start : start + _ROWS], *ctx.settings, with_grads=True)  # type: ignore[attr-defined]
-        grad = (grad * dtotal).to(hidden.dtype)
-        dhidden[start : start + _ROWS] = grad @ weight
-        dweight += (grad.t() @ rows).to(dweight.dtype)
+    with autocast_off(hidden):
+        chunks = _Chunks(hidden, weight, targets, *ctx.settings)  # type: ignore[attr-defined]
+        for start in chunks.starts:
+            chunks.add_gradients(start, chunks(start, with_grads=True)[1].mul_(dtotal), dhidden, dweight)
     return (dhidden, dweight.to(weight.dtype), *[None] * 5)
 
 

@@ -21,36 +21,35 @@ from hybridlm.ops.modes import autocast_off
 from hybridlm.ops.norm import at_least_fp32
 
 
-def _states(tiles: Tiles, k: list[Tensor], x: list[Tensor], initial_state: Tensor | None) -> Tensor:
-    """The states at the chunks' boundaries, the initial one first: (H, chunks + 1, B, N, P)."""
-    heads, K, _, _, d_state, width, _ = tiles.sizes
-    chunks = tiles.x.shape[1]
-    states = k[0].new_empty(heads, chunks + 1, K // chunks, d_state, width)
-    for h in range(heads):
-        torch.bmm(k[h] * tiles.to_end[h], x[h], out=states[h, 1:].view(K, d_state, width))
-    states[:, 0] = 0.0 if initial_state is None else initial_state.to(states.dtype).permute(1, 0, 3, 2)
-    for c in range(chunks):
-        states[:, c + 1].addcmul_(states[:, c], tiles.keep[:, c])
-    return states
-
-
 def _forward(tiles: Tiles, D: Tensor, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
     """What ``_mimo_scan`` returns."""
+    heads, _, rank, length, d_state, width, _ = tiles.sizes
+    _, chunks, batch, _, _ = tiles.x.shape
+    y = tiles.B.new_empty(heads, chunks, batch, rank, length, width)
+    states = tiles.B.new_empty(heads, chunks + 1, batch, d_state, width)
+    states[:, 0] = 0.0 if initial_state is None else initial_state.to(states.dtype).permute(1, 0, 3, 2)
+    for block in tiles.blocks():
+        _block(tiles.part(block), D.to(y.dtype), states[:, block.start : block.stop + 1], y[:, block])
+    return y, states
+
+
+def _block(tiles: Tiles, D: Tensor, states: Tensor, y: Tensor) -> None:
+    """Fills y (H, chunks, B, R, Q, P) and all states (H, chunks + 1, B, N, P) but the first, which is there."""
     heads, K, rank, length, d_state, width, _ = tiles.sizes
-    chunks = tiles.x.shape[1]
     k = [tiles.turned(tiles.B, tiles.B_bias, h) for h in range(heads)]
     values = [tiles.values(h) for h in range(heads)]
-    states = _states(tiles, k, values, initial_state)
-    y = k[0].new_empty(heads, chunks, K // chunks, rank, length, width)
+    for h in range(heads):
+        torch.bmm(k[h] * tiles.to_end[h], values[h], out=states[h, 1:].view(K, d_state, width))
+    for i in range(tiles.x.shape[1]):
+        states[:, i + 1].addcmul_(states[:, i], tiles.keep[:, i])
     for h in range(heads):
         c = tiles.turned(tiles.C, tiles.C_bias, h).transpose(1, 2)
         scores = torch.bmm(c, k[h])
         scores.view(K, rank, -1).mul_(tiles.for_ranks(tiles.weights(h)))
-        scores.diagonal(dim1=1, dim2=2).add_(D[h].to(scores.dtype))
+        scores.diagonal(dim1=1, dim2=2).add_(D[h])
         out = y[h].view(K, rank * length, width)
         torch.bmm(scores, values[h], out=out)
         out.addcmul_(torch.bmm(c, states[h, :-1].view(K, d_state, width)), tiles.from_start[h].transpose(1, 2))
-    return y, states
 
 
 @torch.library.custom_op("hybridlm::mimo_scan", mutates_args=())

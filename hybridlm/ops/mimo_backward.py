@@ -1,4 +1,4 @@
-"""The backward of Mamba-3's chunked scan (``mimo.py``): tiles are computed again, head by head.
+"""The backward of Mamba-3's chunked scan (``mimo.py``): tiles are computed again, block by block and head by head.
 
 As in ``ssd.py``, every pair of tokens s < t of a chunk gives the same amount to the gradient of the running sum c_t of log_decay and,
 negative, of c_s; what a token reads of the incoming state gives to that of c_t, what it adds to the outgoing state to those of the steps
@@ -8,18 +8,18 @@ an angle is the area that a pair of channels spans with its gradient.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from hybridlm.ops.mimo_tiles import Tiles, cut, pairs, rotate_, sum_of_ranks
+from hybridlm.ops.mimo_tiles import Tiles, cut, pairs, rotate_, rows_of, sum_of_ranks
 from hybridlm.ops.modes import autocast_off
 
 
 @dataclass
 class _Grads:
-    """Gradients in the layout of ``Tiles``, filled head by head."""
+    """Gradients in the layout of ``Tiles``, filled block by block and head by head."""
 
     x: Tensor  # (B, chunks, Q, H, P)
     B: Tensor  # (G, K, N, R Q)
@@ -38,23 +38,29 @@ class _Grads:
     def like(tiles: Tiles) -> _Grads:
         heads, K, rank, length, d_state, width, _ = tiles.sizes
         _, chunks, batch, _, _ = tiles.x.shape
-        new = tiles.decay.new_empty
+        new, zeros = tiles.decay.new_empty, tiles.decay.new_zeros
         angles = 0 if tiles.cos is None else tiles.cos.shape[2]
         wide = (tiles.B.shape[0], K, d_state, rank * length)
         return _Grads(
             x=new(batch, chunks, length, heads, width),
-            B=tiles.decay.new_zeros(wide),
-            C=tiles.decay.new_zeros(wide),
-            B_bias=new(heads, d_state, rank),
-            C_bias=new(heads, d_state, rank),
+            B=zeros(wide),
+            C=zeros(wide),
+            B_bias=zeros(heads, d_state, rank),
+            C_bias=zeros(heads, d_state, rank),
             theta=new(heads, K, angles, length),
-            mimo_x=new(heads, 0 if tiles.mimo_x is None else rank, width),
-            D=new(heads),
+            mimo_x=zeros(heads, 0 if tiles.mimo_x is None else rank, width),
+            D=zeros(heads),
             sums=new(heads, K, length),
             reach=new(heads, K, length),
             to_end=new(heads, K, length),
             own=new(heads, K, length),
         )
+
+    def part(self, chunks: slice) -> _Grads:
+        """Those of some of the chunks; the parameters' are added to by all."""
+        rows = rows_of(chunks, len(self.x))
+        some = {name: getattr(self, name)[:, rows] for name in ("B", "C", "theta", "sums", "reach", "to_end", "own")}
+        return replace(self, x=self.x[:, chunks], **some)
 
 
 def _product_of_tokens(a: Tensor, b: Tensor) -> Tensor:
@@ -75,7 +81,7 @@ def _own_tokens(
     scores, dscores = torch.bmm(c.transpose(1, 2), k), torch.bmm(dy, x.transpose(1, 2))
     both = _product_of_tokens(scores.view(K, rank, length, -1), dscores.view(K, rank, length, -1))
     grads.own[h] = both.diagonal(dim1=1, dim2=2)
-    grads.D[h] = dscores.diagonal(dim1=1, dim2=2).sum()
+    grads.D[h] += dscores.diagonal(dim1=1, dim2=2).sum()
     both.mul_(weights).diagonal(dim1=1, dim2=2).zero_()  # what each pair of tokens gives to the loss
     grads.sums[h], grads.reach[h] = both.sum(2), both.sum(1)
     weights = tiles.for_ranks(weights)
@@ -100,8 +106,8 @@ def _turn_back(tiles: Tiles, grads: _Grads, h: int, k: Tensor, c: Tensor, dk: Te
         rotate_(dc, cos, sin, adjacent=tiles.adjacent, dim=1)
     grads.B[h // per_group] += dk
     grads.C[h // per_group] += dc
-    grads.B_bias[h] = dk.sum(0).view(d_state, rank, length).sum(-1)
-    grads.C_bias[h] = dc.sum(0).view(d_state, rank, length).sum(-1)
+    grads.B_bias[h] += dk.sum(0).view(d_state, rank, length).sum(-1)
+    grads.C_bias[h] += dc.sum(0).view(d_state, rank, length).sum(-1)
 
 
 def _head(tiles: Tiles, grads: _Grads, h: int, dy: Tensor, c: Tensor, skip: Tensor, incoming: Tensor, doutgoing: Tensor) -> None:
@@ -122,7 +128,7 @@ def _head(tiles: Tiles, grads: _Grads, h: int, dy: Tensor, c: Tensor, skip: Tens
         grads.x[..., h, :] = (dx[:, :, 0] if rank == 1 else dx.sum(2)).transpose(0, 1)
     else:
         grads.x[..., h, :] = sum_of_ranks(dx, tiles.mimo_x[h]).transpose(0, 1)
-        grads.mimo_x[h] = dx.mul_(tiles.x[h].unsqueeze(2)).sum((0, 1)).sum(1)
+        grads.mimo_x[h] += dx.mul_(tiles.x[h].unsqueeze(2)).sum((0, 1)).sum(1)
     _turn_back(tiles, grads, h, k, c, dk, dc)
 
 
@@ -158,26 +164,35 @@ def mimo_scan_backward(
 
 def _backward(tiles: Tiles, dy: Tensor, dstates: Tensor | None, D: Tensor, states: Tensor) -> tuple[_Grads, Tensor]:
     """Gradients in tiles, and that of the initial state."""
-    heads, K, rank, length, d_state, width, _ = tiles.sizes
-    dy = dy.view(heads, K, rank * length, width)
+    grads, dchain = _Grads.like(tiles), torch.empty_like(states)
+    dchain[:, -1] = 0.0 if dstates is None else dstates[:, -1]
+    for block in reversed(tiles.blocks()):
+        boundaries = slice(block.start, block.stop + 1)
+        direct = None if dstates is None else dstates[:, block]
+        _block(tiles.part(block), grads.part(block), dy[:, block], D.to(dy.dtype), states[:, boundaries], dchain[:, boundaries], direct)
+    return grads, dchain[:, 0].clone()
+
+
+def _block(tiles: Tiles, grads: _Grads, dy: Tensor, D: Tensor, states: Tensor, dchain: Tensor, dstates: Tensor | None) -> None:
+    """Fills ``grads`` and dchain (H, chunks + 1, B, N, P), the gradients of the states, of which the last is there.
+
+    dy: (H, chunks, B, R, Q, P); dstates: (H, chunks, B, N, P), what the chunks' first states are given from elsewhere.
+    """
+    heads, K, _, _, d_state, width, _ = tiles.sizes
     # Through the incoming states, then through the chain of states, last chunk first.
     c = [tiles.turned(tiles.C, tiles.C_bias, h) for h in range(heads)]
-    dchain = torch.empty_like(states)
-    dchain[:, -1] = 0.0
+    dy = dy.flatten(1, 2).flatten(2, 3)
     for h in range(heads):
         torch.bmm(c[h] * tiles.from_start[h], dy[h], out=dchain[h, :-1].view(K, d_state, width))
     if dstates is not None:
-        dchain += dstates
-    for i in reversed(range(states.shape[1] - 1)):
+        dchain[:, :-1] += dstates
+    for i in reversed(range(tiles.x.shape[1])):
         dchain[:, i].addcmul_(dchain[:, i + 1], tiles.keep[:, i])
-
-    grads = _Grads.like(tiles)
     for h in range(heads):
         incoming, doutgoing = states[h, :-1].view(K, d_state, width), dchain[h, 1:].view(K, d_state, width)
-        _head(tiles, grads, h, dy[h], c[h], D[h].to(dy.dtype), incoming, doutgoing)
+        _head(tiles, grads, h, dy[h], c[h], D[h], incoming, doutgoing)
         kept = torch.bmm(doutgoing.view(K, 1, -1), incoming.view(K, -1, 1)).view(K)
         grads.sums[h, :, -1].addcmul_(kept, tiles.keep[h].flatten())
-    return grads, dchain[:, 0].clone()
 
 
 def _as_inputs(tiles: Tiles, grads: _Grads, time: int) -> tuple[Tensor, ...]:

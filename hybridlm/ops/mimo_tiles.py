@@ -5,12 +5,15 @@ and C stand with the state channels first, (K, N, R Q), because a rotation then 
 a pair; each matrix product takes them as they are.
 
 A chunk of Q tokens and R ranks is one product of (R Q) x (R Q), rows and columns counted rank by rank. Its weights do not depend on the
-ranks, so they are made for Q x Q and repeated.
+ranks, so they are made for Q x Q and repeated. A long text is worked off in blocks of chunks, whose products of one head stay in cache.
+
+Logarithms and powers are to base 2, as in ``ssd_chunks.py``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.padding import in_chunks
 
 TINY = 1e-30  # scale is taken to be at least this: its logarithm is needed; where it is 0, at padding, x is 0 too
+_BLOCK = 1 << 18  # numbers in one head's products of a block, at most, if it holds more than one chunk of each row
 _CAP = 30.0  # exponents above the diagonal may be large before they are masked: kept finite, so that no later product makes a NaN of them
 
 
@@ -54,10 +58,15 @@ def repeated(tensor: Tensor, times: int) -> Tensor:
     return tensor if times == 1 else torch.cat([tensor] * times, -1)
 
 
+def rows_of(chunks: slice, batch: int) -> slice:
+    """The places of these chunks of all rows among K = chunks x B."""
+    return slice(chunks.start * batch, chunks.stop * batch)
+
+
 @dataclass
 class Tiles:
-    """What both directions need, in the wide dtype. K = chunks x B, chunks first; c is the running sum of log_decay, from the first token
-    of the chunk or document on."""
+    """What both directions need, in the wide dtype. K = chunks x B, chunks first; c is the running sum of log_decay to base 2, from
+    the first token of the chunk or document on."""
 
     x: Tensor  # (H, chunks, B, Q, P), a view
     B: Tensor  # (G, K, N, R, Q)
@@ -65,12 +74,12 @@ class Tiles:
     B_bias: Tensor  # (H, N, R, 1)
     C_bias: Tensor  # (H, N, R, 1)
     decay: Tensor  # (H, K, Q)  c_t
-    reach: Tensor  # (H, K, Q)  log(scale_s) - c_s
+    reach: Tensor  # (H, K, Q)  log2(scale_s) - c_s
     scale: Tensor  # (H, K, Q)
     own: Tensor  # (H, K, Q)  a token's weight on itself
-    from_start: Tensor  # (H, K, 1, R Q)  exp(c_t): weight of the incoming state; 0 from a document's start on
-    to_end: Tensor  # (H, K, 1, R Q)  exp(c_Q - c_s) scale_s: weight in the outgoing state; 0 where a document starts after s
-    keep: Tensor  # (H, chunks, B, 1, 1)  exp(c_Q): what is left of the incoming state; 0 where a document starts in the chunk
+    from_start: Tensor  # (H, K, 1, R Q)  2^c_t: weight of the incoming state; 0 from a document's start on
+    to_end: Tensor  # (H, K, 1, R Q)  2^(c_Q - c_s) scale_s: weight in the outgoing state; 0 where a document starts after s
+    keep: Tensor  # (H, chunks, B, 1, 1)  2^c_Q: what is left of the incoming state; 0 where a document starts in the chunk
     past: Tensor | None  # (K, Q, Q)  1 where s < t are of one document, else 0; None: documents are not told apart
     began: Tensor | None  # (K, Q)  True where a document starts
     cos: Tensor | None  # (H, K, n, Q)
@@ -84,6 +93,20 @@ class Tiles:
         heads, chunks, batch, length, width = self.x.shape
         groups, _, d_state, rank, _ = self.B.shape
         return heads, chunks * batch, rank, length, d_state, width, heads // groups
+
+    def blocks(self) -> list[slice]:
+        """All chunks, a few at a time in the order of time."""
+        _, chunks, batch, length, _ = self.x.shape
+        each = max(1, _BLOCK // (batch * (self.B.shape[3] * length) ** 2))
+        return [slice(first, min(first + each, chunks)) for first in range(0, chunks, each)]
+
+    def part(self, chunks: slice) -> Tiles:
+        """Those of some of the chunks."""
+        rows = rows_of(chunks, self.x.shape[2])
+        per_head = ("B", "C", "decay", "reach", "scale", "own", "from_start", "to_end", "cos", "sin")
+        some = {name: None if (tensor := getattr(self, name)) is None else tensor[:, rows] for name in per_head}
+        past, began = (None if tensor is None else tensor[rows] for tensor in (self.past, self.began))
+        return replace(self, x=self.x[:, chunks], keep=self.keep[:, chunks], past=past, began=began, **some)  # type: ignore[arg-type]
 
     def turned(self, which: Tensor, bias: Tensor, head: int) -> Tensor:
         """B or C of one head, with its bias and rotated: (K, N, R Q)."""
@@ -111,9 +134,9 @@ class Tiles:
         return torch.mul(x, self.mimo_x[head], out=out).view(K, rank * length, width)
 
     def weights(self, head: int) -> Tensor:
-        """exp(c_t - c_s) scale_s for s < t of one document, a token's own weight on the diagonal, else 0: (K, Q, Q) of one head."""
+        """2^(c_t - c_s) scale_s for s < t of one document, a token's own weight on the diagonal, else 0: (K, Q, Q) of one head."""
         weights = self.decay[head].unsqueeze(2) + self.reach[head].unsqueeze(1)
-        weights = weights.clamp_max_(_CAP).exp_()
+        weights = weights.clamp_max_(_CAP).exp2_()
         weights = weights.tril_(-1) if self.past is None else weights.mul_(self.past)
         weights.diagonal(dim1=1, dim2=2).copy_(self.own[head])
         return weights
@@ -134,16 +157,16 @@ class Tiles:
 
 
 def _decays(steps: Tensor, past: Tensor | None, began: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Running sums c_t, exp(c_t) where no document has started, and exp(c_Q - c_t) where none will, else 0. steps: (H, K, Q)."""
+    """Running sums c_t, 2^c_t where no document has started, and 2^(c_Q - c_t) where none will, else 0. steps: (H, K, Q)."""
     if past is None or began is None:
         sums = steps.cumsum(-1)
-        return sums, sums.exp(), (sums[..., -1:] - sums).exp_()
+        return sums, sums.exp2(), (sums[..., -1:] - sums).exp2_()
     # A sum of each document's own steps: as the difference of two longer sums it would carry the rounding of other documents.
     by_chunk = steps.masked_fill(began, 0.0).transpose(0, 1)
     sums = torch.bmm(by_chunk, past.transpose(1, 2)).add_(by_chunk).transpose(0, 1).contiguous()
     document = began.cumsum(-1)
-    from_start = sums.masked_fill(document > 0, -torch.inf).exp_()
-    return sums, from_start, (sums[..., -1:] - sums).masked_fill_(document < document[:, -1:], -torch.inf).exp_()
+    from_start = sums.masked_fill(document > 0, -torch.inf).exp2_()
+    return sums, from_start, (sums[..., -1:] - sums).masked_fill_(document < document[:, -1:], -torch.inf).exp2_()
 
 
 def cut(
@@ -171,7 +194,7 @@ def cut(
     def states_first(tensor: Tensor) -> Tensor:  # (B, T, R, G, N) to (G, K, N, R, Q)
         return in_chunks(tensor, chunk, dtype).permute(4, 1, 0, 5, 3, 2).contiguous().flatten(1, 2)
 
-    steps, scale, own = per_head(log_decay), per_head(scale).clamp_min(TINY), per_head(own)
+    steps, scale, own = per_head(log_decay) * math.log2(math.e), per_head(scale).clamp_min(TINY), per_head(own)
     past = began = None
     if starts is not None:
         began = in_chunks(starts, chunk, torch.bool).transpose(0, 1).flatten(0, 1)  # (K, Q)
@@ -190,7 +213,7 @@ def cut(
         B_bias=B_bias.to(dtype).transpose(1, 2).unsqueeze(-1),
         C_bias=C_bias.to(dtype).transpose(1, 2).unsqueeze(-1),
         decay=decay,
-        reach=scale.log() - decay,
+        reach=scale.log2() - decay,
         scale=scale,
         own=own,
         from_start=repeated(from_start.unsqueeze(2), B.shape[2]),

@@ -7,6 +7,7 @@ import torch
 from recurrences import assert_near, relative_error
 from torch import Tensor
 
+from hybridlm.ops import mimo_tiles
 from hybridlm.ops.mimo import mimo_scan, untiled
 from hybridlm.ops.mimo_gate import mimo_gate, mimo_gate_step
 
@@ -202,6 +203,18 @@ def test_packed_documents_and_all_gradients_against_the_token_loop(rank, first):
         if first:
             assert int(got["dinitial_state"].count_nonzero()) == 0
         assert_near(got, want, 1e-10)
+
+
+@pytest.mark.parametrize("block", [1, 100], ids=["of_one_chunk", "of_a_few"])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_blocks_of_chunks_change_nothing(rank, packed, block, monkeypatch):
+    """What a long text makes of its chunks: several blocks, the last of them shorter."""
+    monkeypatch.setattr(mimo_tiles, "_BLOCK", block)
+    layouts = LAYOUTS[-5:-3] if packed else LAYOUTS[-1:] * 2
+    settings = {"starts": starts_of(layouts, first=False) if packed else None}
+    inputs = make_inputs(20, rank, batch=2)
+    assert_near(run(scan, inputs, chunk=3, **settings), run(token_loop, inputs, **settings), 1e-10)
 
 
 def part_of(inputs: dict[str, Tensor], part: slice) -> dict[str, Tensor]:
