@@ -204,7 +204,7 @@ OTHER_MIXERS = [
     ),
     _one("mla: absorbed form without the shared key", _MLA, "to_key), q_rope), -1)", "to_key), 0 * q_rope), -1)", *_golden("mla")),
     _one("mla: epsilon of the latent norms", _MLA, "LATENT_NORM_EPS = 1e-6", "LATENT_NORM_EPS = 1e-2", *_golden("mla")),
-    _one("mamba1: x and z swapped", _M1, "inner, z = self.in_proj(x).split(", "z, inner = self.in_proj(x).split(", *_golden("mamba1")),
+    _one("mamba1: x and z swapped", _M1, "inner, z = self.in_proj.split(", "z, inner = self.in_proj.split(", *_golden("mamba1")),
     _one(
         "mamba1: A without its exponential",
         _M1,

@@ -190,6 +190,10 @@ def _selective_flops(x: Shape, dt: Shape, A: Shape, *rest: object, out_shape: ob
     return 4 * math.prod(x) * A[-1]
 
 
+def _projections_flops(x: Shape, weight: Shape, sizes: object, *, out_shape: object) -> int:
+    return 2 * x[0] * math.prod(weight)
+
+
 def _experts_flops(
     x: Shape, weights: Shape, order: Shape, offsets: Shape, up: Shape, down: Shape, gated: bool, *, out_shape: object
 ) -> int:
@@ -203,4 +207,5 @@ _FORMULAS: dict[str, Callable[..., int]] = {
     "mimo_scan": _mimo_flops,
     "selective_scan": _selective_flops,
     "experts": _experts_flops,
+    "projections": _projections_flops,
 }

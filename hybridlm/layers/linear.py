@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-from hybridlm.ops.linear import linear
+from hybridlm.ops.linear import linear, split_linear
 
 
 class Linear(nn.Linear):
@@ -12,3 +14,7 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
+
+    def split(self, x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+        """The output cut into ``sizes`` channels: see ``ops.linear.split_linear``."""
+        return split_linear(x, self.weight, self.bias, sizes)

@@ -45,7 +45,7 @@ class Mamba1(Mixer):
     def forward(self, x: Tensor, seq: SequenceInfo, cache: LayerCache | None = None) -> Tensor:
         spec = self.spec
         assert cache is None or isinstance(cache, StateCache)
-        inner, z = self.in_proj(x).split((spec.d_inner, spec.d_inner), dim=-1)
+        inner, z = self.in_proj.split(x, (spec.d_inner, spec.d_inner))
         assert self.conv1d.bias is not None
         conv_state = None if cache is None else cache["conv"]
         positions = seq.positions if seq.doc_ids is not None else None

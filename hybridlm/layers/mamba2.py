@@ -42,7 +42,7 @@ class Mamba2(Mixer):
     def forward(self, x: Tensor, seq: SequenceInfo, cache: LayerCache | None = None) -> Tensor:
         spec = self.spec
         assert cache is None or isinstance(cache, StateCache)
-        z, xBC, dt = self.in_proj(x).split_with_sizes((spec.d_inner, spec.conv_channels, spec.n_heads), dim=-1)
+        z, xBC, dt = self.in_proj.split(x, (spec.d_inner, spec.conv_channels, spec.n_heads))
         assert self.conv1d.bias is not None
         state, positions = None if cache is None else cache["conv"], None if seq.doc_ids is None else seq.positions
         xBC, conv_state = causal_conv(xBC, self.conv1d.weight, self.conv1d.bias, state, positions=positions, padding=seq.padding)

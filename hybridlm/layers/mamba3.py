@@ -66,7 +66,7 @@ class Mamba3(Mixer):
     def forward(self, x: Tensor, seq: SequenceInfo, cache: LayerCache | None = None) -> Tensor:
         assert cache is None or isinstance(cache, StateCache)
         spec = self.spec
-        z, xBC, rates = self.in_proj(x).split((spec.d_inner, sum(self.row_blocks[1:4]), sum(self.row_blocks[4:])), dim=-1)
+        z, xBC, rates = self.in_proj.split(x, (spec.d_inner, sum(self.row_blocks[1:4]), sum(self.row_blocks[4:])))
         if spec.use_conv:
             xBC = self._convolved(xBC, seq, cache)
         steps = self._steps(xBC, rates, seq, cache)
