@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -57,9 +58,7 @@ def check(
     nothing. Exit code 0: every check passes; 1: one fails; 2: the input is wrong.
     """
     with reported():
-        given = list(overrides or [])
-        if wrong := [word for word in given if word.startswith("-")]:
-            raise ConfigError(f"check: unknown option {wrong[0]}; it takes --json, --help and the overrides of train.py")
+        given = _overrides("check", overrides)
         from hybridlm.compose import compose_config
         from hybridlm.config.constraints import unused_section_warnings
 
@@ -73,6 +72,43 @@ def check(
         passed = run_check(config, as_json=as_json)
     if not passed:
         raise typer.Exit(1)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def prepare(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[GROUP=OPTION | FIELD=VALUE]...", help="as for train.py: data=files data.path=... ...")
+    ] = None,
+    show: Annotated[int, typer.Option("--show", min=0, help="print so many training documents as coloured tokens")] = 0,
+) -> None:
+    """Read, split and tokenise the data of a configuration, ready for training, which otherwise does it at its first start."""
+    with reported():
+        given = _overrides("prepare", overrides)
+        from hybridlm.compose import compose_config
+
+        config = compose_config(given)
+        from rich.console import Console
+
+        from hybridlm.data.corpus import document_starts
+        from hybridlm.data.prepare import prepare as prepare_data
+        from hybridlm.data.show import coloured
+
+        prepared = prepare_data(config.data, report=lambda line: print(line, flush=True))
+        for name, file in (("training", prepared.train), ("validation", prepared.val)):
+            print(f"{name}: {file.meta.count:,} tokens, {file.meta.text_bytes / 1e6:,.2f} MB of text, {file.path}")
+        tokens, eos_id = prepared.train.tokens, prepared.tokenizer.eos_id
+        starts = document_starts(tokens, eos_id)[: show + 1].tolist() if show else []
+        for first, last in itertools.pairwise(starts):
+            Console().print(coloured(tokens[first:last].tolist(), prepared.tokenizer), end="\n\n", soft_wrap=True)
+
+
+def _overrides(verb: str, overrides: list[str] | None) -> list[str]:
+    """What was given, once it holds no flag of other commands."""
+    given = list(overrides or [])
+    if wrong := [word for word in given if word.startswith("-")]:
+        options = {"check": "--json", "prepare": "--show N"}[verb]
+        raise ConfigError(f"{verb}: unknown option {wrong[0]}; it takes {options}, --help and the overrides of train.py")
+    return given
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

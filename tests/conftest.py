@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from hybridlm.data.tokenizer import byte_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -15,11 +19,15 @@ torch.set_num_threads(1)  # the tensors of the tests are too small to share
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty small text files with something to learn in them."""
+    """Twenty small text files with something to learn in them; beside them lines of JSON, a tokenizer and a token file."""
     folder = tmp_path_factory.mktemp("corpus")
     for i in range(20):
         lines = [f"def f{j}(x):\n    return x * {j} + {i}\n" for j in range(i + 20)]
         (folder / f"{i:02d}.txt").write_text("\n".join(lines), encoding="utf-8")
+    records = [{"text": f"def g{i}():\n    return {i} * {i}\n" * 9, "body": f"g{i} " * 30} for i in range(40)]
+    (folder / "lines.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + "{cut off", encoding="utf-8")
+    byte_tokenizer().save(folder / "tokenizer.json")
+    np.tile(np.arange(257, dtype="<u2"), 40).tofile(folder / "ids.bin")
     return folder
 
 

@@ -31,6 +31,7 @@ from hybridlm.train.schedule import lr_factor
 from hybridlm.train.trainer import make_trainer
 
 # field: (new value, what else has to be set for the field to matter)
+FROM_FILE = ["data.tokenizer.kind=file", "data.tokenizer.path=CORPUS/tokenizer.json"]
 FLIPS: dict[str, tuple[Any, list[str]]] = {
     "seed": (1, []),
     "model.sizes": ("[small]", []),
@@ -148,8 +149,15 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "size.name": ("d12", ["model.sizes=[default]"]),
     "data.source": ("stdlib", []),
     "data.path": ("nowhere/*.txt", []),
+    "data.val_path": ("nowhere.bin", ["data.source=bins", "data.path=CORPUS/ids.bin", "data.dtype=u16", *FROM_FILE]),
+    "data.dtype": ("u16", ["data.source=bins", "data.path=CORPUS/ids.bin", *FROM_FILE]),
+    "data.text_field": ("body", ["data.path=CORPUS/lines.jsonl"]),
+    "data.on_bad": ("fail", ["data.path=CORPUS/lines.jsonl"]),
+    "data.packing": ("true", []),
+    "data.isolate": ("false", ["data.packing=true"]),
     "data.out": ("OTHER", []),
     "data.tokenizer.kind": ("bpe", []),
+    "data.tokenizer.path": ("nowhere.json", FROM_FILE),
     "data.tokenizer.vocab_size": (300, ["data.tokenizer.kind=bpe"]),
     "data.val_fraction": (0.5, []),
     "data.seq_len": (16, []),
@@ -258,7 +266,8 @@ def model_effects(config: RunConfig) -> dict[str, Any]:
 
 
 def data_effects(config: RunConfig) -> dict[str, Any]:
-    config = config.model_copy(update={"data": config.data.model_copy(update={"source": "files"})}) if config.data.path else config
+    if config.data.path and config.data.source == "stdlib":
+        config = config.model_copy(update={"data": config.data.model_copy(update={"source": "files"})})
     prepared = prepare(config.data)
     machine = resolve_machine(config)
     module = run_module._datamodule(config, machine, prepared, val_batches=config.trainer.val_batches)
@@ -266,7 +275,7 @@ def data_effects(config: RunConfig) -> dict[str, Any]:
     batch, val = next(iter(module.train_dataloader())), module.val_dataloader()
     return {
         "folder": str(prepared.folder),
-        "batch": (digest(batch["ids"]), tuple(batch["ids"].shape), int(batch["n_targets"])),
+        "batch": (digest(batch["ids"]), tuple(batch["ids"].shape), int(batch["n_targets"]), sorted(batch)),
         "val": (len(val), tuple(next(iter(val))["ids"].shape)),
     }
 
@@ -376,8 +385,9 @@ def test_without_a_flip_nothing_changes(section, tree, tmp_path):
 
 
 @pytest.mark.parametrize("field", [field for field in FLIPS if not field.startswith("hardware.")])
-def test_flipping_a_field_has_an_effect(field, tree, tmp_path):
+def test_flipping_a_field_has_an_effect(field, tree, tmp_path, corpus):
     value, context = FLIPS[field]
+    context = [setting.replace("CORPUS", str(corpus)) for setting in context]
     value = tmp_path / "other" if field == "data.out" else value
     section = field.split(".")[0]
     before = attempt(lambda: observe(section, configured(tree, *context), tmp_path))

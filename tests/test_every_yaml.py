@@ -11,7 +11,10 @@ from hybridlm.config.resolve import kinds_in_use, resolve_layers
 from hybridlm.config_files import groups
 
 CHOICES = [(group, option) for group, options in groups().items() for option in options]
-NEEDS = {("data", "files"): ["data.path=*.txt"]}  # the user's own folder has no default
+NEEDS = {  # the user's own files have no default
+    ("data", "files"): ["data.path=*.txt"],
+    ("data", "bins"): ["data.path=train.bin", "data.tokenizer.path=tokenizer.json"],
+}
 PRESETS = ("hybrid_alternating", "transformer", "mamba", "mamba2", "mamba3", "mamba3_mimo", "mla_moe")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import lightning
 
 from hybridlm.config.data import DataConfig
+from hybridlm.data.corpus import Prepared, packed_documents
 from hybridlm.data.loader import TrainLoader, ValLoader
-from hybridlm.data.prepare import Prepared
 
 
 class DataModule(lightning.LightningDataModule):
@@ -49,6 +49,8 @@ class DataModule(lightning.LightningDataModule):
             rank=rank,
             world_size=world_size,
             seed=self._seed,
+            packing=packed_documents(self.prepared, self._config.seq_len) if self._config.packing else None,
+            isolate=self._config.isolate,
             pin_memory=self._pin_memory,
         )
 

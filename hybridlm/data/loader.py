@@ -3,6 +3,7 @@
 A batch is a dict of tensors: ``ids`` (B, T) int64, ``targets`` (B, T) int64 with -100 where nothing counts, and ``n_targets`` () int64, the
 number of targets that count. In training that is the number of the whole optimizer step over all ranks and micro-batches, by which a sum of
 losses is divided; in validation it is this batch's own, and ``n_bytes`` () int64 says how many bytes of text these targets stand for.
+Where packed documents are to be kept apart there is also ``doc_ids`` (B, T) int64, the document of each token within its row.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 
 from hybridlm.config.section import ConfigError
-from hybridlm.data.windows import IGNORE, step_positions, validation_starts, window_count, window_starts
+from hybridlm.data.packing import Packing
+from hybridlm.data.windows import IGNORE, shuffled, step_positions, validation_starts, window_count, window_starts
 
 Batch = dict[str, torch.Tensor]
 
@@ -39,9 +41,13 @@ class TrainLoader:
         rank: int,
         world_size: int,
         seed: int,
+        packing: Packing | None = None,
+        isolate: bool = True,
         pin_memory: bool = False,
     ) -> None:
-        """``tokens`` (N,) of integers, for instance a memory map. ConfigError: the batch sizes do not fit together, or no window fits."""
+        """``tokens`` (N,) of integers, for instance a memory map. packing: of whole documents into the windows; None: windows are cut
+        anywhere. isolate: give the model the documents of packed windows. ConfigError: the batch sizes do not fit together, or no window
+        fits."""
         if micro_batch * accumulate * world_size != global_batch:
             raise ConfigError(
                 f"data.global_batch={global_batch} is not data.batch_size x trainer.accumulate x devices = "
@@ -50,7 +56,9 @@ class TrainLoader:
         self._tokens = tokens
         self._seq_len, self._global_batch, self._micro_batch, self._accumulate = seq_len, global_batch, micro_batch, accumulate
         self._rank, self._seed, self._pin_memory = rank, seed, pin_memory
-        self._steps = max(1, window_count(len(tokens), seq_len) // global_batch)  # optimizer steps of an epoch
+        self._packing, self._isolate = packing, isolate
+        windows = window_count(len(tokens), seq_len) if packing is None else len(packing)
+        self._steps = max(1, windows // global_batch)  # optimizer steps of an epoch
         self._epoch = 0
         self._batches = 0  # handed out in this epoch
 
@@ -97,14 +105,25 @@ class TrainLoader:
             rank=self._rank,
             micro=micro,
         )
+        batch = self._cut(positions) if self._packing is None else self._packed(self._packing, positions, epoch * self._steps + step)
+        return {name: tensor.pin_memory() for name, tensor in batch.items()} if self._pin_memory else batch
+
+    def _cut(self, positions: np.ndarray) -> Batch:
         starts = window_starts(positions, n_tokens=len(self._tokens), seq_len=self._seq_len, seed=self._seed)
         windows = torch.from_numpy(self._tokens[starts[:, None] + np.arange(self._seq_len + 1)].astype(np.int64))  # (B, T + 1)
-        batch = {
+        return {
             "ids": windows[:, :-1].contiguous(),
             "targets": windows[:, 1:].contiguous(),
             "n_targets": torch.tensor(self._global_batch * self._seq_len),  # every position of a training window counts
         }
-        return {name: tensor.pin_memory() for name, tensor in batch.items()} if self._pin_memory else batch
+
+    def _packed(self, packing: Packing, positions: np.ndarray, step: int) -> Batch:
+        everyones = np.arange(step * self._global_batch, (step + 1) * self._global_batch, dtype=np.int64)
+        chosen = shuffled(everyones, count=len(packing), seed=self._seed)
+        rows = [packing.window(self._tokens, int(window)) for window in chosen[positions - everyones[0]]]
+        ids, targets, doc_ids = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*rows, strict=True))
+        batch = {"ids": ids, "targets": targets, "n_targets": torch.tensor(packing.targets_of(chosen))}
+        return batch | {"doc_ids": doc_ids} if self._isolate else batch
 
 
 class ValLoader:

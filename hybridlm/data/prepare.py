@@ -13,30 +13,23 @@ import lzma
 import os
 import shutil
 import time
+import unicodedata
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from hybridlm.config.data import DataConfig, TokenizerConfig
 from hybridlm.config.section import ConfigError
 from hybridlm.data import bins
-from hybridlm.data.bins import TokenFile, open_bin, write_bin
-from hybridlm.data.sources import Document, documents, split
-from hybridlm.data.tokenizer import EOS, SPLIT_PATTERN, Tokenizer, byte_tokenizer, train_bpe
+from hybridlm.data.bins import open_bin, write_bin
+from hybridlm.data.corpus import Prepared
+from hybridlm.data.readers import Document
+from hybridlm.data.sources import documents, split
+from hybridlm.data.tokenised import open_tokenised
+from hybridlm.data.tokenizer import EOS, SPLIT_PATTERN, Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 
 FORMAT_VERSION = 1
 _STALE_AFTER = 24 * 3600.0  # seconds after which another process' unfinished folder is taken for dead
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A prepared corpus: its folder, the two token streams, and the tokenizer that made them."""
-
-    folder: Path
-    train: TokenFile
-    val: TokenFile
-    tokenizer: Tokenizer
 
 
 def prepare(config: DataConfig, report: Callable[[str], None] = lambda line: None) -> Prepared:
@@ -44,14 +37,17 @@ def prepare(config: DataConfig, report: Callable[[str], None] = lambda line: Non
 
     ConfigError: the corpus cannot be read or split, the folder cannot be written, or prepared files are damaged.
     """
+    if config.source == "bins":
+        return open_tokenised(config, data_folder(config), report)
     began = time.monotonic()
+    given = _given_tokenizer(config.tokenizer)
     corpus = list(documents(config))
     train, val = split(corpus, config.val_fraction)
     size = sum(len(document.text.encode()) for document in corpus)
     report(f"{config.source}: {len(corpus)} documents, {size / 1e6:.2f} MB of text, {len(val)} of them held out for validation")
-    folder = data_folder(config) / f"{config.source}-{_fingerprint(config, train, val)[:12]}"
+    folder = data_folder(config) / f"{config.source}-{_fingerprint(config, given, train, val)[:12]}"
     if not folder.exists():
-        _build(config, train, val, folder, report)
+        _build(config, given, train, val, folder, report)
         prepared = _open(folder)
         report(f"prepared in {time.monotonic() - began:.1f} s: {folder}")
         return prepared
@@ -70,25 +66,40 @@ def data_folder(config: DataConfig) -> Path:
     return (Path(base) if base else Path.home() / ".cache").absolute() / "hybridlm" / "data"
 
 
-def _fingerprint(config: DataConfig, train: Sequence[Document], val: Sequence[Document]) -> str:
+def _given_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
+    """The tokenizer of ``data.tokenizer.path``, None if it is to be made. ConfigError: it cannot be used."""
+    return None if config.path is None else load_tokenizer(Path(config.path).expanduser())
+
+
+def _fingerprint(config: DataConfig, given: Tokenizer | None, train: Sequence[Document], val: Sequence[Document]) -> str:
     """SHA-256 of all that the prepared files depend on."""
+    made = ["bpe", config.tokenizer.vocab_size, SPLIT_PATTERN, EOS] if config.tokenizer.kind == "bpe" else ["bytes", EOS]
     facts = {
         "formats": [FORMAT_VERSION, bins.FORMAT_VERSION],
-        "tokenizer": ["bpe", config.tokenizer.vocab_size, SPLIT_PATTERN, EOS] if config.tokenizer.kind == "bpe" else ["bytes", EOS],
+        "tokenizer": made if given is None else ["file", given.fingerprint],
         "train": [[document.name, hashlib.sha256(document.text.encode()).hexdigest()] for document in train],
         "val": [[document.name, hashlib.sha256(document.text.encode()).hexdigest()] for document in val],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _build(config: DataConfig, train: Sequence[Document], val: Sequence[Document], folder: Path, report: Callable[[str], None]) -> None:
+def _build(
+    config: DataConfig,
+    given: Tokenizer | None,
+    train: Sequence[Document],
+    val: Sequence[Document],
+    folder: Path,
+    report: Callable[[str], None],
+) -> None:
     # Beside the final folder, so that the rename stays within one file system.
     unfinished = folder.parent / f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
     try:
         try:
             unfinished.mkdir(parents=True)
             _remove_stale(folder)
-            tokenizer = _make_tokenizer(config.tokenizer, train, report)
+            tokenizer = given or _make_tokenizer(config.tokenizer, train, report)
+            if not tokenizer.lossless:
+                report("tokenizer: it brings text into Unicode's normal form NFC, whose bytes are those that bits per byte count")
             tokenizer.save(unfinished / "tokenizer.json")
             _write(unfinished / "train.bin", train, tokenizer, report, compress=False)
             _write(unfinished / "val.bin", val, tokenizer, report, compress=True)
@@ -132,16 +143,17 @@ def _make_tokenizer(config: TokenizerConfig, train: Sequence[Document], report: 
 def _write(path: Path, corpus: Sequence[Document], tokenizer: Tokenizer, report: Callable[[str], None], *, compress: bool) -> None:
     """One token file. ``compress``: also measure what general-purpose compressors make of the text, the yardstick for bits per byte."""
     began = time.monotonic()
-    joined = "".join(document.text for document in corpus).encode()
+    texts = [document.text if tokenizer.lossless else unicodedata.normalize("NFC", document.text) for document in corpus]
+    text = "".join(texts).encode()  # what the ids stand for
     meta = write_bin(
         path,
         tokenizer.encode_documents(document.text for document in corpus),
         eos_id=tokenizer.eos_id,
         vocab_size=tokenizer.vocab_size,
         tokenizer=tokenizer.fingerprint,
-        text_bytes=len(joined),
-        gzip_bytes=len(gzip.compress(joined, compresslevel=9, mtime=0)) if compress else None,
-        xz_bytes=len(lzma.compress(joined, preset=9)) if compress else None,
+        text_bytes=len(text),
+        gzip_bytes=len(gzip.compress(text, compresslevel=9, mtime=0)) if compress else None,
+        xz_bytes=len(lzma.compress(text, preset=9)) if compress else None,
     )
     line = f"{path.stem}: {meta.count:,} tokens, {meta.text_bytes / meta.count:.2f} bytes per token"
     if meta.gzip_bytes is not None and meta.xz_bytes is not None:

@@ -9,11 +9,11 @@ import os
 import sysconfig
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from hybridlm.config.data import DataConfig
 from hybridlm.config.section import ConfigError
+from hybridlm.data.readers import Bad, Document, read
 
 log = logging.getLogger(__name__)
 
@@ -22,47 +22,46 @@ _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "idlelib", "lib2to3", "enc
 _SKIPPED_PREFIXES = ("test", "config-")
 
 
-@dataclass(frozen=True)
-class Document:
-    """One text. ``name`` is its path below the corpus' root with ``/``; the split hangs on it alone."""
-
-    name: str
-    text: str
-
-
 def documents(config: DataConfig) -> Iterable[Document]:
-    """The corpus' documents that hold text, in order of name. ConfigError: no file, or a file of ``data.path`` that is not UTF-8."""
+    """The corpus' documents that hold text, in order of name, then of line or row.
+
+    ConfigError: no file, nothing readable, or with ``data.on_bad=fail`` the first thing that is not.
+    """
     if config.source == "files":
         if config.path is None:
-            raise ConfigError("data.source=files needs data.path: a glob of UTF-8 text files, for instance data.path='corpus/**/*.txt'")
-        return _files(config.path)
+            raise ConfigError("data.source=files needs data.path: a glob of files, for instance data.path='corpus/**/*.txt'")
+        return _files(config.path, config)
     if config.path is not None:
         raise ConfigError(f"data.path={config.path} is not read by data.source={config.source}: set data.source=files too")
     return _stdlib(Path(sysconfig.get_path("stdlib")))
 
 
 def is_validation(name: str, fraction: float) -> bool:
-    """Whether a document is held out: its name's hash in [0, 1) lies below ``fraction``, so no other document has a say."""
+    """Whether a document is held out: the hash of its name (or key) in [0, 1) lies below ``fraction``, so no other has a say."""
     return _position(name) < fraction
 
 
 def split(corpus: Sequence[Document], fraction: float) -> tuple[list[Document], list[Document]]:
     """(training, validation) documents. ConfigError: one of the two would be empty."""
-    train = [document for document in corpus if not is_validation(document.name, fraction)]
-    val = [document for document in corpus if is_validation(document.name, fraction)]
+    train = [document for document in corpus if not is_validation(_key(document), fraction)]
+    val = [document for document in corpus if is_validation(_key(document), fraction)]
     if train and val:
         return train, val
     if len(corpus) < 2:
         raise ConfigError(
             f"the corpus has {len(corpus)} document(s) with text, 2 or more are needed to hold one out: cut it into more files"
         )
-    places = sorted(_position(document.name) for document in corpus)
+    places = sorted(_position(_key(document)) for document in corpus)
     lowest, highest = places[0], places[-1]
     side = "none of" if not val else "all"
     raise ConfigError(
         f"data.val_fraction={fraction} holds out {side} the {len(corpus)} documents (the choice is by a hash of their names): "
         f"legal is a value above {lowest:.6f} and up to {highest:.6f}"
     )
+
+
+def _key(document: Document) -> str:
+    return document.name if document.key is None else document.key
 
 
 def _position(name: str) -> float:
@@ -96,7 +95,38 @@ def _python_files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in files if name.endswith(".py"))
 
 
-def _files(pattern: str) -> Iterator[Document]:
+def _files(pattern: str, config: DataConfig) -> Iterator[Document]:
+    found = _matches(pattern)
+    bad: list[Bad] = []
+    good = 0
+    for name, path in found:
+        for document in read(name, path, config.text_field):
+            if isinstance(document, Document):
+                good += 1
+                yield document
+            elif config.on_bad == "fail":
+                raise ConfigError(f"data.path: {document}; mend it, or leave such documents out with data.on_bad=skip")
+            else:
+                bad.append(document)
+    if bad and not good:
+        raise ConfigError(f"data.path={pattern}: none of its {len(bad)} document(s) can be used; the first: {bad[0]}")
+    if bad:
+        log.warning("data.on_bad=skip: %d of %d documents left out: %s", len(bad), good + len(bad), _summary(bad))
+
+
+def _summary(bad: Sequence[Bad]) -> str:
+    """How often each kind of mistake was met, the most frequent first, and where first."""
+    kinds: dict[str, list[Bad]] = {}
+    for one in bad:
+        kinds.setdefault(one.what, []).append(one)
+    ordered = sorted(kinds.values(), key=len, reverse=True)
+    return "; ".join(
+        f"{len(ones)} x {ones[0].what} (first {ones[0].where}{f', {ones[0].detail}' if ones[0].detail else ''})" for ones in ordered
+    )
+
+
+def _matches(pattern: str) -> list[tuple[str, Path]]:
+    """The files of a glob by their names below its root, in order of name."""
     expanded = os.path.expanduser(pattern)
     if os.path.isdir(expanded):
         raise ConfigError(f"data.path={pattern} is a folder: legal is a glob of files, for instance '{Path(pattern).as_posix()}/**/*.txt'")
@@ -104,16 +134,7 @@ def _files(pattern: str) -> Iterator[Document]:
     if not paths:
         raise ConfigError(f"data.path={pattern} matches no file (seen from {Path.cwd()})")
     root = _glob_root(expanded)
-    for name, path in sorted({path.relative_to(root).as_posix(): path for path in paths}.items()):
-        try:
-            # Bytes, not text mode: line ends stay as they are. A byte order mark is not text.
-            text = path.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"data.path: {path} is not UTF-8 (byte {error.start}: {error.reason}); convert it or leave it out") from None
-        except OSError as error:
-            raise ConfigError(f"data.path: {path} cannot be read: {error.strerror}") from None
-        if text:
-            yield Document(name, text)
+    return sorted({path.relative_to(root).as_posix(): path for path in paths}.items())
 
 
 def _glob_root(pattern: str) -> Path:

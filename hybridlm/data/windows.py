@@ -42,6 +42,16 @@ def window_starts(positions: np.ndarray, *, n_tokens: int, seq_len: int, seed: i
     return starts
 
 
+def shuffled(positions: np.ndarray, *, count: int, seed: int) -> np.ndarray:
+    """Which of ``count`` things (int64) stand at ``positions`` (int64, 1-D) of an endless sequence that holds all of them once a pass."""
+    passes, places = np.divmod(np.asarray(positions, dtype=np.int64), count)
+    chosen = np.empty_like(places)
+    for epoch in np.unique(passes):
+        mine = passes == epoch
+        chosen[mine] = permute(places[mine], count, _keys(seed, int(epoch))[:-1])
+    return chosen
+
+
 def step_positions(step: int, *, global_batch: int, micro_batch: int, accumulate: int, rank: int, micro: int) -> np.ndarray:
     """Positions (micro_batch,) int64 in optimizer step ``step``: the rank's contiguous slice of it, and of that the micro-batch's slice."""
     first = step * global_batch + (rank * accumulate + micro) * micro_batch

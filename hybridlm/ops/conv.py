@@ -1,6 +1,6 @@
 """The short depthwise causal convolution in front of a Mamba scan, followed by SiLU.
 
-On a CPU torch's own depthwise convolutions take 1.4 (conv1d) to 1.8 times (conv2d) as long as K shifted multiply-adds over (B, T, C)
+On a CPU torch's own depthwise convolutions take 3.3 (conv1d) to 3.7 times (conv2d) as long as K shifted multiply-adds over (B, T, C)
 (benchmarks/results/conv.md), so it is written as those, with its backward by hand.
 
 Where documents are told apart, only the first K - 1 tokens of each have taps that must not count. These few are computed again by

@@ -49,7 +49,7 @@ class LitLM(lightning.LightningModule):
         """The loss is a sum over this micro-batch divided by the targets of the whole global batch, so that every target weighs the same.
         Lightning then averages over ranks and accumulation; the factor takes that back. A router's loss is a mean over this micro-batch:
         it weighs as much as the targets that it stands beside."""
-        output = self.model(batch["ids"], targets=batch["targets"])
+        output = self.model(batch["ids"], doc_ids=batch.get("doc_ids"), targets=batch["targets"])
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
         total = output.loss_sum if output.aux is None else output.loss_sum + output.aux * output.n_tokens
         return {

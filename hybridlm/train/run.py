@@ -15,8 +15,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from hybridlm.checkpoint import KEY, load_run, read_checkpoint
 from hybridlm.config.load import to_yaml
 from hybridlm.config.section import ConfigError
+from hybridlm.data.corpus import Prepared, packed_documents
 from hybridlm.data.datamodule import DataModule
-from hybridlm.data.prepare import Prepared, prepare
+from hybridlm.data.prepare import prepare
 from hybridlm.hardware import CPU, Machine, resolve_machine
 from hybridlm.model.build import build_model, fresh_model
 from hybridlm.model.count import flops_per_token, layer_table, parameters
@@ -55,6 +56,9 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     prepared = prepare(config.data, report=lambda line: console.say(f"data        {line}"))
     if resumed is not None and resumed.tokenizer != prepared.tokenizer.fingerprint:
         raise ConfigError(f"{resume}: trained with another tokenizer than today's data gives; has the text or data.tokenizer changed?")
+    if config.data.packing:
+        packing = packed_documents(prepared, config.data.seq_len)
+        console.say(f"data        whole documents packed into {len(packing):,} windows, {packing.efficiency:.1%} full")
     _begin_folder(config, folder, prepared, resuming=resume is not None)
 
     module = _module(config, machine, prepared)

@@ -87,6 +87,12 @@ def test_numeric_keys_are_unknown_keys():
         ({"model": {"pattern": "S", "variants": {"S": {"mixer": "attention", "n_heads": 3}}}}, ["model.variants.S.n_heads = 3"]),
         ({"size": {"name": "d13"}}, ["size = 'd13'", "tiny"]),
         ({"data": {"source": "files"}}, ["data.path = null", "data.source=files"]),
+        ({"data": {"source": "bins", "path": "x.bin"}}, ["data.tokenizer.kind = 'bpe'", "data.tokenizer.path"]),
+        ({"data": {"source": "bins", "tokenizer": {"kind": "file", "path": "x.json"}}}, ["data.path = null", "a token file"]),
+        ({"data": {"source": "bins", "path": "x.bin", "tokenizer": {"kind": "file"}}}, ["data.tokenizer.path = null"]),
+        ({"data": {"dtype": "u16"}}, ["data.dtype = 'u16'", "data.source=bins"]),
+        ({"data": {"val_path": "x.bin"}}, ["data.val_path = 'x.bin'", "data.source=bins"]),
+        ({"data": {"tokenizer": {"path": "x.json"}}}, ["data.tokenizer.path = 'x.json'", "data.tokenizer.kind=file"]),
         ({"data": {"path": "*.txt"}}, ["data.path = '*.txt'", "data=files"]),
         ({"data": {"global_batch": 16, "batch_size": 3}}, ["data.global_batch = 16", "not a multiple", "data.batch_size (3)"]),
         (

@@ -6,6 +6,7 @@ import torch
 
 from hybridlm.config.section import ConfigError
 from hybridlm.data.loader import TrainLoader, ValLoader
+from hybridlm.data.packing import pack
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.data.windows import IGNORE, window_count
 
@@ -161,3 +162,72 @@ def test_a_limited_validation_spreads_over_the_text_whatever_the_ranks():
         assert sum(batch["n_targets"].item() for batch in batches) == 8 * 8
         firsts.append([int(batch["ids"][row, 0]) for batch in batches for row in range(2)])
     assert firsts[0] == firsts[1] == firsts[2] == [place * 100 // 8 * 8 % 256 for place in range(8)]  # 8 of 100 windows
+
+
+# Packed documents.
+
+LENGTHS = [5, 0, 30, 12, 1, 1, 7, 16, 40, 3, 9, 2, 15, 11, 6]
+EOS = 0
+PACKED = np.array([token for length in LENGTHS for token in (EOS, *range(1, length + 1))] + [EOS], dtype=np.uint16)
+PACKING = pack(np.flatnonzero(PACKED == EOS).astype(np.int64), 16)
+
+
+def packed_loader(*, rank=0, world_size=1, accumulate=1, isolate=True, seed=5):
+    return TrainLoader(
+        PACKED,
+        seq_len=16,
+        global_batch=4,
+        micro_batch=4 // (world_size * accumulate),
+        accumulate=accumulate,
+        rank=rank,
+        world_size=world_size,
+        seed=seed,
+        packing=PACKING,
+        isolate=isolate,
+    )
+
+
+def packed_steps(world_size, accumulate, steps):
+    """The batches of each optimizer step, put together from all ranks and micro-batches."""
+    ranks = [packed_loader(rank=rank, world_size=world_size, accumulate=accumulate) for rank in range(world_size)]
+    taken = [list(itertools.islice(endless(loader), steps * accumulate)) for loader in ranks]
+    grouped = [[batch for batches in taken for batch in batches[k * accumulate : (k + 1) * accumulate]] for k in range(steps)]
+    return [{name: torch.cat([batch[name] for batch in step]) for name in ("ids", "targets", "doc_ids")} for step in grouped], grouped
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 1)])
+def test_packed_batches_do_not_hang_on_ranks_or_accumulation(world_size, accumulate):
+    (mine, parts), (reference, _) = packed_steps(world_size, accumulate, 9), packed_steps(1, 1, 9)
+    for step, want, batches in zip(mine, reference, parts, strict=True):
+        assert all(torch.equal(step[name], want[name]) for name in want)
+        counted = int((step["targets"] != IGNORE).sum())
+        assert [int(batch["n_targets"]) for batch in batches] == [counted] * len(batches)
+
+
+def test_a_pass_holds_every_packed_pair_once():
+    """A pass of the windows, whole steps or not: the sequence goes on from one into the next."""
+    steps = -(-len(PACKING) // 4)
+    rows = [row for batch in itertools.islice(endless(packed_loader()), steps) for row in zip(batch["ids"], batch["targets"], strict=True)]
+    pairs = [
+        pair for ids, targets in rows[: len(PACKING)] for pair in zip(ids.tolist(), targets.tolist(), strict=True) if pair[1] != IGNORE
+    ]
+    assert sorted(pairs) == sorted(zip(PACKED[:-1].tolist(), PACKED[1:].tolist(), strict=True))
+
+
+def test_documents_are_given_to_the_model_only_where_they_are_kept_apart():
+    apart, together = (next(iter(packed_loader(isolate=isolate))) for isolate in (True, False))
+    assert "doc_ids" not in together
+    assert torch.equal(apart["ids"], together["ids"])
+    assert bool(((apart["doc_ids"] < 0) == (apart["targets"] == IGNORE)).all())
+
+
+def test_a_packed_loader_goes_on_where_it_stood():
+    loader = packed_loader()
+    ahead = [batch["ids"] for batch in itertools.islice(endless(loader), 7)]
+    for stop in range(1, 6):
+        first, second = packed_loader(), packed_loader()
+        for _ in itertools.islice(endless(first), stop):
+            pass
+        second.load_state_dict(first.state_dict())
+        rest = [batch["ids"] for batch in itertools.islice(endless(second), 7 - stop)]
+        assert all(torch.equal(a, b) for a, b in zip(rest, ahead[stop:], strict=True))

@@ -34,7 +34,7 @@ def test_files_are_read_below_the_glob_in_order_of_name(tmp_path, monkeypatch):
         (DataConfig(source="files"), "data.path: a glob"),
         (DataConfig(source="files", path="nothing/*.txt"), "matches no file"),
         (DataConfig(source="files", path="c"), r"is a folder.*c/\*\*/\*\.txt"),
-        (DataConfig(source="files", path="c/*.bin"), r"latin\.bin is not UTF-8 \(byte 2"),
+        (DataConfig(source="files", path="c/*.bin"), r"latin\.bin: not UTF-8 \(byte 2"),
         (DataConfig(source="stdlib", path="c/*.txt"), "set data.source=files"),
     ],
 )

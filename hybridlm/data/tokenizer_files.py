@@ -1,0 +1,299 @@
+"""Tokenizers made elsewhere: their files, and the bytes behind every id or the reason why those cannot be known.
+
+Two families give every text back. Byte-level BPE (GPT-2, Llama 3, Qwen) writes each byte as a letter. SentencePiece with byte fallback
+(Llama 2, Mistral, Gemma; BPE or Unigram) writes a blank as ▁, and bytes that have no token of their own as <0x0A>. Whatever else a file
+asks for that is not the text (a blank before it, special tokens around it, padding, cutting, random merges) is turned off.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, models, processors
+from tokenizers import Tokenizer as LibraryTokenizer
+
+from hybridlm.config.section import ConfigError
+
+EOS = "<|endoftext|>"
+MARK = "▁"  # a blank, in SentencePiece
+LEGAL = "a byte-level BPE, or a SentencePiece BPE or Unigram with byte fallback: a tokenizer.json, a folder with one, or a .tiktoken file"
+_EOS_NAMES = (EOS, "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>")
+_MAX_IDS = 1 << 20  # one stray id of a billion would otherwise be a table of a billion rows
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CL100K_SPECIALS = {EOS: 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260, "<|endofprompt|>": 100276}
+# A .tiktoken file holds ranks only; how text is split and which ids are special goes by the encoding's name.
+ENCODINGS: dict[str, tuple[str, dict[str, int]]] = {
+    **dict.fromkeys(("gpt2", "r50k_base", "p50k_base"), (GPT2, {EOS: 50256})),
+    "cl100k_base": (CL100K, _CL100K_SPECIALS),
+    "o200k_base": (O200K, {EOS: 199999, "<|endofprompt|>": 200018}),
+}
+# vocab.json and merges.txt do not say how text is split; these classes of transformers split as GPT-2 does.
+_GPT2_CLASSES = {"GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "CodeGenTokenizer", "LEDTokenizer", "LongformerTokenizer"}
+_SPLITTERS = {"Split", "Digits", "Punctuation", "UnicodeScripts", "FixedLength"}  # they cut, and keep every sign
+_BLANK_TO_MARK = {"type": "Replace", "pattern": {"String": " "}, "content": MARK}
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def parts(component: Any) -> list[dict[str, Any]]:
+    """A normalizer, pre-tokenizer or decoder of a tokenizer.json as a flat list of its steps."""
+    for key in ("normalizers", "pretokenizers", "decoders"):
+        if component and key in component:
+            return [step for child in component[key] for step in parts(child)]
+    return [component] if component else []
+
+
+def is_byte_level(facts: Mapping[str, Any]) -> bool:
+    """Whether tokens are written in letters for bytes; if not they are text."""
+    return any(step["type"] == "ByteLevel" for step in parts(facts["pre_tokenizer"]))
+
+
+def byte_letters() -> dict[str, int]:
+    """The letter by which byte-level models write each byte (GPT-2's table): visible Latin-1 as itself, the rest as U+0100 and on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [value for value in range(256) if value not in set(visible)]
+    return {chr(value): value for value in visible} | {chr(256 + place): value for place, value in enumerate(hidden)}
+
+
+def check(facts: Mapping[str, Any]) -> None:
+    """ValueError, with the reason, if the tokenizer of this JSON does not keep every text (NFC aside) or adds to it."""
+    model, bytewise = facts["model"], is_byte_level(facts)
+    normal, cut = parts(facts["normalizer"]), parts(facts["pre_tokenizer"])
+    if model["type"] != "BPE" and (bytewise or model["type"] != "Unigram"):
+        raise ValueError(f"its model is {model['type']}, which does not keep every sign and blank")
+    if not bytewise and not model.get("byte_fallback"):
+        raise ValueError("it is not byte-level and has no byte fallback, so signs that it does not know are lost")
+    if facts["padding"] or facts["truncation"] or model.get("dropout"):
+        raise ValueError("it pads or cuts texts or drops merges at random")
+    if model.get("end_of_word_suffix") or model.get("continuing_subword_prefix"):
+        raise ValueError("its tokens carry marks of the borders of words, which are not text")
+    for step in normal:
+        if step["type"] != "NFC" and (bytewise or step != _BLANK_TO_MARK):
+            raise ValueError(f"its normalizer {step['type']} changes texts, which only NFC may")
+    for step in cut:
+        if step.get("add_prefix_space") or step.get("prepend_scheme", "never") != "never":
+            raise ValueError("it puts a blank before texts")
+        if step["type"] not in _SPLITTERS | {"ByteLevel" if bytewise else "Metaspace"} or step.get("behavior") == "Removed":
+            raise ValueError(f"its pre-tokenizer {step['type']} does not keep every sign")
+    marks = _BLANK_TO_MARK in normal or any(step.get("replacement") == MARK for step in cut)
+    if not bytewise and (not marks or any(step.get("replacement", MARK) != MARK for step in cut)):
+        raise ValueError(f"it does not write blanks as {MARK}")
+
+
+def byte_strings(library: LibraryTokenizer, facts: Mapping[str, Any]) -> list[bytes]:
+    """The bytes of every id, in order; none for special and unused ones. ValueError: a token is no string of bytes, a byte has no token."""
+    bytewise, letters, model = is_byte_level(facts), byte_letters(), facts["model"]
+    added = library.get_added_tokens_decoder()
+    names: dict[int, str] = {}
+    strings: dict[int, bytes] = {}
+    for content, token in library.get_vocab(with_added_tokens=True).items():
+        if names.setdefault(token, content) != content:
+            raise ValueError(f"its id {token} has two tokens")
+        # Even if it is called special or unknown: the model writes bytes with it.
+        if not bytewise and (match := _BYTE_TOKEN.fullmatch(content)):
+            strings[token] = bytes.fromhex(match[1])
+        elif (token in added and added[token].special) or content == model.get("unk_token") or token == model.get("unk_id"):
+            strings[token] = b""
+        elif not bytewise:
+            strings[token] = content.replace(MARK, " ").encode()
+        elif token in added:
+            # Those are found in the text after it was normalised, so what stands there is the normal form.
+            normal = library.normalizer if added[token].normalized else None
+            strings[token] = (normal.normalize_str(content) if normal is not None else content).encode()
+        elif all(letter in letters for letter in content):
+            strings[token] = bytes(letters[letter] for letter in content)
+        else:
+            raise ValueError(f"token {token} ({content!r}) is not written in bytes: only byte-level tokenizers keep every text")
+    needed = [key for key, value in letters.items() if value not in (0xC0, 0xC1) and value < 0xF5]  # UTF-8 has no others
+    lacking = set(needed if bytewise else [f"<0x{value:02X}>" for value in range(256)]) - set(names.values())
+    if lacking:
+        raise ValueError(f"it has no token for {len(lacking)} bytes (one is {min(lacking)!r}), so some texts would be lost")
+    if max(names) >= _MAX_IDS:
+        raise ValueError(f"its largest id is {max(names)}; legal is below {_MAX_IDS}")
+    return [strings.get(token, b"") for token in range(max(names) + 1)]
+
+
+def saved_eos(facts: Mapping[str, Any]) -> str | None:
+    """The end-of-document token that a file of ours names, None: ``EOS``. The format lacks a field; a template that adds none lists it."""
+    processor = facts.get("post_processor") or {}
+    if processor.get("type") != "TemplateProcessing" or len(processor["special_tokens"]) != 1:
+        return None
+    return next(iter(processor["special_tokens"])) if all("Sequence" in piece for piece in processor["single"]) else None
+
+
+def read(path: Path) -> LibraryTokenizer:
+    """The tokenizer of a tokenizer.json, a folder or a .tiktoken file, with its end of document named. Any Exception: it cannot be used."""
+    if path.is_dir():
+        return _read_folder(path)
+    if path.suffix == ".tiktoken":
+        return _read_tiktoken(path)
+    if path.suffix == ".model":
+        raise ConfigError(_conversion(path.parent, "SentencePiece's own format is not read"))
+    return _build(_read_json(path), None, path)
+
+
+def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    if optional and not path.is_file():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"tokenizer {path} cannot be read: {error}; legal is {LEGAL}") from None
+    return facts
+
+
+def _conversion(folder: Path, reason: str) -> str:
+    call = f"transformers.AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained(FOLDER)"
+    return f"tokenizer {folder}: {reason}; legal is a folder with a tokenizer.json, which {call} writes"
+
+
+def _read_folder(folder: Path) -> LibraryTokenizer:
+    config = _read_json(folder / "tokenizer_config.json", optional=True)
+    if (folder / "tokenizer.json").is_file():
+        facts = _read_json(folder / "tokenizer.json")
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        kind = str(config.get("tokenizer_class") or "GPT2Tokenizer").removesuffix("Fast")
+        if kind not in _GPT2_CLASSES:
+            raise ConfigError(_conversion(folder, f"vocab.json and merges.txt do not say how {kind} splits text"))
+        vocab, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        specials = _read_json(folder / "added_tokens.json", optional=True)
+        specials |= {token["content"]: int(number) for number, token in config.get("added_tokens_decoder", {}).items()}
+        facts = _byte_level(vocab, merges, specials, None)
+    elif any(folder.glob("*.model")):
+        raise ConfigError(_conversion(folder, "it holds SentencePiece's own format only"))
+    else:
+        raise ConfigError(f"tokenizer {folder}: a folder without a tokenizer.json (or vocab.json and merges.txt); legal is {LEGAL}")
+    return _build(facts, _folder_eos(folder, _names(facts)), folder)
+
+
+def _folder_eos(folder: Path, names: Mapping[str, int]) -> str | None:
+    """The end-of-document token that the configuration files of a Hugging Face folder name, None if none does."""
+    by_id = {token: name for name, token in names.items()}
+    for file in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
+        config = _read_json(folder / file, optional=True)
+        eos, number = config.get("eos_token"), config.get("eos_token_id")
+        eos = eos.get("content") if isinstance(eos, dict) else eos
+        number = number[0] if isinstance(number, list) and number else number
+        eos = by_id.get(number, f"id {number}") if eos is None and number is not None else eos
+        if eos in names:
+            return eos
+        if eos is not None:
+            raise ConfigError(f"{folder / file}: its end-of-document token {eos!r} is not in the vocabulary; legal is a token of it")
+    return None
+
+
+def _names(facts: Mapping[str, Any]) -> dict[str, int]:
+    """Token to id of a tokenizer.json as it stands."""
+    vocab = facts["model"]["vocab"]
+    names = dict(vocab) if isinstance(vocab, dict) else {entry[0]: token for token, entry in enumerate(vocab)}
+    return names | {token["content"]: token["id"] for token in facts.get("added_tokens") or []}
+
+
+def _build(facts: dict[str, Any], eos: str | None, path: Path) -> LibraryTokenizer:
+    """The library's tokenizer of ``facts``, which this changes. ``eos``: its end-of-document token where something names it."""
+    names = _names(facts)
+    eos = saved_eos(facts) or eos or next((name for name in _EOS_NAMES if name in names), None)
+    added = facts["added_tokens"] = facts.get("added_tokens") or []
+    if eos is None:
+        own = ", ".join([token["content"] for token in added if token["special"]][:20]) or "none"
+        raise ConfigError(f"tokenizer {path}: no end-of-document token; legal is one of {', '.join(_EOS_NAMES)}; its special ones: {own}")
+    _keep_text_only(facts)
+    for token in added:
+        token.update({"lstrip": False, "rstrip": False})  # they would swallow blanks of the text
+        if token["content"] == eos:
+            token.update({"special": True, "normalized": False})
+    library = LibraryTokenizer.from_str(json.dumps(facts))
+    moved = {token["content"]: token["id"] for token in added if library.token_to_id(token["content"]) != token["id"]}
+    if moved and isinstance(facts["model"]["vocab"], dict):
+        # The library numbers added tokens one after the other, but for those that its model knows.
+        facts["model"]["vocab"] |= moved
+        library = LibraryTokenizer.from_str(json.dumps(facts))
+    if wrong := [content for content, token in moved.items() if library.token_to_id(content) != token]:
+        raise ValueError(f"the library gives its token {wrong[0]!r} another id than {moved[wrong[0]]}")
+    if eos not in {token["content"] for token in added}:
+        library.add_special_tokens([AddedToken(eos, special=True, normalized=False)])
+    if eos != EOS:
+        listed = [(eos, names[eos])]  # see saved_eos
+        library.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=listed)
+    return library
+
+
+def _keep_text_only(facts: dict[str, Any]) -> None:
+    """Turn off, in place, what adds to a text: the blank before it above all, so that the first word is encoded as it stands."""
+    facts |= {"post_processor": None, "padding": None, "truncation": None}
+    facts["model"].pop("dropout", None)
+    for field, children, unwanted in (("normalizer", "normalizers", "Prepend"), ("decoder", "decoders", "Strip")):
+        kept = [step for step in parts(facts.get(field)) if step["type"] != unwanted]
+        if len(kept) < len(parts(facts.get(field))):
+            facts[field] = {"type": "Sequence", children: kept} if kept else None
+    for step in parts(facts.get("pre_tokenizer")):
+        if step["type"] == "ByteLevel":
+            step["add_prefix_space"] = False
+    for step in [*parts(facts.get("pre_tokenizer")), *parts(facts.get("decoder"))]:
+        if step["type"] == "Metaspace":
+            step.pop("add_prefix_space", None)
+            step["prepend_scheme"] = "never"
+
+
+def _byte_level(vocab: dict[str, int], merges: Iterable[tuple[str, str]], specials: dict[str, int], pattern: str | None) -> dict[str, Any]:
+    """The JSON of a byte-level BPE; ``pattern`` None: GPT-2's, which the library has built in."""
+    split = [] if pattern is None else [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}]
+    letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": pattern is None}
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "added_tokens": [{"id": token, "content": name, **special} for name, token in sorted(specials.items(), key=lambda item: item[1])],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*split, letters]},
+        "decoder": dict(letters),
+        # tiktoken looks a whole piece up before it merges.
+        "model": {"type": "BPE", "ignore_merges": pattern is not None, "vocab": vocab, "merges": [list(pair) for pair in merges]},
+    }
+
+
+def _read_tiktoken(path: Path) -> LibraryTokenizer:
+    if path.stem not in ENCODINGS:
+        legal = ", ".join(f"{name}.tiktoken" for name in ENCODINGS)
+        raise ConfigError(f"tokenizer {path}: how text is split goes by the file's name, and {path.stem!r} is unknown; legal is {legal}")
+    pattern, specials = ENCODINGS[path.stem]
+    ranks: dict[bytes, int] = {}
+    try:
+        lines = path.read_bytes().splitlines()
+        for line in lines:
+            content, rank = line.split()
+            ranks[base64.b64decode(content, validate=True)] = int(rank)
+    except OSError as error:
+        raise ConfigError(f"tokenizer {path} cannot be read: {error}; legal is {LEGAL}") from None
+    except ValueError:
+        raise ConfigError(f"tokenizer {path}: {line[:40]!r} is no line of it; legal is a token in base64, a blank and its rank") from None
+    if len(lines) != len(set(ranks.values()) - set(specials.values())) or min(ranks.values(), default=-1) < 0:
+        raise ConfigError(f"tokenizer {path}: a rank or a token stands twice or is a special id; legal is one line for every token")
+    letter = {value: key for key, value in byte_letters().items()}
+    written = {token: "".join(letter[value] for value in token) for token in ranks}
+    ordered = sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__)
+    merges = [(written[halves[0]], written[halves[1]]) for token in ordered if (halves := _halves(token, ranks))]
+    return _build(_byte_level({written[token]: rank for token, rank in ranks.items()}, merges, specials, pattern), EOS, path)
+
+
+def _halves(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
+    """The two tokens whose merge gives ``token``: BPE of its bytes with the lower ranks only. Empty if those do not lead to two."""
+    pieces = [token[place : place + 1] for place in range(len(token))]
+    while len(pieces) > 2:
+        near = [ranks.get(left + right, ranks[token]) for left, right in pairwise(pieces)]
+        at = near.index(min(near))
+        if near[at] >= ranks[token]:
+            return []
+        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+    return pieces if all(piece in ranks for piece in pieces) else []

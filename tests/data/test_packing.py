@@ -1,0 +1,255 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybridlm.config.section import ConfigError
+from hybridlm.data import packing
+from hybridlm.data.packing import Packing, pack
+from hybridlm.data.windows import IGNORE
+
+
+@st.composite
+def streams(draw):
+    """Starts of documents with many lengths at the borders, and a window's length."""
+    seq_len = draw(st.integers(1, 12))
+    edges = st.sampled_from([1, seq_len, seq_len + 1, 2 * seq_len, 3 * seq_len + 1])
+    lengths = draw(st.lists(st.integers(1, 3 * seq_len) | edges, min_size=1, max_size=60))
+    return starts_of(lengths, draw(st.integers(0, 5))), seq_len
+
+
+def starts_of(lengths, first=0):
+    return first + np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def grouped(packed):
+    """The windows as lists of pieces."""
+    return [[tuple(piece) for piece in packed.pieces[a:b].tolist()] for a, b in pairwise(packed.windows)]
+
+
+def slow_pack(starts, seq_len):
+    """Best-fit decreasing, said once more: one piece after the other against every window."""
+    pieces = []
+    for first, end in pairwise(starts.tolist()):
+        while first < end:
+            pieces.append((first, min(seq_len, end - first)))
+            first += seq_len
+    windows = []
+    for piece in sorted(pieces, key=lambda piece: (-piece[1], piece[0])):
+        rooms = [seq_len - sum(pairs for _, pairs in window) for window in windows]
+        fitting = [(room, at) for at, room in enumerate(rooms) if room >= piece[1]]
+        if fitting:
+            windows[min(fitting)[1]].append(piece)
+        else:
+            windows.append([piece])
+    return sorted(sorted(window) for window in windows)
+
+
+def realistic(documents, seed=0):
+    lengths = np.random.default_rng(seed).lognormal(6.0, 1.2, documents).astype(np.int64) + 1
+    return starts_of(lengths)
+
+
+@settings(deadline=None)
+@given(streams())
+def test_every_pair_of_the_stream_comes_exactly_once(stream):
+    starts, seq_len = stream
+    packed = pack(starts, seq_len)
+    seen = []
+    for w in range(len(packed)):
+        ids, targets, doc_ids = packed.window(np.arange(starts[-1] + 1), w)  # a token's id is its place
+        counted = doc_ids >= 0
+        assert (np.diff(counted.astype(int)) <= 0).all()  # filling columns stand at the right
+        assert (targets[counted] == ids[counted] + 1).all()
+        seen += ids[counted].tolist()
+    assert sorted(seen) == list(range(starts[0], starts[-1]))
+
+
+@settings(deadline=None)
+@given(streams())
+def test_no_window_overflows_and_nothing_that_fits_is_cut(stream):
+    starts, seq_len = stream
+    packed = pack(starts, seq_len)
+    assert all(0 < sum(pairs for _, pairs in window) <= seq_len for window in grouped(packed))
+    pieces = sorted(tuple(piece) for piece in packed.pieces.tolist())
+    for first, end in pairwise(starts.tolist()):
+        inside = [pairs for place, pairs in pieces if first <= place < end]
+        full, rest = divmod(end - first, seq_len)
+        assert inside == [seq_len] * full + [rest] * (rest > 0)
+
+
+@settings(deadline=None)
+@given(streams())
+def test_the_packing_is_best_fit_decreasing(stream):
+    starts, seq_len = stream
+    assert grouped(pack(starts, seq_len)) == slow_pack(starts, seq_len)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_best_fit_with_many_lengths_and_rooms(seed):
+    rng = np.random.default_rng(seed)
+    seq_len = (16, 50, 200)[seed % 3]
+    starts = starts_of(rng.integers(1, seq_len // (1 + seed % 2) + 1, 250))
+    assert grouped(pack(starts, seq_len)) == slow_pack(starts, seq_len)
+
+
+def test_the_least_room_is_taken_and_filled():
+    # By hand: 7 opens a window (room 3), 6 another (room 4), 4 fits the second alone, 3 the first, and the ones open a third.
+    packed = pack(starts_of([1, 3, 6, 1, 7, 4, 1]), 10)
+    assert grouped(packed) == [[(0, 1), (10, 1), (22, 1)], [(1, 3), (11, 7)], [(4, 6), (18, 4)]]
+    assert packed.efficiency == 23 / 30
+
+
+@settings(deadline=None)
+@given(streams(), st.integers(0, 2**32 - 1))
+def test_ids_targets_and_documents_are_those_of_the_texts(stream, seed):
+    starts, seq_len = stream
+    rng, eos = np.random.default_rng(seed), 99
+    tokens = np.full(starts[-1] + 1, eos, dtype=np.uint16)
+    inner = np.setdiff1d(np.arange(starts[-1]), starts)
+    tokens[inner] = rng.integers(0, 90, inner.size)
+    packed, pairs_of = pack(starts, seq_len), {}  # first token -> inputs and targets of the piece, from whole texts
+    for first, end in pairwise(starts.tolist()):
+        text = tokens[first + 1 : end].tolist()
+        inputs, targets = [eos, *text], [*text, eos]
+        for cut in range(0, len(inputs), seq_len):
+            pairs_of[first + cut] = inputs[cut : cut + seq_len], targets[cut : cut + seq_len]
+    for w, window in enumerate(grouped(packed)):
+        parts = [(*pairs_of[first], number) for number, (first, _) in enumerate(window)]
+        want_ids = [token for inputs, _, _ in parts for token in inputs]
+        want_targets = [token for _, targets, _ in parts for token in targets]
+        want_documents = [number for inputs, _, number in parts for _ in inputs]
+        filling = seq_len - len(want_ids)
+        ids, targets, doc_ids = packed.window(tokens, w)
+        assert ids.dtype == targets.dtype == doc_ids.dtype == np.int64
+        assert ids.tolist() == want_ids + [0] * filling
+        assert targets.tolist() == want_targets + [IGNORE] * filling
+        assert doc_ids.tolist() == want_documents + [-1] * filling
+        assert packed.targets_of(np.array([w])) == len(want_ids)
+
+
+def test_targets_are_counted_per_window_asked_for():
+    packed = pack(starts_of([1, 3, 6, 1, 7, 4, 1]), 10)
+    assert packed.targets_of(np.array([0, 1, 2])) == 23
+    assert packed.targets_of(np.array([[0, 0], [2, 0]])) == 3 + 3 + 10 + 3
+    assert packed.targets_of(np.array([], dtype=np.int64)) == 0
+
+
+def test_pieces_and_windows_stand_in_the_order_of_the_stream():
+    packed = pack(realistic(2000), 1024)
+    windows = grouped(packed)
+    assert all(window == sorted(window) for window in windows)
+    assert windows == sorted(windows)
+
+
+def test_realistic_lengths_leave_almost_no_filling():
+    assert pack(realistic(20_000), 2048).efficiency > 0.999
+
+
+def test_many_documents_are_packed_without_loss():
+    starts = realistic(200_000)
+    packed = pack(starts, 2048)
+    assert packed.targets_of(np.arange(len(packed))) == starts[-1]
+    assert packed.efficiency > 0.999
+
+
+def test_the_same_starts_give_the_same_packing():
+    starts = realistic(3000)
+    first, second = pack(starts, 512), pack(starts.astype(np.uint32), 512)
+    assert (first.pieces == second.pieces).all()
+    assert (first.windows == second.windows).all()
+    assert first.pieces.dtype == first.windows.dtype == np.int64
+
+
+@pytest.mark.parametrize(("lengths", "seq_len", "count"), [([1], 8, 1), ([8], 8, 1), ([9], 8, 2), ([1, 1, 1], 1, 3), ([3], 1, 3)])
+def test_the_smallest_streams(lengths, seq_len, count):
+    packed = pack(starts_of(lengths), seq_len)
+    assert len(packed) == count
+    assert packed.efficiency == sum(lengths) / (count * seq_len)
+
+
+def test_what_cannot_be_packed_is_refused():
+    with pytest.raises(ConfigError, match="no document"):
+        pack(np.array([0]), 8)
+    with pytest.raises(ValueError, match="must rise"):
+        pack(np.array([0, 4, 4]), 8)
+    with pytest.raises(ValueError, match="seq_len=0"):
+        pack(np.array([0, 4]), 0)
+    packed = pack(np.array([0, 4]), 8)
+    for w in (-1, 1):
+        with pytest.raises(IndexError):
+            packed.window(np.arange(5), w)
+
+
+def same(one, other):
+    return one.seq_len == other.seq_len and np.array_equal(one.pieces, other.pieces) and np.array_equal(one.windows, other.windows)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    packed = pack(realistic(12), 256)
+    packed.save(tmp_path / "packing.npz", "key")
+    return packed, tmp_path / "packing.npz"
+
+
+def test_a_saved_packing_comes_back(saved):
+    packed, path = saved
+    loaded = Packing.load(path, "key")
+    assert same(loaded, packed)
+    assert loaded.pieces.dtype == loaded.windows.dtype == np.int64
+    assert len(loaded) == len(packed)
+    other = pack(realistic(12), 64)
+    other.save(path, "other")
+    assert same(Packing.load(path, "other"), other)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_another_key_or_format_or_no_file_is_not_loaded(saved, monkeypatch):
+    _, path = saved
+    assert Packing.load(path, "ke") is None
+    assert Packing.load(path.with_name("missing.npz"), "key") is None
+    monkeypatch.setattr(packing, "FORMAT_VERSION", packing.FORMAT_VERSION + 1)
+    assert Packing.load(path, "key") is None
+
+
+def test_a_file_cut_off_anywhere_is_not_loaded(saved):
+    _, path = saved
+    whole = path.read_bytes()
+    for size in (0, 1, 3, 4, 100, len(whole) // 2, len(whole) - 30, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        assert Packing.load(path, "key") is None, size
+
+
+def test_a_wrong_byte_is_noticed_unless_it_changes_nothing(saved):
+    packed, path = saved
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        loaded = Packing.load(path, "key")
+        assert loaded is None or same(loaded, packed), place
+
+
+def test_an_array_that_says_it_is_shorter_is_noticed(tmp_path):
+    # numpy reads only as far as the array's header says, and zip compares its checksum at the end of the member.
+    path, packed = tmp_path / "packing.npz", pack(realistic(5000), 4096)
+    packed.save(path, "key")
+    whole, count = path.read_bytes(), str(len(packed.pieces))
+    assert whole.count(f"({count}, 2)".encode()) == 1
+    assert count > "2"
+    path.write_bytes(whole.replace(f"({count}, 2)".encode(), f"(1{count[1:]}, 2)".encode()))
+    assert Packing.load(path, "key") is None
+
+
+def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
+    packed, path = saved
+
+    def fail(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(packing.np, "savez", fail)
+    with pytest.raises(OSError, match="no space"):
+        pack(realistic(5), 32).save(path, "key")
+    assert same(Packing.load(path, "key"), packed)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
