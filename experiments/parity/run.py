@@ -139,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--seeds", type=int, default=3, help="runs of each model")
-    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of a run")
+    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of a run")
     parser.add_argument("--batch", type=int, default=32, help="texts per step")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
