@@ -123,11 +123,11 @@ def plot(results: list[Result], path: Path) -> None:
         label = result.model if result.seed == 0 else None
         axes.plot(range(1, TESTED + 1), result.accuracy, color=colours[result.model], alpha=0.7, linewidth=1, label=label)
     axes.axvline(LONGEST, color="grey", linestyle="--", linewidth=1)
-    axes.annotate("longest text of training", (LONGEST - 3, 0.42), ha="right", color="grey")
+    axes.annotate("longest text of training", (LONGEST - 3, 0.375), ha="right", color="grey")
     axes.set(
         xlabel="position (bits)", ylabel="share of right answers", ylim=(0.35, 1.03), xlim=(1, TESTED), title="Parity, three seeds each"
     )
-    axes.legend(loc="center left")
+    axes.legend(loc="center", bbox_to_anchor=(0.4, 0.65))
     figure.savefig(path, dpi=150)
 
 
