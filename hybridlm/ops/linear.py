@@ -1,8 +1,8 @@
 """``x @ weight^T``, for a few tokens and for an output in several parts faster than torch's own on a CPU.
 
 Decoding reads every weight for a handful of numbers, so it takes the time of reading them. MKL's product of a matrix and a vector, which
-is what torch makes of one token, reads at a third of what the same matrix reads at as a batch of matrices of fewer rows
-(benchmarks/results/linear.md).
+is what torch makes of one token, reads a weight at a third to three quarters of the rate at which it reads the same weight as a batch of
+matrices of fewer rows (benchmarks/results/linear.md).
 """
 
 from __future__ import annotations
