@@ -22,6 +22,7 @@ import torch
 from hybridlm.checkpoint import LoadedRun, load_run
 from hybridlm.config.data import DataConfig
 from hybridlm.data.bins import open_bin
+from hybridlm.data.corpus import document_starts
 from hybridlm.data.packing import Packing, pack
 from hybridlm.data.sources import documents
 
@@ -83,8 +84,7 @@ def alone(run: LoadedRun, path: Path) -> float:
 
 
 def _packing(path: Path, eos_id: int) -> Packing:
-    tokens = torch.from_numpy(open_bin(path).tokens.astype("int64"))
-    return pack((tokens == eos_id).nonzero().flatten().numpy(), SEQ_LEN)
+    return pack(document_starts(open_bin(path).tokens, eos_id), SEQ_LEN)
 
 
 def facts(path: Path, eos_id: int) -> str:

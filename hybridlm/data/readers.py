@@ -23,13 +23,18 @@ _MARK = b"\xef\xbb\xbf"  # a byte order mark is not text
 class Document:
     """One text. ``name`` is its path below the corpus' root with ``/``, and its line or row where a file holds many.
 
-    key: what the split into training and validation hangs on; None: the name. A line's is its text's hash, so that lines in front of it
-    may come and go, and equal texts stay on one side.
+    text_hash: of one of many in a file. The split into training and validation then hangs on it instead of the name, so that lines in
+    front may come and go, and equal texts stay on one side.
     """
 
     name: str
     text: str
-    key: str | None = None
+    text_hash: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What the split hangs on."""
+        return self.name if self.text_hash is None else self.text_hash
 
 
 @dataclass(frozen=True)
@@ -113,10 +118,10 @@ def _of_value(where: str, text: object, text_field: str) -> Document | Bad:
     if not text:
         return Bad(where, "empty")
     try:
-        key = hashlib.sha256(text.encode()).hexdigest()
+        text_hash = hashlib.sha256(text.encode()).hexdigest()
     except UnicodeEncodeError:  # JSON can write half of a surrogate pair
         return Bad(where, f"{text_field!r} is not text", "half a surrogate pair")
-    return Document(where, text, key)
+    return Document(where, text, text_hash)
 
 
 def _parquet(name: str, path: Path, text_field: str) -> Iterator[Document | Bad]:

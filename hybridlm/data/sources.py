@@ -36,32 +36,28 @@ def documents(config: DataConfig) -> Iterable[Document]:
     return _stdlib(Path(sysconfig.get_path("stdlib")))
 
 
-def is_validation(name: str, fraction: float) -> bool:
-    """Whether a document is held out: the hash of its name (or key) in [0, 1) lies below ``fraction``, so no other has a say."""
-    return _position(name) < fraction
+def is_validation(key: str, fraction: float) -> bool:
+    """Whether a document is held out: the hash of its key in [0, 1) lies below ``fraction``, so no other has a say."""
+    return _position(key) < fraction
 
 
 def split(corpus: Sequence[Document], fraction: float) -> tuple[list[Document], list[Document]]:
     """(training, validation) documents. ConfigError: one of the two would be empty."""
-    train = [document for document in corpus if not is_validation(_key(document), fraction)]
-    val = [document for document in corpus if is_validation(_key(document), fraction)]
+    train = [document for document in corpus if not is_validation(document.key, fraction)]
+    val = [document for document in corpus if is_validation(document.key, fraction)]
     if train and val:
         return train, val
     if len(corpus) < 2:
         raise ConfigError(
             f"the corpus has {len(corpus)} document(s) with text, 2 or more are needed to hold one out: cut it into more files"
         )
-    places = sorted(_position(_key(document)) for document in corpus)
+    places = sorted(_position(document.key) for document in corpus)
     lowest, highest = places[0], places[-1]
     side = "none of" if not val else "all"
     raise ConfigError(
         f"data.val_fraction={fraction} holds out {side} the {len(corpus)} documents (the choice is by a hash of their names): "
         f"legal is a value above {lowest:.6f} and up to {highest:.6f}"
     )
-
-
-def _key(document: Document) -> str:
-    return document.name if document.key is None else document.key
 
 
 def _position(name: str) -> float:

@@ -20,7 +20,8 @@ _BLOCK = 1 << 22  # tokens
 
 def open_tokenised(config: DataConfig, folder: Path, report: Callable[[str], None]) -> Prepared:
     """``data.source=bins``. folder: for what is made of the corpus. ConfigError: a file or the tokenizer is missing or does not fit."""
-    assert config.path is not None and config.tokenizer.path is not None  # noqa: PT018  config.constraints has seen to it
+    assert config.path is not None  # config.constraints has seen to both
+    assert config.tokenizer.path is not None
     tokenizer = load_tokenizer(Path(config.tokenizer.path).expanduser())
     path, tokens = _open(config, config.path, tokenizer)
     if config.val_path is None:

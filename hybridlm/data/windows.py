@@ -33,17 +33,13 @@ def window_starts(positions: np.ndarray, *, n_tokens: int, seq_len: int, seed: i
     """First token (int64) of the windows at ``positions`` (int64, any shape) of the endless training sequence."""
     count = window_count(n_tokens, seq_len)
     phases = min(seq_len, n_tokens - count * seq_len)
-    passes, places = np.divmod(np.asarray(positions, dtype=np.int64), count)
-    starts = np.empty_like(passes)
-    for epoch in np.unique(passes):
-        chosen = passes == epoch
-        keys = _keys(seed, int(epoch))
-        starts[chosen] = int(keys[-1] % np.uint64(phases)) + seq_len * permute(places[chosen], count, keys[:-1])
-    return starts
+    passes, which = np.unique(np.asarray(positions, dtype=np.int64) // count, return_inverse=True)
+    phase = np.array([int(_keys(seed, int(epoch))[-1] % np.uint64(phases)) for epoch in passes], dtype=np.int64)
+    return phase[which].reshape(np.shape(positions)) + seq_len * shuffled(positions, count=count, seed=seed)
 
 
 def shuffled(positions: np.ndarray, *, count: int, seed: int) -> np.ndarray:
-    """Which of ``count`` things (int64) stand at ``positions`` (int64, 1-D) of an endless sequence that holds all of them once a pass."""
+    """Which of ``count`` things (int64) stand at ``positions`` (int64, any shape) of an endless sequence that holds all of them once a pass."""
     passes, places = np.divmod(np.asarray(positions, dtype=np.int64), count)
     chosen = np.empty_like(places)
     for epoch in np.unique(passes):

@@ -36,7 +36,6 @@ class _Chunks:
         self.hidden, self.weight, self.targets = hidden, weight, targets
         self.settings = (vocab, scale, softcap)
         self.wide = at_least_fp32(hidden.dtype)
-        self.narrow = hidden.dtype != self.wide
         self.starts = range(0, len(hidden), _ROWS)
         self.space = hidden.new_empty(min(_ROWS, len(hidden)), len(weight))
 
@@ -54,10 +53,10 @@ class _Chunks:
         """Of the hidden states into ``dhidden``, of the weight added to ``dweight``, from that of the raw logits."""
         rows, grad = self.rows(start), grad.to(self.hidden.dtype)
         torch.mm(grad, self.weight, out=dhidden[rows])
-        if self.narrow:
-            dweight += torch.mm(grad.t(), self.hidden[rows])
-        else:
+        if grad.dtype == dweight.dtype:
             dweight.addmm_(grad.t(), self.hidden[rows])
+        else:
+            dweight += torch.mm(grad.t(), self.hidden[rows])
 
 
 def _from_logits(logits: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, *, with_grads: bool) -> tuple[Tensor, Tensor]:

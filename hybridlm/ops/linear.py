@@ -95,7 +95,7 @@ _projections.register_autograd(_backward, setup_context=_setup)
 
 def split_linear(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]) -> Sequence[Tensor]:
     """``linear(x, weight, bias).split(sizes, -1)``. On a CPU its backward takes the gradients as they come, where a split's would first
-    copy them side by side: of a wide projection as much memory traffic as a product."""
+    copy them side by side."""
     if bias is not None or not x.is_cpu or not gradient_wanted(x, weight):
         return linear(x, weight, bias).split_with_sizes(list(sizes), -1)
     if autocast_on(x):

@@ -55,7 +55,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backward: bool
 
 
 def _turn_token(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``_turn`` in passes over all channels, which one token's are too few to be sliced for: half the time."""
+    """``_turn`` in passes over all channels, which one token's are too few to be sliced for."""
     wide = as_dtype(x, cos.dtype)
     turned = torch.cat((sin.neg(), sin), -1) * wide.roll(x.shape[-1] // 2, -1)
     return as_dtype(turned.addcmul_(wide, torch.cat((cos, cos), -1)), x.dtype)

@@ -2,8 +2,8 @@
 
 Heads are taken one at a time: a tile of (chunks, Q, Q) stays in cache, where all heads at once would go through memory.
 
-Logarithms and powers are to base 2. On a CPU torch's exp takes 3 times as long as its exp2, and 30 to 100 times where the result
-underflows, which a decay over a chunk often does.
+Logarithms and powers are to base 2. On a CPU torch's exp takes longer than its exp2, and many times as long where the result underflows,
+which a decay over a chunk often does.
 """
 
 from __future__ import annotations
