@@ -39,7 +39,7 @@ def window_starts(positions: np.ndarray, *, n_tokens: int, seq_len: int, seed: i
 
 
 def shuffled(positions: np.ndarray, *, count: int, seed: int) -> np.ndarray:
-    """Which of ``count`` things (int64) stand at ``positions`` (int64, any shape) of an endless sequence that holds all of them once a pass."""
+    """Which of ``count`` things (int64) stand at ``positions`` (int64, any shape) of an endless sequence that holds each once a pass."""
     passes, places = np.divmod(np.asarray(positions, dtype=np.int64), count)
     chosen = np.empty_like(places)
     for epoch in np.unique(passes):
