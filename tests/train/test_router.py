@@ -221,12 +221,21 @@ def test_a_warning_names_layer_and_experts_once_until_the_layer_recovers():
 
 
 def rank_main(rank: int, ranks: int, port: int, folder: str) -> None:
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
+    torch.save(two_steps(rank, ranks), f"{folder}/{ranks}-{rank}.pt")
+    # DDP is gone by now. Were it the last to hold the group, it would end the group's threads with the interpreter's lock in its hand, and
+    # one of them may be waiting for that lock.
+    dist.destroy_process_group()
+
+
+def two_steps(rank: int, ranks: int) -> dict:
     """Two steps of two micro-batches; a second forward fails if a parameter had no gradient in the first."""
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
     model = make_model()
     for moe in moe_layers(model).values():
         moe.gate.weight.data[3] = 0.0
@@ -250,8 +259,7 @@ def rank_main(rank: int, ranks: int, port: int, folder: str) -> None:
         driver.step(*outputs)
     missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     metrics = driver.callback.metrics(driver.trainer)
-    torch.save({"biases": torch.tensor(biases(model)), "missing": missing, "metrics": metrics}, f"{folder}/{ranks}-{rank}.pt")
-    dist.destroy_process_group()
+    return {"biases": torch.tensor(biases(model)), "missing": missing, "metrics": metrics}
 
 
 @pytest.fixture(scope="module")
