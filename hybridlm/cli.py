@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -89,17 +88,22 @@ def prepare(
         config = compose_config(given)
         from rich.console import Console
 
-        from hybridlm.data.corpus import document_starts
-        from hybridlm.data.prepare import prepare as prepare_data
-        from hybridlm.data.show import coloured
+        from hybridlm.data.preparing.prepare import prepare as prepare_data
+        from hybridlm.data.show import coloured, first_documents, legend
+        from hybridlm.data.windows.splits import packed_documents
 
         prepared = prepare_data(config.data, report=lambda line: print(line, flush=True))
-        for name, file in (("training", prepared.train), ("validation", prepared.val)):
-            print(f"{name}: {file.meta.count:,} tokens, {file.meta.text_bytes / 1e6:,.2f} MB of text, {file.path}")
-        tokens, eos_id = prepared.train.tokens, prepared.tokenizer.eos_id
-        starts = document_starts(tokens, eos_id)[: show + 1].tolist() if show else []
-        for first, last in itertools.pairwise(starts):
-            Console().print(coloured(tokens[first:last].tolist(), prepared.tokenizer), end="\n\n", soft_wrap=True)
+        tokenizer, console = prepared.tokenizer, Console()
+        if config.data.packing:
+            packed = packed_documents(prepared, config.data.seq_len)
+            print(
+                f"whole documents packed into {packed.windows:,} windows of {config.data.seq_len}, {packed.efficiency:.1%} full", flush=True
+            )
+        for part in prepared.parts:
+            for ids, learned in first_documents(part.train.stream, tokenizer.eos_id, show):
+                console.print(coloured(ids.tolist(), tokenizer, learned), end="\n\n", soft_wrap=True)
+        if show and any(part.train.stream.masked for part in prepared.parts):
+            console.print(legend())
 
 
 def _overrides(verb: str, overrides: list[str] | None) -> list[str]:

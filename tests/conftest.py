@@ -26,6 +26,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{i:02d}.txt").write_text("\n".join(lines), encoding="utf-8")
     records = [{"text": f"def g{i}():\n    return {i} * {i}\n" * 9, "body": f"g{i} " * 30} for i in range(40)]
     (folder / "lines.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + "{cut off", encoding="utf-8")
+    for name, size in (("train", 40), ("test", 30), ("other", 20)):  # what the library datasets reads, with two configurations
+        path = folder / f"hub/{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(record) + "\n" for record in records[:size]), encoding="utf-8")
+    (folder / "hub/README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: [{split: train, path: train.jsonl}, {split: test, path: test.jsonl}]\n"
+        "- config_name: other\n  data_files: other.jsonl\n---\n",
+        encoding="utf-8",
+    )
+    long = [{"text": f"{chr(97 + i)}{chr(98 + i // 2)} " * 20_000} for i in range(20)]  # 1.2 MB
+    (folder / "long.jsonl").write_text("".join(json.dumps(record) + "\n" for record in long), encoding="utf-8")
+    chats = [{"prompt": f"say {i}", "response": f"{i} is what I say, {i} " * 3} for i in range(40)]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(record) + "\n" for record in chats), encoding="utf-8")
     byte_tokenizer().save(folder / "tokenizer.json")
     np.tile(np.arange(257, dtype="<u2"), 40).tofile(folder / "ids.bin")
     return folder

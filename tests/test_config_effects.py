@@ -17,7 +17,8 @@ from hybridlm.compose import compose_config
 from hybridlm.config.load import load_config
 from hybridlm.config.run import RunConfig
 from hybridlm.config.section import ConfigError
-from hybridlm.data.prepare import prepare
+from hybridlm.data.preparing import prepare as prepare_module
+from hybridlm.data.preparing.prepare import prepare
 from hybridlm.hardware import resolve_machine
 from hybridlm.model.build import build_model, fresh_model
 from hybridlm.run_folder import RunFolder
@@ -32,6 +33,8 @@ from hybridlm.train.trainer import make_trainer
 
 # field: (new value, what else has to be set for the field to matter)
 FROM_FILE = ["data.tokenizer.kind=file", "data.tokenizer.path=CORPUS/tokenizer.json"]
+FROM_HUB = ["data.source=hf", "data.path=null", "data.hf.id=CORPUS/hub"]
+CHAT_TOKENS = "['<|system|>', '<|user|>', '<|assistant|>', '<|end|>']"
 FLIPS: dict[str, tuple[Any, list[str]]] = {
     "seed": (1, []),
     "model.sizes": ("[small]", []),
@@ -153,6 +156,30 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "data.dtype": ("u16", ["data.source=bins", "data.path=CORPUS/ids.bin", *FROM_FILE]),
     "data.text_field": ("body", ["data.path=CORPUS/lines.jsonl"]),
     "data.on_bad": ("fail", ["data.path=CORPUS/lines.jsonl"]),
+    "data.dedup": ("true", ["data.path=CORPUS/lines.jsonl"]),
+    "data.format": (
+        "text",
+        ["data.path=CORPUS/chats.jsonl", "data.text_field=prompt", "data.format=chat", f"data.tokenizer.special_tokens={CHAT_TOKENS}"],
+    ),
+    "data.hf.id": ("nowhere/at/all", FROM_HUB),
+    "data.hf.name": ("other", FROM_HUB),
+    "data.hf.split": ("test", FROM_HUB),
+    "data.hf.revision": ("v1", FROM_HUB),
+    "data.hf.streaming": ("true", FROM_HUB),
+    "data.hf.limit_mb": (1, FROM_HUB),
+    "data.parts": (
+        "{a: {source: files, path: 'CORPUS/lines.jsonl', weight: 7.0}, b: {source: files, path: 'CORPUS/*.txt'}}",
+        [
+            "data.source=mixture",
+            "data.path=null",
+            "data.parts={a: {source: files, path: 'CORPUS/lines.jsonl'}, b: {source: files, path: 'CORPUS/*.txt'}}",
+        ],
+    ),
+    "data.shard_mb": (1, []),
+    "data.prepare_workers": (7, []),
+    "data.workers": (1, []),
+    "data.tokenizer.special_tokens": ("['<|x|>']", []),
+    "data.tokenizer.train_mb": (1, ["data.path=CORPUS/long.jsonl", "data.tokenizer.kind=bpe", "data.tokenizer.vocab_size=300"]),
     "data.packing": ("true", []),
     "data.isolate": ("false", ["data.packing=true"]),
     "data.out": ("OTHER", []),
@@ -272,9 +299,12 @@ def data_effects(config: RunConfig) -> dict[str, Any]:
     machine = resolve_machine(config)
     module = run_module._datamodule(config, machine, prepared, val_batches=config.trainer.val_batches)
     module.trainer = types.SimpleNamespace(global_rank=0, world_size=machine.devices)  # type: ignore[assignment]
-    batch, val = next(iter(module.train_dataloader())), module.val_dataloader()
+    train, val = module.train_dataloader(), module.val_dataloader()
+    batch = next(iter(train))
+    train.close()
     return {
-        "folder": str(prepared.folder),
+        "folders": [str(part.folder) for part in prepared.parts],
+        "workers": (prepare_module._workers(config.data), train._workers),
         "batch": (digest(batch["ids"]), tuple(batch["ids"].shape), int(batch["n_targets"]), sorted(batch)),
         "val": (len(val), tuple(next(iter(val))["ids"].shape)),
     }
@@ -388,7 +418,7 @@ def test_without_a_flip_nothing_changes(section, tree, tmp_path):
 def test_flipping_a_field_has_an_effect(field, tree, tmp_path, corpus):
     value, context = FLIPS[field]
     context = [setting.replace("CORPUS", str(corpus)) for setting in context]
-    value = tmp_path / "other" if field == "data.out" else value
+    value = tmp_path / "other" if field == "data.out" else str(value).replace("CORPUS", str(corpus))
     section = field.split(".")[0]
     before = attempt(lambda: observe(section, configured(tree, *context), tmp_path))
     after = attempt(lambda: observe(section, configured(tree, *context, f"{field}={value}"), tmp_path))

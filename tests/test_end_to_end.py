@@ -18,7 +18,7 @@ from hybridlm.checkpoint import load_run, read_checkpoint
 from hybridlm.compose import compose_config
 from hybridlm.config.load import from_yaml
 from hybridlm.config.section import ConfigError
-from hybridlm.data.prepare import prepare
+from hybridlm.data.preparing.prepare import prepare
 from hybridlm.generate.engine import generate
 from hybridlm.generate.sampling import Sampler
 from hybridlm.run_folder import RunFolder
@@ -69,15 +69,15 @@ def test_training_learns(finished):
 def test_bits_per_byte_are_those_of_the_saved_model_on_the_held_out_text(finished, tiny):
     """From the checkpoint alone, one document-free pass with the cache: another path than the validation loop's."""
     loaded = load_run(str(finished.path), torch.device("cpu"))
-    prepared = prepare(compose_config(tiny).data)
-    tokens = torch.from_numpy(prepared.val.tokens.astype("int64"))
+    (part,) = prepare(compose_config(tiny).data).parts
+    tokens = torch.from_numpy(part.val.stream.read(0, len(part.val.stream)))
     nats = 0.0
     with torch.no_grad():
         for start in range(0, len(tokens) - 1, 64):
             window = tokens[start : start + 65]
             logits = loaded.model(window[None, :-1]).logits[0].double()
             nats += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
-    bpb = nats / math.log(2) / prepared.val.meta.text_bytes
+    bpb = nats / math.log(2) / part.val.text_bytes
     assert json.loads(finished.summary.read_text())["val/bpb"] == pytest.approx(bpb, rel=1e-5)
 
 

@@ -13,6 +13,9 @@ from hybridlm.config_files import groups
 CHOICES = [(group, option) for group, options in groups().items() for option in options]
 NEEDS = {  # the user's own files have no default
     ("data", "files"): ["data.path=*.txt"],
+    ("data", "chat"): ["data.path=*.jsonl"],
+    ("data", "hf"): ["data.hf.id=owner/name"],
+    ("data", "mixture"): ["data.parts={a: {source: stdlib}, b: {source: files, path: b.txt, weight: 2.0}}"],
     ("data", "bins"): ["data.path=train.bin", "data.tokenizer.path=tokenizer.json"],
 }
 PRESETS = ("hybrid_alternating", "transformer", "mamba", "mamba2", "mamba3", "mamba3_mimo", "mla_moe")

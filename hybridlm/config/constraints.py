@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from hybridlm.config.data import DataConfig
+from hybridlm.config.data_constraints import data_problems
 from hybridlm.config.ffns import FFN_KINDS
 from hybridlm.config.hardware import CPU, CUDA
 from hybridlm.config.mixers import MIXER_KINDS
@@ -24,33 +25,10 @@ def constraint_problems(config: RunConfig) -> list[str]:
         problems += error.problems
     if config.size.name not in config.model.sizes:
         problems.append(f"size = {config.size.name!r}: the preset {config.model.name} takes {', '.join(config.model.sizes)}")
-    problems += _data_problems(config.data)
+    problems += data_problems(config.data)
     problems += _batch_problems(config.data, config.trainer)
     problems += _optim_problems(config.optim, config.trainer)
     problems += _precision_problems(config) + _strategy_problems(config)
-    return problems
-
-
-def _data_problems(data: DataConfig) -> list[str]:
-    problems, tokenizer = [], data.tokenizer
-    if data.source == "stdlib" and data.path is not None:
-        problems.append(f"data.path = {data.path!r}: data.source=stdlib does not read it; add data=files")
-    if data.source == "files" and not data.path:
-        problems.append("data.path = null: data.source=files needs it; a glob of files, such as data.path='texts/**/*.txt'")
-    if data.source == "bins" and not data.path:
-        problems.append("data.path = null: data.source=bins needs it; a token file, such as data.path=train.bin")
-    if data.source != "bins":
-        given = [name for name in ("val_path", "dtype") if getattr(data, name) is not None]
-        problems += [f"data.{name} = {getattr(data, name)!r}: only data.source=bins reads it" for name in given]
-    elif tokenizer.kind != "file":
-        problems.append(
-            f"data.tokenizer.kind = {tokenizer.kind!r}: data.source=bins needs file, with data.tokenizer.path naming the tokenizer "
-            "that made the ids: they are checked and bytes are counted with it"
-        )
-    if tokenizer.kind == "file" and not tokenizer.path:
-        problems.append("data.tokenizer.path = null: kind=file needs it; a tokenizer.json, a folder with one, or a .tiktoken file")
-    if tokenizer.kind != "file" and tokenizer.path is not None:
-        problems.append(f"data.tokenizer.path = {tokenizer.path!r}: kind={tokenizer.kind} does not read it; add data.tokenizer.kind=file")
     return problems
 
 

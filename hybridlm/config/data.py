@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from hybridlm.config.section import Auto, Section
+from hybridlm.config.section import Auto, Section, Strings
 
 
 class TokenizerConfig(Section):
@@ -17,28 +17,63 @@ class TokenizerConfig(Section):
     )
     path: str | None = Field(None, description="for kind=file: a tokenizer.json, a Hugging Face folder, or a .tiktoken file")
     vocab_size: int = Field(4096, ge=257, le=1_000_000, description="ids of a trained BPE, specials included")
+    special_tokens: Strings = Field((), description="special tokens beside <|endoftext|>, added where they are missing")
+    train_mb: int = Field(128, ge=1, description="MB of text that a BPE is trained on at most, taken evenly from the whole corpus")
 
 
-class DataConfig(Section):
-    """The corpus and how it is cut (``data``)."""
+class HfConfig(Section):
+    """A data set of the Hugging Face hub, or a folder that ``datasets`` reads (``data.hf``)."""
 
-    source: Literal["stdlib", "files", "bins"] = Field(
-        "stdlib", description="stdlib: the interpreter's own library; files: files of yours; bins: a token file"
-    )
+    id: str | None = Field(None, min_length=1, description="owner/name on the hub, or a local folder")
+    name: str | None = Field(None, description="configuration of the data set; null: its only or default one")
+    split: str = Field("train", min_length=1, description="split of the data set; validation documents are held out of it")
+    revision: str | None = Field(None, description="branch, tag or commit; null: the newest")
+    streaming: bool = Field(False, description="read over the network without a copy on disk; training reads the token files either way")
+    limit_mb: int | None = Field(None, ge=1, description="MB of text to take at most, evenly from all of it; null: everything")
+
+
+class CorpusConfig(Section):
+    """Where documents come from."""
+
+    source: Literal["stdlib", "files", "hf"] = "stdlib"
     path: str | None = Field(
         None,
-        description="files: a glob of .jsonl (a document a line, also .gz), .parquet (a row), else UTF-8 text (a file); bins: a file",
+        description="files: a glob of .jsonl (a document a line; or .gz), .parquet (a row), else UTF-8 text (a file); bins: of token files",
     )
-    val_path: str | None = Field(None, description="token file held out, for source=bins; null: the last val_fraction of path")
-    dtype: Literal["u16", "u32"] | None = Field(None, description="ids of a token file without header or sidecar, for source=bins")
+    format: Literal["text", "chat"] = Field(
+        "text", description="chat: a record holds messages, or prompt and response; only the assistant's tokens are learned"
+    )
     text_field: str = Field("text", min_length=1, description="field of .jsonl, column of .parquet that holds the text")
     on_bad: Literal["skip", "fail"] = Field("skip", description="what cannot be read: leave it out and say so, or refuse the corpus")
+    dedup: bool = Field(False, description="leave out every document whose very text came before")
+    hf: HfConfig = HfConfig()
+
+
+class PartConfig(CorpusConfig):
+    """One corpus of a mixture (``data.parts.NAME``)."""
+
+    weight: float = Field(1.0, gt=0, description="windows of this part over all windows is its weight over the sum of weights")
+
+
+class DataConfig(CorpusConfig):
+    """The corpus and how it is cut (``data``)."""
+
+    source: Literal["stdlib", "files", "hf", "bins", "mixture"] = Field(  # type: ignore[assignment]
+        "stdlib",
+        description="stdlib: the interpreter's own library; files: yours; hf: a data set of the hub; bins: token files; mixture: parts",
+    )
+    parts: dict[str, PartConfig] = Field({}, description="for source=mixture: {web: {source: files, path: ..., weight: 3}, code: {...}}")
+    val_path: str | None = Field(None, description="token files held out, for source=bins; null: the last val_fraction of path")
+    dtype: Literal["u16", "u32"] | None = Field(None, description="ids of token files without header or sidecar, for source=bins")
     out: str | None = Field(None, description="folder of prepared data; null: the user's cache folder")
     tokenizer: TokenizerConfig = TokenizerConfig()
     val_fraction: float = Field(0.05, gt=0, lt=1, description="share of the documents held out, chosen by a hash of their path")
+    shard_mb: int = Field(64, ge=1, description="MB of text per token file at most, about; less for a small corpus")
+    prepare_workers: Auto = Field("auto", description="processes that tokenise; auto: one per core")
     seq_len: int = Field(256, ge=2, description="tokens per training window")
-    packing: bool = Field(False, description="training windows of whole documents, packed best-fit; false: cut anywhere in the text")
+    packing: bool = Field(False, description="windows of whole documents, packed best-fit; false: cut anywhere in the text")
     isolate: bool = Field(True, description="with packing: no document sees another in its window, in any layer")
     val_seq_len: int | None = Field(None, ge=2, description="tokens per validation window; null: seq_len")
     global_batch: Auto = Field("auto", description="windows per optimizer step, over all devices; auto: the hardware profile's")
     batch_size: Auto = Field("auto", description="windows per device and micro-batch; auto: global_batch over devices and accumulation")
+    workers: int = Field(0, ge=0, le=64, description="processes that cut windows ahead of training; 0: none, which is fast enough")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import lightning
 
 from hybridlm.config.data import DataConfig
-from hybridlm.data.corpus import Prepared, packed_documents
-from hybridlm.data.loader import TrainLoader, ValLoader
+from hybridlm.data.corpus import Prepared
+from hybridlm.data.windows.loader import TrainLoader, ValLoader
+from hybridlm.data.windows.splits import train_source, val_windows
 
 
 class DataModule(lightning.LightningDataModule):
@@ -36,30 +37,29 @@ class DataModule(lightning.LightningDataModule):
         self._config = config
         self._global_batch, self._micro_batch, self._accumulate, self._seed = global_batch, micro_batch, accumulate, seed
         self._val_batches, self._pin_memory = val_batches, pin_memory
+        self._training: TrainLoader | None = None
 
     def train_dataloader(self) -> TrainLoader:
         """This rank's micro-batches. ConfigError: the batch sizes and the number of ranks do not fit together."""
         rank, world_size = self._place()
-        return TrainLoader(
-            self.prepared.train.tokens,
-            seq_len=self._config.seq_len,
+        self._end_workers()
+        self._training = TrainLoader(
+            train_source(self.prepared, self._config, self._seed),
             global_batch=self._global_batch,
             micro_batch=self._micro_batch,
             accumulate=self._accumulate,
             rank=rank,
             world_size=world_size,
-            seed=self._seed,
-            packing=packed_documents(self.prepared, self._config.seq_len) if self._config.packing else None,
-            isolate=self._config.isolate,
+            workers=self._config.workers,
             pin_memory=self._pin_memory,
         )
+        return self._training
 
     def val_dataloader(self) -> ValLoader:
-        """This rank's share of the held-out text."""
+        """This rank's share of the held-out text: packed as the training text is, so that both are seen alike."""
         rank, world_size = self._place()
         return ValLoader(
-            self.prepared.val.tokens,
-            seq_len=self._config.val_seq_len or self._config.seq_len,
+            val_windows(self.prepared, self._config),
             batch_size=self._micro_batch,
             token_bytes=self.prepared.tokenizer.token_bytes(),
             rank=rank,
@@ -67,6 +67,16 @@ class DataModule(lightning.LightningDataModule):
             limit_batches=self._val_batches,
             pin_memory=self._pin_memory,
         )
+
+    def teardown(self, stage: str) -> None:
+        self._end_workers()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self._end_workers()
+
+    def _end_workers(self) -> None:
+        if self._training is not None:
+            self._training.close()
 
     def _place(self) -> tuple[int, int]:
         """(rank, world size) over all nodes."""

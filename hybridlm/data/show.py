@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 from rich.text import Text
 
+from hybridlm.data.files.stream import TokenStream
 from hybridlm.data.tokenizer import Tokenizer
 
 _STYLES = ("black on bright_cyan", "black on bright_yellow", "black on bright_green", "black on bright_magenta")
 _SPECIAL = "bold white on red"
+_LONGEST = 1 << 16  # tokens of a document on a screen
+_READ, _READ_SPECIAL = "bright_black", "red"  # what is not learned, without a background
 # Blanks and line ends would show as a colour alone; the line is broken behind its end all the same.
 _VISIBLE = str.maketrans({" ": "·", "\t": "→", "\r": "␍", "\n": "⏎\n"})
 
 
-def coloured(ids: Iterable[int], tokenizer: Tokenizer) -> Text:
-    """The tokens one after the other; bytes that are no whole character stand as \\xNN, an id without bytes as <id>."""
+def coloured(ids: Iterable[int], tokenizer: Tokenizer, learned: Sequence[bool] | np.ndarray | None = None) -> Text:
+    """The tokens one after the other; bytes that are no whole character stand as \\xNN, special tokens as their name, unused ids as <id>.
+
+    learned: for each token whether it is one; those that are not have no background. None: all are. ValueError: it has another length.
+    """
+    tokens = list(ids)
     shown = Text()
-    for place, token in enumerate(ids):
+    for place, (token, bright) in enumerate(zip(tokens, [True] * len(tokens) if learned is None else learned, strict=True)):
         data = tokenizer.bytes_of(token)
         if data:
-            shown.append(data.decode("utf-8", errors="backslashreplace").translate(_VISIBLE), style=_STYLES[place % len(_STYLES)])
+            style = _STYLES[place % len(_STYLES)] if bright else _READ
+            shown.append(data.decode("utf-8", errors="backslashreplace").translate(_VISIBLE), style=style)
         else:
-            shown.append("<eos>" if token == tokenizer.eos_id else f"<{token}>", style=_SPECIAL)
+            name = "<eos>" if token == tokenizer.eos_id else tokenizer.special_name(token) or f"<{token}>"
+            shown.append(name, style=_SPECIAL if bright else _READ_SPECIAL)
     return shown
+
+
+def legend() -> Text:
+    """What the colours of ``coloured`` mean where some tokens are learned and others not, in one line."""
+    shown = Text("learned: ")
+    for style, word in zip(_STYLES, ("one", "colour", "a", "token"), strict=True):
+        shown.append(word, style=style)
+    shown.append(" and ").append("<special>", style=_SPECIAL)
+    shown.append("; only read: ").append("text", style=_READ)
+    return shown.append(" and ").append("<special>", style=_READ_SPECIAL)
+
+
+def first_documents(stream: TokenStream, eos_id: int, count: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """The first documents of a stream: ids (n,), the eos before it included, and which are learned (n,) bool, None where all are.
+
+    Of a long one the beginning is shown.
+    """
+    first = 0
+    for _ in range(count):
+        if first >= len(stream) - 1:  # the last eos closes the stream
+            return
+        read = stream.read(first, min(_LONGEST, len(stream) - first))
+        borders = np.flatnonzero(read[1:] == eos_id)
+        length = int(borders[0]) + 1 if borders.size else read.size
+        yield read[:length], stream.read_learned(first, length) if stream.masked else None
+        first += length

@@ -10,7 +10,9 @@ import codecs
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,28 +20,11 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from hybridlm.config.section import ConfigError
-from hybridlm.data.tokenizer_files import EOS, LEGAL, MARK, byte_letters, byte_strings, check, is_byte_level, parts, read, saved_eos
+from hybridlm.data.reading.documents import encodable
+from hybridlm.data.tokenizer_bytes import MARK, byte_letters, byte_strings, check, is_byte_level, parts
+from hybridlm.data.tokenizer_files import EOS, LEGAL, read, saved_eos
+from hybridlm.data.tokenizer_pieces import ACROSS_CUT, FOREIGN_CUT, PIECE_CHARS, SAFE_CUT, SPLIT_PATTERN, batches, cut
 
-# The pieces across whose borders BPE may not merge. GPT-4's pattern without its rule for English contractions, which tears 'type' into
-# 't + ype + ' in code and is not needed: a word may begin with one sign, so don't is don + 't either way. Combining marks count as letters.
-# Digits go in groups of at most three, a run of blanks leaves its last one to the word behind it (so that a depth of indentation can be one
-# token), and line ends close what stands before them.
-SPLIT_PATTERN = (
-    r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+"
-    r"|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+"
-    r"|\s+(?!\S)"
-    r"|\s+"
-)
-
-# A line end before a sign that is not a blank always ends a piece of SPLIT_PATTERN: text cut there has the ids of the whole.
-_SAFE_CUT = re.compile(r"\n(?=\S)")
-# Of GPT-2's, GPT-4's and their successors' patterns too: a run of line ends is not always one piece, and o200k_base draws in the / behind.
-_FOREIGN_CUT = re.compile(r"(?<=\S)\n(?=[^\s/])")
-_ACROSS_CUT = re.compile(rb"\n[^\s/]")
-_PIECE_CHARS = 1 << 20  # the library keeps about 100 bytes per token while it works, so long documents go through in pieces
-_BATCH_CHARS = 4 << 20
 _PROBE = "  Hello World! don't  naïve ☃ 你好 😀 \r\n\n\tx = 1234 __ ▁ <s>\n "
 
 
@@ -68,8 +53,8 @@ class Tokenizer:
         self.eos_id: int = eos
         self._lossless = all(step["type"] != "NFC" for step in parts(facts["normalizer"]))
         own = any(step.get("pattern") == {"Regex": SPLIT_PATTERN} for step in parts(facts["pre_tokenizer"]))
-        across = not own and any(_ACROSS_CUT.search(piece) for piece in self._pieces)
-        self._safe_cut = _SAFE_CUT if own else None if across else _FOREIGN_CUT
+        across = not own and any(ACROSS_CUT.search(piece) for piece in self._pieces)
+        self._safe_cut = SAFE_CUT if own else None if across else FOREIGN_CUT
         # SentencePiece has one sign for a blank and for itself, so that sign goes around the library, as its three bytes.
         self._mark = None if is_byte_level(facts) else [library.token_to_id(f"<0x{value:02X}>") for value in MARK.encode()]
         self._borders = self._find_borders()
@@ -86,11 +71,20 @@ class Tokenizer:
         """Whether ``decode(encode(text)) == text`` for every text. If not, that holds for texts in NFC, and others come back in NFC."""
         return self._lossless
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the tokenizer's canonical JSON."""
         canonical = json.dumps(json.loads(self._library.to_str()), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def special_id(self, name: str) -> int | None:
+        """The id of the special token ``name``, None if it has none; never that of a token that stands for text."""
+        token = self._library.token_to_id(name)
+        return None if token is None or self._pieces[token] else token
+
+    def special_name(self, token: int) -> str | None:
+        """The name of a special id, None for an unused one and for one that stands for text. ValueError: outside the vocabulary."""
+        return None if self.bytes_of(token) else self._library.id_to_token(token)
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``; no special ids are added."""
@@ -103,10 +97,11 @@ class Tokenizer:
     def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         """The ids (uint32) of each text in turn; memory is bounded by the longest text's ids, not by the corpus."""
         held: list[np.ndarray] = []
-        for pieces, ends in _batches(texts, self._split):
+        for pieces, ends in batches(texts, self._split):
             encoded = self._library.encode_batch_fast(pieces, add_special_tokens=False)
             for piece, encoding, end in zip(pieces, encoded, ends, strict=True):
-                held.append(np.array(self._mark if self._mark and piece == MARK else encoding.ids, dtype=np.uint32))
+                ids = self._mark if self._mark and piece == MARK else encoding.ids
+                held.append(np.frombuffer(array("I", ids), dtype=np.uint32))  # in a third of the time that np.array takes
                 if end:
                     yield held[0] if len(held) == 1 else np.concatenate(held)
                     held = []
@@ -183,27 +178,33 @@ class Tokenizer:
         for match in self._borders.finditer(text) if self._borders else ():
             # The blank's sign stands alone, so that it is recognised.
             if match[0] == MARK and match.start() > begin:
-                yield from _cut(text[begin : match.start()], _PIECE_CHARS, self._safe_cut)
+                yield from cut(text[begin : match.start()], PIECE_CHARS, self._safe_cut)
                 begin = match.start()
-            yield from _cut(text[begin : match.end()], _PIECE_CHARS, self._safe_cut)
+            yield from cut(text[begin : match.end()], PIECE_CHARS, self._safe_cut)
             begin = match.end()
         if begin < len(text) or not text:
-            yield from _cut(text[begin:], _PIECE_CHARS, self._safe_cut)
+            yield from cut(text[begin:], PIECE_CHARS, self._safe_cut)
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def load_tokenizer(path: str | Path, special_tokens: Sequence[str] = ()) -> Tokenizer:
     """The tokenizer of another model: a tokenizer.json, a Hugging Face folder, or tiktoken's NAME.tiktoken. No code of it runs.
 
     Its texts keep their ids but for what is not text: no blank is put before a document, no special tokens around it or found in it.
-    ConfigError, one line: it cannot be read, names no end-of-document token, or does not keep every text.
+    Those of ``special_tokens`` that it lacks are added behind its vocabulary. ConfigError, one line: it cannot be read, names no
+    end-of-document token, does not keep every text, or has one of ``special_tokens`` as a token of text.
     """
+    _check_names(special_tokens)
     try:
-        return Tokenizer(read(Path(path).expanduser()))
+        tokenizer = Tokenizer(read(Path(path).expanduser(), special_tokens))
     except ConfigError:
         raise
     except Exception as error:  # as in Tokenizer.load
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ConfigError(f"tokenizer {path} cannot be used ({reason}); legal is {LEGAL}") from None
+    for name in special_tokens:
+        if tokenizer.special_id(name) is None:
+            raise _wrong_name(name, f"is an ordinary token of {path}")
+    return tokenizer
 
 
 class StreamDecoder:
@@ -224,13 +225,17 @@ class StreamDecoder:
         return text
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> Tokenizer:
     """A byte-level BPE of at most ``vocab_size`` ids, specials included; fewer if no pair is left that occurs twice.
 
-    The same texts give the same tokenizer. ConfigError: ``vocab_size`` has no room for the 256 bytes and the special ids.
+    ``<|endoftext|>`` is id 0, ``special_tokens`` follow, then the bytes. The same texts give the same tokenizer. ConfigError:
+    ``vocab_size`` has no room for the 256 bytes and the special ids, or one of ``special_tokens`` cannot be one.
     """
-    if vocab_size < 257:
-        raise ConfigError(f"data.tokenizer.vocab_size={vocab_size}: legal is 257 (256 bytes and {EOS}) or more")
+    specials = _specials(special_tokens)
+    if vocab_size < 256 + len(specials):
+        raise ConfigError(
+            f"data.tokenizer.vocab_size={vocab_size}: legal is {256 + len(specials)} (256 bytes and {', '.join(specials)}) or more"
+        )
     library = LibraryTokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -240,52 +245,51 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size,
         min_frequency=2,  # a pair seen once is the corpus by heart, not a habit of the language
         show_progress=False,
-        special_tokens=[_special(EOS)],
+        special_tokens=[_special(name) for name in specials],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     library.train_from_iterator(texts, trainer)
+    # The trainer gives a merge the id of the special token that is written like it, and its text would be lost.
+    merged = {"".join(pair) for pair in json.loads(library.to_str())["model"]["merges"]}
+    for name in specials:
+        if name in merged:
+            raise _wrong_name(name, "became an ordinary token of this corpus")
     return Tokenizer(library)
 
 
-def byte_tokenizer() -> Tokenizer:
-    """One id per byte (id = value of the byte), then ``<|endoftext|>`` = 256."""
+def byte_tokenizer(special_tokens: Sequence[str] = ()) -> Tokenizer:
+    """One id per byte (id = value of the byte), then ``<|endoftext|>`` = 256, then ``special_tokens``.
+
+    ConfigError: one of ``special_tokens`` cannot be one.
+    """
     library = LibraryTokenizer(models.BPE(vocab=byte_letters(), merges=[]))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     library.decoder = decoders.ByteLevel()
-    library.add_special_tokens([_special(EOS)])
+    library.add_special_tokens([_special(name) for name in _specials(special_tokens)])
     return Tokenizer(library)
+
+
+def _specials(names: Sequence[str]) -> list[str]:
+    """The special tokens of a new tokenizer, in the order of their ids."""
+    _check_names(names)
+    return [EOS, *(name for name in names if name != EOS)]
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise _wrong_name(name, "stands there twice")
+        if len(name.strip()) < 2:
+            raise _wrong_name(name, "is text that many documents contain" if name else "is empty")
+        if not encodable(name):
+            raise _wrong_name(name, "is not text (half a surrogate pair)")
+
+
+def _wrong_name(name: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"data.tokenizer.special_tokens: {name!r} {reason}; legal is a name of two characters or more that is no text, such as <|user|>"
+    )
 
 
 def _special(content: str) -> AddedToken:
     return AddedToken(content, special=True, normalized=False)
-
-
-def _cut(text: str, limit: int, safe: re.Pattern[str] | None = _SAFE_CUT) -> Iterator[str]:
-    """``text`` in parts of about ``limit`` characters whose ids joined are those of the whole; cut at ``safe``, None: nowhere."""
-    begin = 0
-    while safe is not None and len(text) - begin > limit:
-        match = safe.search(text, begin + limit)
-        if match is None:
-            break
-        yield text[begin : match.end()]
-        begin = match.end()
-    yield text[begin:]
-
-
-def _batches(texts: Iterable[str], split: Callable[[str], Iterable[str]]) -> Iterator[tuple[Sequence[str], Sequence[bool]]]:
-    """Groups of the parts that ``split`` makes, for one call of the library, with the mark of each part that ends its text."""
-    pieces: list[str] = []
-    ends: list[bool] = []
-    held = 0  # characters
-    for text in texts:
-        for piece in split(text):
-            pieces.append(piece)
-            ends.append(False)
-            held += len(piece)
-            if held >= _BATCH_CHARS:
-                # The last part's mark is not known yet, so it stays for the next group.
-                yield pieces[:-1], ends[:-1]
-                pieces, ends, held = pieces[-1:], ends[-1:], len(piece)
-        ends[-1] = True
-    if pieces:
-        yield pieces, ends

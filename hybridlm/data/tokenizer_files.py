@@ -1,16 +1,13 @@
-"""Tokenizers made elsewhere: their files, and the bytes behind every id or the reason why those cannot be known.
+"""Tokenizers made elsewhere: their files, read in the form that keeps every text.
 
-Two families give every text back. Byte-level BPE (GPT-2, Llama 3, Qwen) writes each byte as a letter. SentencePiece with byte fallback
-(Llama 2, Mistral, Gemma; BPE or Unigram) writes a blank as ▁, and bytes that have no token of their own as <0x0A>. Whatever else a file
-asks for that is not the text (a blank before it, special tokens around it, padding, cutting, random merges) is turned off.
+Whatever a file asks for that is not the text (a blank before it, special tokens around it, padding, cutting, random merges) is turned off.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,12 +16,11 @@ from tokenizers import AddedToken, models, processors
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from hybridlm.config.section import ConfigError
+from hybridlm.data.tokenizer_bytes import byte_letters, check_largest, parts
 
 EOS = "<|endoftext|>"
-MARK = "▁"  # a blank, in SentencePiece
 LEGAL = "a byte-level BPE, or a SentencePiece BPE or Unigram with byte fallback: a tokenizer.json, a folder with one, or a .tiktoken file"
 _EOS_NAMES = (EOS, "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>")
-_MAX_IDS = 1 << 20  # one stray id of a billion would otherwise be a table of a billion rows
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -42,87 +38,7 @@ ENCODINGS: dict[str, tuple[str, dict[str, int]]] = {
 }
 # vocab.json and merges.txt do not say how text is split; these classes of transformers split as GPT-2 does.
 _GPT2_CLASSES = {"GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "CodeGenTokenizer", "LEDTokenizer", "LongformerTokenizer"}
-_SPLITTERS = {"Split", "Digits", "Punctuation", "UnicodeScripts", "FixedLength"}  # they cut, and keep every sign
-_BLANK_TO_MARK = {"type": "Replace", "pattern": {"String": " "}, "content": MARK}
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-
-
-def parts(component: Any) -> list[dict[str, Any]]:
-    """A normalizer, pre-tokenizer or decoder of a tokenizer.json as a flat list of its steps."""
-    for key in ("normalizers", "pretokenizers", "decoders"):
-        if component and key in component:
-            return [step for child in component[key] for step in parts(child)]
-    return [component] if component else []
-
-
-def is_byte_level(facts: Mapping[str, Any]) -> bool:
-    """Whether tokens are written in letters for bytes; if not they are text."""
-    return any(step["type"] == "ByteLevel" for step in parts(facts["pre_tokenizer"]))
-
-
-def byte_letters() -> dict[str, int]:
-    """The letter by which byte-level models write each byte (GPT-2's table): visible Latin-1 as itself, the rest as U+0100 and on."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [value for value in range(256) if value not in set(visible)]
-    return {chr(value): value for value in visible} | {chr(256 + place): value for place, value in enumerate(hidden)}
-
-
-def check(facts: Mapping[str, Any]) -> None:
-    """ValueError, with the reason, if the tokenizer of this JSON does not keep every text (NFC aside) or adds to it."""
-    model, bytewise = facts["model"], is_byte_level(facts)
-    normal, cut = parts(facts["normalizer"]), parts(facts["pre_tokenizer"])
-    if model["type"] != "BPE" and (bytewise or model["type"] != "Unigram"):
-        raise ValueError(f"its model is {model['type']}, which does not keep every sign and blank")
-    if not bytewise and not model.get("byte_fallback"):
-        raise ValueError("it is not byte-level and has no byte fallback, so signs that it does not know are lost")
-    if facts["padding"] or facts["truncation"] or model.get("dropout"):
-        raise ValueError("it pads or cuts texts or drops merges at random")
-    if model.get("end_of_word_suffix") or model.get("continuing_subword_prefix"):
-        raise ValueError("its tokens carry marks of the borders of words, which are not text")
-    for step in normal:
-        if step["type"] != "NFC" and (bytewise or step != _BLANK_TO_MARK):
-            raise ValueError(f"its normalizer {step['type']} changes texts, which only NFC may")
-    for step in cut:
-        if step.get("add_prefix_space") or step.get("prepend_scheme", "never") != "never":
-            raise ValueError("it puts a blank before texts")
-        if step["type"] not in _SPLITTERS | {"ByteLevel" if bytewise else "Metaspace"} or step.get("behavior") == "Removed":
-            raise ValueError(f"its pre-tokenizer {step['type']} does not keep every sign")
-    marks = _BLANK_TO_MARK in normal or any(step.get("replacement") == MARK for step in cut)
-    if not bytewise and (not marks or any(step.get("replacement", MARK) != MARK for step in cut)):
-        raise ValueError(f"it does not write blanks as {MARK}")
-
-
-def byte_strings(library: LibraryTokenizer, facts: Mapping[str, Any]) -> list[bytes]:
-    """The bytes of every id, in order; none for special and unused ones. ValueError: a token is no string of bytes, a byte has no token."""
-    bytewise, letters, model = is_byte_level(facts), byte_letters(), facts["model"]
-    added = library.get_added_tokens_decoder()
-    names: dict[int, str] = {}
-    strings: dict[int, bytes] = {}
-    for content, token in library.get_vocab(with_added_tokens=True).items():
-        if names.setdefault(token, content) != content:
-            raise ValueError(f"its id {token} has two tokens")
-        # Even if it is called special or unknown: the model writes bytes with it.
-        if not bytewise and (match := _BYTE_TOKEN.fullmatch(content)):
-            strings[token] = bytes.fromhex(match[1])
-        elif (token in added and added[token].special) or content == model.get("unk_token") or token == model.get("unk_id"):
-            strings[token] = b""
-        elif not bytewise:
-            strings[token] = content.replace(MARK, " ").encode()
-        elif token in added:
-            # Those are found in the text after it was normalised, so what stands there is the normal form.
-            normal = library.normalizer if added[token].normalized else None
-            strings[token] = (normal.normalize_str(content) if normal is not None else content).encode()
-        elif all(letter in letters for letter in content):
-            strings[token] = bytes(letters[letter] for letter in content)
-        else:
-            raise ValueError(f"token {token} ({content!r}) is not written in bytes: only byte-level tokenizers keep every text")
-    needed = [key for key, value in letters.items() if value not in (0xC0, 0xC1) and value < 0xF5]  # UTF-8 has no others
-    lacking = set(needed if bytewise else [f"<0x{value:02X}>" for value in range(256)]) - set(names.values())
-    if lacking:
-        raise ValueError(f"it has no token for {len(lacking)} bytes (one is {min(lacking)!r}), so some texts would be lost")
-    if max(names) >= _MAX_IDS:
-        raise ValueError(f"its largest id is {max(names)}; legal is below {_MAX_IDS}")
-    return [strings.get(token, b"") for token in range(max(names) + 1)]
+_SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}  # of an added token
 
 
 def saved_eos(facts: Mapping[str, Any]) -> str | None:
@@ -133,15 +49,20 @@ def saved_eos(facts: Mapping[str, Any]) -> str | None:
     return next(iter(processor["special_tokens"])) if all("Sequence" in piece for piece in processor["single"]) else None
 
 
-def read(path: Path) -> LibraryTokenizer:
-    """The tokenizer of a tokenizer.json, a folder or a .tiktoken file, with its end of document named. Any Exception: it cannot be used."""
+def read(path: Path, special_tokens: Sequence[str] = ()) -> LibraryTokenizer:
+    """The tokenizer of a tokenizer.json, a folder or a .tiktoken file, with its end of document named. Any Exception: it cannot be used.
+
+    special_tokens: those that it has under no name are added behind its ids.
+    """
     if path.is_dir():
-        return _read_folder(path)
-    if path.suffix == ".tiktoken":
-        return _read_tiktoken(path)
-    if path.suffix == ".model":
+        facts, eos = _read_folder(path)
+    elif path.suffix == ".tiktoken":
+        facts, eos = _read_tiktoken(path), EOS
+    elif path.suffix == ".model":
         raise ConfigError(_conversion(path.parent, "SentencePiece's own format is not read"))
-    return _build(_read_json(path), None, path)
+    else:
+        facts, eos = _read_json(path), None
+    return _build(facts, eos, special_tokens, path)
 
 
 def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
@@ -161,7 +82,8 @@ def _conversion(folder: Path, reason: str) -> str:
     return f"tokenizer {folder}: {reason}; legal is a folder with a tokenizer.json, which {call} writes"
 
 
-def _read_folder(folder: Path) -> LibraryTokenizer:
+def _read_folder(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """What a tokenizer.json of it says or would say, and its end-of-document token where something names it."""
     config = _read_json(folder / "tokenizer_config.json", optional=True)
     if (folder / "tokenizer.json").is_file():
         facts = _read_json(folder / "tokenizer.json")
@@ -177,7 +99,7 @@ def _read_folder(folder: Path) -> LibraryTokenizer:
         raise ConfigError(_conversion(folder, "it holds SentencePiece's own format only"))
     else:
         raise ConfigError(f"tokenizer {folder}: a folder without a tokenizer.json (or vocab.json and merges.txt); legal is {LEGAL}")
-    return _build(facts, _folder_eos(folder, _names(facts)), folder)
+    return facts, _folder_eos(folder, _names(facts))
 
 
 def _folder_eos(folder: Path, names: Mapping[str, int]) -> str | None:
@@ -203,7 +125,7 @@ def _names(facts: Mapping[str, Any]) -> dict[str, int]:
     return names | {token["content"]: token["id"] for token in facts.get("added_tokens") or []}
 
 
-def _build(facts: dict[str, Any], eos: str | None, path: Path) -> LibraryTokenizer:
+def _build(facts: dict[str, Any], eos: str | None, special_tokens: Sequence[str], path: Path) -> LibraryTokenizer:
     """The library's tokenizer of ``facts``, which this changes. ``eos``: its end-of-document token where something names it."""
     names = _names(facts)
     eos = saved_eos(facts) or eos or next((name for name in _EOS_NAMES if name in names), None)
@@ -212,6 +134,10 @@ def _build(facts: dict[str, Any], eos: str | None, path: Path) -> LibraryTokeniz
         own = ", ".join([token["content"] for token in added if token["special"]][:20]) or "none"
         raise ConfigError(f"tokenizer {path}: no end-of-document token; legal is one of {', '.join(_EOS_NAMES)}; its special ones: {own}")
     _keep_text_only(facts)
+    largest = max(names.values(), default=-1)
+    check_largest(largest)
+    missing = [name for name in special_tokens if name not in names]
+    added += [{"id": token, "content": name, **_SPECIAL} for token, name in enumerate(missing, largest + 1)]
     for token in added:
         token.update({"lstrip": False, "rstrip": False})  # they would swallow blanks of the text
         if token["content"] == eos:
@@ -253,9 +179,8 @@ def _byte_level(vocab: dict[str, int], merges: Iterable[tuple[str, str]], specia
     """The JSON of a byte-level BPE; ``pattern`` None: GPT-2's, which the library has built in."""
     split = [] if pattern is None else [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}]
     letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": pattern is None}
-    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
-        "added_tokens": [{"id": token, "content": name, **special} for name, token in sorted(specials.items(), key=lambda item: item[1])],
+        "added_tokens": [{"id": token, "content": name, **_SPECIAL} for name, token in sorted(specials.items(), key=lambda item: item[1])],
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*split, letters]},
         "decoder": dict(letters),
         # tiktoken looks a whole piece up before it merges.
@@ -263,7 +188,8 @@ def _byte_level(vocab: dict[str, int], merges: Iterable[tuple[str, str]], specia
     }
 
 
-def _read_tiktoken(path: Path) -> LibraryTokenizer:
+def _read_tiktoken(path: Path) -> dict[str, Any]:
+    """What a tokenizer.json of the same tokens would say."""
     if path.stem not in ENCODINGS:
         legal = ", ".join(f"{name}.tiktoken" for name in ENCODINGS)
         raise ConfigError(f"tokenizer {path}: how text is split goes by the file's name, and {path.stem!r} is unknown; legal is {legal}")
@@ -284,7 +210,7 @@ def _read_tiktoken(path: Path) -> LibraryTokenizer:
     written = {token: "".join(letter[value] for value in token) for token in ranks}
     ordered = sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__)
     merges = [(written[halves[0]], written[halves[1]]) for token in ordered if (halves := _halves(token, ranks))]
-    return _build(_byte_level({written[token]: rank for token, rank in ranks.items()}, merges, specials, pattern), EOS, path)
+    return _byte_level({written[token]: rank for token, rank in ranks.items()}, merges, specials, pattern)
 
 
 def _halves(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:

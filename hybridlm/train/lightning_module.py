@@ -19,7 +19,7 @@ from hybridlm.train.schedule import lr_factor
 
 if TYPE_CHECKING:
     from hybridlm.config.train import OptimConfig
-    from hybridlm.data.loader import Batch
+    from hybridlm.data.windows.loader import Batch
     from hybridlm.hardware import Machine
 
 
@@ -63,7 +63,7 @@ class LitLM(lightning.LightningModule):
         self._val = torch.zeros(3, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        output = self.model(batch["ids"], targets=batch["targets"])
+        output = self.model(batch["ids"], doc_ids=batch.get("doc_ids"), targets=batch["targets"])
         assert self._val is not None
         self._val += torch.stack([output.loss_sum.double(), output.n_tokens.double(), batch["n_bytes"].double()])
 

@@ -15,9 +15,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from hybridlm.checkpoint import KEY, load_run, read_checkpoint
 from hybridlm.config.load import to_yaml
 from hybridlm.config.section import ConfigError
-from hybridlm.data.corpus import Prepared, packed_documents
+from hybridlm.data.chat import template_of
+from hybridlm.data.corpus import Prepared
 from hybridlm.data.datamodule import DataModule
-from hybridlm.data.prepare import prepare
+from hybridlm.data.preparing.prepare import prepare
+from hybridlm.data.windows.splits import packed_documents
 from hybridlm.hardware import CPU, Machine, resolve_machine
 from hybridlm.model.build import build_model, fresh_model
 from hybridlm.model.count import flops_per_token, layer_table, parameters
@@ -57,8 +59,8 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     if resumed is not None and resumed.tokenizer != prepared.tokenizer.fingerprint:
         raise ConfigError(f"{resume}: trained with another tokenizer than today's data gives; has the text or data.tokenizer changed?")
     if config.data.packing:
-        packing = packed_documents(prepared, config.data.seq_len)
-        console.say(f"data        whole documents packed into {len(packing):,} windows, {packing.efficiency:.1%} full")
+        packed = packed_documents(prepared, config.data.seq_len)
+        console.say(f"data        whole documents packed into {packed.windows:,} windows, {packed.efficiency:.1%} full")
     _begin_folder(config, folder, prepared, resuming=resume is not None)
 
     module = _module(config, machine, prepared)
@@ -119,6 +121,8 @@ def _begin_folder(config: RunConfig, folder: RunFolder, prepared: Prepared, *, r
     else:
         folder.claim(text)
     prepared.tokenizer.save(folder.tokenizer)
+    if any(part.train.stream.masked for part in prepared.parts):
+        template_of(prepared.tokenizer).save(folder.path)
 
 
 @rank_zero_only
@@ -218,7 +222,8 @@ def _summary(
     began: float,
     folder: RunFolder,
 ) -> dict[str, Any]:
-    val = prepared.val.meta
+    val, val_bytes = prepared.parts[0].val, sum(part.val.text_bytes for part in prepared.parts)
+    alone = len(prepared.parts) == 1  # a compressor's figure is for one text
     model = build_model(config.model, prepared.tokenizer.vocab_size)
     return {
         "run": str(folder.path),
@@ -229,9 +234,9 @@ def _summary(
         "tokens": machine.max_steps * machine.global_batch * config.data.seq_len,
         "val/loss": final["val/loss"],
         "val/bpb": final["val/bpb"],
-        "gzip_bpb": 8 * val.gzip_bytes / val.text_bytes if val.gzip_bytes else None,
-        "xz_bpb": 8 * val.xz_bytes / val.text_bytes if val.xz_bytes else None,
-        "val_bytes": val.text_bytes,
+        "gzip_bpb": 8 * val.gzip_bytes / val_bytes if alone and val.gzip_bytes else None,
+        "xz_bpb": 8 * val.xz_bytes / val_bytes if alone and val.xz_bytes else None,
+        "val_bytes": val_bytes,
         "tokens_per_s": metrics.tokens_per_s,
         "seconds": time.perf_counter() - began,
         "device": machine.device_name,

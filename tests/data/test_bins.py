@@ -4,24 +4,35 @@ import numpy as np
 import pytest
 
 from hybridlm.config.section import ConfigError
-from hybridlm.data.bins import open_bin, write_bin
+from hybridlm.data.files.bins import BinWriter, open_bin
 
 
-def write(path, documents=((1, 2, 3), (), (4,)), vocab_size=100, **changes):
-    arrays = [np.array(ids, dtype=np.uint32) for ids in documents]
-    return write_bin(path, arrays, eos_id=0, vocab_size=vocab_size, tokenizer="f" * 64, text_bytes=9, **changes)
+def write(path, documents=((1, 2, 3), (), (4,)), vocab_size=100, masked=False):
+    with BinWriter(path, eos_id=0, vocab_size=vocab_size, tokenizer="f" * 64, masked=masked) as writer:
+        for ids in documents:
+            writer.add(np.array(ids, dtype=np.uint32), 3, np.array([number % 2 == 0 for number in range(len(ids))]) if masked else None)
+        return writer.finish()
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65535, "<u2"), (65536, "<u4"), (200_000, "<u4")])
 def test_documents_stand_between_separators(tmp_path, vocab_size, dtype):
     largest = vocab_size - 1
-    meta = write(tmp_path / "a.bin", [(1, 2, 3), (), (largest,)], vocab_size, gzip_bytes=5, xz_bytes=4)
+    meta = write(tmp_path / "a.bin", [(1, 2, 3), (), (largest,)], vocab_size)
     file = open_bin(tmp_path / "a.bin")
     assert file.tokens.tolist() == [0, 1, 2, 3, 0, 0, largest, 0]
     assert file.tokens.dtype == dtype
-    assert isinstance(file.tokens, np.memmap)
+    assert not file.tokens.flags.writeable
+    assert file.starts.tolist() == [0, 4, 5, 7]
+    assert file.learned is None
     assert file.meta == meta
-    assert (meta.count, meta.documents, meta.dtype, meta.gzip_bytes, meta.xz_bytes) == (8, 3, dtype, 5, 4)
+    assert (meta.count, meta.documents, meta.dtype, meta.text_bytes) == (8, 3, dtype, 9)
+
+
+def test_what_is_learned_stands_beside_the_tokens(tmp_path):
+    write(tmp_path / "a.bin", masked=True)
+    file = open_bin(tmp_path / "a.bin")
+    assert file.tokens.tolist() == [0, 1, 2, 3, 0, 0, 4, 0]
+    assert file.learned.tolist() == [False, True, False, True, False, False, True, False]
 
 
 def test_an_id_outside_the_vocabulary_is_not_written(tmp_path):
@@ -52,8 +63,15 @@ DAMAGE = {
     "odd_dtype": (lambda path: change_meta(path, dtype="<f4"), "sidecar .* is damaged: dtype"),
     "count": (lambda path: change_meta(path, count=6), "where 12 are recorded"),
     "text_count": (lambda path: change_meta(path, count="7"), "sidecar .* is damaged: count"),
-    "format": (lambda path: change_meta(path, format_version=2), "has format 2, this version reads 1"),
+    "format": (lambda path: change_meta(path, format_version=1), "has format 1, this version reads 2"),
     "no_sidecar": (lambda path: path.with_suffix(".json").unlink(), "no readable sidecar a.json"),
+    "other_format": (lambda path: path.with_suffix(".json").write_text('{"format_version": 1}'), "has format 1, this version reads 2"),
+    "index_cut": (lambda path: path.with_suffix(".idx").write_bytes(b""), r"a\.idx has 0 bytes where 16 are recorded"),
+    "index_flipped": (lambda path: flip(path.with_suffix(".idx")), r"a\.idx is damaged"),
+    "mask_missing": (lambda path: path.with_suffix(".mask").unlink(), r"a\.mask cannot be read"),
+    "mask_flipped": (lambda path: flip(path.with_suffix(".mask")), r"a\.mask is damaged"),
+    "documents": (lambda path: change_meta(path, documents=9), "counts or the files it names are impossible"),
+    "files": (lambda path: change_meta(path, sha256={".bin": "f"}), "counts or the files it names are impossible"),
     "half_sidecar": (lambda path: path.with_suffix(".json").write_text('{"count": 3'), "sidecar .* is damaged"),
 }
 
@@ -61,10 +79,34 @@ DAMAGE = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_refused_in_one_line(tmp_path, name):
     path = tmp_path / "a.bin"
-    write(path)
+    write(path, masked=True)
     open_bin(path)
     damage, message = DAMAGE[name]
     damage(path)
     with pytest.raises(ConfigError, match=message) as caught:
         open_bin(path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_any_cut_and_any_flip_of_a_sidecar_is_refused_in_one_line_or_changes_nothing_that_is_read(tmp_path):
+    path = tmp_path / "a.bin"
+    meta = write(path, masked=True)
+    sidecar = path.with_suffix(".json")
+    content = sidecar.read_bytes()
+    refused = 0
+    for place in range(len(content)):
+        for damaged in (content[:place], *(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :] for bit in (1, 32, 128))):
+            sidecar.write_bytes(damaged)
+            line = ""
+            try:
+                read = open_bin(path).meta
+            except ConfigError as error:
+                line = str(error)
+            if line:
+                assert len(line.splitlines()) == 1
+                refused += 1
+            else:  # the tokenizer's fingerprint is compared by who knows it, blanks mean nothing
+                assert read.model_copy(update={"tokenizer": "", "vocab_size": 0, "text_bytes": 0}) == meta.model_copy(
+                    update={"tokenizer": "", "vocab_size": 0, "text_bytes": 0}
+                )
+    assert refused > 3 * len(content)

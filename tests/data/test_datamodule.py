@@ -1,90 +1,58 @@
 """Resume through Lightning itself: what a stopped and resumed fit reads and learns is bit for bit what an uninterrupted one does."""
 
 import itertools
+import multiprocessing
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from fits import Toy, fit
+from streams import part, prepared
 
-from hybridlm.config.data import DataConfig, TokenizerConfig
+from hybridlm.config.data import DataConfig
+from hybridlm.config.section import ConfigError
 from hybridlm.data.datamodule import DataModule
-from hybridlm.data.prepare import prepare
 
 STEPS = 16
+CONFIG = DataConfig(seq_len=8)
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    for i in range(12):
-        (folder / f"{i}.txt").write_text("".join(chr(97 + (i * k * k) % 26) for k in range(30)))
-    config = DataConfig(
-        source="files", path=f"{folder}/*.txt", out=f"{folder}/out", val_fraction=0.3, tokenizer=TokenizerConfig(kind="bytes"), seq_len=8
-    )
-    return prepare(config), config
-
-
-class Toy(lightning.LightningModule):
-    """Guesses the next token modulo 4 (small, so that no step waits for threads); keeps the batches it has seen."""
-
-    def __init__(self, fail_at=None):
-        super().__init__()
-        self.table = torch.nn.Parameter(torch.zeros(257, 4))
-        self.seen, self.val_bytes, self.fail_at = [], 0, fail_at
-
-    def training_step(self, batch, batch_idx):
-        if self.fail_at is not None and self.global_step >= self.fail_at:
-            raise RuntimeError("killed")
-        self.seen.append(batch["ids"].clone())
-        loss = torch.nn.functional.cross_entropy(self.table[batch["ids"]].flatten(0, 1), batch["targets"].flatten() % 4, reduction="sum")
-        return loss / batch["n_targets"]
-
-    def validation_step(self, batch, batch_idx):
-        self.val_bytes += batch["n_bytes"].item()
-
-    def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=0.1)
-
-
-def fit(prepared, folder, *, accumulate, fail_at=None, ckpt=None, every=1, val_every=None):
-    data, config = prepared
-    module = Toy(fail_at)
-    datamodule = DataModule(data, config, global_batch=8, micro_batch=8 // accumulate, accumulate=accumulate, seed=7)
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=STEPS,
-        max_epochs=-1,
-        accumulate_grad_batches=accumulate,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        check_val_every_n_epoch=None,
-        val_check_interval=val_every * accumulate if val_every else 10**6,
-        callbacks=[ModelCheckpoint(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1)],
-    )
-    if fail_at is None:
-        trainer.fit(module, datamodule, ckpt_path=ckpt)
-    else:
-        with pytest.raises(RuntimeError, match="killed"):
-            trainer.fit(module, datamodule, ckpt_path=ckpt)
-    return module, datamodule
+def corpora(tmp_path_factory):
+    """What is trained on, and how, by name."""
+    folder = tmp_path_factory.mktemp("corpora")
+    one, other = part(folder, "one", 2.0, train=16), part(folder, "other", 1.0, train=9, val=5, seed=1)
+    packing = CONFIG.model_copy(update={"packing": True})
+    return {
+        "cut": (prepared(one), CONFIG),
+        "packed": (prepared(one), packing),
+        "mixture": (prepared(replace(one, weight=1.0), other), CONFIG),
+        "packed mixture": (prepared(one, other), packing),
+    }
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_resumed_fit_is_bit_exact(prepared, tmp_path, accumulate):
-    whole, datamodule = fit(prepared, tmp_path / "whole", accumulate=accumulate, val_every=3)
+@pytest.mark.parametrize(("kind", "accumulate"), [("cut", 1), ("cut", 2), ("packed", 2), ("mixture", 1)])
+def test_a_resumed_fit_is_bit_exact(corpora, tmp_path, kind, accumulate):
+    whole, datamodule = fit(corpora[kind], STEPS, tmp_path / "whole", accumulate=accumulate, val_every=3)
     assert len(whole.seen) == STEPS * accumulate
     per_epoch = len(datamodule.trainer.train_dataloader) // accumulate
-    assert 3 <= per_epoch <= 6  # stops below fall inside epochs and on their ends
+    assert 3 <= per_epoch <= 7  # stops below fall inside epochs and on their ends
     for stop in (per_epoch - 1, per_epoch, 2 * per_epoch, STEPS - 1):
         torch.manual_seed(stop)  # nothing may hang on the global generator
         resumed, _ = fit(
-            prepared, tmp_path / f"resumed{stop}", accumulate=accumulate, ckpt=tmp_path / f"whole/step={stop}.ckpt", every=100, val_every=3
+            corpora[kind],
+            STEPS,
+            tmp_path / f"resumed{stop}",
+            accumulate=accumulate,
+            ckpt=tmp_path / f"whole/step={stop}.ckpt",
+            every=100,
+            val_every=3,
         )
         rest = whole.seen[stop * accumulate :]
         assert len(resumed.seen) == len(rest), stop
@@ -93,29 +61,72 @@ def test_a_resumed_fit_is_bit_exact(prepared, tmp_path, accumulate):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_killed_again_and_again_it_still_sees_every_batch(prepared, tmp_path):
-    whole, _ = fit(prepared, tmp_path / "whole", accumulate=2, every=100)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_again_and_again_it_still_sees_every_batch(corpora, tmp_path, workers):
+    whole, _ = fit(corpora["cut"], STEPS, tmp_path / "whole", accumulate=2, every=100)
     seen, ckpt, last = [], None, 0
     for number, fail_at in enumerate((5, 9, 12, None)):
-        part, _ = fit(prepared, tmp_path / str(number), accumulate=2, fail_at=fail_at, ckpt=ckpt, every=2)
+        latest, _ = fit(corpora["cut"], STEPS, tmp_path / str(number), accumulate=2, fail_at=fail_at, ckpt=ckpt, every=2, workers=workers)
+        assert not multiprocessing.active_children()
         reached = fail_at or STEPS
         saved = reached // 2 * 2  # the newest checkpoint; what came after it is done again
-        seen += part.seen[: (saved - last) * 2]
+        seen += latest.seen[: (saved - last) * 2]
         ckpt, last = tmp_path / f"{number}/step={saved}.ckpt", saved
     assert all(torch.equal(a, b) for a, b in itertools.zip_longest(seen, whole.seen))
-    assert torch.equal(part.table, whole.table)
+    assert torch.equal(latest.table, whole.table)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_validation_through_lightning_counts_the_text(prepared):
-    data, config = prepared
+@pytest.mark.parametrize("kind", ["cut", "packed", "mixture", "packed mixture"])
+def test_validation_through_lightning_counts_the_text(corpora, kind):
+    data, config = corpora[kind]
     module = Toy()
     trainer = lightning.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_checkpointing=False)
     trainer.validate(module, DataModule(data, config, global_batch=4, micro_batch=4, accumulate=1, seed=0), verbose=False)
-    assert module.val_bytes == data.val.meta.text_bytes
+    assert module.val_bytes == sum(one.val.text_bytes for one in data.parts)
+    assert module.val_documents == ("packed" in kind)
 
 
-def test_without_a_trainer_there_are_no_loaders(prepared):
-    data, config = prepared
+def test_a_part_that_is_too_short_is_named(tmp_path):
+    parts = part(tmp_path, "long", train=20), part(tmp_path, "short", train=1, seed=2)
+    config = DataConfig(seq_len=60)
+    datamodule = DataModule(prepared(*parts), config, global_batch=4, micro_batch=4, accumulate=1, seed=0)
+    datamodule.trainer = lightning.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    with pytest.raises(ConfigError, match=r"data\.parts\.short: the training text has \d+ tokens, one window takes data\.seq_len"):
+        datamodule.train_dataloader()
+
+
+def test_without_a_trainer_there_are_no_loaders(corpora):
+    data, config = corpora["cut"]
     with pytest.raises(RuntimeError, match="pass it to fit or validate"):
         DataModule(data, config, global_batch=4, micro_batch=4, accumulate=1, seed=0).train_dataloader()
+
+
+SOME_STEPS = 8
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ranks_workers_and_resuming_change_no_global_batch(corpora, tmp_path):
+    """Same seed, 1 rank or 2 (gloo), 0 or 2 workers, resumed at any step: the same global batches, bit for bit."""
+    data, config = corpora["mixture"]
+    wanted = fit((data, config), SOME_STEPS, tmp_path / "one", accumulate=2)[0].seen
+    steps = [torch.cat(wanted[2 * step : 2 * step + 2]) for step in range(SOME_STEPS)]
+    for workers, stop in itertools.product((0, 2), (0, 3, 7)):  # 7: the end of an epoch
+        ckpt = tmp_path / f"one/step={stop}.ckpt" if stop else None
+        seen = fit((data, config), SOME_STEPS, tmp_path / "again", accumulate=2, ckpt=ckpt, every=100, workers=workers)[0].seen
+        assert all(torch.equal(a, b) for a, b in zip(seen, wanted[2 * stop :], strict=True)), (workers, stop)
+
+    (tmp_path / "corpus").write_bytes(pickle.dumps((data.parts, config)))
+    script = Path(__file__).parent / "fits.py"
+    line = [sys.executable, str(script), str(tmp_path / "corpus"), str(tmp_path / "two"), str(SOME_STEPS)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ranks = [torch.load(tmp_path / f"two/rank{rank}.pt") for rank in range(2)]
+    assert set(ranks[0]) == {f"{workers} {stop}" for workers in (0, 2) for stop in range(SOME_STEPS)}
+    for name in ranks[0]:
+        parts = [rank[name] for rank in ranks]
+        stop = int(name.split()[1])
+        assert len(parts[0]) == len(parts[1]) == 2 * (SOME_STEPS - stop)
+        for step in range(SOME_STEPS - stop):
+            together = torch.cat([ids for part in parts for ids in part[2 * step : 2 * step + 2]])
+            assert torch.equal(together, steps[stop + step]), (name, step)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridlm.config.section import ConfigError
-from hybridlm.data import packing
-from hybridlm.data.packing import Packing, pack
-from hybridlm.data.windows import IGNORE
+from hybridlm.data.windows import packing
+from hybridlm.data.windows.order import IGNORE
+from hybridlm.data.windows.packing import document_starts, pack
 
 
 @st.composite
@@ -183,73 +183,39 @@ def test_what_cannot_be_packed_is_refused():
             packed.window(np.arange(5), w)
 
 
-def same(one, other):
-    return one.seq_len == other.seq_len and np.array_equal(one.pieces, other.pieces) and np.array_equal(one.windows, other.windows)
+@settings(deadline=None)
+@given(streams(), st.integers(0, 2**32 - 1))
+def test_with_a_mask_only_what_is_learned_counts(stream, seed):
+    starts, seq_len = stream
+    tokens = np.arange(starts[-1] + 1, dtype=np.uint16)
+    learned = np.random.default_rng(seed).random(tokens.size) < 0.5
+    packed = pack(starts, seq_len)
+    counting, counted = packed.counting(learned), []
+    for w in range(len(packed)):
+        ids, targets, doc_ids = np.empty((3, seq_len), dtype=np.int64)
+        counting.fill(tokens, learned, w, ids, targets, doc_ids)
+        plain_ids, plain, plain_docs = packed.window(tokens, w)
+        assert (ids == plain_ids).all()
+        assert (doc_ids == plain_docs).all()
+        assert targets.tolist() == [t if t != IGNORE and learned[t] else IGNORE for t in plain.tolist()]
+        assert counting.targets_of(np.array([w])) == (targets != IGNORE).sum()
+        counted += targets[targets != IGNORE].tolist()
+    assert sorted(counted) == [place for place in range(starts[0] + 1, starts[-1] + 1) if learned[place]]
+    assert counting.efficiency == packed.efficiency
 
 
-@pytest.fixture
-def saved(tmp_path):
-    packed = pack(realistic(12), 256)
-    packed.save(tmp_path / "packing.npz", "key")
-    return packed, tmp_path / "packing.npz"
+@pytest.mark.parametrize("first", [True, False], ids=["opened", "not_opened"])
+@pytest.mark.parametrize("last", [True, False], ids=["closed", "not_closed"])
+@pytest.mark.parametrize("block", [1, 5, 1000])
+def test_documents_are_found_by_the_eos_between_them(first, last, block, monkeypatch):
+    monkeypatch.setattr(packing, "_BLOCK", block)
+    tokens = np.array([9, 1, 9, 2, 2, 2, 9, 3, 9], dtype=np.uint16)[0 if first else 1 : None if last else -1]
+    starts = document_starts(tokens, 9)
+    assert starts.dtype == np.int64
+    between = (np.flatnonzero(tokens == 9)).tolist()
+    assert starts.tolist() == sorted({0, *between, len(tokens) - 1})
 
 
-def test_a_saved_packing_comes_back(saved):
-    packed, path = saved
-    loaded = Packing.load(path, "key")
-    assert same(loaded, packed)
-    assert loaded.pieces.dtype == loaded.windows.dtype == np.int64
-    assert len(loaded) == len(packed)
-    other = pack(realistic(12), 64)
-    other.save(path, "other")
-    assert same(Packing.load(path, "other"), other)
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
-def test_another_key_or_format_or_no_file_is_not_loaded(saved, monkeypatch):
-    _, path = saved
-    assert Packing.load(path, "ke") is None
-    assert Packing.load(path.with_name("missing.npz"), "key") is None
-    monkeypatch.setattr(packing, "FORMAT_VERSION", packing.FORMAT_VERSION + 1)
-    assert Packing.load(path, "key") is None
-
-
-def test_a_file_cut_off_anywhere_is_not_loaded(saved):
-    _, path = saved
-    whole = path.read_bytes()
-    for size in (0, 1, 3, 4, 100, len(whole) // 2, len(whole) - 30, len(whole) - 1):
-        path.write_bytes(whole[:size])
-        assert Packing.load(path, "key") is None, size
-
-
-def test_a_wrong_byte_is_noticed_unless_it_changes_nothing(saved):
-    packed, path = saved
-    whole = path.read_bytes()
-    for place in range(0, len(whole), 7):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
-        loaded = Packing.load(path, "key")
-        assert loaded is None or same(loaded, packed), place
-
-
-def test_an_array_that_says_it_is_shorter_is_noticed(tmp_path):
-    # numpy reads only as far as the array's header says, and zip compares its checksum at the end of the member.
-    path, packed = tmp_path / "packing.npz", pack(realistic(5000), 4096)
-    packed.save(path, "key")
-    whole, count = path.read_bytes(), str(len(packed.pieces))
-    assert whole.count(f"({count}, 2)".encode()) == 1
-    assert count > "2"
-    path.write_bytes(whole.replace(f"({count}, 2)".encode(), f"(1{count[1:]}, 2)".encode()))
-    assert Packing.load(path, "key") is None
-
-
-def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
-    packed, path = saved
-
-    def fail(*_, **__):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(packing.np, "savez", fail)
-    with pytest.raises(OSError, match="no space"):
-        pack(realistic(5), 32).save(path, "key")
-    assert same(Packing.load(path, "key"), packed)
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+@pytest.mark.parametrize("tokens", [[], [9], [1]])
+def test_a_token_alone_is_no_document(tokens):
+    assert len(document_starts(np.array(tokens, dtype=np.uint16), 9)) < 2

@@ -1,19 +1,22 @@
+import gzip
 import itertools
-import os
+import json
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from hybridlm.config.data import DataConfig, TokenizerConfig
+from hybridlm.config.data import DataConfig, PartConfig, TokenizerConfig
 from hybridlm.config.section import ConfigError
-from hybridlm.data import prepare as module
-from hybridlm.data.prepare import data_folder, prepare
-from hybridlm.data.sources import is_validation
+from hybridlm.data.corpus import Prepared, TextSplit
+from hybridlm.data.preparing import build, pool
+from hybridlm.data.preparing.build import Manifest
+from hybridlm.data.preparing.prepare import data_folder, prepare
+from hybridlm.data.reading.sources import position
+from hybridlm.data.tokenizer import byte_tokenizer
 
 BPE = TokenizerConfig(kind="bpe", vocab_size=300)
 BYTES = TokenizerConfig(kind="bytes", vocab_size=4096)
@@ -34,34 +37,66 @@ def config(folder, **changes):
 
 def expected_text(folder, *, val):
     paths = sorted(Path(folder, "text").glob("*.txt"))
-    return [path.read_text(encoding="utf-8") for path in paths if is_validation(path.name, 0.2) == val]
+    return [path.read_text(encoding="utf-8") for path in paths if (position(path.name) < 0.2) == val]
+
+
+def tokens_of(split: TextSplit) -> list[int]:
+    return split.stream.read(0, len(split.stream)).tolist()
+
+
+def texts_of(prepared: Prepared, split: TextSplit) -> list[str]:
+    tokens, eos = tokens_of(split), prepared.tokenizer.eos_id
+    borders = [place for place, token in enumerate(tokens) if token == eos]
+    assert tokens[0] == tokens[-1] == eos
+    return [prepared.tokenizer.decode(tokens[a + 1 : b]) for a, b in itertools.pairwise(borders)]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What a prepared folder holds, but for when its hashes were looked at last."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "verified.json"}
+
+
+def folders(out: Path) -> list[str]:
+    return sorted(path.name for path in out.iterdir() if path.name not in ("locks", "scans", "tokenizers"))
 
 
 @pytest.mark.parametrize("tokenizer", [BPE, BYTES], ids=["bpe", "bytes"])
 def test_the_streams_hold_every_document_and_the_counts_are_true(corpus, tokenizer):
     prepared = prepare(config(corpus, tokenizer=tokenizer))
-    for file, val in ((prepared.train, False), (prepared.val, True)):
+    (part,) = prepared.parts
+    for split, val in ((part.train, False), (part.val, True)):
         texts = expected_text(corpus, val=val)
-        tokens = file.tokens.tolist()
-        eos = prepared.tokenizer.eos_id
-        assert tokens[0] == tokens[-1] == eos
-        borders = [place for place, token in enumerate(tokens) if token == eos]
-        assert [prepared.tokenizer.decode(tokens[a + 1 : b]) for a, b in itertools.pairwise(borders)] == texts
+        assert texts_of(prepared, split) == texts
         size = len("".join(texts).encode())
-        assert file.meta.documents == len(texts)
-        assert file.meta.text_bytes == size == prepared.tokenizer.token_bytes()[tokens].sum()
-        assert file.meta.tokenizer == prepared.tokenizer.fingerprint
-        assert file.meta.vocab_size == prepared.tokenizer.vocab_size
-    assert prepared.train.meta.gzip_bytes is None
-    assert 0 < prepared.val.meta.xz_bytes < size
-    assert 0 < prepared.val.meta.gzip_bytes < size
+        assert split.documents == len(texts)
+        assert split.text_bytes == size == prepared.tokenizer.token_bytes()[tokens_of(split)].sum()
+    assert part.train.gzip_bytes is None
+    assert 0 < part.val.xz_bytes < size
+    assert 0 < part.val.gzip_bytes < size
+    manifest = Manifest.model_validate_json((part.folder / "manifest.json").read_bytes())
+    assert manifest.documents == 40
+    for meta in (*manifest.train.values(), *manifest.val.values()):
+        assert (meta.tokenizer, meta.vocab_size) == (prepared.tokenizer.fingerprint, prepared.tokenizer.vocab_size)
 
 
 def test_bpe_learns_from_the_training_documents_only(corpus):
     first = prepare(config(corpus)).tokenizer.fingerprint
-    held_out = next(path for path in sorted(Path(corpus, "text").iterdir()) if is_validation(path.name, 0.2))
+    held_out = next(path for path in sorted(Path(corpus, "text").iterdir()) if position(path.name) < 0.2)
     held_out.write_text("entirely other text " * 99)
     assert prepare(config(corpus)).tokenizer.fingerprint == first
+
+
+def test_bpe_learns_from_a_share_of_every_unit_of_a_large_corpus(corpus, monkeypatch):
+    seen = []
+    monkeypatch.setattr("hybridlm.data.preparing.prepare.train_bpe", lambda texts, *_: seen.extend(texts) or byte_tokenizer())
+    lines = [json.dumps({"text": f"{number:06d} " + "x" * 993}) + "\n" for number in range(4000)]
+    (corpus / "text/big.jsonl").write_text("".join(lines))
+    prepare(config(corpus, path=f"{corpus}/text/*.jsonl", shard_mb=1, tokenizer=TokenizerConfig(vocab_size=300, train_mb=1)))
+    numbers = [int(text[:6]) for text in seen]
+    assert 1_000_000 <= sum(map(len, seen)) <= 1_005_000
+    assert [len([number for number in numbers if quarter <= number * 4 // 4000 < quarter + 1]) for quarter in range(4)] == pytest.approx(
+        [250] * 4, abs=30
+    )
 
 
 def test_the_second_time_nothing_is_built(corpus, monkeypatch):
@@ -69,11 +104,12 @@ def test_the_second_time_nothing_is_built(corpus, monkeypatch):
     first = prepare(config(corpus), lines.append)
     assert any("prepared in" in line for line in lines)
     assert any("bits per byte" in line for line in lines)
-    monkeypatch.setattr(module, "_build", lambda *_: pytest.fail("built twice"))
+    monkeypatch.setattr(build, "build", lambda *_: pytest.fail("built twice"))
+    monkeypatch.setattr("hybridlm.data.files.bins.sha256_of", lambda path: pytest.fail("hashes were looked at again"))
     lines.clear()
     second = prepare(config(corpus), lines.append)
-    assert second.folder == first.folder
-    assert np.array_equal(second.train.tokens, first.train.tokens)
+    assert second.parts[0].folder == first.parts[0].folder
+    assert tokens_of(second.parts[0].train) == tokens_of(first.parts[0].train)
     assert "already prepared" in lines[-1]
 
 
@@ -83,81 +119,245 @@ def test_a_small_corpus_says_how_many_ids_it_gave(corpus):
     assert any(f"with {size} ids instead of the 9000 asked for" in line for line in lines)
 
 
+def folder_of(settings: DataConfig) -> Path:
+    return prepare(settings).parts[0].folder
+
+
 def test_everything_that_matters_names_another_folder_and_nothing_else_does(corpus):
-    base = prepare(config(corpus)).folder
-    assert prepare(config(corpus, seq_len=17, global_batch=3)).folder == base
-    byte_folder = prepare(config(corpus, tokenizer=BYTES)).folder
-    assert prepare(config(corpus, tokenizer=TokenizerConfig(kind="bytes", vocab_size=300))).folder == byte_folder
-    others = [byte_folder, prepare(config(corpus, val_fraction=0.4)).folder]
-    others.append(prepare(config(corpus, tokenizer=TokenizerConfig(vocab_size=290))).folder)
+    base = folder_of(config(corpus))
+    assert folder_of(config(corpus, seq_len=17, global_batch=3, prepare_workers=2, on_bad="fail")) == base
+    byte_folder = folder_of(config(corpus, tokenizer=BYTES))
+    assert folder_of(config(corpus, tokenizer=TokenizerConfig(kind="bytes", vocab_size=300))) == byte_folder
+    others = [byte_folder, folder_of(config(corpus, val_fraction=0.4)), folder_of(config(corpus, dedup=True))]
+    others.append(folder_of(config(corpus, shard_mb=1)))
+    others.append(folder_of(config(corpus, tokenizer=TokenizerConfig(vocab_size=290))))
+    others.append(folder_of(config(corpus, tokenizer=TokenizerConfig(kind="bytes", special_tokens=("<|x|>",)))))
     (corpus / "text/00.txt").write_text("changed")
-    others.append(prepare(config(corpus)).folder)
+    others.append(folder_of(config(corpus)))
     (corpus / "text/00.txt").rename(corpus / "text/renamed.txt")
-    others.append(prepare(config(corpus)).folder)
-    assert len({base, *others}) == 6
+    others.append(folder_of(config(corpus)))
+    assert len({base, *others}) == 9
 
 
-def test_a_killed_build_leaves_nothing_that_is_used(corpus):
-    # The child dies by os._exit in the middle, as by kill -9: no handler and no cleanup runs.
-    script = (
-        "import os, sys\n"
-        "from hybridlm.config.data import DataConfig\n"
-        "from hybridlm.data import prepare as module\n"
-        "write = module.write_bin\n"
-        "module.write_bin = lambda path, *a, **k: os._exit(9) if path.name == 'val.bin' else write(path, *a, **k)\n"
-        "module.prepare(DataConfig.model_validate_json(sys.argv[1]))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, config(corpus).model_dump_json()], check=False)
-    assert done.returncode == 9
-    (leftover,) = (corpus / "out").iterdir()
-    assert leftover.name.startswith(".files-")
-    prepared = prepare(config(corpus))
-    assert leftover.exists()  # maybe another process is at work there
-    prepared.folder.rename(corpus / "away")
-    long_ago = time.time() - 2 * 24 * 3600
-    os.utime(leftover, (long_ago, long_ago))
-    prepare(config(corpus))
-    assert [path.name for path in (corpus / "out").iterdir()] == [prepared.folder.name]
+def write_lines(folder: Path, count: int, size: int = 1000) -> None:
+    """``count`` documents of ``size`` characters, every hundredth line bad, in one file beside the texts."""
+    good = (json.dumps({"text": f"{number} " + chr(97 + number % 26) * size}) + "\n" for number in range(count))
+    (folder / "text/many.jsonl").write_text("".join(line if number % 100 else "{cut off\n" for number, line in enumerate(good)))
 
 
-def test_a_failed_build_cleans_up(corpus, monkeypatch):
-    monkeypatch.setattr(module, "write_bin", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+def lines_config(folder: Path, **changes) -> DataConfig:
+    return config(folder, **{"path": f"{folder}/text/*.jsonl", "tokenizer": BYTES, "shard_mb": 1, **changes})
+
+
+CHILD = (
+    "import os, sys\n"
+    "from hybridlm.config.data import DataConfig\n"
+    "from hybridlm.data.preparing import build, prepare, tokenise\n"
+    "number, place = 0, sys.argv[2]\n"
+    "replace = tokenise.replace_text\n"
+    "def counted(path, text):\n"
+    "    global number\n"
+    "    number += 1\n"
+    "    if number == int(place): os._exit(9)\n"
+    "    replace(path, text)\n"
+    "tokenise.replace_text = build.replace_text = counted\n"
+    "prepare.prepare(DataConfig.model_validate_json(sys.argv[1]))\n"
+)
+
+
+@pytest.mark.parametrize("dedup", [False, True])
+def test_killed_anywhere_it_goes_on_to_the_same_files(corpus, dedup, tmp_path):
+    """By os._exit, as by kill -9: no handler and no cleanup runs. Before a unit's report, and before the manifest."""
+    write_lines(corpus, 4500)
+    whole = files_of(folder_of(lines_config(corpus, dedup=dedup, out=f"{tmp_path}/whole")))
+    settings = lines_config(corpus, dedup=dedup)
+    for place in (2, 3, 2):  # of what is left then
+        done = subprocess.run([sys.executable, "-c", CHILD, settings.model_dump_json(), str(place)], check=False)
+        assert done.returncode == 9
+        (leftover,) = folders(corpus / "out")
+        assert leftover.startswith(".files-")
+    lines = []
+    prepared = prepare(settings, lines.append)
+    assert any("4 of 5 pieces are tokenised already" in line for line in lines)
+    assert folders(corpus / "out") == [prepared.parts[0].folder.name]
+    assert files_of(prepared.parts[0].folder) == whole
+
+
+def test_several_processes_make_the_same_files(corpus, monkeypatch, tmp_path):
+    write_lines(corpus, 4500)
+    alone = files_of(folder_of(lines_config(corpus, out=f"{tmp_path}/alone", dedup=True, prepare_workers=1)))
+    monkeypatch.setattr(pool, "_FEW_BYTES", 0)
+    assert files_of(folder_of(lines_config(corpus, dedup=True, prepare_workers=2))) == alone
+    assert len([name for name in alone if name.endswith(".bin")]) > 4
+
+
+def test_shards_are_one_stream(corpus):
+    write_lines(corpus, 3000)
+    one, many = prepare(lines_config(corpus, shard_mb=64)), prepare(lines_config(corpus))
+    assert len(one.parts[0].train.stream.pieces) == 1
+    assert len(many.parts[0].train.stream.pieces) > 2
+    for side in ("train", "val"):
+        first, second = (getattr(prepared.parts[0], side) for prepared in (one, many))
+        assert tokens_of(first) == tokens_of(second)
+        assert (first.documents, first.text_bytes, first.gzip_bytes) == (second.documents, second.text_bytes, second.gzip_bytes)
+
+
+def test_a_file_that_can_only_be_read_whole_still_gives_bounded_shards(corpus):
+    write_lines(corpus, 4500)
+    path = corpus / "text/many.jsonl"
+    with gzip.open(corpus / "text/many.jsonl.gz", "wb") as file:
+        file.write(path.read_bytes())
+    path.unlink()
+    part = prepare(lines_config(corpus, path=f"{corpus}/text/*.gz")).parts[0]
+    assert [piece.count > 1_900_000 for piece in part.train.stream.pieces] == [True, False]
+    assert max(piece.count for piece in part.train.stream.pieces) < 2_010_000
+
+
+def test_what_is_bad_is_counted_by_kind_every_time_and_refused_on_request(corpus):
+    write_lines(corpus, 300)
+    (corpus / "text/more.jsonl").write_text('{"text": null}\n{"body": "b"}\n[1]\n')
+    lines = []
+    prepare(lines_config(corpus), lines.append)
+    summary = "files: 6 of 303 documents left out: 3 x not JSON (first many.jsonl:1, "
+    assert any(line.startswith(summary) and "1 x no field 'text' (first more.jsonl:2, it has body)" in line for line in lines)
+    lines.clear()
+    prepare(lines_config(corpus), lines.append)
+    assert any(line.startswith(summary) for line in lines)
+    for out in ("out", "fresh"):  # prepared before, and not
+        with pytest.raises(ConfigError, match=r"data\.on_bad=fail: many\.jsonl:1: not JSON \(.*\); mend it") as caught:
+            prepare(lines_config(corpus, on_bad="fail", out=f"{corpus}/{out}"))
+        assert len(str(caught.value).splitlines()) == 1
+    assert folders(corpus / "fresh") == []
+
+
+def test_nothing_but_bad_documents_is_refused(corpus):
+    (corpus / "text/many.jsonl").write_text("[]\n" * 9)
+    with pytest.raises(ConfigError, match=r"none of its 9 document\(s\) can be used; the first: many\.jsonl:1: not a JSON object"):
+        prepare(lines_config(corpus))
+    assert folders(corpus / "out") == []
+
+
+def test_a_corpus_that_cannot_be_split_says_what_would(corpus):
+    for path in sorted((corpus / "text").iterdir())[3:]:
+        path.unlink()
+    places = sorted(position(f"{number:02}.txt") for number in range(3))
+    with pytest.raises(ConfigError, match=f"holds out none of the 3 documents .* above {places[0]:.6f} and up to {places[-1]:.6f}"):
+        prepare(config(corpus, val_fraction=places[0] / 2))
+    with pytest.raises(ConfigError, match="holds out all the 3 documents"):
+        prepare(config(corpus, val_fraction=(1 + places[-1]) / 2))
+    assert folders(corpus / "out") == []
+    for path in sorted((corpus / "text").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"has 1 document\(s\) with text, 2 or more are needed"):
         prepare(config(corpus))
-    assert list((corpus / "out").iterdir()) == []
+
+
+def test_equal_texts_are_left_out_on_request(corpus):
+    records = [json.dumps({"text": f"text {number % 7}"}) + "\n" for number in range(50)]
+    (corpus / "text/a.jsonl").write_text("".join(records))
+    (corpus / "text/b.jsonl").write_text("".join(records) + json.dumps({"text": "only here"}))
+    lines = []
+    prepared = prepare(lines_config(corpus, dedup=True, val_fraction=0.4), lines.append)
+    (part,) = prepared.parts
+    texts = texts_of(prepared, part.train) + texts_of(prepared, part.val)
+    assert sorted(texts) == sorted([f"text {number}" for number in range(7)] + ["only here"])
+    assert any("93 documents left out whose text came before" in line for line in lines)
+    assert not list(part.folder.glob("unit-*"))
+
+
+CHAT = [{"messages": [{"role": "user", "content": f"ask {i}"}, {"role": "assistant", "content": f"say {i}é"}]} for i in range(60)]
+SPECIALS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+
+
+def chat_config(folder: Path, **changes) -> DataConfig:
+    (folder / "text/chat.jsonl").write_text("".join(json.dumps(record) + "\n" for record in CHAT), encoding="utf-8")
+    values = {"format": "chat", "tokenizer": TokenizerConfig(vocab_size=300, special_tokens=SPECIALS), **changes}
+    return config(folder, path=f"{folder}/text/*.jsonl", **values)
+
+
+def test_conversations_come_with_what_is_learned_and_the_template(corpus):
+    prepared = prepare(chat_config(corpus))
+    (part,) = prepared.parts
+    assert part.train.stream.masked
+    said = ""
+    for split in (part.train, part.val):
+        ids, learned = (read(0, len(split.stream)) for read in (split.stream.read, split.stream.read_learned))
+        text = prepared.tokenizer.decode(ids[learned].tolist())
+        assert split.text_bytes == len(text.encode())
+        said += text
+    assert sorted(said) == sorted("".join(f"say {i}é" for i in range(60)))
+    assert part.val.gzip_bytes is None
+    assert "<|assistant|>" in (part.folder / "chat_template.jinja").read_text()
+
+
+def test_conversations_need_the_tokens_of_a_template(corpus):
+    with pytest.raises(ConfigError, match=r"data\.tokenizer\.special_tokens"):
+        prepare(chat_config(corpus, tokenizer=BYTES))
+    with pytest.raises(ConfigError, match=r"00\.txt holds no records; data\.format=chat reads"):
+        prepare(chat_config(corpus).model_copy(update={"path": f"{corpus}/text/*"}))
+
+
+def test_a_mixture_has_one_tokenizer_and_a_folder_for_each_part(corpus):
+    write_lines(corpus, 300)
+    parts = {
+        "texts": PartConfig(source="files", path=f"{corpus}/text/*.txt"),
+        "lines": PartConfig(source="files", path=f"{corpus}/text/*.jsonl", weight=3.0),
+    }
+    settings = DataConfig(source="mixture", parts=parts, out=f"{corpus}/out", tokenizer=BPE, val_fraction=0.2)
+    lines = []
+    prepared = prepare(settings, lines.append)
+    assert [(part.name, part.weight) for part in prepared.parts] == [("texts", 1.0), ("lines", 3.0)]
+    assert texts_of(prepared, prepared.parts[0].train) == expected_text(corpus, val=False)
+    assert any(line.startswith("lines: 3 of 300 documents left out") for line in lines)
+    heavier = settings.model_copy(
+        update={"parts": {**parts, "texts": parts["texts"].model_copy(update={"weight": 2.0})}, "tokenizer": BYTES}
+    )
+    lighter = settings.model_copy(update={"tokenizer": BYTES})
+    assert [part.folder for part in prepare(heavier).parts] == [part.folder for part in prepare(lighter).parts]
 
 
 def test_two_at_once_both_get_the_data(corpus, monkeypatch):
-    together = threading.Barrier(2, timeout=30)
-    publish = module._publish
+    building = threading.Event()
+    make = build._build
 
-    def publish_together(unfinished, folder):
-        together.wait()
-        publish(unfinished, folder)
+    def slowly(order, report):
+        building.set()
+        time.sleep(0.5)
+        make(order, report)
 
-    monkeypatch.setattr(module, "_publish", publish_together)
-    results = []
-    threads = [threading.Thread(target=lambda: results.append(prepare(config(corpus)))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 2
-    assert np.array_equal(results[0].train.tokens, results[1].train.tokens)
-    assert [path.name for path in (corpus / "out").iterdir()] == [results[0].folder.name]
+    monkeypatch.setattr(build, "_build", slowly)
+    results, lines = [], []
+    first = threading.Thread(target=lambda: results.append(prepare(config(corpus))))
+    first.start()
+    assert building.wait(30)
+    monkeypatch.setattr(build, "_build", lambda *_: pytest.fail("built twice"))
+    results.append(prepare(config(corpus), lines.append))
+    first.join()
+    assert any("another process prepares this corpus; waiting" in line for line in lines)
+    assert tokens_of(results[0].parts[0].train) == tokens_of(results[1].parts[0].train)
+    assert folders(corpus / "out") == [results[0].parts[0].folder.name]
 
 
 def test_damage_in_the_cache_is_named(corpus):
-    folder = prepare(config(corpus)).folder
-    path = folder / "train.bin"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ConfigError, match=r"train\.bin has .* cut off"):
-        prepare(config(corpus))
-    other = prepare(config(corpus, tokenizer=BYTES)).folder
+    folder = folder_of(config(corpus))
+    path = folder / "train-000000-00.bin"
+    data = path.read_bytes()
+    for damaged, message in ((data[:-1], "cut off"), (bytes([data[0] ^ 1]) + data[1:], "SHA-256")):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=rf"train-000000-00\.bin .*{message}.*; delete its folder and prepare again$"):
+            prepare(config(corpus))
+    path.write_bytes(data)
+    prepare(config(corpus))
+    manifest = folder / "manifest.json"
+    content = manifest.read_bytes()
+    for length in range(0, len(content) - 1, 97):
+        manifest.write_bytes(content[:length])
+        with pytest.raises(ConfigError, match=r"manifest\.json is damaged; delete its folder"):
+            prepare(config(corpus))
+    manifest.write_bytes(content)
+    other = folder_of(config(corpus, tokenizer=BYTES))
     (folder / "tokenizer.json").write_bytes((other / "tokenizer.json").read_bytes())
-    path.write_bytes((other / "train.bin").read_bytes())
-    (folder / "train.json").write_bytes((other / "train.json").read_bytes())
-    with pytest.raises(ConfigError, match=r"val\.bin was not made by the tokenizer beside it"):
+    with pytest.raises(ConfigError, match="not made by the tokenizer beside them"):
         prepare(config(corpus))
 
 

@@ -21,7 +21,7 @@ def test_it_prepares_and_shows_documents(corpus, tmp_path):
     done = prepare(*overrides, "--show", "2")
     assert done.exit_code == 0, done.output
     assert "prepared in" in done.output
-    assert "training: " in done.output
+    assert "train: " in done.output
     assert done.output.count("<eos>") == 2
     assert "return·" in done.output
     assert "already prepared" in prepare(*overrides).output

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
+import os
+from pathlib import Path
 
 import pyarrow
 import pytest
 from pyarrow import parquet
 
-from hybridlm.config.data import DataConfig
-from hybridlm.config.section import ConfigError
-from hybridlm.data.readers import Bad, Document, read
-from hybridlm.data.sources import documents, is_validation, split
+from hybridlm.data.reading import readers
+from hybridlm.data.reading.documents import Bad, Document, TextRecords
+from hybridlm.data.reading.file_units import SourceFile
+from hybridlm.data.reading.readers import read_python
+from hybridlm.data.reading.scan import scan_files
 
 LINES = [
     b'{"text": "one"}\n',
@@ -29,6 +31,7 @@ LINES = [
     b'{"text": ""}\n',
     b'{"text": "\\ud800"}\n',
     b"[" * 100_000 + b"\n",
+    b'{"text": ' + b"9" * 5000 + b"}\n",
     b'{"text": "last, without a line end"}',
 ]
 BAD = [
@@ -43,11 +46,13 @@ BAD = [
     "a.jsonl:12: 'text' is not text (half a surrogate pair)",
     "a.jsonl:13: not JSON (nested too deep)",
 ]
-GOOD = [("a.jsonl:1", "one"), ("a.jsonl:3", "twö"), ("a.jsonl:14", "last, without a line end")]
+GOOD = [("a.jsonl:1", "one"), ("a.jsonl:3", "twö"), ("a.jsonl:15", "last, without a line end")]
 
 
-def found(path, name="a.jsonl", text_field="text"):
-    both = list(read(name, path, text_field))
+def found(path, name="a.jsonl", text_field="text", unit_bytes=1 << 20):
+    """(name, text) of the documents, and the lines of what is bad."""
+    corpus = scan_files([SourceFile(name, path)], TextRecords(text_field), unit_bytes, Path(os.devnull, "kept"))
+    both = [document for unit in corpus.units for document in unit.documents()]
     good = [(document.name, document.text) for document in both if isinstance(document, Document)]
     return good, [str(bad) for bad in both if isinstance(bad, Bad)]
 
@@ -57,7 +62,10 @@ def found(path, name="a.jsonl", text_field="text"):
 def test_lines(tmp_path, ending, mark):
     path, data = tmp_path / f"a{ending}", mark + b"".join(LINES)
     path.write_bytes(gzip.compress(data) if ending.endswith(".gz") else data)
-    assert found(path) == (GOOD, BAD)
+    good, bad = found(path)
+    assert good == GOOD
+    assert bad[:-1] == BAD
+    assert bad[-1].startswith("a.jsonl:14: not JSON (Exceeds the limit")
 
 
 def test_another_field(tmp_path):
@@ -65,80 +73,178 @@ def test_another_field(tmp_path):
     assert found(tmp_path / "a.jsonl", text_field="body")[0] == [("a.jsonl:7", "x")]
 
 
-def test_damaged_compression_keeps_what_came_before(tmp_path):
-    whole = gzip.compress(b"".join(json.dumps({"text": f"{i} " * 50}).encode() + b"\n" for i in range(2000)), mtime=0)
-    path = tmp_path / "a.jsonl.gz"
-    for data, what in ((whole[: len(whole) // 2], "compressed data are damaged"), (b"not gzip", "cannot be read")):
-        path.write_bytes(data)
+def test_what_is_bad_is_one_short_line_whatever_the_fields_are_called(tmp_path):
+    names = ["a\nb", "\x1b[31m", "\ud800", "é", *(f"field {i}" for i in range(1000))]
+    (tmp_path / "a.jsonl").write_text(json.dumps(dict.fromkeys(names, 1)))
+    (line,) = found(tmp_path / "a.jsonl")[1]
+    assert line.startswith(r"a.jsonl:1: no field 'text' (it has a\nb, \x1b[31m, \ud800, é, field 0, ")
+    assert line.isprintable()
+    assert len(line) < 300
+
+
+def test_compressed_data_cut_off_anywhere_keep_what_came_before(tmp_path):
+    texts = [f"{i} " * 50 for i in range(30)]
+    whole = gzip.compress(b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts), mtime=0)
+    path, before = tmp_path / "a.jsonl.gz", 0
+    for end in [*range(20), *range(20, len(whole), 13), *range(len(whole) - 9, len(whole))]:
+        path.write_bytes(whole[:end])
         good, bad = found(path)
-        assert len(bad) == 1
-        assert what in bad[0]
-        assert all(text == f"{i} " * 50 for i, (_, text) in enumerate(good))
-    path.write_bytes(whole[:200] + b"\x00" * 50 + whole[250:])
-    assert len(found(path)[1]) == 1
+        assert [text for _, text in good] == texts[: len(good)]
+        assert len(good) >= before
+        if end:
+            (line,) = bad
+            assert line.startswith(f"a.jsonl:{len(good) + 1}: compressed data are damaged (")
+        else:
+            assert bad == ["a.jsonl: empty"]
+        before = len(good)
+    assert before == 30
+    path.write_bytes(whole)
+    assert [text for _, text in found(path)[0]] == texts
 
 
-def test_parquet(tmp_path):
+@pytest.mark.parametrize("damage", ["no_gzip", "zeros", "check", "rubbish_behind"])
+def test_damaged_compression_is_one_bad_line(tmp_path, damage):
+    whole = gzip.compress(b"".join(json.dumps({"text": f"{i} " * 50}).encode() + b"\n" for i in range(2000)), mtime=0)
+    data = {
+        "no_gzip": b"not gzip",
+        "zeros": whole[:200] + b"\x00" * 50 + whole[250:],
+        "check": whole[:-8] + b"\x00" * 4 + whole[-4:],
+        "rubbish_behind": whole + b"rubbish",
+    }[damage]
+    (tmp_path / "a.jsonl.gz").write_bytes(data)
+    good, bad = found(tmp_path / "a.jsonl.gz")
+    (line,) = bad
+    assert "compressed data are damaged" in line
+    assert all(text == f"{i} " * 50 for i, (_, text) in enumerate(good))
+    assert (len(good) == 2000) == (damage in ("check", "rubbish_behind"))
+
+
+def test_a_zipped_file_of_nothing_but_line_ends_holds_no_document(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n\n\r\n"))
+    assert found(tmp_path / "a.jsonl.gz") == ([], [])
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b""))
+    assert found(tmp_path / "a.jsonl.gz") == ([], ["a.jsonl: empty"])
+
+
+@pytest.mark.parametrize("unit_bytes", [1, 3000, 1 << 20])
+def test_parquet(tmp_path, unit_bytes):
     path = tmp_path / "a.parquet"
     texts = ["one", None, "", "zwö"] + ["more"] * 3000
     parquet.write_table(pyarrow.table({"id": range(len(texts)), "text": texts}), path, row_group_size=500)
-    good, bad = found(path, "a.parquet")
-    assert good[:3] == [("a.parquet:1", "one"), ("a.parquet:4", "zwö"), ("a.parquet:5", "more")]
-    assert len(good) == 3002
+    good, bad = found(path, "a.parquet", unit_bytes=unit_bytes)
+    assert good == [(f"a.parquet:{row}", text) for row, text in enumerate(texts, 1) if text]
     assert bad == ["a.parquet:2: 'text' is not text (null)", "a.parquet:3: empty"]
-    assert found(path, "a.parquet", "body") == ([], ["a.parquet: no column 'body' (it has id, text)"])
-    assert found(path, "a.parquet", "id")[1][0] == "a.parquet:1: 'id' is not text (int)"
-    path.write_bytes(path.read_bytes()[:-30])
-    (line,) = found(path, "a.parquet")[1]
-    assert line.startswith("a.parquet: not readable as Parquet")
-    assert "\n" not in line
+    assert found(path, "a.parquet", "body", unit_bytes) == ([], ["a.parquet: no column 'body' (it has id, text)"])
+    assert found(path, "a.parquet", "id", unit_bytes)[1][0] == "a.parquet:1: 'id' is not text (int)"
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.py", "a.jsonl", "a.parquet"])
-def test_an_empty_file_is_named(tmp_path, name):
+def test_parquet_holds_text_in_many_ways(tmp_path):
+    texts = ["a", "b", None, "a"]
+    columns = [pyarrow.array(texts, kind) for kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view())]
+    columns += [pyarrow.array(texts).dictionary_encode(), pyarrow.array([text and text.encode() for text in texts])]
+    parquet.write_table(pyarrow.table(columns, names=["small", "large", "view", "dictionary", "binary"]), tmp_path / "a.parquet")
+    expected = [("x:1", "a"), ("x:2", "b"), ("x:4", "a")], ["x:3: 'FIELD' is not text (null)"]
+    for field in ("small", "large", "view", "dictionary"):
+        good, (bad,) = found(tmp_path / "a.parquet", "x", field)
+        assert (good, [bad.replace(field, "FIELD")]) == expected
+    assert found(tmp_path / "a.parquet", "x", "binary")[1][:2] == [f"x:{row}: 'binary' is not text (bytes)" for row in (1, 2)]
+
+
+def test_a_row_of_parquet_that_is_not_utf8_is_bad_alone(tmp_path):
+    ends, data = (pyarrow.py_buffer(part) for part in (b"".join(end.to_bytes(4, "little") for end in range(4)), b"a\xffb"))
+    parquet.write_table(pyarrow.table({"text": pyarrow.Array.from_buffers(pyarrow.utf8(), 3, [None, ends, data])}), tmp_path / "a.parquet")
+    good, (bad,) = found(tmp_path / "a.parquet", "x")
+    assert good == [("x:1", "a"), ("x:3", "b")]
+    assert bad.startswith("x:2: cannot be decoded ('utf-8' codec can't decode byte 0xff")
+
+
+def test_long_rows_of_parquet_are_held_a_few_at_a_time(tmp_path, monkeypatch):
+    texts = [f"{i}" * 500_000 for i in range(10, 40)]
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    held = []
+    monkeypatch.setattr(readers, "_rows", lambda batch, real=readers._rows: (held.append(batch.num_rows), real(batch))[1])
+    assert [text for _, text in found(tmp_path / "a.parquet", "x")[0]] == texts
+    assert max(held) <= 4
+
+
+def test_parquet_of_no_rows_is_empty(tmp_path):
+    schema = pyarrow.schema({"text": pyarrow.string()})
+    parquet.write_table(schema.empty_table(), tmp_path / "a.parquet")
+    assert found(tmp_path / "a.parquet", "x") == ([], ["x: empty"])
+    with parquet.ParquetWriter(tmp_path / "b.parquet", schema):
+        pass
+    assert found(tmp_path / "b.parquet", "x") == ([], ["x: empty"])
+
+
+def test_broken_parquet_is_one_line_wherever_it_is_broken(tmp_path):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["text"] * 100}), path)
+    whole = path.read_bytes()
+    broken = [whole[:end] for end in (0, 3, 12, len(whole) // 2, len(whole) - 30, len(whole) - 1)]
+    broken += [whole[:-60] + b"\xff" * 40 + whole[-20:], whole[: len(whole) - 9] + whole[-8:]]
+    broken += [whole[:4] + b"\xff" * 36 + whole[40:]]  # only seen when its rows are read
+    for data in broken:
+        path.write_bytes(data)
+        good, (line,) = found(path, "a.parquet")
+        assert not good
+        assert line.startswith("a.parquet: not readable as Parquet (")
+        assert line.isprintable()
+        assert r"\n" not in line
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.py", "a.jsonl", "a.parquet", "a.jsonl.gz"])
+def test_an_empty_file_is_named_once(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     (line,) = found(tmp_path / name, name)[1]
-    assert line == f"{name}: empty" or line.startswith(f"{name}: not readable as Parquet")
+    assert line == (f"{name}: empty" if name != "a.parquet" else f"{name}: not readable as Parquet (Parquet file size is 0 bytes)")
 
 
-def test_what_is_skipped_is_counted_by_kind(tmp_path, caplog):
-    (tmp_path / "a.jsonl").write_bytes(b"".join(LINES))
-    (tmp_path / "b.txt").write_bytes(b"fine")
-    (tmp_path / "c.txt").write_bytes(b"caf\xe9")
-    config = DataConfig(source="files", path=f"{tmp_path}/*")
-    with caplog.at_level(logging.WARNING):
-        assert [document.name for document in documents(config)] == ["a.jsonl:1", "a.jsonl:3", "a.jsonl:14", "b.txt"]
-    (line,) = caplog.messages
-    assert "11 of 15 documents left out" in line
-    assert "3 x 'text' is not text (first a.jsonl:9, int)" in line
-    assert "2 x not UTF-8 (first a.jsonl:4, byte 12: invalid start byte)" in line
-    with pytest.raises(ConfigError, match=r"a\.jsonl:4: not UTF-8 .*data\.on_bad=skip"):
-        list(documents(config.model_copy(update={"on_bad": "fail"})))
+def test_a_text_keeps_its_line_ends_and_is_named_where_it_is_not_utf8(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n\n")
+    assert found(tmp_path / "a.txt", "a.txt") == ([("a.txt", "a\r\nb\rc\n\n")], [])
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    assert found(tmp_path / "a.txt", "a.txt") == ([], ["a.txt: not UTF-8 (byte 3: unexpected end of data)"])
 
 
-def test_a_field_that_no_line_has_is_refused(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n' * 3)
-    with pytest.raises(
-        ConfigError, match=r"none of its 3 document\(s\) can be used; the first: a\.jsonl:1: no field 'text' \(it has body\)"
-    ):
-        list(documents(DataConfig(source="files", path=f"{tmp_path}/*.jsonl")))
+@pytest.mark.skipif(os.name == "nt", reason="names are bytes on POSIX only")
+def test_a_file_name_that_is_no_text(tmp_path):
+    folder = os.fsdecode(b"\xff")
+    for ending, data in ((".jsonl", b'{"text": "x"}\n{'), (".txt", b"x"), (".jsonl.gz", gzip.compress(b'{"text": "x"}\n'))):
+        path = tmp_path / f"{folder}{ending}"
+        path.write_bytes(data)
+        assert [text for _, text in found(path, path.name)[0]] == ["x"]
+    parquet.write_table(pyarrow.table({"text": ["x"]}), tmp_path / "a.parquet")
+    (tmp_path / "a.parquet").rename(path := tmp_path / f"{folder}.parquet")
+    assert [text for _, text in found(path, path.name)[0]] == ["x"]
+    (line,) = found(tmp_path / f"{folder}.jsonl", f"{folder}.jsonl")[1]
+    assert line == r"\udcff.jsonl:2: not JSON (Expecting property name enclosed in double quotes, column 2)"
 
 
-def test_lines_keep_their_side_when_others_come_and_go(tmp_path):
-    """And equal texts are never on both."""
-    texts = [f"text {i % 150}" for i in range(300)]
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"# coding: latin-1\n# \xe9\r\n", "# coding: latin-1\n# é\n"),
+        (b"x = '\xff'\n", "invalid or missing encoding declaration for 'a.py'"),
+        (b"# coding: klingon\n", "unknown encoding"),
+        (b"# coding: hex\n", "'hex' is not a text encoding"),
+        (b"# coding: undefined\n", "undefined encoding"),
+        (b"# coding: ascii\n# \xe9\n", "'ascii' codec can't decode byte"),
+        (b"# coding: unicode_escape\n# \\ud800\n", "half a surrogate pair"),
+        (b"", "empty"),
+    ],
+)
+def test_a_python_source_is_decoded_as_python_does_or_named(tmp_path, data, text):
+    (tmp_path / "a.py").write_bytes(data)
+    document = read_python("a.py", tmp_path / "a.py")
+    if isinstance(document, Document):
+        assert document.text == text
+    else:
+        assert text in str(document)
+        assert str(tmp_path) not in str(document)
+        assert str(document).startswith("a.py: ")
 
-    def held_out(texts):
-        (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        train, val = split(list(documents(DataConfig(source="files", path=f"{tmp_path}/a.jsonl"))), 0.2)
-        return {document.text for document in train}, {document.text for document in val}
 
-    train, val = held_out(texts)
-    assert not train & val
-    assert 15 < len(val) < 50
-    assert held_out([f"new {i}" for i in range(40)] + texts)[1] >= val
-
-
-def test_a_file_is_held_out_by_its_name():
+def test_the_key_of_one_of_many_is_its_content():
+    one, two = (Document(f"a.jsonl:{line}", "x", by_content=True) for line in (1, 2))
+    assert one.key == two.key == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
     assert Document("os.py", "x").key == "os.py"
-    assert is_validation("os.py", 0.86)

@@ -9,8 +9,8 @@ import pytest
 
 from hybridlm.config.data import DataConfig, TokenizerConfig
 from hybridlm.config.section import ConfigError
-from hybridlm.data.corpus import document_starts, packed_documents
-from hybridlm.data.prepare import prepare
+from hybridlm.data.files.bins import BinWriter
+from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.tokenizer import byte_tokenizer
 
 EOS = 256
@@ -32,23 +32,100 @@ def config(folder, **changes):
     return DataConfig(**values)
 
 
+def tokens_of(split):
+    return split.stream.read(0, len(split.stream))
+
+
 def test_a_file_beside_another_one(folder):
     lines = []
     prepared = prepare(config(folder, val_path=f"{folder}/val.bin"), lines.append)
-    assert np.array_equal(prepared.train.tokens, np.tile(STREAM, 20))
-    assert np.array_equal(prepared.val.tokens, STREAM)
-    assert prepared.val.meta.text_bytes == len(b"".join(TEXTS))
-    assert prepared.val.meta.documents == 4
-    assert prepared.train.meta.tokenizer == prepared.tokenizer.fingerprint == byte_tokenizer().fingerprint
-    assert f"{len(STREAM)} of val.bin" in lines[0]
-    assert not (folder / "out").exists()
+    (part,) = prepared.parts
+    assert np.array_equal(tokens_of(part.train), np.tile(STREAM, 20))
+    assert np.array_equal(tokens_of(part.val), STREAM)
+    assert part.val.text_bytes == len(b"".join(TEXTS))
+    assert part.val.documents == 4
+    assert prepared.tokenizer.fingerprint == byte_tokenizer().fingerprint
+    assert f"{len(STREAM)} of {folder}/val.bin" in lines[0]
 
 
 def test_the_end_is_held_out_where_there_is_no_other(folder):
-    prepared = prepare(config(folder, val_fraction=0.25))
+    (part,) = prepare(config(folder, val_fraction=0.25)).parts
     whole = np.tile(STREAM, 20)
-    assert np.array_equal(np.concatenate([prepared.train.tokens, prepared.val.tokens]), whole)
-    assert len(prepared.val.tokens) == len(whole) // 4
+    assert np.array_equal(np.concatenate([tokens_of(part.train), tokens_of(part.val)]), whole)
+    assert len(part.val.stream) == len(whole) // 4
+
+
+def test_several_files_are_one_stream_and_the_end_of_all_is_held_out(folder):
+    whole = np.tile(STREAM, 20)
+    for number, piece in enumerate(np.split(whole, [100, 101, 250])):
+        piece.tofile(folder / f"part{number}.bin")
+    lines = []
+    (part,) = prepare(config(folder, path=f"{folder}/part*.bin", val_fraction=0.7), lines.append).parts
+    (one,) = prepare(config(folder, val_fraction=0.7)).parts
+    assert "4 files of" in lines[0]
+    for mine, reference in ((part.train, one.train), (part.val, one.val)):
+        assert np.array_equal(tokens_of(mine), tokens_of(reference))
+        assert (mine.documents, mine.text_bytes) == (reference.documents, reference.text_bytes)
+    with pytest.raises(ConfigError, match=r"data\.path=.*none\*\.bin matches no file"):
+        prepare(config(folder, path=f"{folder}/none*.bin"))
+
+
+def write_own(path, texts, masked=False):
+    tokenizer = byte_tokenizer()
+    with BinWriter(path, eos_id=EOS, vocab_size=257, tokenizer=tokenizer.fingerprint, masked=masked) as writer:
+        for text in texts:
+            ids = np.array(list(text), dtype=np.uint32)
+            writer.add(ids, len(text), ids > ord("m") if masked else None)
+        writer.finish()
+
+
+def test_our_own_files_join_at_an_end_of_text(folder):
+    write_own(folder / "own0.bin", TEXTS[:2])
+    write_own(folder / "own1.bin", TEXTS[2:])
+    (part,) = prepare(config(folder, path=f"{folder}/own*.bin", dtype=None, val_path=f"{folder}/own1.bin")).parts
+    assert tokens_of(part.train).tolist() == [*STREAM.tolist(), EOS]
+    assert (part.train.documents, part.train.text_bytes) == (4, len(b"".join(TEXTS)))
+    other = TokenizerConfig(kind="file", path=f"{folder}/tokenizer.json", special_tokens=("<|x|>",))
+    with pytest.raises(ConfigError, match=r"own0\.bin was made by another tokenizer"):
+        prepare(config(folder, path=f"{folder}/own*.bin", dtype=None, tokenizer=other))
+
+
+def test_what_is_learned_of_our_own_files_is_kept(folder):
+    write_own(folder / "own.bin", TEXTS, masked=True)
+    (part,) = prepare(config(folder, path=f"{folder}/own.bin", dtype=None, val_path=f"{folder}/own.bin")).parts
+    assert part.train.stream.masked
+    assert part.train.text_bytes == sum(letter > ord("m") for text in TEXTS for letter in text)
+    with pytest.raises(ConfigError, match=r"holds conversations, which are not cut: .* data\.val_path"):
+        prepare(config(folder, path=f"{folder}/own.bin", dtype=None, val_fraction=0.4))
+
+
+def test_a_prepared_corpus_is_read_back_by_its_files(folder):
+    for number in range(30):
+        (folder / f"{number}.txt").write_text(f"text {number} of some words, of some words")
+    values = {"source": "files", "path": f"{folder}/*.txt", "out": f"{folder}/out", "val_fraction": 0.3}
+    prepared = prepare(DataConfig(**values, tokenizer=TokenizerConfig(vocab_size=280)))
+    made = prepared.parts[0]
+    tokenizer = TokenizerConfig(kind="file", path=f"{made.folder}/tokenizer.json")
+    paths = {"path": f"{made.folder}/train-*.bin", "val_path": f"{made.folder}/val-*.bin"}
+    (read,) = prepare(config(folder, **paths, dtype=None, tokenizer=tokenizer)).parts
+    for mine, reference in ((read.train, made.train), (read.val, made.val)):
+        assert np.array_equal(tokens_of(mine), tokens_of(reference))
+        assert (mine.documents, mine.text_bytes) == (reference.documents, reference.text_bytes)
+
+
+def test_files_are_looked_through_once(folder, monkeypatch):
+    settings = config(folder, val_path=f"{folder}/val.bin")
+    first = prepare(settings).parts[0]
+    monkeypatch.setattr("hybridlm.data.files.foreign_bins._check_raw", lambda *_: pytest.fail("looked through again"))
+    monkeypatch.setattr("hybridlm.data.files.tokenised._Known._counted", lambda *_: pytest.fail("counted again"))
+    again = prepare(settings).parts[0]
+    assert (again.folder, again.train.text_bytes, again.val.documents) == (first.folder, first.train.text_bytes, first.val.documents)
+    ids = np.tile(STREAM, 20)
+    ids[300] = 257
+    ids.tofile(folder / "train.bin")
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"257.*300"):
+        prepare(settings)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +157,7 @@ def test_texts_are_tokenised_with_a_given_tokenizer(folder):
     values = {"source": "files", "path": f"{folder}/*.txt", "out": f"{folder}/out", "val_fraction": 0.3}
     given = prepare(DataConfig(**values, tokenizer=TokenizerConfig(kind="file", path=f"{folder}/tokenizer.json")))
     made = prepare(DataConfig(**values, tokenizer=TokenizerConfig(kind="bytes")))
-    assert given.folder != made.folder
-    assert np.array_equal(given.train.tokens, made.train.tokens)
+    assert np.array_equal(tokens_of(given.parts[0].train), tokens_of(made.parts[0].train))
 
 
 def test_a_tokenizer_that_normalises_counts_the_bytes_that_it_gives_back(folder):
@@ -93,32 +169,6 @@ def test_a_tokenizer_that_normalises_counts_the_bytes_that_it_gives_back(folder)
     lines = []
     values = {"source": "files", "path": f"{folder}/*.txt", "out": f"{folder}/out", "val_fraction": 0.3}
     prepared = prepare(DataConfig(**values, tokenizer=TokenizerConfig(kind="file", path=f"{folder}/nfc.json")), lines.append)
-    for file in (prepared.train, prepared.val):
-        assert file.meta.text_bytes == prepared.tokenizer.token_bytes()[file.tokens].sum() == 7 * file.meta.documents
+    for split in (prepared.parts[0].train, prepared.parts[0].val):
+        assert split.text_bytes == prepared.tokenizer.token_bytes()[tokens_of(split)].sum() == 7 * split.documents
     assert any("NFC" in line for line in lines)
-
-
-@pytest.mark.parametrize("first", [True, False], ids=["opened", "not_opened"])
-@pytest.mark.parametrize("last", [True, False], ids=["closed", "not_closed"])
-def test_where_documents_start(first, last):
-    tokens = np.concatenate([STREAM[0 if first else 1 :], [EOS] if last else []]).astype(np.uint16)
-    starts = document_starts(tokens, EOS)
-    assert starts[0] == 0
-    assert starts[-1] == len(tokens) - 1
-    assert bool((np.diff(starts) > 0).all())
-    assert len(starts) == 5
-
-
-def test_a_packing_is_made_once_and_again_where_it_is_damaged_or_cannot_be_kept(folder, monkeypatch):
-    prepared = prepare(config(folder))
-    first = packed_documents(prepared, 8)
-    (path,) = prepared.folder.iterdir()
-    before = path.stat().st_mtime_ns
-    assert np.array_equal(packed_documents(prepared, 8).pieces, first.pieces)
-    assert path.stat().st_mtime_ns == before
-    path.write_bytes(path.read_bytes()[:50])
-    assert np.array_equal(packed_documents(prepared, 8).pieces, first.pieces)
-    path.unlink()
-    prepared.folder.rmdir()
-    prepared.folder.write_text("a file stands where the folder should")
-    assert np.array_equal(packed_documents(prepared, 8).pieces, first.pieces)

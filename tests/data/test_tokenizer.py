@@ -9,11 +9,15 @@ from tokenizers import decoders, models
 
 from hybridlm.config.section import ConfigError
 from hybridlm.data import tokenizer as module
+from hybridlm.data import tokenizer_pieces
 from hybridlm.data.tokenizer import EOS, StreamDecoder, Tokenizer, byte_tokenizer, train_bpe
 
 TEXTS = [f"def f{i}(x):\n    if x == {i * 37}:\n        return 'type' + \"naïve ☃\"\n\n\tself._value = don't\r\n" * 3 for i in range(30)]
 BPE = train_bpe(TEXTS, 400)
 BYTES = byte_tokenizer()
+SPECIALS = ("<|user|>", "<|end|>", "\n☃ x\n")
+BPE_MORE = train_bpe(TEXTS, 400, SPECIALS)
+BYTES_MORE = byte_tokenizer(SPECIALS)
 both = pytest.mark.parametrize("tokenizer", [BPE, BYTES], ids=["bpe", "bytes"])
 
 
@@ -96,15 +100,15 @@ def test_numbers_and_indentation_are_cut_well():
 @pytest.mark.parametrize("limit", [1, 7, 50])
 def test_long_texts_cut_in_pieces_have_the_ids_of_the_whole(monkeypatch, limit):
     whole = [BPE.encode(text) for text in [*TEXTS, "", "\n\n x", "no line end " * 20]]
-    monkeypatch.setattr(module, "_PIECE_CHARS", limit)
-    monkeypatch.setattr(module, "_BATCH_CHARS", 60)
+    monkeypatch.setattr(module, "PIECE_CHARS", limit)
+    monkeypatch.setattr(tokenizer_pieces, "BATCH_CHARS", 60)
     assert BPE.encode_batch([*TEXTS, "", "\n\n x", "no line end " * 20]) == whole
 
 
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(alphabet="ab1_ '\n\r\t\u00a0\u2028\u0085é☃", max_size=40), limit=st.integers(1, 10))
 def test_a_cut_never_changes_ids(text, limit):
-    assert [token for piece in module._cut(text, limit) for token in BPE.encode(piece)] == BPE.encode(text)
+    assert [token for piece in tokenizer_pieces.cut(text, limit) for token in BPE.encode(piece)] == BPE.encode(text)
 
 
 def test_ids_outside_the_vocabulary_are_refused():
@@ -129,3 +133,72 @@ def test_load_refuses_what_is_no_tokenizer(tmp_path):
         with pytest.raises(ConfigError, match=rf"{name}\.json") as caught:
             Tokenizer.load(tmp_path / f"{name}.json")
         assert len(str(caught.value).splitlines()) == 1, name
+
+
+def test_special_tokens_stand_behind_the_first_and_count_as_ids():
+    assert [BYTES_MORE.special_id(name) for name in (EOS, *SPECIALS)] == [256, 257, 258, 259]
+    assert [BPE_MORE.special_id(name) for name in (EOS, *SPECIALS)] == [0, 1, 2, 3]
+    assert (BYTES_MORE.vocab_size, train_bpe(TEXTS, 300, SPECIALS).vocab_size) == (260, 300)
+    assert {BPE_MORE.bytes_of(token) for token in range(4, BPE_MORE.vocab_size)} >= {bytes([value]) for value in range(256)}
+    assert train_bpe(["ab"], 5000, SPECIALS).vocab_size == 260
+    with pytest.raises(ConfigError, match=r"vocab_size=259: legal is 260 \(256 bytes and <\|endoftext\|>, <\|user\|>"):
+        train_bpe(TEXTS, 259, SPECIALS)
+
+
+def test_without_special_tokens_a_tokenizer_is_as_ever():
+    """The default job's ids hang on it: <|endoftext|>, then the letters of bytes in their order."""
+    assert BPE.eos_id == 0
+    assert [BPE.bytes_of(token) for token in range(1, 4)] == [b"!", b'"', b"#"]
+    assert train_bpe(TEXTS, 400, (EOS,)).fingerprint == BPE.fingerprint
+    assert byte_tokenizer((EOS,)).fingerprint == BYTES.fingerprint
+
+
+@pytest.mark.parametrize("tokenizer", [BPE_MORE, BYTES_MORE], ids=["bpe", "bytes"])
+@settings(max_examples=100, deadline=None)
+@given(text=st.lists(st.sampled_from([EOS, *SPECIALS, "<|", "user", " a", "\n", "☃"]), max_size=8).map("".join) | st.text())
+def test_more_special_tokens_are_no_text_either(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert not any(tokenizer.special_name(token) for token in ids)
+    assert tokenizer.token_bytes()[ids].sum() == len(text.encode())
+    assert tokenizer.decode([tokenizer.special_id("<|user|>"), *ids, tokenizer.special_id("<|end|>")]) == text
+
+
+def test_only_special_ids_have_a_name():
+    assert [BPE_MORE.special_id(name) for name in ("return", "Ġreturn", "!", "<|x|>", "")] == [None] * 5
+    assert [BYTES_MORE.special_name(token) for token in (0, 255, 256, 257, 259)] == [None, None, EOS, "<|user|>", SPECIALS[2]]
+    with pytest.raises(ValueError, match="outside the vocabulary of 260"):
+        BYTES_MORE.special_name(260)
+
+
+def test_special_tokens_are_saved(tmp_path):
+    for tokenizer in (BPE_MORE, BYTES_MORE):
+        tokenizer.save(tmp_path / "tokenizer.json")
+        loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+        assert loaded.fingerprint == tokenizer.fingerprint
+        assert [loaded.special_id(name) for name in SPECIALS] == [tokenizer.special_id(name) for name in SPECIALS]
+        assert loaded.encode("a<|user|>") == tokenizer.encode("a<|user|>")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("",), "'' is empty"),
+        (("<|user|>", "x"), "'x' is text that many documents contain"),
+        ((" \n",), r"' \\n' is text that many documents contain"),
+        (("<|user|>", "<|end|>", "<|user|>"), r"'<\|user\|>' stands there twice"),
+        (("<\ud800>",), "half a surrogate pair"),
+    ],
+)
+def test_names_that_can_be_no_special_token_are_refused(names, said):
+    for make in (lambda: train_bpe(TEXTS, 400, names), lambda: byte_tokenizer(names)):
+        with pytest.raises(ConfigError, match=rf"data\.tokenizer\.special_tokens: .*{said}.*; legal is") as caught:
+            make()
+        assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["return", "Ġreturn"])  # the letter of the blank: the model would take ' return' for it
+def test_a_name_that_training_makes_a_token_of_text_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"special_tokens: '{name}' became an ordinary token of this corpus"):
+        train_bpe(["return\n return\n" * 50], 400, (name,))
+    assert train_bpe(["ab"], 400, (name,)).special_id(name) == 1

@@ -13,8 +13,9 @@ from tokenizers import Tokenizer as LibraryTokenizer
 
 from hybridlm.config.section import ConfigError
 from hybridlm.data import tokenizer as module
-from hybridlm.data import tokenizer_files
+from hybridlm.data import tokenizer_files, tokenizer_pieces
 from hybridlm.data.tokenizer import EOS, StreamDecoder, Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
+from hybridlm.data.tokenizer_bytes import byte_letters
 
 TEXTS = [f"def f{i}(x):\n    return 'type' + \"naïve\"\n\n\tself._value = don't; {i * 37}\r\n the Hello World\n" * 3 for i in range(30)]
 COUNT = 350  # ids of the small byte-level models
@@ -97,7 +98,7 @@ def write(folder, facts, name="tokenizer.json", **files):
 
 
 def write_ranks(path, facts, break_line=None):
-    letters = tokenizer_files.byte_letters()
+    letters = byte_letters()
     lines = [
         f"{base64.b64encode(bytes(letters[letter] for letter in content)).decode()} {rank}"
         for content, rank in sorted(facts["model"]["vocab"].items(), key=lambda item: item[1])
@@ -162,8 +163,8 @@ def test_saved_and_loaded_is_the_same(loaded, name, tmp_path):
 def test_long_texts_cut_in_pieces_have_the_ids_of_the_whole(loaded, name, monkeypatch, limit):
     long = [*TEXTS, "", "a\n\nb\n\n\nc\nd", ";\n/x;\n\n/y\n", "a </s> ▁ b\nc" * 9]
     whole = loaded[name].encode_batch(long)
-    monkeypatch.setattr(module, "_PIECE_CHARS", limit)
-    monkeypatch.setattr(module, "_BATCH_CHARS", 60)
+    monkeypatch.setattr(module, "PIECE_CHARS", limit)
+    monkeypatch.setattr(tokenizer_pieces, "BATCH_CHARS", 60)
     assert loaded[name].encode_batch(long) == whole
 
 
@@ -173,7 +174,7 @@ def test_long_texts_cut_in_pieces_have_the_ids_of_the_whole(loaded, name, monkey
 def test_a_cut_never_changes_ids(loaded, name, text, limit):
     tokenizer = loaded[name]
     assert tokenizer._safe_cut is not None
-    cut = module._cut(text, limit, tokenizer._safe_cut)
+    cut = tokenizer_pieces.cut(text, limit, tokenizer._safe_cut)
     assert [token for piece in cut for token in tokenizer.encode(piece)] == tokenizer.encode(text)
 
 
@@ -220,6 +221,80 @@ def test_an_own_tokenizer_is_loaded_as_it_is(tmp_path):
     for tokenizer in (train_bpe(TEXTS, 400), byte_tokenizer()):
         tokenizer.save(tmp_path / "tokenizer.json")
         assert load_tokenizer(tmp_path / "tokenizer.json").fingerprint == tokenizer.fingerprint
+
+
+CHAT = ("<|user|>", "<|end|>")
+
+
+@pytest.fixture(scope="module")
+def with_chat(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat")
+    sources = {"bytes": byte_level(), "bpe": sentencepiece(), "metaspace": metaspace(), "unigram": unigram()}
+    tokenizers = {name: load_tokenizer(write(folder, facts, f"{name}.json"), CHAT) for name, facts in sources.items()}
+    tokenizers["tiktoken"] = load_tokenizer(write_ranks(folder / "cl100k_base.tiktoken", sources["bytes"]), CHAT)
+    return tokenizers
+
+
+@pytest.mark.parametrize("name", ["bytes", "bpe", "metaspace", "unigram", "tiktoken"])
+@settings(max_examples=100, deadline=None)
+@given(text=st.lists(st.sampled_from([*CHAT, *TRICKY, "<|", "user"]), max_size=8).map("".join) | texts)
+def test_added_special_tokens_stand_behind_the_others_and_are_no_text(loaded, with_chat, name, text):
+    before, tokenizer = loaded[name], with_chat[name]
+    assert [tokenizer.special_id(content) for content in CHAT] == [before.vocab_size, before.vocab_size + 1]
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (before.vocab_size + 2, before.eos_id)
+    ids = tokenizer.encode(text)
+    assert ids == before.encode(text)
+    assert max(ids, default=0) < before.vocab_size
+    assert tokenizer.decode([before.vocab_size, *ids, before.vocab_size + 1]) == text
+    assert np.array_equal(tokenizer.token_bytes(), [*before.token_bytes(), 0, 0])
+
+
+@pytest.mark.parametrize("name", ["bytes", "bpe", "metaspace", "unigram", "tiktoken"])
+def test_added_special_tokens_are_saved_and_found_again(with_chat, name, tmp_path):
+    tokenizer = with_chat[name]
+    tokenizer.save(tmp_path / "tokenizer.json")
+    for again in (Tokenizer.load(tmp_path / "tokenizer.json"), load_tokenizer(tmp_path, CHAT), load_tokenizer(tmp_path, CHAT[::-1])):
+        assert again.fingerprint == tokenizer.fingerprint
+        assert [again.special_name(again.special_id(content)) for content in CHAT] == [*CHAT]
+        assert again.encode("a <|user|> b") == tokenizer.encode("a <|user|> b")
+
+
+def test_special_tokens_that_are_there_keep_their_ids(tmp_path):
+    tokenizer = load_tokenizer(write(tmp_path, byte_level()), ("<|new|>", "<|begin|>", EOS))
+    assert [tokenizer.special_id(content) for content in ("<|begin|>", EOS, "<|new|>")] == [COUNT, COUNT + 1, COUNT + 3]
+    assert tokenizer.fingerprint == load_tokenizer(write(tmp_path, byte_level()), ("<|new|>",)).fingerprint
+    assert (
+        load_tokenizer(write(tmp_path, byte_level()), ("<|begin|>",)).fingerprint
+        == load_tokenizer(write(tmp_path, byte_level())).fingerprint
+    )
+    assert load_tokenizer(write(tmp_path, sentencepiece()), ("<unk>", "<s>")).special_id("<s>") == 1
+
+
+def test_special_tokens_stand_behind_gaps_and_ids_out_of_order(tmp_path):
+    facts = byte_level()
+    facts["added_tokens"][2]["id"] = 600
+    facts["model"]["vocab"]["zz"] = 700
+    tokenizer = load_tokenizer(write(tmp_path, facts), CHAT)
+    assert [tokenizer.special_id(content) for content in CHAT] == [701, 702]
+    assert (tokenizer.bytes_of(600), tokenizer.bytes_of(700), tokenizer.vocab_size) == (b"<|x|>", b"zz", 703)
+    assert [tokenizer.special_name(token) for token in (500, 600, 701)] == [None, None, "<|user|>"]
+    assert tokenizer.decode(tokenizer.encode("<|user|>a<|end|>")) == "<|user|>a<|end|>"
+    assert not {701, 702} & set(tokenizer.encode("<|user|>a<|end|>"))
+    tokenizer.save(tmp_path / "saved.json")
+    assert Tokenizer.load(tmp_path / "saved.json").special_id("<|end|>") == 702
+
+
+def test_names_that_can_be_no_special_token_of_it_are_refused(tmp_path):
+    for facts, name in ((byte_level(), "<|x|>"), (byte_level(), "ue"), (byte_level(), "Ġreturn"), (sentencepiece(), "<0x0A>")):
+        with pytest.raises(
+            ConfigError, match=r"data\.tokenizer\.special_tokens: .* is an ordinary token of .*tokenizer\.json; legal is"
+        ) as caught:
+            load_tokenizer(write(tmp_path, facts), ("<|new|>", name))
+        assert repr(name) in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+    for name in ("", "☃"):
+        with pytest.raises(ConfigError, match=r"data\.tokenizer\.special_tokens"):
+            load_tokenizer(write(tmp_path, byte_level()), (name,))
 
 
 def test_nfc_changes_texts_and_the_bytes_are_those_of_the_normal_form(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hybridlm.config.section import ConfigError
-from hybridlm.data.windows import permute, step_positions, validation_starts, window_count, window_starts
+from hybridlm.data.windows.order import permute, spread, step_positions, validation_count, window_count, window_starts
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 16, 17, 100, 1000, 4097])
@@ -80,18 +80,19 @@ def test_ranks_and_accumulation_only_slice_the_global_batch(shape):
 
 @pytest.mark.parametrize("n_tokens", [2, 3, 8, 9, 10, 100])
 def test_validation_windows_cover_every_token_after_the_first_once(n_tokens):
-    targets = [token for start in validation_starts(n_tokens, 8) for token in range(start + 1, min(start + 9, n_tokens))]
-    assert targets == list(range(1, n_tokens))
+    starts = [8 * number for number in range(validation_count(n_tokens, 8))]
+    assert [token for start in starts for token in range(start + 1, min(start + 9, n_tokens))] == list(range(1, n_tokens))
 
 
-def test_a_limit_spreads_validation_windows():
-    assert validation_starts(801, 8, 4).tolist() == [0, 200, 400, 600]
-    assert validation_starts(801, 8, 3).tolist() == [0, 33 * 8, 66 * 8]
-    assert validation_starts(17, 8, 5).tolist() == [0, 8]
+def test_a_choice_is_spread_evenly():
+    assert spread(np.arange(4), 4, 100).tolist() == [0, 25, 50, 75]
+    assert spread(np.arange(3), 3, 100).tolist() == [0, 33, 66]
+    assert spread(np.arange(5), 5, 5).tolist() == [0, 1, 2, 3, 4]
+    assert spread(np.array([10**6 - 1]), 10**6, 10**12).tolist() == [10**12 - 10**6]
 
 
 def test_too_little_text_is_refused():
     with pytest.raises(ConfigError, match=r"8 tokens, one window takes data.seq_len \+ 1 = 9"):
         window_count(8, 8)
     with pytest.raises(ConfigError, match="1 tokens"):
-        validation_starts(1, 8)
+        validation_count(1, 8)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hybridlm.compose import compose_config
-from hybridlm.data.prepare import prepare
+from hybridlm.data.preparing.prepare import prepare
 from hybridlm.hardware import resolve_machine
 from hybridlm.train import run as run_module
 

@@ -34,7 +34,7 @@ def window_starts(positions: np.ndarray, *, n_tokens: int, seq_len: int, seed: i
     count = window_count(n_tokens, seq_len)
     phases = min(seq_len, n_tokens - count * seq_len)
     passes, which = np.unique(np.asarray(positions, dtype=np.int64) // count, return_inverse=True)
-    phase = np.array([int(_keys(seed, int(epoch))[-1] % np.uint64(phases)) for epoch in passes], dtype=np.int64)
+    phase = np.array([int(keys(seed, int(epoch))[-1] % np.uint64(phases)) for epoch in passes], dtype=np.int64)
     return phase[which].reshape(np.shape(positions)) + seq_len * shuffled(positions, count=count, seed=seed)
 
 
@@ -44,7 +44,7 @@ def shuffled(positions: np.ndarray, *, count: int, seed: int) -> np.ndarray:
     chosen = np.empty_like(places)
     for epoch in np.unique(passes):
         mine = passes == epoch
-        chosen[mine] = permute(places[mine], count, _keys(seed, int(epoch))[:-1])
+        chosen[mine] = permute(places[mine], count, keys(seed, int(epoch))[:-1])
     return chosen
 
 
@@ -54,38 +54,40 @@ def step_positions(step: int, *, global_batch: int, micro_batch: int, accumulate
     return np.arange(first, first + micro_batch, dtype=np.int64)
 
 
-def validation_starts(n_tokens: int, seq_len: int, limit: int | None = None) -> np.ndarray:
-    """First tokens (int64) of the validation windows: side by side, so every token but the first is a target once; the last may be short.
+def validation_count(n_tokens: int, seq_len: int) -> int:
+    """Validation windows: side by side, so every token but the first is a target once; the last may be short.
 
-    With ``limit``, that many of them, spread evenly over the text. ConfigError: there is nothing to predict.
+    ConfigError: there is nothing to predict.
     """
     if n_tokens < 2:
         raise ConfigError(f"the validation text has {n_tokens} tokens, at least 2 are needed")
-    starts = np.arange(0, n_tokens - 1, seq_len, dtype=np.int64)
-    if limit is None or limit >= starts.size:
-        return starts
-    return starts[np.arange(limit, dtype=np.int64) * starts.size // limit]
+    return -(-(n_tokens - 1) // seq_len)
 
 
-def permute(index: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
-    """A keyed bijection of [0, count), at each of ``index`` (int64, 1-D); ``keys`` (rounds,) uint64.
+def spread(places: np.ndarray, chosen: int, count: int) -> np.ndarray:
+    """Which of ``count`` things (int64) stand at ``places`` (int64, below ``chosen``), if ``chosen`` of them are taken evenly."""
+    return places * count // chosen
+
+
+def permute(index: np.ndarray, count: int, round_keys: np.ndarray) -> np.ndarray:
+    """A keyed bijection of [0, count), at each of ``index`` (int64, 1-D); ``round_keys`` (rounds,) uint64.
 
     A balanced Feistel network over the next power of four (Luby and Rackoff 1988), walked until it falls inside the range (Black and
     Rogaway 2002): a permutation of any size whose value at one place costs neither memory nor the places before it.
     """
     half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
-    values = _feistel(index.astype(np.uint64), half, mask, keys)
+    values = _feistel(index.astype(np.uint64), half, mask, round_keys)
     outside = values >= count
     while outside.any():  # under four turns on average, as the domain is under four times the range
-        values[outside] = _feistel(values[outside], half, mask, keys)
+        values[outside] = _feistel(values[outside], half, mask, round_keys)
         outside = values >= count
     return values.astype(np.int64)
 
 
-def _feistel(values: np.ndarray, half: np.uint64, mask: np.uint64, keys: np.ndarray) -> np.ndarray:
+def _feistel(values: np.ndarray, half: np.uint64, mask: np.uint64, round_keys: np.ndarray) -> np.ndarray:
     left, right = values >> half, values & mask
-    for key in keys:
+    for key in round_keys:
         left, right = right, left ^ (_mix(right ^ key) & mask)
     return (left << half) | right
 
@@ -98,7 +100,7 @@ def _mix(value: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def _keys(seed: int, epoch: int) -> np.ndarray:
-    """Round keys and, last, the number that chooses the phase."""
-    digest = hashlib.shake_256(f"windows/{seed}/{epoch}".encode()).digest(8 * (_ROUNDS + 1))
+def keys(seed: int, epoch: int, purpose: str = "windows") -> np.ndarray:
+    """Round keys for ``permute`` and, last, a number beside them: a window's phase."""
+    digest = hashlib.shake_256(f"{purpose}/{seed}/{epoch}".encode()).digest(8 * (_ROUNDS + 1))
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)

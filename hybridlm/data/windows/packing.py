@@ -6,50 +6,56 @@ after it: one pair of input and target per token of the text and one more, so ev
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import struct
-import uuid
-import zipfile
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
 from hybridlm.config.section import ConfigError
-from hybridlm.data.windows import IGNORE
+from hybridlm.data.windows.order import IGNORE
 
-FORMAT_VERSION = 1
-
-# What numpy, zipfile and json raise on a file that is cut off or has wrong bytes in it; a wrong size in an array's header can ask for
-# more memory than there is.
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, struct.error, zipfile.BadZipFile)
+_BLOCK = 1 << 24  # tokens that are searched at once
 
 
 @dataclass(frozen=True, eq=False)  # == on arrays has no one answer
 class Packing:
-    """Windows of whole pieces, made by ``pack``. A pair is an input token with its target, the token after it."""
+    """Windows of whole pieces, made by ``pack``; the arrays may be memory maps. A pair is an input token and its target, the token after
+    it."""
 
-    pieces: np.ndarray  # (P, 2) int64: first token, number of pairs; grouped by window, in the order in which they stand in it
-    windows: np.ndarray  # (W + 1,) int64: window w holds pieces[windows[w] : windows[w + 1]], at least one
+    pieces: np.ndarray  # (P, 2) of integers: first token, number of pairs; grouped by window, in the order in which they stand in it
+    windows: np.ndarray  # (W + 1,) of integers: window w holds pieces[windows[w] : windows[w + 1]], at least one
+    targets: np.ndarray  # (W,) of integers: pairs of each window, those that are learned
     seq_len: int  # columns of a window
 
     def __len__(self) -> int:
         return len(self.windows) - 1
 
     @property
+    def pairs(self) -> int:
+        """Pairs of all windows, learned or not."""
+        return int(self.pieces[:, 1].sum(dtype=np.int64))
+
+    @property
     def efficiency(self) -> float:
         """The share of the columns that hold a pair, over all windows: 1 is no filling at all."""
-        return float(self._filled.sum()) / (len(self) * self.seq_len)
+        return self.pairs / (len(self) * self.seq_len)
 
     def window(self, tokens: np.ndarray, w: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``ids``, ``targets`` and ``doc_ids`` of window ``w``, each (seq_len,) int64; ``tokens`` (N,) is the stream, e.g. a memory map.
+        """``ids``, ``targets`` and ``doc_ids`` of window ``w``, each (seq_len,) int64, as ``fill`` writes them if every token is learned.
+
+        tokens: (N,), the stream, e.g. a memory map. IndexError: there is no such window.
+        """
+        ids, targets, doc_ids = np.empty((3, self.seq_len), dtype=np.int64)
+        self.fill(tokens, None, w, ids, targets, doc_ids)
+        return ids, targets, doc_ids
+
+    def fill(
+        self, tokens: np.ndarray, learned: np.ndarray | None, w: int, ids: np.ndarray, targets: np.ndarray, doc_ids: np.ndarray | None
+    ) -> None:
+        """Write window ``w`` into rows (seq_len,) int64. tokens: (N,), the stream; learned: (N,) bool, None: all; doc_ids None: not wanted.
 
         ``doc_ids`` counts the window's pieces 0, 1, 2, ... from left to right. The columns left over stand at the right end: ids 0, targets
         IGNORE, doc_ids -1. Pieces of one long document count as different documents: all but the last of them fill a window alone, so each
@@ -57,61 +63,50 @@ class Packing:
         """
         if not 0 <= w < len(self):
             raise IndexError(f"window {w} of {len(self)}")
-        ids = np.zeros(self.seq_len, dtype=np.int64)  # any id fills up: its target does not count
-        targets = np.full(self.seq_len, IGNORE, dtype=np.int64)
-        doc_ids = np.full(self.seq_len, -1, dtype=np.int64)
-        column = 0
-        for number, (first, pairs) in enumerate(self.pieces[self.windows[w] : self.windows[w + 1]].tolist()):
-            piece = np.asarray(tokens[first : first + pairs + 1], dtype=np.int64)
-            columns = slice(column, column + pairs)
-            ids[columns], targets[columns], doc_ids[columns] = piece[:-1], piece[1:], number
-            column += pairs
-        return ids, targets, doc_ids
+        begin, end = self.windows[w : w + 2].tolist()
+        pieces = self.pieces[begin:end].tolist()
+        lengths = [pairs for _, pairs in pieces]
+        columns = sum(lengths)
+        ids[:columns] = _joined([tokens[first : first + pairs] for first, pairs in pieces])
+        targets[:columns] = _joined([tokens[first + 1 : first + pairs + 1] for first, pairs in pieces])
+        if learned is not None:
+            targets[:columns][~_joined([learned[first + 1 : first + pairs + 1] for first, pairs in pieces])] = IGNORE
+        if doc_ids is not None:
+            doc_ids[:columns] = np.arange(len(pieces)).repeat(lengths) if len(pieces) > 1 else 0
+        if columns < self.seq_len:
+            ids[columns:] = 0  # any id fills up: its target does not count
+            targets[columns:] = IGNORE
+            if doc_ids is not None:
+                doc_ids[columns:] = -1
 
     def targets_of(self, windows: np.ndarray) -> int:
-        """Number of pairs in ``windows`` (integers below W, any shape) together, one that comes twice counting twice."""
-        return int(self._filled[windows].sum())
+        """Number of learned pairs in ``windows`` (integers below W, any shape) together, one that comes twice counting twice."""
+        return int(self.targets[windows].sum(dtype=np.int64))
 
-    @cached_property
-    def _filled(self) -> np.ndarray:
-        """Pairs of each window (W,) int64; a loader asks for some of them at every step."""
-        return np.add.reduceat(self.pieces[:, 1], self.windows[:-1])  # right only because no window is empty
+    def counting(self, learned: np.ndarray) -> Packing:
+        """The same windows, of which only the targets in ``learned`` (N,) bool count."""
+        in_order = np.argsort(self.pieces[:, 0])  # the pieces leave no gap in the stream, so each ends where the next begins
+        first = int(self.pieces[in_order[0], 0])
+        edges = self.pieces[in_order, 0] - first
+        counts = np.empty(len(self.pieces), dtype=np.int64)
+        counts[in_order] = np.add.reduceat(learned[first + 1 : first + 1 + self.pairs], edges, dtype=np.int64)
+        return replace(self, targets=np.add.reduceat(counts, self.windows[:-1]))
 
-    def save(self, path: str | Path, key: str) -> None:
-        """Write to ``path`` (an .npz), whole or not at all; ``key`` says what it was made of, for ``load`` to compare.
 
-        OSError: it cannot be written.
-        """
-        path = Path(path)
-        # The name is this writer's alone, on a file system shared between machines too.
-        partial = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-        meta = {"format_version": FORMAT_VERSION, "key": key, "seq_len": self.seq_len, "sha256": self._digest()}
-        try:
-            with partial.open("wb") as file:  # not synced: what a crash leaves damaged is not loaded
-                np.savez(file, meta=np.array(json.dumps(meta)), pieces=self.pieces, windows=self.windows)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
-    @classmethod
-    def load(cls, path: str | Path, key: str) -> Packing | None:
-        """What ``save`` wrote; None if there is no file, or one that is damaged, of another format or of another ``key``."""
-        try:
-            # Opened here, as numpy leaves its own handle open where the file is damaged.
-            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                meta = json.loads(arrays["meta"].item())
-                if (meta["format_version"], meta["key"]) != (FORMAT_VERSION, key):
-                    return None
-                packing = cls(arrays["pieces"], arrays["windows"], meta["seq_len"])
-                return packing if packing._digest() == meta["sha256"] else None
-        except _DAMAGE:
-            return None
 
-    def _digest(self) -> str:
-        digest = hashlib.sha256(f"{self.seq_len}/{self.pieces.shape}/{self.windows.shape}".encode())
-        digest.update(np.ascontiguousarray(self.pieces).data)
-        digest.update(np.ascontiguousarray(self.windows).data)
-        return digest.hexdigest()
+def document_starts(tokens: np.ndarray, eos_id: int) -> np.ndarray:
+    """Places of the end-of-text before each document and, last, behind all of them: (documents + 1,) int64; fewer than two: no document.
+
+    Text never holds that id, so it stands between documents only. Other programs leave out the first one or the last: then the first or
+    last token of all takes its place.
+    """
+    blocks = [first + np.flatnonzero(tokens[first : first + _BLOCK] == eos_id) for first in range(0, len(tokens), _BLOCK)]
+    starts = np.concatenate([*blocks, np.zeros(0, np.int64)]).astype(np.int64)
+    ends = [0, len(tokens) - 1] if len(tokens) else []
+    return np.union1d(starts, np.array(ends, np.int64))
 
 
 def pack(starts: np.ndarray, seq_len: int) -> Packing:
@@ -142,7 +137,8 @@ def pack(starts: np.ndarray, seq_len: int) -> Packing:
     numbers[np.argsort(first_pieces)] = np.arange(len(first_pieces))
     window_of = numbers[opened]
     windows = np.concatenate([[0], np.cumsum(np.bincount(window_of))]).astype(np.int64)
-    return Packing(pieces[np.argsort(window_of, kind="stable")], windows, seq_len)
+    pieces = pieces[np.argsort(window_of, kind="stable")]
+    return Packing(pieces, windows, np.add.reduceat(pieces[:, 1], windows[:-1]), seq_len)  # right only because no window is empty
 
 
 def _cut(starts: np.ndarray, seq_len: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from hybridlm.config.section import ConfigError
-from hybridlm.data.bins import open_bin
+from hybridlm.data.files.bins import BinMeta, map_array, open_bin
 
 Dtype = Literal["u16", "u32"]
 
@@ -28,12 +28,18 @@ _IMPLAUSIBLE = 1 << 31  # no vocabulary is as large: an id from here on is two u
 class ForeignFile:
     """An opened token file: ``tokens`` (N,) uint16 or uint32, memory-mapped and read-only, N >= 1, header skipped.
 
-    ``form`` is the layout of the file; one of ours is an array without header, so "raw".
+    ``form`` is the layout of the file, and ``own`` what our sidecar says, if it has one.
     """
 
     path: Path
     tokens: np.ndarray
-    form: Literal["raw", "llm.c"]
+    form: Literal["own", "raw", "llm.c"]
+    own: BinMeta | None = None
+
+    @property
+    def offset(self) -> int:
+        """Bytes before the first token."""
+        return _HEADER_BYTES if self.form == "llm.c" else 0
 
 
 @dataclass(frozen=True)
@@ -46,29 +52,31 @@ class _Header:
 _LLM_C = {20240520: _Header("GPT-2", 1, "u16"), 20240801: _Header("Llama-3", 7, "u32")}  # by magic
 
 
-def open_foreign(path: str | Path, *, dtype: Dtype | None, vocab_size: int | None) -> ForeignFile:
+def open_foreign(path: str | Path, *, dtype: Dtype | None, vocab_size: int | None, scan: bool = True) -> ForeignFile:
     """Map a token file of any of the three kinds; ``dtype`` is ``data.dtype``, which only a headerless file needs.
 
-    With ``vocab_size``, every id is checked against it. ConfigError, one line: the file cannot be read, is empty, cut off or of an unknown
-    version, ``dtype`` is missing or contradicts the file, or an id is outside the vocabulary.
+    With ``vocab_size``, every id is checked against it. scan: look at all ids, and at the hashes of a file of ours; False: at sizes and
+    headers alone. ConfigError, one line: the file cannot be read, is empty, cut off or of an unknown version, ``dtype`` is missing or
+    contradicts the file, or an id is outside the vocabulary.
     """
     path = Path(path)
     head, size = _peek(path)
     if _has_sidecar(path):
-        own = open_bin(path)
+        own = open_bin(path, verify=scan)
         _check_dtype(path, dtype, "u16" if own.meta.dtype == "<u2" else "u32", "its sidecar")
-        if vocab_size is not None:
-            check_ids(own.tokens, vocab_size, path)
-        return ForeignFile(path, own.tokens, "raw")
-    if not size:
+        opened = ForeignFile(path, own.tokens, "own", own.meta)
+    elif not size:
         raise ConfigError(f"token file {path} is empty: 0 bytes where at least one token is needed")
     # A headerless file whose first four bytes happen to be a magic is taken as headed: one in two billion of those with random ids.
-    if _int32(head, 0) in _LLM_C:
-        tokens = _open_llm_c(path, head, size, dtype)
-        if vocab_size is not None:
-            check_ids(tokens, vocab_size, path, offset_bytes=_HEADER_BYTES)
-        return ForeignFile(path, tokens, "llm.c")
-    return ForeignFile(path, _open_raw(path, head, size, dtype, vocab_size), "raw")
+    elif _int32(head, 0) in _LLM_C:
+        opened = ForeignFile(path, _open_llm_c(path, head, size, dtype), "llm.c")
+    else:
+        opened = ForeignFile(path, _open_raw(path, head, size, dtype), "raw")
+        if scan:
+            _check_raw(opened.tokens, size, dtype, vocab_size, path)
+    if scan and vocab_size is not None and opened.form != "raw":
+        check_ids(opened.tokens, vocab_size, path, offset_bytes=opened.offset)
+    return opened
 
 
 def check_ids(tokens: np.ndarray, vocab_size: int, path: Path, *, offset_bytes: int = 0) -> None:
@@ -153,7 +161,7 @@ def _open_llm_c(path: Path, head: bytes, size: int, dtype: Dtype | None) -> np.n
     return _map(path, expected.dtype, _HEADER_BYTES)
 
 
-def _open_raw(path: Path, head: bytes, size: int, dtype: Dtype | None, vocab_size: int | None) -> np.ndarray:
+def _open_raw(path: Path, head: bytes, size: int, dtype: Dtype | None) -> np.ndarray:
     _refuse_unknown_header(path, head, size)
     fitting = [f"{name} ({size // width} tokens)" for name, width in _WIDTHS.items() if size % width == 0]
     fits = f"its {size} bytes fit {' and '.join(fitting) or 'neither u16 nor u32: they are odd in number'}"
@@ -161,7 +169,11 @@ def _open_raw(path: Path, head: bytes, size: int, dtype: Dtype | None, vocab_siz
         raise ConfigError(f"token file {path} has no header and no sidecar, so data.dtype must say u16 or u32: {fits}")
     if size % _WIDTHS[dtype]:
         raise ConfigError(f"token file {path} is not a multiple of {_WIDTHS[dtype]} bytes, as data.dtype {dtype} asks: {fits}")
-    tokens = _map(path, dtype, 0)
+    return _map(path, dtype, 0)
+
+
+def _check_raw(tokens: np.ndarray, size: int, dtype: Dtype | None, vocab_size: int | None, path: Path) -> None:
+    """Refuse ids that cannot be, and a width that cannot be right."""
     # The larger half of an id, were all of them u32; a vocabulary that is not known is taken to fit u16.
     highest = 0 if vocab_size is None else (vocab_size - 1) >> 16
     high_words = tokens.view("<u2")[1::2]
@@ -174,7 +186,6 @@ def _open_raw(path: Path, head: bytes, size: int, dtype: Dtype | None, vocab_siz
         mixed_up = dtype == "u32" and np.count_nonzero(high_words[:_BLOCK] > highest) * 2 > high_words[:_BLOCK].size
         hint = "; the file looks like u16: set data.dtype to u16" if mixed_up else ""
         raise ConfigError(_outside(tokens, position, vocab_size, path, 0) + hint)
-    return tokens
 
 
 def _refuse_unknown_header(path: Path, head: bytes, size: int) -> None:
@@ -186,4 +197,4 @@ def _refuse_unknown_header(path: Path, head: bytes, size: int) -> None:
 
 
 def _map(path: Path, dtype: Dtype, offset_bytes: int) -> np.ndarray:
-    return np.memmap(path, dtype=f"<u{_WIDTHS[dtype]}", mode="r", offset=offset_bytes)
+    return map_array(path, f"<u{_WIDTHS[dtype]}", offset_bytes)

@@ -1,0 +1,66 @@
+"""What must hold between the fields of the data section."""
+
+from __future__ import annotations
+
+from hybridlm.config.data import CorpusConfig, DataConfig, HfConfig
+
+
+def data_problems(data: DataConfig) -> list[str]:
+    """One line for each rule that is broken."""
+    problems = _corpus_problems("data", data)
+    for name, part in data.parts.items():
+        problems += _corpus_problems(f"data.parts.{name}", part)
+    if data.source == "mixture" and not data.parts:
+        problems.append(
+            "data.parts = {}: data.source=mixture needs them; such as 'data.parts={web: {source: files, path: \"web/*.jsonl\"}}'"
+        )
+    if data.source != "mixture" and data.parts:
+        problems.append(f"data.parts = {{{', '.join(data.parts)}}}: only data.source=mixture reads them")
+    if data.source == "bins":
+        problems += _bins_problems(data)
+    else:
+        given = [name for name in ("val_path", "dtype") if getattr(data, name) is not None]
+        problems += [f"data.{name} = {getattr(data, name)!r}: only data.source=bins reads it" for name in given]
+    return problems + _tokenizer_problems(data)
+
+
+def _corpus_problems(where: str, corpus: CorpusConfig | DataConfig) -> list[str]:
+    problems = []
+    if corpus.source in ("stdlib", "hf", "mixture") and corpus.path is not None:
+        files = "add data=files" if where == "data" else "add source: files"
+        remedy = f"name the data set with {where}.hf.id" if corpus.source == "hf" else files
+        problems.append(f"{where}.path = {corpus.path!r}: {where}.source={corpus.source} does not read it; {remedy}")
+    if corpus.source == "files" and not corpus.path:
+        problems.append(f"{where}.path = null: {where}.source=files needs it; a glob of files, such as {where}.path='texts/**/*.txt'")
+    if corpus.source == "hf" and corpus.hf.id is None:
+        problems.append(
+            f"{where}.hf.id = null: {where}.source=hf needs it; such as {where}.hf.id=roneneldan/TinyStories, or a local folder"
+        )
+    if corpus.source != "hf" and corpus.hf != HfConfig():
+        problems.append(f"{where}.hf: only {where}.source=hf reads it")
+    if corpus.source in ("stdlib", "bins") and corpus.format == "chat":
+        problems.append(f"{where}.format = 'chat': {where}.source={corpus.source} holds no records; it takes files or hf")
+    return problems
+
+
+def _bins_problems(data: DataConfig) -> list[str]:
+    problems = []
+    if not data.path:
+        problems.append("data.path = null: data.source=bins needs it; a token file, such as data.path=train.bin")
+    if data.dedup:
+        problems.append("data.dedup = true: data.source=bins holds tokens, whose documents are taken as they are")
+    if data.tokenizer.kind != "file":
+        problems.append(
+            f"data.tokenizer.kind = {data.tokenizer.kind!r}: data.source=bins needs file, with data.tokenizer.path naming the tokenizer "
+            "that made the ids: they are checked and bytes are counted with it"
+        )
+    return problems
+
+
+def _tokenizer_problems(data: DataConfig) -> list[str]:
+    problems, tokenizer = [], data.tokenizer
+    if tokenizer.kind == "file" and not tokenizer.path:
+        problems.append("data.tokenizer.path = null: kind=file needs it; a tokenizer.json, a folder with one, or a .tiktoken file")
+    if tokenizer.kind != "file" and tokenizer.path is not None:
+        problems.append(f"data.tokenizer.path = {tokenizer.path!r}: kind={tokenizer.kind} does not read it; add data.tokenizer.kind=file")
+    return problems

@@ -1,0 +1,241 @@
+"""Conversations: the records that hold them, the special tokens around each message, and which of the tokens are learned.
+
+Learned is what an assistant has to write: the content of its messages and the token that ends each. All the rest is there to be read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hybridlm.config.section import ConfigError
+from hybridlm.data.reading.documents import Bad, Document, Turn, encodable
+from hybridlm.data.tokenizer import Tokenizer
+
+ROLES = ("system", "user", "assistant")
+_SHOWN_CHARS = 40  # of a role that is none, which may be a whole text
+
+
+@dataclass(frozen=True)
+class ChatRecords:
+    """Records that hold ``messages``, a list of objects with ``role`` and ``content``, or the two texts ``prompt`` and ``response``."""
+
+    @property
+    def columns(self) -> tuple[tuple[str, ...], ...]:
+        return (("messages",), ("prompt", "response"))
+
+    def document(self, where: str, record: Mapping[str, Any]) -> Document | Bad:
+        """The conversation of a record: one message of the assistant or more, and a system message in front only."""
+        if "messages" in record:
+            turns = _turns(where, record["messages"])
+        elif lacking := [field for field in ("prompt", "response") if field not in record]:
+            wanted = "'messages', nor 'prompt' and 'response'" if len(lacking) == 2 else repr(lacking[0])
+            return Bad(where, f"no field {wanted}", f"it has {', '.join(map(str, record)) or 'none'}")
+        else:
+            turns = _pair(where, record["prompt"], record["response"])
+        return turns if isinstance(turns, Bad) else Document(where, "", by_content=True, turns=turns)
+
+
+def _turns(where: str, messages: object) -> tuple[Turn, ...] | Bad:
+    if not isinstance(messages, (list, tuple)):
+        return Bad(where, "'messages' is not a list", _type(messages))
+    if not messages:
+        return Bad(where, "'messages' is empty")
+    turns = []
+    for number, message in enumerate(messages, 1):
+        turn = _turn(where, number, message)
+        if isinstance(turn, Bad):
+            return turn
+        turns.append(turn)
+    if not any(turn.role == "assistant" for turn in turns):
+        return Bad(where, "no message of the assistant", f"{len(turns)} of others")
+    return tuple(turns)
+
+
+def _turn(where: str, number: int, message: object) -> Turn | Bad:
+    """One message; ``number`` counts from 1."""
+    place = f"message {number}"
+    if not isinstance(message, Mapping):
+        return Bad(where, "a message is not an object", f"{place}: {_type(message)}")
+    for field in ("role", "content"):
+        if field not in message:
+            return Bad(where, f"a message has no {field!r}", f"{place}: it has {', '.join(map(str, message)) or 'none'}")
+    role, content = message["role"], message["content"]
+    if not isinstance(role, str):
+        return Bad(where, "the role of a message is not text", f"{place}: {_type(role)}")
+    if role not in ROLES:
+        return Bad(where, f"unknown role {role[:_SHOWN_CHARS]!r}", f"{place}; legal is {', '.join(ROLES)}")
+    if role == "system" and number > 1:
+        return Bad(where, "role 'system' behind the first message", place)
+    if reason := _not_text(content):
+        return Bad(where, "the content of a message is not text", f"{place}: {reason}")
+    return Turn(role, content) if content else Bad(where, "the content of a message is empty", place)
+
+
+def _pair(where: str, prompt: Any, response: Any) -> tuple[Turn, ...] | Bad:
+    turns = []
+    for field, role, content in (("prompt", "user", prompt), ("response", "assistant", response)):
+        if reason := _not_text(content):
+            return Bad(where, f"{field!r} is not text", reason)
+        if not content:
+            return Bad(where, f"{field!r} is empty")
+        turns.append(Turn(role, content))
+    return tuple(turns)
+
+
+def _not_text(value: object) -> str | None:
+    """Why ``value`` is not text, None if it is."""
+    if not isinstance(value, str):
+        return _type(value)
+    return None if encodable(value) else "half a surrogate pair"
+
+
+def _type(value: object) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+@dataclass(frozen=True)
+class _Style:
+    """How a message is written: prefix (with {role}), content, end, tail. end is a special token, which the assistant learns to write."""
+
+    name: str
+    tokens: tuple[str, ...]  # the special ones in it
+    prefix: str
+    end: str
+    tail: str = ""
+
+
+_STYLES = (
+    _Style("hybridlm's", (*(f"<|{role}|>" for role in ROLES), "<|end|>"), "<|{role}|>", "<|end|>"),
+    _Style("ChatML's", ("<|im_start|>", "<|im_end|>"), "<|im_start|>{role}\n", "<|im_end|>", "\n"),
+    _Style(
+        "Llama 3's",
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        "<|start_header_id|>{role}<|end_header_id|>\n\n",
+        "<|eot_id|>",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a tokenizer's conversations are written; ``template_of`` makes it.
+
+    prefixes: the ids in front of a content, by role. end_id: the special token right behind every content, where generation stops.
+    tail: the ids behind that one.
+    """
+
+    style: _Style
+    prefixes: Mapping[str, tuple[int, ...]]
+    end_id: int
+    tail: tuple[int, ...]
+
+    def encode(self, roles: Sequence[str], contents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """A conversation of one role and the ids of one content a message: its ids, uint32 (n,), and which are learned, bool (n,)."""
+        pieces: list[Sequence[int] | np.ndarray] = []
+        learned: list[bool] = []
+        for role, content in zip(roles, contents, strict=True):
+            answer = role == "assistant"
+            pieces += [self.prefixes[role], content, (self.end_id,), self.tail]
+            learned += [False, answer, answer, False]
+        ids = np.concatenate([np.asarray(piece, dtype=np.uint32) for piece in pieces])
+        return ids, np.repeat(learned, [len(piece) for piece in pieces])
+
+    def encode_prompt(self, turns: Iterable[Turn], tokenizer: Tokenizer) -> list[int]:
+        """The ids of a conversation so far, and of what stands in front of the assistant's next content."""
+        ids: list[int] = []
+        for role, content in turns:
+            ids += [*self.prefixes[role], *tokenizer.encode(content), self.end_id, *self.tail]
+        return [*ids, *self.prefixes["assistant"]]
+
+    def jinja(self) -> str:
+        """The template in Jinja, as ``apply_chat_template`` of Hugging Face takes it, ``add_generation_prompt`` included.
+
+        What it renders has the ids of ``encode``, unless a content spells a special token, or where the template has text beside a content
+        (ChatML, Llama 3), begins with what the tokenizer joins to a line end.
+        """
+        before, after = (_quoted(part) for part in self.style.prefix.split("{role}"))
+        lines = [
+            "{%- for message in messages -%}",
+            f"{{%- if message['role'] not in {list(ROLES)} or (message['role'] == 'system' and not loop.first) -%}}",
+            f"{{{{- raise_exception('roles are {', '.join(ROLES)}, and system is the first only') -}}}}",
+            "{%- endif -%}",
+            f"{{{{- {before} + message['role'] + {after} + message['content'] + {_quoted(self.style.end + self.style.tail)} -}}}}",
+            "{%- endfor -%}",
+            f"{{%- if add_generation_prompt -%}}{{{{- {_quoted(self.style.prefix.format(role='assistant'))} -}}}}{{%- endif -%}}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``chat_template.jinja``, which Hugging Face's programs look for beside ``tokenizer.json``."""
+        (Path(folder) / "chat_template.jinja").write_text(self.jinja(), encoding="utf-8", newline="\n")
+
+
+def template_of(tokenizer: Tokenizer) -> ChatTemplate:
+    """The template that the special tokens of ``tokenizer`` are for: ours, else ChatML's, else Llama 3's.
+
+    ConfigError: it has none of the three sets, or documents end with the token that ends a message.
+    """
+    for style in _STYLES:
+        known = {name: token for name in style.tokens if (token := tokenizer.special_id(name)) is not None}
+        if len(known) < len(style.tokens):
+            continue
+        if shared := [name for name, token in known.items() if token == tokenizer.eos_id]:
+            raise ConfigError(
+                f"data.format=chat: {shared[0]} of {style.name} template also ends this tokenizer's documents: each message would be one; "
+                f"legal is another template, such as data.tokenizer.special_tokens={list(_STYLES[0].tokens)}"
+            )
+        return ChatTemplate(
+            style,
+            {role: tuple(_ids(style.prefix.format(role=role), known, tokenizer)) for role in ROLES},
+            known[style.end],
+            tuple(_ids(style.tail, known, tokenizer)),
+        )
+    sets = "; or ".join(f"{style.name} {' '.join(style.tokens)}" for style in _STYLES)
+    raise ConfigError(
+        f"data.format=chat: the tokenizer lacks the special tokens of a template; legal for data.tokenizer.special_tokens is {sets}"
+    )
+
+
+def encode_conversations(
+    conversations: Iterable[Document], tokenizer: Tokenizer, template: ChatTemplate
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The ids (uint32) of each conversation in turn, and which of them are learned (bool); no end of document is put around them.
+
+    Every content is encoded by itself, so that it has the same ids wherever it stands and gives no special token. Memory is bounded as
+    ``Tokenizer.encode_documents`` bounds it. ValueError: a document that is no conversation.
+    """
+    ahead: deque[tuple[str, ...]] = deque()  # the roles of what was read and not yet given
+
+    def contents() -> Iterator[str]:
+        for conversation in conversations:
+            if not conversation.turns:
+                raise ValueError(f"{conversation.name} is no conversation")
+            ahead.append(tuple(turn.role for turn in conversation.turns))
+            for turn in conversation.turns:
+                yield turn.content
+
+    encoded = tokenizer.encode_documents(contents())
+    for first in encoded:
+        roles = ahead.popleft()
+        yield template.encode(roles, [first, *islice(encoded, len(roles) - 1)])
+
+
+def _ids(text: str, specials: Mapping[str, int], tokenizer: Tokenizer) -> list[int]:
+    """The ids of a piece of the template: its special tokens, and the text between them by itself."""
+    for name, token in specials.items():
+        before, found, behind = text.partition(name)
+        if found:
+            return [*_ids(before, specials, tokenizer), token, *_ids(behind, specials, tokenizer)]
+    return tokenizer.encode(text) if text else []
+
+
+def _quoted(text: str) -> str:
+    """A string of Jinja."""
+    return "'" + text.replace("\n", "\\n") + "'"

@@ -1,0 +1,40 @@
+"""Facts that are kept on disk because they are slow to find, and safe to lose."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+
+def kept_json(path: Path) -> dict[str, Any]:
+    """What ``keep_json`` wrote; empty if there is none, or it is damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def keep_json(path: Path, facts: dict[str, Any]) -> None:
+    """Write ``facts``, whole or not at all; where nothing may be written they are found again each time."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(facts))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in one step: others see the old content or the new one. OSError: it cannot be written."""
+    # The name is this writer's alone, on a file system shared between machines too.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,262 @@
+"""From a corpus to token files: read, split, tokenise, write once, find again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from hybridlm.config.data import CorpusConfig, DataConfig, TokenizerConfig
+from hybridlm.config.section import ConfigError
+from hybridlm.data.chat import template_of
+from hybridlm.data.corpus import Part, Prepared, TextSplit
+from hybridlm.data.files import bins
+from hybridlm.data.files.stream import split_of
+from hybridlm.data.files.tokenised import open_tokenised
+from hybridlm.data.keep import keep_json, kept_json
+from hybridlm.data.preparing import build
+from hybridlm.data.preparing.build import MANIFEST, TOKENIZER, Manifest, Order
+from hybridlm.data.preparing.tokenise import Mistakes, Refused
+from hybridlm.data.progress import ByteProgress
+from hybridlm.data.reading.documents import Bad
+from hybridlm.data.reading.sources import open_corpus, position
+from hybridlm.data.reading.units import Corpus
+from hybridlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
+from hybridlm.data.tokenizer_pieces import SPLIT_PATTERN
+
+_VERIFIED = "verified.json"
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A corpus to be prepared: the only one, or a part of a mixture. weight: of its text in what a BPE is trained on."""
+
+    name: str
+    weight: float
+    config: CorpusConfig
+    corpus: Corpus
+
+
+def prepare(config: DataConfig, report: Report = lambda line: None) -> Prepared:
+    """The prepared data of ``config``, built on first use; nothing in it depends on a seed. ``report`` gets a line per stage.
+
+    ConfigError: the corpus cannot be read or split, the folder cannot be written, or prepared files are damaged.
+    """
+    if config.source == "bins":
+        return open_tokenised(config, data_folder(config), report)
+    began = time.monotonic()
+    sources = _sources(config, report)
+    tokenizer = _tokenizer(config, sources, report)
+    if any(source.config.format == "chat" for source in sources):
+        template_of(tokenizer)  # refuses a tokenizer without the tokens that it takes
+    parts = []
+    for source in sources:
+        folder = data_folder(config) / f"{source.config.source}-{_fingerprint(config, source, tokenizer)[:12]}"
+        found = folder.exists()
+        if not found:
+            build.build(_order(config, source, tokenizer, folder), report)
+        part = _open(source, folder, report)
+        parts.append(part)
+        report(f"{'already prepared' if found else f'prepared in {time.monotonic() - began:.1f} s'}: {folder}")
+    return Prepared(tuple(parts), tokenizer)
+
+
+def data_folder(config: DataConfig) -> Path:
+    """Where prepared corpora lie: ``data.out``, else ``data`` below $HYBRIDLM_CACHE, $XDG_CACHE_HOME/hybridlm or ~/.cache/hybridlm."""
+    if config.out is not None:
+        return Path(config.out).expanduser().absolute()
+    if cache := os.environ.get("HYBRIDLM_CACHE"):
+        return Path(cache).expanduser().absolute() / "data"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache").absolute() / "hybridlm" / "data"
+
+
+def _sources(config: DataConfig, report: Report) -> list[_Source]:
+    corpora: list[tuple[str, float, CorpusConfig]] = [(config.source, 1.0, config)]
+    if config.source == "mixture":
+        corpora = [(name, part.weight, part) for name, part in config.parts.items()]
+    sources, read = [], 0
+    with ByteProgress("reading", 0, report) as progress:
+
+        def advance(size: int) -> None:
+            nonlocal read
+            read += size
+            progress.update(read)
+
+        for name, weight, corpus in corpora:
+            opened = open_corpus(corpus, unit_bytes=config.shard_mb * 1_000_000, cache=data_folder(config), progress=advance)
+            sources.append(_Source(name, weight, corpus, opened))
+    return sources
+
+
+def _fingerprint(config: DataConfig, source: _Source, tokenizer: Tokenizer) -> str:
+    """SHA-256 of all that the prepared files depend on."""
+    facts = {
+        "formats": [build.FORMAT_VERSION, bins.FORMAT_VERSION],
+        "tokenizer": tokenizer.fingerprint,
+        "corpus": source.corpus.fingerprint,
+        "val_fraction": config.val_fraction,
+        "dedup": source.config.dedup,
+        "shard_mb": config.shard_mb,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _order(config: DataConfig, source: _Source, tokenizer: Tokenizer, folder: Path) -> Order:
+    return Order(
+        name=source.name,
+        corpus=source.corpus,
+        tokenizer=tokenizer,
+        folder=folder,
+        masked=source.config.format == "chat",
+        dedup=source.config.dedup,
+        fail_on_bad=source.config.on_bad == "fail",
+        val_fraction=config.val_fraction,
+        shard_bytes=config.shard_mb * 1_000_000,
+        workers=_workers(config),
+    )
+
+
+def _workers(config: DataConfig) -> int:
+    """Processes that tokenise: as many as there are cores that this one may use, where nothing else is said."""
+    if config.prepare_workers != "auto":
+        return config.prepare_workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _tokenizer(config: DataConfig, sources: Sequence[_Source], report: Report) -> Tokenizer:
+    """The tokenizer of ``data.tokenizer``; a BPE is trained once for a corpus and kept."""
+    settings = config.tokenizer
+    if settings.path is not None:
+        tokenizer = load_tokenizer(Path(settings.path).expanduser(), settings.special_tokens)
+        if not tokenizer.lossless:
+            report("tokenizer: it brings text into Unicode's normal form NFC, whose bytes are those that bits per byte count")
+        return tokenizer
+    if settings.kind == "bytes":
+        return byte_tokenizer(settings.special_tokens)
+    made_of = [[source.corpus.fingerprint, source.weight] for source in sources]
+    facts = [made_of, settings.vocab_size, SPLIT_PATTERN, settings.special_tokens, settings.train_mb, config.val_fraction]
+    kept = data_folder(config) / "tokenizers" / f"bpe-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}.json"
+    if kept.exists():
+        return Tokenizer.load(kept)
+    tokenizer = _trained(settings, config.val_fraction, sources, report)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(kept)
+    except OSError as error:
+        raise ConfigError(f"data cannot be written to {kept.parent} ({error.strerror}); name another place with data.out") from None
+    return tokenizer
+
+
+def _trained(settings: TokenizerConfig, val_fraction: float, sources: Sequence[_Source], report: Report) -> Tokenizer:
+    began = time.monotonic()
+    texts = _sample(sources, settings.train_mb * 1_000_000, val_fraction)
+    tokenizer = train_bpe(texts, settings.vocab_size, settings.special_tokens)
+    size = f"{tokenizer.vocab_size} ids"
+    if tokenizer.vocab_size < settings.vocab_size:
+        size += f" instead of the {settings.vocab_size} asked for (no other pair occurs twice in this corpus)"
+    report(f"tokenizer: byte-level BPE with {size}, trained in {time.monotonic() - began:.1f} s")
+    return tokenizer
+
+
+def _sample(sources: Sequence[_Source], limit: int, val_fraction: float) -> Iterator[str]:
+    """Training texts of about ``limit`` bytes at most: the beginning of every unit, and of each source its weight's share."""
+    weights = sum(source.weight for source in sources)
+    sizes = [sum(unit.size for unit in source.corpus.units) for source in sources]
+    whole = all(sizes) and sum(sizes) <= limit
+    for source, size in zip(sources, sizes, strict=True):
+        share = limit * source.weight / weights
+        good = bad = 0
+        first: Bad | None = None
+        for unit in source.corpus.units:
+            left = float("inf") if whole else share * unit.size / size if size else share / len(source.corpus.units)
+            for document in unit.documents():
+                if isinstance(document, Bad):
+                    if source.config.on_bad == "fail":
+                        raise Refused(f"data.on_bad=fail: {document}; mend it, or leave such documents out with data.on_bad=skip")
+                    bad, first = bad + 1, first or document
+                    continue
+                good += 1
+                if position(document.key) >= val_fraction:
+                    texts = [turn.content for turn in document.turns] or [document.text]
+                    yield from texts
+                    left -= sum(map(len, texts))
+                if left <= 0:
+                    break
+        if bad and not good:
+            raise Refused(f"{source.name}: none of its {bad} document(s) can be used; the first: {first}")
+
+
+def _open(source: _Source, folder: Path, report: Report) -> Part:
+    """A prepared folder; says what it holds, and what was left out of it."""
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = "cannot be read" if isinstance(error, OSError) else "is damaged"
+        raise ConfigError(f"{folder / MANIFEST} {reason}; delete its folder and prepare again") from None
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    if manifest.tokenizer != tokenizer.fingerprint:
+        raise ConfigError(f"{folder}: its token files were not made by the tokenizer beside them; delete the folder and prepare again")
+    if manifest.mistakes:
+        _say_mistakes(source, manifest.mistakes, manifest.documents, report)
+    if manifest.duplicates:
+        report(f"{source.name}: {manifest.duplicates:,} documents left out whose text came before (data.dedup=true)")
+    stamp = _stamp(folder)
+    known = kept_json(folder / _VERIFIED).get("stamp") == stamp
+    train, val = (_split(folder, files, known) for files in (manifest.train, manifest.val))
+    if not known:
+        keep_json(folder / _VERIFIED, {"stamp": stamp})
+    val = TextSplit(val.stream, val.documents, val.text_bytes, manifest.gzip_bytes, manifest.xz_bytes)
+    text = f"{(train.text_bytes + val.text_bytes) / 1e6:,.2f} MB of text{' to learn' if val.stream.masked else ''}"
+    report(f"{source.name}: {manifest.documents:,} documents, {text}, {val.documents:,} of them held out for validation")
+    for name, side in (("train", train), ("val", val)):
+        report(f"{name}: {len(side.stream):,} tokens{_yardstick(side)}")
+    return Part(source.name, source.weight, train, val, folder)
+
+
+def _yardstick(side: TextSplit) -> str:
+    if side.stream.masked:  # the text is that of some of the tokens
+        return ""
+    line = f", {side.text_bytes / len(side.stream):.2f} bytes per token"
+    if side.gzip_bytes is not None and side.xz_bytes is not None:
+        gzip, xz = (8 * size / side.text_bytes for size in (side.gzip_bytes, side.xz_bytes))
+        line += f", gzip -9 {gzip:.3f} and xz -9 {xz:.3f} bits per byte"
+    return line
+
+
+def _split(folder: Path, files: dict[str, bins.BinMeta], verified: bool) -> TextSplit:
+    opened = [bins.open_bin(folder / f"{stem}.bin", meta, verify=not verified) for stem, meta in files.items()]
+    documents, text_bytes = (sum(getattr(meta, name) for meta in files.values()) for name in ("documents", "text_bytes"))
+    return TextSplit(split_of(opened), documents, text_bytes)
+
+
+def _stamp(folder: Path) -> str:
+    """Names, sizes and times of the files: while these stay, the hashes need no second look."""
+    digest = hashlib.sha256()
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.endswith((".bin", ".idx", ".mask")):
+            stat = entry.stat()
+            digest.update(f"{entry.name}/{stat.st_size}/{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _say_mistakes(source: _Source, mistakes: Sequence[Mistakes], good: int, report: Report) -> None:
+    first = mistakes[0]
+    if source.config.on_bad == "fail":
+        detail = f" ({first.detail})" if first.detail else ""
+        raise ConfigError(
+            f"data.on_bad=fail: {first.first}: {first.what}{detail}; mend it, or leave such documents out with data.on_bad=skip"
+        )
+    bad = sum(mistake.count for mistake in mistakes)
+    kinds = "; ".join(
+        f"{mistake.count:,} x {mistake.what} (first {mistake.first}{f', {mistake.detail}' if mistake.detail else ''})"
+        for mistake in mistakes
+    )
+    report(f"{source.name}: {bad:,} of {good + bad:,} documents left out: {kinds}")

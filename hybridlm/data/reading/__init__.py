@@ -1,0 +1,1 @@
+"""Documents out of files, data sets and other places."""

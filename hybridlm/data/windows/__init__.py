@@ -1,0 +1,1 @@
+"""Which tokens stand in which batch, and the loaders that hand them out."""

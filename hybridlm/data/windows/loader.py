@@ -1,0 +1,209 @@
+"""Batches of windows for training and validation.
+
+A batch is a dict of tensors: ``ids`` (B, T) int64, ``targets`` (B, T) int64 with -100 where nothing counts, and ``n_targets`` () int64, the
+number of targets that count. In training that is the number of the whole optimizer step over all ranks and micro-batches, by which a sum of
+losses is divided; in validation it is this batch's own, and ``n_bytes`` () int64 says how many bytes of text these targets stand for.
+Where packed documents are to be kept apart there is also ``doc_ids`` (B, T) int64, the document of each token within its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from hybridlm.config.section import ConfigError
+from hybridlm.data.windows.order import IGNORE, spread, step_positions
+from hybridlm.data.windows.window_sources import Chain, Rows, Source, Windows
+from hybridlm.data.windows.workers import Ahead
+
+Batch = dict[str, torch.Tensor]
+
+_CHOSEN = 8192  # positions whose windows are chosen at once: one by one they would cost more than reading them
+
+
+@dataclass(eq=False)  # == on arrays has no one answer
+class _MicroBatches:
+    """One rank's micro-batches as a pure function of their index, counted from the beginning of training; can be sent to a worker."""
+
+    source: Source
+    global_batch: int
+    micro_batch: int
+    accumulate: int
+    rank: int
+    # Beside each result the place that it belongs to.
+    _chosen: tuple[int, np.ndarray] = field(default=(-1, np.zeros(0, np.int64)))
+    _targets: tuple[int, int] = field(default=(-1, 0))
+
+    def __call__(self, index: int) -> Batch:
+        step, micro = divmod(index, self.accumulate)
+        everyones = self._of_step(step)
+        mine = step_positions(
+            0,
+            global_batch=self.global_batch,
+            micro_batch=self.micro_batch,
+            accumulate=self.accumulate,
+            rank=self.rank,
+            micro=micro,
+        )
+        if self._targets[0] != step:
+            # Where a whole global batch has no target its loss, a sum of nothing, is to be 0 and not 0 / 0.
+            self._targets = (step, max(1, self.source.targets(everyones)))
+        return _tensors(self.source.rows(everyones[mine])) | {"n_targets": torch.tensor(self._targets[1])}
+
+    def _of_step(self, step: int) -> np.ndarray:
+        """Numbers of the windows of a step, those of all ranks."""
+        # Not more than a pass: a source of a few windows has as many passes in so many positions, each with keys of its own.
+        steps = max(1, min(_CHOSEN, self.source.windows) // self.global_batch)
+        block, inside = divmod(step, steps)
+        if self._chosen[0] != block:
+            positions = np.arange(block * steps * self.global_batch, (block + 1) * steps * self.global_batch, dtype=np.int64)
+            self._chosen = (block, self.source.choose(positions))
+        return self._chosen[1][inside * self.global_batch : (inside + 1) * self.global_batch]
+
+
+class TrainLoader:
+    """The micro-batches of one rank, as a sized iterable that can be stopped and resumed exactly.
+
+    One round of iteration is an epoch of ``len()`` micro-batches: as many whole optimizer steps as a pass over the corpus holds, at least
+    one. The windows themselves follow on from epoch to epoch (see ``windows``), so nothing is dropped between two of them.
+
+    The state is plain numbers and the same on every rank, so rank 0's serves all. It counts what was handed out, not what workers have
+    made ahead. It also fits a run with other ranks, other workers or another accumulation, as long as ``global_batch`` stays.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        accumulate: int,
+        rank: int,
+        world_size: int,
+        workers: int = 0,
+        context: str | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        """workers: processes that make batches ahead, started with the first batch and ended by ``close``; 0: none. context: how they
+        start, "fork" or "spawn"; None: as the system likes. ConfigError: the batch sizes do not fit together."""
+        if micro_batch * accumulate * world_size != global_batch:
+            raise ConfigError(
+                f"data.global_batch={global_batch} is not data.batch_size x trainer.accumulate x devices = "
+                f"{micro_batch} x {accumulate} x {world_size} = {micro_batch * accumulate * world_size}"
+            )
+        self._make = _MicroBatches(source, global_batch, micro_batch, accumulate, rank)
+        self._global_batch, self._accumulate = global_batch, accumulate
+        self._workers, self._context, self._pin_memory = workers, context, pin_memory
+        self._steps = max(1, source.windows // global_batch)  # optimizer steps of an epoch
+        self._epoch = 0
+        self._batches = 0  # handed out in this epoch
+        self._ahead: Ahead[Batch] | None = None
+
+    def __len__(self) -> int:
+        return self._steps * self._accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the current epoch, or the next epoch if nothing of it is left."""
+        if self._batches >= len(self):
+            self._epoch, self._batches = self._epoch + 1, 0
+        while self._batches < len(self):
+            batch = self._batch(self._epoch * len(self) + self._batches)
+            self._batches += 1  # before handing out: a state saved while the consumer works on a batch counts that batch as done
+            yield {name: tensor.pin_memory() for name, tensor in batch.items()} if self._pin_memory else batch
+
+    def close(self) -> None:
+        """End the workers; going on starts new ones."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def state_dict(self) -> dict[str, int]:
+        """Position after the last batch handed out; ``batches`` counts this rank's micro-batches at ``accumulate`` per step."""
+        return {"epoch": self._epoch, "batches": self._batches, "accumulate": self._accumulate, "global_batch": self._global_batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where ``state`` was taken. ConfigError: it comes from another global batch or corpus size."""
+        if state["global_batch"] != self._global_batch:
+            raise ConfigError(
+                f"data.global_batch={self._global_batch} differs from the checkpoint's {state['global_batch']}, "
+                f"in which its position in the data is counted: resume with data.global_batch={state['global_batch']}"
+            )
+        steps, inside = divmod(state["batches"], state["accumulate"])
+        # Inside a step only the same cut gives the same data; Lightning saves between steps.
+        batches = steps * self._accumulate + (inside if state["accumulate"] == self._accumulate else 0)
+        if batches > len(self):
+            raise ConfigError(
+                f"the checkpoint stands at batch {batches} of an epoch, which has {len(self)} here: "
+                "it comes from other data or another data.seq_len"
+            )
+        self._epoch, self._batches = state["epoch"], batches
+
+    def _batch(self, index: int) -> Batch:
+        if not self._workers:
+            return self._make(index)
+        if self._ahead is None or self._ahead.next != index:  # the beginning, or a state was loaded
+            self.close()
+            self._ahead = Ahead(self._make, index, self._workers, self._context)
+        return self._ahead.take()
+
+
+class ValLoader:
+    """One rank's share of the validation windows, in batches of one shape and of the same number on every rank.
+
+    Over all ranks every chosen window comes once; rows and batches that only fill up have no targets that count.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Windows],
+        *,
+        batch_size: int,
+        token_bytes: np.ndarray,
+        rank: int,
+        world_size: int,
+        limit_batches: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        """parts: of the text, one or more, see ``Chain``; token_bytes: (V,) bytes per id. limit_batches: batches over all ranks together,
+        spread evenly over the text."""
+        self._windows, self._batch_size, self._pin_memory = Chain(parts), batch_size, pin_memory
+        self._token_bytes = token_bytes.astype(np.int64)
+        limit = self._windows.numbers if limit_batches is None else limit_batches * batch_size
+        self._count = min(limit, self._windows.numbers)  # over all ranks
+        self._batches = -(-self._count // (batch_size * world_size))
+        self._first = rank * self._batches * batch_size
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index in range(self._batches):
+            first = self._first + index * self._batch_size
+            places = np.arange(first, min(first + self._batch_size, self._count), dtype=np.int64)  # maybe none on the last ranks
+            yield self._batch(spread(places, self._count, self._windows.numbers))
+
+    def _batch(self, chosen: np.ndarray) -> Batch:
+        rows = self._filled(chosen)
+        counted = rows.targets[rows.targets != IGNORE]
+        batch = _tensors(rows) | {
+            "n_targets": torch.tensor(counted.size),
+            "n_bytes": torch.tensor(int(self._token_bytes[counted].sum())),
+        }
+        return {name: tensor.pin_memory() for name, tensor in batch.items()} if self._pin_memory else batch
+
+    def _filled(self, chosen: np.ndarray) -> Rows:
+        """The windows, and rows without targets below them."""
+        if len(chosen) == self._batch_size:
+            return self._windows.rows(chosen)
+        # Rows of a real window, so that all batches have the same fields.
+        rows = self._windows.rows(np.concatenate([chosen, np.zeros(self._batch_size - len(chosen), dtype=np.int64)]))
+        rows.targets[len(chosen) :] = IGNORE
+        return rows
+
+
+def _tensors(rows: Rows) -> Batch:
+    batch = {"ids": torch.from_numpy(rows.ids), "targets": torch.from_numpy(rows.targets)}
+    return batch if rows.doc_ids is None else batch | {"doc_ids": torch.from_numpy(rows.doc_ids)}

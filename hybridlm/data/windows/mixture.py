@@ -1,0 +1,87 @@
+"""Several corpora trained on at once, each with its share of the windows.
+
+The endless sequence of a mixture is dealt in blocks of ``BLOCK`` positions. In every block a part has the same number of places, its share
+rounded; which places, a keyed permutation says. A part's windows come in the order of its own endless sequence, none left out: its window
+at a place is the one after that at its last place. So the order hangs on the seed and the position alone, and going anywhere costs the
+same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hybridlm.config.section import ConfigError
+from hybridlm.data.windows.order import keys, permute
+from hybridlm.data.windows.window_sources import Chain, Rows, Source
+
+BLOCK = 4096  # positions
+_KEPT = 4  # blocks that are remembered
+
+
+def shares(weights: Sequence[float]) -> np.ndarray:
+    """Places (parts,) int64 of each part in a block: BLOCK x weight over the sum of weights, the largest remainders rounded up, and at
+    least 1. ConfigError: more parts than places."""
+    if len(weights) > BLOCK:
+        raise ConfigError(f"data.parts: {len(weights)} parts, a mixture takes at most {BLOCK}")
+    exact = BLOCK * np.array(weights, dtype=np.float64) / sum(weights)
+    places = np.maximum(np.floor(exact), 1).astype(np.int64)
+    order = np.argsort(places - exact, kind="stable")  # parts below 1 have more than their share already
+    missing = BLOCK - int(places.sum())
+    places[order[: max(0, missing)]] += 1
+    for _ in range(-missing):  # parts below 1 took places: the largest give them
+        places[np.argmax(places)] -= 1
+    return places
+
+
+class Mixture:
+    """One source made of several; a pass is as many windows as theirs together."""
+
+    def __init__(self, parts: Sequence[Source], weights: Sequence[float], seed: int) -> None:
+        """weights: above 0, one for each part; parts as for ``Chain``."""
+        self._chain, self._parts, self._seed = Chain(parts), tuple(parts), seed
+        self._places = shares(weights)
+        self._edges = np.cumsum(self._places)
+        self.windows = sum(part.windows for part in parts)
+        self.seq_len, self.numbers = self._chain.seq_len, self._chain.numbers
+        self._dealt: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def choose(self, positions: np.ndarray) -> np.ndarray:
+        which, index = self.deal(positions)
+        chosen = np.empty_like(index)
+        for k, part in enumerate(self._parts):
+            mine = which == k
+            if mine.any():
+                chosen[mine] = self._chain.firsts[k] + part.choose(index[mine])
+        return chosen
+
+    def deal(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The part that has each of ``positions`` (n,) int64, and the position in that part's own sequence; both (n,) int64."""
+        blocks, slots = np.divmod(positions, BLOCK)
+        which, index = np.empty_like(slots), np.empty_like(slots)
+        for block in np.unique(blocks).tolist():
+            mine = blocks == block
+            parts, ranks = self._block(block)
+            which[mine] = parts[slots[mine]]
+            index[mine] = block * self._places[which[mine]] + ranks[slots[mine]]
+        return which, index
+
+    def rows(self, chosen: np.ndarray) -> Rows:
+        return self._chain.rows(chosen)
+
+    def targets(self, chosen: np.ndarray) -> int:
+        return self._chain.targets(chosen)
+
+    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Part of each place of a block, and how many places before it in the block are that part's; both (BLOCK,) int64."""
+        if block not in self._dealt:
+            if len(self._dealt) >= _KEPT:
+                del self._dealt[next(iter(self._dealt))]
+            order = permute(np.arange(BLOCK, dtype=np.int64), BLOCK, keys(self._seed, block, "mixture")[:-1])
+            parts = self._edges.searchsorted(order, side="right")
+            by_part = np.argsort(parts, kind="stable")
+            ranks = np.empty(BLOCK, dtype=np.int64)
+            ranks[by_part] = np.arange(BLOCK) - np.repeat(self._edges - self._places, self._places)
+            self._dealt[block] = (parts, ranks)
+        return self._dealt[block]

@@ -1,0 +1,68 @@
+"""The windows of a prepared corpus: those to train on, and those to validate on."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+from hybridlm.config.data import DataConfig
+from hybridlm.config.section import ConfigError
+from hybridlm.data.corpus import Part, Prepared
+from hybridlm.data.windows.mixture import Mixture
+from hybridlm.data.windows.packed_files import PackedStream
+from hybridlm.data.windows.window_sources import CutWindows, PackedWindows, SideBySide, Source, Windows
+
+
+class Packed(NamedTuple):
+    """windows: of whole documents, over all parts; efficiency: the share of their columns that hold a pair, 1 being no filling at all."""
+
+    windows: int
+    efficiency: float
+
+
+def train_source(prepared: Prepared, config: DataConfig, seed: int) -> Source:
+    """The training windows, as ``config`` wants them cut. ConfigError: a part is too short for a window, or has no document to pack."""
+
+    def source_of(part: Part, its_seed: int) -> Source:
+        if config.packing:
+            return PackedWindows(_packed(prepared, part, "train", config.seq_len), its_seed, isolate=config.isolate)
+        return CutWindows(part.train.stream, config.seq_len, its_seed)
+
+    if len(prepared.parts) == 1:
+        return source_of(prepared.parts[0], seed)
+    sources = []
+    for part in prepared.parts:
+        # By its name, so that parts of equal size are not read in step and a part's order does not hang on the others.
+        its_seed = int.from_bytes(hashlib.sha256(f"{seed}/{part.name}".encode()).digest()[:8], "little")
+        try:
+            sources.append(source_of(part, its_seed))
+        except ConfigError as error:
+            raise ConfigError(f"data.parts.{part.name}: {error}") from None
+    return Mixture(sources, [part.weight for part in prepared.parts], seed)
+
+
+def val_windows(prepared: Prepared, config: DataConfig) -> list[Windows]:
+    """The validation windows of all parts, one part after the other. ConfigError: a part has nothing to predict."""
+    seq_len, found = config.val_seq_len or config.seq_len, list[Windows]()
+    for part in prepared.parts:
+        try:
+            if config.packing:
+                found.append(PackedWindows(_packed(prepared, part, "val", seq_len), 0, isolate=config.isolate))
+            else:
+                found.append(SideBySide(part.val.stream, seq_len))
+        except ConfigError as error:
+            raise ConfigError(f"data.parts.{part.name}: {error}" if len(prepared.parts) > 1 else str(error)) from None
+    return found
+
+
+def packed_documents(prepared: Prepared, seq_len: int) -> Packed:
+    """How the training documents fill windows of ``seq_len`` columns. ConfigError: a part has none."""
+    packed = [_packed(prepared, part, "train", seq_len) for part in prepared.parts]
+    windows = sum(len(one) for one in packed)
+    return Packed(windows, sum(len(one) * one.efficiency for one in packed) / windows)
+
+
+def _packed(prepared: Prepared, part: Part, split: str, seq_len: int) -> PackedStream:
+    text = part.train if split == "train" else part.val
+    folder = part.folder / f"{split}-packed-{seq_len}"
+    return PackedStream(text.stream, seq_len, eos_id=prepared.tokenizer.eos_id, folder=folder)

@@ -1,0 +1,167 @@
+"""Where a batch's windows come from: tokens cut anywhere, cut side by side, or whole documents packed.
+
+Every source numbers its windows, and reads those whose numbers it is given. A source for training also says which number stands at which
+position of its endless sequence: a pure function, so that a step's data hang on nothing but the seed and the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from hybridlm.data.files.stream import TokenStream
+from hybridlm.data.windows.order import IGNORE, shuffled, validation_count, window_count, window_starts
+from hybridlm.data.windows.packed_files import PackedStream
+
+
+class Rows(NamedTuple):
+    """Windows, each array (B, T) int64 and its own. targets: IGNORE where nothing counts; doc_ids: None where all of a row is one text."""
+
+    ids: np.ndarray
+    targets: np.ndarray
+    doc_ids: np.ndarray | None = None
+
+
+class Windows(Protocol):
+    """Numbered windows; can be sent to another process."""
+
+    @property
+    def numbers(self) -> int:
+        """Numbers are below this."""
+
+    @property
+    def seq_len(self) -> int:
+        """Columns of a window."""
+
+    def rows(self, chosen: np.ndarray) -> Rows:
+        """The windows with the numbers ``chosen`` (B,) int64."""
+
+    def targets(self, chosen: np.ndarray) -> int:
+        """The targets that count in these windows together."""
+
+
+class Source(Windows, Protocol):
+    """Numbered windows in an endless order."""
+
+    @property
+    def windows(self) -> int:
+        """Windows of one pass, at least 1."""
+
+    def choose(self, positions: np.ndarray) -> np.ndarray:
+        """The numbers (int64) of the windows at ``positions`` (n,) int64 of the endless sequence."""
+
+
+class CutWindows:
+    """Windows cut anywhere in a stream, in each pass with another phase and in another order. A window's number is its first token."""
+
+    def __init__(self, stream: TokenStream, seq_len: int, seed: int) -> None:
+        """ConfigError: the stream is shorter than a window."""
+        self.windows = window_count(len(stream), seq_len)
+        self.seq_len, self.numbers = seq_len, len(stream) - seq_len
+        self._stream, self._seed = stream, seed
+
+    def choose(self, positions: np.ndarray) -> np.ndarray:
+        return window_starts(positions, n_tokens=len(self._stream), seq_len=self.seq_len, seed=self._seed)
+
+    def rows(self, chosen: np.ndarray) -> Rows:
+        tokens = self._stream.windows(chosen, self.seq_len + 1)
+        targets = np.ascontiguousarray(tokens[:, 1:])
+        if self._stream.masked:
+            targets[~self._stream.learned_windows(chosen + 1, self.seq_len)] = IGNORE
+        return Rows(np.ascontiguousarray(tokens[:, :-1]), targets)
+
+    def targets(self, chosen: np.ndarray) -> int:
+        if not self._stream.masked:
+            return chosen.size * self.seq_len
+        return int(self._stream.learned_windows(chosen + 1, self.seq_len).sum())
+
+
+class SideBySide:
+    """The windows of a stream one after the other: every token but the first is a target once. The last window may be filled up."""
+
+    def __init__(self, stream: TokenStream, seq_len: int) -> None:
+        """ConfigError: there is nothing to predict."""
+        self.seq_len, self.numbers, self._stream = seq_len, validation_count(len(stream), seq_len), stream
+
+    def rows(self, chosen: np.ndarray) -> Rows:
+        ids = np.zeros((len(chosen), self.seq_len), dtype=np.int64)  # any id fills up: its target does not count
+        targets = np.full_like(ids, IGNORE)
+        for row, number in enumerate(chosen.tolist()):
+            first, length = self._place(number)
+            tokens = self._stream.read(first, length + 1)
+            ids[row, :length] = tokens[:-1]
+            targets[row, :length] = np.where(self._stream.read_learned(first + 1, length), tokens[1:], IGNORE)
+        return Rows(ids, targets)
+
+    def targets(self, chosen: np.ndarray) -> int:
+        places = [self._place(number) for number in chosen.tolist()]
+        return sum(int(self._stream.read_learned(first + 1, length).sum()) for first, length in places)
+
+    def _place(self, number: int) -> tuple[int, int]:
+        first = number * self.seq_len
+        return first, min(self.seq_len, len(self._stream) - 1 - first)
+
+
+class PackedWindows:
+    """Windows of whole documents, in another order in each pass."""
+
+    def __init__(self, packed: PackedStream, seed: int, *, isolate: bool) -> None:
+        """isolate: tell the documents of a window apart."""
+        self.windows = self.numbers = len(packed)
+        self.seq_len = packed.seq_len
+        self._packed, self._seed, self._isolate = packed, seed, isolate
+
+    def choose(self, positions: np.ndarray) -> np.ndarray:
+        return shuffled(positions, count=self.windows, seed=self._seed)
+
+    def rows(self, chosen: np.ndarray) -> Rows:
+        shape = (len(chosen), self.seq_len)
+        ids, targets = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
+        doc_ids = np.empty(shape, dtype=np.int64) if self._isolate else None
+        pieces, places = _located(chosen, self._packed.firsts)
+        for row, (piece, place) in enumerate(zip(pieces.tolist(), places.tolist(), strict=True)):
+            arrays = self._packed.stream.arrays(piece)
+            self._packed.piece(piece).fill(
+                arrays.closed, arrays.closed_learned, place, ids[row], targets[row], None if doc_ids is None else doc_ids[row]
+            )
+        return Rows(ids, targets, doc_ids)
+
+    def targets(self, chosen: np.ndarray) -> int:
+        pieces, places = _located(chosen, self._packed.firsts)
+        return sum(self._packed.piece(piece).targets_of(places[pieces == piece]) for piece in set(pieces.tolist()))
+
+
+class Chain:
+    """The windows of several sources, numbered one source after the other."""
+
+    def __init__(self, parts: Sequence[Windows]) -> None:
+        """parts: one or more, of windows of one length, all with documents told apart or all without."""
+        self._parts = tuple(parts)
+        self.seq_len = parts[0].seq_len
+        self.firsts = np.cumsum([0, *(part.numbers for part in parts)], dtype=np.int64)
+        self.numbers = int(self.firsts[-1])
+
+    def rows(self, chosen: np.ndarray) -> Rows:
+        which, inside = _located(chosen, self.firsts)
+        groups = [(which == k, part.rows(inside[which == k])) for k, part in enumerate(self._parts) if (which == k).any()]
+        if len(groups) == 1:
+            return groups[0][1]
+        ids, targets = (np.empty((len(chosen), self.seq_len), dtype=np.int64) for _ in range(2))
+        doc_ids = None if groups[0][1].doc_ids is None else np.empty_like(ids)
+        for mine, rows in groups:
+            ids[mine], targets[mine] = rows.ids, rows.targets
+            if doc_ids is not None and rows.doc_ids is not None:
+                doc_ids[mine] = rows.doc_ids
+        return Rows(ids, targets, doc_ids)
+
+    def targets(self, chosen: np.ndarray) -> int:
+        which, inside = _located(chosen, self.firsts)
+        return sum(part.targets(inside[which == k]) for k, part in enumerate(self._parts) if (which == k).any())
+
+
+def _located(chosen: np.ndarray, firsts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """In which of the stretches that begin at ``firsts`` each number lies, and where in it."""
+    which = firsts.searchsorted(chosen, side="right") - 1
+    return which, chosen - firsts[which]

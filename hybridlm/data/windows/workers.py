@@ -1,0 +1,74 @@
+"""Batches made ahead of training by worker processes."""
+
+from __future__ import annotations
+
+import signal
+import weakref
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+_T = TypeVar("_T")
+_PREFETCH = 4  # batches a worker
+
+
+class Ahead(Generic[_T]):
+    """``make(first)``, ``make(first + 1)``, ... without end, in order, whichever worker makes them.
+
+    The workers end with ``close``, with this object, or with the process that made it.
+    """
+
+    def __init__(self, make: Callable[[int], _T], first: int, workers: int, context: str | None) -> None:
+        """make: can be sent to another process where ``context`` is "spawn"; context: how processes start, None: as the system likes."""
+        self.next = first  # the index of what ``take`` returns next
+        loader = DataLoader(
+            _Made(make),
+            batch_size=None,
+            sampler=_From(first),
+            num_workers=workers,
+            prefetch_factor=_PREFETCH,
+            worker_init_fn=_own_signals,
+            multiprocessing_context=context,
+            generator=torch.Generator(),  # else it draws from the global one, and a run with workers is another run
+        )
+        self._batches = iter(loader)
+        # What Lightning calls too: torch has no public name for it but the iterator's own end, which comes late where a traceback still
+        # holds it. As a finalizer it also runs before multiprocessing ends its children by a signal, of which torch would complain.
+        self._end = weakref.finalize(self, self._batches._shutdown_workers)  # type: ignore[attr-defined]
+
+    def take(self) -> _T:
+        batch: _T = next(self._batches)
+        self.next += 1
+        return batch
+
+    def close(self) -> None:
+        """Ends the workers now."""
+        self._end()
+
+
+class _Made(Dataset[_T]):
+    def __init__(self, make: Callable[[int], _T]) -> None:
+        self._make = make
+
+    def __getitem__(self, index: int) -> _T:
+        return self._make(index)
+
+
+class _From(Sampler[int]):
+    def __init__(self, first: int) -> None:
+        self._first = first
+
+    def __iter__(self) -> Iterator[int]:
+        return count(self._first)
+
+
+def _own_signals(worker: int) -> None:
+    """A worker ends when the trainer ends it or has gone, and runs none of the handlers that it inherits. Ctrl-C and a scheduler's notice
+    reach the whole group of processes: they are the trainer's to act upon."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):  # Windows has only the first
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,0 +1,130 @@
+"""Of equal documents the first in the corpus stays, whatever the units and buckets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hybridlm.data.preparing import duplicates
+from hybridlm.data.preparing.duplicates import dropped_of, mark_duplicates, remove_marks, write_digests
+from hybridlm.data.reading.documents import Bad, Document, Turn
+
+
+@dataclass(frozen=True)
+class Given:
+    """A unit of these texts; None is what cannot be a document."""
+
+    texts: tuple[str | None, ...]
+    size: int = 0
+
+    def documents(self):
+        return (Bad("x", "bad") if text is None else Document(f"x:{i}", text, by_content=True) for i, text in enumerate(self.texts))
+
+
+def dropped(folder, units, bucket=1000):
+    for number, unit in enumerate(units):
+        write_digests(folder, number, unit)
+    mark_duplicates(folder, len(units), bucket)
+    return [dropped_of(folder, number).tolist() for number in range(len(units))]
+
+
+def expected(units):
+    seen, marks = set(), []
+    for unit in units:
+        marks.append([])
+        for text in unit.texts:
+            if text is not None:
+                marks[-1].append(text in seen)
+                seen.add(text)
+    return marks
+
+
+units = st.lists(st.lists(st.none() | st.integers(0, 9).map(str) | st.text(max_size=2), max_size=12).map(tuple).map(Given), max_size=6)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(corpus=units, bucket=st.integers(1, 30))
+def test_the_same_as_a_plain_set_finds(tmp_path, corpus, bucket):
+    try:
+        assert dropped(tmp_path, corpus, bucket) == expected(corpus)
+    finally:
+        remove_marks(tmp_path, len(corpus))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bucket", [1, 7, 100, 10_000])
+def test_many_documents_in_more_buckets_than_may_be_open(tmp_path, monkeypatch, bucket):
+    monkeypatch.setattr(duplicates, "_MOST_BUCKETS", 50)
+    numbers = np.random.default_rng(0).integers(0, 1500, (8, 400))
+    corpus = [Given(tuple(str(number) for number in unit)) for unit in numbers]
+    assert dropped(tmp_path, corpus, bucket) == expected(corpus)
+
+
+def test_the_first_in_the_corpus_stays_in_whatever_order_the_units_are_read(tmp_path):
+    corpus = [Given(("a", "b", "a")), Given(()), Given((None, "b", "c")), Given(("c", None, "a"))]
+    for number in (3, 1, 0, 2):
+        write_digests(tmp_path, number, corpus[number])
+    mark_duplicates(tmp_path, 4)
+    # What cannot be a document has no place among them.
+    assert [dropped_of(tmp_path, number).tolist() for number in range(4)] == [[False, False, True], [], [True, False], [True, True]]
+
+
+def test_conversations_are_equal_if_all_their_messages_are(tmp_path):
+    def conversation(*contents):
+        turns = tuple(Turn(role, content) for role, content in zip(("user", "assistant"), contents, strict=True))
+        return Document("x", "", by_content=True, turns=turns)
+
+    class Conversations:
+        size = 0
+
+        def documents(self):
+            return iter([conversation("a", "b"), conversation("a", "c"), conversation("a", "b"), conversation("ab", "")])
+
+    assert dropped(tmp_path, [Conversations()]) == [[False, False, True, False]]
+
+
+def test_a_unit_whose_digests_are_there_is_not_read_again(tmp_path):
+    class Unreadable:
+        size = 0
+
+        def documents(self):
+            raise AssertionError
+
+    sizes = []
+    write_digests(tmp_path, 0, Given(("abc", None, "de")), sizes.append)
+    assert sizes == [3, 2]
+    write_digests(tmp_path, 0, Unreadable())
+    mark_duplicates(tmp_path, 1)
+    assert dropped_of(tmp_path, 0).tolist() == [False, False]
+
+
+def test_what_was_killed_on_the_way_is_made_again(tmp_path):
+    class Killed:
+        size = 0
+
+        def documents(self):
+            yield Document("x:1", "a")
+            raise KeyboardInterrupt
+
+    corpus = [Given(("a", "b")), Given(("b", "c", "a"))]
+    write_digests(tmp_path, 0, corpus[0])
+    with pytest.raises(KeyboardInterrupt):
+        write_digests(tmp_path, 1, Killed())
+    assert dropped(tmp_path, corpus) == [[False, False], [True, False, True]]
+    # Marks and buckets of a pass that did not come to its end.
+    (tmp_path / "buckets").mkdir()
+    (tmp_path / "buckets" / "007").write_bytes(b"half a bucket")
+    np.ones(3, dtype=np.bool_).tofile(tmp_path / "unit-000000.dropped")
+    assert dropped(tmp_path, corpus) == [[False, False], [True, False, True]]
+    assert not (tmp_path / "buckets").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_the_system(tmp_path):
+    write_digests(tmp_path, 0, Given(("a", "a")))
+    (tmp_path / "buckets").write_bytes(b"")
+    with pytest.raises(FileExistsError):
+        mark_duplicates(tmp_path, 1)
