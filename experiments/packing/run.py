@@ -17,14 +17,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from hybridlm.checkpoint import LoadedRun, load_run
+from hybridlm.compose import compose_config
 from hybridlm.config.data import DataConfig
-from hybridlm.data.bins import open_bin
-from hybridlm.data.corpus import document_starts
-from hybridlm.data.packing import Packing, pack
-from hybridlm.data.sources import documents
+from hybridlm.data.preparing.prepare import prepare
+from hybridlm.data.reading.documents import Document
+from hybridlm.data.reading.sources import open_corpus
+from hybridlm.data.windows.splits import packed_documents, val_windows
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -36,9 +38,12 @@ WAYS = {
 }
 
 
-def functions() -> Iterator[str]:
+def functions(work: Path) -> Iterator[str]:
     """Every function of the interpreter's own library that stands at the top of a module or a class: short documents, 25 at least."""
-    for module in documents(DataConfig()):
+    units = open_corpus(DataConfig(), unit_bytes=64_000_000, cache=work).units
+    for module in (document for unit in units for document in unit.documents()):
+        if not isinstance(module, Document):
+            continue
         try:
             tree = ast.parse(module.text)
         except (SyntaxError, ValueError):
@@ -55,44 +60,42 @@ def train(way: str, seed: int, corpus: Path, steps: int, work: Path) -> dict[str
     """One run of train.py, and its held-out functions read each by itself."""
     folder = work / f"{way.replace(', ', '-').replace(' ', '_')}-{seed}"
     overrides = ["data=files", f"data.path={corpus}", f"data.out={work / 'data'}", f"data.seq_len={SEQ_LEN}", f"data.global_batch={BATCH}"]
+    config = compose_config(overrides).data
     overrides += [f"trainer.max_steps={steps}", f"trainer.val_every={steps}", f"seed={seed}", f"hydra.run.dir={folder}", *WAYS[way]]
     began = time.perf_counter()
     subprocess.run([sys.executable, str(ROOT / "train.py"), *overrides, "trainer.headless=true"], check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - began
     summary = json.loads((folder / "summary.json").read_text())
-    (val,) = (work / "data").glob("files-*/val.bin")
     return {
         "way": way,
         "seed": seed,
         "seconds": seconds,
-        "stream": summary["val/bpb"],
-        "alone": alone(load_run(str(folder), torch.device("cpu")), val),
+        "alike": summary["val/bpb"],
+        "alone": alone(load_run(str(folder), torch.device("cpu")), config),
     }
 
 
 @torch.inference_mode()
-def alone(run: LoadedRun, path: Path) -> float:
+def alone(run: LoadedRun, config: DataConfig) -> float:
     """Bits per byte where each held-out function is read without any before it."""
-    file = open_bin(path)
-    packing = _packing(path, run.tokenizer.eos_id)
+    prepared = prepare(config)
+    (windows,) = val_windows(prepared, config.model_copy(update={"packing": True, "isolate": True}))
     nats = 0.0
-    for first in range(0, len(packing), BATCH):
-        rows = [packing.window(file.tokens, w) for w in range(first, min(first + BATCH, len(packing)))]
-        ids, targets, doc_ids = (torch.stack([torch.from_numpy(row[i]) for row in rows]) for i in range(3))
+    for first in range(0, windows.numbers, BATCH):
+        rows = windows.rows(np.arange(first, min(first + BATCH, windows.numbers)))
+        assert rows.doc_ids is not None
+        ids, targets, doc_ids = (torch.from_numpy(array) for array in (rows.ids, rows.targets, rows.doc_ids))
         nats += float(run.model(ids, doc_ids=doc_ids, targets=targets).loss_sum)
-    return nats / math.log(2) / file.meta.text_bytes
+    return nats / math.log(2) / prepared.parts[0].val.text_bytes
 
 
-def _packing(path: Path, eos_id: int) -> Packing:
-    return pack(document_starts(open_bin(path).tokens, eos_id), SEQ_LEN)
-
-
-def facts(path: Path, eos_id: int) -> str:
+def facts(config: DataConfig) -> str:
     """What the corpus is: documents, tokens, and how full its packed windows are."""
-    meta, packing = open_bin(path).meta, _packing(path, eos_id)
+    prepared = prepare(config)
+    train, packed = prepared.parts[0].train, packed_documents(prepared, SEQ_LEN)
     return (
-        f"{meta.documents:,} training functions, {meta.count:,} tokens ({meta.count / meta.documents:.0f} each); "
-        f"packed into {len(packing):,} windows of {SEQ_LEN}, {packing.efficiency:.1%} full."
+        f"{train.documents:,} training functions, {len(train.stream):,} tokens ({len(train.stream) / train.documents:.0f} each); "
+        f"packed into {packed.windows:,} windows of {SEQ_LEN}, {packed.efficiency:.1%} full."
     )
 
 
@@ -102,12 +105,12 @@ def report(results: list[dict], about: str, command: str) -> str:
         "",
         about,
         "",
-        "| windows | bits per byte, one stream | bits per byte, each by itself | seconds a run |",
+        "| windows | bits per byte, in windows of the same kind | bits per byte, each by itself | seconds a run |",
         "|---|---|---|---|",
     ]
     for way in WAYS:
         mine = [result for result in results if result["way"] == way]
-        cells = [" ".join(f"{result[measure]:.4f}" for result in mine) for measure in ("stream", "alone")]
+        cells = [" ".join(f"{result[measure]:.4f}" for result in mine) for measure in ("alike", "alone")]
         lines.append(f"| {way} | {cells[0]} | {cells[1]} | {statistics.median(result['seconds'] for result in mine):.0f} |")
     return "\n".join([*lines, "", "One figure for each seed."]) + "\n"
 
@@ -121,15 +124,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         corpus = work / "functions.jsonl"
-        corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in functions()), encoding="utf-8")
+        corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in functions(work)), encoding="utf-8")
         results = []
         for seed in range(arguments.seeds):
             for way in WAYS:
                 results.append(train(way, seed, corpus, arguments.steps, work))
                 print(results[-1], flush=True)
-        (tokens,) = (work / "data").glob("files-*/train.bin")
-        (run, *_) = work.glob("cut_anywhere-*")
-        about = facts(tokens, load_run(str(run), torch.device("cpu")).tokenizer.eos_id)
+        about = facts(compose_config(["data=files", f"data.path={corpus}", f"data.out={work / 'data'}"]).data)
     arguments.out.mkdir(parents=True, exist_ok=True)
     text = report(results, about, " ".join(["python experiments/packing/run.py", *sys.argv[1:]]))
     (arguments.out / "results.md").write_text(text, encoding="utf-8")
