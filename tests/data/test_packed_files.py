@@ -72,7 +72,7 @@ def test_with_a_mask_only_learned_targets_count(tmp_path, folder):
     wanted = [token for ids, mask in zip(documents, masks, strict=True) for token, flag in zip(ids, mask, strict=True) if flag]
     assert sorted(targets[targets != IGNORE].tolist()) == sorted(wanted)
     for chosen in ([0], [3, 3, len(packed) - 1], range(len(packed))):
-        assert windows.targets(np.array(chosen)) == (targets[list(chosen)] != IGNORE).sum()
+        assert windows.targets(np.array(chosen)).tolist() == (targets[list(chosen)] != IGNORE).sum(axis=1).tolist()
 
 
 def test_files_without_an_index_are_searched_for_documents(tmp_path, folder):

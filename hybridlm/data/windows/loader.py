@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from hybridlm.data.windows.workers import Ahead
 Batch = dict[str, torch.Tensor]
 
 _CHOSEN = 8192  # positions whose windows are chosen at once: one by one they would cost more than reading them
+_COUNTED = 1024  # positions whose targets are counted at once
 
 
 @dataclass(eq=False)  # == on arrays has no one answer
@@ -33,13 +35,16 @@ class _MicroBatches:
     micro_batch: int
     accumulate: int
     rank: int
-    # Beside each result the place that it belongs to.
-    _chosen: tuple[int, np.ndarray] = field(default=(-1, np.zeros(0, np.int64)))
-    _targets: tuple[int, int] = field(default=(-1, 0))
+    # Beside each result what it belongs to: the block of steps, and within that the group of steps.
+    _chosen: tuple[int, np.ndarray] = field(default=(-1, np.zeros(0, np.int64)))  # (steps, global_batch)
+    _targets: tuple[int, int, np.ndarray] = field(default=(-1, -1, np.zeros(0, np.int64)))
 
     def __call__(self, index: int) -> Batch:
         step, micro = divmod(index, self.accumulate)
-        everyones = self._of_step(step)
+        block, inside = divmod(step, self._steps)
+        if self._chosen[0] != block:
+            positions = np.arange(block * self._steps * self.global_batch, (block + 1) * self._steps * self.global_batch, dtype=np.int64)
+            self._chosen = (block, self.source.choose(positions).reshape(self._steps, self.global_batch))
         mine = step_positions(
             0,
             global_batch=self.global_batch,
@@ -48,20 +53,24 @@ class _MicroBatches:
             rank=self.rank,
             micro=micro,
         )
-        if self._targets[0] != step:
-            # Where a whole global batch has no target its loss, a sum of nothing, is to be 0 and not 0 / 0.
-            self._targets = (step, max(1, self.source.targets(everyones)))
-        return _tensors(self.source.rows(everyones[mine])) | {"n_targets": torch.tensor(self._targets[1])}
+        batch = _tensors(self.source.rows(self._chosen[1][inside][mine]))
+        # Where a whole global batch has no target its loss, a sum of nothing, is to be 0 and not 0 / 0.
+        return batch | {"n_targets": torch.tensor(max(1, self._targets_of(inside)))}
 
-    def _of_step(self, step: int) -> np.ndarray:
-        """Numbers of the windows of a step, those of all ranks."""
-        # Not more than a pass: a source of a few windows has as many passes in so many positions, each with keys of its own.
-        steps = max(1, min(_CHOSEN, self.source.windows) // self.global_batch)
-        block, inside = divmod(step, steps)
-        if self._chosen[0] != block:
-            positions = np.arange(block * steps * self.global_batch, (block + 1) * steps * self.global_batch, dtype=np.int64)
-            self._chosen = (block, self.source.choose(positions))
-        return self._chosen[1][inside * self.global_batch : (inside + 1) * self.global_batch]
+    @cached_property
+    def _steps(self) -> int:
+        """Steps of a block. Not more than a pass: a source of a few windows has as many passes in so many positions, each with its keys."""
+        return max(1, min(_CHOSEN, self.source.windows) // self.global_batch)
+
+    def _targets_of(self, inside: int) -> int:
+        """Targets of the whole global batch of a step of the block, counted for some steps at once."""
+        block, windows = self._chosen
+        steps = max(1, _COUNTED // self.global_batch)
+        group = inside // steps
+        if self._targets[:2] != (block, group):
+            counted = windows[group * steps : (group + 1) * steps]
+            self._targets = (block, group, self.source.targets(counted.reshape(-1)).reshape(counted.shape).sum(axis=1))
+        return int(self._targets[2][inside - group * steps])
 
 
 class TrainLoader:

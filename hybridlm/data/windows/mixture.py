@@ -70,7 +70,7 @@ class Mixture:
     def rows(self, chosen: np.ndarray) -> Rows:
         return self._chain.rows(chosen)
 
-    def targets(self, chosen: np.ndarray) -> int:
+    def targets(self, chosen: np.ndarray) -> np.ndarray:
         return self._chain.targets(chosen)
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:

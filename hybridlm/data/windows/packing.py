@@ -79,10 +79,6 @@ class Packing:
             if doc_ids is not None:
                 doc_ids[columns:] = -1
 
-    def targets_of(self, windows: np.ndarray) -> int:
-        """Number of learned pairs in ``windows`` (integers below W, any shape) together, one that comes twice counting twice."""
-        return int(self.targets[windows].sum(dtype=np.int64))
-
     def counting(self, learned: np.ndarray) -> Packing:
         """The same windows, of which only the targets in ``learned`` (N,) bool count."""
         in_order = np.argsort(self.pieces[:, 0])  # the pieces leave no gap in the stream, so each ends where the next begins

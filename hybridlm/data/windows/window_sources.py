@@ -38,8 +38,8 @@ class Windows(Protocol):
     def rows(self, chosen: np.ndarray) -> Rows:
         """The windows with the numbers ``chosen`` (B,) int64."""
 
-    def targets(self, chosen: np.ndarray) -> int:
-        """The targets that count in these windows together."""
+    def targets(self, chosen: np.ndarray) -> np.ndarray:
+        """The number of targets that count in each of these windows, (B,) int64."""
 
 
 class Source(Windows, Protocol):
@@ -72,10 +72,10 @@ class CutWindows:
             targets[~self._stream.learned_windows(chosen + 1, self.seq_len)] = IGNORE
         return Rows(np.ascontiguousarray(tokens[:, :-1]), targets)
 
-    def targets(self, chosen: np.ndarray) -> int:
+    def targets(self, chosen: np.ndarray) -> np.ndarray:
         if not self._stream.masked:
-            return chosen.size * self.seq_len
-        return int(self._stream.learned_windows(chosen + 1, self.seq_len).sum())
+            return np.full(len(chosen), self.seq_len, dtype=np.int64)
+        return self._stream.learned_windows(chosen + 1, self.seq_len).sum(axis=1, dtype=np.int64)
 
 
 class SideBySide:
@@ -95,9 +95,9 @@ class SideBySide:
             targets[row, :length] = np.where(self._stream.read_learned(first + 1, length), tokens[1:], IGNORE)
         return Rows(ids, targets)
 
-    def targets(self, chosen: np.ndarray) -> int:
+    def targets(self, chosen: np.ndarray) -> np.ndarray:
         places = [self._place(number) for number in chosen.tolist()]
-        return sum(int(self._stream.read_learned(first + 1, length).sum()) for first, length in places)
+        return np.array([self._stream.read_learned(first + 1, length).sum() for first, length in places], dtype=np.int64)
 
     def _place(self, number: int) -> tuple[int, int]:
         first = number * self.seq_len
@@ -128,9 +128,13 @@ class PackedWindows:
             )
         return Rows(ids, targets, doc_ids)
 
-    def targets(self, chosen: np.ndarray) -> int:
+    def targets(self, chosen: np.ndarray) -> np.ndarray:
         pieces, places = _located(chosen, self._packed.firsts)
-        return sum(self._packed.piece(piece).targets_of(places[pieces == piece]) for piece in set(pieces.tolist()))
+        counts = np.empty(len(chosen), dtype=np.int64)
+        for piece in np.unique(pieces).tolist():
+            mine = pieces == piece
+            counts[mine] = self._packed.piece(piece).targets[places[mine]]
+        return counts
 
 
 class Chain:
@@ -156,9 +160,12 @@ class Chain:
                 doc_ids[mine] = rows.doc_ids
         return Rows(ids, targets, doc_ids)
 
-    def targets(self, chosen: np.ndarray) -> int:
+    def targets(self, chosen: np.ndarray) -> np.ndarray:
         which, inside = _located(chosen, self.firsts)
-        return sum(part.targets(inside[which == k]) for k, part in enumerate(self._parts) if (which == k).any())
+        counts = np.empty(len(chosen), dtype=np.int64)
+        for k, part in enumerate(self._parts):
+            counts[which == k] = part.targets(inside[which == k])
+        return counts
 
 
 def _located(chosen: np.ndarray, firsts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
