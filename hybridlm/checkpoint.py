@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
+from hybridlm.checksum import damage, has_line
 from hybridlm.config.load import validate_model
 from hybridlm.config.section import ConfigError
 from hybridlm.data.tokenizer import Tokenizer
+from hybridlm.durable import replaced
 from hybridlm.hardware import CPU
 from hybridlm.model.build import build_model
 from hybridlm.run_folder import RunFolder, find_run
@@ -20,8 +27,9 @@ if TYPE_CHECKING:
     from hybridlm.config.model import ModelConfig
     from hybridlm.model.lm import HybridLM
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: a checksum at the end of the file
 KEY = "hybridlm"  # of our part among Lightning's
+EMA_KEY = "hybridlm_ema"  # {name of a parameter: its running average in fp32}, where the run keeps one
 PREFIX = "model."  # of the model's tensors in Lightning's state dict
 
 
@@ -37,7 +45,13 @@ def facts(config: ModelConfig, vocab_size: int, tokenizer_fingerprint: str, accu
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint's content, tensors memory-mapped. ConfigError: unreadable, not ours, carries code, or from another format version."""
+    """The checkpoint's content, tensors memory-mapped.
+
+    ConfigError: damaged, unreadable, not ours, carries code, or from another format version.
+    """
+    problem = damage(path)
+    if problem is not None and _has_checksum(path):  # ours, once: what its bytes say now means nothing
+        raise ConfigError(f"{path}: {problem}")
     try:
         content = torch.load(path, map_location=CPU, weights_only=True, mmap=True)
     except pickle.UnpicklingError:
@@ -49,7 +63,59 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: a checkpoint, but not one of hybridlm's (it has no '{KEY}' entry)")
     if ours.get("format_version") != FORMAT_VERSION:
         raise ConfigError(f"{path}: format version {ours.get('format_version')}, this program reads {FORMAT_VERSION}")
+    if problem is not None:
+        raise ConfigError(f"{path}: {problem}")
     return content
+
+
+def _has_checksum(path: Path) -> bool:
+    try:
+        return has_line(path)
+    except OSError:
+        return False
+
+
+def export_weights(checkpoint: Path, target: Path) -> None:
+    """Writes the weights of a checkpoint, as they were trained and without the optimizer, to the safetensors file ``target``.
+
+    Its metadata holds what rebuilds the model: our part of the checkpoint and the step, as JSON, and a checksum over that and every tensor.
+    Weights that are tied are there once. ConfigError: the checkpoint cannot be read; OSError: the file cannot be written.
+    """
+    content = read_checkpoint(checkpoint)
+    weights = {key.removeprefix(PREFIX): tensor.contiguous() for key, tensor in content["state_dict"].items() if key.startswith(PREFIX)}
+    ours = json.dumps({**content[KEY], "step": int(content["global_step"])})
+    try:
+        with replaced(target) as partial:
+            save_file(weights, partial, {KEY: ours, "sha256": _digest(ours, weights)})
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """A file of ``export_weights`` in the form of a checkpoint: ``state_dict``, ``global_step`` and our part. ConfigError: damaged, or none
+    of ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path}: cannot be read as safetensors ({str(error).splitlines()[0][:120]})") from None
+    if KEY not in metadata:
+        raise ConfigError(f"{path}: weights, but not of hybridlm (its metadata has no '{KEY}')")
+    if metadata.get("sha256") != _digest(metadata[KEY], weights):
+        raise ConfigError(f"{path}: its bytes do not match their checksum")
+    ours = json.loads(metadata[KEY])
+    if ours["format_version"] != FORMAT_VERSION:
+        raise ConfigError(f"{path}: format version {ours['format_version']}, this program reads {FORMAT_VERSION}")
+    return {"state_dict": {PREFIX + name: tensor for name, tensor in weights.items()}, "global_step": ours.pop("step"), KEY: ours}
+
+
+def _digest(text: str, weights: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -63,19 +129,24 @@ class LoadedRun:
     step: int
 
 
-def load_run(name: str, device: torch.device) -> LoadedRun:
-    """Loads ``last`` (the newest run), a run folder (its newest checkpoint) or a checkpoint file, in evaluation mode.
+def load_run(name: str, device: torch.device, *, ema: bool = False) -> LoadedRun:
+    """Loads ``last`` (the newest run), a run folder (its newest checkpoint), or a checkpoint or safetensors file in one, to evaluate.
 
-    ConfigError: nothing there, unreadable, or the tokenizer beside it is another one.
+    ema: the running average of the weights in place of the last ones.
+    ConfigError: nothing there, unreadable, no average in it, or the tokenizer beside it is another one.
     """
     folder, path = find_run(name)
-    content = read_checkpoint(path)
+    content = read_weights(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     ours = content[KEY]
     tokenizer = Tokenizer.load(folder.tokenizer)
     if tokenizer.fingerprint != ours["tokenizer"]:
         raise ConfigError(f"{folder.tokenizer}: not the tokenizer that {path} was trained with")
     model = build_model(validate_model(ours["model"]), ours["vocab_size"])
     weights = {key.removeprefix(PREFIX): tensor for key, tensor in content["state_dict"].items() if key.startswith(PREFIX)}
+    if ema and EMA_KEY not in content:
+        raise ConfigError(f"{path}: holds no running average of the weights; train with callbacks=ema")
+    if ema:
+        weights |= content[EMA_KEY]
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:

@@ -35,13 +35,14 @@ def generate(
     top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="sample from the likeliest up to this probability")] = 0.95,
     top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="sample from the k likeliest tokens")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="of the sampling")] = 0,
+    ema: Annotated[bool, typer.Option("--ema", help="with the running average of the weights (callbacks=ema)")] = False,
 ) -> None:
     """Continue a text with a trained model."""
     with reported():
         text = _prompt(prompt, file)
         from hybridlm.generate.command import run_generate
 
-        run_generate(run, prompt=text, tokens=tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+        run_generate(run, prompt=text, tokens=tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, ema=ema)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

@@ -23,11 +23,12 @@ from hybridlm.config.constraints import overridden_sections, unused_section_warn
 from hybridlm.config.load import load_config
 from hybridlm.config.resolve import layer_note
 from hybridlm.config.run import RunConfig
-from hybridlm.config.section import ConfigError
+from hybridlm.config.section import ConfigError, RunFailed
 from hybridlm.config_files import ROOT_VARIABLE, groups, no_such_option, root
+from hybridlm.launcher import folder_overrides, is_first_rank, launch
 from hybridlm.resume import plan_resume, quoted, refuse_other_model
 from hybridlm.run_folder import RunFolder
-from hybridlm.user_error import reported
+from hybridlm.user_error import reported, told
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -71,12 +72,16 @@ def _main(line: CommandLine, verb: tuple[str, ...]) -> None:
     if line.has("--help", "-h"):
         print(_help(line))
         return
+    launched = launch()
     if not line.multirun:
         line = _checked(line)
+        line = CommandLine(line.flags, (*line.overrides, *folder_overrides(launched, line.overrides)))
     elif line.has("--cfg", "-c"):
         raise ConfigError("--cfg shows one configuration; leave -m away")
     elif value_of(line.overrides, "ckpt") not in (None, "null"):
         raise ConfigError("ckpt: a sweep cannot resume; resume one of its runs with ckpt=PATH and without -m")
+    elif launched is not None:
+        raise ConfigError(f"-m: each process of {launched.name} would run the whole sweep; trainer.devices=n starts n in each job")
     else:
         _warn_of_sweep(line)
     _run_hydra(line, verb)
@@ -94,14 +99,9 @@ def _checked(line: CommandLine) -> CommandLine:
     if resume is not None:
         refuse_other_model(resume.folder, config)
         return CommandLine(line.flags, resume.overrides)
-    if not line.has("--cfg", "-c") and run_dir is not None and _is_first_rank() and RunFolder(run_dir).is_run():
+    if not line.has("--cfg", "-c") and run_dir is not None and is_first_rank() and RunFolder(run_dir).is_run():
         raise RunFolder(run_dir).taken()
     return line
-
-
-def _is_first_rank() -> bool:
-    """False in the processes that a launcher starts beside the first one; they share its folder."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"))
 
 
 def _config_dir(line: CommandLine) -> str | None:
@@ -197,7 +197,7 @@ def _run_hydra(line: CommandLine, verb: tuple[str, ...]) -> None:
     """Hand over to Hydra, with its errors as exceptions and its own command line in place of ours."""
     import hydra
 
-    refused: list[ConfigError] = []
+    refused: list[ConfigError | RunFailed] = []
     crashed: list[Exception] = []
     entry = hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name="config")(_task(verb, refused, crashed))
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
@@ -220,8 +220,8 @@ def _run_hydra(line: CommandLine, verb: tuple[str, ...]) -> None:
         raise refused[0]
 
 
-def _task(verb: tuple[str, ...], refused: list[ConfigError], crashed: list[Exception]) -> Callable[[DictConfig], object]:
-    """One job of Hydra. A single run leaves its ConfigError in ``refused``: raised, Hydra would print a line of its own first."""
+def _task(verb: tuple[str, ...], refused: list[ConfigError | RunFailed], crashed: list[Exception]) -> Callable[[DictConfig], object]:
+    """One job of Hydra. A single run leaves the user's errors in ``refused``: raised, Hydra would print a line of its own first."""
 
     def train(config: DictConfig) -> object:
         from hydra.core.hydra_config import HydraConfig
@@ -230,9 +230,9 @@ def _task(verb: tuple[str, ...], refused: list[ConfigError], crashed: list[Excep
         sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             return _job(config, verb, sweep)
-        except ConfigError as error:
+        except (ConfigError, RunFailed) as error:
             if sweep:
-                log.error("\n".join(f"config error: {problem}" for problem in error.problems))
+                log.error(told(error))
                 raise
             refused.append(error)
             return None
@@ -251,7 +251,7 @@ def _job(tree: DictConfig, verb: tuple[str, ...], sweep: bool) -> object:
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     resume = Path(config.ckpt) if config.ckpt else None
     config = config.model_copy(update={"ckpt": None})  # of this start only
-    if _is_first_rank():
+    if is_first_rank():
         if resume is not None:
             folder.record_overrides([line for line in overrides if key_of(line) != "ckpt"])
         for warning in [] if sweep else unused_section_warnings(config, overrides):

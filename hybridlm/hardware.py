@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hybridlm.config.section import ConfigError
+from hybridlm.launcher import Launch, launch
 
 if TYPE_CHECKING:
     import torch
@@ -21,12 +23,14 @@ class Machine:
 
     device: str  # cpu or cuda
     device_name: str
-    devices: int
+    devices: int  # processes, over all nodes
+    nodes: int
     precision: str
     max_steps: int
     global_batch: int
     batch_size: int
     accumulate: int
+    peak_flops: float | None  # of all devices together, per second; None: unknown
 
 
 def resolve_machine(config: RunConfig) -> Machine:
@@ -42,9 +46,8 @@ def resolve_machine(config: RunConfig) -> Machine:
         )
     device = CUDA if found and hardware.accelerator != CPU else CPU
     available = torch.cuda.device_count() if device == CUDA else None
-    devices = (available or 1) if trainer.devices == "auto" else trainer.devices
-    if available is not None and devices > available:
-        raise ConfigError(f"trainer.devices = {devices}: this machine has {available}")
+    per_node, nodes = _processes(trainer.devices, available, launch())
+    devices = per_node * nodes
     if device == CUDA:
         _limit_memory(hardware.memory_gb)
     budget = hardware.cuda if device == CUDA else hardware.cpu
@@ -54,12 +57,26 @@ def resolve_machine(config: RunConfig) -> Machine:
         device=device,
         device_name=torch.cuda.get_device_name() if device == CUDA else f"CPU, {trainer.threads or torch.get_num_threads()} threads",
         devices=devices,
+        nodes=nodes,
         precision=_precision(config, device),
         max_steps=budget.max_steps if trainer.max_steps == "auto" else trainer.max_steps,
         global_batch=global_batch,
         batch_size=batch_size,
         accumulate=accumulate,
+        peak_flops=None if hardware.peak_tflops is None else hardware.peak_tflops * 1e12 * devices,
     )
+
+
+def _processes(asked: int | str, available: int | None, launched: Launch | None) -> tuple[int, int]:
+    """(processes per node, nodes). available: devices of this node, None on a CPU, where any number of processes may run."""
+    if launched is not None:
+        if isinstance(asked, int) and asked != launched.per_node:
+            raise ConfigError(f"trainer.devices = {asked}: {launched.name} started {launched.per_node} processes per node; leave it auto")
+        asked = launched.per_node
+    per_node = asked if isinstance(asked, int) else available or 1
+    if available is not None and per_node > available:
+        raise ConfigError(f"trainer.devices = {per_node}: this machine has {available}")
+    return per_node, 1 if launched is None else launched.nodes
 
 
 def _split_batch(global_batch: int, devices: int, batch_size: int | str, accumulate: int | str) -> tuple[int, int]:
@@ -87,11 +104,11 @@ def _precision(config: RunConfig, device: str) -> str:
             return "32-true"  # bfloat16 is not faster on most CPUs
         return "bf16-mixed" if config.hardware.bf16 and torch.cuda.is_bf16_supported() else "16-mixed"
     if wanted == "16-mixed" and device == CPU:
-        raise ConfigError("trainer.precision = '16-mixed': a CPU has no loss-scaled float16 training; legal here: 32-true, bf16-mixed")
-    if wanted == "bf16-mixed" and device == CUDA and not config.hardware.bf16:
         raise ConfigError(
-            f"trainer.precision = 'bf16-mixed': hardware {config.hardware.name} has no bfloat16; legal here: 32-true, 16-mixed"
+            "trainer.precision = '16-mixed': a CPU has no loss-scaled float16 training; legal here: 32-true, bf16-mixed, bf16-true"
         )
+    if wanted in ("bf16-mixed", "bf16-true") and device == CUDA and not config.hardware.bf16:
+        raise ConfigError(f"trainer.precision = {wanted!r}: hardware {config.hardware.name} has no bfloat16; legal here: 32-true, 16-mixed")
     return wanted
 
 
@@ -109,3 +126,17 @@ def inference_device() -> torch.device:
     import torch
 
     return torch.device(CUDA if torch.cuda.is_available() else CPU)
+
+
+def peak_memory_gb(device: torch.device) -> float | None:
+    """The most memory this process has held so far, GiB: torch's on a GPU, else all of it; None where the system does not say."""
+    import torch
+
+    if device.type == CUDA:
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB elsewhere

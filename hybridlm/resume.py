@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hybridlm.checksum import damage
 from hybridlm.command_line import key_of, merged, value_of
 from hybridlm.config.load import from_yaml
 from hybridlm.config.problems import show
@@ -27,7 +28,8 @@ def plan_resume(overrides: Sequence[str]) -> Resume | None:
     """The run that ``ckpt=`` among the (repaired) overrides names, or None where a run starts anew.
 
     Raises:
-        ConfigError: there is nothing to resume. ``ckpt=auto`` starts anew instead.
+        ConfigError: there is nothing to resume (``ckpt=auto`` starts anew instead), or what there is, is damaged. ``last`` and ``auto``
+            pass over a damaged newest checkpoint; one that is named is refused.
     """
     ckpt = value_of(overrides, "ckpt")
     if ckpt is None or ckpt.lower() in ("null", ""):
@@ -43,6 +45,8 @@ def plan_resume(overrides: Sequence[str]) -> Resume | None:
             checkpoint = run_of(folder.path).newest_checkpoint()
     else:
         folder, checkpoint = find_run(ckpt)
+        if problem := damage(checkpoint):
+            raise ConfigError(f"ckpt = {ckpt}: {problem}; ckpt=last takes the newest checkpoint that is whole")
         if named and Path(named).absolute().resolve() != folder.path.resolve():
             raise ConfigError(f"ckpt={ckpt} lies in {folder.path}, but hydra.run.dir={named}; a run is resumed in its own folder")
     kept = [line for line in overrides if key_of(line) not in ("ckpt", "hydra.run.dir")]

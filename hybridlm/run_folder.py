@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -9,10 +10,14 @@ from pathlib import Path
 
 import yaml
 
+from hybridlm.checksum import damage
 from hybridlm.command_line import key_of
 from hybridlm.config.section import ConfigError
+from hybridlm.durable import remove_partials, replaced
 
-_STEP = re.compile(r"step-(\d+)\.ckpt")
+log = logging.getLogger(__name__)
+_NAME = re.compile(r"(step|best)-(\d+)\.ckpt")
+_SUPERSEDED = ".superseded"  # behind the name of a checkpoint that a resumed run went back behind
 _RUN_ROOTS = ("outputs", "multirun")
 _NOT_RUNS = {".hydra", "wandb", "checkpoints"}  # folders inside a run that may hold a config.yaml of their own
 
@@ -56,6 +61,27 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def weights(self) -> Path:
+        """The weights of the end of the run, alone."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def best_weights(self) -> Path:
+        return self.path / "best.safetensors"
+
+    def samples_at(self, step: int) -> Path:
+        """Text sampled during training, after ``step``."""
+        return self.path / "samples" / f"step-{step:08d}.txt"
+
+    @property
+    def wandb_id(self) -> Path:
+        return self.path / "wandb_id.txt"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
     def recorded_overrides(self) -> Path:
         return self.path / ".hydra" / "overrides.yaml"
 
@@ -78,23 +104,60 @@ class RunFolder:
 
     def rewrite_config(self, config_text: str) -> None:
         """Replace config.yaml of a run that is resumed with new settings; a crash leaves the old file or the new one."""
-        new = self.config.with_suffix(".yaml.tmp")
-        new.write_text(config_text, encoding="utf-8")
-        os.replace(new, self.config)
+        with replaced(self.config) as new:
+            new.write_text(config_text, encoding="utf-8")
 
     def step_checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:08d}.ckpt"
 
+    def best_checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"best-{step:08d}.ckpt"
+
     def step_checkpoints(self) -> list[Path]:
         """The checkpoints of this run, newest (the highest step) first."""
-        found = [(int(match[1]), path) for path in self.checkpoints.glob("step-*.ckpt") if (match := _STEP.fullmatch(path.name))]
-        return [path for _, path in sorted(found, reverse=True)]
+        return self._named("step")
+
+    def best_checkpoints(self) -> list[Path]:
+        """Those of the best validations, the highest step first."""
+        return self._named("best")
 
     def newest_checkpoint(self) -> Path:
-        """Raises ConfigError where there is none yet."""
-        if not (found := self.step_checkpoints()):
+        """The newest one whose bytes are as they were written; each damaged one that is passed over is reported in a line of the log.
+
+        Raises ConfigError where there is none yet, or none that can be trusted.
+        """
+        found = self.step_checkpoints()
+        if not found:
             raise ConfigError(f"{self.path} has no checkpoint yet: expected {self.checkpoints / 'step-*.ckpt'}")
-        return found[0]
+        problems: dict[Path, str] = {}
+        for path in found:
+            problem = damage(path)
+            if problem is None:
+                for damaged, what in problems.items():
+                    log.warning(f"{damaged}: {what}; using {path.name} instead")
+                return path
+            problems[path] = problem
+        raise ConfigError(
+            f"{self.checkpoints}: no checkpoint can be trusted ({'; '.join(f'{path.name}: {what}' for path, what in problems.items())})"
+        )
+
+    def rewind(self, step: int) -> None:
+        """Before a run goes on from ``step``: files that a killed process left half-written go, and later checkpoints, of a course that
+        is given up, are renamed, so that nothing takes them for this run's newest; ``drop_superseded`` deletes them."""
+        remove_partials(self.checkpoints)
+        remove_partials(self.path)
+        for path in (*self.step_checkpoints(), *self.best_checkpoints()):
+            if step_of(path) > step:
+                os.replace(path, path.with_name(path.name + _SUPERSEDED))
+
+    def drop_superseded(self) -> None:
+        """Deletes what ``rewind`` renamed, once the run has a newer checkpoint."""
+        for path in self.checkpoints.glob(f"*{_SUPERSEDED}"):
+            path.unlink(missing_ok=True)
+
+    def _named(self, kind: str) -> list[Path]:
+        found = [path for path in self.checkpoints.glob(f"{kind}-*.ckpt") if _NAME.fullmatch(path.name)]
+        return sorted(found, key=step_of, reverse=True)
 
     def overrides(self) -> list[str]:
         """The overrides the run was started with, as Hydra recorded them; ``ckpt`` and ``hydra.*`` are of one start only."""
@@ -111,6 +174,13 @@ class RunFolder:
         """Keep these overrides for the next resume, in the file that Hydra writes at the start."""
         if self.recorded_overrides.parent.is_dir():
             self.recorded_overrides.write_text(yaml.safe_dump(overrides, allow_unicode=True), encoding="utf-8")
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint of a run folder."""
+    match = _NAME.fullmatch(checkpoint.name)
+    assert match is not None
+    return int(match[2])
 
 
 def newest_run(root: Path) -> RunFolder | None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hybridlm.config.section import ConfigError
+from hybridlm.config.section import ConfigError, RunFailed
 
 EXIT_CODE = 2
 TRACEBACK_VARIABLE = "HYBRIDLM_TRACEBACK"
@@ -15,17 +15,22 @@ TRACEBACK_VARIABLE = "HYBRIDLM_TRACEBACK"
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """End the process with code 2 and one line per problem where the block raises ConfigError. Everything else passes.
+    """End the process with code 2 and one line per problem where the block raises ConfigError, with code 1 and a line where it raises
+    RunFailed. Everything else passes.
 
     With HYBRIDLM_TRACEBACK=1 the traceback stands before the lines.
     """
     try:
         yield
-    except ConfigError as error:
+    except (ConfigError, RunFailed) as error:
         if os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
             import traceback
 
             traceback.print_exception(error)
-        for problem in error.problems:
-            print(f"config error: {problem}", file=sys.stderr)
-        sys.exit(EXIT_CODE)
+        print(told(error), file=sys.stderr)
+        sys.exit(1 if isinstance(error, RunFailed) else EXIT_CODE)
+
+
+def told(error: ConfigError | RunFailed) -> str:
+    """What the user reads of it: a line per problem."""
+    return f"error: {error}" if isinstance(error, RunFailed) else "\n".join(f"config error: {problem}" for problem in error.problems)

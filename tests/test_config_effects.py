@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import types
@@ -23,12 +24,18 @@ from hybridlm.hardware import resolve_machine
 from hybridlm.model.build import build_model, fresh_model
 from hybridlm.run_folder import RunFolder
 from hybridlm.train import run as run_module
+from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
+from hybridlm.train.checkpoints import Checkpoints
+from hybridlm.train.clock import Clock
 from hybridlm.train.console import Console
+from hybridlm.train.guards import GuardCallback, RunDiverged
 from hybridlm.train.launch import strategy
-from hybridlm.train.optim import HybridOptimizer, param_groups
+from hybridlm.train.loggers import Loggers
+from hybridlm.train.optim import HybridOptimizer, model_groups, param_groups
 from hybridlm.train.router import moe_layers, move_bias
-from hybridlm.train.samples import write_samples
+from hybridlm.train.samples import sampled
 from hybridlm.train.schedule import lr_factor
+from hybridlm.train.stopping import Stopping
 from hybridlm.train.trainer import make_trainer
 
 # field: (new value, what else has to be set for the field to matter)
@@ -204,8 +211,11 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "optim.muon.lr": (0.5, ["optim.name=muon"]),
     "optim.muon.momentum": (0.1, ["optim.name=muon"]),
     "optim.muon.ns_steps": (1, ["optim.name=muon"]),
+    "optim.sgd.momentum": (0.1, ["optim.name=sgd"]),
+    "optim.sgd.nesterov": ("true", ["optim.name=sgd"]),
     "optim.schedule": ("constant", []),
     "optim.warmup": (7, []),
+    "optim.decay": (5, ["optim.schedule=wsd"]),
     "optim.final_lr": (0.5, []),
     "trainer.max_steps": (13, []),
     "trainer.log_every": (3, []),
@@ -213,23 +223,49 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "trainer.val_batches": (1, []),
     "trainer.ckpt_every": (6, []),
     "trainer.keep_last": (3, []),
+    "trainer.keep_best": (2, []),
+    "trainer.time_limit": ("'1:30:00'", []),
+    "trainer.requeue": ("true", []),
     "trainer.accumulate": (2, []),
     "trainer.checkpoint_blocks": (1, []),
     "trainer.precision": ("bf16-mixed", []),
+    "trainer.guard.rollback_after": (2, []),
+    "trainer.guard.lr_factor": (0.25, []),
+    "trainer.guard.max_rollbacks": (1, []),
+    "trainer.guard.spike_sigma": (3.0, ["trainer.guard.spike_window=2"]),
+    "trainer.guard.spike_window": (3, ["trainer.guard.spike_sigma=3.0", "trainer.guard.spike_window=2"]),
     "trainer.devices": (2, []),
     "trainer.strategy": ("fsdp2", ["trainer.devices=2", "optim.name=adamw"]),
     "trainer.headless": ("true", []),
     "trainer.threads": (2, []),
     "logger.name": ("wandb", []),
     "logger.project": ("another", ["logger.name=wandb"]),
-    "logger.offline": ("false", ["logger.name=wandb"]),
+    **{
+        f"logger.{name}": (value, ["logger.name=wandb"])
+        for name, value in {
+            "entity": "team",
+            "group": "g",
+            "job_type": "j",
+            "tags": "[t]",
+            "run_name": "r",
+            "offline": "false",
+            "timeout": 7.0,
+            "gradients": "true",
+            "expert_load": "true",
+        }.items()
+    },
     "callbacks.samples.prompts": ("[another]", []),
     "callbacks.samples.tokens": (5, []),
     "callbacks.samples.temperature": (0.0, []),
     "callbacks.samples.top_p": (0.05, []),
+    "callbacks.samples.every": (2, []),
+    "callbacks.ema.decay": (0.9, []),
+    "callbacks.early_stop.patience": (3, []),
+    "callbacks.early_stop.min_delta": (0.5, ["callbacks.early_stop.patience=3"]),
     "hardware.name": ("another", ["hardware.accelerator=cuda"]),
     "hardware.accelerator": ("cuda", []),
     "hardware.memory_gb": (2.0, ["hardware.accelerator=auto"]),
+    "hardware.peak_tflops": (1.5, ["hardware.accelerator=auto"]),
     "hardware.bf16": ("false", ["hardware.accelerator=auto"]),
     "hardware.cpu.global_batch": (32, ["data.global_batch=auto"]),
     "hardware.cpu.max_steps": (77, ["trainer.max_steps=auto"]),
@@ -313,9 +349,13 @@ def data_effects(config: RunConfig) -> dict[str, Any]:
 def loop_effects(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
     machine = resolve_machine(config)
     folder = RunFolder(tmp_path)
-    trainer = make_trainer(config, machine, folder, [], [])
+    saver = Checkpoints(folder, config.trainer, Stopping(config.trainer, 0.0, print), print)
+    trainer = make_trainer(config, machine, folder, [], [saver])
     torch.set_num_threads(config.trainer.threads or 1)
-    loggers = run_module._loggers(config, folder, Console(config.trainer.headless, machine.max_steps), None)
+    loggers = Loggers(config, folder, Console(config.trainer.headless, machine.max_steps), resumed_at=None, sweep=None)
+    prepared = prepare(config.data)
+    module = run_module._module(config, machine, prepared)
+    _, metrics = metering_callbacks(config, machine, module.model, prepared.tokenizer, loggers.all[1], Clock())  # type: ignore[arg-type]
     torch.set_num_threads(1)
     return {
         "machine": machine,
@@ -326,28 +366,57 @@ def loop_effects(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
             trainer.precision,
             type(trainer.strategy).__name__,
         ),
-        "checkpoint_blocks": run_module._module(config, machine, prepare(config.data)).model.checkpoint_blocks,
-        "checkpoints": [(callback._every_n_train_steps, callback.save_top_k) for callback in trainer.checkpoint_callbacks],
+        "checkpoint_blocks": module.model.checkpoint_blocks,
+        "checkpoints": (saver.every, saver.keep_last, saver.keep_best),
+        "stopping": (saver.stopping._limit, saver.stopping._requeue),
         "strategy": str(type(strategy(config.trainer.strategy, machine))),
-        "loggers": [
-            (type(logger).__name__, getattr(logger, "_wandb_init", {}).get("project"), getattr(logger, "_offline", None))
-            for logger in loggers
-        ],
-        "json": loggers[1]._json,
-        "log_every": config_metrics(config)._log_every,
+        "loggers": [type(logger).__name__ for logger in loggers.all],
+        "remote": loggers.remote
+        and (loggers.remote._backend.arguments | {"config": None}, loggers.remote._backend._timeout, loggers.remote._expert_load),
+        "json": loggers.all[1]._json,
+        "log_every": metrics._log_every,
+        "guard": guard_effects(config, folder),
+        **callback_effects(config, folder, loggers),
     }
 
 
-def config_metrics(config: RunConfig) -> run_module.MetricsCallback:
-    return run_module.MetricsCallback(config.trainer.log_every, tokens_per_step=1)
+def guard_effects(config: RunConfig, folder: RunFolder) -> list[str]:
+    """What the guard says of four good steps, a high loss and twelve bad ones, called as Lightning would."""
+    said: list[str] = []
+    model = fresh_model(config.model, 257, seed=0, device="cpu")
+    optimizer = HybridOptimizer(model_groups(model, config.optim), config.optim)
+    strategy = types.SimpleNamespace(broadcast=lambda value: value, reduce=lambda value, reduce_op: value)
+    precision = types.SimpleNamespace(train_step_context=contextlib.nullcontext)
+    trainer: Any = types.SimpleNamespace(
+        global_step=0, is_global_zero=True, optimizers=[optimizer], strategy=strategy, precision_plugin=precision
+    )
+    module: Any = types.SimpleNamespace(model=model)
+    guard = GuardCallback(config.trainer.guard, folder, ckpt_every=1, say=said.append)
+    guard.on_train_start(trainer, module)
+    batch = {"ids": torch.zeros(1, 2, dtype=torch.int64), "targets": torch.zeros(1, 2, dtype=torch.int64)}
+    try:
+        for loss in [2.0, 1.0, 2.0, 1.0, 9.0, *[float("nan")] * 12]:
+            guard.on_train_batch_start(trainer, module, batch, 0)
+            guard.on_before_backward(trainer, module, torch.tensor(loss))
+            model.norm.weight.grad = torch.full_like(model.norm.weight, loss)
+            optimizer.step()
+            trainer.global_step += 1
+            guard.on_train_batch_end(trainer, module, None, batch, 0)
+    except RunDiverged as error:
+        said.append(str(error))
+    return said
 
 
-def sample_effects(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
+def callback_effects(config: RunConfig, folder: RunFolder, loggers: Loggers) -> dict[str, Any]:
+    names = ("_decay", "_interval", "_patience", "_min_delta", "_log_every")
+    callbacks = extra_callbacks(config, folder, prepare(config.data).tokenizer, loggers.remote, print)
+    return {"callbacks": [(type(callback).__name__, [getattr(callback, name, None) for name in names]) for callback in callbacks]}
+
+
+def sample_effects(config: RunConfig) -> dict[str, Any]:
     prepared = prepare(config.data)
     model = fresh_model(config.model, prepared.tokenizer.vocab_size, seed=config.seed, device="cpu")
-    loaded = types.SimpleNamespace(model=model, tokenizer=prepared.tokenizer)
-    write_samples(loaded, config.callbacks.samples, config.seed, tmp_path / "samples.txt", Console(True, 1))  # type: ignore[arg-type]
-    return {"samples": (tmp_path / "samples.txt").read_text(encoding="utf-8")}
+    return {"samples": sampled(model, prepared.tokenizer, config.callbacks.samples, config.seed)}
 
 
 @pytest.fixture
@@ -375,9 +444,11 @@ def observe(section: str, config: RunConfig, tmp_path: Path) -> dict[str, Any]:
         case "data":
             return data_effects(config)
         case "seed":
-            return {**model_effects(config), **data_effects(config), **sample_effects(config, tmp_path)}
+            return {**model_effects(config), **data_effects(config), **sample_effects(config)}
         case "callbacks":
-            return sample_effects(config, tmp_path)
+            folder = RunFolder(tmp_path)
+            loggers = Loggers(config, folder, Console(True, 1), resumed_at=None, sweep=None)
+            return {**sample_effects(config), **callback_effects(config, folder, loggers)}
         case _:
             return {**loop_effects(config, tmp_path), **data_effects(config)}
 

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 
 from hybridlm.config.data import DataConfig
 from hybridlm.config.data_constraints import data_problems
+from hybridlm.config.duration import duration_problems
 from hybridlm.config.ffns import FFN_KINDS
 from hybridlm.config.hardware import CPU, CUDA
+from hybridlm.config.logging_constraints import logging_problems
 from hybridlm.config.mixers import MIXER_KINDS
+from hybridlm.config.optim import OptimConfig
 from hybridlm.config.resolve import kinds_in_use, resolve_layers
 from hybridlm.config.run import RunConfig
 from hybridlm.config.section import ConfigError
-from hybridlm.config.train import OptimConfig, TrainerConfig
+from hybridlm.config.train import TrainerConfig
 
 
 def constraint_problems(config: RunConfig) -> list[str]:
@@ -28,7 +31,9 @@ def constraint_problems(config: RunConfig) -> list[str]:
     problems += data_problems(config.data)
     problems += _batch_problems(config.data, config.trainer)
     problems += _optim_problems(config.optim, config.trainer)
+    problems += logging_problems(config.logger, config.callbacks, config.trainer)
     problems += _precision_problems(config) + _strategy_problems(config)
+    problems += duration_problems("trainer.time_limit", config.trainer.time_limit)
     return problems
 
 
@@ -51,25 +56,47 @@ def _optim_problems(optim: OptimConfig, trainer: TrainerConfig) -> list[str]:
     problems = []
     if not all(0 <= beta < 1 for beta in optim.betas):
         problems.append(f"optim.betas = [{optim.betas[0]:g}, {optim.betas[1]:g}]: expected two numbers >= 0 and < 1")
-    if isinstance(optim.warmup, float) and optim.warmup >= 1:
-        problems.append(f"optim.warmup = {optim.warmup:g}: a share of max_steps is below 1; a number of steps is written as an integer")
+    spans = {"optim.warmup": optim.warmup} | ({"optim.decay": optim.decay} if optim.schedule == "wsd" else {})
+    for name, span in spans.items():
+        if isinstance(span, float) and span >= 1:
+            problems.append(f"{name} = {span:g}: a share of max_steps is below 1; a number of steps is written as an integer")
     if isinstance(optim.warmup, int) and trainer.max_steps != "auto" and optim.warmup >= trainer.max_steps:
         problems.append(f"optim.warmup = {optim.warmup}: not below trainer.max_steps = {trainer.max_steps}")
+    elif not problems and optim.schedule == "wsd" and (total := _spans_too_long(optim.warmup, optim.decay, trainer.max_steps)):
+        problems.append(f"optim.warmup + optim.decay = {optim.warmup:g} + {optim.decay:g}: more than {total}; shorten one of them")
+    if optim.sgd.nesterov and optim.sgd.momentum == 0:
+        problems.append("optim.sgd.nesterov = true: looks ahead along optim.sgd.momentum, which is 0")
     return problems
+
+
+def _spans_too_long(warmup: float, decay: float, max_steps: int | str) -> str | None:
+    """What two parts of a run exceed together, as far as it can be known; None: they fit."""
+    if warmup < 1 and decay < 1:
+        return "the whole run" if warmup + decay > 1 else None
+    if not isinstance(max_steps, int):
+        return None
+    steps = sum(round(span * max_steps) if span < 1 else span for span in (warmup, decay))
+    return f"trainer.max_steps = {max_steps}" if steps > max_steps else None
 
 
 def _precision_problems(config: RunConfig) -> list[str]:
     precision, hardware = config.trainer.precision, config.hardware
     if precision == "16-mixed" and hardware.accelerator == CPU:
-        return ["trainer.precision = '16-mixed': float16 is for CUDA; a CPU takes auto, 32-true or bf16-mixed"]
-    if precision == "bf16-mixed" and hardware.accelerator == CUDA and not hardware.bf16:
-        return [f"trainer.precision = 'bf16-mixed': hardware.bf16 is false for {hardware.name}; take auto, 32-true or 16-mixed"]
+        return ["trainer.precision = '16-mixed': float16 is for CUDA; a CPU takes auto, 32-true, bf16-mixed or bf16-true"]
+    if precision in ("bf16-mixed", "bf16-true") and hardware.accelerator == CUDA and not hardware.bf16:
+        return [f"trainer.precision = {precision!r}: hardware.bf16 is false for {hardware.name}; take auto, 32-true or 16-mixed"]
+    if precision == "bf16-true" and config.trainer.strategy == "fsdp2":
+        return ["trainer.precision = 'bf16-true': some weights stay float32, which fsdp2 cannot shard with others; take bf16-mixed or ddp"]
     return []
 
 
 def _strategy_problems(config: RunConfig) -> list[str]:
-    if config.optim.name == "muon" and config.trainer.strategy == "fsdp2":
-        return ["optim.name = 'muon': needs whole matrices, which trainer.strategy = 'fsdp2' shards; take optim=adamw or strategy=ddp"]
+    if config.optim.name != "adamw8bit":
+        return []
+    if config.hardware.accelerator == CPU:
+        return ["optim.name = 'adamw8bit': its kernels are for CUDA; a CPU takes adamw, muon, lion or sgd"]
+    if config.trainer.strategy == "fsdp2":
+        return ["optim.name = 'adamw8bit': has no sharded state, which trainer.strategy = 'fsdp2' needs; take optim=adamw or strategy=ddp"]
     return []
 
 

@@ -26,5 +26,10 @@ class HardwareConfig(Section):
     accelerator: Accelerator = Field("auto", description="auto: the GPU if there is one")
     memory_gb: float | None = Field(None, gt=0, description="device memory (GiB) the run may use, also on a larger card; null: all of it")
     bf16: bool = Field(True, description="whether the card computes in bfloat16; trainer.precision=auto reads it")
+    peak_tflops: float | None = Field(
+        None,
+        gt=0,
+        description="matrix-product TFLOP/s of one device in the precision of training, for perf/mfu; null: no perf/mfu",
+    )
     cpu: Budget = Budget()
     cuda: Budget = Budget()

@@ -6,9 +6,11 @@ from pydantic import Field
 
 from hybridlm.config.data import DataConfig
 from hybridlm.config.hardware import HardwareConfig
+from hybridlm.config.logging import CallbacksConfig, LoggerConfig
 from hybridlm.config.model import ModelConfig
+from hybridlm.config.optim import OptimConfig
 from hybridlm.config.section import Section
-from hybridlm.config.train import CallbacksConfig, LoggerConfig, OptimConfig, TrainerConfig
+from hybridlm.config.train import TrainerConfig
 
 
 class SizeConfig(Section):

@@ -1,4 +1,4 @@
-"""The base of every config section, and the one exception a user's input can cause."""
+"""The base of every config section, and the two exceptions that end a command with a line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ class ConfigError(Exception):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class RunFailed(Exception):
+    """A run that cannot go on, for a reason that needs no traceback: one line, exit code 1."""
 
 
 def _to_tuple(value: object) -> object:

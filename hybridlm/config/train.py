@@ -1,4 +1,4 @@
-"""The sections about the run itself: optimizer, trainer, logger, callbacks."""
+"""The sections about the run itself: optimizer and trainer."""
 
 from __future__ import annotations
 
@@ -6,40 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from hybridlm.config.section import Auto, Pair, Section, Strings
-
-
-class LRScale(Section):
-    """Learning-rate multipliers by the role of a parameter (``optim.lr_scale``)."""
-
-    matrix: float = Field(1.0, gt=0)
-    vector: float = Field(1.0, gt=0)
-    embedding: float = Field(1.0, gt=0)
-    head: float = Field(1.0, gt=0)
-
-
-class MuonConfig(Section):
-    """Muon, for the matrices inside the blocks (``optim.muon``)."""
-
-    lr: float = Field(0.02, gt=0, description="peak learning rate of the orthogonalised update")
-    momentum: float = Field(0.95, ge=0, lt=1)
-    ns_steps: int = Field(5, ge=1, le=20, description="Newton-Schulz iterations")
-
-
-class OptimConfig(Section):
-    """The optimizer and its schedule (``optim``)."""
-
-    name: Literal["adamw", "muon"] = Field("adamw", description="muon: Muon for the matrices inside blocks, AdamW for the rest")
-    lr: float = Field(3e-3, gt=0, description="peak learning rate of AdamW")
-    lr_scale: LRScale = LRScale()
-    betas: Pair = Field((0.9, 0.95), description="AdamW's decay of the first and second moment")
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0, description="decoupled decay of the parameters that declare it")
-    clip: float | None = Field(1.0, gt=0, description="global gradient norm; null: no clipping")
-    muon: MuonConfig = MuonConfig()
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: int | float = Field(0.05, ge=0, description="steps (int) or share of max_steps (float below 1) of linear warm-up")
-    final_lr: float = Field(0.0, ge=0, le=1, description="last learning rate as a share of the peak")
+from hybridlm.config.guard import GuardConfig
+from hybridlm.config.section import Auto, Section
 
 
 class TrainerConfig(Section):
@@ -51,37 +19,22 @@ class TrainerConfig(Section):
     val_batches: int | None = Field(None, ge=1, description="micro-batches of a validation during training, spread evenly; null: all")
     ckpt_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep_last: int = Field(2, ge=1, description="step checkpoints kept")
+    keep_best: int = Field(1, ge=0, description="checkpoints kept of the validations with the fewest bits per byte")
+    time_limit: str | float | None = Field(
+        None, description="of this start, as '1:30:00', 90m or 2h; at the step after it the run saves and ends, to be resumed; null: none"
+    )
+    requeue: bool = Field(False, description="in a job of SLURM, when a signal stopped the run: have the job started again")
     accumulate: Auto = Field("auto", description="micro-batches per step; auto: global_batch / (batch_size x devices)")
     checkpoint_blocks: int = Field(
         0, ge=0, description="one in so many blocks keeps only its input and is computed again in the backward; 1: every block, 0: none"
     )
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true"] = Field(
+        "auto", description="bf16-true: weights in bfloat16 too, but for those that must not be rounded (A_log, D, dt_bias, routers)"
+    )
+    guard: GuardConfig = GuardConfig()
     devices: Auto = Field("auto", description="processes on this node; auto: 1 on a CPU, all GPUs otherwise")
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
     headless: bool | Literal["auto"] = Field(
         "auto", description="true: JSON lines on stdout; auto: a progress bar in a terminal, plain lines elsewhere"
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; null: torch's choice")
-
-
-class LoggerConfig(Section):
-    """Where metrics go besides metrics.jsonl and metrics.csv (``logger``)."""
-
-    name: Literal["files", "wandb"] = "files"
-    project: str = Field("hybridlm", description="W&B project")
-    offline: bool = Field(True, description="W&B writes to the run folder only; `wandb sync` uploads later")
-
-
-class SamplesConfig(Section):
-    """Text sampled from the model (``callbacks.samples``)."""
-
-    prompts: Strings = Field((), description="continued at the end of training and written to samples.txt")
-    tokens: int = Field(80, ge=1, description="new tokens per prompt")
-    temperature: float = Field(0.8, ge=0)
-    top_p: float = Field(0.95, gt=0, le=1)
-
-
-class CallbacksConfig(Section):
-    """What happens beside the loop (``callbacks``)."""
-
-    samples: SamplesConfig = SamplesConfig()

@@ -8,8 +8,13 @@ from hybridlm.config.section import ConfigError
 from hybridlm.run_folder import find_run
 
 
-def run_generate(run: str, *, prompt: str, tokens: int, temperature: float, top_p: float, top_k: int | None, seed: int) -> None:
-    """Continues ``prompt`` on standard output, token by token. ConfigError: the run cannot be loaded, or the prompt is empty."""
+def run_generate(
+    run: str, *, prompt: str, tokens: int, temperature: float, top_p: float, top_k: int | None, seed: int, ema: bool = False
+) -> None:
+    """Continues ``prompt`` on standard output, token by token. ema: with the running average of the weights.
+
+    ConfigError: the run cannot be loaded, or the prompt is empty.
+    """
     if not prompt:
         raise ConfigError("--prompt: empty; give at least one character to continue")
     find_run(run)  # what is not there is said before torch is imported, which takes seconds
@@ -20,7 +25,7 @@ def run_generate(run: str, *, prompt: str, tokens: int, temperature: float, top_
     from hybridlm.generate.sampling import Sampler
     from hybridlm.hardware import inference_device
 
-    loaded = load_run(run, inference_device())
+    loaded = load_run(run, inference_device(), ema=ema)
     sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     decoder = StreamDecoder(loaded.tokenizer)
     sys.stdout.write(prompt)

@@ -1,40 +1,82 @@
-"""Writing a checkpoint so that a crash at any moment leaves the old file or the new one, never half of one."""
+"""How a checkpoint is written: beside its place, closed with a checksum, synced, renamed."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from hybridlm.checksum import closing_line
+from hybridlm.durable import replaced
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, renames. (Lightning's own writer goes through $TMPDIR, where a move may be a copy.)"""
+    """A crash at any moment leaves the old file or the new one. (Lightning's own writer goes through $TMPDIR, where a move may be a copy.)
+
+    A file that cannot be written raises nothing: this runs on the first rank alone, and the others would wait for it for ever. The reason
+    is left in ``error``, for the caller to tell all ranks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error: str | None = None  # of the last file; None: it is on the disk
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        self.error = None
         try:
-            with open(partial, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-        _sync_folder(target.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replaced(target) as partial, open(partial, "wb") as file:
+                hashed = _Hashed(file)
+                torch.save(checkpoint, hashed)
+                hashed.close()
+        except OSError as error:
+            self.error = error.strerror or str(error)
+
+    def duplicate(self, source: Path, target: Path) -> None:
+        """Gives a written checkpoint a second name: a link where the disk has them, else a copy."""
+        self.error = None
+        try:
+            with replaced(target) as partial:
+                try:
+                    os.link(source, partial)
+                except OSError:
+                    shutil.copyfile(source, partial)
+        except OSError as error:
+            self.error = error.strerror or str(error)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable, where the platform lets a folder be synced."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+class _Hashed:
+    """A binary file that is hashed while it is written.
+
+    torch.save calls ``write`` from C++, where an exception turns into another one about a position in the archive: the first error is
+    kept, what follows is dropped, and ``close`` raises it.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+        self._error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self._error is None:
+            try:
+                self._file.write(data)
+                self._digest.update(data)
+            except OSError as error:
+                self._error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing to do before the end."""
+
+    def close(self) -> None:
+        """Adds the checksum. Raises the OSError of an earlier write."""
+        if self._error is not None:
+            raise self._error
+        self._file.write(closing_line(self._digest.hexdigest()))
+        self._file.flush()

@@ -54,7 +54,10 @@ class Console(Logger):
             speed = metrics["perf/tokens_per_s"]
             tokens_left = metrics["data/tokens"] / max(step, 1) * (self._max_steps - step)
             eta = f"  {_clock(tokens_left / speed)} left" if speed > 0 and step < self._max_steps else ""
-            print(f"{place}  loss {metrics['train/loss']:.4f}  lr {metrics['optim/lr']:.2e}  {speed:,.0f} tokens/s{eta}", flush=True)
+            bpb = f"  {metrics['train/bpb']:.4f} bits/byte" if "train/bpb" in metrics else ""
+            skipped = f"  {metrics['optim/skipped_steps']:.0f} skipped" if metrics.get("optim/skipped_steps") else ""
+            rate = f"lr {metrics['optim/lr']:.2e}  {speed:,.0f} tokens/s"
+            print(f"{place}  loss {metrics.get('train/loss', float('nan')):.4f}{bpb}  {rate}{eta}{skipped}", flush=True)
 
     def _update(self, metrics: dict[str, float], step: int) -> None:
         if self._progress is None:
@@ -65,16 +68,20 @@ class Console(Logger):
                 TextColumn("loss {task.fields[loss]}"),
                 TextColumn("{task.fields[speed]} tokens/s"),
                 TextColumn("{task.fields[val]}"),
+                TextColumn("{task.fields[skipped]}", style="red"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 console=self._rich,
             )
-            self._task = self._progress.add_task("", total=self._max_steps, completed=step, loss="", speed="", val="")
+            self._task = self._progress.add_task("", total=self._max_steps, completed=step, loss="", speed="", val="", skipped="")
             self._progress.start()
         fields: dict[str, str] = {"val": self._best}
         if "train/loss" in metrics:
-            fields |= {"loss": f"{metrics['train/loss']:.3f}", "speed": f"{metrics['perf/tokens_per_s']:,.0f}"}
+            bpb = f" ({metrics['train/bpb']:.3f} bits/byte)" if "train/bpb" in metrics else ""
+            fields |= {"loss": f"{metrics['train/loss']:.3f}{bpb}", "speed": f"{metrics['perf/tokens_per_s']:,.0f}"}
+            if metrics.get("optim/skipped_steps"):
+                fields["skipped"] = f"{metrics['optim/skipped_steps']:.0f} skipped"
         self._progress.update(self._task, completed=step, **fields)  # type: ignore[arg-type]
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridlm.config.section import ConfigError
@@ -26,6 +27,16 @@ def strategy(name: str, machine: Machine) -> Any:
 
         return ModelParallelStrategy(data_parallel_size=machine.devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
     return "ddp" if machine.devices > 1 else "auto"
+
+
+def sweep_name() -> str | None:
+    """The name of the folder of the sweep that this run is a job of, or None."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).name
 
 
 @contextmanager

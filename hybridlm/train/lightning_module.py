@@ -14,11 +14,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from hybridlm import checkpoint as checkpoint_format
 from hybridlm.layers.ffn import RouterStats
 from hybridlm.model.lm import HybridLM
-from hybridlm.train.optim import HybridOptimizer, param_groups
+from hybridlm.train.guards import spoiling
+from hybridlm.train.optim import HybridOptimizer, model_groups
 from hybridlm.train.schedule import lr_factor
 
 if TYPE_CHECKING:
-    from hybridlm.config.train import OptimConfig
+    from hybridlm.config.optim import OptimConfig
     from hybridlm.data.windows.loader import Batch
     from hybridlm.hardware import Machine
 
@@ -53,7 +54,7 @@ class LitLM(lightning.LightningModule):
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
         total = output.loss_sum if output.aux is None else output.loss_sum + output.aux * output.n_tokens
         return {
-            "loss": total * shares / batch["n_targets"],
+            "loss": spoiling(total * shares / batch["n_targets"]),
             "loss_sum": output.loss_sum.detach(),  # cross-entropy alone
             "n_targets": batch["n_targets"],
             "router": {layer: RouterStats(*[value.detach() for value in stats]) for layer, stats in output.router.items()},
@@ -75,7 +76,7 @@ class LitLM(lightning.LightningModule):
         self.log("val/bpb", nats / math.log(2) / text_bytes, logger=False, sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = HybridOptimizer(param_groups(self.model.named_parameters(), self.model.param_specs(), self._optim), self._optim)
+        optimizer = HybridOptimizer(model_groups(self.model, self._optim), self._optim)
         schedule = LambdaLR(optimizer, partial(lr_factor, config=self._optim, max_steps=self._max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

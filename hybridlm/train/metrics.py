@@ -5,22 +5,50 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from hybridlm.train.optim import HybridOptimizer
+from hybridlm.hardware import peak_memory_gb
+from hybridlm.train.clock import CHECKPOINTS, DATA, Clock
+from hybridlm.train.guards import hybrid_optimizer
 
 Metrics = dict[str, float | list[float]]  # a list: one number per expert of a router
 
-# The columns of metrics.csv. metrics.jsonl holds them too, and what routers report (moe/LAYER/...), whose names depend on the model.
-COLUMNS = ("step", "train/loss", "val/loss", "val/bpb", "optim/lr", "optim/grad_norm", "perf/tokens_per_s", "data/tokens")
+# The columns of metrics.csv. metrics.jsonl holds them too, and those whose names depend on the model (moe/LAYER/..., optim/lr/ROLE).
+# docs/metrics.md explains each.
+COLUMNS = (
+    "step",
+    "train/loss",
+    "train/ppl",
+    "train/bpb",
+    "val/loss",
+    "val/ppl",
+    "val/bpb",
+    "val/ema_bpb",
+    "optim/lr",
+    "optim/grad_norm",
+    "optim/skipped_steps",
+    "perf/tokens_per_s",
+    "perf/flops_per_s",
+    "perf/mfu",
+    "perf/step_s",
+    "perf/data_s",
+    "perf/val_s",
+    "perf/ckpt_s",
+    "perf/memory_gb",
+    "data/tokens",
+    "data/epoch",
+)
 
 
 class Rows:
@@ -52,9 +80,9 @@ class RunFiles(Logger):
         """``resume_step``: steps after it are dropped from files of an earlier session; None: a new run."""
         super().__init__()
         self._row: Metrics = {}
-        kept = _rows_until(jsonl, resume_step) if resume_step is not None else []
-        jsonl.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        csv_file.write_text(",".join(COLUMNS) + "\n" + "".join(map(_csv_line, kept)), encoding="utf-8")
+        self.kept = _rows_until(jsonl, resume_step) if resume_step is not None else []  # rows of earlier sessions
+        jsonl.write_text("".join(json.dumps(row) + "\n" for row in self.kept), encoding="utf-8")
+        csv_file.write_text(",".join(COLUMNS) + "\n" + "".join(map(_csv_line, self.kept)), encoding="utf-8")
         self._files = (Rows(jsonl, lambda row: json.dumps(row) + "\n"), Rows(csv_file, _csv_line))
 
     @rank_zero_only
@@ -92,67 +120,146 @@ def _rows_until(jsonl: Path, step: int) -> list[Metrics]:
     return rows
 
 
-class MetricsCallback(lightning.Callback):
-    """Hands metrics to every logger: training ones every ``log_every`` optimizer steps, validation ones when they come."""
+@dataclass(frozen=True)
+class Costs:
+    """What turns steps and seconds into rates."""
 
-    def __init__(self, log_every: int, *, tokens_per_step: int, more: Callable[[lightning.Trainer], Metrics] | None = None) -> None:
-        """``more``: further metrics of a logged step, asked for on every rank."""
-        self._log_every, self._tokens_per_step, self._more = log_every, tokens_per_step, more
+    tokens_per_step: int
+    flops_per_token: float  # of training, by the layers' own count
+    peak_flops: float | None  # of all devices per second; None: unknown
+    token_bytes: Tensor  # (V,) bytes of text per id
+
+
+def perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+class MetricsCallback(lightning.Callback):
+    """Hands metrics to every logger: training ones every ``log_every`` optimizer steps, validation ones when they come.
+
+    The loggers are asked in their order, so that the files come first.
+    """
+
+    def __init__(self, log_every: int, costs: Costs, clock: Clock, more: Callable[[lightning.Trainer], Metrics] | None = None) -> None:
+        """``clock`` is the trainer's profiler. ``more``: further metrics of a logged step, asked for on every rank."""
+        self._log_every, self._costs, self._clock, self._more = log_every, costs, clock, more
+        self._token_bytes = costs.token_bytes
         self._step = 0
         self._loss: Tensor | None = None  # sum over the micro-batches of the running step
+        self._bytes: Tensor | None = None
+        self._rates: dict[str, float] = {}  # by role, of the last optimizer step
         self._steps_timed = 0
-        self._seconds = 0.0  # of training alone: validation and checkpoints do not count
-        self._since = 0.0
+        self._seconds = 0.0  # of training alone: data, validation and checkpoints do not count
+        self._since = self._validating = 0.0
+        self._memory: float | None = None
+        self._of_steps = self._of_validation = 0.0
         self.train_seconds, self.train_steps = 0.0, 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._step = trainer.global_step
+        self._token_bytes = self._costs.token_bytes.to(pl_module.device)
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int) -> None:
         self._since = time.perf_counter()
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """The rates of this step: when it is over the schedule has moved on."""
+        scale = hybrid_optimizer(trainer).rate_scale  # the guard's
+        self._rates = {group["name"].partition(",")[0]: scale * group["lr"] for group in optimizer.param_groups}
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         share = outputs["loss_sum"] / outputs["n_targets"]
         self._loss = share if self._loss is None else self._loss + share
+        text = (self._token_bytes[batch["targets"].clamp(min=0)] * (batch["targets"] >= 0)).sum()
+        self._bytes = text if self._bytes is None else self._bytes + text
         stepped = trainer.global_step != self._step
         due = stepped and (trainer.global_step % self._log_every == 0 or trainer.global_step in (1, trainer.max_steps))
-        # Reading a number waits for the device, so that the clock is stopped after the work is really done.
-        loss = float(trainer.strategy.reduce(self._loss, reduce_op="sum")) if due else 0.0
+        loss = text_bytes = 0.0
+        if due:  # Reading a number waits for the device, so that the clock is stopped after the work is really done.
+            loss = float(trainer.strategy.reduce(self._loss, reduce_op="sum"))
+            text_bytes = float(trainer.strategy.reduce(self._bytes, reduce_op="sum"))
         self._seconds += time.perf_counter() - self._since
         if not stepped:
             return
-        self._step, self._loss = trainer.global_step, None
+        self._step, self._loss, self._bytes = trainer.global_step, None, None
         self._steps_timed += 1
         if not due:
             return
-        optimizer = trainer.optimizers[0]
-        optimizer = getattr(optimizer, "optimizer", optimizer)  # Lightning may wrap it
-        assert isinstance(optimizer, HybridOptimizer)
-        assert optimizer.grad_norm is not None
-        speed = self._steps_timed * self._tokens_per_step / self._seconds
-        if self._step > 1:  # the first step also warms up allocators and kernels
-            self.train_seconds, self.train_steps = self.train_seconds + self._seconds, self.train_steps + self._steps_timed
-        self._seconds, self._steps_timed = 0.0, 0
-        metrics: Metrics = {
-            "train/loss": loss,
-            "optim/lr": optimizer.used_lr,
-            "optim/grad_norm": float(optimizer.grad_norm),
-            "perf/tokens_per_s": round(speed, 1),
-            "data/tokens": self._step * self._tokens_per_step,
-        }
+        metrics: Metrics = {"train/loss": loss, "train/ppl": perplexity(loss)}
+        if text_bytes:
+            metrics["train/bpb"] = loss * int(outputs["n_targets"]) / math.log(2) / text_bytes
+        metrics |= self._optimizer(trainer) | self._performance(trainer, pl_module) | self._position(trainer)
         self._write(trainer, metrics if self._more is None else metrics | self._more(trainer))
 
+    def _optimizer(self, trainer: lightning.Trainer) -> Metrics:
+        optimizer = hybrid_optimizer(trainer)
+        assert optimizer.grad_norm is not None
+        return {
+            "optim/lr": optimizer.used_lr,
+            **{f"optim/lr/{role}": rate for role, rate in self._rates.items()},
+            "optim/grad_norm": float(optimizer.grad_norm),
+            "optim/skipped_steps": optimizer.skipped,
+        }
+
+    def _performance(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> Metrics:
+        """Of the steps since the last call."""
+        waited, written = self._clock.take(DATA), self._clock.take(CHECKPOINTS)
+        seconds = self._seconds + waited
+        tokens_per_s = self._steps_timed * self._costs.tokens_per_step / seconds
+        if self._step > 1:  # the first step also warms up allocators and kernels
+            self.train_seconds, self.train_steps = self.train_seconds + seconds, self.train_steps + self._steps_timed
+        metrics: Metrics = {"perf/tokens_per_s": round(tokens_per_s, 1), "perf/flops_per_s": tokens_per_s * self._costs.flops_per_token}
+        if self._costs.peak_flops is not None:
+            metrics["perf/mfu"] = tokens_per_s * self._costs.flops_per_token / self._costs.peak_flops
+        metrics |= {"perf/step_s": self._seconds / self._steps_timed, "perf/data_s": waited / self._steps_timed}
+        if written:
+            metrics["perf/ckpt_s"] = written
+        self._memory = peak_memory_gb(pl_module.device)
+        if self._memory is not None:
+            metrics["perf/memory_gb"] = self._memory
+        self._of_steps += self._seconds
+        self._seconds, self._steps_timed = 0.0, 0
+        return metrics
+
+    def _position(self, trainer: lightning.Trainer) -> Metrics:
+        micro_batches = self._step * trainer.accumulate_grad_batches
+        return {"data/tokens": self._step * self._costs.tokens_per_step, "data/epoch": micro_batches / trainer.num_training_batches}
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._validating = time.perf_counter()
+
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.state.fn == "fit":
-            self._write(trainer, {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")})
+        if trainer.state.fn != "fit":
+            return
+        metrics: Metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        seconds = time.perf_counter() - self._validating
+        self._of_validation += seconds
+        self._write(trainer, metrics | {"val/ppl": perplexity(float(metrics["val/loss"])), "perf/val_s": seconds} | self._position(trainer))
 
     def _write(self, trainer: lightning.Trainer, metrics: Metrics) -> None:
+        # JSON has no NaN: of a step whose loss was none the guard's count is what stands in the row.
+        finite = {name: value for name, value in metrics.items() if isinstance(value, list) or math.isfinite(value)}
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=self._step)
+            logger.log_metrics(finite, step=self._step)
 
     @property
     def tokens_per_s(self) -> float:
         """Over the whole session, its first step left out."""
-        return self.train_steps * self._tokens_per_step / self.train_seconds if self.train_seconds else 0.0
+        return self.train_steps * self._costs.tokens_per_step / self.train_seconds if self.train_seconds else 0.0
+
+    def throughput(self) -> dict[str, float | None]:
+        """For summary.json, of this session: where its seconds went, model FLOPs per second, and GiB held at most."""
+        flops = self.tokens_per_s * self._costs.flops_per_token
+        return {
+            "flops_per_s": flops,
+            "mfu": None if self._costs.peak_flops is None else flops / self._costs.peak_flops,
+            "memory_gb": self._memory,
+            "step_seconds": self._of_steps,
+            "data_seconds": self._clock.total(DATA),
+            "val_seconds": self._of_validation,
+            "ckpt_seconds": self._clock.total(CHECKPOINTS),
+        }

@@ -1,20 +1,22 @@
-"""One optimizer for Lightning: AdamW, or Muon for the matrices inside the blocks and AdamW for the rest; clipping is inside."""
+"""One optimizer for Lightning, whatever algorithm each group of parameters has; clipping and the refusal of bad steps are inside."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim.adamw import adamw
 
-from hybridlm.train.muon import muon_updates
+from hybridlm.train.eight_bit import EightBit
+from hybridlm.train.updates import Rates, apply_rule, fresh_state, wide_dtype
 
 if TYPE_CHECKING:
-    from hybridlm.config.train import OptimConfig
+    from hybridlm.config.optim import OptimConfig
     from hybridlm.layers.init import ParamSpec
+    from hybridlm.model.lm import HybridLM
 
 
 def param_groups(named: Iterable[tuple[str, nn.Parameter]], specs: dict[str, ParamSpec], config: OptimConfig) -> list[dict[str, Any]]:
@@ -30,7 +32,7 @@ def param_groups(named: Iterable[tuple[str, nn.Parameter]], specs: dict[str, Par
         groups.append(
             {
                 "name": f"{role}{'' if decay else ', no decay'}",
-                "algorithm": "muon" if muon else "adamw",
+                "algorithm": "muon" if muon else "adamw" if config.name == "muon" else config.name,
                 "params": [parameter for parameter, _ in pairs],
                 "row_blocks": [blocks for _, blocks in pairs],
                 "lr": (config.muon.lr if muon else config.lr) * getattr(config.lr_scale, role),
@@ -40,18 +42,46 @@ def param_groups(named: Iterable[tuple[str, nn.Parameter]], specs: dict[str, Par
     return groups
 
 
+def model_groups(model: HybridLM, config: OptimConfig) -> list[dict[str, Any]]:
+    """``param_groups`` of all that ``model`` has."""
+    return param_groups(model.named_parameters(), model.param_specs(), config)
+
+
+def group_table(groups: Iterable[dict[str, Any]]) -> str:
+    """The groups as text: name, algorithm, tensors, numbers in them, peak learning rate, decay."""
+    rows = [("parameters", "algorithm", "tensors", "numbers", "peak lr", "decay")]
+    for group in groups:
+        numbers = sum(parameter.numel() for parameter in group["params"])
+        rates = (f"{group['lr']:g}", f"{group['weight_decay']:g}")
+        rows.append((group["name"], group["algorithm"], str(len(group["params"])), f"{numbers:,}", *rates))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        words = [cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(words).rstrip())
+    return "\n".join(lines)
+
+
 class HybridOptimizer(torch.optim.Optimizer):
-    """Clips the global gradient norm, then updates each group by its algorithm.
+    """Takes the global gradient norm, clips, then moves each group by its algorithm.
+
+    A step whose norm is not finite, or which ``veto`` refuses, changes neither weights nor states. The norm is that of all ranks, so they
+    agree without asking each other. It is read here, which waits for the device once a step.
 
     Lightning refuses its own clipping with a fused optimizer under mixed precision. Here gradients are complete when ``step`` sees them
-    and, since this class does not claim to handle loss scaling, unscaled.
+    and, since this class does not claim to handle loss scaling, unscaled. Moments are at least fp32, also those of bfloat16 weights.
     """
 
     def __init__(self, groups: list[dict[str, Any]], config: OptimConfig) -> None:
         super().__init__(groups, {})
         self._config = config
+        self._eight_bit = EightBit(self.param_groups, config) if config.name == "adamw8bit" else None
+        self.rate_scale = 1.0  # on every group's rate; the guard lowers it
+        self.veto: Callable[[], bool] | None = None  # asked about a step with a finite norm; has to answer alike on every rank
         self.grad_norm: Tensor | None = None  # before clipping, of the last step
-        self.used_lr = 0.0  # of AdamW in the last step; the schedule has moved on when others look
+        self.used_lr = 0.0  # in the last step, not Muon's; the schedule has moved on when others look
+        self.refused: bool | None = None  # whether the last step was; the guard sets None before a step, which a loss scaler may leave out
+        self.skipped = 0  # steps refused in the whole run; the guard keeps it over a resume
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -59,60 +89,64 @@ class HybridOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._clip()
-        self.used_lr = max(group["lr"] for group in self.param_groups if group["algorithm"] == "adamw")
-        for group in self.param_groups:
-            (self._muon if group["algorithm"] == "muon" else self._adamw)(group)
-        return loss
-
-    def _clip(self) -> None:
         parameters = [parameter for group in self.param_groups for parameter in group["params"] if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.grad_norm = total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        self.used_lr = self.rate_scale * max(group["lr"] for group in self.param_groups if group["algorithm"] != "muon")
+        self.refused = not math.isfinite(float(self.grad_norm)) or (self.veto is not None and self.veto())
+        if self.refused:
+            self.skipped += 1
+            return loss
         if self._config.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._config.clip, self.grad_norm)
+        if self._eight_bit is not None:
+            self._eight_bit.step(self.param_groups, self.state, self.rate_scale)
+            return loss
+        for group in self.param_groups:
+            self._update(group)
+        return loss
 
-    def _adamw(self, group: dict[str, Any]) -> None:
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter] |= {
-                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-        if not parameters:
-            return
-        states = [self.state[parameter] for parameter in parameters]
-        adamw(
-            parameters,
-            [parameter.grad for parameter in parameters if parameter.grad is not None],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=not isinstance(parameters[0], DTensor),
-            amsgrad=False,
-            beta1=self._config.betas[0],
-            beta2=self._config.betas[1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=self._config.eps,
-            maximize=False,
-        )
-
-    def _muon(self, group: dict[str, Any]) -> None:
-        momentum = self._config.muon.momentum
+    def _update(self, group: dict[str, Any]) -> None:
         chosen = [
             (parameter, blocks)
             for parameter, blocks in zip(group["params"], group["row_blocks"], strict=True)
             if parameter.grad is not None
         ]
-        updates = []
+        if not chosen:
+            return
         for parameter, _ in chosen:
-            buffer = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-            buffer.lerp_(parameter.grad, 1 - momentum)
-            updates.append(parameter.grad.lerp(buffer, momentum))  # Nesterov
-        orthogonal = muon_updates(updates, [blocks for _, blocks in chosen], self._config.muon.ns_steps)
-        for (parameter, _), update in zip(chosen, orthogonal, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+            if not self.state[parameter]:
+                self.state[parameter] |= fresh_state(group["algorithm"], parameter)
+        apply_rule(
+            group["algorithm"],
+            [parameter for parameter, _ in chosen],
+            [parameter.grad for parameter, _ in chosen],
+            [self.state[parameter] for parameter, _ in chosen],
+            [blocks for _, blocks in chosen],
+            Rates(self.rate_scale * group["lr"], group["weight_decay"]),
+            self._config,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch does it, with two differences. What a group is stays this run's own (a checkpoint of shards loses part of it). And the
+        dtype of each state stays the saved one, where torch would round the moments of bfloat16 weights to theirs."""
+        own = [{name: group[name] for name in ("name", "algorithm", "row_blocks", "weight_decay")} for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, facts in zip(self.param_groups, own, strict=True):
+            group.update(facts)
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                if isinstance(value, Tensor) and value.dtype != self.state[parameter][name].dtype:
+                    self.state[parameter][name] = value.to(parameter.device, copy=True)
+
+
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of all gradients together, those of all shards, taken in at least fp32."""
+    narrow = [gradient for gradient in gradients if gradient.dtype != wide_dtype(gradient)]
+    wide = [gradient for gradient in gradients if gradient.dtype == wide_dtype(gradient)]
+    norm = torch.nn.utils.get_total_norm(wide)
+    if narrow:
+        norms = [torch.linalg.vector_norm(gradient, dtype=wide_dtype(gradient)) for gradient in narrow]
+        norm = torch.linalg.vector_norm(torch.stack([norm, *norms]))
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

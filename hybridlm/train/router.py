@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hybridlm.layers.moe import MoE
 from hybridlm.model.lm import HybridLM
+from hybridlm.train.guards import hybrid_optimizer
 
 if TYPE_CHECKING:
     from hybridlm.layers.ffn import RouterStats
@@ -71,8 +72,9 @@ class RouterCallback(lightning.Callback):
             return
         self._step = trainer.global_step
         counts = trainer.strategy.reduce(self._counts, reduce_op="sum")
+        moves = hybrid_optimizer(trainer).refused is False  # else the loads are of a bad step, which changed no weight either
         for moe, row in zip(self._layers.values(), counts, strict=True):
-            if moe.spec.router == "sigmoid" and moe.spec.bias_update_rate > 0:
+            if moves and moe.spec.router == "sigmoid" and moe.spec.bias_update_rate > 0:
                 move_bias(moe.gate.e_score_correction_bias, row, moe.spec.bias_update_rate)
         self._interval += counts
         self._steps += 1

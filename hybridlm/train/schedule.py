@@ -6,20 +6,25 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hybridlm.config.train import OptimConfig
+    from hybridlm.config.optim import OptimConfig
 
 
-def warmup_steps(config: OptimConfig, max_steps: int) -> int:
-    """Steps of linear warm-up; a number below 1 is a share of all steps."""
-    return round(config.warmup * max_steps) if config.warmup < 1 else int(config.warmup)
+def span(value: float, max_steps: int) -> int:
+    """A part of a run in steps; a number below 1 is a share of all."""
+    return round(value * max_steps) if value < 1 else int(value)
 
 
 def lr_factor(step: int, config: OptimConfig, max_steps: int) -> float:
-    """The factor on the peak rate at 0-based ``step``: linear warm-up, then from 1 to ``final_lr`` along the schedule's curve."""
-    warmup = warmup_steps(config, max_steps)
+    """The factor on the peak rate at 0-based ``step``: linear warm-up, then from 1 to ``final_lr`` along the schedule's curve.
+
+    "wsd" stays at 1 until the last ``decay`` steps and falls there as 1 - sqrt(progress), which ended lower than a straight line in
+    Hägele et al. 2024 (arXiv 2405.18392). A run that is resumed with more steps goes on at the stable rate.
+    """
+    warmup = span(config.warmup, max_steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    progress = min(1.0, (step - warmup) / max(1, max_steps - warmup))
+    falls = max_steps - span(config.decay, max_steps) if config.schedule == "wsd" else warmup
+    progress = min(1.0, max(0, step - falls) / max(1, max_steps - falls))
     match config.schedule:
         case "constant":
             return 1.0
@@ -27,4 +32,6 @@ def lr_factor(step: int, config: OptimConfig, max_steps: int) -> float:
             shape = 1 - progress
         case "cosine":
             shape = 0.5 * (1 + math.cos(math.pi * progress))
+        case "wsd":
+            shape = 1 - math.sqrt(progress)
     return config.final_lr + (1 - config.final_lr) * shape

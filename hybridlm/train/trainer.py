@@ -7,10 +7,12 @@ import warnings
 from typing import TYPE_CHECKING
 
 import lightning
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO
 from hybridlm.train.launch import strategy
+from hybridlm.train.precision import own_plugins
+from hybridlm.train.stopping import slurm_plugins
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers.logger import Logger
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
     from hybridlm.hardware import Machine
     from hybridlm.run_folder import RunFolder
+    from hybridlm.train.clock import Clock
 
 _NEVER = 2**40  # steps between validations where there are none during training
 # Notices of Lightning 2.6 that a user of hybridlm can do nothing about: each by its text, so that new ones are seen.
@@ -36,41 +39,25 @@ def quiet_lightning() -> None:
 
 
 def make_trainer(
-    config: RunConfig, machine: Machine, folder: RunFolder, loggers: list[Logger], callbacks: list[Callback]
+    config: RunConfig, machine: Machine, folder: RunFolder, loggers: list[Logger], callbacks: list[Callback], clock: Clock | None = None
 ) -> lightning.Trainer:
-    """A Trainer that counts optimizer steps, saves step checkpoints and the best one, and prints nothing itself."""
+    """A Trainer that counts optimizer steps, writes checkpoints where ``callbacks`` say so, and prints nothing itself."""
     settings = config.trainer
-    steps = ModelCheckpoint(
-        dirpath=folder.checkpoints,
-        filename="step-{step:08d}",
-        auto_insert_metric_name=False,
-        every_n_train_steps=settings.ckpt_every,
-        monitor="step",  # the highest step counts as the best, which makes save_top_k "keep the last k"
-        mode="max",
-        save_top_k=settings.keep_last,
-        enable_version_counter=False,
-    )
-    best = ModelCheckpoint(
-        dirpath=folder.checkpoints,
-        filename="best",
-        monitor="val/bpb",
-        mode="min",
-        save_top_k=1,
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
-    )
     every = settings.val_every or _NEVER
+    own_precision = own_plugins(machine.precision)
     return lightning.Trainer(
         accelerator=machine.device,
-        devices=machine.devices,
+        devices=machine.devices // machine.nodes,
+        num_nodes=machine.nodes,
         strategy=strategy(settings.strategy, machine),
-        precision=machine.precision,  # type: ignore[arg-type]
+        precision=None if own_precision else machine.precision,  # type: ignore[arg-type]
         max_steps=machine.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=machine.accumulate,
         logger=loggers,
-        callbacks=[*callbacks, steps, best],
-        plugins=[AtomicCheckpointIO()],
+        profiler=clock,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO(), *slurm_plugins(), *own_precision],
         use_distributed_sampler=False,  # our loaders know their rank
         num_sanity_val_steps=0,
         enable_progress_bar=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hybridlm.checksum import closing_line
 from hybridlm.command_line import merged, quoted_pattern, repair, split
 from hybridlm.compose import compose_config
 from hybridlm.config.load import to_yaml
@@ -153,6 +155,9 @@ def test_patterns_are_quoted(value, quoted):
     assert quoted_pattern(value) == quoted
 
 
+EMPTY_CHECKPOINT = closing_line(hashlib.sha256().hexdigest())
+
+
 def run_in(root, name, overrides, steps=()):
     folder = RunFolder(root / "outputs" / name)
     folder.claim(to_yaml(compose_config(overrides)))
@@ -160,7 +165,7 @@ def run_in(root, name, overrides, steps=()):
     folder.recorded_overrides.write_text(yaml.safe_dump(overrides))
     folder.checkpoints.mkdir()
     for step in steps:
-        folder.step_checkpoint(step).write_bytes(b"")
+        folder.step_checkpoint(step).write_bytes(EMPTY_CHECKPOINT)
     return folder
 
 
@@ -210,7 +215,7 @@ def test_find_run(tmp_path):
     second = run_in(tmp_path, "second", [])
     with pytest.raises(ConfigError, match="no checkpoint yet"):
         find_run("last", tmp_path)
-    second.step_checkpoint(20).touch()
+    second.step_checkpoint(20).write_bytes(EMPTY_CHECKPOINT)
     (second.path / "wandb").mkdir()
     (second.path / "wandb" / "config.yaml").touch()
     assert find_run("last", tmp_path) == (second, second.step_checkpoint(20))

@@ -39,7 +39,7 @@ def problems(**sections):
         ({"model": {"mamba2": {"dt_range": [1]}}}, "model.mamba2.dt_range = [1]: expected a list of 2 numbers"),
         ({"model": {"pattern": 5}}, "model.pattern = 5: expected text, a list of texts or null"),
         ({"model": {"mlp": {"d_model": 3}}}, "model.mlp.d_model = 3: unknown key; did you mean model.d_model?"),
-        ({"optim": {"schedule": "cos"}}, "optim.schedule = 'cos': not one of cosine, linear, constant"),
+        ({"optim": {"schedule": "cos"}}, "optim.schedule = 'cos': not one of cosine, linear, constant, wsd"),
         ({"optim": {"lr": math.nan}}, "optim.lr = nan: expected a number > 0"),
         ({"optim": {"warmup": "x"}}, "optim.warmup = 'x': expected an integer >= 0 or a number >= 0"),
         ({"data": {"global_batch": "x"}}, "data.global_batch = 'x': expected an integer >= 1 or 'auto'"),

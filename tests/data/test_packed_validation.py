@@ -10,7 +10,7 @@ from streams import EOS, some_documents, split
 
 from hybridlm.config.mixers import AttentionConfig, Mamba2Config
 from hybridlm.config.model import ModelConfig
-from hybridlm.config.train import OptimConfig
+from hybridlm.config.optim import OptimConfig
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.data.windows.loader import ValLoader
 from hybridlm.data.windows.packed_files import PackedStream

@@ -7,7 +7,7 @@ import torch
 from small_models import VOCAB, small_config
 
 from hybridlm.config.mixers import AttentionConfig
-from hybridlm.config.train import OptimConfig
+from hybridlm.config.optim import OptimConfig
 from hybridlm.model.build import build_model
 from hybridlm.train.optim import param_groups
 

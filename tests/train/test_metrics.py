@@ -1,9 +1,23 @@
-"""metrics.jsonl and metrics.csv: each step once, also when metrics come in parts and after a resume."""
+"""Metrics: each step once in metrics.jsonl and metrics.csv, names as documented, figures that fit together; the console; W&B's panels."""
 
 import csv
 import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
 
-from hybridlm.train.metrics import COLUMNS, RunFiles
+import pytest
+import torch
+
+from hybridlm.compose import compose_config
+from hybridlm.run_folder import RunFolder
+from hybridlm.train.console import Console
+from hybridlm.train.metrics import COLUMNS, MetricsCallback, RunFiles
+from hybridlm.train.run import run
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def rows(path):
@@ -38,3 +52,113 @@ def test_a_new_run_starts_empty(tmp_path):
     RunFiles(tmp_path / "m.jsonl", tmp_path / "m.csv", resume_step=None)
     assert (tmp_path / "m.jsonl").read_text() == ""
     assert (tmp_path / "m.csv").read_text() == ",".join(COLUMNS) + "\n"
+
+
+# ---- docs/metrics.md
+
+
+def documented() -> set[str]:
+    rows = (ROOT / "docs/metrics.md").read_text(encoding="utf-8").splitlines()
+    return {match[1] for row in rows if (match := re.match(r"\| `([^`]+)` \|", row))}
+
+
+def general(name: str) -> str:
+    """A logged name as the documentation writes it."""
+    name = re.sub(r"^(moe|ssm)/\d+/", r"\1/LAYER/", name)
+    return re.sub(r"^optim/lr/(matrix|vector|embedding|head)$", "optim/lr/ROLE", name)
+
+
+def test_what_is_documented_is_logged_and_what_is_logged_is_documented(tiny, tmp_path):
+    extra = ["model.pattern=MT:moe", "callbacks=ema", "hardware.peak_tflops=0.5", "callbacks.samples.prompts=[]", "trainer.max_steps=6"]
+    folder = RunFolder(tmp_path / "run")
+    run(compose_config([*tiny, *extra]), folder, None)
+    logged = rows(folder.metrics_jsonl)
+    assert {general(name) for row in logged for name in row} == documented()
+    assert {name.split("/")[0] for row in logged for name in row} == {"step", "train", "val", "optim", "perf", "data", "moe", "ssm"}
+    assert set(COLUMNS) <= documented()
+    check_figures(logged, folder)
+
+
+def check_figures(logged, folder):
+    """The derived metrics, by hand from the others."""
+    summary = json.loads(folder.summary.read_text())
+    for row in logged:
+        assert row["data/tokens"] == row["step"] * 128
+        if "train/loss" in row:
+            assert row["train/ppl"] == pytest.approx(math.exp(row["train/loss"]))
+            assert row["perf/flops_per_s"] == pytest.approx(row["perf/tokens_per_s"] * summary["train_flops_per_token"], rel=1e-2)
+            assert row["perf/mfu"] == pytest.approx(row["perf/flops_per_s"] / 0.5e12)
+            assert 0 < row["perf/memory_gb"] < 64
+        if "val/loss" in row:
+            assert row["val/ppl"] == pytest.approx(math.exp(row["val/loss"]))
+    first, second = (next(row for row in logged if row["step"] == step) for step in (2, 4))
+    steps = 2 * (second["perf/step_s"] + second["perf/data_s"])
+    assert second["perf/tokens_per_s"] == pytest.approx(2 * 128 / steps, rel=1e-2)
+    assert second["data/epoch"] == pytest.approx(2 * first["data/epoch"])
+    assert [row["step"] for row in logged if "perf/ckpt_s" in row] == [6], "that of step 4 was written after its row"
+
+
+def test_bits_per_byte_of_a_training_step_are_those_of_its_text(tiny, tmp_path):
+    """A byte tokenizer: one target is one byte, the id that ends a document is none."""
+    seen = []
+
+    class Spy(MetricsCallback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(batch["targets"])
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hybridlm.train.callbacks.MetricsCallback", Spy)
+        folder = RunFolder(tmp_path / "run")
+        changes = ["trainer.max_steps=2", "trainer.accumulate=2", "trainer.val_every=null", "callbacks=none", "trainer.log_every=1"]
+        run(compose_config([*tiny, *changes]), folder, None)
+    assert len(seen) == 4
+    for row, (one, two) in zip(rows(folder.metrics_jsonl), (seen[:2], seen[2:]), strict=True):
+        targets = torch.cat([one, two])
+        text = int(((targets >= 0) & (targets < 256)).sum())
+        assert row["train/bpb"] == pytest.approx(row["train/loss"] * targets.numel() / math.log(2) / text)
+
+
+def test_no_peak_no_mfu(tiny, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    run(compose_config([*tiny, "trainer.max_steps=1", "trainer.val_every=null", "callbacks=none"]), folder, None)
+    assert "perf/mfu" not in rows(folder.metrics_jsonl)[0]
+    assert json.loads(folder.summary.read_text())["mfu"] is None
+
+
+# ---- the console
+
+
+def test_a_plain_line_names_bits_per_byte_time_left_and_skipped_steps(capsys):
+    console = Console("auto", 100)
+    metrics = {
+        "train/loss": 2.0,
+        "train/bpb": 1.5,
+        "optim/lr": 1e-3,
+        "perf/tokens_per_s": 10.0,
+        "data/tokens": 100,
+        "optim/skipped_steps": 0,
+    }
+    console.log_metrics(metrics, step=10)
+    console.log_metrics(metrics | {"optim/skipped_steps": 3}, step=10)
+    plain, skipped = capsys.readouterr().out.splitlines()
+    assert plain == "step  10/100  loss 2.0000  1.5000 bits/byte  lr 1.00e-03  10 tokens/s  1:30 left"
+    assert skipped == plain + "  3 skipped"
+
+
+# ---- the W&B workspace
+
+
+def test_the_workspace_is_planned_without_network_or_package_and_names_documented_metrics():
+    script = [sys.executable, str(ROOT / "docs/wandb_workspace.py"), "--project", "p"]
+    done = subprocess.run([*script, "--dry-run"], capture_output=True, text=True, check=True)
+    planned = json.loads(done.stdout)
+    panels = [panel for section in planned["sections"] for panel in section["panels"]]
+    assert planned["project"] == "p"
+    assert {panel["x"] for panel in panels} == {"data/tokens"}
+    named = {general(name) for panel in panels for name in panel.get("y", [])}
+    assert named <= documented()
+    for panel in panels:
+        if "metric_regex" in panel:
+            assert any(re.fullmatch(panel["metric_regex"], name) for name in documented())
+    assert subprocess.run(script, capture_output=True, text=True).returncode == 2, "no --entity"

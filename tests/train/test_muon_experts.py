@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hybridlm.config.train import MuonConfig, OptimConfig
+from hybridlm.config.optim import MuonConfig, OptimConfig
 from hybridlm.layers.init import VECTOR, ParamSpec
 from hybridlm.train.muon import muon_updates, orthogonalize
 from hybridlm.train.optim import HybridOptimizer, param_groups

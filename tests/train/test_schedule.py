@@ -4,8 +4,10 @@ from itertools import pairwise
 
 import pytest
 
-from hybridlm.config.train import OptimConfig
-from hybridlm.train.schedule import lr_factor, warmup_steps
+from hybridlm.compose import compose_config
+from hybridlm.config.optim import OptimConfig
+from hybridlm.config.section import ConfigError
+from hybridlm.train.schedule import lr_factor, span
 
 
 def factors(steps=100, **fields):
@@ -19,9 +21,9 @@ def test_warmup_is_linear_and_reaches_the_peak():
     assert values[10:] == [1.0] * 90
 
 
-def test_a_share_and_a_count_of_warmup_steps_are_the_same():
+def test_a_share_and_a_count_of_span_are_the_same():
     assert factors(warmup=0.2) == factors(warmup=20)
-    assert warmup_steps(OptimConfig(warmup=0), 100) == 0
+    assert span(0, 100) == 0
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -31,6 +33,64 @@ def test_decay_is_monotone_and_ends_at_the_final_rate(schedule):
     assert after[0] == pytest.approx(1.0)
     assert all(a > b for a, b in pairwise(after))
     assert lr_factor(100, OptimConfig(warmup=10, schedule=schedule, final_lr=0.1), 100) == pytest.approx(0.1)
+
+
+def test_wsd_is_stable_and_then_falls_as_one_minus_a_root():
+    """Hägele et al. 2024: 1 - sqrt((n - N_decay) / decay), here over 16 of 100 steps after 10 of warm-up."""
+    values = factors(warmup=10, decay=16, schedule="wsd")
+    assert values[9] == pytest.approx(10 / 11)
+    assert values[10:85] == [1.0] * 75
+    assert values[84:] == pytest.approx([1 - (i / 16) ** 0.5 for i in range(16)])
+    assert values[88] == pytest.approx(0.5)
+    assert values[93] == pytest.approx(0.25)
+    assert factors(warmup=0.1, decay=0.16, schedule="wsd") == values
+    ending = OptimConfig(warmup=10, decay=16, schedule="wsd", final_lr=0.2)
+    assert lr_factor(88, ending, 100) == pytest.approx(0.6)
+    assert lr_factor(100, ending, 100) == pytest.approx(0.2)
+    assert lr_factor(90, OptimConfig(warmup=10, decay=16, schedule="wsd"), 200) == 1.0  # the same run, made longer
+
+
+def test_a_decay_may_take_all_that_the_warmup_leaves():
+    values = factors(steps=10, warmup=2, decay=8, schedule="wsd")
+    assert values[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert values[3] == pytest.approx(1 - 8**-0.5)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd", "constant"])
+def test_a_run_of_one_step_and_a_step_behind_the_end_have_a_rate(schedule):
+    for steps in (1, 2, 3):
+        assert all(0 <= lr_factor(step, OptimConfig(schedule=schedule), steps) <= 1 for step in range(5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (["optim.warmup=100", "trainer.max_steps=50"], "optim.warmup = 100: not below trainer.max_steps = 50"),
+        (["optim.warmup=1.0"], "optim.warmup = 1: a share of max_steps is below 1"),
+        (["optim.schedule=wsd", "optim.decay=1.5"], "optim.decay = 1.5: a share of max_steps is below 1"),
+        (["optim.schedule=wsd", "optim.warmup=0.5", "optim.decay=0.6"], "optim.warmup + optim.decay = 0.5 + 0.6: more than the whole run"),
+        (
+            ["optim.schedule=wsd", "optim.warmup=30", "optim.decay=30", "trainer.max_steps=50"],
+            "optim.warmup + optim.decay = 30 + 30: more than trainer.max_steps = 50",
+        ),
+        (["optim=sgd", "optim.sgd.momentum=0", "optim.sgd.nesterov=true"], "optim.sgd.nesterov = true"),
+        (["optim=adamw8bit", "hardware=cpu"], "a CPU takes adamw, muon, lion or sgd"),
+        (["optim=adamw8bit", "trainer.strategy=fsdp2"], "take optim=adamw or strategy=ddp"),
+        (["trainer.precision=bf16-true", "trainer.strategy=fsdp2"], "take bf16-mixed or ddp"),
+        (["trainer.precision=bf16-true", "hardware=rtx3070", "hardware.bf16=false"], "take auto, 32-true or 16-mixed"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_is_refused_with_what_can(settings, problem):
+    with pytest.raises(ConfigError) as refused:
+        compose_config(settings)
+    assert len(refused.value.problems) == 1
+    assert problem in refused.value.problems[0]
+
+
+def test_settings_of_a_schedule_that_is_not_used_are_not_looked_at():
+    compose_config(["optim.schedule=linear", "optim.warmup=0.5", "optim.decay=0.9"])
+    compose_config(["optim.schedule=wsd", "optim.warmup=10", "optim.decay=40", "trainer.max_steps=50"])
 
 
 def test_half_way_values():

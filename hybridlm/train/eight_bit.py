@@ -1,0 +1,40 @@
+"""AdamW with moments in 8 bits, from bitsandbytes (Dettmers et al. 2022, arXiv 2110.02861): 2 bytes of state per weight for 8."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from hybridlm.config.section import ConfigError
+from hybridlm.hardware import CPU
+
+if TYPE_CHECKING:
+    from hybridlm.config.optim import OptimConfig
+
+
+def refuse_missing_kernels(config: OptimConfig, device: str) -> None:
+    """Raise ConfigError where ``config`` names 8-bit moments and ``device`` or the environment has no kernels for them."""
+    if config.name != "adamw8bit":
+        return
+    if device == CPU:
+        raise ConfigError("optim.name = 'adamw8bit': its kernels are for CUDA; on this machine take adamw, muon, lion or sgd")
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError("optim.name = 'adamw8bit': needs the package bitsandbytes (pip install bitsandbytes); adamw needs none")
+
+
+class EightBit:
+    """bitsandbytes' optimizer behind ours, which owns the states and the rates."""
+
+    def __init__(self, groups: list[dict[str, Any]], config: OptimConfig) -> None:
+        import bitsandbytes
+
+        self._inner = bitsandbytes.optim.AdamW8bit(
+            [{"params": group["params"]} for group in groups], lr=0.0, betas=config.betas, eps=config.eps
+        )
+
+    def step(self, groups: list[dict[str, Any]], state: Any, scale: float) -> None:
+        """``groups`` in the order of the constructor, with rates that ``scale`` multiplies; ``state`` is our optimizer's own."""
+        self._inner.state = state
+        for inner, group in zip(self._inner.param_groups, groups, strict=True):
+            inner["lr"], inner["weight_decay"] = group["lr"] * scale, group["weight_decay"]
+        self._inner.step()

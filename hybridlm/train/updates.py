@@ -1,0 +1,145 @@
+"""How each algorithm moves weights. A rule gets weights, gradients and states in at least fp32 and changes weights and states in place.
+
+Weight decay is decoupled in every one of them: ``w -= lr * decay * w`` beside the update (Loshchilov & Hutter 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.adamw import adamw as torch_adamw
+from torch.optim.sgd import sgd as torch_sgd
+
+from hybridlm.train.muon import muon_updates
+
+if TYPE_CHECKING:
+    from hybridlm.config.optim import OptimConfig
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one group in one step."""
+
+    lr: float
+    weight_decay: float
+
+
+Rule = Callable[[list[Tensor], list[Tensor], list[State], list[tuple[int, ...]], Rates, "OptimConfig"], None]
+
+
+def _adamw(
+    weights: list[Tensor], gradients: list[Tensor], states: list[State], blocks: list[tuple[int, ...]], rates: Rates, config: OptimConfig
+) -> None:
+    torch_adamw(
+        weights,
+        gradients,
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"] for state in states],
+        fused=not isinstance(weights[0], DTensor),
+        amsgrad=False,
+        beta1=config.betas[0],
+        beta2=config.betas[1],
+        lr=rates.lr,
+        weight_decay=rates.weight_decay,
+        eps=config.eps,
+        maximize=False,
+    )
+
+
+def _lion(
+    weights: list[Tensor], gradients: list[Tensor], states: list[State], blocks: list[tuple[int, ...]], rates: Rates, config: OptimConfig
+) -> None:
+    """The sign of a short average moves the weights, a longer one is kept (Chen et al. 2023, arXiv 2302.06675)."""
+    for weight, gradient, state in zip(weights, gradients, states, strict=True):
+        direction = gradient.lerp(state["exp_avg"], config.betas[0]).sign_()
+        weight.mul_(1 - rates.lr * rates.weight_decay).add_(direction, alpha=-rates.lr)
+        state["exp_avg"].lerp_(gradient, 1 - config.betas[1])
+
+
+def _sgd(
+    weights: list[Tensor], gradients: list[Tensor], states: list[State], blocks: list[tuple[int, ...]], rates: Rates, config: OptimConfig
+) -> None:
+    for weight in weights:
+        weight.mul_(1 - rates.lr * rates.weight_decay)
+    torch_sgd(
+        weights,
+        gradients,
+        [state["momentum"] for state in states],
+        weight_decay=0.0,
+        momentum=config.sgd.momentum,
+        lr=rates.lr,
+        dampening=0.0,
+        nesterov=config.sgd.nesterov,
+        maximize=False,
+    )
+
+
+def _muon(
+    weights: list[Tensor], gradients: list[Tensor], states: list[State], blocks: list[tuple[int, ...]], rates: Rates, config: OptimConfig
+) -> None:
+    """A sharded matrix is gathered, orthogonalised on every rank, and each rank keeps its own rows of the result."""
+    momentum = config.muon.momentum
+    updates = []
+    for gradient, state in zip(gradients, states, strict=True):
+        state["momentum"].lerp_(gradient, 1 - momentum)
+        update = gradient.lerp(state["momentum"], momentum)  # Nesterov
+        updates.append(update.full_tensor() if isinstance(update, DTensor) else update)
+    for weight, update in zip(weights, muon_updates(updates, blocks, config.muon.ns_steps), strict=True):
+        if isinstance(weight, DTensor):  # every rank has the same whole: nothing is sent
+            update = distribute_tensor(update, weight.device_mesh, weight.placements, src_data_rank=None)
+        weight.mul_(1 - rates.lr * rates.weight_decay).add_(update, alpha=-rates.lr)
+
+
+# Beside each rule what it keeps of a weight, in the weight's shape.
+RULES: dict[str, tuple[Rule, tuple[str, ...]]] = {
+    "adamw": (_adamw, ("exp_avg", "exp_avg_sq")),
+    "lion": (_lion, ("exp_avg",)),
+    "sgd": (_sgd, ("momentum",)),
+    "muon": (_muon, ("momentum",)),
+}
+
+
+def wide_dtype(weight: Tensor) -> torch.dtype:
+    """Of a weight's update and its state: at least fp32."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def fresh_state(algorithm: str, weight: Tensor) -> State:
+    """Zeros for ``weight``; AdamW counts its steps for each weight as well."""
+    state: State = {"step": torch.zeros((), dtype=torch.float32, device=weight.device)} if algorithm == "adamw" else {}
+    return state | {name: torch.zeros_like(weight, dtype=wide_dtype(weight)) for name in RULES[algorithm][1]}
+
+
+def apply_rule(
+    algorithm: str,
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    states: list[State],
+    blocks: list[tuple[int, ...]],
+    rates: Rates,
+    config: OptimConfig,
+) -> None:
+    """Moves the weights of a group. Weights of fewer bits are widened, moved and rounded to the nearest again.
+
+    Muon takes matrices of one shape together, so all at once; the others one by one, so that only one wide copy lives at a time.
+    """
+    rule = RULES[algorithm][0]
+    if all(weight.dtype == wide_dtype(weight) for weight in weights):
+        rule(weights, gradients, states, blocks, rates, config)
+        return
+    everything = range(len(weights))
+    for places in [everything] if algorithm == "muon" else [[i] for i in everything]:
+        wide = [weights[i].to(wide_dtype(weights[i])) for i in places]
+        slopes = [gradients[i].to(wide_dtype(weights[i])) for i in places]
+        rule(wide, slopes, [states[i] for i in places], [blocks[i] for i in places], rates, config)
+        for i, result in zip(places, wide, strict=True):
+            weights[i].copy_(result)

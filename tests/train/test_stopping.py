@@ -1,0 +1,231 @@
+"""How a run ends before its last step: by a signal, by the time limit; under SLURM; and that it goes on from there exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning
+import pytest
+from run_ends import assert_same_end, lives, rows, second_rank
+
+from hybridlm.compose import compose_config
+from hybridlm.config.duration import seconds_of
+from hybridlm.config.section import ConfigError
+from hybridlm.run_folder import RunFolder
+from hybridlm.train import run as run_module
+from hybridlm.train.run import run
+from hybridlm.train.stopping import SIGNALLED, Stopped, requeue, slurm_plugins
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+
+
+class At(lightning.Callback):
+    """Does something at the beginning of a micro-batch."""
+
+    def __init__(self, micro_batch: int, do) -> None:
+        self._left, self._do = micro_batch, do
+
+    def on_train_batch_start(self, *_: object) -> None:
+        if self._left == 0:
+            self._do()
+        self._left -= 1
+
+
+@pytest.fixture
+def during(monkeypatch):
+    """``during(n, do)``: the next runs call ``do`` when micro-batch ``n`` of each begins."""
+    make = run_module.make_trainer
+
+    def plan(micro_batch: int, do) -> None:
+        def made(config, machine, folder, loggers, callbacks, *more):
+            return make(config, machine, folder, loggers, [At(micro_batch, do), *callbacks], *more)
+
+        monkeypatch.setattr(run_module, "make_trainer", made)
+
+    yield plan
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def kill(number: signal.Signals):
+    return lambda: os.kill(os.getpid(), number)
+
+
+# Micro-batch 5 is within the accumulation window of step 3, behind which no validation is due; 7 in that of step 4, which has one.
+@pytest.mark.parametrize(("number", "micro_batch", "step"), [(signal.SIGTERM, 5, 3), (signal.SIGUSR1, 7, 4)])
+def test_a_signal_stops_at_the_end_of_the_step_and_a_resume_is_exact(tiny, tmp_path, during, capsys, number, micro_batch, step):
+    config = compose_config([*tiny, "trainer.accumulate=2", "trainer.log_every=1", "trainer.ckpt_every=100"])
+    whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
+    run(config, whole, None)
+    during(micro_batch, kill(number))
+    with pytest.raises(Stopped) as stopped:
+        run(config, broken, None)
+    assert stopped.value.code == SIGNALLED
+    assert (
+        f"stopped by {number.name} at step {step}; go on from the last checkpoint with python train.py ckpt=last" in capsys.readouterr().out
+    )
+    assert [row["step"] for row in rows(broken)] == list(range(1, step + 1))
+    assert (rows(broken)[-1]["val/bpb"] is None) == (step != 4)
+    assert not broken.summary.exists()
+    assert not broken.samples.exists()
+    assert not broken.weights.exists()
+    during(10**6, None)
+    run(config, broken, broken.step_checkpoint(step))
+    assert_same_end(broken, whole)
+
+
+def test_the_time_limit_stops_at_a_step_and_is_no_failure(tiny, tmp_path, during, capsys):
+    config = compose_config([*tiny, "trainer.time_limit=1h"])
+    whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
+    run(config, whole, None)
+    clock = time.perf_counter
+    late = [0.0]
+    during(4, lambda: late.__setitem__(0, 3600.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hybridlm.train.stopping.time.perf_counter", lambda: clock() + late[0])
+        assert run(config, broken, None) == {}
+    assert "stopped by trainer.time_limit at step 5; go on" in capsys.readouterr().out
+    assert not broken.summary.exists()
+    during(10**6, None)
+    run(config, broken, broken.newest_checkpoint())
+    assert_same_end(broken, whole)
+
+
+def test_the_time_limit_does_not_cut_off_the_end(tiny, tmp_path, during):
+    folder = RunFolder(tmp_path / "a")
+    late = [0.0]
+    clock = time.perf_counter
+    during(11, lambda: late.__setitem__(0, 3600.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hybridlm.train.stopping.time.perf_counter", lambda: clock() + late[0])
+        run(compose_config([*tiny, "trainer.time_limit=1h"]), folder, None)
+    assert folder.summary.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1:30:00", 5400), ("00:00:05", 5), ("90m", 5400), ("2h", 7200), ("45s", 45), ("100:00:00", 360_000)]
+)
+def test_durations(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["90", "1:30", "1:60:00", "0s", "-5m", "soon", "5400", "1.5h"])
+def test_what_is_no_duration_is_refused_in_one_line(tiny, text):
+    with pytest.raises(ConfigError, match=r"trainer\.time_limit = .*90m") as caught:
+        compose_config([*tiny, f"trainer.time_limit={text}"])
+    assert "\n" not in str(caught.value)
+
+
+def test_lightning_does_not_handle_signals_under_slurm(monkeypatch):
+    assert slurm_plugins() == []
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    (plugin,) = slurm_plugins()
+    assert plugin.auto_requeue is False
+
+
+@pytest.mark.parametrize(
+    ("environment", "script", "called", "says"),
+    [
+        ({"SLURM_JOB_ID": "77"}, "exit 0", "requeue 77", "job 77 is queued again"),
+        (
+            {"SLURM_JOB_ID": "78", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"},
+            "exit 0",
+            "requeue 77_3",
+            "job 77_3 is queued again",
+        ),
+        ({"SLURM_JOB_ID": "77"}, "echo not allowed >&2; exit 1", "requeue 77", "scontrol requeue 77: not allowed"),
+        ({}, "exit 0", None, "SLURM_JOB_ID is not set"),
+    ],
+)
+def test_requeue(tmp_path, monkeypatch, environment, script, called, says):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n{script}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    said: list[str] = []
+    requeue(said.append)
+    assert says in said[0]
+    written = tmp_path / "called"
+    assert (written.read_text().strip() if written.exists() else None) == called
+
+
+@pytest.mark.parametrize(("settings", "calls"), [(["trainer.requeue=true"], True), ([], False)])
+def test_a_stopped_job_is_queued_again_where_that_is_wanted(tiny, tmp_path, monkeypatch, during, settings, calls):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\necho $@ > {tmp_path}/called\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    during(1, kill(signal.SIGUSR1))
+    with pytest.raises(Stopped):
+        run(compose_config([*tiny, *settings]), RunFolder(tmp_path / "a"), None)
+    assert (tmp_path / "called").exists() == calls
+
+
+def started(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.Popen:
+    """A run as a process of its own, once it has logged a step."""
+    log = (folder / "log").open("ab")
+    command = [sys.executable, str(TRAIN), *arguments]
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    deadline = time.monotonic() + 300
+    while not any(json.loads(line)["step"] >= 2 for path in folder.glob("**/metrics.jsonl") for line in whole_lines(path)):
+        assert process.poll() is None, (folder / "log").read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def whole_lines(path: Path) -> list[str]:
+    return path.read_text().split("\n")[:-1]
+
+
+def ended(process: subprocess.Popen) -> int:
+    try:
+        return process.wait(timeout=300)
+    finally:
+        process.kill()
+
+
+LONG = ["trainer.max_steps=1000000", "trainer.val_every=null", "trainer.ckpt_every=1000000"]
+
+
+def test_a_sweep_ends_with_the_job_that_was_stopped(tiny, tmp_path, environment):
+    process = started([*tiny, *LONG, "-m", "seed=1,2"], tmp_path, environment)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == SIGNALLED, (tmp_path / "log").read_text()[-3000:]
+    (folder,) = {path.parent for path in tmp_path.glob("multirun/**/metrics.jsonl")}
+    assert len(RunFolder(folder).step_checkpoints()) == 1
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_all(tiny, tmp_path, environment):
+    """Also one that reaches only the second: no rank is left behind, and the two go on exactly."""
+    base = [*tiny, "trainer.devices=2", "trainer.accumulate=2", "trainer.log_every=1", "optim=adamw", "optim.schedule=constant"]
+    base += ["optim.warmup=0", "trainer.val_every=null", "trainer.ckpt_every=1000000"]
+    process = started([*base, "trainer.max_steps=1000000", "hydra.run.dir=a"], tmp_path, environment)
+    second = second_rank(process.pid)
+    os.kill(second, signal.SIGUSR1)
+    assert ended(process) == SIGNALLED, (tmp_path / "log").read_text()[-3000:]
+    deadline = time.monotonic() + 60
+    while lives(second):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    folder, whole = RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b")
+    end = rows(folder)[-1]["step"] + 3
+    for arguments in (["ckpt=last", "hydra.run.dir=a"], [*base, "hydra.run.dir=b"]):
+        command = [sys.executable, str(TRAIN), *arguments, f"trainer.max_steps={end}"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_end(folder, whole, end)
