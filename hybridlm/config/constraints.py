@@ -85,6 +85,8 @@ def _precision_problems(config: RunConfig) -> list[str]:
         return ["trainer.precision = '16-mixed': float16 is for CUDA; a CPU takes auto, 32-true, bf16-mixed or bf16-true"]
     if precision in ("bf16-mixed", "bf16-true") and hardware.accelerator == CUDA and not hardware.bf16:
         return [f"trainer.precision = {precision!r}: hardware.bf16 is false for {hardware.name}; take auto, 32-true or 16-mixed"]
+    if precision == "64-true" and config.trainer.strategy == "fsdp2":
+        return ["trainer.precision = '64-true': Lightning's fsdp2 has no such precision; take 32-true or ddp"]
     if precision == "bf16-true" and config.trainer.strategy == "fsdp2":
         return ["trainer.precision = 'bf16-true': some weights stay float32, which fsdp2 cannot shard with others; take bf16-mixed or ddp"]
     return []

@@ -28,8 +28,10 @@ class TrainerConfig(Section):
     checkpoint_blocks: int = Field(
         0, ge=0, description="one in so many blocks keeps only its input and is computed again in the backward; 1: every block, 0: none"
     )
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true"] = Field(
-        "auto", description="bf16-true: weights in bfloat16 too, but for those that must not be rounded (A_log, D, dt_bias, routers)"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = Field(
+        "auto",
+        description="bf16-true: weights in bfloat16 too, but for those that must not be rounded (A_log, D, dt_bias, routers); 64-true: to "
+        "compare runs without rounding in the way",
     )
     guard: GuardConfig = GuardConfig()
     devices: Auto = Field("auto", description="processes on this node; auto: 1 on a CPU, all GPUs otherwise")
