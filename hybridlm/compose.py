@@ -25,8 +25,8 @@ from hybridlm.config.resolve import layer_note
 from hybridlm.config.run import RunConfig
 from hybridlm.config.section import ConfigError, RunFailed
 from hybridlm.config_files import ROOT_VARIABLE, groups, no_such_option, root
-from hybridlm.launcher import folder_overrides, is_first_rank, launch
-from hybridlm.resume import plan_resume, quoted, refuse_other_model
+from hybridlm.launcher import folder_overrides, is_first_rank, launch, refuse_sweep
+from hybridlm.resume import after_requeue, plan_resume, quoted, refuse_other_model
 from hybridlm.run_folder import RunFolder
 from hybridlm.user_error import reported, told
 
@@ -80,9 +80,8 @@ def _main(line: CommandLine, verb: tuple[str, ...]) -> None:
         raise ConfigError("--cfg shows one configuration; leave -m away")
     elif value_of(line.overrides, "ckpt") not in (None, "null"):
         raise ConfigError("ckpt: a sweep cannot resume; resume one of its runs with ckpt=PATH and without -m")
-    elif launched is not None:
-        raise ConfigError(f"-m: each process of {launched.name} would run the whole sweep; trainer.devices=n starts n in each job")
     else:
+        refuse_sweep(launched, line.overrides)
         _warn_of_sweep(line)
     _run_hydra(line, verb)
 
@@ -249,7 +248,7 @@ def _job(tree: DictConfig, verb: tuple[str, ...], sweep: bool) -> object:
     config = load_config(_tree(tree))
     overrides = [str(line) for line in HydraConfig.get().overrides.task]
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    resume = Path(config.ckpt) if config.ckpt else None
+    resume = Path(config.ckpt) if config.ckpt else after_requeue(folder)
     config = config.model_copy(update={"ckpt": None})  # of this start only
     if is_first_rank():
         if resume is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,3 +63,12 @@ def folder_overrides(launched: Launch | None, given: Sequence[str]) -> list[str]
             raise ConfigError(f"hydra.run.dir: name the run's folder, as {launched.name} has no id for its processes (--standalone has)")
         more.append(f"hydra.run.dir=outputs/{launched.name}-{launched.id}")
     return more + (["hydra.output_subdir=null"] if launched.rank else [])
+
+
+def refuse_sweep(launched: Launch | None, given: Sequence[str]) -> None:
+    """ConfigError: a sweep that cannot be run from here. given: its overrides."""
+    if launched is not None:
+        raise ConfigError(f"-m: each process of {launched.name} would run the whole sweep; trainer.devices=n starts n in each job")
+    hydra = value_of(given, "hydra/launcher") or ""
+    if "slurm" in hydra and shutil.which("srun") is None:
+        raise ConfigError(f"hydra/launcher={hydra}: there is no srun on this machine; start the sweep from a cluster's login node")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,16 @@ def plan_resume(overrides: Sequence[str]) -> Resume | None:
     kept = [line for line in overrides if key_of(line) not in ("ckpt", "hydra.run.dir")]
     own = [f"++ckpt={quoted(checkpoint)}", f"hydra.run.dir={quoted(folder.path)}"]
     return Resume(folder, checkpoint, (*merged(folder.overrides(), kept), *own))
+
+
+def after_requeue(folder: RunFolder) -> Path | None:
+    """The checkpoint that a job of SLURM goes on from when it was queued again; None: it is not, or had saved nothing yet."""
+    if int(os.environ.get("SLURM_RESTART_COUNT", 0)) < 1 or not folder.is_run():
+        return None
+    if not folder.step_checkpoints():
+        folder.config.unlink()  # the folder is to be claimed anew
+        return None
+    return folder.newest_checkpoint()
 
 
 def quoted(value: str | Path) -> str:

@@ -13,6 +13,9 @@ from hybridlm.compose import compose_config
 from hybridlm.config.section import ConfigError
 from hybridlm.hardware import resolve_machine
 from hybridlm.launcher import Launch, folder_overrides, is_first_rank, launch
+from hybridlm.resume import after_requeue
+from hybridlm.run_folder import RunFolder
+from hybridlm.train.checkpoint_io import AtomicCheckpointIO
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 TORCHRUN = {
@@ -111,3 +114,28 @@ def test_a_sweep_over_two_patterns_on_two_ranks_is_two_right_runs(tiny, tmp_path
         assert len(two) == 12
         assert two == pytest.approx(one, rel=1e-5)
     assert {path.name for path in (tmp_path / "two").iterdir() if path.is_dir()} == {"0", "1"}
+
+
+def test_a_sweep_of_slurm_jobs_needs_a_cluster(tiny, tmp_path, environment):
+    arguments = ["-m", *tiny, "seed=1,2", "hydra/launcher=slurm"]
+    done = subprocess.run([sys.executable, str(TRAIN), *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "config error: hydra/launcher=slurm: there is no srun on this machine; start the sweep from a cluster's login node"
+    ]
+
+
+def test_a_job_that_is_queued_again_goes_on(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    folder.claim("seed: 0\n")
+    assert after_requeue(folder) is None
+    assert folder.is_run()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert after_requeue(folder) is None
+    assert not folder.is_run(), "nothing was saved: it starts anew in its folder"
+    folder.claim("seed: 0\n")
+    folder.checkpoints.mkdir()
+    for step in (4, 8):
+        AtomicCheckpointIO().save_checkpoint({"global_step": step}, folder.step_checkpoint(step))
+    assert after_requeue(folder) == folder.step_checkpoint(8)
