@@ -25,6 +25,7 @@ from hybridlm.model.build import build_model, fresh_model
 from hybridlm.run_folder import RunFolder
 from hybridlm.train import run as run_module
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
+from hybridlm.train.checkpoint_io import AtomicCheckpointIO, writer_of
 from hybridlm.train.checkpoints import Checkpoints
 from hybridlm.train.clock import Clock
 from hybridlm.train.console import Console
@@ -224,10 +225,12 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "trainer.ckpt_every": (6, []),
     "trainer.keep_last": (3, []),
     "trainer.keep_best": (2, []),
+    "trainer.async_checkpoints": ("true", []),
     "trainer.time_limit": ("'1:30:00'", []),
     "trainer.requeue": ("true", []),
     "trainer.accumulate": (2, []),
     "trainer.checkpoint_blocks": (1, []),
+    "trainer.compile": ("true", []),
     "trainer.precision": ("bf16-mixed", []),
     "trainer.guard.rollback_after": (2, []),
     "trainer.guard.lr_factor": (0.25, []),
@@ -367,7 +370,8 @@ def loop_effects(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
             type(trainer.strategy).__name__,
         ),
         "checkpoint_blocks": module.model.checkpoint_blocks,
-        "checkpoints": (saver.every, saver.keep_last, saver.keep_best),
+        "compiled": [block._compiled_call_impl is not None for block in module.model.blocks],
+        "checkpoints": (saver.every, saver.keep_last, saver.keep_best, writer_of(trainer).background.threaded),
         "stopping": (saver.stopping._limit, saver.stopping._requeue),
         "strategy": str(type(strategy(config.trainer.strategy, machine))),
         "loggers": [type(logger).__name__ for logger in loggers.all],
@@ -385,7 +389,9 @@ def guard_effects(config: RunConfig, folder: RunFolder) -> list[str]:
     said: list[str] = []
     model = fresh_model(config.model, 257, seed=0, device="cpu")
     optimizer = HybridOptimizer(model_groups(model, config.optim), config.optim)
-    strategy = types.SimpleNamespace(broadcast=lambda value: value, reduce=lambda value, reduce_op: value)
+    strategy = types.SimpleNamespace(
+        broadcast=lambda value: value, reduce=lambda value, reduce_op: value, checkpoint_io=AtomicCheckpointIO()
+    )
     precision = types.SimpleNamespace(train_step_context=contextlib.nullcontext)
     trainer: Any = types.SimpleNamespace(
         global_step=0, is_global_zero=True, optimizers=[optimizer], strategy=strategy, precision_plugin=precision

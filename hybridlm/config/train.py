@@ -20,6 +20,9 @@ class TrainerConfig(Section):
     ckpt_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep_last: int = Field(2, ge=1, description="step checkpoints kept")
     keep_best: int = Field(1, ge=0, description="checkpoints kept of the validations with the fewest bits per byte")
+    async_checkpoints: bool = Field(
+        False, description="training goes on from a copy of the state in memory, while a thread writes it; one write at a time"
+    )
     time_limit: str | float | None = Field(
         None, description="of this start, as '1:30:00', 90m or 2h; at the step after it the run saves and ends, to be resumed; null: none"
     )
@@ -28,6 +31,7 @@ class TrainerConfig(Section):
     checkpoint_blocks: int = Field(
         0, ge=0, description="one in so many blocks keeps only its input and is computed again in the backward; 1: every block, 0: none"
     )
+    compile: bool = Field(False, description="torch compiles each block: seconds to minutes at the start, then faster steps")
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = Field(
         "auto",
         description="bf16-true: weights in bfloat16 too, but for those that must not be rounded (A_log, D, dt_bias, routers); 64-true: to "

@@ -30,7 +30,8 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = Fal
     then every second.
     """
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
-    if not gradient_wanted(x):  # decode: the operator's dispatch costs more than one token's rotation
+    # In decode the operator's dispatch costs more than one token's rotation. (The compiler fails at _turn's out= into a transposed view.)
+    if not gradient_wanted(x) and not torch.compiler.is_compiling():
         return _turn(x, cos, sin, interleaved, False) if interleaved or x.shape[1] > 1 else _turn_token(x, cos, sin)
     out: Tensor = _rotate(x, cos, sin, interleaved, False)
     return out

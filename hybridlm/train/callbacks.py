@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hybridlm.model.count import flops_per_token
+from hybridlm.train.compiled import eager
 from hybridlm.train.ema import EMA
 from hybridlm.train.metrics import Costs, MetricsCallback
 from hybridlm.train.router import RouterCallback, moe_layers
@@ -86,7 +87,8 @@ class SampleText(lightning.Callback):
             return
         training = pl_module.model.training
         pl_module.model.eval()
-        texts = sampled(pl_module.model, self._tokenizer, self._config, self._seed)
+        with eager(pl_module.model):  # the cache grows with each token
+            texts = sampled(pl_module.model, self._tokenizer, self._config, self._seed)
         pl_module.model.train(training)
         write_samples(self._folder.samples_at(step), texts)
         if self._remote is not None:

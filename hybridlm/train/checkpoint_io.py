@@ -6,13 +6,17 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from hybridlm.checksum import closing_line
 from hybridlm.durable import replaced
+from hybridlm.train.background import Background, snapshot
+
+if TYPE_CHECKING:
+    import lightning
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -20,14 +24,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     A file that cannot be written raises nothing: this runs on the first rank alone, and the others would wait for it for ever. The reason
     is left in ``error``, for the caller to tell all ranks.
+
+    With ``threaded`` a save takes a copy of the state and returns; ``background`` writes it, one file after the other. What is to happen
+    once it is written is to be started there too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, threaded: bool = False) -> None:
         super().__init__()
+        self.background = Background(threaded=threaded)
         self.error: str | None = None  # of the last file; None: it is on the disk
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
-        target = Path(path)
+        self.background.wait()  # two copies of the state at once would be one too many
+        content = snapshot(checkpoint) if self.background.threaded else checkpoint
+        self.background.start(lambda: self._write(content, Path(path)))
+
+    def teardown(self) -> None:
+        """However a run ends, what was begun is finished."""
+        self.background.close()
+
+    def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         self.error = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,3 +96,10 @@ class _Hashed:
             raise self._error
         self._file.write(closing_line(self._digest.hexdigest()))
         self._file.flush()
+
+
+def writer_of(trainer: lightning.Trainer) -> AtomicCheckpointIO:
+    """What writes the checkpoints of ``trainer``."""
+    writer = trainer.strategy.checkpoint_io
+    assert isinstance(writer, AtomicCheckpointIO)
+    return writer

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +15,29 @@ from lightning.pytorch.callbacks import Checkpoint
 from hybridlm.checkpoint import export_weights
 from hybridlm.config.section import ConfigError, RunFailed
 from hybridlm.run_folder import step_of
-from hybridlm.train.checkpoint_io import AtomicCheckpointIO
+from hybridlm.train.checkpoint_io import AtomicCheckpointIO, writer_of
 
 if TYPE_CHECKING:
     from hybridlm.config.train import TrainerConfig
     from hybridlm.run_folder import RunFolder
     from hybridlm.train.stopping import Stopping
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How a save went. failed: the files that are not there, and why; notes: what else is to be said."""
+
+    failed: dict[Path, str]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """The save of a step, which may still be going on. last: the run ends with it; outcome: on the first rank."""
+
+    step: int
+    last: bool
+    outcome: Future[_Outcome] | None
 
 
 class Checkpoints(Checkpoint):
@@ -35,6 +54,7 @@ class Checkpoints(Checkpoint):
         self._val_every = settings.val_every
         self._step = 0  # the last one that was looked at
         self._best: dict[int, float] = {}  # bits per byte by step, of the best checkpoints
+        self._begun: _Begun | None = None  # the save that no rank but the first has heard of since
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._step = trainer.global_step
@@ -49,6 +69,7 @@ class Checkpoints(Checkpoint):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.state.fn == "fit" and trainer.global_step != self._step:
+            self._settle(trainer)  # the ranking is of the best ones that were written
             self._after_step(trainer, best=self._among_best(trainer.global_step, float(trainer.callback_metrics["val/bpb"])))
 
     def state_dict(self) -> dict[str, Any]:
@@ -61,13 +82,11 @@ class Checkpoints(Checkpoint):
         self._step = step = trainer.global_step
         reason = self.stopping.reason(trainer)
         last = step >= trainer.max_steps or trainer.should_stop or reason is not None
-        written = False
-        if last or step % self.every == 0:
-            written = self._save(trainer, self._folder.step_checkpoint(step), last=last)
+        paths = [self._folder.step_checkpoint(step)] if last or step % self.every == 0 else []
         if best:
-            self._save_best(trainer, self._folder.step_checkpoint(step) if written else None)
-        if written and trainer.is_global_zero:
-            self._prune()
+            paths.append(self._folder.best_checkpoint(step))
+        if paths:
+            self._save(trainer, paths, last=last)
         if reason is not None:
             self.stopping.stop(trainer, reason)
 
@@ -79,39 +98,69 @@ class Checkpoints(Checkpoint):
         self._best = dict(ranked)
         return step in self._best
 
-    def _save_best(self, trainer: lightning.Trainer, same: Path | None) -> None:
-        """``same``: a checkpoint of this very step, which only needs a second name."""
-        path = self._folder.best_checkpoint(self._step)
-        if same is None:
-            written = self._save(trainer, path, last=False)
-        else:
-            writer = _writer(trainer)
-            if trainer.is_global_zero:
-                writer.duplicate(same, path)
-            written = self._is_written(trainer, path, last=False)
-        if not written:
-            del self._best[self._step]
-        elif trainer.is_global_zero:
+    def _save(self, trainer: lightning.Trainer, paths: list[Path], *, last: bool) -> None:
+        """``paths``: the names that the checkpoint of this step is to have."""
+        self._settle(trainer)
+        trainer.save_checkpoint(paths[0])
+        writer, kept = writer_of(trainer), frozenset(self._best)
+        outcome = writer.background.start(lambda: self._complete(writer, paths, kept)) if trainer.is_global_zero else None
+        self._begun = _Begun(self._step, last, outcome)
+        if last or not writer.background.threaded:
+            self._settle(trainer)
+
+    def _complete(self, writer: AtomicCheckpointIO, paths: list[Path], kept: frozenset[int]) -> _Outcome:
+        """The first rank's work once the first of ``paths`` was written, or was not. ``kept``: the steps of the best checkpoints."""
+        first, *others = paths
+        if writer.error is not None:
+            return _Outcome(dict.fromkeys(paths, writer.error))
+        failed: dict[Path, str] = {}
+        notes: list[str] = []
+        for path in others:
+            writer.duplicate(first, path)
+            if writer.error is not None:
+                failed[path] = writer.error
+        best = self._folder.best_checkpoint(step_of(first))
+        if best in paths and best not in failed:
             for old in self._folder.best_checkpoints():
-                if step_of(old) not in self._best:
+                if step_of(old) not in kept:
                     old.unlink(missing_ok=True)
-            self.export(path, self._folder.best_weights)
+            notes = self._export(best, self._folder.best_weights)
+        if first != best:
+            self._prune()
+        return _Outcome(failed, notes)
 
-    def _save(self, trainer: lightning.Trainer, path: Path, *, last: bool) -> bool:
-        trainer.save_checkpoint(path)
-        return self._is_written(trainer, path, last=last)
+    def _settle(self, trainer: lightning.Trainer) -> None:
+        """Waits for the save before, and tells every rank how it went. A run goes on without a checkpoint, unless it was the last: that
+        raises RunFailed."""
+        if self._begun is None:
+            return
+        begun, self._begun = self._begun, None
+        with trainer.profiler.profile("save_checkpoint"):  # type: ignore[attr-defined]  # to be counted as such
+            outcome = trainer.strategy.broadcast(None if begun.outcome is None else begun.outcome.result())
+        assert outcome is not None
+        if self._folder.best_checkpoint(begun.step) in outcome.failed:
+            del self._best[begun.step]
+        step_checkpoint = self._folder.step_checkpoint(begun.step)
+        if begun.last and step_checkpoint in outcome.failed:
+            raise RunFailed(self._problem(step_checkpoint, outcome))
+        self._tell(outcome)
 
-    def _is_written(self, trainer: lightning.Trainer, path: Path, *, last: bool) -> bool:
-        """Whether it is on the disk, the same on every rank. A run goes on without it, unless it was the last: that raises RunFailed."""
-        error = trainer.strategy.broadcast(_writer(trainer).error)
-        if error is None:
-            return True
+    def on_exception(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException) -> None:
+        """The save that was on its way is finished and spoken of; other ranks may not be there to hear of it."""
+        if self._begun is not None and self._begun.outcome is not None:
+            self._tell(self._begun.outcome.result())
+        self._begun = None
+
+    def _tell(self, outcome: _Outcome) -> None:
+        for path in outcome.failed:
+            self._say(f"warning     {self._problem(path, outcome)}; training goes on")
+        for note in outcome.notes:
+            self._say(note)
+
+    def _problem(self, path: Path, outcome: _Outcome) -> str:
         kept = self._folder.step_checkpoints()
         have = f"the last good checkpoint is of step {step_of(kept[0])}" if kept else "there is no checkpoint yet"
-        if last:
-            raise RunFailed(f"{path}: cannot be written ({error}); {have}")
-        self._say(f"warning     {path}: cannot be written ({error}); {have}; training goes on")
-        return False
+        return f"{path}: cannot be written ({outcome.failed[path]}); {have}"
 
     def _prune(self) -> None:
         """What is no longer to be kept goes, now that a newer one is durable."""
@@ -124,13 +173,13 @@ class Checkpoints(Checkpoint):
 
     def export(self, checkpoint: Path, target: Path) -> None:
         """The weights of a checkpoint alone, as safetensors. A failure is said and ends nothing: the checkpoint has them too."""
+        for note in self._export(checkpoint, target):
+            self._say(note)
+
+    @staticmethod
+    def _export(checkpoint: Path, target: Path) -> list[str]:
         try:
             export_weights(checkpoint, target)
         except (OSError, ConfigError) as error:
-            self._say(f"warning     {target}: cannot be written ({error})")
-
-
-def _writer(trainer: lightning.Trainer) -> AtomicCheckpointIO:
-    writer = trainer.strategy.checkpoint_io
-    assert isinstance(writer, AtomicCheckpointIO)
-    return writer
+            return [f"warning     {target}: cannot be written ({error})"]
+        return []

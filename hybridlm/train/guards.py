@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hybridlm.checkpoint import EMA_KEY, read_checkpoint
 from hybridlm.config.section import ConfigError, RunFailed
+from hybridlm.train.checkpoint_io import writer_of
 from hybridlm.train.ema import EMA
 from hybridlm.train.forensics import Cause, everyones, find_cause, fingerprint
 from hybridlm.train.optim import HybridOptimizer
@@ -155,6 +156,7 @@ class GuardCallback(lightning.Callback):
     def _roll_back(self, trainer: lightning.Trainer, optimizer: HybridOptimizer) -> None:
         state = self._state
         first = self._step - state.streak + 1
+        writer_of(trainer).background.wait()  # the newest good one may be on its way
         good: int | None = trainer.strategy.broadcast(self._good_step(first) if trainer.is_global_zero else None)
         if good is not None:
             rates = [group["lr"] for group in optimizer.param_groups]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -53,17 +54,21 @@ def relaunchable(verb: Sequence[str]) -> Iterator[None]:
         yield
         return
     hydra = HydraConfig.get()
-    argv, environment = list(sys.argv), {name: os.environ.get(name) for name in _LEFT_BEHIND}
+    main = sys.modules["__main__"]
+    argv, spec, environment = list(sys.argv), main.__spec__, {name: os.environ.get(name) for name in _LEFT_BEHIND}
     root = HydraConfig.instance().cfg
     assert root is not None
     before = root.hydra.run.dir
     try:
         sys.argv = [argv[0], *verb, *hydra.overrides.task]
+        if spec is not None and not spec.name.startswith("hybridlm"):  # in a process of submitit or joblib, which a child is not to repeat
+            main.__spec__ = importlib.util.find_spec("hybridlm.__main__")
+            sys.argv = [argv[0], "train", *hydra.overrides.task]
         with read_write(root.hydra.run):
             root.hydra.run.dir = hydra.runtime.output_dir
         yield
     finally:
-        sys.argv = argv
+        sys.argv, main.__spec__ = argv, spec
         with read_write(root.hydra.run):
             root.hydra.run.dir = before
         import torch.distributed as dist

@@ -26,6 +26,7 @@ from hybridlm.model.count import flops_per_token, layer_table, parameters
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
 from hybridlm.train.checkpoints import Checkpoints
 from hybridlm.train.clock import Clock
+from hybridlm.train.compiled import compile_blocks, refuse_missing_compiler
 from hybridlm.train.console import Console
 from hybridlm.train.eight_bit import refuse_missing_kernels
 from hybridlm.train.exact import ExactSteps
@@ -57,8 +58,7 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     machine = resolve_machine(config)
-    refuse_missing_package(config)
-    refuse_missing_kernels(config.optim, machine.device)
+    _refuse_what_is_missing(config, machine)
     console = Console(config.trainer.headless, machine.max_steps)
     console.say(
         f"run folder  {folder.path}\nmachine     {machine.device_name}, {machine.devices} process(es), precision {machine.precision}"
@@ -109,6 +109,12 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     return summary
 
 
+def _refuse_what_is_missing(config: RunConfig, machine: Machine) -> None:
+    refuse_missing_package(config)
+    refuse_missing_kernels(config.optim, machine.device)
+    refuse_missing_compiler(config.trainer, machine.device)
+
+
 @rank_zero_only
 def _begin_folder(config: RunConfig, folder: RunFolder, prepared: Prepared, resumed: Resumed | None) -> None:
     """Takes possession of the folder (a new run) or brings its configuration up to date (a resumed one)."""
@@ -136,6 +142,8 @@ def _module(config: RunConfig, machine: Machine, prepared: Prepared) -> LitLM:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     model.checkpoint_blocks = config.trainer.checkpoint_blocks
+    if config.trainer.compile:
+        compile_blocks(model)
     return LitLM(
         model,
         config.optim,

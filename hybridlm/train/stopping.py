@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybridlm.config.duration import seconds_of
+from hybridlm.launcher import launch
 
 if TYPE_CHECKING:
     from hybridlm.config.train import TrainerConfig
@@ -121,9 +122,14 @@ def signalled() -> Iterator[None]:
         raise SystemExit(SIGNALLED) from None
 
 
-def slurm_plugins() -> list[SLURMEnvironment]:
-    """Under srun: Lightning's view of the job without its own handling of signals, which would save at any moment and train on."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+def slurm_plugins(processes: int) -> list[ClusterEnvironment]:
+    """In a job of SLURM: Lightning's view of it without its own handling of signals, which would save at any moment and train on.
+
+    processes: of the run. In a job of one task Lightning starts the others itself, and must not take itself for one of srun's.
+    """
+    if not SLURMEnvironment.detect():
+        return []
+    return [LightningEnvironment()] if processes > 1 and launch() is None else [SLURMEnvironment(auto_requeue=False)]
 
 
 def requeue(say: Callable[[str], None]) -> None:

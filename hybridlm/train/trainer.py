@@ -57,7 +57,7 @@ def make_trainer(
         logger=loggers,
         profiler=clock,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO(), *slurm_plugins(), *own_precision],
+        plugins=[AtomicCheckpointIO(threaded=settings.async_checkpoints), *slurm_plugins(machine.devices), *own_precision],
         use_distributed_sampler=False,  # our loaders know their rank
         num_sanity_val_steps=0,
         enable_progress_bar=False,

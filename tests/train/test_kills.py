@@ -96,7 +96,12 @@ def begun(folder: RunFolder) -> bool:
 
 @pytest.mark.parametrize(
     ("kills", "extra"),
-    [(40, ["optim=muon"]), (15, ["optim=adamw", "data.workers=2"]), (15, ["optim=adamw", "callbacks=ema"])],
+    [
+        (40, ["optim=muon"]),
+        (15, ["optim=adamw", "data.workers=2"]),
+        (15, ["optim=adamw", "callbacks=ema"]),
+        (15, ["optim=adamw", "callbacks=ema", "trainer.async_checkpoints=true"]),
+    ],
 )
 def test_no_kill_changes_or_loses_anything(tiny, tmp_path, kills, extra):
     dice, log = random.Random(len(extra) * 1000 + kills), tmp_path / "log"

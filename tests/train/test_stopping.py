@@ -12,6 +12,7 @@ from pathlib import Path
 
 import lightning
 import pytest
+from lightning.fabric.plugins.environments import LightningEnvironment
 from run_ends import assert_same_end, lives, rows, second_rank
 
 from hybridlm.compose import compose_config
@@ -123,10 +124,16 @@ def test_what_is_no_duration_is_refused_in_one_line(tiny, text):
 
 
 def test_lightning_does_not_handle_signals_under_slurm(monkeypatch):
-    assert slurm_plugins() == []
+    assert slurm_plugins(1) == slurm_plugins(2) == []
     monkeypatch.setenv("SLURM_NTASKS", "1")
     monkeypatch.setenv("SLURM_JOB_NAME", "train")
-    (plugin,) = slurm_plugins()
+    (plugin,) = slurm_plugins(1)
+    assert plugin.auto_requeue is False
+    (plugin,) = slurm_plugins(2)  # a job of one task, in which Lightning starts the second process itself
+    assert isinstance(plugin, LightningEnvironment)
+    for name, value in {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}.items():
+        monkeypatch.setenv(name, value)
+    (plugin,) = slurm_plugins(2)
     assert plugin.auto_requeue is False
 
 
