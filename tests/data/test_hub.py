@@ -370,7 +370,7 @@ def test_a_data_set_of_the_hub_is_read_and_found_again_without_a_network(small_h
         assert "the hub cannot be reached" in found[6]["error"]
         assert "the data set is not in the cache: go online for the first start, or name a local folder" in found[6]["error"]
         assert all(len(answer.get("error", "x").splitlines()) == 1 for answer in found)
-        assert max(answer["seconds"] for answer in found) < 3
+        assert max(answer["seconds"] for answer in found) < 15  # a bare load_dataset takes 25
 
 
 def test_what_the_hub_refuses_is_told_in_one_line(small_hub, tmp_path):
@@ -393,5 +393,5 @@ def test_what_the_hub_refuses_is_told_in_one_line(small_hub, tmp_path):
         assert answer["error"].startswith(message)
         assert len(answer["error"].splitlines()) == 1
         assert len(answer["error"]) < 400
-        assert answer["seconds"] < 6
+        assert answer["seconds"] < 20
     assert len(said.splitlines()) == 2  # that the hub cannot be reached, as the copy in the cache would be used without a word else

@@ -124,7 +124,7 @@ def test_the_error_of_the_first_unit_counts_even_if_a_later_one_fails_sooner(tmp
     with pytest.raises(ConfigError) as caught:
         work(tmp_path, "late", "bad", *["long"] * 30)
     assert caught.value.problems == ["0 is bad", "so is its end"]
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 40
     assert len(begun(tmp_path)) < 8
     assert not alive(processes(tmp_path))
 
@@ -149,7 +149,7 @@ def test_a_process_that_is_killed_is_one_clear_line(tmp_path, several, capfd, un
     with pytest.raises(ConfigError, match=r"^data: a process .* run again .* fewer data\.prepare_workers$") as caught:
         work(tmp_path, *units)
     assert len(caught.value.problems) == 1
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 40
     assert not alive(processes(tmp_path))
     assert capfd.readouterr() == ("", "")
 
@@ -188,7 +188,7 @@ def test_no_process_outlives_a_parent_that_is_killed(tmp_path):
         parent.kill()
     began = time.monotonic()
     until(lambda: not alive(pids))
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
 
 
 @posix
@@ -202,9 +202,9 @@ def test_an_interrupt_of_the_whole_group_ends_it_quickly_and_quietly(tmp_path, w
             time.sleep(0.15)
         began = time.monotonic()
         os.killpg(parent.pid, signal.SIGINT)
-        out, err = parent.communicate(timeout=30)
+        out, err = parent.communicate(timeout=60)
     assert (out, err) == ("interrupted\n", "")
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 30
     assert not alive(processes(tmp_path))
 
 
