@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,9 @@ class Wandb:
         """Online as far as asked for and possible in time, else offline."""
         import wandb
 
+        # W&B names a start's folder by its second, and would write into that of a start within the same one.
+        while any((Path(self.arguments["dir"]) / "wandb").glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-{run_id}")):
+            time.sleep(0.05)
         settings = wandb.Settings(silent=True, console="off", init_timeout=self._timeout, finish_timeout=self._timeout)
         line = ""
         if self.arguments["mode"] == "online":
