@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,8 +18,8 @@ def replaced(target: Path) -> Iterator[Path]:
 
     Raises what the block raises, and OSError where the disk does not take the file; the half-written one is gone then.
     """
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)
+    # The name is this writer's alone, on a file system shared between machines too; the process stands last, for ``remove_partials``.
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.{os.getpid()}.partial")
     try:
         yield partial
         _sync(partial)

@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ops": set(),
     "layers": {"ops"},
     "model": {"layers", "ops", "config"},
-    "data": {"config"},
+    "data": {"config", "durable"},
     "command_line": {"config"},
     "config_files": {"config"},
     "user_error": {"config"},

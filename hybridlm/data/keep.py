@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import uuid
 from pathlib import Path
 from typing import Any
+
+from hybridlm.durable import replaced
 
 
 def kept_json(path: Path) -> dict[str, Any]:
@@ -28,13 +28,5 @@ def keep_json(path: Path, facts: dict[str, Any]) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file in one step: others see the old content or the new one. OSError: it cannot be written."""
-    # The name is this writer's alone, on a file system shared between machines too.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -7,7 +7,6 @@ is looked at by itself. What is dropped of a unit is written beside it.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable
 from itertools import pairwise
@@ -17,6 +16,7 @@ import numpy as np
 
 from hybridlm.data.reading.documents import Document
 from hybridlm.data.reading.units import Unit
+from hybridlm.durable import replaced
 
 _BUCKET = 2_000_000  # documents of a bucket, about: 24 bytes each, and as much again for sorting
 _MOST_BUCKETS = 200  # files open at once; some systems allow 256
@@ -28,15 +28,11 @@ def write_digests(folder: Path, number: int, unit: Unit, progress: Callable[[int
     path = _digests(folder, number)
     if path.exists():
         return
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with replaced(path) as partial, partial.open("wb") as file:  # synced: a name without its content would pass for a finished unit
         for document in unit.documents():
             if isinstance(document, Document):
                 file.write(document.digest[:16])
-                progress(len(document.text) or sum(len(turn.content) for turn in document.turns))
-        file.flush()
-        os.fsync(file.fileno())  # a name without its content would pass for a finished unit
-    partial.replace(path)
+                progress(document.size)
 
 
 def dropped_of(folder: Path, number: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from hybridlm.data.files.tokenised import open_tokenised
 from hybridlm.data.keep import keep_json, kept_json
 from hybridlm.data.preparing import build
 from hybridlm.data.preparing.build import MANIFEST, TOKENIZER, Manifest, Order
-from hybridlm.data.preparing.tokenise import Mistakes, Refused
+from hybridlm.data.preparing.tokenise import Mistakes, Refused, refusal
 from hybridlm.data.progress import ByteProgress
 from hybridlm.data.reading.documents import Bad
 from hybridlm.data.reading.sources import open_corpus, position
@@ -180,7 +180,7 @@ def _sample(sources: Sequence[_Source], limit: int, val_fraction: float) -> Iter
             for document in unit.documents():
                 if isinstance(document, Bad):
                     if source.config.on_bad == "fail":
-                        raise Refused(f"data.on_bad=fail: {document}; mend it, or leave such documents out with data.on_bad=skip")
+                        raise refusal(document)
                     bad, first = bad + 1, first or document
                     continue
                 good += 1
@@ -250,10 +250,7 @@ def _stamp(folder: Path) -> str:
 def _say_mistakes(source: _Source, mistakes: Sequence[Mistakes], good: int, report: Report) -> None:
     first = mistakes[0]
     if source.config.on_bad == "fail":
-        detail = f" ({first.detail})" if first.detail else ""
-        raise ConfigError(
-            f"data.on_bad=fail: {first.first}: {first.what}{detail}; mend it, or leave such documents out with data.on_bad=skip"
-        )
+        raise refusal(Bad(first.first, first.what, first.detail))
     bad = sum(mistake.count for mistake in mistakes)
     kinds = "; ".join(
         f"{mistake.count:,} x {mistake.what} (first {mistake.first}{f', {mistake.detail}' if mistake.detail else ''})"

@@ -32,6 +32,11 @@ class Refused(ConfigError):
     """The corpus itself cannot be used: nothing that was made of it is worth keeping."""
 
 
+def refusal(bad: Bad) -> Refused:
+    """That of ``data.on_bad=fail``."""
+    return Refused(f"data.on_bad=fail: {bad}; mend it, or leave such documents out with data.on_bad=skip")
+
+
 class Mistakes(Section):
     """How often a kind of mistake was met, and where first."""
 
@@ -133,10 +138,10 @@ def _chosen(task: Task, unit: Unit, tally: _Tally, dropped: np.ndarray | None, p
     for document in unit.documents():
         if isinstance(document, Bad):
             if task.fail_on_bad:
-                raise Refused(f"data.on_bad=fail: {document}; mend it, or leave such documents out with data.on_bad=skip")
+                raise refusal(document)
             tally.bad(document)
             continue
-        progress(len(document.text) or sum(len(turn.content) for turn in document.turns))
+        progress(document.size)
         if dropped is not None and dropped[number]:
             tally.duplicates += 1
         else:

@@ -39,6 +39,11 @@ class Document:
         """What the split hangs on."""
         return self.digest.hex() if self.by_content else self.name
 
+    @property
+    def size(self) -> int:
+        """Characters of text."""
+        return len(self.text) or sum(len(turn.content) for turn in self.turns)
+
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of the content."""

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import tempfile
-import uuid
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from hybridlm.config.section import ConfigError
 from hybridlm.data.files.bins import map_array
 from hybridlm.data.files.stream import TokenStream, opened
 from hybridlm.data.windows.packing import Packing, document_starts, pack
+from hybridlm.durable import replaced
 
 FORMAT_VERSION = 2
 _HEADER = 512  # bytes
@@ -192,14 +192,8 @@ def _digest(files: dict[str, _Facts]) -> str:
 def _write(path: Path, blocks: Iterable[bytes]) -> None:
     """All of a file or nothing, whoever else writes it. OSError: it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The name is this writer's alone, on a file system shared between machines too.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-    try:
-        with partial.open("wb") as file:  # not synced: what a crash leaves damaged is made again
-            file.writelines(blocks)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced(path) as partial, partial.open("wb") as file:
+        file.writelines(blocks)
 
 
 def _scratch() -> Path:
