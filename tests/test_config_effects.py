@@ -22,6 +22,7 @@ from hybridlm.data.preparing import prepare as prepare_module
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.hardware import resolve_machine
 from hybridlm.model.build import build_model, fresh_model
+from hybridlm.optim.optimizer import HybridOptimizer, model_groups, param_groups
 from hybridlm.run_folder import RunFolder
 from hybridlm.train import run as run_module
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
@@ -32,7 +33,6 @@ from hybridlm.train.console import Console
 from hybridlm.train.guards import GuardCallback, RunDiverged
 from hybridlm.train.launch import strategy
 from hybridlm.train.loggers import Loggers
-from hybridlm.train.optim import HybridOptimizer, model_groups, param_groups
 from hybridlm.train.router import moe_layers, move_bias
 from hybridlm.train.samples import sampled
 from hybridlm.train.schedule import lr_factor
