@@ -23,7 +23,7 @@ def run_generate(
     from hybridlm.data.tokenizer import StreamDecoder
     from hybridlm.generate.engine import generate
     from hybridlm.generate.sampling import Sampler
-    from hybridlm.hardware import inference_device
+    from hybridlm.hardware.device import inference_device
 
     loaded = load_run(run, inference_device(), ema=ema)
     sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Part = TypeVar("Part")
+
 _NOTHING: AbstractContextManager[None] = nullcontext()
-_imitated: tuple[int, int] | None = None  # no ContextVar: the compiler cannot read one
+# Of a memory plan that follows a step with fake tensors (``followed``). No ContextVars: the compiler cannot read one.
+_imitated: tuple[int, int] | None = None
+_brief = False
+_ROUNDS = 3  # of a loop that a plan follows
 
 
 def autocast_on(x: Tensor) -> bool:
@@ -32,17 +39,24 @@ def gradient_wanted(*tensors: Tensor | None) -> bool:
 
 
 def gpu(x: Tensor) -> tuple[int, int] | None:
-    """Compute capability of the GPU that x is on, or stands for (``imitating``); None: of no GPU."""
+    """Compute capability of the GPU that x is on, or stands for (``followed``); None: of no GPU."""
     return torch.cuda.get_device_capability(x.device) if x.is_cuda else _imitated
 
 
+def rounds(parts: Sequence[Part]) -> Sequence[Part]:
+    """What a loop goes through whose every round takes and gives back the same memory: all of it, or the last few rounds where only memory
+    is looked at."""
+    return parts[-_ROUNDS:] if _brief else parts
+
+
 @contextmanager
-def imitating(capability: tuple[int, int] | None) -> Iterator[None]:
-    """Within it tensors of the CPU take the ways that those on a GPU of this compute capability would: a memory plan follows a step with
-    fake tensors for a card that this machine may not have. None: they stay what they are."""
-    global _imitated
-    before, _imitated = _imitated, capability
+def followed(capability: tuple[int, int] | None) -> Iterator[None]:
+    """Within it tensors have no contents and only their memory is looked at. They take the ways that those on a GPU of this compute
+    capability would (None: those of a CPU), so that a step can be planned for a card that this machine does not have."""
+    global _imitated, _brief
+    before = _imitated, _brief
+    _imitated, _brief = capability, True
     try:
         yield
     finally:
-        _imitated = before
+        _imitated, _brief = before

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from hybridlm.config.section import ConfigError
-from hybridlm.hardware import CPU
+from hybridlm.hardware.device import CPU
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,7 @@ from hybridlm.train.schedule import lr_factor
 if TYPE_CHECKING:
     from hybridlm.config.optim import OptimConfig
     from hybridlm.data.windows.loader import Batch
-    from hybridlm.hardware import Machine
+    from hybridlm.hardware.machine import Machine
 
 
 class LitLM(lightning.LightningModule):

@@ -20,7 +20,8 @@ from hybridlm.data.corpus import Prepared
 from hybridlm.data.datamodule import DataModule
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.windows.splits import packed_documents
-from hybridlm.hardware import CPU, Machine, resolve_machine
+from hybridlm.hardware.device import CPU
+from hybridlm.hardware.machine import Machine, resolve_machine
 from hybridlm.model.build import build_model, fresh_model
 from hybridlm.model.count import flops_per_token, layer_table, parameters
 from hybridlm.optim.eight_bit import refuse_missing_kernels
@@ -62,6 +63,7 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     console = Console(config.trainer.headless, machine.max_steps)
     console.say(
         f"run folder  {folder.path}\nmachine     {machine.device_name}, {machine.devices} process(es), precision {machine.precision}"
+        + "".join(f"\nmachine     {note}" for note in machine.notes)
     )
     resumed = None if resume is None else resumable(resume, machine, folder)
     prepared = prepare(config.data, report=lambda line: console.say(f"data        {line}"))
