@@ -23,6 +23,7 @@ from hybridlm.data.preparing.prepare import prepare
 from hybridlm.hardware.machine import resolve_machine
 from hybridlm.hardware.profiles import planned_device, planned_rates
 from hybridlm.model.build import build_model, fresh_model
+from hybridlm.optim.optimizer import HybridOptimizer, model_groups, param_groups
 from hybridlm.run_folder import RunFolder
 from hybridlm.train import run as run_module
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
@@ -33,7 +34,6 @@ from hybridlm.train.console import Console
 from hybridlm.train.guards import GuardCallback, RunDiverged
 from hybridlm.train.launch import strategy
 from hybridlm.train.loggers import Loggers
-from hybridlm.train.optim import HybridOptimizer, model_groups, param_groups
 from hybridlm.train.router import moe_layers, move_bias
 from hybridlm.train.samples import sampled
 from hybridlm.train.schedule import lr_factor

@@ -29,6 +29,8 @@ EVERYTHING = {
     "launcher",
     "generate",
     "eval",
+    "optim",
+    "memory",
     "train",
 }
 # Parts of the entry: text and paths, no torch.
@@ -52,6 +54,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"model", "data.tokenizer", "run_folder", "config", "hardware", "checksum", "durable"},
     "generate": {"checkpoint", "data.tokenizer", "model", "hardware", "run_folder", "config"},
     "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware"},
+    "optim": {"config", "ops", "layers", "model", "hardware"},
+    "memory": {"config", "ops", "layers", "model", "optim", "hardware", "data.tokenizer", "launcher"},
     "train": EVERYTHING,
     "cli": EVERYTHING | COMMAND | ENTRY_POINTS,
     "compose": EVERYTHING | COMMAND | ENTRY_POINTS,

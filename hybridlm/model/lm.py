@@ -148,6 +148,13 @@ class HybridLM(nn.Module):
         if self.lm_head is not None:
             nn.init.normal_(self.lm_head.weight, std=settings.head_std or settings.std or self.config.d_model**-0.5)
 
+    def round_parameters(self, dtype: torch.dtype) -> None:
+        """Gives ``dtype`` to the parameters that may be rounded, in place."""
+        specs = self.param_specs()
+        for name, parameter in self.named_parameters():
+            if specs[name].dtype == "model":
+                parameter.data = parameter.data.to(dtype)
+
     def param_specs(self) -> dict[str, ParamSpec]:
         """What each parameter declares, by its name in the model. Raises if a parameter is not declared, or one is that does not exist."""
         specs = {"embedding.weight": ParamSpec(decay=False, role="embedding"), "norm.weight": ParamSpec(decay=False, role="vector")}

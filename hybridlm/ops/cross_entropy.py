@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridlm.ops.modes import autocast_off
+from hybridlm.ops.modes import autocast_off, rounds
 from hybridlm.ops.norm import at_least_fp32
 
 IGNORE = -100  # a target that does not count, as in torch
@@ -36,7 +36,7 @@ class _Chunks:
         self.hidden, self.weight, self.targets = hidden, weight, targets
         self.settings = (vocab, scale, softcap)
         self.wide = at_least_fp32(hidden.dtype)
-        self.starts = range(0, len(hidden), _ROWS)
+        self.starts = rounds(range(0, len(hidden), _ROWS))
         self.space = hidden.new_empty(min(_ROWS, len(hidden)), len(weight))
 
     def rows(self, start: int) -> slice:

@@ -24,19 +24,19 @@ from hybridlm.hardware.device import CPU
 from hybridlm.hardware.machine import Machine, resolve_machine
 from hybridlm.model.build import build_model, fresh_model
 from hybridlm.model.count import flops_per_token, layer_table, parameters
+from hybridlm.optim.eight_bit import refuse_missing_kernels
+from hybridlm.optim.optimizer import group_table, model_groups
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
 from hybridlm.train.checkpoints import Checkpoints
 from hybridlm.train.clock import Clock
 from hybridlm.train.compiled import compile_blocks, refuse_missing_compiler
 from hybridlm.train.console import Console
-from hybridlm.train.eight_bit import refuse_missing_kernels
 from hybridlm.train.exact import ExactSteps
 from hybridlm.train.guards import GuardCallback
 from hybridlm.train.launch import relaunchable, sweep_name
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.loggers import Loggers, refuse_missing_package
 from hybridlm.train.metrics import MetricsCallback
-from hybridlm.train.optim import group_table, model_groups
 from hybridlm.train.resumed import Resumed, resumable
 from hybridlm.train.samples import sampled, write_samples
 from hybridlm.train.stopping import Stopped, Stopping, signalled
