@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resume": {"config", "command_line", "run_folder", "checksum"},
     "hardware": {"config", "config_files", "launcher"},
     "checkpoint": {"model", "data.tokenizer", "run_folder", "config", "hardware", "checksum", "durable"},
-    "generate": {"checkpoint", "data.tokenizer", "model", "hardware", "run_folder", "config"},
+    "generate": {"checkpoint", "data.tokenizer", "data.chat", "model", "hardware", "run_folder", "config", "durable"},
     "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware"},
     "optim": {"config", "ops", "layers", "model", "hardware"},
     "memory": {"config", "ops", "layers", "model", "optim", "hardware", "data.tokenizer", "launcher"},
