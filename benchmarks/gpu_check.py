@@ -24,7 +24,7 @@ from gpu import activations, decode, memory, peers, suite, throughput
 from gpu.part import Part, Row
 from gpu.report import Results, rows_table
 from gpu.setting import Setting
-from harness.report import RESULTS, machine, table
+from harness.report import RESULTS, machine
 from harness.turns import LeftOut
 
 from hybridlm.hardware.device import device_facts
@@ -115,9 +115,9 @@ def main() -> int:
         return 0
     names = [name for name in PARTS if arguments.only is None or name in arguments.only.split(",")]
     flags = [flag for flag, on in (("--dry-run", setting.dry), ("--quick", setting.quick)) if on]
-    card = "dry run" if setting.dry else device_facts().name
+    card = "A dry run, whose numbers mean nothing" if setting.dry else device_facts().name
     with tempfile.TemporaryDirectory() as scratch:
-        results = Results(arguments.out or (Path(scratch) if setting.dry else RESULTS), card, PARTS)
+        results = Results(arguments.out or (Path(scratch) if setting.dry else RESULTS), card, PARTS, dry=setting.dry)
         for name in names:
             print(f"{name}: {PARTS[name].what}", flush=True)
             began = time.perf_counter()
@@ -125,7 +125,7 @@ def main() -> int:
             command = " ".join(["python benchmarks/gpu_check.py --only", name, *flags])
             results.add(name, command, f"{card}; {machine()}", time.perf_counter() - began, rows)
             print("\n".join(rows_table(rows)) + "\n", flush=True)
-        print("\n".join(table(("bar", "at least", "measured", ""), results.bars())))
+        print("\n".join(results.bars()))
         errors = results.errors(names)
         print("\n".join([f"\n{len(errors)} failed:", *errors]) if errors else "\nnothing failed", flush=True)
         if not setting.dry or arguments.out:

@@ -54,8 +54,8 @@ PART = Part(
     [
         Bar(
             f"activation memory, hybrid 3:1 against all attention, T = {context}",
-            "reported",
-            lambda value: True,
+            "-",
+            None,
             lambda rows, context=context: pick(rows, "ratio", {"case": f"T = {context}"}),
         )
         for context in CONTEXTS

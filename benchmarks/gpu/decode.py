@@ -16,6 +16,7 @@ CONTEXTS = (512, 2048, 8192)
 BATCHES = (1, 16)
 TOKENS = 8  # of a round
 CHUNK = 1024  # of the prefill
+CASE_SECONDS = 20  # of the rounds of a case
 
 
 class Decoder:
@@ -38,16 +39,16 @@ class Decoder:
 
 
 def _cases(setting: Setting) -> list[str]:
-    return [f"batch {batch} context {context}" for batch in BATCHES for context in CONTEXTS]
+    return [f"batch {batch} context {context}" for batch in BATCHES for context in setting.contexts(*CONTEXTS)]
 
 
 def _measure(setting: Setting, case: str) -> Iterator[Row]:
     batch, context = int(case.split()[1]), int(case.split()[3])
-    rounds = setting.rounds
-    decoders = {name: Decoder(setting, ours(setting, name), batch, setting.length(context), (rounds + 1) * TOKENS + 2) for name in PATTERNS}
+    room = (setting.rounds + 1) * TOKENS + 2
+    decoders = {name: Decoder(setting, ours(setting, name), batch, setting.length(context), room) for name in PATTERNS}
     for decoder in decoders.values():
         decoder()
-    times = take_turns(decoders, rounds, TOKENS)
+    times = take_turns(decoders, setting.affordable(decoders, CASE_SECONDS, TOKENS), TOKENS)
     for name, decoder in decoders.items():
         ms = [1e3 * seconds / TOKENS for seconds in times.seconds[name]]
         yield {
@@ -72,7 +73,7 @@ def _cache(rows: Sequence[Row]) -> float | None:
 PART = Part(
     "decode",
     "ms and tokens/s of one decoded token, eager, the same six orders of layers at d12 in turn; batch 1 and 16 after 512, 2k and 8k tokens",
-    240,
+    180,
     _cases,
     _measure,
     [

@@ -109,7 +109,7 @@ MEMORY = Part(
     "memory",
     "planned against measured memory of a training step: every preset that fits, and runs of small cards with the allocator capped at 8, "
     "12, 16 and 24 GiB; a fresh process each",
-    480,
+    420,
     _cases,
     _measure,
     [

@@ -21,6 +21,7 @@ PAIRS: dict[str, tuple[str, Callable[[Setting], nn.Module], Callable[..., Tensor
     "HF Llama": ("T:mlp", partial(hf_model, name="HF Llama"), hf_loss),
     "HF Bamba": ("M2:mlp*3 T:mlp", partial(hf_model, name="HF Bamba"), hf_loss),
 }
+CASE_SECONDS = 30  # of the rounds of a case
 TOLERANCE = 0.05  # of the numbers of parameters
 
 
@@ -37,7 +38,7 @@ def _measure(setting: Setting, case: str) -> Iterator[Row]:
         raise RuntimeError(f"models of different sizes: {counts}")
     for step in steps.values():
         step()
-    times = take_turns(steps, setting.rounds)
+    times = take_turns(steps, setting.affordable(steps, CASE_SECONDS))
     ratio = times.ratio(case, "hybridlm")
     for name, step in steps.items():
         row: Row = {"case": case, "model": name, "parameters": counts[name], **rate(setting, step, times, name)}

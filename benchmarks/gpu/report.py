@@ -15,10 +15,11 @@ from harness.report import table
 class Results:
     """gpu-CARD.json and gpu-CARD.md in a folder, written anew after each part. Parts measured earlier on this card stay."""
 
-    def __init__(self, folder: Path, card: str, parts: Mapping[str, Part]) -> None:
-        slug = re.sub(r"[^a-z0-9]+", "-", card.lower().replace("nvidia ", "")).strip("-")
+    def __init__(self, folder: Path, card: str, parts: Mapping[str, Part], *, dry: bool) -> None:
+        name = "dry run" if dry else card.lower().replace("nvidia ", "")
+        slug = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
         self.json, self.page = folder / f"gpu-{slug}.json", folder / f"gpu-{slug}.md"
-        self._card, self._parts = card, parts
+        self._card, self._parts, self._dry = card, parts, dry
         self._found: dict[str, dict[str, object]] = json.loads(self.json.read_text(encoding="utf-8")) if self.json.exists() else {}
 
     def add(self, part: str, command: str, where: str, seconds: float, rows: Sequence[Row]) -> None:
@@ -30,14 +31,16 @@ class Results:
     def rows(self, part: str) -> list[Row]:
         return list(self._found[part]["rows"]) if part in self._found else []  # type: ignore[call-overload]
 
-    def bars(self) -> list[list[str]]:
-        return [bar.row(self.rows(part.name)) for part in self._parts.values() for bar in part.bars]
+    def bars(self) -> list[str]:
+        """The table of bars."""
+        rows = [bar.row(self.rows(part.name)) for part in self._parts.values() for bar in part.bars]
+        return table(("bar", "at least", "measured", "verdict"), [[*row[:3], "dry run"] for row in rows] if self._dry else rows)
 
     def errors(self, names: Sequence[str]) -> list[str]:
         return [f"{name}, {row['case']}: {row['error']}" for name in names for row in self.rows(name) if "error" in row]
 
     def _lines(self) -> list[str]:
-        lines = [f"# {self._card}", "", *table(("bar", "at least", "measured", ""), self.bars())]
+        lines = [f"# {self._card}", "", *self.bars()]
         for name, part in self._parts.items():
             if name not in self._found:
                 lines += ["", f"## {name}", "", f"Not run: {part.what}."]

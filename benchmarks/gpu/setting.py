@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from harness.memory import peak_bytes
 
 from hybridlm.hardware.device import device_facts, inference_device
 from hybridlm.hardware.profiles import profile_of
-from hybridlm.hardware.rates import matrix_tflops
+from hybridlm.hardware.rates import PeakName, matrix_tflops, peak_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ class Setting:
         return 64 if self.dry else 32768
 
     def contexts(self, *wanted: int) -> list[int]:
-        """Those that this card has memory for, at one sequence of a 12-layer model; in a dry run a tiny one for each."""
+        """Those that this card has memory for, at one sequence of a 12-layer model; in a dry run the first and the last."""
+        if self.dry:
+            return [wanted[0], wanted[-1]]
         most = 16384 if self.memory_gb >= 22 else 8192 if self.memory_gb >= 14 else 4096
         return [context for context in wanted if context <= most]
 
@@ -56,14 +61,17 @@ class Setting:
         """Tokens of a sequence that stands for ``context``."""
         return max(8, context // 512) if self.dry else context
 
-    def peak_tflops(self) -> tuple[float, str]:
-        """(TFLOP/s of the card in ``dtype``, where that is from)."""
-        name = "bf16" if self.dtype == torch.bfloat16 else "fp16"
-        profile = None if self.dry else profile_of(device_facts().name)
-        peak = None if profile is None else getattr(profile.peak_tflops, name)
-        if peak is not None:
-            return peak, f"{name}, {profile.source}"
-        return matrix_tflops(self.device, name, seconds=0.05 if self.dry else 0.5), f"{name}, measured: the card is in no profile"
+    @property
+    def peak_tflops(self) -> float:
+        """TFLOP/s of the card in ``dtype``: its profile's, else measured once."""
+        return _peak_tflops(self)
+
+    def affordable(self, contenders: Mapping[str, Callable[[], object]], seconds: float, calls: int = 1) -> int:
+        """Rounds of ``calls`` calls of each that fit into so many seconds, which calling each once shows; three at least."""
+        began = time.perf_counter()
+        for contender in contenders.values():
+            contender()
+        return max(min(self.rounds, 3), min(self.rounds, int(seconds / calls / (time.perf_counter() - began)) - 1))
 
     def synchronize(self) -> None:
         if self.on_gpu:
@@ -76,7 +84,15 @@ class Setting:
             torch.cuda.empty_cache()
 
 
-def peak_of_call(setting: Setting, function) -> tuple[int, int]:  # noqa: ANN001
+@cache
+def _peak_tflops(setting: Setting) -> float:
+    name: PeakName = "bf16" if setting.dtype == torch.bfloat16 else "fp16"
+    profile = None if setting.dry else profile_of(device_facts().name)
+    peak = None if profile is None else peak_of(profile.peak_tflops, name)
+    return matrix_tflops(setting.device, name, seconds=0.05 if setting.dry else 0.5) if peak is None else peak
+
+
+def peak_of_call(setting: Setting, function: Callable[[], object]) -> tuple[int, int]:
     """(bytes allocated at most, bytes reserved at most) in ``function()``, all that was held before included on a GPU. A CPU reserves
     nothing: there both are what the call alone allocates."""
     if not setting.on_gpu:

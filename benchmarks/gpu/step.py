@@ -58,5 +58,5 @@ def rate(setting: Setting, step: TrainStep, times: Times, name: str) -> dict[str
     row = {"tokens_per_s": tokens / median, "least": tokens / max(seconds), "most": tokens / min(seconds)}
     if isinstance(step.model, HybridLM):
         flops = flops_per_token(step.model, step.ids.shape[1], "train")
-        row["mfu"] = flops * tokens / median / (setting.peak_tflops()[0] * 1e12)
+        row["mfu"] = flops * tokens / median / (setting.peak_tflops * 1e12)
     return row

@@ -32,7 +32,7 @@ def _measure(setting: Setting, case: str) -> Iterator[Row]:
 PART = Part(
     "tests",
     "the tests that need a GPU (pytest -m gpu): each compiled kernel's outputs and gradients against the torch path",
-    240,
+    180,
     lambda setting: ["pytest -m gpu"],
     _measure,
 )

@@ -17,6 +17,7 @@ from hybridlm.train.compiled import compile_blocks
 CONTEXTS = (1024, 2048, 4096, 8192, 16384)
 COMPILED_CONTEXTS = (2048, 8192)
 TOKENS = 16384  # of a step
+CASE_SECONDS = 30  # of the rounds of a case
 
 
 def compiling(setting: Setting) -> AbstractContextManager[object]:
@@ -36,6 +37,7 @@ def _cases(setting: Setting) -> list[str]:
 
 def _measure(setting: Setting, case: str) -> Iterator[Row]:
     mode, of = case.split()
+    torch.compiler.reset()  # else a second context would be compiled for changing lengths
     if mode == "mfu":
         yield from _transformer(setting, of)
         return
@@ -49,7 +51,7 @@ def _measure(setting: Setting, case: str) -> Iterator[Row]:
     with compiling(setting) if mode == "compiled" else nullcontext():
         for step in steps.values():
             step()  # compiles, and warms allocators and kernels up
-        times = take_turns(steps, setting.rounds)
+        times = take_turns(steps, setting.affordable(steps, CASE_SECONDS))
     for name, step in steps.items():
         ratio = {} if name == ALL_ATTENTION else {"over all attention": times.ratio(ALL_ATTENTION, name).median}
         yield {"case": case, "model": name, "context": int(of), "mode": mode, **rate(setting, step, times, name), **ratio}
@@ -63,7 +65,7 @@ def _transformer(setting: Setting, size: str) -> Iterator[Row]:
     step = TrainStep(setting, model, (batch, setting.length(2048)))
     with compiling(setting):
         step()
-        times = take_turns({"it": step}, setting.rounds)
+        times = take_turns({"it": step}, setting.affordable({"it": step}, CASE_SECONDS))
     row = rate(setting, step, times, "it")
     yield {"case": f"mfu {size}", "model": f"{ALL_ATTENTION}, {size}", "context": 2048, "mode": "compiled", **row, "batch": batch}
 
@@ -107,7 +109,7 @@ PART = Part(
     "throughput",
     "training tokens/s and MFU: six orders of layers at d12 in turn, contexts 1k to 16k, eager; three of them, and a transformer at d12 "
     "and d20, compiled",
-    420,
+    400,
     _cases,
     _measure,
     [*(_over_attention(context) for context in (4096, 8192, 16384)), _mfu("d12", 0.38), _mfu("d20", 0.45)],
