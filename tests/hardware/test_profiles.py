@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -191,3 +194,10 @@ def test_the_yaml_files_name_every_fact():
         fields = yaml.safe_load(path.read_text())
         if fields.get("cards"):
             assert HardwareConfig.model_fields.keys() - {"cpu", "cuda"} <= fields.keys(), path.name
+
+
+def test_the_page_has_the_profiles_of_today():
+    script = runpy.run_path(str(Path(__file__).parents[2] / "docs/hardware.py"))
+    text = script["PAGE"].read_text(encoding="utf-8")
+    assert script["page"](text) == text, "run: python docs/hardware.py"
+    assert len(script["table"]().splitlines()) == 2 + len(CARDS)
