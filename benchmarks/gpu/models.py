@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -13,10 +13,15 @@ from harness.turns import LeftOut
 from torch import nn
 
 from hybridlm.compose import compose_config
+from hybridlm.config.kernels import KernelsConfig
 from hybridlm.config.mixers import AttentionConfig, Mamba2Config
 from hybridlm.config.model import ModelConfig
+from hybridlm.config.resolve import resolve_layers
+from hybridlm.hardware.device import cpu_facts, device_facts
+from hybridlm.kernels import Work, chosen, verdicts
 from hybridlm.model.build import fresh_model
 from hybridlm.model.lm import HybridLM
+from hybridlm.ops.kernels.choice import TORCH
 
 ALL_ATTENTION, HYBRID = "all attention", "hybrid, 3 Mamba-2 to 1 attention"
 PATTERNS = {
@@ -29,12 +34,26 @@ PATTERNS = {
 }
 
 
+def with_kernels(setting: Setting, model: HybridLM) -> HybridLM:
+    """The model with the compiled kernels that ``kernels=auto`` would choose for it here; none on a CPU."""
+    work = Work(resolve_layers(model.config), setting.dtype, documents=False, scale=model.config.logit_scale)
+    card = cpu_facts() if setting.dry else device_facts()
+    found = verdicts(work, KernelsConfig(), card, setting.device)
+    model.kernels = chosen(found, setting.dtype, setting.device)
+    return model
+
+
+def kernels_of(model: HybridLM) -> str:
+    """The operators that run compiled kernels."""
+    return ", ".join(name for name, backend in asdict(model.kernels).items() if backend != TORCH) or "torch"
+
+
 def ours(setting: Setting, name: str, size: str = "d12") -> HybridLM:
     """The preset ``transformer`` at this size (12 layers, 768 wide at d12) with the layers that ``name`` stands for."""
     config = compose_config(["model=transformer", f"size={'tiny' if setting.dry else size}"]).model
     layers = max(4, config.n_layers or 0) // 4 * 4  # whole cycles of three and one
     config = config.model_copy(update={"pattern": PATTERNS[name], "n_layers": layers})
-    return fresh_model(config, setting.vocab, seed=0, device=setting.device)
+    return with_kernels(setting, fresh_model(config, setting.vocab, seed=0, device=setting.device))
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,7 @@ def our_shape(setting: Setting, pattern: str) -> HybridLM:
         mamba2=Mamba2Config(d_state=shape.d_state, head_dim=shape.head_dim),
         mlp=compose_config([]).model.mlp.model_copy(update={"d_ff": shape.d_ff}),
     )
-    return fresh_model(config, setting.vocab, seed=0, device=setting.device)
+    return with_kernels(setting, fresh_model(config, setting.vocab, seed=0, device=setting.device))
 
 
 def mamba_ssm_model(setting: Setting) -> nn.Module:

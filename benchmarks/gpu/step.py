@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from gpu.models import kernels_of
+from gpu.part import Row
 from gpu.setting import Setting
 from harness.turns import Times
 from torch import Tensor, nn
@@ -51,12 +53,13 @@ class TrainStep:
         self.setting.synchronize()
 
 
-def rate(setting: Setting, step: TrainStep, times: Times, name: str) -> dict[str, float]:
-    """tokens/s of the median round with its range, and, of our models, the share of the card's peak."""
+def rate(setting: Setting, step: TrainStep, times: Times, name: str) -> Row:
+    """tokens/s of the median round with its range, and, of our models, the share of the card's peak and the kernels."""
     tokens = step.ids.numel()
     median, seconds = times.median(name), times.seconds[name]
-    row = {"tokens_per_s": tokens / median, "least": tokens / max(seconds), "most": tokens / min(seconds)}
+    row: Row = {"tokens_per_s": tokens / median, "least": tokens / max(seconds), "most": tokens / min(seconds)}
     if isinstance(step.model, HybridLM):
         flops = flops_per_token(step.model, step.ids.shape[1], "train")
+        row["kernels"] = kernels_of(step.model)
         row["mfu"] = flops * tokens / median / (setting.peak_tflops * 1e12)
     return row

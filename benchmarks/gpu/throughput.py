@@ -12,10 +12,12 @@ from gpu.setting import Setting
 from gpu.step import TrainStep, rate
 from harness.turns import take_turns
 
+from hybridlm.ops.kernels.choice import ALL_TORCH
 from hybridlm.train.compiled import compile_blocks
 
 CONTEXTS = (1024, 2048, 4096, 8192, 16384)
 COMPILED_CONTEXTS = (2048, 8192)
+TORCH_CONTEXT = 4096  # where what the compiled kernels are worth is seen
 TOKENS = 16384  # of a step
 CASE_SECONDS = 30  # of the rounds of a case
 
@@ -32,7 +34,13 @@ def _shape(setting: Setting, context: int) -> tuple[int, int]:
 
 def _cases(setting: Setting) -> list[str]:
     eager = [f"eager {context}" for context in setting.contexts(*CONTEXTS)]
-    return [*eager, "mfu d12", "mfu d20", *(f"compiled {context}" for context in setting.contexts(*COMPILED_CONTEXTS))]
+    return [
+        *eager,
+        f"torch {TORCH_CONTEXT}",
+        "mfu d12",
+        "mfu d20",
+        *(f"compiled {context}" for context in setting.contexts(*COMPILED_CONTEXTS)),
+    ]
 
 
 def _measure(setting: Setting, case: str) -> Iterator[Row]:
@@ -41,12 +49,14 @@ def _measure(setting: Setting, case: str) -> Iterator[Row]:
     if mode == "mfu":
         yield from _transformer(setting, of)
         return
-    names = list(PATTERNS) if mode == "eager" else [ALL_ATTENTION, "Mamba-2", HYBRID]
+    names = [ALL_ATTENTION, "Mamba-2", HYBRID] if mode == "compiled" else list(PATTERNS)
     steps = {}
     for name in names:
         model = ours(setting, name)
         if mode == "compiled":
             compile_blocks(model)
+        elif mode == "torch":
+            model.kernels = ALL_TORCH
         steps[name] = TrainStep(setting, model, _shape(setting, int(of)))
     with compiling(setting) if mode == "compiled" else nullcontext():
         for step in steps.values():
@@ -107,8 +117,8 @@ def crossover(rows: Sequence[Row]) -> str:
 
 PART = Part(
     "throughput",
-    "training tokens/s and MFU: six orders of layers at d12 in turn, contexts 1k to 16k, eager; three of them, and a transformer at d12 "
-    "and d20, compiled",
+    "training tokens/s and MFU: six orders of layers at d12 in turn, contexts 1k to 16k, eager with the kernels of kernels=auto, and at 4k "
+    "without (torch); three of them, and a transformer at d12 and d20, compiled",
     400,
     _cases,
     _measure,
