@@ -22,6 +22,7 @@ from hybridlm.data.preparing import prepare as prepare_module
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.hardware.machine import resolve_machine
 from hybridlm.hardware.profiles import planned_device, planned_rates
+from hybridlm.kernels import choose_kernels
 from hybridlm.model.build import build_model, fresh_model
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups, param_groups
 from hybridlm.run_folder import RunFolder
@@ -283,6 +284,13 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "hardware.cpu.max_steps": (77, ["trainer.max_steps=auto"]),
     "hardware.cuda.global_batch": (128, ["data.global_batch=auto", "hardware.accelerator=auto"]),
     "hardware.cuda.max_steps": (99, ["trainer.max_steps=auto", "hardware.accelerator=auto"]),
+    # On a CPU no kernel can be had: the one that is asked for is named in the refusal.
+    "kernels.default": ("cuda", []),
+    "kernels.conv": ("cuda", []),
+    "kernels.mamba1": ("cuda", ["model.pattern=M1"]),
+    "kernels.mamba2": ("cuda", []),
+    "kernels.mamba3": ("cuda", ["model.pattern=M3"]),
+    "kernels.loss": ("cuda", []),
 }
 # Fields that change nothing a run computes, each with the reason; at most five.
 INERT = {
@@ -458,6 +466,8 @@ def observe(section: str, config: RunConfig, tmp_path: Path) -> dict[str, Any]:
     match section:
         case "model" | "optim":
             return model_effects(config)
+        case "kernels":
+            return {"kernels": choose_kernels(config, resolve_machine(config), print)}
         case "data":
             return data_effects(config)
         case "seed":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -19,6 +19,7 @@ from hybridlm.model.block import Block
 from hybridlm.model.cache import ModelCache
 from hybridlm.model.columns import padding_first, sequence_info
 from hybridlm.ops.cross_entropy import IGNORE, ROWS, cap_logits, linear_cross_entropy
+from hybridlm.ops.kernels.choice import ALL_TORCH
 from hybridlm.ops.linear import linear
 from hybridlm.ops.modes import autocast_on
 from hybridlm.ops.norm import as_dtype, at_least_fp32, rms_norm
@@ -45,6 +46,7 @@ class HybridLM(nn.Module):
     def __init__(self, config: ModelConfig, blocks: Sequence[Block], vocab_size: int, init: Init) -> None:
         super().__init__()
         self.config, self.vocab_size, self.init = config, vocab_size, init
+        self.kernels = ALL_TORCH  # the backend of each operator
         self.checkpoint_blocks = 0  # every so many blocks, one keeps only its input and is computed again in the backward; 0: none
         self.loss_rows = ROWS  # of logits that exist at once in the loss
         padded = -(-vocab_size // config.vocab_multiple) * config.vocab_multiple
@@ -84,6 +86,8 @@ class HybridLM(nn.Module):
             ids, valid = ids.gather(1, order), valid.gather(1, order)
             doc_ids = None if doc_ids is None else doc_ids.gather(1, order)
         seq = sequence_info(ids.shape[1], cache, doc_ids, valid, ids)
+        if self.kernels != ALL_TORCH:
+            seq = replace(seq, kernels=self.kernels)
         output = LMOutput()
         x = self._blocks(ids, seq, cache, output)
         if cache is not None:
@@ -105,6 +109,7 @@ class HybridLM(nn.Module):
                 scale=self.config.logit_scale,
                 softcap=self.config.logit_softcap,
                 rows=self.loss_rows,
+                backend=self.kernels.loss,
             )
         return output
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
+from hybridlm.ops.kernels.rules import loss_refusal
 from hybridlm.ops.modes import autocast_off, rounds
 from hybridlm.ops.norm import at_least_fp32
 
@@ -141,13 +143,26 @@ _linear_cross_entropy.register_autograd(_backward, setup_context=_setup)
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, vocab: int, scale: float = 1.0, softcap: float | None = None, rows: int = ROWS
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    vocab: int,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    rows: int = ROWS,
+    backend: Backend = TORCH,
 ) -> Tensor:
     """Sum over rows of the cross-entropy of ``cap(hidden @ weight^T)``, a scalar in at least fp32 (nats).
 
     hidden: (R, D); weight: (V, D), rows from ``vocab`` on are padding and get no probability; targets: (R,), IGNORE does not count.
     rows: of logits that exist at once.
+    ``backend`` CUDA: the compiled kernel for what it can honour.
     """
+    if backend == CUDA and loss_refusal(hidden.dtype, scale=scale) is None:
+        from hybridlm.ops.kernels.loss import kernel_linear_cross_entropy
+
+        return kernel_linear_cross_entropy(hidden, weight, targets, vocab=vocab, ignore=IGNORE, softcap=softcap)
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     in_forward = wanted and hidden.dtype != torch.float16
     weight = weight.to(hidden.dtype)  # autocast keeps the weight in fp32

@@ -23,6 +23,11 @@ def autocast_on(x: Tensor) -> bool:
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of a matrix product of x and a weight: autocast's where that is on."""
+    return torch.get_autocast_dtype(x.device.type) if autocast_on(x) and x.dtype != torch.float64 else x.dtype
+
+
 def autocast_off(x: Tensor) -> AbstractContextManager[object]:
     """Within it autocast is off where x is. Where it is off already nothing is done: switching it takes as long as a token's product."""
     return torch.autocast(x.device.type, enabled=False) if autocast_on(x) else _NOTHING

@@ -22,6 +22,7 @@ from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.windows.splits import packed_documents
 from hybridlm.hardware.device import CPU
 from hybridlm.hardware.machine import Machine, resolve_machine
+from hybridlm.kernels import choose_kernels
 from hybridlm.model.build import build_model, fresh_model
 from hybridlm.model.count import flops_per_token, layer_table, parameters
 from hybridlm.optim.eight_bit import refuse_missing_kernels
@@ -65,16 +66,16 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
         f"run folder  {folder.path}\nmachine     {machine.device_name}, {machine.devices} process(es), precision {machine.precision}"
         + "".join(f"\nmachine     {note}" for note in machine.notes)
     )
+    kernels = choose_kernels(config, machine, lambda line: console.say(f"kernels     {line}"))
     resumed = None if resume is None else resumable(resume, machine, folder)
     prepared = prepare(config.data, report=lambda line: console.say(f"data        {line}"))
     if resumed is not None and resumed.tokenizer != prepared.tokenizer.fingerprint:
         raise ConfigError(f"{resume}: trained with another tokenizer than today's data gives; has the text or data.tokenizer changed?")
-    if config.data.packing:
-        packed = packed_documents(prepared, config.data.seq_len)
-        console.say(f"data        whole documents packed into {packed.windows:,} windows, {packed.efficiency:.1%} full")
+    _say_packing(config, prepared, console)
     _begin_folder(config, folder, prepared, resumed)
 
     module = _module(config, machine, prepared)
+    module.model.kernels = kernels
     table = layer_table(build_model(config.model, prepared.tokenizer.vocab_size), config.data.seq_len)
     _write(folder.layers, table + "\n")
     console.say(
@@ -109,6 +110,12 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     loggers.finish(summary)
     _report(console, summary, verb)
     return summary
+
+
+def _say_packing(config: RunConfig, prepared: Prepared, console: Console) -> None:
+    if config.data.packing:
+        packed = packed_documents(prepared, config.data.seq_len)
+        console.say(f"data        whole documents packed into {packed.windows:,} windows, {packed.efficiency:.1%} full")
 
 
 def _refuse_what_is_missing(config: RunConfig, machine: Machine) -> None:
