@@ -75,6 +75,34 @@ def check(
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
+def plan(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[GROUP=OPTION | FIELD=VALUE]...", help="as for train.py: size=d12 hardware=rtx4060 ..."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """What a run needs: memory by part, the micro-batch that fits, tokens per second; and what its model needs to generate.
+
+    For the card that the hardware profile names, whatever is here; reads no data and draws no weights. Exit code 2: it does not fit.
+    """
+    with reported():
+        given = _overrides("plan", overrides)
+        from hybridlm.compose import compose_config
+
+        config = compose_config(given)
+        from hybridlm.memory.plan import plan_inference, plan_run
+        from hybridlm.memory.report import full_text, json_text, refusal
+        from hybridlm.memory.suggest import suggestions
+
+        found, inference = plan_run(config), plan_inference(config)
+        changes = [] if found.fits else suggestions(config, found)
+        print(json_text(found, inference, changes) if as_json else full_text(found, inference), end="\n" if as_json else "", flush=True)
+        if not found.fits:
+            raise ConfigError(refusal(found, changes))
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
 def prepare(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[GROUP=OPTION | FIELD=VALUE]...", help="as for train.py: data=files data.path=... ...")
@@ -111,7 +139,7 @@ def _overrides(verb: str, overrides: list[str] | None) -> list[str]:
     """What was given, once it holds no flag of other commands."""
     given = list(overrides or [])
     if wrong := [word for word in given if word.startswith("-")]:
-        options = {"check": "--json", "prepare": "--show N"}[verb]
+        options = {"check": "--json", "plan": "--json", "prepare": "--show N"}[verb]
         raise ConfigError(f"{verb}: unknown option {wrong[0]}; it takes {options}, --help and the overrides of train.py")
     return given
 

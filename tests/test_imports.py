@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generate": {"checkpoint", "data.tokenizer", "data.chat", "model", "hardware", "run_folder", "config", "durable"},
     "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware"},
     "optim": {"config", "ops", "layers", "model", "hardware"},
-    "memory": {"config", "ops", "layers", "model", "optim", "hardware", "data.tokenizer", "launcher"},
+    "memory": {"config", "config_files", "ops", "layers", "model", "optim", "hardware", "data.tokenizer"},
     "train": EVERYTHING,
     "cli": EVERYTHING | COMMAND | ENTRY_POINTS,
     "compose": EVERYTHING | COMMAND | ENTRY_POINTS,
