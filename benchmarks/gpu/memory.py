@@ -47,7 +47,7 @@ class PlannedStep:
         vocab = config.model.vocab_size or (64 if setting.dry else config.data.tokenizer.vocab_size)
         self.setting, self.plan = setting, plan
         self.model: HybridLM = fresh_model(config.model, vocab, seed=0, device=setting.device).train()
-        self.model.checkpoint_blocks = plan.checkpoint_blocks
+        self.model.checkpoint_blocks, self.model.loss_rows = plan.checkpoint_blocks, plan.loss_rows
         self.optimizer = HybridOptimizer(model_groups(self.model, config.optim), config.optim)
         self.ids = torch.randint(vocab, (plan.batch_size, config.data.seq_len)).to(setting.device)
 
@@ -58,10 +58,12 @@ class PlannedStep:
         return mean if output.aux is None else mean + output.aux
 
     def __call__(self) -> None:
-        for _ in range(min(2, self.plan.accumulate)):  # the second adds to gradients that are there
-            self.loss().backward()
+        for micro in range(min(2, self.plan.accumulate)):  # the second adds to gradients that are there
+            loss = self.loss()
+            if micro == 0:  # as in Lightning's loop, those of the step before are there until the first backward
+                self.optimizer.zero_grad()
+            loss.backward()
         self.optimizer.step()
-        self.optimizer.zero_grad()
 
 
 def _cases(setting: Setting) -> list[str]:

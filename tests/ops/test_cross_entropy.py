@@ -165,7 +165,7 @@ def test_gradcheck():
 @pytest.mark.parametrize("with_grads", [True, False])
 def test_opcheck(with_grads):
     hidden, weight, targets = make_inputs(6, dtype=torch.float32)
-    args = (hidden.requires_grad_(), weight.requires_grad_(), targets, VOCAB, 0.8, 2.0, with_grads)
+    args = (hidden.requires_grad_(), weight.requires_grad_(), targets, VOCAB, 0.8, 2.0, 4, with_grads)
     torch.library.opcheck(torch.ops.hybridlm.linear_cross_entropy.default, args)
 
 
@@ -175,3 +175,15 @@ def test_cap_logits():
     assert torch.equal(cap_logits(logits, 0.5, None), 0.5 * logits)
     assert relative_error(cap_logits(logits, 0.5, 3.0), 3 * torch.tanh(0.5 * logits / 3)) < 1e-15
     assert cap_logits(logits, 1.0, 3.0).abs().max() <= 3
+
+
+def test_fewer_rows_at_once_change_nothing():
+    hidden, weight, targets = make_inputs(11)
+    losses = []
+    for rows in (512, 4):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss = linear_cross_entropy(h, w, targets, vocab=VOCAB, softcap=2.0, rows=rows)
+        loss.backward()
+        losses.append((loss, h.grad, w.grad))
+    for many, few in zip(*losses, strict=True):
+        torch.testing.assert_close(few, many, rtol=1e-12, atol=1e-12)
