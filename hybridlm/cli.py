@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hybridlm.config.section import ConfigError
 from hybridlm.user_error import reported
+
+if TYPE_CHECKING:
+    from hybridlm.config.data import DataConfig
 
 app = typer.Typer(
     help="Train and use small hybrid language models.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -74,6 +77,68 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command("eval", context_settings={"ignore_unknown_options": True})
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="`last` (the newest run), a run folder, or a checkpoint")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[DATA OVERRIDE]...", help="other text: data=files data.path=...; in the run's tokens")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="val or train: which documents of the data")] = "val",
+    loss: Annotated[bool, typer.Option("--loss/--no-loss", help="loss, perplexity, bits per byte and loss by position")] = True,
+    tasks: Annotated[str | None, typer.Option("--tasks", help="tasks of lm-evaluation-harness, apart by commas: hellaswag,arc_easy")] = None,
+    include_path: Annotated[Path | None, typer.Option("--include-path", help="a folder of tasks of your own (YAML)")] = None,
+    num_fewshot: Annotated[int | None, typer.Option("--num-fewshot", min=0, help="examples in front of each; default: the task's")] = None,
+    probes: Annotated[bool, typer.Option("--probes", help="what the model does with its context: induction, copying, a pass key")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="documents, and examples of each task, at most")] = None,
+    context: Annotated[str | None, typer.Option("--context", help="tokens of a window, one or more: 64,256; default: the run's")] = None,
+    stride: Annotated[int | None, typer.Option("--stride", min=1, help="tokens from window to window; default: half a window")] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="windows at a time")] = 8,
+    ema: Annotated[bool, typer.Option("--ema", help="with the running average of the weights (callbacks=ema)")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="the results as JSON on standard output")] = False,
+) -> None:
+    """Evaluate a trained model: loss on whole documents, tasks of lm-evaluation-harness, probes. Results are added to RUN/eval.json."""
+    with reported():
+        given = _overrides("eval", overrides)
+        if split not in ("val", "train"):
+            raise ConfigError(f"--split {split}: legal are val and train")
+        from hybridlm.eval.command import Evaluation, run_eval
+
+        asked = Evaluation(
+            run,
+            "val" if split == "val" else "train",
+            loss=loss,
+            tasks=_words(tasks),
+            include_path=include_path,
+            num_fewshot=num_fewshot,
+            probes=probes,
+            limit=limit,
+            contexts=_numbers("--context", context, 1),
+            stride=stride,
+            batch=batch,
+            ema=ema,
+            data=_other_data(run, given) if given else None,
+            overrides=tuple(given),
+        )
+        run_eval(asked, as_json=as_json)
+
+
+def _other_data(run: str, overrides: list[str]) -> DataConfig:
+    """The data section of a run with ``overrides``; with ``data=...`` among them that group's instead. The tokens are the run's own."""
+    from hybridlm.command_line import key_of, merged
+    from hybridlm.compose import compose_config
+    from hybridlm.run_folder import find_run
+
+    if wrong := [line for line in overrides if key_of(line).partition(".")[0] != "data"]:
+        raise ConfigError(f"eval: {wrong[0]}: only the data can be changed (data=..., data.FIELD=...)")
+    folder, _ = find_run(run)
+    anew = any(key_of(line) == "data" for line in overrides)
+    if not anew and not folder.recorded_overrides.is_file():
+        raise ConfigError(f"{folder.recorded_overrides} is missing: name the data anew with data=... and its fields")
+    recorded = [] if anew else [line for line in folder.overrides() if not key_of(line).startswith("data.tokenizer")]
+    own = ["data.tokenizer.kind=file", f"data.tokenizer.path={folder.tokenizer.absolute()}"]
+    return compose_config(merged([*recorded, *own], overrides)).data
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def prepare(
     overrides: Annotated[
@@ -111,9 +176,22 @@ def _overrides(verb: str, overrides: list[str] | None) -> list[str]:
     """What was given, once it holds no flag of other commands."""
     given = list(overrides or [])
     if wrong := [word for word in given if word.startswith("-")]:
-        options = {"check": "--json", "prepare": "--show N"}[verb]
+        options = {"check": "--json", "prepare": "--show N", "eval": "those of --help", "bench": "those of --help"}[verb]
         raise ConfigError(f"{verb}: unknown option {wrong[0]}; it takes {options}, --help and the overrides of train.py")
     return given
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(word for word in (text or "").replace(",", " ").split())
+
+
+def _numbers(option: str, text: str | None, least: int) -> tuple[int, ...]:
+    """A list such as 512,2048. ConfigError: something in it is no whole number of at least ``least``."""
+    words = (text or "").split(",") if text is not None else []
+    wrong = [word for word in words if not word.strip().isdecimal() or int(word) < least]
+    if wrong:
+        raise ConfigError(f"{option} {text}: {wrong[0].strip()!r} is no whole number of at least {least}; expected such as 512,2048")
+    return tuple(int(word) for word in words)
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

@@ -61,6 +61,16 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def evaluation(self) -> Path:
+        """What `hybridlm eval` found, all of it."""
+        return self.path / "eval.json"
+
+    @property
+    def position_plot(self) -> Path:
+        """Loss by the tokens before the target, of the last `hybridlm eval`."""
+        return self.path / "loss_by_position.png"
+
+    @property
     def weights(self) -> Path:
         """The weights of the end of the run, alone."""
         return self.path / "weights.safetensors"
