@@ -19,8 +19,8 @@ from hybridlm.compose import compose_config
 from hybridlm.config.load import from_yaml
 from hybridlm.config.section import ConfigError
 from hybridlm.data.preparing.prepare import prepare
-from hybridlm.generate.engine import generate
-from hybridlm.generate.sampling import Sampler
+from hybridlm.generate.engine import Engine
+from hybridlm.generate.sampling import Sampling
 from hybridlm.run_folder import RunFolder
 from hybridlm.train.run import run
 
@@ -215,7 +215,8 @@ def test_generate_streams_the_same_text_for_the_same_seed(finished, environment)
 def test_decode_is_the_argmax_of_the_full_forward(finished):
     loaded = load_run(str(finished.path), torch.device("cpu"))
     prompt = loaded.tokenizer.encode("def f1(x):\n    return")
-    ids = [step[0] for step in generate(loaded.model, [prompt], 30, Sampler(temperature=0))]
+    (written,) = Engine(loaded.model, loaded.tokenizer).generate([prompt], Sampling(temperature=0, max_new_tokens=30))
+    ids = written.ids
     with torch.no_grad():
         logits = loaded.model(torch.tensor([prompt + ids])).logits[0]
     assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == ids

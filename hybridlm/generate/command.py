@@ -20,16 +20,16 @@ def run_generate(
     find_run(run)  # what is not there is said before torch is imported, which takes seconds
 
     from hybridlm.checkpoint import load_run
-    from hybridlm.data.tokenizer import StreamDecoder
-    from hybridlm.generate.engine import generate
-    from hybridlm.generate.sampling import Sampler
+    from hybridlm.generate.engine import Engine
+    from hybridlm.generate.sampling import Sampling
     from hybridlm.hardware import inference_device
 
     loaded = load_run(run, inference_device(), ema=ema)
-    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    decoder = StreamDecoder(loaded.tokenizer)
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop_ids=(loaded.tokenizer.eos_id,), max_new_tokens=tokens
+    )
     sys.stdout.write(prompt)
-    for ids in generate(loaded.model, [loaded.tokenizer.encode(prompt)], tokens, sampler, stop_id=loaded.tokenizer.eos_id):
-        sys.stdout.write(decoder.feed(ids))
+    for step in Engine(loaded.model, loaded.tokenizer).stream([loaded.tokenizer.encode(prompt)], sampling):
+        sys.stdout.write(step.text)
         sys.stdout.flush()
-    sys.stdout.write(decoder.flush() + "\n")
+    sys.stdout.write("\n")

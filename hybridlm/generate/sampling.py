@@ -1,36 +1,152 @@
-"""From logits to the next token."""
+"""From logits to the next token: how a user wants it chosen, and the distribution that follows."""
 
 from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from hybridlm.config.section import ConfigError
 
-class Sampler:
-    """Temperature, top-k and nucleus sampling with a generator of its own, so that a seed gives the same text whatever else runs."""
+_DRAW_BITS = 48  # fewer than float64's 53: a draw times a total then stays below it
 
-    def __init__(self, *, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 0) -> None:
-        """temperature 0: greedy; top_k: only the k likeliest; top_p: the smallest set of tokens that holds this much probability."""
-        self._temperature, self._top_k, self._top_p = temperature, top_k, top_p
-        self._generator = torch.Generator().manual_seed(seed)  # on the CPU: the same numbers on every device
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        """logits: (B, V). Returns (B,) ids."""
-        if self._temperature == 0:
-            return logits.argmax(-1)
-        probabilities = self.probabilities(logits).cpu()
-        return torch.multinomial(probabilities, 1, generator=self._generator).squeeze(-1).to(logits.device)
+@dataclass(frozen=True)
+class Sampling:
+    """How a row goes on, and when it ends. ConfigError: a value outside its range.
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """The distribution sampled from, (B, V) in float32."""
-        logits = logits.float() / self._temperature
-        if self._top_k is not None and self._top_k < logits.shape[-1]:
-            smallest = logits.topk(self._top_k, dim=-1).values[:, -1:]
-            logits = logits.masked_fill(logits < smallest, -torch.inf)
-        probabilities = logits.softmax(-1)
-        if self._top_p < 1:
-            ordered, order = probabilities.sort(-1, descending=True)
-            outside = ordered.cumsum(-1) - ordered >= self._top_p  # what comes before it already holds enough; the first one always stays
-            probabilities = probabilities.masked_fill(outside.gather(-1, order.argsort(-1)), 0.0)
-            probabilities = probabilities / probabilities.sum(-1, keepdim=True)
-        return probabilities
+    Applied in this order: logit_bias, repetition_penalty, presence_penalty and frequency_penalty; then, where temperature is 0, the
+    likeliest token is taken; else temperature, top_k, top_p, min_p, and a draw.
+
+    temperature: the logits are divided by it. top_k: only the k likeliest, and those as likely as the k-th. top_p: of what is left the smallest set that
+    holds this much probability (Holtzman et al. 2020). min_p: of what is left those at least this likely, as a share of the likeliest
+    one (Nguyen et al. 2024). repetition_penalty: of a token that stands in the prompt or in what was generated, a positive logit is
+    divided by it and a negative one multiplied (Keskar et al. 2019). presence_penalty is taken off the logit of every token
+    generated so far, frequency_penalty as often as it was generated. logit_bias: added to the logits, by id; -inf rules an id out.
+    seed: of the draws; the draw for a token hangs on the seed and on how many tokens its row holds, and on nothing else.
+    stop: texts; the row ends before the first one that it writes. stop_ids: ids; the row ends before the first one.
+    max_new_tokens: the row ends behind so many. logprobs: None, or how many of the likeliest tokens are reported beside each token.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    max_new_tokens: int = 200
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        finite = math.isfinite
+        legal = {
+            "temperature": (finite(self.temperature) and self.temperature >= 0, "0 (the likeliest token) or more"),
+            "top_k": (self.top_k is None or self.top_k >= 1, "1 or more"),
+            "top_p": (0 < self.top_p <= 1, "more than 0, at most 1"),
+            "min_p": (0 <= self.min_p <= 1, "0 to 1"),
+            "repetition_penalty": (finite(self.repetition_penalty) and self.repetition_penalty > 0, "more than 0; 1 is none"),
+            "presence_penalty": (finite(self.presence_penalty), "a finite number; 0 is none"),
+            "frequency_penalty": (finite(self.frequency_penalty), "a finite number; 0 is none"),
+            "logit_bias": (all(value < math.inf for value in self.logit_bias.values()), "numbers, and -inf"),
+            "stop": ("" not in self.stop, "texts of one character or more"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
+            "logprobs": (self.logprobs is None or self.logprobs >= 0, "0 or more"),
+        }
+        problems = [f"{name} = {getattr(self, name)!r}: legal is {what}" for name, (fine, what) in legal.items() if not fine]
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether what a row holds changes its logits."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural logarithm of the probability that the model itself gives to a token, whatever the sampling made of it.
+
+    top: the likeliest tokens at that place and theirs, the likeliest first.
+    """
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+def draw(seed: int, place: int) -> float:
+    """A number in [0, 1) that hangs on nothing but ``seed`` and ``place``, the number of tokens in front of the one that is drawn.
+
+    A hash, not a generator with a state: a row that is branched, saved or moved to another batch goes on with the draws it would have had.
+    """
+    digest = hashlib.blake2b(f"{seed} {place}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> (64 - _DRAW_BITS)) / 2**_DRAW_BITS
+
+
+def adjusted(logits: Tensor, sampling: Sampling, prompts: Sequence[Sequence[int]], generated: Sequence[Sequence[int]]) -> Tensor:
+    """``logits`` (B, V) with bias and penalties; the ids that each row was given and those it generated. Changes nothing in place."""
+    if sampling.logit_bias:
+        ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
+        logits = logits.index_add(1, ids, logits.new_tensor(list(sampling.logit_bias.values())).expand(len(logits), -1))
+    if not sampling.penalises:
+        return logits
+    rows = []
+    for row, given, new in zip(logits, prompts, generated, strict=True):
+        row = row.clone()
+        if sampling.repetition_penalty != 1.0 and (given or new):
+            seen = torch.tensor([*given, *new], device=row.device).unique()
+            score = row[seen]
+            row[seen] = torch.where(score > 0, score / sampling.repetition_penalty, score * sampling.repetition_penalty)
+        if new:
+            ids, counts = torch.tensor(new, device=row.device).unique(return_counts=True)
+            row[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts.to(row.dtype)
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The distribution (B, V) that is drawn from, in at least float32; temperature above 0."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        smallest = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    probability = logits.softmax(-1)
+    if sampling.top_p < 1:
+        ordered, order = probability.sort(-1, descending=True)
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # what comes before it already holds enough; the first one always stays
+        probability = probability.masked_fill(torch.zeros_like(outside).scatter_(1, order, outside), 0.0)
+    if sampling.min_p > 0:
+        probability = probability.masked_fill(probability < sampling.min_p * probability.amax(-1, keepdim=True), 0.0)
+    return probability / probability.sum(-1, keepdim=True)
+
+
+def chosen(logits: Tensor, sampling: Sampling, draws: Sequence[float]) -> Tensor:
+    """The next id of each row, (B,): the likeliest where temperature is 0, else that at which the running sum of the probabilities, in the
+    order of the ids, passes the row's draw.
+
+    logits: (B, V), adjusted. ``draws``: one number in [0, 1) for each row. A rounding of the logits changes the token only where a draw
+    falls within that rounding of a border.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    running = probabilities(logits, sampling).double().cumsum(-1)
+    target = torch.tensor(draws, dtype=torch.float64, device=logits.device).unsqueeze(1) * running[:, -1:]
+    return torch.searchsorted(running, target, right=True).squeeze(1)
+
+
+def token_logprobs(logits: Tensor, ids: Tensor, top: int) -> list[TokenLogprob]:
+    """Of each row's chosen id (B,) under the model's own logits (B, V), with the ``top`` likeliest."""
+    logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    own = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1).tolist()
+    likeliest = logprobs.topk(min(top, logprobs.shape[1]), dim=-1)
+    pairs = [tuple(zip(*row, strict=True)) for row in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)]
+    return [TokenLogprob(token, value, row) for token, value, row in zip(ids.tolist(), own, pairs, strict=True)]

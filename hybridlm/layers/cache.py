@@ -27,6 +27,10 @@ class LayerCache(ABC):
     def replace(self, tensors: dict[str, Tensor]) -> None:
         """Takes over tensors of the same names (a selection of rows, or loaded ones)."""
 
+    @abstractmethod
+    def grow(self, max_len: int, lengths: Tensor) -> None:
+        """Makes room for ``max_len`` tokens a row. lengths: (B,) tokens that each row holds."""
+
 
 class TokenCache(LayerCache):
     """What attention keeps of every token: named tensors (B, capacity, ...), a column per token.
@@ -39,20 +43,41 @@ class TokenCache(LayerCache):
         self, shapes: dict[str, tuple[int, ...]], batch: int, max_len: int, window: int | None, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         """shapes: what is kept of one token, by name."""
+        self.window = window
         self.bounded = window - 1 if window is not None and window <= max_len else None
         self.capacity = max_len if self.bounded is None else self.bounded
-        self._kept = {name: self._columns(batch, shape, dtype, device) for name, shape in shapes.items()}
+        self._kept = {name: self._columns(batch, shape, dtype, device, self.capacity) for name, shape in shapes.items()}
 
-    def _columns(self, batch: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    @staticmethod
+    def _columns(batch: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, capacity: int) -> Tensor:
         """Zeros (B, capacity, ...). Heads lie apart in memory: a query then reads its keys in one go."""
         *heads, width = shape
-        return torch.zeros(batch, *heads, self.capacity, width, dtype=dtype, device=device).movedim(-2, 1)
+        return torch.zeros(batch, *heads, capacity, width, dtype=dtype, device=device).movedim(-2, 1)
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(self._kept)
 
     def replace(self, tensors: dict[str, Tensor]) -> None:
         self._kept = {name: tensors[name] for name in self._kept}
+
+    def grow(self, max_len: int, lengths: Tensor) -> None:
+        """Where the window is now no longer than ``max_len`` the cache becomes a bounded one."""
+        if self.bounded is not None or max_len <= self.capacity:
+            return
+        if self.window is None or self.window > max_len:
+            for name, kept in self._kept.items():
+                self._kept[name] = self._columns(len(kept), kept.shape[2:], kept.dtype, kept.device, max_len)
+                self._kept[name][:, : self.capacity] = kept
+            self.capacity = max_len
+            return
+        self.bounded = self.window - 1
+        newest = lengths.unsqueeze(1) + torch.arange(-self.bounded, 0, device=lengths.device)  # (B, bounded), negative: no token
+        for name, kept in self._kept.items():
+            tail = (1,) * (kept.dim() - 2)
+            index = newest.clamp_min(0).view(*newest.shape, *tail).expand(-1, -1, *kept.shape[2:])
+            self._kept[name] = self._columns(len(kept), kept.shape[2:], kept.dtype, kept.device, self.bounded)
+            self._kept[name].copy_(kept.gather(1, index))
+        self.capacity = self.bounded
 
     def append(self, new: dict[str, Tensor], seq: SequenceInfo) -> dict[str, Tensor]:
         """Adds (B, T, ...) of the new tokens; returns all that they may look at, in the new tensors' dtype and newest last.
@@ -111,6 +136,9 @@ class StateCache(LayerCache):
 
     def replace(self, tensors: dict[str, Tensor]) -> None:
         self._kept = {name: tensors[name] for name in self._kept}
+
+    def grow(self, max_len: int, lengths: Tensor) -> None:
+        """A state has room for any number."""
 
     def update(self, tensors: dict[str, Tensor]) -> None:
         """Overwrites these states in place, where a scan has not done so itself. Those that autograd records take the old ones' place,

@@ -71,6 +71,11 @@ class ModelCache:
         cache._count()
         return cache
 
+    def grow(self, max_len: int) -> None:
+        """Makes room for ``max_len`` tokens a row, keeping what is there; a layer that has room for them stays as it is."""
+        for layer in self.layers:
+            layer.grow(max_len, self.lengths)
+
     def insert(self, row: int, other: ModelCache) -> None:
         """Overwrites one row with the only row of ``other``, which must have been made with the same max_len.
 

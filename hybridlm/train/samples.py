@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridlm.generate.engine import generate
-from hybridlm.generate.sampling import Sampler
+from hybridlm.generate.engine import Engine
+from hybridlm.generate.sampling import Sampling
 
 if TYPE_CHECKING:
     from hybridlm.config.logging import SamplesConfig
@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 
 def sampled(model: HybridLM, tokenizer: Tokenizer, config: SamplesConfig, seed: int) -> list[str]:
     """Each prompt with its continuation. The model is in evaluation mode."""
-    texts = []
-    for i, prompt in enumerate(config.prompts):
-        sampler = Sampler(temperature=config.temperature, top_p=config.top_p, seed=seed + i)
-        ids = generate(model, [tokenizer.encode(prompt)], config.tokens, sampler, stop_id=tokenizer.eos_id)
-        texts.append(prompt + tokenizer.decode([step[0] for step in ids]))
-    return texts
+    sampling = Sampling(
+        temperature=config.temperature, top_p=config.top_p, seed=seed, stop_ids=(tokenizer.eos_id,), max_new_tokens=config.tokens
+    )
+    written = Engine(model, tokenizer).generate([tokenizer.encode(prompt) for prompt in config.prompts], sampling)
+    return [prompt + completion.text for prompt, completion in zip(config.prompts, written, strict=True)]
 
 
 def write_samples(path: Path, texts: Sequence[str]) -> None:

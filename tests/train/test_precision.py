@@ -10,8 +10,8 @@ import torch
 
 from hybridlm.checkpoint import load_run, read_checkpoint
 from hybridlm.compose import compose_config
-from hybridlm.generate.engine import generate
-from hybridlm.generate.sampling import Sampler
+from hybridlm.generate.engine import Engine
+from hybridlm.generate.sampling import Sampling
 from hybridlm.model.build import fresh_model
 from hybridlm.run_folder import RunFolder
 from hybridlm.train.precision import BFloat16
@@ -90,4 +90,5 @@ def test_every_layer_trains_resumes_to_the_bit_and_generates(tiny, tmp_path):
 
     loaded = load_run(str(whole.path), torch.device("cpu"))
     assert loaded.model.embedding.weight.dtype == torch.bfloat16
-    assert len(list(generate(loaded.model, [[1, 2, 3]], 5, Sampler(temperature=0)))) == 5
+    (written,) = Engine(loaded.model, None).generate([[1, 2, 3]], Sampling(temperature=0, max_new_tokens=5))
+    assert len(written.ids) == 5
