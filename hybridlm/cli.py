@@ -85,7 +85,9 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option("--split", help="val or train: which documents of the data")] = "val",
     loss: Annotated[bool, typer.Option("--loss/--no-loss", help="loss, perplexity, bits per byte and loss by position")] = True,
-    tasks: Annotated[str | None, typer.Option("--tasks", help="tasks of lm-evaluation-harness, apart by commas: hellaswag,arc_easy")] = None,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="tasks of lm-evaluation-harness, apart by commas: hellaswag,arc_easy")
+    ] = None,
     include_path: Annotated[Path | None, typer.Option("--include-path", help="a folder of tasks of your own (YAML)")] = None,
     num_fewshot: Annotated[int | None, typer.Option("--num-fewshot", min=0, help="examples in front of each; default: the task's")] = None,
     probes: Annotated[bool, typer.Option("--probes", help="what the model does with its context: induction, copying, a pass key")] = False,

@@ -54,7 +54,9 @@ def _losses(records: Sequence[Record]) -> Table:
 
 
 def _curve(record: Record) -> Table:
-    table = Table("tokens before", "targets", "loss", "", title=f"does it use its context? ({record.settings['context']} tokens)", box=SIMPLE)
+    table = Table(
+        "tokens before", "targets", "loss", "", title=f"does it use its context? ({record.settings['context']} tokens)", box=SIMPLE
+    )
     table.columns[1].justify = table.columns[2].justify = "right"
     most = max(row["loss"] for row in record.curve)
     for row in record.curve:

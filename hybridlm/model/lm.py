@@ -108,9 +108,7 @@ class HybridLM(nn.Module):
         hidden, scale, softcap = self._head_input(x).flatten(0, 1), self.config.logit_scale, self.config.logit_softcap
         flat = targets.flatten()
         if each:
-            losses, likeliest = linear_token_losses(
-                hidden, self.head_weight, flat, vocab=self.vocab_size, scale=scale, softcap=softcap
-            )
+            losses, likeliest = linear_token_losses(hidden, self.head_weight, flat, vocab=self.vocab_size, scale=scale, softcap=softcap)
             output.losses, output.likeliest, output.loss_sum = losses.view(targets.shape), likeliest.view(targets.shape), losses.sum()
         else:
             output.loss_sum = linear_cross_entropy(hidden, self.head_weight, flat, vocab=self.vocab_size, scale=scale, softcap=softcap)
