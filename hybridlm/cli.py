@@ -13,6 +13,7 @@ from hybridlm.user_error import reported
 
 if TYPE_CHECKING:
     from hybridlm.config.data import DataConfig
+    from hybridlm.config.run import RunConfig
 
 app = typer.Typer(
     help="Train and use small hybrid language models.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -122,6 +123,53 @@ def evaluate(
             overrides=tuple(given),
         )
         run_eval(asked, as_json=as_json)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def bench(
+    what: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN | [GROUP=OPTION | FIELD=VALUE]...", help="a trained run, or a model as for train.py")
+    ] = None,
+    compare: Annotated[str | None, typer.Option("--compare", help="patterns side by side, apart by commas: T,TM,MMMT")] = None,
+    contexts: Annotated[str, typer.Option("--contexts", help="tokens of the prompt")] = "512,2048,8192,32768",
+    batch: Annotated[str, typer.Option("--batch", help="rows at a time")] = "1",
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=2, help="tokens decoded behind each prompt")] = 32,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="measured turns of each model, after one that warms up")] = 3,
+    budget: Annotated[float, typer.Option("--budget", min=0.001, help="seconds a turn may take; what is slower is left out")] = 30.0,
+    dtype: Annotated[str, typer.Option("--dtype", help="of weights and caches: float32, bfloat16, float16")] = "float32",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder of bench.json and bench.png; default: RUN/bench, outputs/bench/")
+    ] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="with the running average of the weights (callbacks=ema)")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="bench.json on standard output in place of the table")] = False,
+) -> None:
+    """Measure prefill, decode and memory by context and batch, of a trained run or of untrained models, in turns on this machine."""
+    with reported():
+        run, configs = _models(_overrides("bench", what), compare)
+        from hybridlm.bench.command import Benchmark, run_bench
+
+        asked = Benchmark(_numbers("--contexts", contexts, 1), _numbers("--batch", batch, 1), new_tokens, rounds, budget, dtype)
+        run_bench(run, configs, asked, out, ema=ema, as_json=as_json)
+
+
+def _models(given: list[str], compare: str | None) -> tuple[str | None, dict[str, RunConfig]]:
+    """The run to measure, if one is named, and untrained configurations by name: of each pattern to compare, else of the overrides."""
+    from hybridlm.command_line import merged, pieces
+    from hybridlm.compose import compose_config
+    from hybridlm.run_folder import find_run
+
+    run = given[0] if given and "=" not in given[0] else None
+    if run is not None and len(given) > 1:
+        raise ConfigError(f"bench: {given[1]}: a run is measured as it is; compare it with other patterns by --compare")
+    overrides = given if run is None else find_run(run)[0].overrides()
+    patterns = [] if compare is None else [piece.strip() for piece in pieces(compare)]
+    if compare is not None and not all(patterns):
+        raise ConfigError(f"--compare {compare}: an empty pattern; expected such as T,TM,MMMT")
+    configs = {pattern: compose_config(merged(overrides, [f"model.pattern={pattern}"])) for pattern in patterns}
+    if run is None and not configs:
+        config = compose_config(overrides)
+        configs = {config.model.name: config}
+    return run, configs
 
 
 def _other_data(run: str, overrides: list[str]) -> DataConfig:

@@ -102,7 +102,7 @@ def _repaired(line: str, groups: Collection[str]) -> str:
 
 def quoted_pattern(value: str) -> str:
     """A pattern, or a sweep over patterns apart by commas, quoted so that Hydra's grammar takes every character."""
-    return ",".join(_quoted_piece(piece.strip()) for piece in _pieces(value))
+    return ",".join(_quoted_piece(piece.strip()) for piece in pieces(value))
 
 
 def _quoted_piece(piece: str) -> str:
@@ -112,8 +112,8 @@ def _quoted_piece(piece: str) -> str:
     return piece if plain or '"' in piece or "\\" in piece else f'"{piece}"'
 
 
-def _pieces(value: str) -> Iterator[str]:
-    """``value`` cut at the commas that stand outside quotes, brackets and parentheses."""
+def pieces(value: str) -> Iterator[str]:
+    """``value``, such as several patterns, cut at the commas that stand outside quotes, brackets and parentheses."""
     depth, quote, start = 0, "", 0
     for index, letter in enumerate(value):
         if quote:

@@ -24,7 +24,10 @@ _LONG = 240  # characters of others' messages
 
 
 def load_tasks(names: Sequence[str], include_path: Path | None) -> dict[str, Any]:
-    """The harness's tasks and groups of these names, their data read, as its ``evaluate`` wants them. ConfigError: one is not known, or cannot be loaded."""
+    """The harness's tasks and groups of these names, their data read, as its ``evaluate`` wants them.
+
+    ConfigError: one is not known, or cannot be loaded.
+    """
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("--tasks: lm-evaluation-harness is not installed; pip install 'hybridlm[eval]'")
     if include_path is not None and not include_path.is_dir():

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 @dataclass
 class LMOutput:
     """logits: (B, kept, V) where targets were not given; loss_sum: summed loss in nats and n_tokens, the targets that count, where they
-    were. losses, likeliest: (B, T) of each target, where they were asked for. router: statistics of each MoE layer by index; aux: the sum of their weighted losses, None without such layers."""
+    were. losses, likeliest: (B, T) of each target, where they were asked for. router: statistics of each MoE layer by index; aux: the sum
+    of their weighted losses, None without such layers."""
 
     logits: Tensor | None = None
     loss_sum: Tensor | None = None
