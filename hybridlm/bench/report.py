@@ -85,6 +85,7 @@ def _mib(number: float) -> str:
 def plot(found: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     """Three panels against the context: a colour and mark for each model, a line style for each batch. OSError: it cannot be written."""
     from matplotlib.figure import Figure  # without pyplot there is no window to open
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(12.0, 4.2), layout="constrained")
     models, batches = list(dict.fromkeys(row["model"] for row in found)), list(dict.fromkeys(row["batch"] for row in found))
@@ -105,6 +106,8 @@ def plot(found: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         axes.set_yscale("log")
         axes.set_xticks(sorted({row["context"] for row in found}))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         axes.set_xlabel("context, tokens")
         axes.set_title(label)

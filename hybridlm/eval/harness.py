@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from hybridlm.config.section import ConfigError
-from hybridlm.data.windows.order import IGNORE
+from hybridlm.eval.scoring import Row, scored
 from hybridlm.generate.engine import Engine
 from hybridlm.generate.sampling import Sampling
 
@@ -50,42 +49,16 @@ class HarnessLM(TemplateLM):
     def _loglikelihood_tokens(self, requests: Sequence[Pair], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """For each the log-likelihood (nats) of the continuation, and whether greedy decoding would write it."""
         rows = [self._row(context, continuation) for _, context, continuation in requests]
-        order = sorted(range(len(rows)), key=lambda place: (-len(rows[place][0]), rows[place][0]))
-        answers: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
-        known: dict[tuple[tuple[int, ...], int], tuple[float, bool]] = {}
-        for first in range(0, len(order), self.batch):
-            some = order[first : first + self.batch]
-            fresh = [place for place in some if (tuple(rows[place][0]), rows[place][1]) not in known]
-            for place, answer in zip(fresh, self._scored([rows[place] for place in fresh]), strict=True):
-                known[tuple(rows[place][0]), rows[place][1]] = answer
-            for place in some:
-                answers[place] = known[tuple(rows[place][0]), rows[place][1]]
+        answers = scored(self.model, rows, self.batch)
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers
 
-    def _row(self, context: list[int], continuation: list[int]) -> tuple[list[int], int]:
-        """The last ``max_length`` inputs and the target behind them, and how many of these ids are scored."""
+    def _row(self, context: list[int], continuation: list[int]) -> Row:
+        """The last ``max_length`` inputs and the target behind them."""
         kept = max(self.max_length, len(continuation)) + 1
-        return (context + continuation)[-kept:], len(continuation)
-
-    @torch.inference_mode()
-    def _scored(self, rows: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
-        """Of rows of unequal lengths: filled up at the right, which no token looks at."""
-        if not rows:
-            return []
-        longest = max(len(ids) for ids, _ in rows) - 1
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)
-        targets = torch.full_like(ids, IGNORE)
-        for row, (tokens, scored) in enumerate(rows):
-            ids[row, : len(tokens) - 1] = torch.tensor(tokens[:-1])
-            if scored:
-                targets[row, len(tokens) - 1 - scored : len(tokens) - 1] = torch.tensor(tokens[-scored:])
-        device = self.model.embedding.weight.device
-        output = self.model(ids.to(device), targets=targets.to(device), each=True)
-        likely = (output.likeliest.cpu() | (targets == IGNORE)).all(1).tolist()
-        return list(zip((-output.losses.double().sum(1)).tolist(), likely, strict=True))
+        return Row(tuple((context + continuation)[-kept:]), len(continuation))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts in windows of ``max_length`` side by side, each token once."""
