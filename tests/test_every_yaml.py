@@ -18,7 +18,17 @@ NEEDS = {  # the user's own files have no default
     ("data", "mixture"): ["data.parts={a: {source: stdlib}, b: {source: files, path: b.txt, weight: 2.0}}"],
     ("data", "bins"): ["data.path=train.bin", "data.tokenizer.path=tokenizer.json"],
 }
-PRESETS = ("hybrid_alternating", "transformer", "mamba", "mamba2", "mamba3", "mamba3_mimo", "mla_moe")
+PRESETS = (
+    "hybrid_alternating",
+    "hybrid_early_t_late_m",
+    "hybrid_strategic",
+    "transformer",
+    "mamba",
+    "mamba2",
+    "mamba3",
+    "mamba3_mimo",
+    "mla_moe",
+)
 
 
 def arguments(group, option):
@@ -43,6 +53,7 @@ def test_presets_take_every_size(preset, size):
     if size.startswith("d"):
         assert (len(layers), model.d_model) == (int(size[1:]), 64 * int(size[1:]))
         assert all(layer.params.head_dim == 128 for layer in layers if layer.kind == "attention")
+        assert compose_config([f"model={preset}", f"size={size}"]).data.tokenizer.vocab_size == 65_536
 
 
 def test_tiny_keeps_both_kinds_of_layer():
