@@ -11,7 +11,7 @@ from rich.table import Table
 
 from hybridlm.eval.results import Record
 
-_SHOWN = {"loss": "loss", "ppl": "ppl", "bpb": "bits/byte", "accuracy": "accuracy", "tokens": "tokens", "documents": "docs"}
+_SHOWN = {"loss": "loss", "ppl": "ppl", "bpb": "bits/byte", "tokens": "tokens", "documents": "docs"}
 _BARS = 40  # signs of the longest bar
 # Okabe and Ito's colours, told apart by people who see few (Wong 2011, Nature Methods 8, 441), and marks for those who see none.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
