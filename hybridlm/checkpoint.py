@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,7 @@ def export_weights(checkpoint: Path, target: Path) -> None:
     ours = json.dumps({**content[KEY], "step": int(content["global_step"])})
     try:
         with replaced(target) as partial:
-            save_file(weights, partial, {KEY: ours, "sha256": _digest(ours, weights)})
+            save_file(weights, partial, {KEY: ours, "sha256": digest(ours, weights)})
     except SafetensorError as error:
         raise OSError(str(error)) from None
 
@@ -102,7 +103,7 @@ def read_weights(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read as safetensors ({str(error).splitlines()[0][:120]})") from None
     if KEY not in metadata:
         raise ConfigError(f"{path}: weights, but not of hybridlm (its metadata has no '{KEY}')")
-    if metadata.get("sha256") != _digest(metadata[KEY], weights):
+    if metadata.get("sha256") != digest(metadata[KEY], weights):
         raise ConfigError(f"{path}: its bytes do not match their checksum")
     ours = json.loads(metadata[KEY])
     if ours["format_version"] != FORMAT_VERSION:
@@ -110,12 +111,13 @@ def read_weights(path: Path) -> dict[str, Any]:
     return {"state_dict": {PREFIX + name: tensor for name, tensor in weights.items()}, "global_step": ours.pop("step"), KEY: ours}
 
 
-def _digest(text: str, weights: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over a text and every byte of named tensors."""
+    sha = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -147,8 +147,8 @@ class Engine:
     def stream(self, prompts: Ids, sampling: Sampling | Sequence[Sampling]) -> Iterator[Step]:
         """The tokens of every row as they come. sampling: one for all rows, whose row i then draws with the seed + i, or one for each.
 
-        Equal prompts are read once. ValueError: a prompt without a token, or with no room left in the context; stop strings without a
-        tokenizer. RunFailed: the model gives no numbers.
+        Equal prompts are read once. ConfigError: a prompt that leaves no room in the context. ValueError: one without a token; stop
+        strings without a tokenizer. RunFailed: the model gives no numbers.
         """
         samplings = _each(sampling, len(prompts))
         for first in range(0, len(prompts), self.max_batch):
@@ -165,7 +165,7 @@ class Engine:
 
     @torch.inference_mode()
     def prefill(self, prompts: Ids, room: int = 0) -> State:
-        """Reads the prompts into a new cache with memory for ``room`` tokens a row, or what they need. ValueError as for ``stream``."""
+        """Reads the prompts into a new cache with memory for ``room`` tokens a row, or what they need. Errors as for ``stream``."""
         room = max(room, *(len(prompt) + 1 for prompt in prompts))
         state = State([[] for _ in prompts], self.model.new_cache(len(prompts), room), None, room)
         self.extend(state, prompts)
@@ -178,7 +178,7 @@ class Engine:
             if not tokens:
                 raise ValueError("a row without a new token")
             if self.context is not None and len(row) + len(tokens) >= self.context:
-                raise ValueError(f"{len(row) + len(tokens)} tokens leave no room in a context of {self.context}")
+                raise ConfigError(f"prompt: {len(row) + len(tokens):,} tokens leave no room in a context of {self.context:,}")
         unread = [[] if state.logits is not None else row[-1:] for row in state.ids]
         for row, tokens in zip(state.ids, new, strict=True):
             row.extend(tokens)
@@ -186,8 +186,8 @@ class Engine:
 
     @torch.inference_mode()
     def decode(self, state: State, tokens: Tensor) -> Tensor:
-        """Adds one token to every row, ``tokens`` (B,), and returns the logits (B, V) of the next: what a benchmark times. The ids of the
-        state are not kept."""
+        """Reads one token of every row, ``tokens`` (B,), for which there must be room, and returns the logits (B, V) behind them: what a
+        benchmark times. The state's ids stay as they are."""
         output = self.model(tokens.unsqueeze(1), state.cache, keep="last")
         assert output.logits is not None
         state.logits = output.logits[:, -1]
@@ -206,7 +206,7 @@ class Engine:
             raise ConfigError(f"logit_bias: id {wrong[0]}: legal is 0 to {vocab - 1}")
         while rows:
             if self.context is not None and any(len(ids) >= self.context for ids in state.ids):
-                raise ValueError(f"no room left in a context of {self.context}")
+                raise ConfigError(f"no room left in a context of {self.context:,} tokens")
             if state.logits is None:
                 self._read(state, [ids[-1:] for ids in state.ids])
             assert state.logits is not None

@@ -22,12 +22,12 @@ class Sampling:
     Applied in this order: logit_bias, repetition_penalty, presence_penalty and frequency_penalty; then, where temperature is 0, the
     likeliest token is taken; else temperature, top_k, top_p, min_p, and a draw.
 
-    temperature: the logits are divided by it. top_k: only the k likeliest, and those as likely as the k-th. top_p: of what is left the smallest set that
-    holds this much probability (Holtzman et al. 2020). min_p: of what is left those at least this likely, as a share of the likeliest
-    one (Nguyen et al. 2024). repetition_penalty: of a token that stands in the prompt or in what was generated, a positive logit is
-    divided by it and a negative one multiplied (Keskar et al. 2019). presence_penalty is taken off the logit of every token
-    generated so far, frequency_penalty as often as it was generated. logit_bias: added to the logits, by id; -inf rules an id out.
-    seed: of the draws; the draw for a token hangs on the seed and on how many tokens its row holds, and on nothing else.
+    temperature: the logits are divided by it. top_k: only the k likeliest, and those as likely as the k-th. top_p: of what is left the
+    smallest set that holds this much probability (Holtzman et al. 2020). min_p: of what is left those at least this likely, as a share
+    of the likeliest one (Nguyen et al. 2024). repetition_penalty: of a token that stands in the prompt or in what was generated, a
+    positive logit is divided by it and a negative one multiplied (Keskar et al. 2019). presence_penalty is taken off the logit of every
+    token generated so far, frequency_penalty as often as it was generated. logit_bias: added to the logits, by id; -inf rules an id
+    out. seed: of the draws; the draw for a token hangs on the seed and on how many tokens its row holds, and on nothing else.
     stop: texts; the row ends before the first one that it writes. stop_ids: ids; the row ends before the first one.
     max_new_tokens: the row ends behind so many. logprobs: None, or how many of the likeliest tokens are reported beside each token.
     """

@@ -31,6 +31,11 @@ class LayerCache(ABC):
     def grow(self, max_len: int, lengths: Tensor) -> None:
         """Makes room for ``max_len`` tokens a row. lengths: (B,) tokens that each row holds."""
 
+    @property
+    def has_columns(self) -> bool:
+        """Whether the second axis of its tensors has a place for every token that a row may hold."""
+        return False
+
 
 class TokenCache(LayerCache):
     """What attention keeps of every token: named tensors (B, capacity, ...), a column per token.
@@ -53,6 +58,10 @@ class TokenCache(LayerCache):
         """Zeros (B, capacity, ...). Heads lie apart in memory: a query then reads its keys in one go."""
         *heads, width = shape
         return torch.zeros(batch, *heads, capacity, width, dtype=dtype, device=device).movedim(-2, 1)
+
+    @property
+    def has_columns(self) -> bool:
+        return self.bounded is None
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(self._kept)
