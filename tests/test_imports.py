@@ -51,14 +51,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resume": {"config", "command_line", "run_folder", "checksum"},
     "hardware": {"config", "launcher"},
     "checkpoint": {"model", "data.tokenizer", "run_folder", "config", "hardware", "checksum", "durable"},
-<<<<<<< HEAD
-    "generate": {"checkpoint", "data.tokenizer", "model", "hardware", "run_folder", "config"},
+    "generate": {"checkpoint", "data.tokenizer", "data.chat", "model", "hardware", "run_folder", "config", "durable"},
     "bench": {"generate", "data.tokenizer", "checkpoint", "model", "config", "run_folder", "hardware"},
     "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware", "durable"},
-=======
-    "generate": {"checkpoint", "data.tokenizer", "data.chat", "model", "hardware", "run_folder", "config", "durable"},
-    "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware"},
->>>>>>> 18db984b0f84f048af3cb198dfe69bbbcdc5b6f0
     "train": EVERYTHING,
     "cli": EVERYTHING | COMMAND | ENTRY_POINTS,
     "compose": EVERYTHING | COMMAND | ENTRY_POINTS,

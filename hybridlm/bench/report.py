@@ -60,13 +60,14 @@ def rows(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def print_rows(found: Sequence[dict[str, Any]], console: Console) -> None:
+    """A row for each point, and below them why points were left out."""
     table = Table(*_COLUMNS, box=SIMPLE)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in found:
         start = (row["model"], str(row["batch"]), f"{row['context']:,}")
         if row["left_out"]:
-            table.add_row(*start, row["left_out"], *[""] * 5, _mib(row["cache_bytes"]))
+            table.add_row(*start, "left out", *[""] * 5, _mib(row["cache_bytes"]))
             continue
         ms = [f"{1e3 * row[name]:,.2f}" for name in ("first_token_s", "token_s_p50", "token_s_p90", "token_s_p99")]
         memory = _mib(row["peak_bytes"]) if "peak_bytes" in row else ""
@@ -76,6 +77,9 @@ def print_rows(found: Sequence[dict[str, Any]], console: Console) -> None:
         rates = [f"{row[name]:,.0f}" for name in ("prefill_tokens_per_s", "decode_tokens_per_s")]
         table.add_row(*start, rates[0], ms[0], rates[1], *ms[1:], _mib(row["cache_bytes"]), memory, compared)
     console.print(table)
+    for row in found:
+        if row["left_out"]:
+            console.print(f"left out  {row['model']}, batch {row['batch']}, context {row['context']:,}: {row['left_out']}", soft_wrap=True)
 
 
 def _mib(number: float) -> str:
