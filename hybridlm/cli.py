@@ -25,24 +25,79 @@ def train(context: typer.Context) -> None:
     train_main(list(context.args), ("train",))
 
 
+_Run = Annotated[str, typer.Argument(metavar="RUN", help="`last` (the newest run), a run folder, or a checkpoint")]
+_Tokens = Annotated[int, typer.Option("--tokens", "-n", help="new tokens, at most")]
+_Temperature = Annotated[float, typer.Option("--temperature", help="0: always the likeliest token")]
+_TopK = Annotated[int | None, typer.Option("--top-k", help="sample from the k likeliest tokens")]
+_TopP = Annotated[float, typer.Option("--top-p", help="sample from the likeliest that hold this probability together")]
+_MinP = Annotated[float, typer.Option("--min-p", help="sample from those at least this likely, as a share of the likeliest")]
+_Repetition = Annotated[float, typer.Option("--repetition-penalty", help="of tokens that occurred; more than 1 makes them less likely")]
+_Presence = Annotated[float, typer.Option("--presence-penalty", help="taken off the logit of every token that was generated")]
+_Frequency = Annotated[float, typer.Option("--frequency-penalty", help="the same, as often as it was generated")]
+_Bias = Annotated[list[str] | None, typer.Option("--logit-bias", metavar="ID=X", help="added to a token's logit; may be repeated")]
+_Seed = Annotated[int, typer.Option("--seed", help="of the sampling")]
+_EMA = Annotated[bool, typer.Option("--ema", help="with the running average of the weights (callbacks=ema)")]
+_Context = Annotated[int | None, typer.Option("--context", help="the most tokens that a text may hold")]
+
+
 @app.command()
 def generate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="`last` (the newest run), a run folder, or a checkpoint")],
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="the text to continue")] = None,
+    run: _Run,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="a text to continue; may be repeated")] = None,
     file: Annotated[Path | None, typer.Option("--file", help="a UTF-8 file whose text is the prompt")] = None,
-    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="new tokens per prompt")] = 200,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: always the likeliest token")] = 0.8,
-    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="sample from the likeliest up to this probability")] = 0.95,
-    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="sample from the k likeliest tokens")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="of the sampling")] = 0,
-    ema: Annotated[bool, typer.Option("--ema", help="with the running average of the weights (callbacks=ema)")] = False,
+    tokens: _Tokens = 200,
+    n_samples: Annotated[int, typer.Option("--n-samples", help="texts for each prompt; sample i has the seed + i")] = 1,
+    temperature: _Temperature = 0.8,
+    top_k: _TopK = None,
+    top_p: _TopP = 0.95,
+    min_p: _MinP = 0.0,
+    repetition_penalty: _Repetition = 1.0,
+    presence_penalty: _Presence = 0.0,
+    frequency_penalty: _Frequency = 0.0,
+    logit_bias: _Bias = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="end in front of this text; may be repeated")] = None,
+    seed: _Seed = 0,
+    logprobs: Annotated[int | None, typer.Option("--logprobs", help="with --json: of each token, and of so many likeliest ones")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="an object on a line for each sample")] = False,
+    ema: _EMA = False,
+    context: _Context = None,
+    save_state: Annotated[Path | None, typer.Option("--save-state", help="write what the model remembers to this file")] = None,
+    load_state: Annotated[Path | None, typer.Option("--load-state", help="go on from such a file; a prompt is then optional")] = None,
 ) -> None:
-    """Continue a text with a trained model."""
+    """Continue a text with a trained model; without --prompt and --file, the one on standard input."""
     with reported():
-        text = _prompt(prompt, file)
-        from hybridlm.generate.command import run_generate
+        from hybridlm.generate.command import Request, run_generate
+        from hybridlm.generate.sampling import Sampling, read_biases
 
-        run_generate(run, prompt=text, tokens=tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, ema=ema)
+        biases, stops = read_biases(logit_bias or ()), tuple(stop or ())
+        penalties = (repetition_penalty, presence_penalty, frequency_penalty)
+        sampling = Sampling(temperature, top_k, top_p, min_p, *penalties, biases, seed, stops, max_new_tokens=tokens, logprobs=logprobs)
+        request = Request(run, prompt or (), file, n_samples, as_json, ema, context, save_state, load_state)
+        run_generate(request, sampling)
+
+
+@app.command()
+def chat(
+    run: _Run,
+    tokens: _Tokens = 200,
+    temperature: _Temperature = 0.8,
+    top_k: _TopK = None,
+    top_p: _TopP = 0.95,
+    min_p: _MinP = 0.0,
+    repetition_penalty: _Repetition = 1.0,
+    seed: _Seed = 0,
+    ema: _EMA = False,
+    context: Annotated[int | None, typer.Option("--context", help="the most tokens to remember (default: those of training)")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="what the assistant is told first")] = None,
+    load: Annotated[Path | None, typer.Option("--load", help="go on with a conversation that /save wrote")] = None,
+) -> None:
+    """Talk with a trained model: with its template where it was trained on conversations, else it goes on with what you write."""
+    with reported():
+        from hybridlm.generate.chat import run_chat
+        from hybridlm.generate.sampling import Sampling
+
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed, max_new_tokens=tokens)
+        run_chat(run, sampling, ema=ema, context=context, system=system, load=load)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -114,17 +169,6 @@ def _overrides(verb: str, overrides: list[str] | None) -> list[str]:
         options = {"check": "--json", "prepare": "--show N"}[verb]
         raise ConfigError(f"{verb}: unknown option {wrong[0]}; it takes {options}, --help and the overrides of train.py")
     return given
-
-
-def _prompt(prompt: str | None, file: Path | None) -> str:
-    if (prompt is None) == (file is None):
-        raise ConfigError("generate: give one of --prompt TEXT and --file PATH")
-    if file is None:
-        return prompt or ""
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--file {file}: cannot be read as UTF-8 text ({error})") from error
 
 
 def main() -> None:

@@ -50,7 +50,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resume": {"config", "command_line", "run_folder", "checksum"},
     "hardware": {"config", "launcher"},
     "checkpoint": {"model", "data.tokenizer", "run_folder", "config", "hardware", "checksum", "durable"},
-    "generate": {"checkpoint", "data.tokenizer", "data.chat", "model", "hardware", "run_folder", "config", "durable"},
+    "generate": {"checkpoint", "data.tokenizer", "data.chat", "data.reading.documents", "model", "hardware", "run_folder", "config"}
+    | {"durable"},
     "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware"},
     "train": EVERYTHING,
     "cli": EVERYTHING | COMMAND | ENTRY_POINTS,
