@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from hybridlm.arguments import models, numbers, other_data, overrides_of, words
 from hybridlm.config.section import ConfigError
 from hybridlm.user_error import reported
-
-if TYPE_CHECKING:
-    from hybridlm.config.data import DataConfig
-    from hybridlm.config.run import RunConfig
 
 app = typer.Typer(
     help="Train and use small hybrid language models.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -29,24 +26,79 @@ def train(context: typer.Context) -> None:
     train_main(list(context.args), ("train",))
 
 
+_Run = Annotated[str, typer.Argument(metavar="RUN", help="`last` (the newest run), a run folder, or a checkpoint")]
+_Tokens = Annotated[int, typer.Option("--tokens", "-n", help="new tokens, at most")]
+_Temperature = Annotated[float, typer.Option("--temperature", help="0: always the likeliest token")]
+_TopK = Annotated[int | None, typer.Option("--top-k", help="sample from the k likeliest tokens")]
+_TopP = Annotated[float, typer.Option("--top-p", help="sample from the likeliest that hold this probability together")]
+_MinP = Annotated[float, typer.Option("--min-p", help="sample from those at least this likely, as a share of the likeliest")]
+_Repetition = Annotated[float, typer.Option("--repetition-penalty", help="of tokens that occurred; more than 1 makes them less likely")]
+_Presence = Annotated[float, typer.Option("--presence-penalty", help="taken off the logit of every token that was generated")]
+_Frequency = Annotated[float, typer.Option("--frequency-penalty", help="the same, as often as it was generated")]
+_Bias = Annotated[list[str] | None, typer.Option("--logit-bias", metavar="ID=X", help="added to a token's logit; may be repeated")]
+_Seed = Annotated[int, typer.Option("--seed", help="of the sampling")]
+_EMA = Annotated[bool, typer.Option("--ema", help="with the running average of the weights (callbacks=ema)")]
+_Context = Annotated[int | None, typer.Option("--context", help="the most tokens that a text may hold")]
+
+
 @app.command()
 def generate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="`last` (the newest run), a run folder, or a checkpoint")],
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="the text to continue")] = None,
+    run: _Run,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="a text to continue; may be repeated")] = None,
     file: Annotated[Path | None, typer.Option("--file", help="a UTF-8 file whose text is the prompt")] = None,
-    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="new tokens per prompt")] = 200,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: always the likeliest token")] = 0.8,
-    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="sample from the likeliest up to this probability")] = 0.95,
-    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="sample from the k likeliest tokens")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="of the sampling")] = 0,
-    ema: Annotated[bool, typer.Option("--ema", help="with the running average of the weights (callbacks=ema)")] = False,
+    tokens: _Tokens = 200,
+    n_samples: Annotated[int, typer.Option("--n-samples", help="texts for each prompt; sample i has the seed + i")] = 1,
+    temperature: _Temperature = 0.8,
+    top_k: _TopK = None,
+    top_p: _TopP = 0.95,
+    min_p: _MinP = 0.0,
+    repetition_penalty: _Repetition = 1.0,
+    presence_penalty: _Presence = 0.0,
+    frequency_penalty: _Frequency = 0.0,
+    logit_bias: _Bias = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="end in front of this text; may be repeated")] = None,
+    seed: _Seed = 0,
+    logprobs: Annotated[int | None, typer.Option("--logprobs", help="with --json: of each token, and of so many likeliest ones")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="an object on a line for each sample")] = False,
+    ema: _EMA = False,
+    context: _Context = None,
+    save_state: Annotated[Path | None, typer.Option("--save-state", help="write what the model remembers to this file")] = None,
+    load_state: Annotated[Path | None, typer.Option("--load-state", help="go on from such a file; a prompt is then optional")] = None,
 ) -> None:
-    """Continue a text with a trained model."""
+    """Continue a text with a trained model; without --prompt and --file, the one on standard input."""
     with reported():
-        text = _prompt(prompt, file)
-        from hybridlm.generate.command import run_generate
+        from hybridlm.generate.command import Request, run_generate
+        from hybridlm.generate.sampling import Sampling, read_biases
 
-        run_generate(run, prompt=text, tokens=tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, ema=ema)
+        biases, stops = read_biases(logit_bias or ()), tuple(stop or ())
+        penalties = (repetition_penalty, presence_penalty, frequency_penalty)
+        sampling = Sampling(temperature, top_k, top_p, min_p, *penalties, biases, seed, stops, max_new_tokens=tokens, logprobs=logprobs)
+        request = Request(run, prompt or (), file, n_samples, as_json, ema, context, save_state, load_state)
+        run_generate(request, sampling)
+
+
+@app.command()
+def chat(
+    run: _Run,
+    tokens: _Tokens = 200,
+    temperature: _Temperature = 0.8,
+    top_k: _TopK = None,
+    top_p: _TopP = 0.95,
+    min_p: _MinP = 0.0,
+    repetition_penalty: _Repetition = 1.0,
+    seed: _Seed = 0,
+    ema: _EMA = False,
+    context: Annotated[int | None, typer.Option("--context", help="the most tokens to remember (default: those of training)")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="what the assistant is told first")] = None,
+    load: Annotated[Path | None, typer.Option("--load", help="go on with a conversation that /save wrote")] = None,
+) -> None:
+    """Talk with a trained model: with its template where it was trained on conversations, else it goes on with what you write."""
+    with reported():
+        from hybridlm.generate.chat import run_chat
+        from hybridlm.generate.sampling import Sampling
+
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed, max_new_tokens=tokens)
+        run_chat(run, sampling, ema=ema, context=context, system=system, load=load)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -62,7 +114,7 @@ def check(
     nothing. Exit code 0: every check passes; 1: one fails; 2: the input is wrong.
     """
     with reported():
-        given = _overrides("check", overrides)
+        given = overrides_of("check", overrides)
         from hybridlm.compose import compose_config
         from hybridlm.config.constraints import unused_section_warnings
 
@@ -80,7 +132,7 @@ def check(
 
 @app.command("eval", context_settings={"ignore_unknown_options": True})
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="`last` (the newest run), a run folder, or a checkpoint")],
+    run: _Run,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[DATA OVERRIDE]...", help="other text: data=files data.path=...; in the run's tokens")
     ] = None,
@@ -96,12 +148,12 @@ def evaluate(
     context: Annotated[str | None, typer.Option("--context", help="tokens of a window, one or more: 64,256; default: the run's")] = None,
     stride: Annotated[int | None, typer.Option("--stride", min=1, help="tokens from window to window; default: half a window")] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="windows at a time")] = 8,
-    ema: Annotated[bool, typer.Option("--ema", help="with the running average of the weights (callbacks=ema)")] = False,
+    ema: _EMA = False,
     as_json: Annotated[bool, typer.Option("--json", help="the results as JSON on standard output")] = False,
 ) -> None:
     """Evaluate a trained model: loss on whole documents, tasks of lm-evaluation-harness, probes. Results are added to RUN/eval.json."""
     with reported():
-        given = _overrides("eval", overrides)
+        given = overrides_of("eval", overrides)
         if split not in ("val", "train"):
             raise ConfigError(f"--split {split}: legal are val and train")
         from hybridlm.eval.command import Evaluation, run_eval
@@ -110,16 +162,16 @@ def evaluate(
             run,
             "val" if split == "val" else "train",
             loss=loss,
-            tasks=_words(tasks),
+            tasks=words(tasks),
             include_path=include_path,
             num_fewshot=num_fewshot,
             probes=probes,
             limit=limit,
-            contexts=_numbers("--context", context, 1),
+            contexts=numbers("--context", context, 1),
             stride=stride,
             batch=batch,
             ema=ema,
-            data=_other_data(run, given) if given else None,
+            data=other_data(run, given) if given else None,
             overrides=tuple(given),
         )
         run_eval(asked, as_json=as_json)
@@ -140,53 +192,16 @@ def bench(
     out: Annotated[
         Path | None, typer.Option("--out", help="folder of bench.json and bench.png; default: RUN/bench, outputs/bench/")
     ] = None,
-    ema: Annotated[bool, typer.Option("--ema", help="with the running average of the weights (callbacks=ema)")] = False,
+    ema: _EMA = False,
     as_json: Annotated[bool, typer.Option("--json", help="bench.json on standard output in place of the table")] = False,
 ) -> None:
     """Measure prefill, decode and memory by context and batch, of a trained run or of untrained models, in turns on this machine."""
     with reported():
-        run, configs = _models(_overrides("bench", what), compare)
+        run, configs = models(overrides_of("bench", what), compare)
         from hybridlm.bench.command import Benchmark, run_bench
 
-        asked = Benchmark(_numbers("--contexts", contexts, 1), _numbers("--batch", batch, 1), new_tokens, rounds, budget, dtype)
+        asked = Benchmark(numbers("--contexts", contexts, 1), numbers("--batch", batch, 1), new_tokens, rounds, budget, dtype)
         run_bench(run, configs, asked, out, ema=ema, as_json=as_json)
-
-
-def _models(given: list[str], compare: str | None) -> tuple[str | None, dict[str, RunConfig]]:
-    """The run to measure, if one is named, and untrained configurations by name: of each pattern to compare, else of the overrides."""
-    from hybridlm.command_line import merged, pieces
-    from hybridlm.compose import compose_config
-    from hybridlm.run_folder import find_run
-
-    run = given[0] if given and "=" not in given[0] else None
-    if run is not None and len(given) > 1:
-        raise ConfigError(f"bench: {given[1]}: a run is measured as it is; compare it with other patterns by --compare")
-    overrides = given if run is None else find_run(run)[0].overrides()
-    patterns = [] if compare is None else [piece.strip() for piece in pieces(compare)]
-    if compare is not None and not all(patterns):
-        raise ConfigError(f"--compare {compare}: an empty pattern; expected such as T,TM,MMMT")
-    configs = {pattern: compose_config(merged(overrides, [f"model.pattern={pattern}"])) for pattern in patterns}
-    if run is None and not configs:
-        config = compose_config(overrides)
-        configs = {config.model.name: config}
-    return run, configs
-
-
-def _other_data(run: str, overrides: list[str]) -> DataConfig:
-    """The data section of a run with ``overrides``; with ``data=...`` among them that group's instead. The tokens are the run's own."""
-    from hybridlm.command_line import key_of, merged
-    from hybridlm.compose import compose_config
-    from hybridlm.run_folder import find_run
-
-    if wrong := [line for line in overrides if key_of(line).partition(".")[0] != "data"]:
-        raise ConfigError(f"eval: {wrong[0]}: only the data can be changed (data=..., data.FIELD=...)")
-    folder, _ = find_run(run)
-    anew = any(key_of(line) == "data" for line in overrides)
-    if not anew and not folder.recorded_overrides.is_file():
-        raise ConfigError(f"{folder.recorded_overrides} is missing: name the data anew with data=... and its fields")
-    recorded = [] if anew else [line for line in folder.overrides() if not key_of(line).startswith("data.tokenizer")]
-    own = ["data.tokenizer.kind=file", f"data.tokenizer.path={folder.tokenizer.absolute()}"]
-    return compose_config(merged([*recorded, *own], overrides)).data
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -198,7 +213,7 @@ def prepare(
 ) -> None:
     """Read, split and tokenise the data of a configuration, ready for training, which otherwise does it at its first start."""
     with reported():
-        given = _overrides("prepare", overrides)
+        given = overrides_of("prepare", overrides)
         from hybridlm.compose import compose_config
 
         config = compose_config(given)
@@ -220,39 +235,6 @@ def prepare(
                 console.print(coloured(ids.tolist(), tokenizer, learned), end="\n\n", soft_wrap=True)
         if show and any(part.train.stream.masked for part in prepared.parts):
             console.print(legend())
-
-
-def _overrides(verb: str, overrides: list[str] | None) -> list[str]:
-    """What was given, once it holds no flag of other commands."""
-    given = list(overrides or [])
-    if wrong := [word for word in given if word.startswith("-")]:
-        options = {"check": "--json", "prepare": "--show N"}.get(verb, "the options that --help lists")
-        raise ConfigError(f"{verb}: unknown option {wrong[0]}; it takes {options}, --help and the overrides of train.py")
-    return given
-
-
-def _words(text: str | None) -> tuple[str, ...]:
-    return tuple(word for word in (text or "").replace(",", " ").split())
-
-
-def _numbers(option: str, text: str | None, least: int) -> tuple[int, ...]:
-    """A list such as 512,2048. ConfigError: something in it is no whole number of at least ``least``."""
-    words = (text or "").split(",") if text is not None else []
-    wrong = [word for word in words if not word.strip().isdecimal() or int(word) < least]
-    if wrong:
-        raise ConfigError(f"{option} {text}: {wrong[0].strip()!r} is no whole number of at least {least}; expected such as 512,2048")
-    return tuple(int(word) for word in words)
-
-
-def _prompt(prompt: str | None, file: Path | None) -> str:
-    if (prompt is None) == (file is None):
-        raise ConfigError("generate: give one of --prompt TEXT and --file PATH")
-    if file is None:
-        return prompt or ""
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--file {file}: cannot be read as UTF-8 text ({error})") from error
 
 
 def main() -> None:

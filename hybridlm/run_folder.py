@@ -45,6 +45,11 @@ class RunFolder:
         return self.path / "tokenizer.json"
 
     @property
+    def chat_template(self) -> Path:
+        """There where the run was trained on conversations."""
+        return self.path / "chat_template.jinja"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

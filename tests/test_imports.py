@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1] / "hybridlm"
-ENTRY_POINTS = {"cli", "compose", "__main__"}
+ENTRY_POINTS = {"cli", "arguments", "compose", "__main__"}
 EVERYTHING = {
     "config",
     "checksum",
@@ -51,10 +51,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resume": {"config", "command_line", "run_folder", "checksum"},
     "hardware": {"config", "launcher"},
     "checkpoint": {"model", "data.tokenizer", "run_folder", "config", "hardware", "checksum", "durable"},
-    "generate": {"checkpoint", "data.tokenizer", "data.chat", "model", "hardware", "run_folder", "config", "durable"},
+    "generate": {"checkpoint", "data.tokenizer", "data.chat", "data.reading.documents", "model", "hardware", "run_folder", "config"}
+    | {"durable"},
     "bench": {"generate", "data.tokenizer", "checkpoint", "model", "config", "run_folder", "hardware"},
     "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware", "durable"},
     "train": EVERYTHING,
+    "arguments": {"config", "command_line", "run_folder", "compose"},
     "cli": EVERYTHING | COMMAND | ENTRY_POINTS,
     "compose": EVERYTHING | COMMAND | ENTRY_POINTS,
     "__main__": EVERYTHING | COMMAND | ENTRY_POINTS,

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from hybridlm.config.section import ConfigError, RunFailed
-from hybridlm.generate.sampling import Sampling, TokenLogprob, adjusted, chosen, draw, token_logprobs
+from hybridlm.generate.distribution import TokenLogprob, adjusted, chosen, draw, token_logprobs
+from hybridlm.generate.sampling import Sampling
 from hybridlm.generate.text_stream import TextStream
 
 if TYPE_CHECKING:
