@@ -65,6 +65,7 @@ def documented() -> set[str]:
 def general(name: str) -> str:
     """A logged name as the documentation writes it."""
     name = re.sub(r"^(moe|ssm)/\d+/", r"\1/LAYER/", name)
+    name = re.sub(r"^probe/(induction|copying)/", "probe/PROBE/", re.sub(r"^(val/\w+)/\d+$", r"\1/LENGTH", name))
     return re.sub(r"^optim/lr/(matrix|vector|embedding|head)$", "optim/lr/ROLE", name)
 
 
