@@ -221,6 +221,7 @@ def prepare(
 
         from hybridlm.data.preparing.prepare import prepare as prepare_data
         from hybridlm.data.show import coloured, first_documents, legend
+        from hybridlm.data.synthetic.source import shown_examples
         from hybridlm.data.windows.splits import packed_documents
 
         prepared = prepare_data(config.data, report=lambda line: print(line, flush=True))
@@ -233,6 +234,9 @@ def prepare(
         for part in prepared.parts:
             for ids, learned in first_documents(part.train.stream, tokenizer.eos_id, show):
                 console.print(coloured(ids.tolist(), tokenizer, learned), end="\n\n", soft_wrap=True)
+        if config.data.source == "synthetic":
+            for line in shown_examples(config.data, show):
+                print(line, end="\n\n")
         if show and any(part.train.stream.masked for part in prepared.parts):
             console.print(legend())
 

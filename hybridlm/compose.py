@@ -259,7 +259,7 @@ def _job(tree: DictConfig, verb: tuple[str, ...], sweep: bool) -> object:
             log.info(note)
     from hybridlm.train.run import run  # imports torch: only now that the configuration is known to be good
 
-    return run(config, folder, resume, verb).get("val/bpb")  # a number, as sweepers that search expect
+    return (result := run(config, folder, resume, verb)).get("val/bpb", result.get("val/loss"))  # a number, as sweepers that search expect
 
 
 def _warn_of_sweep(line: CommandLine) -> None:

@@ -32,7 +32,7 @@ def constraint_problems(config: RunConfig) -> list[str]:
     problems += _batch_problems(config.data, config.trainer)
     problems += _optim_problems(config.optim, config.trainer)
     problems += logging_problems(config.logger, config.callbacks, config.trainer)
-    problems += _precision_problems(config) + _strategy_problems(config)
+    problems += _precision_problems(config) + _strategy_problems(config) + _text_problems(config)
     problems += duration_problems("trainer.time_limit", config.trainer.time_limit)
     return problems
 
@@ -100,6 +100,17 @@ def _strategy_problems(config: RunConfig) -> list[str]:
     if config.trainer.strategy == "fsdp2":
         return ["optim.name = 'adamw8bit': has no sharded state, which trainer.strategy = 'fsdp2' needs; take optim=adamw or strategy=ddp"]
     return []
+
+
+def _text_problems(config: RunConfig) -> list[str]:
+    """What a model of text alone can do."""
+    callbacks = config.callbacks
+    asked = {"callbacks.samples.every": callbacks.samples.every, "callbacks.probes.every": callbacks.probes.every}
+    return [
+        f"{name} = {value}: is for a model of text, and data.source=synthetic has none; leave it null"
+        for name, value in asked.items()
+        if value is not None and config.data.source == "synthetic"
+    ]
 
 
 def overridden_sections(overrides: Sequence[str]) -> dict[str, str]:
