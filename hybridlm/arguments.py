@@ -64,5 +64,6 @@ def other_data(run: str, overrides: list[str]) -> DataConfig:
     if not anew and not folder.recorded_overrides.is_file():
         raise ConfigError(f"{folder.recorded_overrides} is missing: name the data anew with data=... and its fields")
     recorded = [] if anew else [line for line in folder.overrides() if not key_of(line).startswith("data.tokenizer")]
-    own = ["data.tokenizer.kind=file", f"data.tokenizer.path={folder.tokenizer.absolute()}"]
+    generated = any(line.removeprefix("+") == "data=synthetic" for line in (*recorded, *overrides))  # a task has its own tokens
+    own = [] if generated else ["data.tokenizer.kind=file", f"data.tokenizer.path={folder.tokenizer.absolute()}"]
     return compose_config(merged([*recorded, *own], overrides)).data

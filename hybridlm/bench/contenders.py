@@ -9,6 +9,7 @@ import torch
 
 from hybridlm.config.run import RunConfig
 from hybridlm.config.section import ConfigError
+from hybridlm.config.synthetic import words
 from hybridlm.data.tokenizer import load_tokenizer
 from hybridlm.generate.engine import Engine
 from hybridlm.model.build import fresh_model
@@ -44,6 +45,8 @@ def untrained(name: str, config: RunConfig, device: torch.device) -> Contender:
 
 def _ids(config: RunConfig) -> int:
     """Ids of the tokenizer that a run of this configuration would have; of a BPE as many as are asked for."""
+    if config.data.source == "synthetic":
+        return len(words(config.data.synthetic))
     settings = config.data.tokenizer
     if settings.path is not None:
         return load_tokenizer(Path(settings.path).expanduser(), settings.special_tokens).vocab_size

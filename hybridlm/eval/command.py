@@ -47,8 +47,9 @@ def run_eval(asked: Evaluation, *, as_json: bool) -> None:
     """Evaluates, prints, writes eval.json. ConfigError: the run, its data, a task or an option cannot be used."""
     folder, _ = find_run(asked.run)  # what is not there is said before torch is imported, which takes seconds
     config = _config(folder)
-    contexts = asked.contexts or (config.data.val_seq_len or config.data.seq_len,)
-    _refuse(asked, contexts)
+    data = asked.data or config.data
+    contexts = asked.contexts or _contexts(data)
+    _refuse(asked, data, contexts)
     read_records(folder.evaluation)
     if asked.tasks:
         from hybridlm.eval.tasks import load_tasks  # and so is an unknown task
@@ -67,9 +68,9 @@ def run_eval(asked: Evaluation, *, as_json: bool) -> None:
     say(f"{loaded.checkpoint}: step {loaded.step}{', running average of the weights' if asked.ema else ''}")
     records: list[Record] = []
     if asked.loss:
-        prepared = _prepared(asked, config, loaded)
+        prepared = _prepared(asked, data, loaded)
         for context in contexts:
-            records += _losses(asked, loaded, prepared, context)
+            records += [_answers(asked, data, loaded, context)] if data.source == "synthetic" else _losses(asked, loaded, prepared, context)
     if asked.probes:
         from hybridlm.eval.probes import run_probes
 
@@ -99,26 +100,35 @@ def _config(folder: RunFolder) -> RunConfig:
         raise ConfigError(f"{folder.config}: cannot be read ({error})") from None
 
 
-def _refuse(asked: Evaluation, contexts: Sequence[int]) -> None:
+def _contexts(data: DataConfig) -> tuple[int, ...]:
+    """The windows of the validation during training; of a synthetic task all its lengths."""
+    if data.source != "synthetic":
+        return (data.val_seq_len or data.seq_len,)
+    return tuple(dict.fromkeys((data.seq_len, *data.synthetic.eval_lengths)))
+
+
+def _refuse(asked: Evaluation, data: DataConfig, contexts: Sequence[int]) -> None:
     """ConfigError: options that do not fit each other."""
     if not (asked.loss or asked.tasks or asked.probes):
         raise ConfigError("eval: nothing to do; with --no-loss name --tasks or --probes")
     for context in contexts:
         if asked.stride is not None and asked.stride > context:
             raise ConfigError(f"--stride {asked.stride}: at most the window, --context {context}, or tokens between windows are left out")
+    if data.source == "synthetic" and (wrong := [name for name in ("tasks", "probes", "stride") if getattr(asked, name)]):
+        raise ConfigError(f"--{wrong[0]}: is for a model of text, and data.source=synthetic has none")
     if asked.include_path is not None and not asked.tasks:
         raise ConfigError(f"--include-path {asked.include_path}: holds tasks; name those to run with --tasks")
     if asked.data is not None and not asked.loss:
         raise ConfigError(f"{' '.join(asked.overrides)}: names text for the loss, which --no-loss leaves out")
 
 
-def _prepared(asked: Evaluation, config: RunConfig, loaded: LoadedRun) -> Prepared:
+def _prepared(asked: Evaluation, data: DataConfig, loaded: LoadedRun) -> Prepared:
     """The run's data, or the text that was named instead, in the run's tokens."""
     from hybridlm.data.preparing.prepare import prepare
 
     words = " ".join(asked.overrides or loaded.folder.overrides())
     try:
-        prepared = prepare(asked.data or config.data, report=lambda line: print(f"data  {line}", file=sys.stderr, flush=True))
+        prepared = prepare(data, report=lambda line: print(f"data  {line}", file=sys.stderr, flush=True))
     except ConfigError as error:
         hint = "prepare it again with `hybridlm prepare " + words + "`, name other text (hybridlm eval RUN data=files data.path=...)"
         raise ConfigError(f"{error}; the loss needs the run's data: {hint}, or leave the loss out with --no-loss") from None
@@ -157,6 +167,19 @@ def _losses(asked: Evaluation, loaded: LoadedRun, prepared: Prepared, context: i
             yield _record(loaded, asked, "loss", {**settings, "part": name}, one.metrics())
     curve = [{"first": one.first, "last": one.last, "loss": one.loss, "tokens": one.tokens} for one in whole.curve]
     yield _record(loaded, asked, "loss", settings, whole.metrics(), curve)
+
+
+def _answers(asked: Evaluation, data: DataConfig, loaded: LoadedRun, length: int) -> Record:
+    """Of a synthetic task at one length."""
+    from hybridlm.config.synthetic import shortest
+    from hybridlm.data.synthetic.source import GeneratedWindows
+    from hybridlm.eval.answers import answered
+
+    if length < (least := shortest(data.synthetic)):
+        raise ConfigError(f"--context {length}: {data.synthetic.task} takes {least} tokens or more")
+    windows = GeneratedWindows(data.synthetic, asked.split, length, 0)
+    settings = {"split": asked.split, "context": length, "limit": asked.limit, "data": list(asked.overrides)}
+    return _record(loaded, asked, f"answers/{data.synthetic.task}", settings, answered(loaded.model, windows, asked.batch, asked.limit))
 
 
 def _record(

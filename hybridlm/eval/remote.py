@@ -39,6 +39,8 @@ def named(record: Record) -> dict[str, float]:
     of = record.what
     if record.what == "loss":
         of = f"{record.settings['split']}/context-{record.settings['context']}"
+    if record.what.startswith("answers/"):
+        of += f"/context-{record.settings['context']}"
     if record.ema:
         of += "/ema"
     return {f"{of}/{name}": value for name, value in record.metrics.items()}

@@ -31,8 +31,9 @@ def print_records(records: Sequence[Record], console: Console) -> None:
         table = Table("what", "metric", "value", box=SIMPLE)
         table.columns[2].justify = "right"
         for record in others:
+            at = f", {record.settings['context']} tokens" if record.what.startswith("answers/") else ""
             for place, (name, value) in enumerate(record.metrics.items()):
-                table.add_row(record.what if not place else "", name, number(value))
+                table.add_row(record.what + at if not place else "", name, number(value))
         console.print(table)
 
 

@@ -203,3 +203,31 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     target = tmp_path / "eval.json" / "nowhere"
     with pytest.raises(ConfigError, match="cannot be written"):
         add_records(target, [])
+
+
+def test_a_synthetic_task_is_counted_as_in_training(tiny, tmp_path, monkeypatch):
+    """Right answers at every length of the validation, and at others that are asked for."""
+    folder = RunFolder(tmp_path / "a")
+    overrides = [line for line in tiny if not line.startswith("data") and "samples" not in line]
+    overrides += [
+        "data=synthetic",
+        "data.synthetic.task=parity",
+        "data.synthetic.eval_lengths=[24]",
+        "data.seq_len=16",
+        "data.global_batch=4",
+    ]
+    run(compose_config([*overrides, "data.synthetic.val_examples=20"]), folder, None)
+    folder.recorded_overrides.parent.mkdir()
+    folder.recorded_overrides.write_text(yaml.safe_dump([*overrides, "data.synthetic.val_examples=20"]))
+    result = invoked(folder, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    summary = json.loads(folder.summary.read_text())
+    assert [record["settings"]["context"] for record in found] == [16, 24]
+    for record in found:
+        for name in ("accuracy", "exact", "loss"):
+            assert record["metrics"][name] == pytest.approx(summary[f"val/{name}/{record['settings']['context']}"], rel=1e-5)
+    other = invoked(folder, "--context", "40", "--limit", "8", "--batch", "3", "data.synthetic.seed=5")
+    assert other.exit_code == 0, other.stderr
+    assert "answers/parity, 40 tokens" in other.stdout
+    assert invoked(folder, "--probes").stderr == "config error: --probes: is for a model of text, and data.source=synthetic has none\n"
