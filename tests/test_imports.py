@@ -29,6 +29,7 @@ EVERYTHING = {
     "launcher",
     "generate",
     "eval",
+    "report",
     "train",
 }
 # Parts of the entry: text and paths, no torch.
@@ -52,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"model", "data.tokenizer", "run_folder", "config", "hardware", "checksum", "durable"},
     "generate": {"checkpoint", "data.tokenizer", "model", "hardware", "run_folder", "config"},
     "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware"},
+    "report": {"model", "run_folder", "config", "command_line", "durable"},
     "train": EVERYTHING,
     "cli": EVERYTHING | COMMAND | ENTRY_POINTS,
     "compose": EVERYTHING | COMMAND | ENTRY_POINTS,

@@ -125,10 +125,10 @@ def _setting(run: Run, column: str) -> str:
 
 
 def _columns(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> tuple[str, ...]:
-    """What the user varied, and then the fewest other settings that tell all points apart."""
+    """What the user varied, and then other settings, until all points are told apart."""
     everyone = finished + lost
     given = dict.fromkeys([*varied, *(key_of(line) for run in everyone for line in run.overrides)])
-    asked = [key for key in given if not key.startswith(_NO_PART) and len({_setting(run, key) for run in everyone}) > 1]
+    asked = [key for key in given if not key.startswith(_NO_PART) and len({run.setting(key) for run in everyone} - {None}) > 1]
     keys = dict.fromkeys(key for run in finished for key in run.config if not key.startswith(_NO_PART))
     telling = sorted(keys, key=lambda key: _TELLING.index(key) if key in _TELLING else len(_TELLING))
     points = {_identity(run): run for run in finished}
@@ -171,10 +171,10 @@ def _notes(points: list[Point], quality: Measure) -> list[str]:
     if odd:
         notes.append(f"Not a number in some run of {some(odd)}; it is left out of the mean.")
     if len(runs) > 1 and all(shown(run.summary.get(DEVICE, "")).startswith("CPU") and not run.job for run in runs):
-        notes.append("Memory on a CPU is the whole process's: the jobs of one `train.py -m` share it, and it never falls between them.")
+        notes.append("Memory on a CPU is the whole process's: the jobs of one train.py -m share it, and it never falls between them.")
     return notes
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
     """The first of ``names``, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return "; ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

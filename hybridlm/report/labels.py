@@ -7,34 +7,54 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
 
 _ROOM = 4.0  # pixels that a point takes on each side of its middle
+_BEYOND = 20.0  # pixels that a name may reach over the right edge of the axes
 _DISTANCES = (7.0, 13.0, 20.0)  # of a name from its point, in typographic points
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
-def place(axis: Axes, points: Sequence[tuple[float, float]], names: Sequence[tuple[int, str]]) -> None:
-    """Writes each name (of the point with this index) beside its point, the first name first; one without room is left out.
+def place(axis: Axes, crosses: Sequence[tuple[float, float, float, float]], names: Sequence[tuple[int, str]]) -> None:
+    """Writes each name beside the cross of its index, the first name first: clear of everything, else across the arms of crosses; one
+    without room is left out.
 
-    The figure has its layout.
+    crosses: (x, y, half the width, half the height) of points with error bars. The figure has its layout.
     """
     frame = axis.get_window_extent()
-    middles = [tuple(axis.transData.transform(point)) for point in points]
-    taken: list[Box] = [(x - _ROOM, y - _ROOM, x + _ROOM, y + _ROOM) for x, y in middles]
+    taken, arms = list[Box](), list[Box]()
+    for x, y, width, height in crosses:
+        (left, bottom), (right, top) = axis.transData.transform([(x - width, y - height), (x + width, y + height)])
+        across, along = axis.transData.transform((x, y))
+        taken.append((across - _ROOM, along - _ROOM, across + _ROOM, along + _ROOM))
+        arms += [(left, along - 1, right, along + 1), (across - 1, bottom, across + 1, top)]
     for index, name in names:
-        for dx, dy, across, along in _offsets():
+        room: Annotation | None = None
+        for dx, dy, side, level in _offsets():
             text = axis.annotate(
-                name, points[index], (dx, dy), textcoords="offset points", ha=across, va=along, fontsize=8.5, annotation_clip=False
+                name, crosses[index][:2], (dx, dy), textcoords="offset points", ha=side, va=level, fontsize=8.5, annotation_clip=False
             )
             text.set_in_layout(False)
-            box = text.get_window_extent()
-            edges: Box = (box.x0, box.y0, box.x1, box.y1)
-            inside = box.x0 >= frame.x0 and box.x1 <= frame.x1 + 20 and box.y0 >= frame.y0 and box.y1 <= frame.y1
-            if inside and not any(_overlap(edges, other) for other in taken):
-                taken.append(edges)
+            edges = _edges(text)
+            inside = edges[0] >= frame.x0 and edges[2] <= frame.x1 + _BEYOND and edges[1] >= frame.y0 and edges[3] <= frame.y1
+            free = inside and not any(_overlap(edges, other) for other in taken)
+            clear = free and not any(_overlap(edges, other) for other in arms)
+            if free and (clear or room is None):
+                if room is not None:
+                    room.remove()
+                room = text
+            else:
+                text.remove()
+            if clear:
                 break
-            text.remove()
+        if room is not None:
+            taken.append(_edges(room))
+
+
+def _edges(text: Annotation) -> Box:
+    box = text.get_window_extent()
+    return box.x0, box.y0, box.x1, box.y1
 
 
 def _overlap(one: Box, other: Box) -> bool:
@@ -45,11 +65,11 @@ def _offsets() -> Iterator[tuple[float, float, str, str]]:
     """(right, up, horizontal alignment, vertical alignment), the preferred place first."""
     for away in _DISTANCES:
         side = away * 0.6
-        yield away, 0.0, "left", "center"
-        yield -away, 0.0, "right", "center"
-        yield 0.0, away, "center", "bottom"
-        yield 0.0, -away, "center", "top"
         yield side, side, "left", "bottom"
         yield side, -side, "left", "top"
         yield -side, side, "right", "bottom"
         yield -side, -side, "right", "top"
+        yield away, 0.0, "left", "center"
+        yield -away, 0.0, "right", "center"
+        yield 0.0, away, "center", "bottom"
+        yield 0.0, -away, "center", "top"

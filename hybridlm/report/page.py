@@ -14,7 +14,7 @@ from hybridlm.report.comparison import Comparison
 from hybridlm.report.evaluations import evaluation_table, lengthwise
 from hybridlm.report.reading import Run, Sweep, shown
 from hybridlm.report.repeat import command_of, differing
-from hybridlm.report.table import Cell, Column, Table, markdown, points_table, to_markdown
+from hybridlm.report.table import Table, markdown, points_table, to_markdown
 from hybridlm.report.verdict import quality_text, verdict
 
 _TEMPLATE = "page.html"
@@ -35,9 +35,10 @@ class Plot:
 
 @dataclass(frozen=True)
 class RunEntry:
-    """What stands about one run on its own. link: from the page to the run's folder."""
+    """What stands about one run on its own. point: its settings in a line; link: from the page to the run's folder."""
 
     run: Run
+    point: str
     quality: str
     settings: tuple[str, ...]
     command: str
@@ -102,14 +103,11 @@ def to_text(parts: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
         lines += [*(f"- {markdown(note)}" for note in part.comparison.notes), "", to_markdown(part.table), SPREAD, ""]
         if part.evaluations is not None:
             lines += ["### Evaluations", "", to_markdown(part.evaluations)]
-        lines += ["### Runs", "", to_markdown(_commands(part))]
+        lines += ["### Runs", ""]
+        for entry in part.entries:
+            figure = f", {part.comparison.quality.title} {entry.quality}" if entry.quality else ""
+            lines += [markdown(f"{entry.run.name}: {entry.point}: {entry.run.status}{figure}"), "", f"    {entry.command}", ""]
     return "\n".join(lines)
-
-
-def _commands(part: Part) -> Table:
-    names = ("run", "status", part.comparison.quality.title, "command")
-    rows = [[entry.run.name, entry.run.status, entry.quality, entry.command] for entry in part.entries]
-    return Table(tuple(Column(name, "", False) for name in names), tuple(tuple(Cell(text, text) for text in row) for row in rows))
 
 
 def _apart(parts: Sequence[Part]) -> str:
@@ -124,7 +122,8 @@ def _entry(run: Run, comparison: Comparison, keys: Sequence[str], out: Path) -> 
     if len(settings) > _SETTINGS_SHOWN:
         settings[_SETTINGS_SHOWN:] = [f"and {len(settings) - _SETTINGS_SHOWN} more"]
     link = Path(os.path.relpath(run.folder.resolve(), out.resolve())).as_posix()
-    return RunEntry(run, "" if figure is None else quality_text(figure, comparison.quality), tuple(settings), command_of(run), link)
+    point = ", ".join([*comparison.settings_of(run), *([] if run.seed is None else [f"seed {run.seed}"])])
+    return RunEntry(run, point, "" if figure is None else quality_text(figure, comparison.quality), tuple(settings), command_of(run), link)
 
 
 def _plots(comparison: Comparison) -> list[Plot]:

@@ -13,7 +13,7 @@ from hybridlm.report.labels import place
 from hybridlm.report.measures import TRADED, Measure
 from hybridlm.report.pareto import front
 from hybridlm.report.spread import Spread, spread
-from hybridlm.report.table import scale
+from hybridlm.report.table import Scale, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,9 +39,8 @@ _SETTINGS = {
 
 
 def tradeoffs(comparison: Comparison) -> str | None:
-    """Quality against each cost, the Pareto front drawn; None where there are not two points to draw."""
-    ranked = comparison.ranked()
-    panels = [measure for measure in TRADED if sum(point.spread(measure) is not None for point, _ in ranked) > 1]
+    """Quality against each cost in which points differ, the Pareto front drawn; None where they differ in none."""
+    panels = [measure for measure in TRADED if len({cost.mean for cost, _ in _drawn(comparison, measure).values()}) > 1]
     if not panels:
         return None
     rows, columns = (1, len(panels)) if len(panels) < 3 else (2, 2)
@@ -112,33 +111,33 @@ def shares(points: Sequence[Point], read: Mapping[str, Mapping[int, float]]) -> 
 
 
 def _tradeoff(axis: Axes, comparison: Comparison, measure: Measure) -> None:
+    scaled = _scale(comparison, measure)
     drawn = _drawn(comparison, measure)
     for index, (cost, quality) in reversed(drawn.items()):
+        ranked = index < len(COLOURS)
         axis.errorbar(
             cost.mean,
             quality.mean,
-            xerr=cost.deviation,
-            yerr=quality.deviation,
+            xerr=cost.deviation if ranked else None,
+            yerr=quality.deviation if ranked else None,
             color=_colour(index),
             marker=_marker(index),
-            markersize=6.5 if index < len(COLOURS) else 4,
+            markersize=6.5 if ranked else 5,
             elinewidth=0.8,
             linestyle="none",
-            zorder=3 if index < len(COLOURS) else 2,
+            zorder=3 if ranked else 2,
         )
-    on_front = [drawn[index] for index in _front(drawn, comparison, measure)]
-    pairs = sorted((cost.mean, quality.mean) for cost, quality in on_front)
+    pairs = sorted((drawn[index][0].mean, drawn[index][1].mean) for index in _front(drawn, comparison, measure))
     where = "pre" if measure.better == "more" else "post"
     axis.step(*zip(*pairs, strict=True), where=where, color="#555555", linestyle="--", linewidth=1, zorder=1)
     costs = [cost.mean for cost, _ in drawn.values()]
-    scaled = scale(costs, measure.unit)
     if min(costs) > 0 and max(costs) / min(costs) > 20:
         axis.set_xscale("log")
     else:
-        axis.margins(x=0.08)
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value / scaled.size:,.5g}")
-    better = "" if measure.better is None else f", {measure.better} is better"
-    axis.set(xlabel=f"{measure.title} ({scaled.unit}){better}", ylabel=_quality_label(comparison.quality))
+        axis.margins(x=0.1)
+    axis.margins(y=0.1)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axis.set(xlabel=f"{measure.title} ({scaled.unit}), {measure.better} is better", ylabel=_quality_label(comparison.quality))
 
 
 def _label(axis: Axes, comparison: Comparison, measure: Measure) -> None:
@@ -147,19 +146,23 @@ def _label(axis: Axes, comparison: Comparison, measure: Measure) -> None:
     on_front = _front(drawn, comparison, measure)
     named = list(drawn) if len(drawn) <= _LABELLED else on_front
     first = [*on_front, *(index for index in named if index not in on_front)]
-    place(
-        axis,
-        [(cost.mean, quality.mean) for cost, quality in drawn.values()],
-        [(list(drawn).index(index), _short(comparison.points[index].name, index)) for index in first],
-    )
+    order = list(drawn)
+    names = [(order.index(index), _short(comparison.points[index].name, index)) for index in first]
+    crosses = [(cost.mean, quality.mean, cost.deviation or 0.0, quality.deviation or 0.0) for cost, quality in drawn.values()]
+    place(axis, crosses, names)
+
+
+def _scale(comparison: Comparison, measure: Measure) -> Scale:
+    return scale([cost.mean for point, _ in comparison.ranked() if (cost := point.spread(measure)) is not None], measure.unit)
 
 
 def _drawn(comparison: Comparison, measure: Measure) -> dict[int, tuple[Spread, Spread]]:
-    """By rank, (cost, quality) of the points that have both."""
-    found = {}
+    """By rank, (cost in the unit of the axis, quality) of the points that have both."""
+    found, size = {}, _scale(comparison, measure).size
     for index, (point, quality) in enumerate(comparison.ranked()):
         if (cost := point.spread(measure)) is not None:
-            found[index] = (cost, quality)
+            deviation = None if cost.deviation is None else cost.deviation / size
+            found[index] = (Spread(cost.mean / size, deviation, cost.n), quality)
     return found
 
 

@@ -9,7 +9,7 @@ from hybridlm.report.reading import Run
 
 def command_of(run: Run) -> str:
     """For a shell; the overrides are those that the run was started with."""
-    return shlex.join(["python", "train.py", *run.overrides])
+    return shlex.join(["python", "train.py", *(" ".join(line.split("\n")) for line in run.overrides)])
 
 
 def differing(runs: list[Run]) -> tuple[str, ...]:

@@ -186,6 +186,8 @@ def _cost(measure: Measure, points: Sequence[Point]) -> tuple[Column, list[Cell]
         if one is None:
             cells.append(Cell(NOTHING, math.inf))
             continue
-        about = "" if not one.deviation else f" ± {scaled.text(one.deviation)}"
+        deviation = one.deviation or 0.0
+        scatters = deviation > 1e-9 * abs(one.mean)  # what rounding leaves of equal numbers is none
+        about = f" ± {scaled.text(deviation)}" if scatters else ""
         cells.append(Cell(scaled.text(one.mean) + about, one.mean))
     return Column(measure.title, scaled.unit, True), cells

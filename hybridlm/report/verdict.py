@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from hybridlm.report.comparison import Comparison, Point, some
 from hybridlm.report.measures import CACHE, FLOPS, SPEED, Measure
 from hybridlm.report.spread import Difference, Spread, difference
@@ -21,6 +23,10 @@ def differences(comparison: Comparison) -> list[Difference]:
 
 def verdict(comparison: Comparison) -> list[str]:
     """Sentences: which point is best, by how much, and whether seeds alone would make such a difference."""
+    return [*_compared(comparison), *([_lost(comparison)] if comparison.lost else [])]
+
+
+def _compared(comparison: Comparison) -> list[str]:
     ranked, quality = comparison.ranked(), comparison.quality
     if not ranked:
         return ["No run has finished with a validation: there is nothing to compare."]
@@ -44,6 +50,11 @@ def verdict(comparison: Comparison) -> list[str]:
     elif single := [point.name for point, found in ranked if found.deviation is None]:
         sentences.append(f"One seed only: {some(single)}.")
     return sentences
+
+
+def _lost(comparison: Comparison) -> str:
+    counts = Counter(run.status for run in comparison.lost)
+    return f"Not in the comparison: {', '.join(f'{count} {status}' for status, count in counts.most_common())}."
 
 
 def _unit(measure: Measure) -> str:
