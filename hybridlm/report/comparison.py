@@ -77,7 +77,8 @@ def compare(runs: Sequence[Run], varied: Sequence[str] = ()) -> list[Comparison]
 def _data(run: Run) -> tuple[tuple[str, str], ...]:
     """The settings that say which text it is."""
     items = ((key.removeprefix("data."), value) for key, value in run.config.items() if key.startswith("data."))
-    return tuple(sorted((key, json.dumps(value)) for key, value in items if key not in _NOT_TEXT))
+    generated = run.config.get("data.source") == "synthetic"  # there the length belongs to the task
+    return tuple(sorted((key, json.dumps(value)) for key, value in items if key not in _NOT_TEXT or (generated and key == "seq_len")))
 
 
 def _text(run: Run) -> object:

@@ -31,11 +31,13 @@ def lengthwise(runs: Sequence[Run]) -> dict[str, dict[str, dict[int, float]]]:
 
 
 def evaluation_table(comparison: Comparison) -> Table | None:
-    """A row per evaluation and metric, a column per point; of several records of one evaluation the last. None where nothing was."""
+    """A row per evaluation and metric, and per probe at the end of training, and a column per point; of several records of one evaluation
+    the last. None where there is nothing."""
     figures: dict[tuple[str, str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for index, point in enumerate(comparison.points):
         for run in point.runs:
-            latest: dict[tuple[str, str, str], float] = {}
+            probes = {key: number(value) for key, value in run.summary.items() if key.startswith("probe/")}
+            latest = {(key, "in training", ""): value for key, value in probes.items() if value is not None}
             for record in _records(run):
                 metrics = record.get("metrics")
                 for metric, value in metrics.items() if isinstance(metrics, Mapping) else ():

@@ -93,7 +93,7 @@ def by_length(comparison: Comparison, title: str, values: Sequence[Mapping[int, 
                 _line(axis, index, [float(length) for length in lengths], means, [values[index][length].deviation for length in lengths])
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.set(xlabel="length (tokens)", ylabel=title, ylim=(-0.02, 1.02))
+        axis.set(xlabel="length (tokens)", ylabel=f"{title} (share of 1)", ylim=(-0.02, 1.02))
         _legend(figure, axis, comparison)
         return _svg(figure)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from hybridlm.run_folder import RunFolder
 FINISHED = "finished"
 _NOT_RUNS = {"checkpoints", "wandb", "tensorboard", "samples"}  # folders of a run, which hold no others
 _JOB, _SWEEP, _EVALUATION, _PLAN = "job.json", "sweep.json", "eval.json", "plan.txt"
+_HYDRA = ".hydra"
+_LOGGED_ERROR = re.compile(r"^\S+ \S+ ERROR \S+: (.*)$", re.MULTILINE)  # as conf/hydra/job_logging/plain.yaml has it
 _SAMPLE_LETTERS = 2_000
 _STARTS = ("ckpt", "hydra")  # overrides of one start, not of the run
 
@@ -112,9 +115,9 @@ def read_folders(folders: list[Path]) -> tuple[list[Run], list[Sweep]]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Folders that hold a run, a job or a sweep."""
+    """Folders that hold a run, a job or a sweep, or what Hydra wrote before a job failed."""
     for place, folders, files in os.walk(folder):
-        if {"config.yaml", _JOB, _SWEEP}.intersection(files):
+        if {"config.yaml", _JOB, _SWEEP}.intersection(files) or _HYDRA in folders:
             yield Path(place)
         folders[:] = [name for name in folders if name not in _NOT_RUNS and not name.startswith(".")]
 
@@ -132,20 +135,18 @@ def _common(paths: list[Path]) -> Path:
 
 def _read(path: Path, base: Path) -> Run | None:
     folder = RunFolder(path)
-    config, job, summary = _mapping(_text(folder.config)), _json(path / _JOB), _json(folder.summary)
+    config = _mapping(_text(folder.config)) or _mapping(_text(path / _HYDRA / "config.yaml"))
+    job, summary = _json(path / _JOB), _json(folder.summary)
     model = config.get("model")
     if not job and not isinstance(model, Mapping):
         return None  # a sweep's own folder, or a config.yaml of something else
-    status = FINISHED if summary else str(job.get("status", "unfinished"))
-    if status == FINISHED and not summary:
-        status = "unfinished"
     rows = _rows(_text(folder.metrics_jsonl))
     error = None if summary else _error(folder, job, rows)
     samples = _text(folder.samples)
     return Run(
         folder=path,
         name=os.path.relpath(path.resolve(), base),
-        status=status,
+        status=FINISHED if summary else _status(job, folder),
         error=error,
         overrides=_overrides(folder, job),
         started_in=_started_in(path),
@@ -161,6 +162,14 @@ def _read(path: Path, base: Path) -> Run | None:
     )
 
 
+def _status(job: Facts, folder: RunFolder) -> str:
+    """Of a run without a summary: what its runner says, but not that it has finished."""
+    said = str(job.get("status", FINISHED))
+    if said != FINISHED:
+        return said
+    return "unfinished" if job or folder.is_run() else "failed"
+
+
 def _error(folder: RunFolder, job: Facts, rows: tuple[Facts, ...]) -> str:
     """In a line, why there is no summary, as far as the folder tells."""
     if job.get("error"):
@@ -169,6 +178,8 @@ def _error(folder: RunFolder, job: Facts, rows: tuple[Facts, ...]) -> str:
         return ""
     if folder.summary.exists():
         return "summary.json is damaged"
+    if logged := [line for log in sorted(folder.path.glob("*.log")) for line in _LOGGED_ERROR.findall(_text(log))]:
+        return str(logged[-1])
     return f"no summary.json; the last metrics are of step {rows[-1]['step']}" if rows else "no summary.json and no metrics"
 
 
@@ -195,7 +206,7 @@ def _overrides(folder: RunFolder, job: Facts) -> tuple[str, ...]:
 
 def _started_in(path: Path) -> str | None:
     """The folder that the run's relative paths start from, as Hydra recorded it."""
-    runtime = _mapping(_text(path / ".hydra" / "hydra.yaml"))
+    runtime = _mapping(_text(path / _HYDRA / "hydra.yaml"))
     for key in ("hydra", "runtime"):
         inner = runtime.get(key)
         runtime = inner if isinstance(inner, Mapping) else {}

@@ -82,6 +82,17 @@ def test_without_bits_per_byte_the_data_have_to_be_the_same(tmp_path):
     assert len(second.points) == 1
 
 
+def test_text_in_windows_of_other_lengths_compares_and_a_task_of_other_lengths_does_not(tmp_path):
+    task = {"val/bpb": None, "gzip_bpb": None, "xz_bpb": None, "val_bytes": None, "val/accuracy": 0.5}
+    for i, length in enumerate((64, 128)):
+        make_run(tmp_path / f"text/{i}", settings={"data.seq_len": length})
+        folder = make_run(tmp_path / f"task/{i}", settings={"data.seq_len": length}, facts=task)
+        config = folder / "config.yaml"
+        config.write_text(config.read_text().replace("  source: stdlib\n", "  source: synthetic\n  synthetic:\n    task: mqar\n"))
+    assert [len(one.points) for one in compared(tmp_path / "text")] == [2]
+    assert [(one.title, len(one.points)) for one in compared(tmp_path / "task")] == [("synthetic mqar", 1)] * 2
+
+
 def test_a_diverged_seed_is_said_and_a_diverged_point_comes_last(tmp_path):
     for i, (pattern, bpb) in enumerate([("T", math.nan), ("M", 2.0), ("M", math.inf), ("TM", 3.0)]):
         make_run(tmp_path / str(i), pattern=pattern, seed=i, bpb=bpb)

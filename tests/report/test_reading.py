@@ -76,6 +76,22 @@ def test_any_other_damaged_file(tmp_path, name, content):
     assert "good" in [run.name for run in read(tmp_path)]
 
 
+def test_a_job_of_hydra_that_failed_before_it_was_a_run(tmp_path):
+    hydra = make_run(tmp_path / "0", pattern="T") / ".hydra"
+    (tmp_path / "1").mkdir()
+    shutil.copytree(hydra, tmp_path / "1/.hydra")
+    (tmp_path / "1/.hydra/config.yaml").write_text("model: {pattern: Q}\ndata: {source: stdlib}\n")
+    (tmp_path / "1/train.log").write_text("2026-11-25 21:34:03,086 ERROR hybridlm.compose: config error: model.pattern = 'Q': no layer\n")
+    (tmp_path / "2/.hydra").mkdir(parents=True)  # of another program
+    (tmp_path / "2/.hydra/config.yaml").write_text("db: {name: x}\n")
+    runs = read(tmp_path)
+    assert [(run.name, run.status, run.error) for run in runs] == [
+        ("0", "finished", None),
+        ("1", "failed", "config error: model.pattern = 'Q': no layer"),
+    ]
+    assert runs[1].setting("model.pattern") == "Q"
+
+
 def test_rows_that_are_none_are_left_out(tmp_path):
     folder = make_run(tmp_path / "a")
     (folder / "metrics.jsonl").write_text('{"step": 2, "train/loss": NaN}\n[]\n{"loss": 1}\n7\n{"step": 1}\n{"step": 2, "x": 1}\n')

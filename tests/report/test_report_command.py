@@ -78,7 +78,10 @@ def test_a_sweep_with_a_job_that_fails(tiny, tmp_path, environment):
     assert result.exit_code == 0, result.stderr
     with open(tmp_path / "sweep/report.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert sorted((row["model.pattern"], row["seed"]) for row in rows) == [(pattern, seed) for pattern in ("MT", "T") for seed in "01"]
+    done, (failed,) = rows[:-1], rows[-1:]
+    assert sorted((row["model.pattern"], row["seed"]) for row in done) == [(pattern, seed) for pattern in ("MT", "T") for seed in "01"]
+    assert (failed["model.pattern"], failed["status"]) == ("Q", "failed")
+    assert "'Q' is no layer" in failed["error"]
     best = json.loads((tmp_path / "sweep" / rows[0]["run"] / "summary.json").read_text())
     assert float(rows[0]["val/bpb"]) == best["val/bpb"]
     again = rows[0]["command"].split()

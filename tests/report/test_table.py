@@ -115,7 +115,7 @@ def test_evaluations_of_points(tmp_path):
         "damaged",
     ]
     for i, pattern in enumerate("TTM"):
-        make_run(tmp_path / str(i), pattern=pattern, seed=i, bpb=1.0 + i)
+        make_run(tmp_path / str(i), pattern=pattern, seed=i, bpb=1.0 + i, facts={"probe/induction": 0.5} if i == 1 else None)
     (tmp_path / "0/eval.json").write_text(
         str({"format_version": 1, "results": records}).replace("'", '"').replace("None", "null").replace("True", "true")
     )
@@ -126,6 +126,7 @@ def test_evaluations_of_points(tmp_path):
     assert [[cell.text for cell in row] for row in table.rows] == [
         ["loss", "context=64", "bpb", "2.5 ± 0.71"],
         ["task/arc", "running average", "acc", "0.25"],
+        ["probe/induction", "in training", "", "0.5"],
     ]
 
 
