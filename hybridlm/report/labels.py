@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
 
 _ROOM = 4.0  # pixels that a point takes on each side of its middle
-_BEYOND = 20.0  # pixels that a name may reach over the right edge of the axes
 _DISTANCES = (7.0, 13.0, 20.0)  # of a name from its point, in typographic points
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
@@ -37,7 +36,7 @@ def place(axis: Axes, crosses: Sequence[tuple[float, float, float, float]], name
             )
             text.set_in_layout(False)
             edges = _edges(text)
-            inside = edges[0] >= frame.x0 and edges[2] <= frame.x1 + _BEYOND and edges[1] >= frame.y0 and edges[3] <= frame.y1
+            inside = edges[0] >= frame.x0 and edges[2] <= frame.x1 and edges[1] >= frame.y0 and edges[3] <= frame.y1
             free = inside and not any(_overlap(edges, other) for other in taken)
             clear = free and not any(_overlap(edges, other) for other in arms)
             if free and (clear or room is None):

@@ -135,7 +135,8 @@ def _plots(comparison: Comparison) -> list[Plot]:
         ),
         (
             "Learning",
-            "Means over seeds, with a band of one standard deviation. Time is that of steps, data, validations and checkpoints.",
+            "Means over seeds, with a band of one standard deviation. The first quarter of a curve of losses may lie above the plot. "
+            "Time is that of steps, data, validations and checkpoints.",
             plots.learning(comparison),
         ),
     ]

@@ -72,11 +72,10 @@ def learning(comparison: Comparison) -> str | None:
         unit = f"tokens trained on ({tokens.unit})" if tokens.unit else "tokens trained on"
         axes[0].set(xlabel=unit, ylabel=_metric_label(metric, comparison.quality))
         axes[1].set(xlabel=f"time of training ({seconds.unit})")
-        top = _clipped([mark.value.mean for marks in curves for mark in marks])
         for axis in axes:
             axis.set_xlim(left=0)
-            if top is not None:
-                axis.set_ylim(top=top)
+            if comparison.quality.better == "less" or metric != comparison.quality.key:
+                axis.set_ylim(*_interesting(curves))
         axes[1].sharey(axes[0])
         _legend(figure, axes[0], comparison)
         return _svg(figure)
@@ -219,11 +218,14 @@ def _metric_label(metric: str, quality: Measure) -> str:
     return "bits per byte, training" if metric == "train/bpb" else "loss, training (nats/target)"
 
 
-def _clipped(values: Sequence[float]) -> float | None:
-    """An upper end of the axis that keeps one diverged run from flattening all others; None where nothing stands out."""
-    ordered = sorted(values)
-    middle, top = ordered[len(ordered) // 2], ordered[-1]
-    return 2 * middle if middle > 0 and top > 3 * middle else None
+def _interesting(curves: Sequence[Sequence[Mark]]) -> tuple[float, float]:
+    """Ends of an axis of losses: the first quarter of each curve may lie above, and so may one that diverges, so that the rest is not
+    flattened."""
+    later = [mark.value.mean for marks in curves for mark in marks if mark.tokens >= marks[-1].tokens / 4]
+    low, middle, high = min(later), sorted(later)[len(later) // 2], max(later)
+    high = min(high, max(low, 2 * middle))
+    room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - room, high + room
 
 
 def _short(name: str, index: int) -> str:
