@@ -100,7 +100,7 @@ def to_text(parts: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
     lines += [f"{said}\n" for said in [_apart(parts)] if said]
     for part in parts:
         lines += [f"## {markdown(part.comparison.title)}", "", " ".join(map(markdown, part.verdict)), ""]
-        lines += [*(f"- {markdown(note)}" for note in part.comparison.notes), "", to_markdown(part.table), SPREAD, ""]
+        lines += [f"{markdown(note)}\n" for note in part.comparison.notes] + [to_markdown(part.table), SPREAD, ""]
         if part.evaluations is not None:
             lines += ["### Evaluations", "", to_markdown(part.evaluations)]
         lines += ["### Runs", ""]
