@@ -30,6 +30,7 @@ EVERYTHING = {
     "generate",
     "bench",
     "eval",
+    "report",
     "train",
 }
 # Parts of the entry: text and paths, no torch.
@@ -55,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"durable"},
     "bench": {"generate", "data.tokenizer", "checkpoint", "model", "config", "run_folder", "hardware"},
     "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware", "durable"},
+    "report": {"model", "run_folder", "config", "command_line", "durable"},
     "train": EVERYTHING,
     "arguments": {"config", "command_line", "run_folder", "compose"},
     "cli": EVERYTHING | COMMAND | ENTRY_POINTS,
@@ -68,7 +70,7 @@ THIRD_PARTY_HOMES = {
     "hydra": ("compose.py", "train/launch.py"),
     "transformers": ("interop/", "data/tokenizer.py"),
     "lm_eval": ("eval/harness.py", "eval/tasks.py"),
-    "matplotlib": ("bench/", "eval/"),
+    "matplotlib": ("bench/", "eval/", "report/"),
     "mamba_ssm": ("ops/kernels/",),
     "causal_conv1d": ("ops/kernels/",),
     "liger_kernel": ("ops/kernels/",),
