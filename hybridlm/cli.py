@@ -67,6 +67,8 @@ def check(
             raise ConfigError(f"ckpt = {config.ckpt!r}: check draws weights of its own; leave ckpt away")
         for warning in unused_section_warnings(config, given):
             print(warning, file=sys.stderr)
+        if config.sweep.matched:
+            print(config.sweep.matched, file=sys.stderr)
         from hybridlm.eval.gate_report import run_check
 
         passed = run_check(config, as_json=as_json)
