@@ -253,8 +253,8 @@ def _job(tree: DictConfig, verb: tuple[str, ...], sweep: bool) -> object:
 
 
 def sweep_axes(overrides: Sequence[str]) -> list[Axis]:
-    """What these overrides vary, in Hydra's own grammar of sweeps. Raises ConfigError."""
-    return _axes(CommandLine((), tuple(repair(overrides, groups()))))
+    """What these overrides vary, in Hydra's own grammar of sweeps; the last of a key counts. Raises ConfigError."""
+    return list({axis.key: axis for axis in _axes(CommandLine((), tuple(repair(overrides, groups()))))}.values())
 
 
 def _axes(line: CommandLine) -> list[Axis]:

@@ -52,7 +52,7 @@ def plan(axes: Sequence[Axis], seeds: int, compose: Compose, *, gpu: bool, group
             line, seed = listed[turn] if listed else (f"++{_SEED}={config.seed + turn}", config.seed + turn)
             several = bool(listed) or seeds > 1
             given = [*point, *([line] if several else fixed_seed), *_wandb(config, group)]
-            values = {grid[i].key: value_of([point[i]], grid[i].key) or "" for i in varied}
+            values = {grid[i].key: _value(point[i]) for i in varied}
             name = _name(values, f"s{seed}" if several else "") or config.model.name
             job = Job(len(planned) + 1, name, tuple(given), values, seed)
             planned.append(Planned(job, config.model_copy(update={"seed": seed})))
@@ -97,15 +97,8 @@ def _refuse(axes: Sequence[Axis], seeds: int) -> None:
             problems.append(f"{axis.key}: a range to draw from, or nothing; list the values (Hydra's optuna sweeper draws: docs/sweeps.md)")
     if seeds > 1 and any(axis.key == _SEED and axis.varied for axis in axes):
         problems.append(f"--seeds {seeds}: the seeds are listed already (seed=...)")
-    doubled = [key for key, count in _counted(axes).items() if count > 1]
-    problems += [f"{key}: given more than once" for key in doubled]
     if problems:
         raise ConfigError(problems)
-
-
-def _counted(axes: Sequence[Axis]) -> dict[str, int]:
-    keys = [axis.key for axis in axes]
-    return {key: keys.count(key) for key in dict.fromkeys(keys)}
 
 
 def _composed(
@@ -120,7 +113,7 @@ def _composed(
             configs.append(config)
         except ConfigError as error:
             for problem in error.problems:
-                wrong.setdefault(problem, []).append(" ".join(_plain(point[i]) for i in varied))
+                wrong.setdefault(problem, []).append(" ".join(f"{key_of(point[i])}={_value(point[i])[:_LONGEST_NAME]}" for i in varied))
     if wrong:
         raise ConfigError([f"{problem}{_places(at, len(points))}" for problem, at in wrong.items()])
     return configs
@@ -133,9 +126,10 @@ def _places(at: Sequence[str], points: int) -> str:
     return f" (at {'; '.join(at[:_SHOWN])}{more})"
 
 
-def _plain(override: str) -> str:
-    key = key_of(override)
-    return f"{key}={value_of([override], key)}"
+def _value(override: str) -> str:
+    """What stands behind the ``=``, without the quotes and backslashes of Hydra's grammar."""
+    value = value_of([override], key_of(override)) or ""
+    return re.sub(r"\\(.)", r"\1", value)
 
 
 def _name(values: dict[str, str], seed: str) -> str:

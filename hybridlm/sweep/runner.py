@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +36,6 @@ class Runner:
 
     def run(self) -> int:
         """The exit code: 0 all jobs are finished, 1 some are not, 143 stopped. ConfigError: another runner is at work in the folder."""
-        resume = f"hybridlm sweep --resume {shlex.quote(str(self._sweep.folder))}"
         with _alone(self._sweep.folder), self._listening(), self._show:
             self._settle(self._await_others())
             waiting = [job.number for job in self._jobs.values() if job.status != "finished"]
@@ -52,7 +50,7 @@ class Runner:
                     {number: (process.seconds, self._sweep.job_folder(number)) for number, (process, _) in self._running.items()},
                 )
         jobs = list(self._jobs.values())
-        self._show.finish(jobs, resume)
+        self._show.finish(jobs, self._sweep.folder)
         if self._asked:
             return STOPPED
         return 0 if all(job.status == "finished" for job in jobs) else 1

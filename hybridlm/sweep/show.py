@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,8 +71,8 @@ class Show:
                 table.add_row(self._place(job), *cells, clock(seconds))
         self._live.update(table, refresh=True)
 
-    def finish(self, jobs: Sequence[Job], resume: str) -> None:
-        """The last lines: how many ended how, and a table of what failed."""
+    def finish(self, jobs: Sequence[Job], folder: Path) -> None:
+        """The last lines: how many ended how, what failed, and what next."""
         counts = Counter[str](job.status for job in jobs)
         spent = clock(sum(job.seconds for job in jobs))
         self.say(
@@ -83,7 +84,9 @@ class Show:
             for job in failed:
                 self.say(f"  {self._place(job):{width}}  {job.error}", _STYLES["failed"])
         if any(job.status != "finished" for job in jobs):
-            self.say(f"go on (finished jobs are left alone): {resume}")
+            self.say(f"go on (finished jobs are left alone): hybridlm sweep --resume {shlex.quote(str(folder))}")
+        if counts["finished"]:
+            self.say(f"compare them: hybridlm report {shlex.quote(str(folder))}")
 
     def _place(self, job: Job) -> str:
         return f"{job.number:>{len(str(self._total))}}/{self._total} {job.name}"
