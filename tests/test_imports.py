@@ -29,6 +29,7 @@ EVERYTHING = {
     "launcher",
     "generate",
     "eval",
+    "report",
     "train",
 }
 # Parts of the entry: text and paths, no torch.
@@ -65,6 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data.tokenizer",
     },
     "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware"},
+    "report": {"model", "run_folder", "config", "command_line", "durable"},
     "train": EVERYTHING,
     "cli": EVERYTHING | COMMAND | ENTRY_POINTS | {"sweep"},
     "compose": EVERYTHING | COMMAND | ENTRY_POINTS | {"sweep"},
