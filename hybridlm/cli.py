@@ -123,6 +123,8 @@ def check(
             raise ConfigError(f"ckpt = {config.ckpt!r}: check draws weights of its own; leave ckpt away")
         for warning in unused_section_warnings(config, given):
             print(warning, file=sys.stderr)
+        if config.sweep.matched:
+            print(config.sweep.matched, file=sys.stderr)
         from hybridlm.eval.gate_report import run_check
 
         passed = run_check(config, as_json=as_json)
@@ -239,6 +241,36 @@ def prepare(
                 print(line, end="\n\n")
         if show and any(part.train.stream.masked for part in prepared.parts):
             console.print(legend())
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def sweep(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[GROUP=OPTION,OPTION | FIELD=VALUE,VALUE]...", help="as for train.py -m: optim.lr=1e-3,3e-3"),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="at once; default: one per GPU, or one")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="runs of each point, with seed, seed + 1, ...")] = 1,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="FOLDER", help="go on with a sweep, `last`: the newest")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the jobs and start none")] = False,
+) -> None:
+    """Run every point of a grid on this machine, each in a process of its own.
+
+    Exit code 0: all are finished; 1: some failed; 2: the input is wrong, and nothing was started; 143: stopped, the jobs have saved.
+    """
+    with reported():
+        given = overrides_of("sweep", overrides)
+        if resume is not None and (given or seeds > 1 or dry_run):
+            raise ConfigError("sweep --resume FOLDER: takes --jobs alone; the jobs are those of the folder")
+        from hybridlm.compose import compose_config, sweep_axes
+        from hybridlm.sweep.command import new_sweep, resume_sweep
+
+        if resume is None:
+            code = new_sweep(given, seeds=seeds, jobs=jobs, dry_run=dry_run, axes=sweep_axes, compose=compose_config)
+        else:
+            code = resume_sweep(resume, jobs=jobs, compose=compose_config)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()

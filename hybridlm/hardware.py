@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,11 +40,7 @@ def resolve_machine(config: RunConfig) -> Machine:
 
     hardware, trainer = config.hardware, config.trainer
     found = torch.cuda.is_available()
-    if hardware.accelerator == CUDA and not found:
-        raise ConfigError(
-            f"hardware = {hardware.name}: needs a CUDA device and this machine has none; train with hardware=auto or hardware=cpu "
-            "(--cfg job works anywhere)"
-        )
+    refuse_missing_gpu(config, found)
     device = CUDA if found and hardware.accelerator != CPU else CPU
     available = torch.cuda.device_count() if device == CUDA else None
     per_node, nodes = _processes(trainer.devices, available, launch())
@@ -140,3 +137,21 @@ def peak_memory_gb(device: torch.device) -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB elsewhere
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name for one process: its own entries where it is set, else the numbers of all GPUs."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return [name.strip() for name in named.split(",")][:count] if named is not None else [str(i) for i in range(count)]
+
+
+def refuse_missing_gpu(config: RunConfig, found: bool) -> None:
+    """ConfigError: the profile is for a CUDA device, and there is none."""
+    if config.hardware.accelerator == CUDA and not found:
+        raise ConfigError(
+            f"hardware = {config.hardware.name}: needs a CUDA device and this machine has none; train with hardware=auto or hardware=cpu "
+            "(--cfg job works anywhere)"
+        )

@@ -24,6 +24,7 @@ from hybridlm.eval.text_probes import text_probe_metrics
 from hybridlm.hardware import resolve_machine
 from hybridlm.model.build import build_model, fresh_model
 from hybridlm.run_folder import RunFolder
+from hybridlm.sweep.matching import matched
 from hybridlm.train import run as run_module
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO, writer_of
@@ -294,6 +295,10 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "hardware.cpu.max_steps": (77, ["trainer.max_steps=auto"]),
     "hardware.cuda.global_batch": (128, ["data.global_batch=auto", "hardware.accelerator=auto"]),
     "hardware.cuda.max_steps": (99, ["trainer.max_steps=auto", "hardware.accelerator=auto"]),
+    "sweep.match": ("params", []),
+    "sweep.reference": ("M", ["sweep.match=params"]),
+    "sweep.target": (20_000, ["sweep.match=params"]),
+    "sweep.matched": ("done", ["sweep.match=params"]),
 }
 # Fields that change nothing a run computes, each with the reason; at most five.
 INERT = {
@@ -483,6 +488,8 @@ def observe(section: str, config: RunConfig, tmp_path: Path) -> dict[str, Any]:
             folder = RunFolder(tmp_path)
             loggers = Loggers(config, folder, Console(True, 1), resumed_at=None, sweep=None)
             return {**sample_effects(config), **callback_effects(config, folder, loggers)}
+        case "sweep":
+            return {"model": matched(config).config.model}
         case _:
             return {**loop_effects(config, tmp_path), **data_effects(config)}
 

@@ -59,8 +59,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"model", "run_folder", "config", "command_line", "durable"},
     "train": EVERYTHING,
     "arguments": {"config", "command_line", "run_folder", "compose"},
-    "cli": EVERYTHING | COMMAND | ENTRY_POINTS,
-    "compose": EVERYTHING | COMMAND | ENTRY_POINTS,
+    "sweep": {
+        "config",
+        "command_line",
+        "resume",
+        "config_files",
+        "durable",
+        "run_folder",
+        "hardware",
+        "launcher",
+        "model",
+        "layers",
+        "data.tokenizer",
+    },
+    "cli": EVERYTHING | COMMAND | ENTRY_POINTS | {"sweep"},
+    "compose": EVERYTHING | COMMAND | ENTRY_POINTS | {"sweep"},
     "__main__": EVERYTHING | COMMAND | ENTRY_POINTS,
 }
 CONFIG_AT_RUN_TIME = {"model/build.py": {"config.resolve"}, "model/count.py": {"config.resolve"}}
