@@ -51,10 +51,10 @@ def resolve_machine(config: RunConfig) -> Machine:
     if device == CUDA:
         limit_memory(hardware.memory_gb)
     facts = device_facts() if device == CUDA else cpu_facts()
-    precision = _precision(config, facts)
+    precision = precision_of(config, facts)
     peak, notes = _peak(hardware, facts, precision)
     budget = hardware.cuda if device == CUDA else hardware.cpu
-    global_batch = budget.global_batch if config.data.global_batch == "auto" else config.data.global_batch
+    global_batch = global_batch_of(config, device)
     batch_size, accumulate = _split_batch(global_batch, devices, config.data.batch_size, trainer.accumulate)
     return Machine(
         device=device,
@@ -96,6 +96,21 @@ def _peak(hardware: HardwareConfig, facts: DeviceFacts, precision: str) -> tuple
     return peak, [*notes, f"no profile has the {name} peak of {facts.name}: measured {peak:.1f} TFLOP/s, of which perf/mfu is a share"]
 
 
+def global_batch_of(config: RunConfig, device: str) -> int:
+    """``data.global_batch`` in windows; where it is auto, the profile's for ``device``."""
+    budget = config.hardware.cuda if device == CUDA else config.hardware.cpu
+    return budget.global_batch if config.data.global_batch == "auto" else config.data.global_batch
+
+
+def planned_processes(config: RunConfig, facts: DeviceFacts) -> int:
+    """Processes over all nodes on devices like ``facts``, which need not be here: one where nothing says how many."""
+    import torch
+
+    here = facts.kind == CUDA and torch.cuda.is_available()
+    per_node, nodes = _processes(config.trainer.devices, torch.cuda.device_count() if here else None, launch())
+    return per_node * nodes
+
+
 def _processes(asked: int | str, available: int | None, launched: Launch | None) -> tuple[int, int]:
     """(processes per node, nodes). available: devices of this node, None on a CPU, where any number of processes may run."""
     if launched is not None:
@@ -124,7 +139,8 @@ def _split_batch(global_batch: int, devices: int, batch_size: int | str, accumul
     return batch_size, accumulate
 
 
-def _precision(config: RunConfig, facts: DeviceFacts) -> str:
+def precision_of(config: RunConfig, facts: DeviceFacts) -> str:
+    """``trainer.precision`` on this device, none of ``auto``. ConfigError: it cannot."""
     device, bf16 = facts.kind, facts.bf16 and config.hardware.bf16
     wanted = config.trainer.precision
     if wanted == "auto":

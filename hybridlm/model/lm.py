@@ -18,7 +18,7 @@ from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.model.block import Block
 from hybridlm.model.cache import ModelCache
 from hybridlm.model.columns import padding_first, sequence_info
-from hybridlm.ops.cross_entropy import IGNORE, cap_logits, linear_cross_entropy
+from hybridlm.ops.cross_entropy import IGNORE, ROWS, cap_logits, linear_cross_entropy
 from hybridlm.ops.kernels.choice import ALL_TORCH
 from hybridlm.ops.linear import linear
 from hybridlm.ops.modes import autocast_on
@@ -48,6 +48,7 @@ class HybridLM(nn.Module):
         self.config, self.vocab_size, self.init = config, vocab_size, init
         self.kernels = ALL_TORCH  # the backend of each operator
         self.checkpoint_blocks = 0  # every so many blocks, one keeps only its input and is computed again in the backward; 0: none
+        self.loss_rows = ROWS  # of logits that exist at once in the loss
         padded = -(-vocab_size // config.vocab_multiple) * config.vocab_multiple
         # Weights given: on "meta" nn.Embedding's own drawing would import torch's compiler, seconds for nothing.
         self.embedding = nn.Embedding(padded, config.d_model, _weight=torch.empty(padded, config.d_model))
@@ -107,6 +108,7 @@ class HybridLM(nn.Module):
                 vocab=self.vocab_size,
                 scale=self.config.logit_scale,
                 softcap=self.config.logit_softcap,
+                rows=self.loss_rows,
                 backend=self.kernels.loss,
             )
         return output
