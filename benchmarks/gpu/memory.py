@@ -44,10 +44,10 @@ class PlannedStep:
     """A step as the trainer makes it, of the plan's micro-batch and with its optimizer, on random ids."""
 
     def __init__(self, setting: Setting, config: RunConfig, plan: Plan) -> None:
-        vocab = config.model.vocab_size or (64 if setting.dry else config.data.tokenizer.vocab_size)
+        vocab = plan.vocabulary.ids
         self.setting, self.plan = setting, plan
         self.model: HybridLM = fresh_model(config.model, vocab, seed=0, device=setting.device).train()
-        self.model.checkpoint_blocks = plan.checkpoint_blocks
+        self.model.checkpoint_blocks, self.model.loss_rows = plan.checkpoint_blocks, plan.loss_rows
         self.optimizer = HybridOptimizer(model_groups(self.model, config.optim), config.optim)
         self.ids = torch.randint(vocab, (plan.batch_size, config.data.seq_len)).to(setting.device)
 
@@ -56,6 +56,11 @@ class PlannedStep:
             output = self.model(self.ids, targets=self.ids)
         mean: Tensor = output.loss_sum / self.ids.numel()
         return mean if output.aux is None else mean + output.aux
+
+    def held_bytes(self) -> int:
+        """Of weights and optimizer state."""
+        moments = (tensor for state in self.optimizer.state.values() for tensor in state.values() if isinstance(tensor, Tensor))
+        return sum(tensor.nbytes for tensor in (*self.model.parameters(), *moments))
 
     def __call__(self) -> None:
         for _ in range(min(2, self.plan.accumulate)):  # the second adds to gradients that are there
@@ -79,17 +84,19 @@ def _measure(setting: Setting, case: str) -> Iterator[Row]:
     if setting.on_gpu:
         limit_memory(config.hardware.memory_gb)
     step = PlannedStep(setting, config, plan)
-    for _ in range(0 if setting.dry else STEPS - 1):
+    for _ in range(STEPS - 1):
         step()
-    allocated, reserved = peak_of_call(setting, step)
+    held = 0 if setting.on_gpu else step.held_bytes()  # a CPU's peak is above what was there
+    allocated, reserved = (peak + held for peak in peak_of_call(setting, step))
     step.model = with_kernels(setting, step.model)
     step()  # compiles them
-    compiled, _ = peak_of_call(setting, step)
+    compiled = peak_of_call(setting, step)[0] + held
     yield {
         "case": case,
         "batch": plan.batch_size,
         "accumulate": plan.accumulate,
         "checkpoint_blocks": plan.checkpoint_blocks,
+        "loss_rows": plan.loss_rows,
         "planned_mb": plan.peak_bytes / 1e6,
         "allocated_mb": allocated / 1e6,
         "planned / allocated": plan.peak_bytes / allocated,
