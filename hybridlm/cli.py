@@ -107,6 +107,14 @@ def prepare(
             console.print(legend())
 
 
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False) -> None:
+    """Say what this machine has, which compiled kernels work on it, and what to install for the others. Exit code 0 in any case."""
+    from hybridlm.doctor.report import run_doctor
+
+    run_doctor(as_json=as_json)
+
+
 def _overrides(verb: str, overrides: list[str] | None) -> list[str]:
     """What was given, once it holds no flag of other commands."""
     given = list(overrides or [])
