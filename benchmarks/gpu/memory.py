@@ -31,7 +31,6 @@ CAPPED = {
 }
 WITHIN = 0.08
 SLM, SLM_CAP_GB, SLM_PEAK_GB, SLM_INFERENCE_GB = "slm_100m", 8, 6.0, 1.0
-STEPS = 3
 
 
 def configured(setting: Setting, preset: str, size: str, context: str, cap: str) -> RunConfig:
@@ -63,10 +62,21 @@ class PlannedStep:
         return sum(tensor.nbytes for tensor in (*self.model.parameters(), *moments))
 
     def __call__(self) -> None:
-        for _ in range(min(2, self.plan.accumulate)):  # the second adds to gradients that are there
-            self.loss().backward()
+        """In the trainer's order: the gradients of the step before are there until the first backward."""
+        for micro_batch in range(min(2, self.plan.accumulate)):
+            loss = self.loss()
+            if micro_batch == 0:
+                self.optimizer.zero_grad()
+            loss.backward()
         self.optimizer.step()
+
+    def peak(self) -> tuple[int, int]:
+        """(bytes allocated at most, bytes reserved at most) of a step that has steps before it."""
+        self()
         self.optimizer.zero_grad()
+        held = 0 if self.setting.on_gpu else self.held_bytes()  # a CPU's peak is above what was there
+        allocated, reserved = peak_of_call(self.setting, lambda: [self(), self()])
+        return allocated + held, reserved + held
 
 
 def _cases(setting: Setting) -> list[str]:
@@ -84,13 +94,9 @@ def _measure(setting: Setting, case: str) -> Iterator[Row]:
     if setting.on_gpu:
         limit_memory(config.hardware.memory_gb)
     step = PlannedStep(setting, config, plan)
-    for _ in range(STEPS - 1):
-        step()
-    held = 0 if setting.on_gpu else step.held_bytes()  # a CPU's peak is above what was there
-    allocated, reserved = (peak + held for peak in peak_of_call(setting, step))
+    allocated, reserved = step.peak()
     step.model = with_kernels(setting, step.model)
-    step()  # compiles them
-    compiled = peak_of_call(setting, step)[0] + held
+    compiled, _ = step.peak()
     yield {
         "case": case,
         "batch": plan.batch_size,
@@ -140,7 +146,7 @@ def _slm(setting: Setting, case: str) -> Iterator[Row]:
     plan = plan_run(config)
     if case == "training":
         step = PlannedStep(setting, config, plan)
-        allocated, reserved = peak_of_call(setting, lambda: [step() for _ in range(1 if setting.dry else STEPS)])
+        allocated, reserved = step.peak()
         yield {"case": case, "batch": plan.batch_size, "peak_gb": allocated / 2**30, "reserved_gb": reserved / 2**30}
         return
     model = PlannedStep(setting, config, plan).model
