@@ -33,6 +33,7 @@ EVERYTHING = {
     "eval",
     "optim",
     "memory",
+    "report",
     "train",
 }
 # Parts of the entry: text and paths, no torch.
@@ -60,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware"},
     "optim": {"config", "ops", "layers", "model", "hardware"},
     "memory": {"config", "ops", "layers", "model", "optim", "hardware", "data.tokenizer", "launcher"},
+    "report": {"model", "run_folder", "config", "command_line", "durable"},
     "train": EVERYTHING,
     "cli": EVERYTHING | COMMAND | ENTRY_POINTS,
     "compose": EVERYTHING | COMMAND | ENTRY_POINTS,
