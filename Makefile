@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup train test test-slow lint bench transcript clean
+.PHONY: help setup train test test-slow lint bench gpu-check transcript clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -34,7 +34,10 @@ lint: $(READY)  ## ruff, and a strict type check of config, ops, layers and mode
 	@$(BIN)/mypy
 
 bench: $(READY)  ## the measurements of benchmarks/, written to benchmarks/results
-	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/gpu_check.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+gpu-check: $(READY)  ## what an NVIDIA GPU does: kernels, memory, speed, peers (ARGS='--only decode'); without one it says what it would do
+	@$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 transcript: $(READY)  ## run the default job and put what it prints into README.md
 	@$(BIN)/python docs/transcript.py

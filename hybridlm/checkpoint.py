@@ -20,7 +20,7 @@ from hybridlm.config.load import validate_model
 from hybridlm.config.section import ConfigError
 from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.durable import replaced
-from hybridlm.hardware import CPU
+from hybridlm.hardware.device import CPU
 from hybridlm.model.build import build_model
 from hybridlm.run_folder import RunFolder, find_run
 

@@ -274,6 +274,14 @@ def sweep(
 
 
 @app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False) -> None:
+    """Say what this machine has, which compiled kernels work on it, and what to install for the others. Exit code 0 in any case."""
+    from hybridlm.doctor.report import run_doctor
+
+    run_doctor(as_json=as_json)
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="run folders, and folders with runs anywhere below them")],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the report goes (default: the first folder)")] = None,

@@ -103,6 +103,8 @@ def _repaired(line: str, groups: Collection[str]) -> str:
     if match is None or match["sign"] == "~":
         return line
     key, value = match["key"].strip(), match["value"]
+    if key == "kernels" and not value.lstrip().startswith("{"):  # kernels=cuda, as one would write a group
+        key = "kernels.default"
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return line
     if key in groups or "/" in key or "@" in key:

@@ -60,8 +60,8 @@ MAMBA3 = [
     _one(
         "mamba3: z and x swapped",
         _M3,
-        "        steps = self._steps(",
-        "        E = spec.d_inner\n        z, xBC = xBC[..., :E], torch.cat((z, xBC[..., E:]), -1)\n        steps = self._steps(",
+        "        if self._kernel_takes(",
+        "        E = spec.d_inner\n        z, xBC = xBC[..., :E], torch.cat((z, xBC[..., E:]), -1)\n        if self._kernel_takes(",
         *_golden("mamba3"),
     ),
     _one("mamba3: dt and A swapped", _M3, "dt_rate, decay_rate, *others = ", "decay_rate, dt_rate, *others = ", *_golden("mamba3")),
@@ -128,8 +128,8 @@ MAMBA2 = [
     _one(
         "mamba2: norm and gate in the other order",
         _M2,
-        "norm_before_gate=spec.norm_before_gate",
-        "norm_before_gate=not spec.norm_before_gate",
+        "groups=spec.n_groups, norm_before_gate=spec.norm_before_gate",
+        "groups=spec.n_groups, norm_before_gate=not spec.norm_before_gate",
         *_golden("mamba2"),
     ),
     _one("mamba2: dt not clamped", _M2, ".clamp(*spec.dt_limit)", "", *_golden("mamba2")),

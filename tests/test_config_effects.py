@@ -21,8 +21,11 @@ from hybridlm.config.section import ConfigError
 from hybridlm.data.preparing import prepare as prepare_module
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.eval.text_probes import text_probe_metrics
-from hybridlm.hardware import resolve_machine
+from hybridlm.hardware.machine import resolve_machine
+from hybridlm.hardware.profiles import planned_device, planned_rates
+from hybridlm.kernels import choose_kernels
 from hybridlm.model.build import build_model, fresh_model
+from hybridlm.optim.optimizer import HybridOptimizer, model_groups, param_groups
 from hybridlm.run_folder import RunFolder
 from hybridlm.sweep.matching import matched
 from hybridlm.train import run as run_module
@@ -34,7 +37,6 @@ from hybridlm.train.console import Console
 from hybridlm.train.guards import GuardCallback, RunDiverged
 from hybridlm.train.launch import strategy
 from hybridlm.train.loggers import Loggers
-from hybridlm.train.optim import HybridOptimizer, model_groups, param_groups
 from hybridlm.train.probes import Probes
 from hybridlm.train.router import moe_layers, move_bias
 from hybridlm.train.samples import sampled
@@ -288,8 +290,16 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "callbacks.early_stop.min_delta": (0.5, ["callbacks.early_stop.patience=3"]),
     "hardware.name": ("another", ["hardware.accelerator=cuda"]),
     "hardware.accelerator": ("cuda", []),
+    "hardware.cards": ("[another]", ["hardware.accelerator=cuda"]),
     "hardware.memory_gb": (2.0, ["hardware.accelerator=auto"]),
-    "hardware.peak_tflops": (1.5, ["hardware.accelerator=auto"]),
+    "hardware.compute_capability": ("9.9", ["hardware.accelerator=auto"]),
+    "hardware.shared_memory_kb": (17, ["hardware.accelerator=auto"]),
+    "hardware.peak_tflops.fp32": (1.5, ["hardware.accelerator=auto", "trainer.precision=32-true"]),
+    "hardware.peak_tflops.tf32": (1.5, ["hardware.accelerator=auto"]),
+    "hardware.peak_tflops.fp16": (1.5, ["hardware.accelerator=auto", "trainer.precision=16-mixed"]),
+    "hardware.peak_tflops.bf16": (1.5, ["hardware.accelerator=auto"]),
+    "hardware.bandwidth_gb_s": (100.0, ["hardware.accelerator=auto"]),
+    "hardware.source": ("hearsay", ["hardware.accelerator=auto", "hardware.peak_tflops.bf16=1.5"]),
     "hardware.bf16": ("false", ["hardware.accelerator=auto"]),
     "hardware.cpu.global_batch": (32, ["data.global_batch=auto"]),
     "hardware.cpu.max_steps": (77, ["trainer.max_steps=auto"]),
@@ -299,6 +309,13 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "sweep.reference": ("M", ["sweep.match=params"]),
     "sweep.target": (20_000, ["sweep.match=params"]),
     "sweep.matched": ("done", ["sweep.match=params"]),
+    # On a CPU no kernel can be had: the one that is asked for is named in the refusal.
+    "kernels.default": ("cuda", []),
+    "kernels.conv": ("cuda", []),
+    "kernels.mamba1": ("cuda", ["model.pattern=M1"]),
+    "kernels.mamba2": ("cuda", []),
+    "kernels.mamba3": ("cuda", ["model.pattern=M3"]),
+    "kernels.loss": ("cuda", []),
 }
 # Fields that change nothing a run computes, each with the reason; at most five.
 INERT = {
@@ -467,12 +484,14 @@ def pretend_gpu(monkeypatch):
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "get_device_name": lambda: "pretended",
-        "is_bf16_supported": lambda: True,
-        "get_device_properties": lambda index: types.SimpleNamespace(total_memory=16 * 2**30),
+        "get_device_properties": lambda index: types.SimpleNamespace(
+            total_memory=16 * 2**30, major=8, minor=6, shared_memory_per_block_optin=99 * 1024
+        ),
         "set_per_process_memory_fraction": lambda fraction: asked.update(fraction=fraction),
     }
     for name, function in fake.items():
         monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setattr("hybridlm.hardware.machine.matrix_tflops", lambda device, name: 3.0)
     return asked
 
 
@@ -480,6 +499,8 @@ def observe(section: str, config: RunConfig, tmp_path: Path) -> dict[str, Any]:
     match section:
         case "model" | "optim":
             return model_effects(config)
+        case "kernels":
+            return {"kernels": choose_kernels(config, resolve_machine(config), print)}
         case "data":
             return data_effects(config)
         case "seed":
@@ -537,14 +558,19 @@ def test_flipping_a_field_has_an_effect(field, tree, tmp_path, corpus):
     assert before != after
 
 
+def hardware_effects(config: RunConfig) -> tuple[Any, ...]:
+    """What a run here would take, and what a plan for the profile's card reads."""
+    return resolve_machine(config), planned_device(config.hardware), planned_rates(config.hardware)
+
+
 @pytest.mark.parametrize("field", [field for field in FLIPS if field.startswith("hardware.")])
 def test_flipping_a_hardware_field_has_an_effect(field, tree, request):
     value, context = FLIPS[field]
     gpu = field not in ("hardware.name", "hardware.accelerator", "hardware.cpu.global_batch", "hardware.cpu.max_steps")
     asked = request.getfixturevalue("pretend_gpu") if gpu else {}
-    before = attempt(lambda: (resolve_machine(configured(tree, *context)), dict(asked)))
+    before = attempt(lambda: (hardware_effects(configured(tree, *context)), dict(asked)))
     asked.clear()
-    after = attempt(lambda: (resolve_machine(configured(tree, *context, f"{field}={value}")), dict(asked)))
+    after = attempt(lambda: (hardware_effects(configured(tree, *context, f"{field}={value}")), dict(asked)))
     assert before != after
 
 

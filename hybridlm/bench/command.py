@@ -52,7 +52,7 @@ def run_bench(run: str | None, configs: Mapping[str, RunConfig], asked: Benchmar
     from rich.console import Console
 
     from hybridlm.bench.report import plot, print_rows, rows
-    from hybridlm.hardware import inference_device
+    from hybridlm.hardware.device import inference_device
 
     device = inference_device()
     contenders = _contenders(run, configs, device, getattr(torch, asked.dtype), ema=ema)
@@ -119,7 +119,7 @@ def _points(contenders: Sequence[Contender], asked: Benchmark) -> Iterator[list[
 def _machine(device: torch.device) -> dict[str, object]:
     import torch
 
-    from hybridlm.hardware import CUDA
+    from hybridlm.hardware.device import CUDA
 
     on_gpu = device.type == CUDA
     name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"

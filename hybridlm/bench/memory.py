@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hybridlm.hardware import CUDA
+from hybridlm.hardware.device import CUDA
 
 _SELF, _SYSTEM = Path("/proc/self"), Path("/proc/meminfo")  # of Linux
 

@@ -78,5 +78,5 @@ class DataConfig(CorpusConfig):
     isolate: bool = Field(True, description="with packing: no document sees another in its window, in any layer")
     val_seq_len: int | None = Field(None, ge=2, description="tokens per validation window; null: seq_len")
     global_batch: Auto = Field("auto", description="windows per optimizer step, over all devices; auto: the hardware profile's")
-    batch_size: Auto = Field("auto", description="windows per device and micro-batch; auto: global_batch over devices and accumulation")
+    batch_size: Auto = Field("auto", description="windows per device and micro-batch; auto: the most that fit the memory")
     workers: int = Field(0, ge=0, le=64, description="processes that cut windows ahead of training; 0: none, which is fast enough")

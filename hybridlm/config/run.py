@@ -6,6 +6,7 @@ from pydantic import Field
 
 from hybridlm.config.data import DataConfig
 from hybridlm.config.hardware import HardwareConfig
+from hybridlm.config.kernels import KernelsConfig
 from hybridlm.config.logging import CallbacksConfig, LoggerConfig
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.optim import OptimConfig
@@ -34,3 +35,4 @@ class RunConfig(Section):
     callbacks: CallbacksConfig = CallbacksConfig()
     hardware: HardwareConfig = HardwareConfig()
     sweep: SweepConfig = SweepConfig()
+    kernels: KernelsConfig = KernelsConfig()

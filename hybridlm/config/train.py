@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -27,10 +27,13 @@ class TrainerConfig(Section):
         None, description="of this start, as '1:30:00', 90m or 2h; at the step after it the run saves and ends, to be resumed; null: none"
     )
     requeue: bool = Field(False, description="in a job of SLURM, when a signal stopped the run: have the job started again")
-    accumulate: Auto = Field("auto", description="micro-batches per step; auto: global_batch / (batch_size x devices)")
-    checkpoint_blocks: int = Field(
-        0, ge=0, description="one in so many blocks keeps only its input and is computed again in the backward; 1: every block, 0: none"
+    accumulate: Auto = Field("auto", description="micro-batches per step; auto: the fewest that fit the memory")
+    checkpoint_blocks: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="one in so many blocks keeps only its input and is computed again in the backward; 1: every block, 0: none; auto: what "
+        "fits the memory at the least cost",
     )
+    loss_rows: Auto = Field("auto", description="rows of logits that exist at once in the loss; auto: what fits the memory")
     compile: bool = Field(False, description="torch compiles each block: seconds to minutes at the start, then faster steps")
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = Field(
         "auto",

@@ -61,7 +61,7 @@ def run_eval(asked: Evaluation, *, as_json: bool) -> None:
     from hybridlm.checkpoint import load_run
     from hybridlm.eval.remote import log_to_wandb
     from hybridlm.eval.show import plot_curves, print_records
-    from hybridlm.hardware import inference_device
+    from hybridlm.hardware.device import inference_device
 
     loaded = load_run(asked.run, inference_device(), ema=asked.ema)
     say = Console(stderr=True, highlight=False, soft_wrap=True).print

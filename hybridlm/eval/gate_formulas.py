@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.config.layers import LayerSpec
 from hybridlm.eval.gate_subject import Worst, build_layers
-from hybridlm.hardware import CPU
+from hybridlm.hardware.device import CPU
 from hybridlm.model.block import Block
 from hybridlm.model.cache import ModelCache
 from hybridlm.model.columns import sequence_info

@@ -16,7 +16,7 @@ from torch import Tensor
 from hybridlm.config.layers import LayerSpec
 from hybridlm.config.model import InitConfig
 from hybridlm.eval.gate_subject import Plan, Worst, build_layers
-from hybridlm.hardware import CPU
+from hybridlm.hardware.device import CPU
 from hybridlm.model.block import Block
 from hybridlm.model.lm import HybridLM
 

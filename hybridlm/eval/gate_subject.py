@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hybridlm.config.layers import LayerSpec
 from hybridlm.config.model import ModelConfig
-from hybridlm.hardware import CPU
+from hybridlm.hardware.device import CPU
 from hybridlm.model.block import Block
 from hybridlm.model.build import build_block
 from hybridlm.model.lm import HybridLM, LMOutput

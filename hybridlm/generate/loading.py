@@ -31,7 +31,7 @@ def open_run(name: str, *, ema: bool, context: int | None) -> Writer:
 
     from hybridlm.checkpoint import load_run
     from hybridlm.generate.engine import Engine
-    from hybridlm.hardware import inference_device
+    from hybridlm.hardware.device import inference_device
 
     run = load_run(name, inference_device(), ema=ema)
     return Writer(Engine(run.model, run.tokenizer, context=context), run, _trained_length(folder))

@@ -49,7 +49,8 @@ class Mamba1(Mixer):
         assert self.conv1d.bias is not None
         conv_state = None if cache is None else cache["conv"]
         positions = seq.positions if seq.doc_ids is not None else None
-        inner, conv_state = causal_conv(inner, self.conv1d.weight, self.conv1d.bias, conv_state, positions=positions, padding=seq.padding)
+        weight, bias, backends = self.conv1d.weight, self.conv1d.bias, seq.kernels
+        inner, conv_state = causal_conv(inner, weight, bias, conv_state, positions=positions, padding=seq.padding, backend=backends.conv)
         delta, B, C = self.x_proj(inner).split((spec.dt_rank, spec.d_state, spec.d_state), dim=-1)
         y, ssm_state = selective_scan(
             inner,
@@ -61,6 +62,7 @@ class Mamba1(Mixer):
             initial_state=None if cache is None else cache["ssm"],
             starts=seq.starts,
             chunk=spec.chunk,
+            backend=backends.mamba1,
         )
         if cache is not None:
             cache.update({"conv": conv_state, "ssm": ssm_state})

@@ -16,6 +16,9 @@ from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.ops.conv import causal_conv
+from hybridlm.ops.kernels.choice import CUDA
+from hybridlm.ops.kernels.rules import mamba2_layer_refusal
+from hybridlm.ops.modes import product_dtype
 from hybridlm.ops.norm import as_dtype, at_least_fp32, gated_rms_norm
 from hybridlm.ops.ssd import ssd
 
@@ -42,10 +45,14 @@ class Mamba2(Mixer):
     def forward(self, x: Tensor, seq: SequenceInfo, cache: LayerCache | None = None) -> Tensor:
         spec = self.spec
         assert cache is None or isinstance(cache, StateCache)
+        whole = seq.kernels.mamba2_layer == CUDA and cache is None and seq.valid is None
+        if whole and mamba2_layer_refusal(spec.conv_channels, spec.d_conv, spec.d_state, product_dtype(x)) is None:
+            return self._in_one_kernel(self.in_proj(x), seq)
         z, xBC, dt = self.in_proj.split(x, (spec.d_inner, spec.conv_channels, spec.n_heads))
         assert self.conv1d.bias is not None
         state, positions = None if cache is None else cache["conv"], None if seq.doc_ids is None else seq.positions
-        xBC, conv_state = causal_conv(xBC, self.conv1d.weight, self.conv1d.bias, state, positions=positions, padding=seq.padding)
+        weight, bias = self.conv1d.weight, self.conv1d.bias
+        xBC, conv_state = causal_conv(xBC, weight, bias, state, positions=positions, padding=seq.padding, backend=seq.kernels.conv)
         inner, B, C = xBC.split_with_sizes(self.row_blocks[1:4], dim=-1)
 
         wide = at_least_fp32(x.dtype)
@@ -65,12 +72,30 @@ class Mamba2(Mixer):
             starts=seq.starts,
             chunk=spec.chunk,
             overwrite=True,
+            backend=seq.kernels.mamba2,
         )
         if cache is not None:
             cache.update({"conv": conv_state, "ssm": ssm_state})
         y = gated_rms_norm(y.flatten(2), z, self.norm.weight, spec.norm_eps, groups=spec.n_groups, norm_before_gate=spec.norm_before_gate)
         out: Tensor = self.out_proj(y)
         return out
+
+    def _in_one_kernel(self, zxbcdt: Tensor, seq: SequenceInfo) -> Tensor:
+        """What follows ``in_proj`` where no state is asked for and nothing is padding."""
+        from hybridlm.ops.kernels.mamba import LayerWeights, kernel_mamba2_layer
+
+        spec, conv = self.spec, self.conv1d
+        assert conv.bias is not None
+        return kernel_mamba2_layer(
+            zxbcdt,
+            LayerWeights(conv.weight, conv.bias, self.dt_bias, self.A_log, self.D, self.norm.weight, self.out_proj.weight),
+            seq.starts,
+            head_dim=spec.head_dim,
+            n_groups=spec.n_groups,
+            dt_limit=spec.dt_limit,
+            norm_eps=spec.norm_eps,
+            norm_before_gate=spec.norm_before_gate,
+        )
 
     def new_cache(self, batch: int, max_len: int, *, dtype: torch.dtype, device: torch.device) -> StateCache:
         spec = self.spec

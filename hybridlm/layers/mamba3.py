@@ -15,6 +15,8 @@ from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.ops.conv import causal_conv
+from hybridlm.ops.kernels.choice import CUDA
+from hybridlm.ops.kernels.rules import mamba3_refusal, mimo_refusal
 from hybridlm.ops.mimo import mimo_scan
 from hybridlm.ops.mimo_gate import mimo_gate, mimo_gate_step
 from hybridlm.ops.norm import as_dtype, at_least_fp32, rms_norm
@@ -69,47 +71,84 @@ class Mamba3(Mixer):
         z, xBC, rates = self.in_proj.split(x, (spec.d_inner, sum(self.row_blocks[1:4]), sum(self.row_blocks[4:])))
         if spec.use_conv:
             xBC = self._convolved(xBC, seq, cache)
-        steps = self._steps(xBC, rates, seq, cache)
-        z = z.unflatten(-1, (spec.n_heads, spec.head_dim))
-        if cache is not None and x.shape[1] == 1:
-            mixed = self._gated_step(self._stepped(steps, seq, cache), z[:, 0]).unsqueeze(1)
+        if self._kernel_takes(xBC, seq, cache):
+            mixed = self._in_one_kernel(xBC, rates, z, seq)
         else:
-            mixed = self._gated(self._scanned(steps, seq, cache), z)
+            mixed = self._mixed(self._steps(xBC, rates, seq, cache), z, seq, cache)
         out: Tensor = self.out_proj(as_dtype(mixed.flatten(2), z.dtype))
         return out
+
+    def _mixed(self, steps: _Steps, z: Tensor, seq: SequenceInfo, cache: StateCache | None) -> Tensor:
+        """The gated output (B, T, H, P)."""
+        z = z.unflatten(-1, (self.spec.n_heads, self.spec.head_dim))
+        if cache is not None and z.shape[1] == 1:
+            return self._gated_step(self._stepped(steps, seq, cache), z[:, 0]).unsqueeze(1)
+        return self._gated(self._scanned(steps, seq, cache), z)
 
     def _convolved(self, xBC: Tensor, seq: SequenceInfo, cache: StateCache | None) -> Tensor:
         assert self.conv1d.bias is not None
         state, positions = None if cache is None else cache["conv"], None if seq.doc_ids is None else seq.positions
-        xBC, state = causal_conv(xBC, self.conv1d.weight, self.conv1d.bias, state, positions=positions, padding=seq.padding)
+        weight, bias = self.conv1d.weight, self.conv1d.bias
+        xBC, state = causal_conv(xBC, weight, bias, state, positions=positions, padding=seq.padding, backend=seq.kernels.conv)
         if cache is not None:
             cache.update({"conv": state})
         return xBC
 
     def _steps(self, xBC: Tensor, rates: Tensor, seq: SequenceInfo, cache: StateCache | None) -> _Steps:
         spec = self.spec
-        wide = at_least_fp32(xBC.dtype)
-        x, B, C = xBC.split(self.row_blocks[1:4], dim=-1)
-        x = x.unflatten(-1, (spec.n_heads, spec.head_dim))
-        ranks = (spec.rank, spec.n_groups, spec.d_state)
-        B = rms_norm(as_dtype(B.unflatten(-1, ranks), wide), self.B_norm.weight, spec.norm_eps)
-        C = rms_norm(as_dtype(C.unflatten(-1, ranks), wide), self.C_norm.weight, spec.norm_eps)
-
-        dt_rate, decay_rate, *others = as_dtype(rates, wide).split(self.row_blocks[4:], dim=-1)
-        dt = F.softplus(dt_rate + as_dtype(self.dt_bias, wide))  # (B, T, H)
+        x, B, C, dt, decay, others = self._rates(xBC, rates)
         if seq.valid is not None:  # padding takes no time and writes nothing
             x, dt = x.masked_fill(~seq.valid[..., None, None], 0.0), dt.masked_fill(~seq.valid.unsqueeze(-1), 0.0)
-        if spec.a_activation == "softplus":
-            decay = F.softplus(decay_rate)
-        else:
-            decay = torch.where(decay_rate >= 0, 1 + decay_rate, 1 / (1 - decay_rate.clamp_max(0)))
         own, previous, theta = dt, None, None
         if spec.trapezoidal:
             mix = others[0].sigmoid()
             own, previous = mix * dt, previous_weight(dt, mix, seq.starts)
         if spec.complex_rope:
             theta = angles(others[-1], dt, None if cache is None else cache["angle"], seq.starts)
-        return _Steps(x, B, C, -decay.clamp_min(spec.a_floor) * dt, own, previous, theta)
+        return _Steps(x, B, C, -decay * dt, own, previous, theta)
+
+    def _rates(self, xBC: Tensor, rates: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+        """x (B, T, H, P), B and C (B, T, R, G, N), normalised, dt and -A (B, T, H), and what in_proj gave of trap and angle."""
+        spec, wide = self.spec, at_least_fp32(xBC.dtype)
+        x, B, C = xBC.split(self.row_blocks[1:4], dim=-1)
+        ranks = (spec.rank, spec.n_groups, spec.d_state)
+        B = rms_norm(as_dtype(B.unflatten(-1, ranks), wide), self.B_norm.weight, spec.norm_eps)
+        C = rms_norm(as_dtype(C.unflatten(-1, ranks), wide), self.C_norm.weight, spec.norm_eps)
+        dt_rate, decay_rate, *others = as_dtype(rates, wide).split(self.row_blocks[4:], dim=-1)
+        dt = F.softplus(dt_rate + as_dtype(self.dt_bias, wide))
+        if spec.a_activation == "softplus":
+            decay = F.softplus(decay_rate)
+        else:
+            decay = torch.where(decay_rate >= 0, 1 + decay_rate, 1 / (1 - decay_rate.clamp_max(0)))
+        return x.unflatten(-1, (spec.n_heads, spec.head_dim)), B, C, dt, decay.clamp_min(spec.a_floor), others
+
+    def _kernel_takes(self, xBC: Tensor, seq: SequenceInfo, cache: StateCache | None) -> bool:
+        spec, kernels = self.spec, seq.kernels
+        if (kernels.mamba3_siso if spec.mimo_rank is None else kernels.mamba3_mimo) != CUDA or cache is not None:
+            return False
+        widths = (spec.d_state, spec.head_dim)
+        refusal = mamba3_refusal(*widths, spec.n_angles, xBC.dtype, trapezoidal=spec.trapezoidal, padding=seq.valid is not None)
+        if refusal is None and spec.mimo_rank is not None:
+            length = xBC.shape[1] if seq.starts is None else None  # documents end where they like
+            refusal = mimo_refusal(*widths, spec.mimo_rank, spec.n_angles, length=length, gated=not spec.outproj_norm)
+        return refusal is None
+
+    def _in_one_kernel(self, xBC: Tensor, rates: Tensor, z: Tensor, seq: SequenceInfo) -> Tensor:
+        """The gated output (B, T, H, P) where no state is asked for and nothing is padding."""
+        from hybridlm.ops.kernels.mamba3 import Mamba3Inputs, kernel_mimo, kernel_siso
+
+        spec = self.spec
+        x, B, C, dt, decay, (mix, rate) = self._rates(xBC, rates)
+        z = z.unflatten(-1, (spec.n_heads, spec.head_dim))
+        inputs = Mamba3Inputs(x, B, C, -decay * dt, dt, mix, rate, None if spec.outproj_norm else z)
+        if spec.mimo_rank is not None:
+            return kernel_mimo(inputs, self.B_bias, self.C_bias, self.D, self.mimo_x, self.mimo_z, self.mimo_o, seq.starts)
+        y = kernel_siso(inputs, self.B_bias, self.C_bias, self.D, seq.starts)
+        if not spec.outproj_norm:
+            return y
+        y = as_dtype(y, at_least_fp32(y.dtype))
+        gated: Tensor = self._gated_step(y.flatten(0, 1).unsqueeze(1), z.flatten(0, 1)).unflatten(0, y.shape[:2])
+        return gated
 
     def _scanned(self, steps: _Steps, seq: SequenceInfo, cache: StateCache | None) -> Tensor:
         """What the scan gives, in tiles (H, chunks, B, R, Q, P)."""

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hybridlm.ops.kernels.choice import ALL_TORCH, KernelChoice
 from hybridlm.ops.rotary import rotary_angles
 
 
@@ -20,7 +21,7 @@ class SequenceInfo:
     valid: (B, T) False at padding, which in every row comes before all tokens; such columns change no state, and what a layer returns
     for them is finite and unused. None: no padding. held: (B,) tokens that each row's caches hold; None: ``past`` in every row.
     doc_ids: (B, T) document of each token, meaningless at padding; None as long as documents were never told apart.
-    longest: tokens that the fullest row holds with the new ones; None: ``past`` + T.
+    longest: tokens that the fullest row holds with the new ones; None: ``past`` + T. kernels: the backend of each operator.
     """
 
     positions: Tensor
@@ -30,6 +31,7 @@ class SequenceInfo:
     held: Tensor | None = None
     doc_ids: Tensor | None = None
     longest: int | None = None
+    kernels: KernelChoice = ALL_TORCH
     _masks: dict[tuple[int | None, int | None], Tensor] = field(default_factory=dict, repr=False, compare=False)
     _angles: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -18,7 +18,8 @@ from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.model.block import Block
 from hybridlm.model.cache import ModelCache
 from hybridlm.model.columns import padding_first, sequence_info
-from hybridlm.ops.cross_entropy import IGNORE, cap_logits, linear_cross_entropy, linear_token_losses
+from hybridlm.ops.cross_entropy import IGNORE, ROWS, cap_logits, linear_cross_entropy, linear_token_losses
+from hybridlm.ops.kernels.choice import ALL_TORCH
 from hybridlm.ops.linear import linear
 from hybridlm.ops.modes import autocast_on
 from hybridlm.ops.norm import as_dtype, at_least_fp32, rms_norm
@@ -48,7 +49,9 @@ class HybridLM(nn.Module):
     def __init__(self, config: ModelConfig, blocks: Sequence[Block], vocab_size: int, init: Init) -> None:
         super().__init__()
         self.config, self.vocab_size, self.init = config, vocab_size, init
+        self.kernels = ALL_TORCH  # the backend of each operator
         self.checkpoint_blocks = 0  # every so many blocks, one keeps only its input and is computed again in the backward; 0: none
+        self.loss_rows = ROWS  # of logits that exist at once in the loss
         padded = -(-vocab_size // config.vocab_multiple) * config.vocab_multiple
         # Weights given: on "meta" nn.Embedding's own drawing would import torch's compiler, seconds for nothing.
         self.embedding = nn.Embedding(padded, config.d_model, _weight=torch.empty(padded, config.d_model))
@@ -88,6 +91,8 @@ class HybridLM(nn.Module):
             ids, valid = ids.gather(1, order), valid.gather(1, order)
             doc_ids = None if doc_ids is None else doc_ids.gather(1, order)
         seq = sequence_info(ids.shape[1], cache, doc_ids, valid, ids)
+        if self.kernels != ALL_TORCH:
+            seq = replace(seq, kernels=self.kernels)
         output = LMOutput()
         x = self._blocks(ids, seq, cache, output)
         if cache is not None:
@@ -112,7 +117,16 @@ class HybridLM(nn.Module):
             losses, likeliest = linear_token_losses(hidden, self.head_weight, flat, vocab=self.vocab_size, scale=scale, softcap=softcap)
             output.losses, output.likeliest, output.loss_sum = losses.view(targets.shape), likeliest.view(targets.shape), losses.sum()
         else:
-            output.loss_sum = linear_cross_entropy(hidden, self.head_weight, flat, vocab=self.vocab_size, scale=scale, softcap=softcap)
+            output.loss_sum = linear_cross_entropy(
+                hidden,
+                self.head_weight,
+                flat,
+                vocab=self.vocab_size,
+                scale=scale,
+                softcap=softcap,
+                rows=self.loss_rows,
+                backend=self.kernels.loss,
+            )
 
     def _blocks(self, ids: Tensor, seq: SequenceInfo, cache: ModelCache | None, output: LMOutput) -> Tensor:
         """The residual stream (B, T, D) after the last block; what routers report goes into ``output``."""
@@ -155,6 +169,13 @@ class HybridLM(nn.Module):
         self.norm.reset_parameters()
         if self.lm_head is not None:
             nn.init.normal_(self.lm_head.weight, std=settings.head_std or settings.std or self.config.d_model**-0.5)
+
+    def round_parameters(self, dtype: torch.dtype) -> None:
+        """Gives ``dtype`` to the parameters that may be rounded, in place."""
+        specs = self.param_specs()
+        for name, parameter in self.named_parameters():
+            if specs[name].dtype == "model":
+                parameter.data = parameter.data.to(dtype)
 
     def param_specs(self) -> dict[str, ParamSpec]:
         """What each parameter declares, by its name in the model. Raises if a parameter is not declared, or one is that does not exist."""

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
+from hybridlm.ops.kernels.rules import conv_refusal
 from hybridlm.ops.norm import as_dtype
 from hybridlm.ops.padding import after_padding
 
@@ -130,15 +132,24 @@ def causal_conv(
     *,
     positions: Tensor | None = None,
     padding: Tensor | None = None,
+    backend: Backend = TORCH,
 ) -> tuple[Tensor, Tensor]:
     """``out[t] = silu(bias + sum_k weight[k] x[t - K + 1 + k])``, where x before the first token is ``state`` (zeros if None).
 
     x: (B, T, C); weight: (C, 1, K) as torch's Conv1d keeps it; bias: (C,); state: (B, K - 1, C), oldest first. positions: (B, T) place of
     each token in its document: what stands before the document does not count; None: all is one document. padding: (B,) columns at the
     left of each row that are no tokens: the state stands in front of the first token, and their own output is zero.
-    Returns the output (B, T, C) and the new state, the last K - 1 inputs. Weight and bias are used in x's dtype.
+    Returns the output (B, T, C) and the new state, the last K - 1 inputs. Weight and bias are used in x's dtype by ``backend`` TORCH, in
+    their own by CUDA, the compiled kernel, which takes many tokens only.
     """
     front = weight.shape[-1] - 1
+    if backend == CUDA and x.shape[1] > 1:
+        told = {"documents": positions is not None, "state": state is not None, "padding": padding is not None}
+        if conv_refusal(x.shape[2], weight.shape[-1], x.dtype, **told) is None:
+            from hybridlm.ops.kernels.conv import kernel_conv
+
+            newest = _newest(x, None if state is None else as_dtype(state, x.dtype), front)
+            return kernel_conv(x, weight, bias, state, positions), newest
     weight, bias = as_dtype(weight, x.dtype), as_dtype(bias, x.dtype)
     before = None if state is None else as_dtype(state, x.dtype)
     if padding is not None:

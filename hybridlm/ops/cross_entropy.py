@@ -11,11 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridlm.ops.modes import autocast_off
+from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
+from hybridlm.ops.kernels.rules import loss_refusal
+from hybridlm.ops.modes import autocast_off, rounds
 from hybridlm.ops.norm import at_least_fp32
 
 IGNORE = -100  # a target that does not count, as in torch
-_ROWS = 512  # rows per chunk
+ROWS = 512  # of logits that exist at once
 
 
 def cap_logits(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
@@ -32,15 +34,16 @@ class _Chunks:
     good part of the products.
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float) -> None:
+    def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, rows: int) -> None:
         self.hidden, self.weight, self.targets = hidden, weight, targets
         self.settings = (vocab, scale, softcap)
         self.wide = at_least_fp32(hidden.dtype)
-        self.starts = range(0, len(hidden), _ROWS)
-        self.space = hidden.new_empty(min(_ROWS, len(hidden)), len(weight))
+        self.each = rows
+        self.starts = rounds(range(0, len(hidden), rows))
+        self.space = hidden.new_empty(min(rows, len(hidden)), len(weight))
 
     def rows(self, start: int) -> slice:
-        return slice(start, min(start + _ROWS, len(self.hidden)))
+        return slice(start, min(start + self.each, len(self.hidden)))
 
     def __call__(self, start: int, *, with_grads: bool) -> tuple[Tensor, Tensor]:
         """What ``_from_logits`` makes of the rows from ``start`` on."""
@@ -85,7 +88,7 @@ def _from_logits(logits: Tensor, targets: Tensor, vocab: int, scale: float, soft
 
 @torch.library.custom_op("hybridlm::linear_cross_entropy", mutates_args=())
 def _linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, with_grads: bool
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, rows: int, with_grads: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the losses and, if asked for, its gradients (empty tensors if not). softcap 0: none."""
     wide = at_least_fp32(hidden.dtype)
@@ -93,7 +96,7 @@ def _linear_cross_entropy(
     dhidden = torch.empty_like(hidden) if with_grads else hidden.new_empty(0)
     dweight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if with_grads else weight.new_empty(0, dtype=wide)
     with autocast_off(hidden):
-        chunks = _Chunks(hidden, weight, targets, vocab, scale, softcap)
+        chunks = _Chunks(hidden, weight, targets, vocab, scale, softcap, rows)
         for start in chunks.starts:
             losses, grad = chunks(start, with_grads=with_grads)
             total += losses.sum()
@@ -104,7 +107,7 @@ def _linear_cross_entropy(
 
 @_linear_cross_entropy.register_fake
 def _(
-    hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, with_grads: bool
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, rows: int, with_grads: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = at_least_fp32(hidden.dtype)
     dhidden = torch.empty_like(hidden) if with_grads else hidden.new_empty(0)
@@ -113,8 +116,8 @@ def _(
 
 
 def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, targets, vocab, scale, softcap, with_grads = inputs
-    ctx.settings = (vocab, scale, softcap)  # type: ignore[attr-defined]
+    hidden, weight, targets, vocab, scale, softcap, rows, with_grads = inputs
+    ctx.settings = (vocab, scale, softcap, rows)  # type: ignore[attr-defined]
     ctx.recompute = not with_grads  # type: ignore[attr-defined]
     ctx.weight_dtype = weight.dtype  # type: ignore[attr-defined]
     ctx.save_for_backward(*((hidden, weight, targets) if not with_grads else output[1:]))
@@ -123,33 +126,47 @@ def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...],
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, dtotal: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
     if dtotal is None:
-        return (None,) * 7
+        return (None,) * 8
     if not ctx.recompute:  # type: ignore[attr-defined]
         dhidden, dweight = ctx.saved_tensors  # type: ignore[attr-defined]
-        return ((dhidden * dtotal).to(dhidden.dtype), (dweight * dtotal).to(ctx.weight_dtype), *[None] * 5)  # type: ignore[attr-defined]
+        return ((dhidden * dtotal).to(dhidden.dtype), (dweight * dtotal).to(ctx.weight_dtype), *[None] * 6)  # type: ignore[attr-defined]
     hidden, weight, targets = ctx.saved_tensors  # type: ignore[attr-defined]
     dhidden, dweight = torch.empty_like(hidden), torch.zeros(weight.shape, dtype=at_least_fp32(weight.dtype), device=weight.device)
     with autocast_off(hidden):
         chunks = _Chunks(hidden, weight, targets, *ctx.settings)  # type: ignore[attr-defined]
         for start in chunks.starts:
             chunks.add_gradients(start, chunks(start, with_grads=True)[1].mul_(dtotal), dhidden, dweight)
-    return (dhidden, dweight.to(weight.dtype), *[None] * 5)
+    return (dhidden, dweight.to(weight.dtype), *[None] * 6)
 
 
 _linear_cross_entropy.register_autograd(_backward, setup_context=_setup)
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, vocab: int, scale: float = 1.0, softcap: float | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    vocab: int,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    rows: int = ROWS,
+    backend: Backend = TORCH,
 ) -> Tensor:
     """Sum over rows of the cross-entropy of ``cap(hidden @ weight^T)``, a scalar in at least fp32 (nats).
 
     hidden: (R, D); weight: (V, D), rows from ``vocab`` on are padding and get no probability; targets: (R,), IGNORE does not count.
+    rows: of logits that exist at once.
+    ``backend`` CUDA: the compiled kernel for what it can honour.
     """
+    if backend == CUDA and loss_refusal(hidden.dtype, scale=scale) is None:
+        from hybridlm.ops.kernels.loss import kernel_linear_cross_entropy
+
+        return kernel_linear_cross_entropy(hidden, weight, targets, vocab=vocab, ignore=IGNORE, softcap=softcap)
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     in_forward = wanted and hidden.dtype != torch.float16
     weight = weight.to(hidden.dtype)  # autocast keeps the weight in fp32
-    total: Tensor = _linear_cross_entropy(hidden, weight, targets, vocab, scale, softcap or 0.0, in_forward)[0]
+    total: Tensor = _linear_cross_entropy(hidden, weight, targets, vocab, scale, softcap or 0.0, rows, in_forward)[0]
     return total
 
 
@@ -164,8 +181,8 @@ def linear_token_losses(
     likeliest = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
     weight = weight.to(hidden.dtype).t()
     with autocast_off(hidden):
-        for start in range(0, len(hidden), _ROWS):
-            rows = slice(start, start + _ROWS)
+        for start in range(0, len(hidden), ROWS):
+            rows = slice(start, start + ROWS)
             logits = cap_logits(torch.mm(hidden[rows], weight).to(wide), scale, softcap)[:, :vocab]
             picked = logits.gather(-1, targets[rows].clamp_min(0).unsqueeze(-1)).squeeze(-1)
             losses[rows] = (logits.logsumexp(-1) - picked) * (targets[rows] != IGNORE)

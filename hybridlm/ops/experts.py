@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridlm.ops.modes import gpu
 from hybridlm.ops.norm import at_least_fp32
 
 _ALIGNMENT = 16  # bytes, of the rows that torch's grouped product takes
@@ -163,10 +164,9 @@ def _experts_grouped(x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor,
 
 def _grouped_kernels(x: Tensor, down: Tensor) -> bool:
     """Whether torch has a grouped kernel for these tensors, and not a loop behind the same name."""
-    if not x.is_cuda or x.dtype != torch.bfloat16:
-        return False
+    capability = gpu(x)
     aligned = all(width * x.element_size() % _ALIGNMENT == 0 for width in down.shape[1:])
-    return aligned and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    return capability is not None and x.dtype == torch.bfloat16 and aligned and capability >= (8, 0)
 
 
 def mixture(x: Tensor, experts: Tensor, weights: Tensor, up: Tensor, down: Tensor, *, gated: bool) -> Tensor:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
+from hybridlm.ops.kernels.rules import mamba1_refusal
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.selective_scan_blocks import backward, cut_inputs, forward
 
@@ -115,13 +117,20 @@ def selective_scan(
     initial_state: Tensor | None = None,
     starts: Tensor | None = None,
     chunk: int = 16,
+    backend: Backend = TORCH,
 ) -> tuple[Tensor, Tensor]:
     """Mamba-1's scan. Returns y (B, T, E) in x's dtype and the final state (B, E, N) in at least fp32.
 
     x: (B, T, E); dt: (B, T, E), after softplus, at least 0 (0 leaves the state untouched); A: (E, N), negative; B, C: (B, T, N);
     D: (E,). initial_state: (B, E, N); None: zeros. starts: (B, T), True at a token before which everything is dropped; None: nowhere.
-    ``chunk`` changes speed and memory, not results.
+    ``chunk`` changes speed and memory, not results. ``backend`` CUDA: the compiled kernel for what it can honour; its final state gives
+    no gradient.
     """
+    refusal = mamba1_refusal(A.shape[1], x.dtype, documents=starts is not None, state=initial_state is not None)
+    if backend == CUDA and refusal is None:
+        from hybridlm.ops.kernels.mamba import kernel_selective_scan
+
+        return kernel_selective_scan(x, dt, A, B, C, D)
     if x.shape[1] == 1 and initial_state is not None:
         state = initial_state.to(at_least_fp32(x.dtype))
         if starts is not None:

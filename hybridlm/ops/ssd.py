@@ -23,6 +23,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
+from hybridlm.ops.kernels.rules import mamba2_refusal
 from hybridlm.ops.modes import autocast_off, gradient_wanted
 from hybridlm.ops.norm import as_dtype, at_least_fp32
 from hybridlm.ops.ssd_chunks import backward, cut, forward, into_chunks
@@ -204,11 +206,17 @@ def ssd(
     starts: Tensor | None = None,
     chunk: int = 64,
     overwrite: bool = False,
+    backend: Backend = TORCH,
 ) -> tuple[Tensor, Tensor]:
     """Mamba-2's scan: ``scan`` with log_decay = dt A and scale = dt.
 
     dt: (B, T, H), after softplus and bias, 0 at padding; A: (H,), negative; the others, and what is returned, as in ``scan``.
+    ``backend`` CUDA: the compiled kernel for what it can honour, but for a token decoded after a state.
     """
+    if backend == CUDA and (x.shape[1] > 1 or initial_state is None) and mamba2_refusal(B.shape[3], x.dtype) is None:
+        from hybridlm.ops.kernels.mamba import kernel_ssd
+
+        return kernel_ssd(x, dt, A, B, C, D, initial_state, starts)
     wide = at_least_fp32(x.dtype)
     dt = as_dtype(dt, wide)
     return scan(x, dt * as_dtype(A, wide), dt, B, C, D, initial_state=initial_state, starts=starts, chunk=chunk, overwrite=overwrite)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hybridlm.command_line import value_of
 from hybridlm.config.section import ConfigError
-from hybridlm.hardware import CPU, visible_gpus
+from hybridlm.hardware.device import CPU, visible_gpus
 from hybridlm.launcher import launch
 from hybridlm.sweep.costs import Costs, vocabulary
 from hybridlm.sweep.grid import Axis

@@ -11,7 +11,7 @@ from hybridlm.command_line import key_of, value_of
 from hybridlm.config.resolve import resolve_layers
 from hybridlm.config.run import RunConfig
 from hybridlm.config.section import ConfigError
-from hybridlm.hardware import refuse_missing_gpu
+from hybridlm.hardware.machine import refuse_missing_gpu
 from hybridlm.resume import quoted
 from hybridlm.sweep.grid import Axis
 from hybridlm.sweep.job import Job

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from hybridlm.hardware import CPU
+from hybridlm.hardware.device import CPU
 
 T = TypeVar("T")
 

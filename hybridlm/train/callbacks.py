@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hybridlm.config.logging import EarlyStopConfig, SamplesConfig
     from hybridlm.config.run import RunConfig
     from hybridlm.data.tokenizer import Tokenizer
-    from hybridlm.hardware import Machine
+    from hybridlm.hardware.machine import Machine
     from hybridlm.model.lm import HybridLM
     from hybridlm.run_folder import RunFolder
     from hybridlm.train.clock import Clock

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hybridlm.config.section import ConfigError
-from hybridlm.hardware import CPU
+from hybridlm.hardware.device import CPU
 
 if TYPE_CHECKING:
     from hybridlm.config.train import TrainerConfig

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from hybridlm.checkpoint import EMA_KEY, read_checkpoint
 from hybridlm.config.section import ConfigError, RunFailed
+from hybridlm.optim.optimizer import HybridOptimizer
 from hybridlm.train.checkpoint_io import writer_of
 from hybridlm.train.ema import EMA
 from hybridlm.train.forensics import Cause, everyones, find_cause, fingerprint
-from hybridlm.train.optim import HybridOptimizer
 
 if TYPE_CHECKING:
     from hybridlm.config.guard import GuardConfig

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hybridlm.config.section import ConfigError
 
 if TYPE_CHECKING:
-    from hybridlm.hardware import Machine
+    from hybridlm.hardware.machine import Machine
 
 # What Lightning leaves behind in the environment after a launch; the next job of a sweep would take itself for a child of it.
 _LEFT_BEHIND = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -14,14 +14,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from hybridlm import checkpoint as checkpoint_format
 from hybridlm.layers.ffn import RouterStats
 from hybridlm.model.lm import HybridLM
+from hybridlm.optim.optimizer import HybridOptimizer, model_groups
 from hybridlm.train.guards import spoiling
-from hybridlm.train.optim import HybridOptimizer, model_groups
 from hybridlm.train.schedule import lr_factor
 
 if TYPE_CHECKING:
     from hybridlm.config.optim import OptimConfig
     from hybridlm.data.windows.loader import Batch
-    from hybridlm.hardware import Machine
+    from hybridlm.hardware.machine import Machine
 
 
 class LitLM(lightning.LightningModule):

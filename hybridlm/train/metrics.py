@@ -18,7 +18,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from hybridlm.hardware import peak_memory_gb
+from hybridlm.hardware.device import peak_memory_gb
 from hybridlm.train.clock import CHECKPOINTS, DATA, Clock
 from hybridlm.train.guards import hybrid_optimizer
 

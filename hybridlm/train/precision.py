@@ -26,10 +26,7 @@ class BFloat16(Precision):
         """Rounds what may be rounded of the HybridLM that ``module`` holds, once, before the optimizer sees the parameters."""
         for model in module.modules():
             if isinstance(model, HybridLM):
-                specs = model.param_specs()
-                for name, parameter in model.named_parameters():
-                    if specs[name].dtype == "model":
-                        parameter.data = parameter.data.to(torch.bfloat16)
+                model.round_parameters(torch.bfloat16)
         return module
 
 

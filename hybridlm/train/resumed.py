@@ -9,7 +9,7 @@ from hybridlm.checkpoint import KEY, read_checkpoint
 from hybridlm.config.section import ConfigError
 
 if TYPE_CHECKING:
-    from hybridlm.hardware import Machine
+    from hybridlm.hardware.machine import Machine
     from hybridlm.run_folder import RunFolder
 
 

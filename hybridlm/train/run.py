@@ -20,23 +20,25 @@ from hybridlm.data.corpus import Prepared
 from hybridlm.data.datamodule import DataModule
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.windows.splits import packed_documents
-from hybridlm.hardware import CPU, Machine, resolve_machine
+from hybridlm.hardware.device import CPU
+from hybridlm.hardware.machine import Machine, resolve_machine
+from hybridlm.kernels import choose_kernels
 from hybridlm.model.build import build_model, fresh_model
 from hybridlm.model.count import flops_per_token, layer_table, parameters
+from hybridlm.optim.eight_bit import refuse_missing_kernels
+from hybridlm.optim.optimizer import group_table, model_groups
 from hybridlm.train.answers import answered
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
 from hybridlm.train.checkpoints import Checkpoints
 from hybridlm.train.clock import Clock
 from hybridlm.train.compiled import compile_blocks, refuse_missing_compiler
 from hybridlm.train.console import Console
-from hybridlm.train.eight_bit import refuse_missing_kernels
 from hybridlm.train.exact import ExactSteps
 from hybridlm.train.guards import GuardCallback
 from hybridlm.train.launch import relaunchable, sweep_name
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.loggers import Loggers, refuse_missing_package
 from hybridlm.train.metrics import MEASURED, MetricsCallback
-from hybridlm.train.optim import group_table, model_groups
 from hybridlm.train.resumed import Resumed, resumable
 from hybridlm.train.samples import sampled, write_samples
 from hybridlm.train.stopping import Stopped, Stopping, signalled
@@ -63,17 +65,18 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     console = Console(config.trainer.headless, machine.max_steps)
     console.say(
         f"run folder  {folder.path}\nmachine     {machine.device_name}, {machine.devices} process(es), precision {machine.precision}"
+        + "".join(f"\nmachine     {note}" for note in machine.notes)
     )
+    kernels = choose_kernels(config, machine, lambda line: console.say(f"kernels     {line}"))
     resumed = None if resume is None else resumable(resume, machine, folder)
     prepared = prepare(config.data, report=lambda line: console.say(f"data        {line}"))
     if resumed is not None and resumed.tokenizer != prepared.tokenizer.fingerprint:
         raise ConfigError(f"{resume}: trained with another tokenizer than today's data gives; has the text or data.tokenizer changed?")
-    if config.data.packing:
-        packed = packed_documents(prepared, config.data.seq_len)
-        console.say(f"data        whole documents packed into {packed.windows:,} windows, {packed.efficiency:.1%} full")
+    _say_packing(config, prepared, console)
     _begin_folder(config, folder, prepared, resumed)
 
     module = _module(config, machine, prepared)
+    module.model.kernels = kernels
     table = layer_table(build_model(config.model, prepared.tokenizer.vocab_size), config.data.seq_len)
     _write(folder.layers, table + "\n")
     console.say(
@@ -108,6 +111,12 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     loggers.finish(summary)
     _report(console, summary, verb)
     return summary
+
+
+def _say_packing(config: RunConfig, prepared: Prepared, console: Console) -> None:
+    if config.data.packing:
+        packed = packed_documents(prepared, config.data.seq_len)
+        console.say(f"data        whole documents packed into {packed.windows:,} windows, {packed.efficiency:.1%} full")
 
 
 def _refuse_what_is_missing(config: RunConfig, machine: Machine) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers.logger import Logger
 
     from hybridlm.config.run import RunConfig
-    from hybridlm.hardware import Machine
+    from hybridlm.hardware.machine import Machine
     from hybridlm.run_folder import RunFolder
     from hybridlm.train.clock import Clock
 

@@ -10,7 +10,7 @@ from hybridlm.bench.contenders import Contender, untrained
 from hybridlm.bench.report import rows
 from hybridlm.bench.turns import Point, Turn, measure, percentile, point_of, ratio
 from hybridlm.compose import compose_config
-from hybridlm.hardware import inference_device
+from hybridlm.hardware.device import inference_device
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from small_models import VOCAB, small_config
 from hybridlm.config.mixers import AttentionConfig
 from hybridlm.config.optim import OptimConfig
 from hybridlm.model.build import build_model
-from hybridlm.train.optim import param_groups
+from hybridlm.optim.optimizer import param_groups
 
 CONFIG = small_config("M:mlp T", tie_embeddings=False, attention=AttentionConfig(n_heads=2, qk_norm=True))
 DECAYING = {

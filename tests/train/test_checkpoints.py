@@ -16,11 +16,11 @@ from hybridlm.checkpoint import KEY, export_weights, load_run, read_checkpoint, 
 from hybridlm.checksum import SIZE, damage
 from hybridlm.compose import compose_config
 from hybridlm.config.section import ConfigError, RunFailed
+from hybridlm.optim.optimizer import HybridOptimizer
 from hybridlm.resume import plan_resume
 from hybridlm.run_folder import RunFolder
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO
 from hybridlm.train.exact import seed_everything
-from hybridlm.train.optim import HybridOptimizer
 from hybridlm.train.run import run
 from hybridlm.train.schedule import lr_factor
 

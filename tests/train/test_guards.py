@@ -20,11 +20,11 @@ from hybridlm.compose import compose_config
 from hybridlm.config.guard import GuardConfig
 from hybridlm.layers.mamba2 import Mamba2
 from hybridlm.model.build import fresh_model
+from hybridlm.optim.optimizer import HybridOptimizer, model_groups
 from hybridlm.run_folder import RunFolder
 from hybridlm.train import guards
 from hybridlm.train.guards import REPORT, RunDiverged, spoiling
 from hybridlm.train.lightning_module import LitLM
-from hybridlm.train.optim import HybridOptimizer, model_groups
 from hybridlm.train.run import run
 from hybridlm.user_error import reported
 

@@ -11,7 +11,7 @@ import pytest
 
 from hybridlm.compose import compose_config
 from hybridlm.config.section import ConfigError
-from hybridlm.hardware import resolve_machine
+from hybridlm.hardware.machine import resolve_machine
 from hybridlm.launcher import Launch, folder_overrides, is_first_rank, launch
 from hybridlm.resume import after_requeue
 from hybridlm.run_folder import RunFolder

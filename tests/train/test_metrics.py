@@ -70,7 +70,13 @@ def general(name: str) -> str:
 
 
 def test_what_is_documented_is_logged_and_what_is_logged_is_documented(tiny, tmp_path):
-    extra = ["model.pattern=MT:moe", "callbacks=ema", "hardware.peak_tflops=0.5", "callbacks.samples.prompts=[]", "trainer.max_steps=6"]
+    extra = [
+        "model.pattern=MT:moe",
+        "callbacks=ema",
+        "hardware.peak_tflops.fp32=0.5",
+        "callbacks.samples.prompts=[]",
+        "trainer.max_steps=6",
+    ]
     folder = RunFolder(tmp_path / "run")
     run(compose_config([*tiny, *extra, "callbacks.probes.every=1"]), folder, None)
     logged = rows(folder.metrics_jsonl)

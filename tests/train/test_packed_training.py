@@ -9,7 +9,7 @@ import torch
 
 from hybridlm.compose import compose_config
 from hybridlm.data.preparing.prepare import prepare
-from hybridlm.hardware import resolve_machine
+from hybridlm.hardware.machine import resolve_machine
 from hybridlm.train import run as run_module
 
 

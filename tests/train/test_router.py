@@ -24,10 +24,10 @@ from hybridlm.config.model import ModelConfig
 from hybridlm.config.optim import OptimConfig
 from hybridlm.layers.ffn import RouterStats
 from hybridlm.model.build import fresh_model
+from hybridlm.optim.optimizer import HybridOptimizer, model_groups
 from hybridlm.run_folder import RunFolder
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.metrics import COLUMNS
-from hybridlm.train.optim import HybridOptimizer, model_groups
 from hybridlm.train.router import RouterCallback, moe_layers, move_bias
 from hybridlm.train.run import run
 

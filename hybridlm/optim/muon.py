@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hybridlm.ops.modes import gpu
+
 # The quintic whose iteration pushes every singular value into about [0.7, 1.2]; coefficients from the same source.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
@@ -16,7 +18,7 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
 
     On a GPU the iteration runs in bfloat16, as published; on a CPU in float32, which is the faster of the two there and exact besides.
     """
-    x = matrices.to(torch.bfloat16) if matrices.is_cuda else matrices.to(torch.promote_types(matrices.dtype, torch.float32))
+    x = matrices.to(torch.bfloat16) if gpu(matrices) else matrices.to(torch.promote_types(matrices.dtype, torch.float32))
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT

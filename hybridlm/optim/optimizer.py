@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hybridlm.train.eight_bit import EightBit
-from hybridlm.train.updates import Rates, apply_rule, fresh_state, wide_dtype
+from hybridlm.optim.eight_bit import EightBit
+from hybridlm.optim.updates import Rates, apply_rule, fresh_state, wide_dtype
 
 if TYPE_CHECKING:
     from hybridlm.config.optim import OptimConfig

@@ -6,10 +6,14 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from hybridlm.config.section import ConfigError
-from hybridlm.hardware import CPU
+from hybridlm.hardware.device import CPU
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hybridlm.config.optim import OptimConfig
+
+_BLOCK, _LEAST = 256, 4096  # bitsandbytes' own: numbers that share a scale, and below how many a tensor stays in float32
 
 
 def refuse_missing_kernels(config: OptimConfig, device: str) -> None:
@@ -38,3 +42,10 @@ class EightBit:
         for inner, group in zip(self._inner.param_groups, groups, strict=True):
             inner["lr"], inner["weight_decay"] = group["lr"] * scale, group["weight_decay"]
         self._inner.step()
+
+
+def eight_bit_state_bytes(weight: Tensor) -> int:
+    """Bytes of the state that bitsandbytes 0.45 keeps of ``weight`` (``Optimizer2State.init_state``): two moments of a byte, each block of
+    256 with a float32 scale; those of a tensor below 4,096 numbers stay float32."""
+    numbers = weight.numel()
+    return 2 * (numbers + 4 * -(-numbers // _BLOCK)) if numbers >= _LEAST else 2 * 4 * numbers

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.adamw import adamw as torch_adamw
 from torch.optim.sgd import sgd as torch_sgd
 
-from hybridlm.train.muon import muon_updates
+from hybridlm.optim.muon import muon_updates
 
 if TYPE_CHECKING:
     from hybridlm.config.optim import OptimConfig

@@ -7,8 +7,8 @@ import torch
 
 from hybridlm.config.optim import MuonConfig, OptimConfig
 from hybridlm.layers.init import VECTOR, ParamSpec
-from hybridlm.train.muon import muon_updates, orthogonalize
-from hybridlm.train.optim import HybridOptimizer, param_groups
+from hybridlm.optim.muon import muon_updates, orthogonalize
+from hybridlm.optim.optimizer import HybridOptimizer, param_groups
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

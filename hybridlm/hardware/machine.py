@@ -1,21 +1,19 @@
-"""The machine a run uses: device, precision, and the numbers that follow from them. The only file with device names in it."""
+"""The machine a run uses: device, precision, and the numbers that follow from them."""
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hybridlm.config.section import ConfigError
+from hybridlm.hardware.device import CPU, CUDA, DeviceFacts, cpu_facts, device_facts, limit_memory
+from hybridlm.hardware.profiles import names_card, profile_of
+from hybridlm.hardware.rates import matrix_tflops, peak_name, peak_of, tf32_allowed
 from hybridlm.launcher import Launch, launch
 
 if TYPE_CHECKING:
-    import torch
-
+    from hybridlm.config.hardware import HardwareConfig
     from hybridlm.config.run import RunConfig
-
-CPU, CUDA = "cpu", "cuda"
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,8 @@ class Machine:
     global_batch: int
     batch_size: int
     accumulate: int
-    peak_flops: float | None  # of all devices together, per second; None: unknown
+    peak_flops: float | None  # of all devices together in this precision, per second; None: unknown
+    notes: tuple[str, ...]  # lines to say: a card that is not the profile's, where the peak is from
 
 
 def resolve_machine(config: RunConfig) -> Machine:
@@ -46,22 +45,66 @@ def resolve_machine(config: RunConfig) -> Machine:
     per_node, nodes = _processes(trainer.devices, available, launch())
     devices = per_node * nodes
     if device == CUDA:
-        _limit_memory(hardware.memory_gb)
+        limit_memory(hardware.memory_gb)
+    facts = device_facts() if device == CUDA else cpu_facts()
+    precision = precision_of(config, facts)
+    peak, notes = _peak(hardware, facts, precision)
     budget = hardware.cuda if device == CUDA else hardware.cpu
-    global_batch = budget.global_batch if config.data.global_batch == "auto" else config.data.global_batch
+    global_batch = global_batch_of(config, device)
     batch_size, accumulate = _split_batch(global_batch, devices, config.data.batch_size, trainer.accumulate)
     return Machine(
         device=device,
-        device_name=torch.cuda.get_device_name() if device == CUDA else f"CPU, {trainer.threads or torch.get_num_threads()} threads",
+        device_name=facts.name if device == CUDA else f"CPU, {trainer.threads or torch.get_num_threads()} threads",
         devices=devices,
         nodes=nodes,
-        precision=_precision(config, device),
+        precision=precision,
         max_steps=budget.max_steps if trainer.max_steps == "auto" else trainer.max_steps,
         global_batch=global_batch,
         batch_size=batch_size,
         accumulate=accumulate,
-        peak_flops=None if hardware.peak_tflops is None else hardware.peak_tflops * 1e12 * devices,
+        peak_flops=None if peak is None else peak * 1e12 * devices,
+        notes=tuple(notes),
     )
+
+
+def _peak(hardware: HardwareConfig, facts: DeviceFacts, precision: str) -> tuple[float | None, list[str]]:
+    """(TFLOP/s of one device, lines to say). The profile's where it speaks of this card, else another profile's, else measured; on a CPU,
+    whose rate hangs on what else runs, only what the profile says."""
+    import torch
+
+    name = peak_name(precision, tf32_allowed())
+    if name is None:
+        return None, []
+    notes, profile = [], hardware
+    if facts.kind == CUDA and hardware.cards and not names_card(hardware, facts.name):
+        limit = "" if hardware.memory_gb is None else f" its memory limit of {hardware.memory_gb:g} GiB holds,"
+        notes.append(f"hardware={hardware.name} is planned for, and this card is {facts.name}:{limit} perf/mfu is of this card")
+        profile = None
+    if profile is None or (not hardware.cards and peak_of(hardware.peak_tflops, name) is None):
+        profile = profile_of(facts.name)
+    peak = None if profile is None else peak_of(profile.peak_tflops, name)
+    if peak is not None:
+        source = f" ({profile.source})" if profile.source else ""
+        return peak, [*notes, f"peak {peak:g} TFLOP/s in {name}{source}"]
+    if facts.kind == CPU:
+        return None, notes
+    peak = matrix_tflops(torch.device(facts.kind), name)
+    return peak, [*notes, f"no profile has the {name} peak of {facts.name}: measured {peak:.1f} TFLOP/s, of which perf/mfu is a share"]
+
+
+def global_batch_of(config: RunConfig, device: str) -> int:
+    """``data.global_batch`` in windows; where it is auto, the profile's for ``device``."""
+    budget = config.hardware.cuda if device == CUDA else config.hardware.cpu
+    return budget.global_batch if config.data.global_batch == "auto" else config.data.global_batch
+
+
+def planned_processes(config: RunConfig, facts: DeviceFacts) -> int:
+    """Processes over all nodes on devices like ``facts``, which need not be here: one where nothing says how many."""
+    import torch
+
+    here = facts.kind == CUDA and torch.cuda.is_available()
+    per_node, nodes = _processes(config.trainer.devices, torch.cuda.device_count() if here else None, launch())
+    return per_node * nodes
 
 
 def _processes(asked: int | str, available: int | None, launched: Launch | None) -> tuple[int, int]:
@@ -92,60 +135,22 @@ def _split_batch(global_batch: int, devices: int, batch_size: int | str, accumul
     return batch_size, accumulate
 
 
-def _precision(config: RunConfig, device: str) -> str:
-    import torch
-
+def precision_of(config: RunConfig, facts: DeviceFacts) -> str:
+    """``trainer.precision`` on this device, none of ``auto``. ConfigError: it cannot."""
+    device, bf16 = facts.kind, facts.bf16 and config.hardware.bf16
     wanted = config.trainer.precision
     if wanted == "auto":
         if device == CPU:
             return "32-true"  # bfloat16 is not faster on most CPUs
-        return "bf16-mixed" if config.hardware.bf16 and torch.cuda.is_bf16_supported() else "16-mixed"
+        return "bf16-mixed" if bf16 else "16-mixed"
     if wanted == "16-mixed" and device == CPU:
         raise ConfigError(
             "trainer.precision = '16-mixed': a CPU has no loss-scaled float16 training; legal here: 32-true, bf16-mixed, bf16-true"
         )
-    if wanted in ("bf16-mixed", "bf16-true") and device == CUDA and not config.hardware.bf16:
-        raise ConfigError(f"trainer.precision = {wanted!r}: hardware {config.hardware.name} has no bfloat16; legal here: 32-true, 16-mixed")
+    if wanted in ("bf16-mixed", "bf16-true") and device == CUDA and not bf16:
+        card = facts.name if config.hardware.bf16 else f"hardware {config.hardware.name}"
+        raise ConfigError(f"trainer.precision = {wanted!r}: {card} has no bfloat16; legal here: 32-true, 16-mixed")
     return wanted
-
-
-def _limit_memory(memory_gb: float | None) -> None:
-    """Holds the run to the profile's memory, so that what fits here also fits the card it was planned for."""
-    import torch
-
-    if memory_gb is not None:
-        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_gb * 2**30 / total))
-
-
-def inference_device() -> torch.device:
-    """Where a trained model is loaded to generate: the GPU if there is one."""
-    import torch
-
-    return torch.device(CUDA if torch.cuda.is_available() else CPU)
-
-
-def peak_memory_gb(device: torch.device) -> float | None:
-    """The most memory this process has held so far, GiB: torch's on a GPU, else all of it; None where the system does not say."""
-    import torch
-
-    if device.type == CUDA:
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB elsewhere
-
-
-def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may name for one process: its own entries where it is set, else the numbers of all GPUs."""
-    import torch
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count()
-    return [name.strip() for name in named.split(",")][:count] if named is not None else [str(i) for i in range(count)]
 
 
 def refuse_missing_gpu(config: RunConfig, found: bool) -> None:

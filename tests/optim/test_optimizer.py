@@ -10,9 +10,9 @@ import torch
 from hybridlm.config.optim import LRScale, MuonConfig, OptimConfig, SGDConfig
 from hybridlm.config.section import ConfigError
 from hybridlm.layers.init import MATRIX, VECTOR, ParamSpec
-from hybridlm.train.eight_bit import refuse_missing_kernels
-from hybridlm.train.muon import muon_updates, orthogonalize
-from hybridlm.train.optim import HybridOptimizer, group_table, param_groups
+from hybridlm.optim.eight_bit import refuse_missing_kernels
+from hybridlm.optim.muon import muon_updates, orthogonalize
+from hybridlm.optim.optimizer import HybridOptimizer, group_table, param_groups
 
 
 def toy(seed=0):
@@ -253,7 +253,7 @@ def test_eight_bit_moments_are_refused_where_there_are_no_kernels(monkeypatch):
     refuse_missing_kernels(OptimConfig(), "cpu")
     with pytest.raises(ConfigError, match="take adamw, muon, lion or sgd"):
         refuse_missing_kernels(OptimConfig(name="adamw8bit"), "cpu")
-    monkeypatch.setattr("hybridlm.train.eight_bit.find_spec", lambda name: None)
+    monkeypatch.setattr("hybridlm.optim.eight_bit.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install bitsandbytes"):
         refuse_missing_kernels(OptimConfig(name="adamw8bit"), "cuda")
 

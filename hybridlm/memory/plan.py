@@ -1,0 +1,175 @@
+"""The plan of a run: how its step is cut, what that needs, and whether it fits. No data is read and no weight is drawn."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hybridlm.config.section import ConfigError
+from hybridlm.hardware.device import CUDA, DeviceFacts
+from hybridlm.hardware.limits import usable_bytes
+from hybridlm.hardware.machine import global_batch_of, planned_processes, precision_of
+from hybridlm.hardware.profiles import planned_device, planned_rates
+from hybridlm.hardware.rates import peak_name, peak_of, tf32_allowed
+from hybridlm.memory.choice import Limit, Steps, choose, possible_cuts
+from hybridlm.memory.inference import Inference, inference_of
+from hybridlm.memory.speed import Rates, tokens_per_second
+from hybridlm.memory.timeline import Cut, Peak, Shares
+from hybridlm.memory.updates import Update, follow_update
+from hybridlm.memory.vocabulary import Vocabulary, planned_vocabulary
+from hybridlm.memory.workload import Workload
+from hybridlm.model.build import build_model
+from hybridlm.model.count import parameters
+
+if TYPE_CHECKING:
+    from hybridlm.config.run import RunConfig
+
+# What an allocator takes beyond the peak. Not measured on a GPU yet; on a CPU it covers benchmarks/results/plan_memory.md.
+_MARGINS = {True: (0.12, 128 * 2**20), False: (0.15, 64 * 2**20)}  # on CUDA, on a CPU
+# torch's own default for each handle, of which the forward's thread and the backward's have one (aten/src/ATen/cuda/CublasHandlePool.cpp).
+_CUBLAS, _CUBLAS_HOPPER = 8 * 2**20 + 128 * 2**10, 32 * 2**20
+_HOPPER = (9, 0)
+_HANDLES = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One device's part of a run. Bytes; ``reserved_bytes`` is the peak with its margin; estimates are in tokens per second of all
+    devices."""
+
+    device: str
+    devices: int
+    precision: str
+    seq_len: int
+    global_batch: int
+    batch_size: int
+    accumulate: int
+    checkpoint_blocks: int
+    loss_rows: int
+    layers: int
+    parameters: int
+    vocabulary: Vocabulary
+    peak: Peak
+    reserved_bytes: int
+    limit_bytes: int | None
+    fits: bool
+    tokens_per_s: float | None
+    relative_time: float  # of a step, where 1 is one that nothing was cut or computed again in
+    inference: Inference
+    compiled: bool
+
+    @property
+    def peak_bytes(self) -> int:
+        """To be compared with what torch's allocator held at most."""
+        return self.peak.bytes
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What holds the peak."""
+        return self.peak.parts
+
+    def applied(self, config: RunConfig) -> RunConfig:
+        """``config`` with what the plan chose in the place of ``auto``."""
+        data = config.data.model_copy(update={"batch_size": self.batch_size})
+        chosen = {"accumulate": self.accumulate, "checkpoint_blocks": self.checkpoint_blocks, "loss_rows": self.loss_rows}
+        return config.model_copy(update={"data": data, "trainer": config.trainer.model_copy(update=chosen)})
+
+
+def plan_run(config: RunConfig) -> Plan:
+    """The plan of ``config`` for the device that its profile names or, where that names none, for this machine's. ConfigError: numbers
+    clash, or a tokenizer's file cannot be read; a plan that does not fit is returned with ``fits`` False."""
+    facts = planned_device(config.hardware)
+    devices = planned_processes(config, facts)
+    windows = _windows(config, global_batch_of(config, facts.kind), devices)
+    work, vocabulary = _workload(config, facts)
+    update = follow_update(work)
+    steps = Steps(work, build_model(config.model, work.vocab), update, _shares(config, work, update, devices))
+    trainer = config.trainer
+    cuts = possible_cuts(
+        windows, len(work.layers), config.data.batch_size, trainer.accumulate, trainer.checkpoint_blocks, trainer.loss_rows
+    )
+    limit = _limit(config, facts, devices)
+    cut, peak, fits = choose(steps, cuts, limit)
+    rates = _rates(config, work.precision)
+    speed = tokens_per_second(steps.model, work, cut, update, rates)
+    return Plan(
+        device=facts.name,
+        devices=devices,
+        precision=work.precision,
+        seq_len=work.seq_len,
+        global_batch=windows * devices,
+        batch_size=cut.batch_size,
+        accumulate=cut.accumulate,
+        checkpoint_blocks=cut.checkpoint_blocks,
+        loss_rows=cut.rows,
+        layers=len(work.layers),
+        parameters=parameters(steps.model),
+        vocabulary=vocabulary,
+        peak=peak,
+        reserved_bytes=limit.reserved(peak.bytes),
+        limit_bytes=limit.bytes,
+        fits=fits,
+        tokens_per_s=None if speed is None else speed * devices,
+        relative_time=steps.time(cut),
+        inference=inference_of(work, rates),
+        compiled=trainer.compile,
+    )
+
+
+def step_peak(config: RunConfig, cut: Cut) -> Peak:
+    """The peak of a step of ``config`` on one device that is cut so."""
+    facts = planned_device(config.hardware)
+    work, _ = _workload(config, facts)
+    update = follow_update(work)
+    return Steps(work, build_model(config.model, work.vocab), update, _shares(config, work, update, 1)).peak(cut)
+
+
+def _windows(config: RunConfig, global_batch: int, devices: int) -> int:
+    """Of one device in a step. ConfigError: they cannot be cut as the user says."""
+    fixed = {"data.batch_size": config.data.batch_size, "trainer.accumulate": config.trainer.accumulate}
+    known = [number for number in fixed.values() if isinstance(number, int)]
+    product = math.prod(known) * devices
+    if global_batch % product or (len(known) == len(fixed) and product != global_batch):
+        terms = " x ".join(f"{name} ({number})" for name, number in (*fixed.items(), ("devices", devices)))
+        raise ConfigError(f"data.global_batch = {global_batch}: not {terms}; leave one of them auto")
+    return global_batch // devices
+
+
+def _workload(config: RunConfig, facts: DeviceFacts) -> tuple[Workload, Vocabulary]:
+    vocabulary = planned_vocabulary(config)
+    card = None
+    if facts.kind == CUDA:
+        major, _, minor = (facts.capability or "8.0").partition(".")
+        card = (int(major), int(minor))
+    documents = config.data.packing and config.data.isolate
+    work = Workload(config.model, config.optim, vocabulary.ids, config.data.seq_len, precision_of(config, facts), card, documents)
+    return work, vocabulary
+
+
+def _shares(config: RunConfig, work: Workload, update: Update, devices: int) -> Shares:
+    """DDP keeps a second copy of the gradients in its buckets. FSDP2 cuts everything over the devices and gathers the embedding, norm and
+    head for the whole step and two layers at a time, with their gradients."""
+    handles = 0 if work.card is None else _HANDLES * (_CUBLAS_HOPPER if work.card >= _HOPPER else _CUBLAS)
+    sharded = config.trainer.strategy == "fsdp2" and devices > 1
+    exchange = 0
+    if sharded:
+        exchange = update.outside + 4 * update.largest_block
+    elif devices > 1:
+        exchange = update.gradients
+    return Shares(devices if sharded else 1, exchange, handles, averaged=config.callbacks.ema.decay is not None)
+
+
+def _limit(config: RunConfig, facts: DeviceFacts, devices: int) -> Limit:
+    margin, spare = _MARGINS[facts.kind == CUDA]
+    usable = usable_bytes(facts, config.hardware.memory_gb)
+    if usable is not None and facts.kind != CUDA:
+        usable //= devices  # its processes share the machine
+    return Limit(usable, margin, spare)
+
+
+def _rates(config: RunConfig, precision: str) -> Rates:
+    peaks, bandwidth = planned_rates(config.hardware)
+    name = peak_name(precision, tf32_allowed())
+    peak = None if name is None else peak_of(peaks, name)
+    return Rates(None if peak is None else peak * 1e12, None if bandwidth is None else bandwidth * 1e9)

@@ -1,0 +1,60 @@
+"""The optimizer's part of a step: the run's own optimizer moves all weights of the run's model, on fake tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hybridlm.memory.ledger import counted
+from hybridlm.memory.segments import gradient_bytes
+from hybridlm.memory.workload import Workload
+from hybridlm.optim.eight_bit import eight_bit_state_bytes
+from hybridlm.optim.optimizer import HybridOptimizer, model_groups
+
+
+@dataclass(frozen=True)
+class Update:
+    """Bytes on one device that holds all of them. transient: above everything that stays, while weights move."""
+
+    weights: int
+    gradients: int
+    state: int
+    transient: int
+    average: int  # a running average of the weights in float32
+    average_transient: int  # while it follows weights of another dtype
+    largest_block: int  # weights of the largest layer
+    outside: int  # weights of embedding, norm and head
+
+
+def follow_update(work: Workload) -> Update:
+    """``optim=adamw8bit`` moves weights inside bitsandbytes, in place: what is transient then is clipping's."""
+    eight_bit = work.optim.name == "adamw8bit"
+    optim = work.optim.model_copy(update={"name": "sgd"}) if eight_bit else work.optim
+    with counted(work.card) as ledger:
+        model = work.built(work.layers)
+        ledger.hold([*model.parameters(), *model.buffers()])
+        weights = ledger.held
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        gradients, before = ledger.held - weights, ledger.held
+        optimizer = HybridOptimizer(model_groups(model, optim), optim)
+        optimizer.step()
+        state, held = ledger.held - before, ledger.held
+        ledger.restart()
+        optimizer.step()
+        parameters = list(model.parameters())
+        if eight_bit:
+            state = sum(eight_bit_state_bytes(parameter) for parameter in parameters)
+        others = [parameter.numel() for parameter in parameters if parameter.dtype != torch.float32]
+        blocks = [gradient_bytes(block) for block in model.blocks]
+        return Update(
+            weights=weights,
+            gradients=gradients,
+            state=state,
+            transient=ledger.peak - held,
+            average=4 * sum(parameter.numel() for parameter in parameters),
+            average_transient=4 * sum(others),
+            largest_block=max(blocks),
+            outside=weights - sum(blocks),
+        )

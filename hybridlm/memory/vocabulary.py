@@ -1,0 +1,30 @@
+"""How many ids the model will know, before the data is prepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from hybridlm.data.tokenizer import byte_tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from hybridlm.config.run import RunConfig
+
+
+class Vocabulary(NamedTuple):
+    """ids: of the model, padding aside; bound: a small corpus may give a trained tokenizer fewer than that."""
+
+    ids: int
+    bound: bool
+
+
+def planned_vocabulary(config: RunConfig) -> Vocabulary:
+    """Of the tokenizer that the run will have, or what ``model.vocab_size`` says. ConfigError: a file of it cannot be used."""
+    settings = config.data.tokenizer
+    if config.model.vocab_size is not None:
+        return Vocabulary(config.model.vocab_size, bound=False)
+    if settings.kind == "file" and settings.path is not None:
+        return Vocabulary(load_tokenizer(Path(settings.path).expanduser(), settings.special_tokens).vocab_size, bound=False)
+    if settings.kind == "bytes":
+        return Vocabulary(byte_tokenizer(settings.special_tokens).vocab_size, bound=False)
+    return Vocabulary(settings.vocab_size, bound=True)

@@ -1,0 +1,55 @@
+"""What the memory of a training step hangs on, apart from the micro-batch."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from hybridlm.config.layers import LayerSpec
+from hybridlm.config.model import ModelConfig
+from hybridlm.config.optim import OptimConfig
+from hybridlm.config.resolve import resolve_layers
+from hybridlm.layers.init import Init
+from hybridlm.model.build import build_block
+from hybridlm.model.lm import HybridLM
+
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One device's work. precision: none of ``auto``; card: compute capability of the GPU, None: a CPU; documents: packed ones are told
+    apart; vocab: ids of the model."""
+
+    model: ModelConfig
+    optim: OptimConfig
+    vocab: int
+    seq_len: int
+    precision: str
+    card: tuple[int, int] | None
+    documents: bool
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        return resolve_layers(self.model)
+
+    def built(self, layers: tuple[LayerSpec, ...]) -> HybridLM:
+        """A model of these layers with the dtypes that its parameters have in training, on the CPU: inside a fake mode, so without
+        contents. A CPU's tensors stand for those of a GPU, which torch cannot fake where it was built without CUDA."""
+        init = Init(std=None, residual=self.model.init.residual, n_layers=len(layers))
+        model = HybridLM(self.model, [build_block(spec, self.model) for spec in layers], self.vocab, init)
+        if self.precision == "bf16-true":
+            model.round_parameters(torch.bfloat16)
+        if self.precision == "64-true":
+            for tensor in (*model.parameters(), *model.buffers()):  # Module.double() cannot, with fake tensors
+                tensor.data = tensor.data.double()
+        return model
+
+    def autocast(self, model: HybridLM) -> AbstractContextManager[object]:
+        """What Lightning wraps a training step in: without autocast's cache of rounded weights."""
+        dtype = _AUTOCAST.get(self.precision)
+        if dtype is None:
+            return nullcontext()
+        return torch.autocast(model.embedding.weight.device.type, dtype=dtype, cache_enabled=False)
