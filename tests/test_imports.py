@@ -29,6 +29,7 @@ EVERYTHING = {
     "launcher",
     "generate",
     "eval",
+    "report",
     "train",
 }
 # Parts of the entry: text and paths, no torch.
@@ -53,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generate": {"checkpoint", "data.tokenizer", "data.chat", "data.reading.documents", "model", "hardware", "run_folder", "config"}
     | {"durable"},
     "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware"},
+    "report": {"model", "run_folder", "config", "command_line", "durable"},
     "train": EVERYTHING,
     "cli": EVERYTHING | COMMAND | ENTRY_POINTS,
     "compose": EVERYTHING | COMMAND | ENTRY_POINTS,
