@@ -115,6 +115,18 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="one JSON object
     run_doctor(as_json=as_json)
 
 
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="run folders, and folders with runs anywhere below them")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the report goes (default: the first folder)")] = None,
+) -> None:
+    """Compare runs: one HTML page (report.html), its tables as Markdown (report.md), and every run as a row (report.csv)."""
+    with reported():
+        from hybridlm.report.command import run_report
+
+        run_report(folders, out)
+
+
 def _overrides(verb: str, overrides: list[str] | None) -> list[str]:
     """What was given, once it holds no flag of other commands."""
     given = list(overrides or [])

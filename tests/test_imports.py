@@ -31,6 +31,7 @@ EVERYTHING = {
     "doctor",
     "generate",
     "eval",
+    "report",
     "train",
 }
 # Parts of the entry: text and paths, no torch.
@@ -56,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"model", "data.tokenizer", "run_folder", "config", "hardware", "checksum", "durable"},
     "generate": {"checkpoint", "data.tokenizer", "model", "hardware", "run_folder", "config"},
     "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware"},
+    "report": {"model", "run_folder", "config", "command_line", "durable"},
     "train": EVERYTHING,
     "cli": EVERYTHING | COMMAND | ENTRY_POINTS,
     "compose": EVERYTHING | COMMAND | ENTRY_POINTS,

@@ -233,6 +233,7 @@ def _summary(
         **metrics.throughput(),
         "seconds": time.perf_counter() - began,
         "device": machine.device_name,
+        "devices": machine.devices,
         "torch": torch.__version__,
     }
 
