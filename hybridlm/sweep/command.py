@@ -13,7 +13,7 @@ from hybridlm.command_line import value_of
 from hybridlm.config.section import ConfigError
 from hybridlm.hardware.device import CPU, visible_gpus
 from hybridlm.launcher import launch
-from hybridlm.sweep.costs import Costs, vocabulary
+from hybridlm.memory.plan import Plan, plan_run
 from hybridlm.sweep.grid import Axis
 from hybridlm.sweep.job import create, find
 from hybridlm.sweep.plan import Compose, Planned, depth_warning, plan
@@ -32,7 +32,7 @@ def new_sweep(overrides: Sequence[str], *, seeds: int, jobs: int | None, dry_run
         raise ConfigError("sweep: under a launcher each process would run the whole sweep; start it without one")
     grid, gpus = axes(overrides), visible_gpus()
     folder = _folder([line for axis in grid for line in axis.values])
-    planned = plan(grid, seeds, compose, gpu=bool(gpus), group=folder.name)
+    planned = plan(grid, seeds, compose, gpu=bool(gpus) or dry_run, group=folder.name)
     if (warning := depth_warning(planned)) is not None:
         print(warning, file=sys.stderr)
     slots = _slots(planned, gpus, jobs)
@@ -84,9 +84,15 @@ def _slots(planned: Sequence[Planned], gpus: Sequence[str], jobs: int | None) ->
 
 
 def _list(planned: Sequence[Planned], at_once: int) -> None:
+    """A line per job: parameters, the memory that its plan needs, and the match."""
     width = max(len(item.job.name) for item in planned)
+    plans: dict[tuple[str, ...], Plan] = {}
     for item in planned:
-        parameters = Costs("params", vocabulary(item.config), item.config.data.seq_len).of(item.config.model)
+        point = tuple(item.job.point.values())
+        if point not in plans:  # a seed changes nothing of it
+            plans[point] = plan_run(item.config)
+        plan = plans[point]
+        memory = f"{plan.reserved_bytes / 2**30:.2f} GiB{'' if plan.fits else ', DOES NOT FIT'}"
         note = f"  {item.config.sweep.matched}" if item.config.sweep.matched else ""
-        print(f"{item.job.number:>4}  {item.job.name:{width}}  {parameters:>13,} parameters{note}")
-    print(f"{len(planned)} jobs, {at_once} at once; nothing was started")
+        print(f"{item.job.number:>4}  {item.job.name:{width}}  {plan.parameters:>13,} parameters  {memory}{note}")
+    print(f"{len(planned)} jobs, {at_once} at once; memory is an estimate for {plan.device}; nothing was started")

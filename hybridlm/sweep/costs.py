@@ -7,12 +7,9 @@ from typing import Literal
 
 import torch
 
-from hybridlm.config.data import TokenizerConfig
 from hybridlm.config.layers import LayerSpec
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.resolve import resolve_layers
-from hybridlm.config.run import RunConfig
-from hybridlm.data.tokenizer import byte_tokenizer, load_tokenizer
 from hybridlm.layers.init import Init
 from hybridlm.model.build import build_block
 from hybridlm.model.count import block_flops, flops_per_token, parameters
@@ -47,17 +44,3 @@ class Costs:
                 ends = HybridLM(model, [], self._vocab, Init(std=None, residual="none", n_layers=1))
             self._ends[model.d_model] = parameters(ends) if self._by == "params" else flops_per_token(ends, self._context, "train")
         return self._ends[model.d_model]
-
-
-def vocabulary(config: RunConfig) -> int:
-    """The ids of the model. A BPE that is still to be trained has as many as were asked for, unless the corpus is very small.
-
-    ConfigError: the file of the tokenizer cannot be read.
-    """
-    return config.model.vocab_size or _tokenizer_size(config.data.tokenizer)
-
-
-def _tokenizer_size(settings: TokenizerConfig) -> int:
-    if settings.path is not None:
-        return load_tokenizer(settings.path, settings.special_tokens).vocab_size
-    return byte_tokenizer(settings.special_tokens).vocab_size if settings.kind == "bytes" else settings.vocab_size

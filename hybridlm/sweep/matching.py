@@ -52,9 +52,10 @@ def matched(config: RunConfig) -> Matched:
     by = config.sweep.match
     if by is None or config.sweep.matched is not None:
         return Matched(config, ())
-    from hybridlm.sweep.costs import Costs, vocabulary  # counts on a built model, which imports torch
+    from hybridlm.memory.vocabulary import planned_vocabulary
+    from hybridlm.sweep.costs import Costs  # counts on a built model, which imports torch
 
-    costs = Costs(by, vocabulary(config), config.data.seq_len)
+    costs = Costs(by, planned_vocabulary(config).ids, config.data.seq_len)
     target = config.sweep.target or costs.of(_reference(config))
     model = _Search(config.model, costs, target, TOLERANCE[by]).best()
     note = _note(config, model, costs.of(model), target)

@@ -47,7 +47,8 @@ def test_a_dry_run_lists_jobs_with_their_match(tmp_path, monkeypatch):
     lines = result.stdout.splitlines()
     assert [line.split()[1] for line in lines[:4]] == ["T-s0", "MMT-s0", "T-s1", "MMT-s1"]
     assert "pattern T" in lines[1]
-    assert lines[4] == "4 jobs, 1 at once; nothing was started"
+    assert all("parameters" in line and "GiB" in line for line in lines[:4])
+    assert lines[4].startswith("4 jobs, 1 at once; memory is an estimate for ")
     assert list(tmp_path.iterdir()) == []
 
 
