@@ -58,6 +58,10 @@ class RunFolder:
         return self.path / "layers.txt"
 
     @property
+    def plan(self) -> Path:
+        return self.path / "plan.txt"
+
+    @property
     def samples(self) -> Path:
         return self.path / "samples.txt"
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1] / "hybridlm"
-ENTRY_POINTS = {"cli", "arguments", "compose", "__main__"}
+ENTRY_POINTS = {"cli", "commands", "compose", "__main__"}
 EVERYTHING = {
     "config",
     "checksum",
@@ -63,10 +63,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": {"generate", "data.tokenizer", "checkpoint", "model", "config", "run_folder", "hardware"},
     "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware", "durable"},
     "optim": {"config", "ops", "layers", "model", "hardware"},
-    "memory": {"config", "ops", "layers", "model", "optim", "hardware", "data.tokenizer", "launcher"},
+    "memory": {"config", "config_files", "ops", "layers", "model", "optim", "hardware", "data.tokenizer"},
     "report": {"model", "run_folder", "config", "command_line", "durable"},
     "train": EVERYTHING,
-    "arguments": {"config", "command_line", "run_folder", "compose"},
     "sweep": {
         "config",
         "command_line",
@@ -79,7 +78,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "layers",
         "memory",
     },
-    "cli": EVERYTHING | COMMAND | ENTRY_POINTS | {"sweep"},
+    "cli": {"commands"},
+    "commands": EVERYTHING | COMMAND | ENTRY_POINTS | {"sweep"},
     "compose": EVERYTHING | COMMAND | ENTRY_POINTS | {"sweep"},
     "__main__": EVERYTHING | COMMAND | ENTRY_POINTS,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hybridlm.memory.segments import Pieces, follow
 from hybridlm.memory.speed import relative_time
@@ -32,21 +32,26 @@ class Limit:
         return self.bytes is None or self.reserved(peak) <= self.bytes
 
 
-@dataclass
+@dataclass(frozen=True)
 class Steps:
-    """Every way of cutting one step, and its memory. What was followed once is kept."""
+    """Every way of cutting one step, and its memory."""
 
     work: Workload
     model: HybridLM  # on "meta", for its FLOPs
     update: Update
     shares: Shares
-    _pieces: dict[tuple[int, bool, bool, int], Pieces] = field(default_factory=dict)
 
     def peak(self, cut: Cut) -> Peak:
         """The step's peak, from pieces of this very micro-batch."""
         again = self._followed(cut, checkpointed=True) if cut.checkpoint_blocks else None
         plain = again if again is not None and cut.checkpoint_blocks == 1 else self._followed(cut, checkpointed=False)
         return compose(self.work.layers, (plain, again or plain), self.update, cut, self.shares)
+
+    @property
+    def outside(self) -> int:
+        """Bytes at the optimizer's peak, whatever the cut."""
+        stays = self.update.weights + self.update.gradients + self.update.state
+        return stays // self.shares.sharded + self.shares.exchange + self.shares.libraries + self.update.transient
 
     def at_least(self, cut: Cut) -> int:
         """Bytes that ``peak`` does not fall below, from micro-batches of one and two windows: it is a largest of straight lines in the
@@ -58,29 +63,53 @@ class Steps:
         return relative_time(self.model, self.work, cut)
 
     def _followed(self, cut: Cut, *, checkpointed: bool) -> Pieces:
-        key = (cut.batch_size, checkpointed, cut.accumulate > 1, cut.rows)
-        if key not in self._pieces:
-            self._pieces[key] = follow(self.work, cut.batch_size, checkpointed=checkpointed, accumulating=cut.accumulate > 1, rows=cut.rows)
-        return self._pieces[key]
+        return follow(self.work, cut.batch_size, checkpointed=checkpointed, accumulating=cut.accumulate > 1, rows=cut.rows)
 
 
 def choose(steps: Steps, cuts: Sequence[Cut], limit: Limit) -> tuple[Cut, Peak, bool]:
-    """The fastest of ``cuts`` that fits, its peak and True; where none does, the smallest and False."""
+    """The fastest of ``cuts`` that fits, its peak and True; where none does, the smallest and False. Fewer rows than most only where
+    nothing else fits."""
+    smallest = smallest_of(cuts)
+    if limit.holds(steps.outside):
+        for rows in sorted({cut.rows for cut in cuts}, reverse=True):
+            chosen = _fastest(steps, [cut for cut in cuts if cut.rows == rows], limit)
+            if chosen is not None:
+                return *chosen, True
+    return smallest, steps.peak(smallest), False
+
+
+def roughly(steps: Steps, cuts: Sequence[Cut], limit: Limit) -> tuple[Cut, int] | None:
+    """The largest micro-batch with the layers and rows of the smallest cut that may fit, and the smallest cut's bytes; None: not even that
+    fits. A few pieces tell it; ``choose`` looks closer and finds faster cuts."""
+    smallest = smallest_of(cuts)
+    if not limit.holds(steps.outside) or not limit.holds(least := steps.peak(smallest).bytes):
+        return None
+    like = [cut for cut in cuts if (cut.checkpoint_blocks, cut.rows) == (smallest.checkpoint_blocks, smallest.rows)]
+    held = [cut for cut in like if cut == smallest or limit.holds(steps.at_least(cut))]
+    return max(held, key=lambda cut: cut.batch_size), least
+
+
+def _fastest(steps: Steps, cuts: Sequence[Cut], limit: Limit) -> tuple[Cut, Peak] | None:
     ranked = sorted(cuts, key=lambda cut: (steps.time(cut), cut.accumulate))
     first = steps.peak(ranked[0])
     if limit.holds(first.bytes):
-        return ranked[0], first, True
-    smallest = min(cuts, key=lambda cut: (cut.batch_size, cut.checkpoint_blocks != 1, cut.checkpoint_blocks == 0, cut.rows))
+        return ranked[0], first
+    smallest = smallest_of(cuts)
     least = steps.peak(smallest)
     if not limit.holds(least.bytes):
-        return smallest, least, False
+        return None
     for cut in ranked[1:]:
         if cut.accumulate > 1 and not limit.holds(steps.at_least(cut)):
             continue
         peak = steps.peak(cut)
         if limit.holds(peak.bytes):
-            return cut, peak, True
-    return smallest, least, True
+            return cut, peak
+    return smallest, least
+
+
+def smallest_of(cuts: Sequence[Cut]) -> Cut:
+    """The cut that needs the least."""
+    return min(cuts, key=lambda cut: (cut.batch_size, cut.checkpoint_blocks != 1, cut.checkpoint_blocks == 0, cut.rows))
 
 
 def possible_cuts(

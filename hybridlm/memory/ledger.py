@@ -22,12 +22,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hybridlm.ops.modes import followed
+from hybridlm.ops.modes import followed, gpu
 
 CUDA_GRAIN = 512  # bytes: torch's allocator for CUDA rounds up to it (c10/cuda/CUDACachingAllocator.h, kMinBlockSize)
 _OURS = "hybridlm::"
 _YOUNG = 32
 _EXPERTS: dict[str, tuple[int, int]] = {"hybridlm::experts": (2, 3), "hybridlm::experts_backward": (3, 4)}  # where order and offsets stand
+
+
+# Of our operators by what their memory hangs on: the most that they hold, results too. Plans of one process share it.
+_WORKSPACES: dict[tuple[object, ...], int] = {}
 
 
 class Ledger(TorchDispatchMode):
@@ -41,7 +45,6 @@ class Ledger(TorchDispatchMode):
         self.held = self.peak = 0
         self._grain = grain
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        self._workspaces: dict[tuple[object, ...], int] = {}  # of our operators by their arguments' shapes: the most they hold, results too
 
     def restart(self) -> int:
         """Begins a new peak; returns the one so far."""
@@ -64,20 +67,20 @@ class Ledger(TorchDispatchMode):
 
     def _whole(self, name: str, func: Any, args: Sequence[Any]) -> Any:
         """An operator of ours with what happens inside it; the second time with the same shapes, only what it gives back."""
-        key = (name, *[_shape(arg) for arg in tree_leaves(args)])
+        key = (gpu(args[0]) if isinstance(args[0], Tensor) else None, self._grain, name, *[_shape(arg) for arg in tree_leaves(args)])
         before = self.held
-        if key not in self._workspaces:
+        if key not in _WORKSPACES:
             peak = self.restart()
             with _disable_current_modes():
                 plain = _with_shares(name, [tree_map(self._plain, arg) for arg in args])
                 with self:
                     made = OPDEFS[name]._init_fn(*plain)
-            self._workspaces[key] = self.peak - before
+            _WORKSPACES[key] = self.peak - before
             del made, plain
             self.peak = max(peak, self.peak)
         out = func(*args)
         self.hold(out)
-        self.peak = max(self.peak, before + self._workspaces[key])
+        self.peak = max(self.peak, before + _WORKSPACES[key])
         return out
 
     def hold(self, made: object) -> None:
@@ -127,7 +130,9 @@ def _shape(argument: object) -> object:
 
 
 @contextmanager
-def counted(card: tuple[int, int] | None) -> Iterator[Ledger]:
-    """A fake mode with a ledger over it, for a GPU of this compute capability (None: for a CPU)."""
-    with followed(card), FakeTensorMode(), Ledger(1 if card is None else CUDA_GRAIN) as ledger:
+def counted(card: tuple[int, int] | None, *, autocast: bool = True) -> Iterator[Ledger]:
+    """A ledger for a GPU of this compute capability (None: for a CPU), over fake tensors of the CPU. Where nothing asks for autocast or
+    for a device's own kernels (``autocast`` False), over tensors of "meta", a tenth of the work."""
+    tensors = FakeTensorMode() if autocast else torch.device("meta")
+    with followed(card), tensors, Ledger(1 if card is None else CUDA_GRAIN) as ledger:
         yield ledger

@@ -12,7 +12,7 @@ from hybridlm.hardware.limits import usable_bytes
 from hybridlm.hardware.machine import global_batch_of, planned_processes, precision_of
 from hybridlm.hardware.profiles import planned_device, planned_rates
 from hybridlm.hardware.rates import peak_name, peak_of, tf32_allowed
-from hybridlm.memory.choice import Limit, Steps, choose, possible_cuts
+from hybridlm.memory.choice import Limit, Steps, choose, possible_cuts, roughly
 from hybridlm.memory.inference import Inference, inference_of
 from hybridlm.memory.speed import Rates, tokens_per_second
 from hybridlm.memory.timeline import Cut, Peak, Shares
@@ -55,8 +55,6 @@ class Plan:
     limit_bytes: int | None
     fits: bool
     tokens_per_s: float | None
-    relative_time: float  # of a step, where 1 is one that nothing was cut or computed again in
-    inference: Inference
     compiled: bool
 
     @property
@@ -76,51 +74,87 @@ class Plan:
         return config.model_copy(update={"data": data, "trainer": config.trainer.model_copy(update=chosen)})
 
 
+@dataclass(frozen=True)
+class Ground:
+    """What a plan stands on."""
+
+    facts: DeviceFacts
+    devices: int
+    windows: int  # of one device in a step
+    vocabulary: Vocabulary
+    steps: Steps
+    cuts: list[Cut]
+    limit: Limit
+
+    @staticmethod
+    def of(config: RunConfig) -> Ground:
+        """For the device that the profile names or, where it names none, for this machine's. ConfigError: numbers clash, or a
+        tokenizer's file cannot be read."""
+        facts = planned_device(config.hardware)
+        devices = planned_processes(config, facts)
+        windows = _windows(config, global_batch_of(config, facts.kind), devices)
+        work, vocabulary = workload_of(config, facts)
+        update, trainer = follow_update(work), config.trainer
+        steps = Steps(work, build_model(config.model, work.vocab), update, _shares(config, work, update, devices))
+        open_to = (config.data.batch_size, trainer.accumulate, trainer.checkpoint_blocks, trainer.loss_rows)
+        cuts = possible_cuts(windows, len(work.layers), *open_to)
+        return Ground(facts, devices, windows, vocabulary, steps, cuts, _limit(config, facts, devices))
+
+    def rough(self, config: RunConfig) -> tuple[int, float | None, float] | None:
+        """Bytes with the margin of the smallest cut, and of the largest micro-batch that may fit tokens per second and relative time; None:
+        nothing fits."""
+        found = roughly(self.steps, self.cuts, self.limit)
+        if found is None:
+            return None
+        cut, least = found
+        return self.limit.reserved(least), self._speed(config, cut), self.steps.time(cut)
+
+    def _speed(self, config: RunConfig, cut: Cut) -> float | None:
+        """Tokens per second of all devices."""
+        work = self.steps.work
+        speed = tokens_per_second(self.steps.model, work, cut, self.steps.update, rates_of(config, work.precision))
+        return None if speed is None else speed * self.devices
+
+    def plan(self, config: RunConfig) -> Plan:
+        steps, work = self.steps, self.steps.work
+        cut, peak, fits = choose(steps, self.cuts, self.limit)
+        return Plan(
+            device=self.facts.name,
+            devices=self.devices,
+            precision=work.precision,
+            seq_len=work.seq_len,
+            global_batch=self.windows * self.devices,
+            batch_size=cut.batch_size,
+            accumulate=cut.accumulate,
+            checkpoint_blocks=cut.checkpoint_blocks,
+            loss_rows=cut.rows,
+            layers=len(work.layers),
+            parameters=parameters(steps.model),
+            vocabulary=self.vocabulary,
+            peak=peak,
+            reserved_bytes=self.limit.reserved(peak.bytes),
+            limit_bytes=self.limit.bytes,
+            fits=fits,
+            tokens_per_s=self._speed(config, cut),
+            compiled=config.trainer.compile,
+        )
+
+
 def plan_run(config: RunConfig) -> Plan:
-    """The plan of ``config`` for the device that its profile names or, where that names none, for this machine's. ConfigError: numbers
-    clash, or a tokenizer's file cannot be read; a plan that does not fit is returned with ``fits`` False."""
-    facts = planned_device(config.hardware)
-    devices = planned_processes(config, facts)
-    windows = _windows(config, global_batch_of(config, facts.kind), devices)
-    work, vocabulary = _workload(config, facts)
-    update = follow_update(work)
-    steps = Steps(work, build_model(config.model, work.vocab), update, _shares(config, work, update, devices))
-    trainer = config.trainer
-    cuts = possible_cuts(
-        windows, len(work.layers), config.data.batch_size, trainer.accumulate, trainer.checkpoint_blocks, trainer.loss_rows
-    )
-    limit = _limit(config, facts, devices)
-    cut, peak, fits = choose(steps, cuts, limit)
-    rates = _rates(config, work.precision)
-    speed = tokens_per_second(steps.model, work, cut, update, rates)
-    return Plan(
-        device=facts.name,
-        devices=devices,
-        precision=work.precision,
-        seq_len=work.seq_len,
-        global_batch=windows * devices,
-        batch_size=cut.batch_size,
-        accumulate=cut.accumulate,
-        checkpoint_blocks=cut.checkpoint_blocks,
-        loss_rows=cut.rows,
-        layers=len(work.layers),
-        parameters=parameters(steps.model),
-        vocabulary=vocabulary,
-        peak=peak,
-        reserved_bytes=limit.reserved(peak.bytes),
-        limit_bytes=limit.bytes,
-        fits=fits,
-        tokens_per_s=None if speed is None else speed * devices,
-        relative_time=steps.time(cut),
-        inference=inference_of(work, rates),
-        compiled=trainer.compile,
-    )
+    """The plan of ``config``; one that does not fit is returned with ``fits`` False. ConfigError as of ``Ground.of``."""
+    return Ground.of(config).plan(config)
+
+
+def plan_inference(config: RunConfig) -> Inference:
+    """What the model needs to generate on the planned device, by context."""
+    work, _ = workload_of(config, planned_device(config.hardware))
+    return inference_of(work, rates_of(config, work.precision))
 
 
 def step_peak(config: RunConfig, cut: Cut) -> Peak:
     """The peak of a step of ``config`` on one device that is cut so."""
     facts = planned_device(config.hardware)
-    work, _ = _workload(config, facts)
+    work, _ = workload_of(config, facts)
     update = follow_update(work)
     return Steps(work, build_model(config.model, work.vocab), update, _shares(config, work, update, 1)).peak(cut)
 
@@ -136,7 +170,8 @@ def _windows(config: RunConfig, global_batch: int, devices: int) -> int:
     return global_batch // devices
 
 
-def _workload(config: RunConfig, facts: DeviceFacts) -> tuple[Workload, Vocabulary]:
+def workload_of(config: RunConfig, facts: DeviceFacts) -> tuple[Workload, Vocabulary]:
+    """What one device has to do, and the vocabulary that it is planned with."""
     vocabulary = planned_vocabulary(config)
     card = None
     if facts.kind == CUDA:
@@ -168,7 +203,8 @@ def _limit(config: RunConfig, facts: DeviceFacts, devices: int) -> Limit:
     return Limit(usable, margin, spare)
 
 
-def _rates(config: RunConfig, precision: str) -> Rates:
+def rates_of(config: RunConfig, precision: str) -> Rates:
+    """Of the planned device in this precision."""
     peaks, bandwidth = planned_rates(config.hardware)
     name = peak_name(precision, tf32_allowed())
     peak = None if name is None else peak_of(peaks, name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -83,6 +84,7 @@ class _Borders:
             handle.remove()
 
 
+@lru_cache(maxsize=256)
 def follow(work: Workload, batch: int, *, checkpointed: bool, accumulating: bool, rows: int) -> Pieces:
     """The pieces of a micro-batch of ``batch`` windows. checkpointed: every layer is computed again in the backward; accumulating: there
     are gradients before; rows: of logits at once in the loss."""

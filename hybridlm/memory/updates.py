@@ -1,8 +1,9 @@
-"""The optimizer's part of a step: the run's own optimizer moves all weights of the run's model, on fake tensors."""
+"""The optimizer's part of a step: the run's own optimizer moves all weights of the run's model, on tensors without contents."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -11,6 +12,7 @@ from hybridlm.memory.segments import gradient_bytes
 from hybridlm.memory.workload import Workload
 from hybridlm.optim.eight_bit import eight_bit_state_bytes
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups
+from hybridlm.optim.updates import fresh_state
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,12 @@ class Update:
     outside: int  # weights of embedding, norm and head
 
 
+@lru_cache(maxsize=64)
 def follow_update(work: Workload) -> Update:
     """``optim=adamw8bit`` moves weights inside bitsandbytes, in place: what is transient then is clipping's."""
     eight_bit = work.optim.name == "adamw8bit"
     optim = work.optim.model_copy(update={"name": "sgd"}) if eight_bit else work.optim
-    with counted(work.card) as ledger:
+    with counted(work.card, autocast=False) as ledger:
         model = work.built(work.layers)
         ledger.hold([*model.parameters(), *model.buffers()])
         weights = ledger.held
@@ -39,7 +42,9 @@ def follow_update(work: Workload) -> Update:
             parameter.grad = torch.empty_like(parameter)
         gradients, before = ledger.held - weights, ledger.held
         optimizer = HybridOptimizer(model_groups(model, optim), optim)
-        optimizer.step()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter] |= fresh_state(group["algorithm"], parameter)
         state, held = ledger.held - before, ledger.held
         ledger.restart()
         optimizer.step()

@@ -31,6 +31,9 @@ class Workload:
     card: tuple[int, int] | None
     documents: bool
 
+    def __hash__(self) -> int:
+        return hash(repr(self.model))  # a section that holds mappings has no hash of its own
+
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
         return resolve_layers(self.model)

@@ -35,14 +35,14 @@ def state_bytes(model: HybridLM, context: int, batch: int = 1, dtype: torch.dtyp
     return sum(cast(Block, block).mixer.state_bytes(context, batch, dtype) for block in model.blocks)
 
 
-def _count(number: float) -> str:
+def count_text(number: float) -> str:
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.2f}{unit}"
     return f"{number:.0f}"
 
 
-def _bytes(number: int) -> str:
+def byte_text(number: int) -> str:
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if number >= size:
             return f"{number / size:.1f} {unit}"
@@ -55,11 +55,11 @@ def layer_table(model: HybridLM, context: int) -> str:
     for i, (spec, module) in enumerate(zip(resolve_layers(model.config), model.blocks, strict=True)):
         block = cast(Block, module)
         state = block.mixer.state_bytes(context, 1, torch.float32)
-        rows.append((str(i), spec.kind, spec.ffn_kind, _count(parameters(block)), _bytes(state)))
+        rows.append((str(i), spec.kind, spec.ffn_kind, count_text(parameters(block)), byte_text(state)))
     head = parameters(model) - sum(parameters(block) for block in model.blocks)
     tied = "tied" if model.lm_head is None else "untied"
-    rows.append(("", f"embedding, norm, head ({tied}, {model.vocab_size} ids)", "", _count(head), ""))
-    rows.append(("", "total", "", _count(parameters(model)), _bytes(state_bytes(model, context))))
+    rows.append(("", f"embedding, norm, head ({tied}, {model.vocab_size} ids)", "", count_text(head), ""))
+    rows.append(("", "total", "", count_text(parameters(model)), byte_text(state_bytes(model, context))))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     aligned = (str.rjust, str.ljust, str.ljust, str.rjust, str.rjust)
     return "\n".join(

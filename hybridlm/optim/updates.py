@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hybridlm.config.optim import OptimConfig
 
 State = dict[str, Tensor]
+_AT_ONCE = 2**25  # numbers of the matrices that Muon moves together, 128 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,20 @@ def fresh_state(algorithm: str, weight: Tensor) -> State:
     return state | {name: torch.zeros_like(weight, dtype=wide_dtype(weight)) for name in RULES[algorithm][1]}
 
 
+def _together(weights: list[Tensor]) -> list[list[int]]:
+    """Places of the weights that Muon moves at once: those of a shape beside each other, in parts of about ``_AT_ONCE`` numbers, so that
+    its copies do not double a large model's memory."""
+    parts: list[list[int]] = [[]]
+    numbers = 0
+    for i in sorted(range(len(weights)), key=lambda i: tuple(weights[i].shape)):
+        if parts[-1] and numbers + weights[i].numel() > _AT_ONCE:
+            parts.append([])
+            numbers = 0
+        parts[-1].append(i)
+        numbers += weights[i].numel()
+    return [sorted(part) for part in parts]
+
+
 def apply_rule(
     algorithm: str,
     weights: list[Tensor],
@@ -130,14 +145,12 @@ def apply_rule(
 ) -> None:
     """Moves the weights of a group. Weights of fewer bits are widened, moved and rounded to the nearest again.
 
-    Muon takes matrices of one shape together, so all at once; the others one by one, so that only one wide copy lives at a time.
+    Muon takes matrices of one shape together; of the others wide copies are made one by one, so that only one lives at a time.
     """
     rule = RULES[algorithm][0]
-    if all(weight.dtype == wide_dtype(weight) for weight in weights):
-        rule(weights, gradients, states, blocks, rates, config)
-        return
-    everything = range(len(weights))
-    for places in [everything] if algorithm == "muon" else [[i] for i in everything]:
+    narrow = any(weight.dtype != wide_dtype(weight) for weight in weights)
+    everything = list(range(len(weights)))
+    for places in _together(weights) if algorithm == "muon" else [[i] for i in everything] if narrow else [everything]:
         wide = [weights[i].to(wide_dtype(weights[i])) for i in places]
         slopes = [gradients[i].to(wide_dtype(weights[i])) for i in places]
         rule(wide, slopes, [states[i] for i in places], [blocks[i] for i in places], rates, config)

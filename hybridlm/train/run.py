@@ -23,6 +23,8 @@ from hybridlm.data.windows.splits import packed_documents
 from hybridlm.hardware.device import CPU
 from hybridlm.hardware.machine import Machine, resolve_machine
 from hybridlm.kernels import choose_kernels
+from hybridlm.memory.plan import Plan, plan_inference
+from hybridlm.memory.report import full_text, summary_lines
 from hybridlm.model.build import build_model, fresh_model
 from hybridlm.model.count import flops_per_token, layer_table, parameters
 from hybridlm.optim.eight_bit import refuse_missing_kernels
@@ -39,7 +41,8 @@ from hybridlm.train.launch import relaunchable, sweep_name
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.loggers import Loggers, refuse_missing_package
 from hybridlm.train.metrics import MEASURED, MetricsCallback
-from hybridlm.train.resumed import Resumed, resumable
+from hybridlm.train.planned import planned
+from hybridlm.train.resumed import Resumed
 from hybridlm.train.samples import sampled, write_samples
 from hybridlm.train.stopping import Stopped, Stopping, signalled
 from hybridlm.train.trainer import make_trainer, quiet_lightning
@@ -60,31 +63,25 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     quiet_lightning()
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
+    resumed = None if resume is None else Resumed.read(resume)
+    plan, asked = planned(config, resumed), config
+    config = plan.applied(config)
     machine = resolve_machine(config)
+    if resumed is not None:
+        resumed.refuse(machine, folder)
     _refuse_what_is_missing(config, machine)
     console = Console(config.trainer.headless, machine.max_steps)
-    console.say(
-        f"run folder  {folder.path}\nmachine     {machine.device_name}, {machine.devices} process(es), precision {machine.precision}"
-        + "".join(f"\nmachine     {note}" for note in machine.notes)
-    )
+    _say_machine(folder, machine, plan, console)
     kernels = choose_kernels(config, machine, lambda line: console.say(f"kernels     {line}"))
-    resumed = None if resume is None else resumable(resume, machine, folder)
     prepared = prepare(config.data, report=lambda line: console.say(f"data        {line}"))
     if resumed is not None and resumed.tokenizer != prepared.tokenizer.fingerprint:
         raise ConfigError(f"{resume}: trained with another tokenizer than today's data gives; has the text or data.tokenizer changed?")
     _say_packing(config, prepared, console)
-    _begin_folder(config, folder, prepared, resumed)
+    _begin_folder(asked, folder, prepared, resumed)
 
     module = _module(config, machine, prepared)
     module.model.kernels = kernels
-    table = layer_table(build_model(config.model, prepared.tokenizer.vocab_size), config.data.seq_len)
-    _write(folder.layers, table + "\n")
-    console.say(
-        f"\n{table}\n\n{group_table(model_groups(module.model, config.optim))}\n\n"
-        f"{machine.max_steps} steps of {machine.global_batch} x {config.data.seq_len} tokens"
-        f" ({machine.batch_size} x {machine.accumulate} x {machine.devices} windows)"
-        + (f", resuming after step {resumed.step}" if resumed else "")
-    )
+    _say_model(config, machine, module, console, folder, plan, resumed)
     clock = Clock()
     routers, metrics = metering_callbacks(config, machine, module.model, prepared.tokenizer, console, clock)
     loggers = Loggers(config, folder, console, resumed_at=resumed.step if resumed else None, sweep=sweep_name())
@@ -111,6 +108,29 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     loggers.finish(summary)
     _report(console, summary, verb)
     return summary
+
+
+def _say_machine(folder: RunFolder, machine: Machine, plan: Plan, console: Console) -> None:
+    console.say(
+        f"run folder  {folder.path}\nmachine     {machine.device_name}, {machine.devices} process(es), precision {machine.precision}"
+        + "".join(f"\nmachine     {note}" for note in machine.notes)
+        + "".join(f"\nmemory      {line}" for line in summary_lines(plan))
+    )
+
+
+def _say_model(
+    config: RunConfig, machine: Machine, module: LitLM, console: Console, folder: RunFolder, plan: Plan, resumed: Resumed | None
+) -> None:
+    """The layers, the optimizer's groups and the steps; layers.txt and plan.txt."""
+    table = layer_table(build_model(config.model, module.model.vocab_size), config.data.seq_len)
+    _write(folder.layers, table + "\n")
+    _write(folder.plan, full_text(plan, plan_inference(config)))
+    console.say(
+        f"\n{table}\n\n{group_table(model_groups(module.model, config.optim))}\n\n"
+        f"{machine.max_steps} steps of {machine.global_batch} x {config.data.seq_len} tokens"
+        f" ({machine.batch_size} x {machine.accumulate} x {machine.devices} windows)"
+        + (f", resuming after step {resumed.step}" if resumed else "")
+    )
 
 
 def _say_packing(config: RunConfig, prepared: Prepared, console: Console) -> None:
@@ -151,7 +171,8 @@ def _module(config: RunConfig, machine: Machine, prepared: Prepared) -> LitLM:
         model = fresh_model(config.model, vocab, seed=config.seed, device=CPU)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    model.checkpoint_blocks = config.trainer.checkpoint_blocks
+    settings = config.trainer  # numbers, by the plan
+    model.checkpoint_blocks, model.loss_rows = settings.checkpoint_blocks, settings.loss_rows
     if config.trainer.compile:
         compile_blocks(model)
     return LitLM(

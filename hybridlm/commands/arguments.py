@@ -17,7 +17,7 @@ def overrides_of(verb: str, overrides: list[str] | None) -> list[str]:
     """What was given, once it holds no flag of other commands."""
     given = list(overrides or [])
     if wrong := [word for word in given if word.startswith("-")]:
-        options = {"check": "--json", "prepare": "--show N", "sweep": "--jobs, --seeds, --resume, --dry-run"}.get(
+        options = {"check": "--json", "plan": "--json", "prepare": "--show N", "sweep": "--jobs, --seeds, --resume, --dry-run"}.get(
             verb, "the options that --help lists"
         )
         raise ConfigError(f"{verb}: unknown option {wrong[0]}; it takes {options}, --help and the overrides of train.py")

@@ -1,0 +1,116 @@
+"""A plan as text: a few lines at the start of a run, the whole table in plan.txt, JSON, and the refusal of what does not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from hybridlm.memory.inference import Inference
+from hybridlm.memory.plan import Plan
+from hybridlm.memory.suggest import Suggestion
+from hybridlm.memory.timeline import WORKSPACE
+from hybridlm.model.count import byte_text, count_text
+
+_ESTIMATE = "estimated from peaks"
+
+
+def summary_lines(plan: Plan) -> list[str]:
+    """What a run says of its plan at its start."""
+    limit = "" if plan.limit_bytes is None else f" of {byte_text(plan.limit_bytes)}"
+    largest = sorted(plan.parts.items(), key=lambda part: -part[1])[:3]
+    return [
+        f"{plan.batch_size} x {plan.accumulate} x {plan.devices} windows of {plan.seq_len}, {_checkpointing(plan)}",
+        f"{byte_text(plan.peak_bytes)} at the peak ({plan.peak.moment}), {byte_text(plan.reserved_bytes)} with the margin{limit}; most of "
+        "it " + ", ".join(f"{name} {byte_text(size)}" for name, size in largest),
+    ]
+
+
+def full_text(plan: Plan, inference: Inference) -> str:
+    """What plan.txt holds and ``hybridlm plan`` prints."""
+    at_most = " at most: a small corpus gives a trained tokenizer fewer" if plan.vocabulary.bound else ""
+    limit = "unknown" if plan.limit_bytes is None else byte_text(plan.limit_bytes)
+    lines = [
+        f"device      {plan.device}, {plan.devices} process(es), precision {plan.precision}",
+        f"model       {count_text(plan.parameters)} parameters, {plan.layers} layers, {plan.vocabulary.ids:,} ids{at_most}",
+        f"step        {plan.global_batch} windows of {plan.seq_len} tokens = micro-batch {plan.batch_size} x accumulation {plan.accumulate}"
+        f" x devices {plan.devices}",
+        f"            {_checkpointing(plan)}; {plan.loss_rows} rows of logits at once",
+        "",
+        *_columns([("held at the peak", "bytes"), *[(name, byte_text(size)) for name, size in _ordered(plan)]]),
+        *_columns(
+            [
+                (f"peak ({plan.peak.moment})", byte_text(plan.peak_bytes)),
+                ("with the allocator's margin", byte_text(plan.reserved_bytes)),
+                ("there is", limit),
+                ("fits", "yes" if plan.fits else "no"),
+            ]
+        ),
+    ]
+    if plan.tokens_per_s is not None:
+        lines += ["", f"training    about {plan.tokens_per_s:,.0f} tokens/s ({_ESTIMATE}, not measured)"]
+    if plan.compiled:
+        lines += ["", "trainer.compile: planned as if nothing were compiled"]
+    return "\n".join([*lines, "", *_inference_lines(inference)]) + "\n"
+
+
+def json_text(plan: Plan, inference: Inference, found: Sequence[Suggestion]) -> str:
+    """One object, numbers in bytes and tokens per second."""
+    fields = asdict(plan) | {"peak_bytes": plan.peak_bytes, "parts": plan.parts, "moment": plan.peak.moment}
+    del fields["peak"]
+    fields["inference"] = asdict(inference)
+    fields["suggestions"] = [
+        {"overrides": list(item.change.overrides), "reserved_bytes": item.reserved_bytes, "tokens_per_s": item.tokens_per_s}
+        for item in found
+    ]
+    return json.dumps(fields)
+
+
+def refusal(plan: Plan, found: Sequence[Suggestion]) -> list[str]:
+    """One line of what is needed and there, and one for each change that fits."""
+    assert plan.limit_bytes is not None
+    needs = (
+        f"this run needs {byte_text(plan.reserved_bytes)} of memory and {plan.device} has {byte_text(plan.limit_bytes)} for it, at "
+        f"data.batch_size={plan.batch_size} trainer.checkpoint_blocks={plan.checkpoint_blocks} (hybridlm plan shows by what)"
+    )
+    if not found:
+        return [f"{needs}; no single change or pair of changes that was tried fits: take a smaller model or a larger device"]
+    return [needs, *[f"fits with {' '.join(item.change.overrides)}: {_outcome(item)}" for item in found]]
+
+
+def _outcome(item: Suggestion) -> str:
+    speed = "" if item.tokens_per_s is None else f", {item.tokens_per_s:,.0f} tokens/s or more ({_ESTIMATE})"
+    return f"{byte_text(item.reserved_bytes)} at the least{speed}"
+
+
+def _checkpointing(plan: Plan) -> str:
+    every = plan.checkpoint_blocks
+    return {0: "no layer computed again", 1: "every layer computed again"}.get(every, f"one layer in {every} computed again")
+
+
+def _ordered(plan: Plan) -> list[tuple[str, int]]:
+    parts = [(name, size) for name, size in plan.parts.items() if name != WORKSPACE]
+    return [*parts, (WORKSPACE, plan.parts.get(WORKSPACE, 0)), ("fragmentation (margin)", plan.reserved_bytes - plan.peak_bytes)]
+
+
+def _inference_lines(inference: Inference) -> list[str]:
+    rows = [("generating, one sequence", "cache", "all attention", "ratio", "prefill", "decode")]
+    for context in inference.contexts:
+        ratio = context.cache / context.attention if context.attention else 0.0
+        speeds = ("" if speed is None else f"{speed:,.0f}" for speed in (context.prefill, context.decode))
+        rows.append((f"{context.tokens:,} tokens", byte_text(context.cache), byte_text(context.attention), f"{ratio:.3f}", *speeds))
+    known = any(context.prefill is not None for context in inference.contexts)
+    weights = f"weights     {byte_text(inference.weights)} in {inference.dtype}"
+    weights += f"; tokens/s are {_ESTIMATE}, not measured" if known else "; no tokens/s, since no profile says this device's peaks"
+    return [weights, "", *_columns(rows)]
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """The first column to the left, the others to the right; not narrower than those of other tables, so that they stand in line."""
+    least = (28, *[10] * (len(rows[0]) - 1))
+    widths = [max(width, *(len(row[i]) for row in rows)) for i, width in enumerate(least)]
+    lines = []
+    for row in rows:
+        first, *others = zip(row, widths, strict=True)
+        lines.append("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip())
+    return lines
