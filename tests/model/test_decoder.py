@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from recurrences import relative_error
@@ -10,6 +12,7 @@ from small_models import VOCAB, every_pattern, make_ids, small_config, small_mod
 from hybridlm.config.ffns import MLPConfig
 from hybridlm.config.mixers import AttentionConfig, Mamba2Config
 from hybridlm.model.decode.decoder import Decoder
+from hybridlm.ops.kernels.choice import ALL_TORCH, CUDA
 
 MAMBA2 = {"d_state": 3, "head_dim": 4, "chunk": 5}
 CHANGES = {
@@ -87,6 +90,15 @@ def test_what_needs_the_forward_gets_it(way):
             model(ids[:, :6], cache, doc_ids=doc_ids, valid=valid)
         for t in range(6, 10):
             assert torch.equal(decoder(ids[:, t], caches[0]), model(ids[:, t : t + 1], caches[1]).logits[:, -1])
+
+
+def test_a_chosen_backend_reaches_the_layers():
+    model = small_model(small_config("M"))
+    model.kernels = replace(ALL_TORCH, conv=CUDA)
+    seen = []
+    model.blocks[0].mixer.register_forward_pre_hook(lambda module, given: seen.append(given[1].kernels.conv))
+    Decoder(model)(torch.tensor([1]), model.new_cache(1, 2))
+    assert seen == [CUDA]
 
 
 def test_a_full_cache_is_an_error():

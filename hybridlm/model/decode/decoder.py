@@ -24,6 +24,7 @@ from hybridlm.model.decode.attention import AttentionToken
 from hybridlm.model.decode.mamba2 import Mamba2Token
 from hybridlm.model.decode.projection import Projection, normed
 from hybridlm.ops.cross_entropy import cap_logits
+from hybridlm.ops.kernels.choice import ALL_TORCH
 from hybridlm.ops.modes import autocast_on
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ class Decoder:
     def __call__(self, tokens: Tensor, cache: ModelCache) -> Tensor:
         """The logits (B, V) behind ``tokens`` (B,), which the cache then holds."""
         model = self._model
-        if not self._prepared or cache.ragged or cache.last_doc is not None or autocast_on(model.embedding.weight):
+        told_apart = cache.ragged or cache.last_doc is not None
+        # A backend that was chosen is the layers' own matter too.
+        if not self._prepared or told_apart or model.kernels != ALL_TORCH or autocast_on(model.embedding.weight):
             whole: Tensor = model(tokens.unsqueeze(1), cache, keep="last").logits
             return whole[:, -1]
         config = model.config
