@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1] / "hybridlm"
-ENTRY_POINTS = {"cli", "compose", "__main__"}
+ENTRY_POINTS = {"cli", "arguments", "compose", "__main__"}
 EVERYTHING = {
     "config",
     "checksum",
@@ -30,6 +30,7 @@ EVERYTHING = {
     "kernels",
     "doctor",
     "generate",
+    "bench",
     "eval",
     "optim",
     "memory",
@@ -57,14 +58,29 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"config", "ops", "hardware"},
     "doctor": {"config", "ops", "hardware", "kernels"},
     "checkpoint": {"model", "data.tokenizer", "run_folder", "config", "hardware", "checksum", "durable"},
-    "generate": {"checkpoint", "data.tokenizer", "data.chat", "model", "hardware", "run_folder", "config", "durable"},
-    "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware"},
+    "generate": {"checkpoint", "data.tokenizer", "data.chat", "data.reading.documents", "model", "hardware", "run_folder", "config"}
+    | {"durable"},
+    "bench": {"generate", "data.tokenizer", "checkpoint", "model", "config", "run_folder", "hardware"},
+    "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware", "durable"},
     "optim": {"config", "ops", "layers", "model", "hardware"},
     "memory": {"config", "ops", "layers", "model", "optim", "hardware", "data.tokenizer", "launcher"},
     "report": {"model", "run_folder", "config", "command_line", "durable"},
     "train": EVERYTHING,
-    "cli": EVERYTHING | COMMAND | ENTRY_POINTS,
-    "compose": EVERYTHING | COMMAND | ENTRY_POINTS,
+    "arguments": {"config", "command_line", "run_folder", "compose"},
+    "sweep": {
+        "config",
+        "command_line",
+        "resume",
+        "durable",
+        "run_folder",
+        "hardware",
+        "launcher",
+        "model",
+        "layers",
+        "memory",
+    },
+    "cli": EVERYTHING | COMMAND | ENTRY_POINTS | {"sweep"},
+    "compose": EVERYTHING | COMMAND | ENTRY_POINTS | {"sweep"},
     "__main__": EVERYTHING | COMMAND | ENTRY_POINTS,
 }
 CONFIG_AT_RUN_TIME = {"model/build.py": {"config.resolve"}, "model/count.py": {"config.resolve"}}
@@ -73,6 +89,8 @@ THIRD_PARTY_HOMES = {
     "pytorch_lightning": (),
     "hydra": ("compose.py", "train/launch.py"),
     "transformers": ("interop/", "data/tokenizer.py"),
+    "lm_eval": ("eval/harness.py", "eval/tasks.py"),
+    "matplotlib": ("bench/", "eval/", "report/"),
     "mamba_ssm": ("ops/kernels/",),
     "causal_conv1d": ("ops/kernels/",),
     "liger_kernel": ("ops/kernels/",),

@@ -1,4 +1,4 @@
-"""Our calls through the real Triton kernels, on the CPU in Triton's interpreter, where mamba-ssm and liger-kernel are installed. Without CUDA:
+"""Our calls through the real Triton kernels, in Triton's interpreter, where mamba-ssm and liger-kernel are installed. Without CUDA:
 
 pip install triton einops liger-kernel==0.8.5
 MAMBA_SKIP_CUDA_BUILD=TRUE pip install --no-build-isolation --no-deps mamba-ssm==2.3.2.post1

@@ -102,7 +102,9 @@ def test_loss(device, dtype, softcap):
 @pytest.mark.parametrize("pattern", ["M1", "M2", "M3", "M2 M2 T M3 M1"])
 def test_a_model_trains_the_same(device, pattern, documents):
     """Loss and gradients of a small model under bfloat16, with every kernel that works and with none."""
-    config = compose_config([f"model.pattern={pattern}", "model.n_layers=null", "model.d_model=256", "model.mamba3.d_state=64"]).model
+    config = compose_config(
+        [f"model.pattern={pattern}", "model.n_layers=null", "model.d_model=256", "model.attention.n_heads=4", "model.mamba3.d_state=64"]
+    ).model
     work = Work(resolve_layers(config), torch.bfloat16, documents, 1.0)
     found = verdicts(work, KernelsConfig(), device_facts(), device)
     kernels = chosen(found, work.dtype, device)
