@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from hybridlm.config.data import DataConfig
@@ -33,6 +34,9 @@ def constraint_problems(config: RunConfig) -> list[str]:
     problems += _batch_problems(config.data, config.trainer)
     problems += _optim_problems(config.optim, config.trainer)
     problems += logging_problems(config.logger, config.callbacks, config.trainer)
+    capability = config.hardware.compute_capability
+    if capability is not None and not re.fullmatch(r"[1-9]\d*\.\d", capability):
+        problems.append(f"hardware.compute_capability = {capability!r}: expected NVIDIA's number with one decimal, as 8.6")
     problems += _precision_problems(config) + _strategy_problems(config) + _text_problems(config)
     problems += duration_problems("trainer.time_limit", config.trainer.time_limit)
     return problems
