@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"model", "data.tokenizer", "run_folder", "config", "hardware", "checksum", "durable"},
     "generate": {"checkpoint", "data.tokenizer", "data.chat", "data.reading.documents", "model", "hardware", "run_folder", "config"}
     | {"durable"},
-    "bench": {"generate", "data.tokenizer", "checkpoint", "model", "config", "run_folder", "hardware"},
+    "bench": {"generate", "memory", "checkpoint", "model", "config", "run_folder", "hardware"},
     "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware", "durable"},
     "optim": {"config", "ops", "layers", "model", "hardware"},
     "memory": {"config", "config_files", "ops", "layers", "model", "optim", "hardware", "data.tokenizer"},
