@@ -136,7 +136,7 @@ def _name(values: dict[str, str], seed: str) -> str:
     """A short name for a folder: the values, behind the field's own name where they are numbers."""
     parts = []
     for key, value in values.items():
-        text = re.sub(r"[^A-Za-z0-9.+-]+", "", value.replace("*", "x"))[:_LONGEST_VALUE]  # M1*2 as M1x2
+        text = re.sub(r"[^A-Za-z0-9.+-]+", "", re.sub(r"(?<=\d)\*", "x", value))[:_LONGEST_VALUE]  # M1*2 as M1x2
         plain = "." not in key or re.match(r"[A-Za-z]", text)
         parts.append(text if plain else f"{key.rpartition('.')[2]}{text}")
     name = "-".join(part for part in parts if part)[:_LONGEST_NAME].strip(".-")
