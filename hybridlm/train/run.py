@@ -67,9 +67,7 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     plan, asked = planned(config, resumed), config
     config = plan.applied(config)
     machine = resolve_machine(config)
-    if resumed is not None:
-        resumed.refuse(machine, folder)
-    _refuse_what_is_missing(config, machine)
+    _refuse(config, machine, folder, resumed)
     console = Console(config.trainer.headless, machine.max_steps)
     _say_machine(folder, machine, plan, console)
     kernels = choose_kernels(config, machine, lambda line: console.say(f"kernels     {line}"))
@@ -139,7 +137,10 @@ def _say_packing(config: RunConfig, prepared: Prepared, console: Console) -> Non
         console.say(f"data        whole documents packed into {packed.windows:,} windows, {packed.efficiency:.1%} full")
 
 
-def _refuse_what_is_missing(config: RunConfig, machine: Machine) -> None:
+def _refuse(config: RunConfig, machine: Machine, folder: RunFolder, resumed: Resumed | None) -> None:
+    """ConfigError: this checkpoint cannot go on so, or a package or a compiler is missing."""
+    if resumed is not None:
+        resumed.refuse(machine, folder)
     refuse_missing_package(config)
     refuse_missing_kernels(config.optim, machine.device)
     refuse_missing_compiler(config.trainer, machine.device)

@@ -165,7 +165,7 @@ def test_gradcheck():
 @pytest.mark.parametrize("with_grads", [True, False])
 def test_opcheck(with_grads):
     hidden, weight, targets = make_inputs(6, dtype=torch.float32)
-    args = (hidden.requires_grad_(), weight.requires_grad_(), targets, VOCAB, 0.8, 2.0, with_grads)
+    args = (hidden.requires_grad_(), weight.requires_grad_(), targets, VOCAB, 0.8, 2.0, 4, with_grads)
     torch.library.opcheck(torch.ops.hybridlm.linear_cross_entropy.default, args)
 
 
@@ -194,3 +194,15 @@ def test_losses_row_by_row(softcap):
     assert torch.equal(likeliest, logits.argmax(-1) == targets)
     total = linear_cross_entropy(hidden, weight, targets, vocab=13, scale=1.5, softcap=softcap)
     torch.testing.assert_close(losses.sum(), total, rtol=1e-12, atol=1e-12)
+
+
+def test_fewer_rows_at_once_change_nothing():
+    hidden, weight, targets = make_inputs(11)
+    losses = []
+    for rows in (512, 4):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss = linear_cross_entropy(h, w, targets, vocab=VOCAB, softcap=2.0, rows=rows)
+        loss.backward()
+        losses.append((loss, h.grad, w.grad))
+    for many, few in zip(*losses, strict=True):
+        torch.testing.assert_close(few, many, rtol=1e-12, atol=1e-12)
