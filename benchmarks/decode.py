@@ -2,7 +2,7 @@
 
 Batch 1, greedy, after the same prompt of 512 tokens, which fills the caches; d_model 256, 8 layers, 4096 ids, fp32. The models decode one
 token at a time in turn; a ratio is that of two models' times for the same 8 tokens. transformers' models are called directly, without
-what its ``generate`` adds.
+what its ``generate`` adds; hybridlm's through ``Engine.decode``.
 
 python benchmarks/decode.py [--only NAME] [--rounds N]      prints the tables and writes benchmarks/results/decode_NAME.md
 """
@@ -20,6 +20,7 @@ from harness.report import BOUNDS, bound_row, run, table
 from harness.turns import take_turns
 from torch import Tensor, nn
 
+from hybridlm.generate.engine import Engine, State
 from hybridlm.model.lm import HybridLM
 
 PROMPT, TOKENS = 512, 8  # tokens of the prompt, and of a round
@@ -44,11 +45,15 @@ class Decoder(ABC):
 class Ours(Decoder):
     def __init__(self, model: HybridLM, prompt: Tensor, capacity: int) -> None:
         super().__init__(model, prompt)
-        self.cache = model.new_cache(1, capacity)
+        self.engine, self.capacity = Engine(model, None), capacity
+        self.state: State | None = None
 
     def logits(self, ids: Tensor) -> Tensor:
-        logits: Tensor = self.model(ids, cache=self.cache, keep="last").logits
-        return logits
+        if self.state is None:
+            self.state = self.engine.prefill(ids.tolist(), self.capacity)
+            assert self.state.logits is not None
+            return self.state.logits.unsqueeze(1)
+        return self.engine.decode(self.state, ids[:, 0]).unsqueeze(1)
 
 
 class Peer(Decoder):
@@ -108,7 +113,8 @@ def measure(pair: Pair, rounds: int) -> list[str]:
 
 PAIRS = {
     "mamba2": Pair("HF Mamba2", partial(peers.mamba2, 256), "cache_params", "hybridlm Mamba-2", ours.mamba2, 2.2, 4.0),
-    "hybrid": Pair("HF Bamba", peers.bamba, "past_key_values", "hybridlm hybrid", ours.hybrid, 2.5, 4.0),
+    "hybrid": Pair("HF Bamba", peers.bamba, "past_key_values", "hybridlm hybrid", ours.hybrid, 2.2, 4.0),
+    "attention": Pair("HF Llama", peers.llama, "past_key_values", "hybridlm transformer", ours.transformer, 1.3, 2.0),
 }
 
 

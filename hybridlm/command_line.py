@@ -18,6 +18,16 @@ _FLAGS_WITH_VALUE = (
 )
 _INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~|)(?P<key>[^=+~][^=]*)(?:=(?P<value>.*))?", re.DOTALL)
+HELP = """hybridlm trains small hybrid language models.
+
+  python train.py [group=option ...] [field=value ...]      the same as: hybridlm train ...
+  python train.py -m optim.lr=1e-3,3e-3                     a sweep; hybridlm sweep: a process for each run
+  python train.py ckpt=last trainer.max_steps=2000          resume the newest run
+
+--cfg job prints the composed configuration; --hydra-help lists Hydra's own flags; docs/pattern.md explains model.pattern.
+
+Groups and their options:
+"""
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ def _repaired(line: str, groups: Collection[str]) -> str:
 
 def quoted_pattern(value: str) -> str:
     """A pattern, or a sweep over patterns apart by commas, quoted so that Hydra's grammar takes every character."""
-    return ",".join(_quoted_piece(piece.strip()) for piece in _pieces(value))
+    return ",".join(_quoted_piece(piece.strip()) for piece in pieces(value))
 
 
 def _quoted_piece(piece: str) -> str:
@@ -114,8 +124,8 @@ def _quoted_piece(piece: str) -> str:
     return piece if plain or '"' in piece or "\\" in piece else f'"{piece}"'
 
 
-def _pieces(value: str) -> Iterator[str]:
-    """``value`` cut at the commas that stand outside quotes, brackets and parentheses."""
+def pieces(value: str) -> Iterator[str]:
+    """``value``, such as several patterns, cut at the commas that stand outside quotes, brackets and parentheses."""
     depth, quote, start = 0, "", 0
     for index, letter in enumerate(value):
         if quote:

@@ -6,19 +6,18 @@ configuration error is an exception of its job: the other jobs run, and the swee
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
-from hybridlm.command_line import CommandLine, key_of, repair, split, value_of
+from hybridlm.command_line import HELP, CommandLine, key_of, merged, repair, split, value_of
 from hybridlm.config.constraints import overridden_sections, unused_section_warnings
 from hybridlm.config.load import load_config
 from hybridlm.config.resolve import layer_note
@@ -28,6 +27,8 @@ from hybridlm.config_files import ROOT_VARIABLE, groups, no_such_option, root
 from hybridlm.launcher import folder_overrides, is_first_rank, launch, refuse_sweep
 from hybridlm.resume import after_requeue, plan_resume, quoted, refuse_other_model
 from hybridlm.run_folder import RunFolder
+from hybridlm.sweep.grid import Axis, effectless
+from hybridlm.sweep.matching import matched
 from hybridlm.user_error import reported, told
 
 if TYPE_CHECKING:
@@ -35,18 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _PASSED_THROUGH = ("--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i", "--experimental-rerun")
-_SHAPES_MODEL = ("model", "size", "experiments")  # groups that may change which layers there are
-_SWEEP_POINTS = 64  # more are not composed ahead only to warn of sections without effect
-_HELP = """hybridlm trains small hybrid language models.
-
-  python train.py [group=option ...] [field=value ...]      the same as: hybridlm train ...
-  python train.py -m optim.lr=1e-3,3e-3                     a sweep
-  python train.py ckpt=last trainer.max_steps=2000          resume the newest run
-
---cfg job prints the composed configuration; --hydra-help lists Hydra's own flags; docs/pattern.md explains model.pattern.
-
-Groups and their options:
-"""
 
 
 def main(argv: list[str] | None = None, verb: tuple[str, ...] = ()) -> None:
@@ -60,7 +49,7 @@ def main(argv: list[str] | None = None, verb: tuple[str, ...] = ()) -> None:
 
 def compose_config(overrides: Sequence[str]) -> RunConfig:
     """The validated configuration of these overrides, without a run. Raises ConfigError."""
-    return _load(CommandLine((), tuple(repair(overrides, groups()))))[0]
+    return matched(_load(CommandLine((), tuple(repair(overrides, groups()))))[0]).config
 
 
 def _main(line: CommandLine, verb: tuple[str, ...]) -> None:
@@ -96,7 +85,7 @@ def _checked(line: CommandLine) -> CommandLine:
         line = CommandLine(line.flags, (*line.overrides, "++ckpt=null"))
         config, run_dir = _load(line if resume is None else CommandLine(line.flags, resume.overrides))
     if resume is not None:
-        refuse_other_model(resume.folder, config)
+        refuse_other_model(resume.folder, matched(config).config)
         return CommandLine(line.flags, resume.overrides)
     if not line.has("--cfg", "-c") and run_dir is not None and is_first_rank() and RunFolder(run_dir).is_run():
         raise RunFolder(run_dir).taken()
@@ -245,55 +234,57 @@ def _task(verb: tuple[str, ...], refused: list[ConfigError | RunFailed], crashed
 def _job(tree: DictConfig, verb: tuple[str, ...], sweep: bool) -> object:
     from hydra.core.hydra_config import HydraConfig
 
-    config = load_config(_tree(tree))
+    match = matched(load_config(_tree(tree)))
     overrides = [str(line) for line in HydraConfig.get().overrides.task]
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    resume = Path(config.ckpt) if config.ckpt else after_requeue(folder)
-    config = config.model_copy(update={"ckpt": None})  # of this start only
+    resume = Path(match.config.ckpt) if match.config.ckpt else after_requeue(folder)
+    config = match.config.model_copy(update={"ckpt": None})  # of this start only
     if is_first_rank():
-        if resume is not None:
-            folder.record_overrides([line for line in overrides if key_of(line) != "ckpt"])
+        if resume is not None or match.overrides:
+            folder.record_overrides(merged([line for line in overrides if key_of(line) != "ckpt"], match.overrides))
         for warning in [] if sweep else unused_section_warnings(config, overrides):
             log.warning(warning)
-        if note := layer_note(config.model):
-            log.info(note)
+        for note in (layer_note(config.model), config.sweep.matched):
+            if note:
+                log.info(note)
     from hybridlm.train.run import run  # imports torch: only now that the configuration is known to be good
 
-    return run(config, folder, resume, verb).get("val/bpb")  # a number, as sweepers that search expect
+    return (result := run(config, folder, resume, verb)).get("val/bpb", result.get("val/loss"))  # a number, as sweepers that search expect
+
+
+def sweep_axes(overrides: Sequence[str]) -> list[Axis]:
+    """What these overrides vary, in Hydra's own grammar of sweeps; the last of a key counts. Raises ConfigError."""
+    return list({axis.key: axis for axis in _axes(CommandLine((), tuple(repair(overrides, groups()))))}.values())
+
+
+def _axes(line: CommandLine) -> list[Axis]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
+
+    axes = []
+    with _hydra_errors(line):
+        for override in OverridesParser.create().parse_overrides(list(line.overrides)):
+            key, value = override.get_key_element(), override.value()
+            values: Iterable[str] = ()
+            if isinstance(value, Glob):
+                values = value.filter(groups(_config_dir(line)).get(key, []))
+            elif override.is_discrete_sweep():
+                values = override.sweep_string_iterator()
+            varied = override.is_sweep_override()
+            lines = tuple(f"{key}={one}" for one in values) if varied else (str(override.input_line),)
+            axes.append(Axis(key_of(key), lines, varied))
+    return axes
 
 
 def _warn_of_sweep(line: CommandLine) -> None:
     """One warning line for each overridden section that no point of a (basic) sweep uses."""
     if not overridden_sections(line.overrides) or any(key_of(override) == "hydra/sweeper" for override in line.overrides):
         return
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    with _hydra_errors(line):
-        parsed = OverridesParser.create().parse_overrides(list(line.overrides))
-    choices: list[list[str]] = []
-    for override in parsed:
-        text = str(override.input_line)
-        if override.is_sweep_override():
-            if not override.is_discrete_sweep():
-                return
-            options = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-            text_options = options if key_of(text).split(".")[0] in _SHAPES_MODEL else options[:1]
-        else:
-            text_options = [text]
-        choices.append(text_options)
-    points = list(itertools.islice(itertools.product(*choices), _SWEEP_POINTS + 1))
-    if len(points) > _SWEEP_POINTS:
-        return
-    try:
-        warnings = [unused_section_warnings(_load(CommandLine(line.flags, point))[0], point) for point in points]
-    except ConfigError:
-        return  # the job of that point reports it
-    for warning in dict.fromkeys(warnings[0]):
-        if all(warning in others for others in warnings):
-            print(warning, file=sys.stderr)
+    for warning in effectless(_axes(line), lambda point: _load(CommandLine(line.flags, tuple(point)))[0]):
+        print(warning, file=sys.stderr)
 
 
 def _help(line: CommandLine) -> str:
     rows = [f"  {group}={'|'.join(options)}" for group, options in groups(_config_dir(line)).items()]
     tree = yaml.safe_dump(_compose(line)[1], sort_keys=False, allow_unicode=True)
-    return f"{_HELP}{chr(10).join(rows)}\n\nFields and their values with these arguments:\n\n{tree}"
+    return f"{HELP}{chr(10).join(rows)}\n\nFields and their values with these arguments:\n\n{tree}"

@@ -45,6 +45,11 @@ class RunFolder:
         return self.path / "tokenizer.json"
 
     @property
+    def chat_template(self) -> Path:
+        """There where the run was trained on conversations."""
+        return self.path / "chat_template.jinja"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -63,6 +68,16 @@ class RunFolder:
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """What `hybridlm eval` found, all of it."""
+        return self.path / "eval.json"
+
+    @property
+    def position_plot(self) -> Path:
+        """Loss by the tokens before the target, of the last `hybridlm eval`."""
+        return self.path / "loss_by_position.png"
 
     @property
     def weights(self) -> Path:

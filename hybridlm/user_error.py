@@ -16,7 +16,7 @@ TRACEBACK_VARIABLE = "HYBRIDLM_TRACEBACK"
 @contextmanager
 def reported() -> Iterator[None]:
     """End the process with code 2 and one line per problem where the block raises ConfigError, with code 1 and a line where it raises
-    RunFailed. Everything else passes.
+    RunFailed. Where the reader of standard output has closed it (``| head``) nothing is left to do: code 0. Everything else passes.
 
     With HYBRIDLM_TRACEBACK=1 the traceback stands before the lines.
     """
@@ -29,6 +29,9 @@ def reported() -> Iterator[None]:
             traceback.print_exception(error)
         print(told(error), file=sys.stderr)
         sys.exit(1 if isinstance(error, RunFailed) else EXIT_CODE)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+        sys.exit(0)
 
 
 def told(error: ConfigError | RunFailed) -> str:

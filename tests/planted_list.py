@@ -405,4 +405,19 @@ DOCUMENTS = [
         "attention or mla",
     ),
 ]
-PLANTS = [*MAMBA3, *MAMBA2, *OTHER_MIXERS, *MOE, *CACHES, *DOCUMENTS]
+_LOSS, _HARNESS, _TURNS = "tests/eval/test_text_loss.py", "tests/eval/test_harness.py", "tests/bench/test_turns.py"
+MEASUREMENTS = [
+    _one("eval: targets counted by two windows", "eval/text_loss.py", "counted[:skipped] = False", "counted[:0] = False", _LOSS),
+    _one(
+        "eval: the separator left out",
+        "eval/text_loss.py",
+        "begin + starts[:-1], np.diff(starts)",
+        "begin + starts[:-1] + 1, np.diff(starts) - 1",
+        _LOSS,
+    ),
+    _one("harness: a long context cut at its end", "eval/harness.py", "[-kept:])", "[:kept])", _HARNESS),
+    _one("harness: no token before the text", "eval/harness.py", "else [self.tok.eos_id, *ids]", "else ids", _HARNESS),
+    _one("harness: greedy if the last token is", "eval/scoring.py", "(targets == IGNORE)).all(1)", "(targets == IGNORE))[:, -1]", _HARNESS),
+    _one("bench: the warm-up counts", "bench/turns.py", "            if number:\n", "            if number >= 0:\n", _TURNS),
+]
+PLANTS = [*MAMBA3, *MAMBA2, *OTHER_MIXERS, *MOE, *CACHES, *DOCUMENTS, *MEASUREMENTS]

@@ -20,12 +20,14 @@ from hybridlm.config.run import RunConfig
 from hybridlm.config.section import ConfigError
 from hybridlm.data.preparing import prepare as prepare_module
 from hybridlm.data.preparing.prepare import prepare
+from hybridlm.eval.text_probes import text_probe_metrics
 from hybridlm.hardware.machine import resolve_machine
 from hybridlm.hardware.profiles import planned_device, planned_rates
 from hybridlm.kernels import choose_kernels
 from hybridlm.model.build import build_model, fresh_model
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups, param_groups
 from hybridlm.run_folder import RunFolder
+from hybridlm.sweep.matching import matched
 from hybridlm.train import run as run_module
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO, writer_of
@@ -35,6 +37,7 @@ from hybridlm.train.console import Console
 from hybridlm.train.guards import GuardCallback, RunDiverged
 from hybridlm.train.launch import strategy
 from hybridlm.train.loggers import Loggers
+from hybridlm.train.probes import Probes
 from hybridlm.train.router import moe_layers, move_bias
 from hybridlm.train.samples import sampled
 from hybridlm.train.schedule import lr_factor
@@ -185,6 +188,21 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
             "data.parts={a: {source: files, path: 'CORPUS/lines.jsonl'}, b: {source: files, path: 'CORPUS/*.txt'}}",
         ],
     ),
+    **{
+        f"data.synthetic.{name}": (value, ["data.source=synthetic", "data.path=null", "data.val_seq_len=null", *needs])
+        for name, (value, needs) in {
+            "task": ("induction", []),
+            "vocab_size": (32, []),
+            "n_pairs": (3, []),
+            "n_items": (3, ["data.synthetic.task=selective_copying"]),
+            "modulus": (7, ["data.synthetic.task=modular_arithmetic"]),
+            "min_length": (20, []),
+            "eval_lengths": ("[40]", []),
+            "examples": (70, []),
+            "val_examples": (70, []),
+            "seed": (1, []),
+        }.items()
+    },
     "data.shard_mb": (1, []),
     "data.prepare_workers": (7, []),
     "data.workers": (1, []),
@@ -266,6 +284,9 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "callbacks.samples.top_p": (0.05, []),
     "callbacks.samples.every": (2, []),
     "callbacks.ema.decay": (0.9, []),
+    "callbacks.probes.every": (2, []),
+    "callbacks.probes.examples": (5, ["callbacks.probes.every=2"]),
+    "callbacks.probes.length": (64, ["callbacks.probes.every=2"]),
     "callbacks.early_stop.patience": (3, []),
     "callbacks.early_stop.min_delta": (0.5, ["callbacks.early_stop.patience=3"]),
     "hardware.name": ("another", ["hardware.accelerator=cuda"]),
@@ -285,6 +306,10 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "hardware.cpu.max_steps": (77, ["trainer.max_steps=auto"]),
     "hardware.cuda.global_batch": (128, ["data.global_batch=auto", "hardware.accelerator=auto"]),
     "hardware.cuda.max_steps": (99, ["trainer.max_steps=auto", "hardware.accelerator=auto"]),
+    "sweep.match": ("params", []),
+    "sweep.reference": ("M", ["sweep.match=params"]),
+    "sweep.target": (20_000, ["sweep.match=params"]),
+    "sweep.matched": ("done", ["sweep.match=params"]),
     # On a CPU no kernel can be had: the one that is asked for is named in the refusal.
     "kernels.default": ("cuda", []),
     "kernels.conv": ("cuda", []),
@@ -358,12 +383,15 @@ def data_effects(config: RunConfig) -> dict[str, Any]:
     module.trainer = types.SimpleNamespace(global_rank=0, world_size=machine.devices)  # type: ignore[assignment]
     train, val = module.train_dataloader(), module.val_dataloader()
     batch = next(iter(train))
+    epoch = len(train)
     train.close()
+    loaders = val if isinstance(val, list) else [val]
     return {
         "folders": [str(part.folder) for part in prepared.parts],
         "workers": (prepare_module._workers(config.data), train._workers),
         "batch": (digest(batch["ids"]), tuple(batch["ids"].shape), int(batch["n_targets"]), sorted(batch)),
-        "val": (len(val), tuple(next(iter(val))["ids"].shape)),
+        "epoch": epoch,
+        "val": [(len(loader), tuple(next(iter(loader))["ids"].shape)) for loader in loaders],
     }
 
 
@@ -433,8 +461,13 @@ def guard_effects(config: RunConfig, folder: RunFolder) -> list[str]:
 
 def callback_effects(config: RunConfig, folder: RunFolder, loggers: Loggers) -> dict[str, Any]:
     names = ("_decay", "_interval", "_patience", "_min_delta", "_log_every")
-    callbacks = extra_callbacks(config, folder, prepare(config.data).tokenizer, loggers.remote, print)
-    return {"callbacks": [(type(callback).__name__, [getattr(callback, name, None) for name in names]) for callback in callbacks]}
+    tokenizer = prepare(config.data).tokenizer
+    callbacks = extra_callbacks(config, folder, tokenizer, loggers.remote, print)
+    found = {"callbacks": [(type(callback).__name__, [getattr(callback, name, None) for name in names]) for callback in callbacks]}
+    for probes in (callback for callback in callbacks if isinstance(callback, Probes)):
+        model = fresh_model(config.model, tokenizer.vocab_size, seed=0, device="cpu")
+        found |= {"probes": text_probe_metrics(model, tokenizer, examples=probes._config.examples, length=probes._config.length)}
+    return found
 
 
 def sample_effects(config: RunConfig) -> dict[str, Any]:
@@ -477,6 +510,8 @@ def observe(section: str, config: RunConfig, tmp_path: Path) -> dict[str, Any]:
             folder = RunFolder(tmp_path)
             loggers = Loggers(config, folder, Console(True, 1), resumed_at=None, sweep=None)
             return {**sample_effects(config), **callback_effects(config, folder, loggers)}
+        case "sweep":
+            return {"model": matched(config).config.model}
         case _:
             return {**loop_effects(config, tmp_path), **data_effects(config)}
 

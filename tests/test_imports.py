@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1] / "hybridlm"
-ENTRY_POINTS = {"cli", "compose", "__main__"}
+ENTRY_POINTS = {"cli", "commands", "compose", "__main__"}
 EVERYTHING = {
     "config",
     "checksum",
@@ -28,10 +28,13 @@ EVERYTHING = {
     "hardware",
     "launcher",
     "kernels",
+    "doctor",
     "generate",
+    "bench",
     "eval",
     "optim",
     "memory",
+    "report",
     "train",
 }
 # Parts of the entry: text and paths, no torch.
@@ -53,14 +56,31 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resume": {"config", "command_line", "run_folder", "checksum"},
     "hardware": {"config", "config_files", "launcher"},
     "kernels": {"config", "ops", "hardware"},
+    "doctor": {"config", "ops", "hardware", "kernels"},
     "checkpoint": {"model", "data.tokenizer", "run_folder", "config", "hardware", "checksum", "durable"},
-    "generate": {"checkpoint", "data.tokenizer", "data.chat", "model", "hardware", "run_folder", "config", "durable"},
-    "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware"},
+    "generate": {"checkpoint", "data.tokenizer", "data.chat", "data.reading.documents", "model", "hardware", "run_folder", "config"}
+    | {"durable"},
+    "bench": {"generate", "memory", "checkpoint", "model", "config", "run_folder", "hardware"},
+    "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware", "durable"},
     "optim": {"config", "ops", "layers", "model", "hardware"},
     "memory": {"config", "config_files", "ops", "layers", "model", "optim", "hardware", "data.tokenizer"},
+    "report": {"model", "run_folder", "config", "command_line", "durable"},
     "train": EVERYTHING,
-    "cli": EVERYTHING | COMMAND | ENTRY_POINTS,
-    "compose": EVERYTHING | COMMAND | ENTRY_POINTS,
+    "sweep": {
+        "config",
+        "command_line",
+        "resume",
+        "durable",
+        "run_folder",
+        "hardware",
+        "launcher",
+        "model",
+        "layers",
+        "memory",
+    },
+    "cli": {"commands"},
+    "commands": EVERYTHING | COMMAND | ENTRY_POINTS | {"sweep"},
+    "compose": EVERYTHING | COMMAND | ENTRY_POINTS | {"sweep"},
     "__main__": EVERYTHING | COMMAND | ENTRY_POINTS,
 }
 CONFIG_AT_RUN_TIME = {"model/build.py": {"config.resolve"}, "model/count.py": {"config.resolve"}}
@@ -69,6 +89,8 @@ THIRD_PARTY_HOMES = {
     "pytorch_lightning": (),
     "hydra": ("compose.py", "train/launch.py"),
     "transformers": ("interop/", "data/tokenizer.py"),
+    "lm_eval": ("eval/harness.py", "eval/tasks.py"),
+    "matplotlib": ("bench/", "eval/", "report/"),
     "mamba_ssm": ("ops/kernels/",),
     "causal_conv1d": ("ops/kernels/",),
     "liger_kernel": ("ops/kernels/",),

@@ -31,7 +31,6 @@ CAPPED = {
 }
 WITHIN = 0.08
 SLM, SLM_CAP_GB, SLM_PEAK_GB, SLM_INFERENCE_GB = "slm_100m", 8, 6.0, 1.0
-STEPS = 3
 
 
 def configured(setting: Setting, preset: str, size: str, context: str, cap: str) -> RunConfig:
@@ -44,7 +43,7 @@ class PlannedStep:
     """A step as the trainer makes it, of the plan's micro-batch and with its optimizer, on random ids."""
 
     def __init__(self, setting: Setting, config: RunConfig, plan: Plan) -> None:
-        vocab = config.model.vocab_size or (64 if setting.dry else config.data.tokenizer.vocab_size)
+        vocab = plan.vocabulary.ids
         self.setting, self.plan = setting, plan
         self.model: HybridLM = fresh_model(config.model, vocab, seed=0, device=setting.device).train()
         self.model.checkpoint_blocks, self.model.loss_rows = plan.checkpoint_blocks, plan.loss_rows
@@ -57,13 +56,27 @@ class PlannedStep:
         mean: Tensor = output.loss_sum / self.ids.numel()
         return mean if output.aux is None else mean + output.aux
 
+    def held_bytes(self) -> int:
+        """Of weights and optimizer state."""
+        moments = (tensor for state in self.optimizer.state.values() for tensor in state.values() if isinstance(tensor, Tensor))
+        return sum(tensor.nbytes for tensor in (*self.model.parameters(), *moments))
+
     def __call__(self) -> None:
-        for micro in range(min(2, self.plan.accumulate)):  # the second adds to gradients that are there
+        """In the trainer's order: the gradients of the step before are there until the first backward."""
+        for micro_batch in range(min(2, self.plan.accumulate)):
             loss = self.loss()
-            if micro == 0:  # as in Lightning's loop, those of the step before are there until the first backward
+            if micro_batch == 0:
                 self.optimizer.zero_grad()
             loss.backward()
         self.optimizer.step()
+
+    def peak(self) -> tuple[int, int]:
+        """(bytes allocated at most, bytes reserved at most) of a step that has steps before it."""
+        self()
+        self.optimizer.zero_grad()
+        held = 0 if self.setting.on_gpu else self.held_bytes()  # a CPU's peak is above what was there
+        allocated, reserved = peak_of_call(self.setting, lambda: [self(), self()])
+        return allocated + held, reserved + held
 
 
 def _cases(setting: Setting) -> list[str]:
@@ -81,17 +94,15 @@ def _measure(setting: Setting, case: str) -> Iterator[Row]:
     if setting.on_gpu:
         limit_memory(config.hardware.memory_gb)
     step = PlannedStep(setting, config, plan)
-    for _ in range(0 if setting.dry else STEPS - 1):
-        step()
-    allocated, reserved = peak_of_call(setting, step)
+    allocated, reserved = step.peak()
     step.model = with_kernels(setting, step.model)
-    step()  # compiles them
-    compiled, _ = peak_of_call(setting, step)
+    compiled, _ = step.peak()
     yield {
         "case": case,
         "batch": plan.batch_size,
         "accumulate": plan.accumulate,
         "checkpoint_blocks": plan.checkpoint_blocks,
+        "loss_rows": plan.loss_rows,
         "planned_mb": plan.peak_bytes / 1e6,
         "allocated_mb": allocated / 1e6,
         "planned / allocated": plan.peak_bytes / allocated,
@@ -135,7 +146,7 @@ def _slm(setting: Setting, case: str) -> Iterator[Row]:
     plan = plan_run(config)
     if case == "training":
         step = PlannedStep(setting, config, plan)
-        allocated, reserved = peak_of_call(setting, lambda: [step() for _ in range(1 if setting.dry else STEPS)])
+        allocated, reserved = step.peak()
         yield {"case": case, "batch": plan.batch_size, "peak_gb": allocated / 2**30, "reserved_gb": reserved / 2**30}
         return
     model = PlannedStep(setting, config, plan).model

@@ -12,15 +12,16 @@ from gpu.part import Part, Row
 from gpu.setting import Setting
 
 ROOT = Path(__file__).parents[2]
-COUNTS = re.compile(r"(\d+) (passed|failed|skipped|errors?|deselected)")
-NOTHING_COLLECTED = 5
+COUNTS = re.compile(r"(\d+) (passed|failed|skipped)|(\d+)/\d+ tests (collected)")
+OUTCOMES = ("passed", "failed", "skipped")
+NOTHING_COLLECTED = 5  # pytest's exit code
 
 
 def _measure(setting: Setting, case: str) -> Iterator[Row]:
     line = [sys.executable, "-m", "pytest", "-n0", "-m", "gpu", "tests", "--no-header", "-q"]
     done = subprocess.run([*line, "--collect-only"] if setting.dry else line, cwd=ROOT, capture_output=True, text=True)
-    counts = {name: int(number) for number, name in COUNTS.findall(done.stdout)}
-    row: Row = {"case": case, **{name: counts.get(name, 0) for name in ("passed", "failed", "skipped")}}
+    counts = {name or collected: int(number or some) for number, name, some, collected in COUNTS.findall(done.stdout)}
+    row: Row = {"case": case, **({"collected": counts.get("collected", 0)} if setting.dry else {n: counts.get(n, 0) for n in OUTCOMES})}
     failed = [text for text in done.stdout.splitlines() if text.startswith(("FAILED", "ERROR"))]
     if done.returncode == NOTHING_COLLECTED:
         row["left_out"] = "no test is marked gpu"

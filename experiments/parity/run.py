@@ -14,11 +14,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from hybridlm.config.mixers import Mamba2Config, Mamba3Config
 from hybridlm.config.model import ModelConfig
-from hybridlm.data.probes import parity
+from hybridlm.config.synthetic import SyntheticConfig, words
+from hybridlm.data.synthetic.examples import Examples, Split
 from hybridlm.model.build import fresh_model
 from hybridlm.model.lm import HybridLM
 
@@ -60,35 +63,40 @@ def train(name: str, seed: int, steps: int, batch: int, lr: float) -> Result:
     """One model from scratch: AdamW with a linear warm-up and decay. The texts are 40 bits long and become 20 bits longer, up to 160,
     whenever the model answers 99% of a batch right."""
     began = time.perf_counter()
-    model = fresh_model(MODELS[name], 2, seed=seed, device="cpu")
+    model = fresh_model(MODELS[name], len(words(SyntheticConfig(task="parity"))), seed=seed, device="cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    generator = torch.Generator().manual_seed(seed)
     curve, length = [], SHORTEST
     for step in range(steps):
-        probe = parity(batch, length, generator)
+        ids, targets = texts(seed, "train", length, first=step * batch, count=batch)
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 100, (steps - step) / (0.4 * steps))
-        loss = model(probe.ids, targets=probe.targets).loss_sum / probe.targets.numel()
+        loss = model(ids, targets=targets).loss_sum / targets.numel()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % LOOK_EVERY == 0:
-            right = float(accuracy(model, length, batch, seed=step).mean())
+            right = float(accuracy(model, seed, length, first=step * batch, count=batch).mean())
             curve.append((step + 1, length, float(loss.detach()), right))
             print(f"{name} seed {seed}  step {step + 1:5d}  {length:3d} bits  loss {loss:.4f}  right {right:.4f}", flush=True)
             if right >= 0.99:
                 length = min(length + 20, LONGEST)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    tested = accuracy(model, TESTED, 512, seed=20_000).tolist()
+    tested = accuracy(model, seed, TESTED, first=0, count=512).tolist()
     return Result(name, seed, parameters, steps, time.perf_counter() - began, curve, tested)
 
 
+def texts(seed: int, split: Split, length: int, *, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """ids and answers (count, length) of the texts from number ``first`` on; none is in both splits."""
+    made = Examples(SyntheticConfig(task="parity", seed=seed), split, length).make(np.arange(first, first + count))
+    return torch.from_numpy(made[0]), torch.from_numpy(made[1])
+
+
 @torch.inference_mode()
-def accuracy(model: HybridLM, length: int, texts: int, *, seed: int) -> torch.Tensor:
+def accuracy(model: HybridLM, seed: int, length: int, *, first: int, count: int) -> Tensor:
     """(length,) share of right answers at each position, over texts that training did not see."""
-    probe = parity(texts, length, torch.Generator().manual_seed(seed))
-    return (model(probe.ids).logits.argmax(-1) == probe.targets).double().mean(0)
+    ids, targets = texts(seed, "val", length, first=first, count=count)
+    return (model(ids).logits.argmax(-1) == targets).double().mean(0)
 
 
 def report(results: list[Result], command: str) -> str:

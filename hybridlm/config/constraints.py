@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from hybridlm.config.data import DataConfig
@@ -23,7 +24,8 @@ def constraint_problems(config: RunConfig) -> list[str]:
     """One line for each rule between fields that ``config`` breaks; sections that no layer uses are not looked at."""
     problems: list[str] = []
     try:
-        resolve_layers(config.model)
+        layers = resolve_layers(config.model)
+        problems += _sweep_problems(config, len(layers))
     except ConfigError as error:
         problems += error.problems
     if config.size.name not in config.model.sizes:
@@ -32,9 +34,25 @@ def constraint_problems(config: RunConfig) -> list[str]:
     problems += _batch_problems(config.data, config.trainer)
     problems += _optim_problems(config.optim, config.trainer)
     problems += logging_problems(config.logger, config.callbacks, config.trainer)
-    problems += _precision_problems(config) + _strategy_problems(config)
+    capability = config.hardware.compute_capability
+    if capability is not None and not re.fullmatch(r"[1-9]\d*\.\d", capability):
+        problems.append(f"hardware.compute_capability = {capability!r}: expected NVIDIA's number with one decimal, as 8.6")
+    problems += _precision_problems(config) + _strategy_problems(config) + _text_problems(config)
     problems += duration_problems("trainer.time_limit", config.trainer.time_limit)
     return problems
+
+
+def _sweep_problems(config: RunConfig, depth: int) -> list[str]:
+    sweep = config.sweep
+    if sweep.match is None:
+        return [] if sweep.target is None else [f"sweep.target = {sweep.target}: needs sweep.match = params or flops"]
+    if sweep.target is not None:
+        return []
+    try:
+        resolve_layers(config.model.model_copy(update={"pattern": sweep.reference, "n_layers": depth}))
+    except ConfigError as error:
+        return [f"sweep.reference = {sweep.reference!r}: {problem}" for problem in error.problems]
+    return []
 
 
 def _batch_problems(data: DataConfig, trainer: TrainerConfig) -> list[str]:
@@ -100,6 +118,17 @@ def _strategy_problems(config: RunConfig) -> list[str]:
     if config.trainer.strategy == "fsdp2":
         return ["optim.name = 'adamw8bit': has no sharded state, which trainer.strategy = 'fsdp2' needs; take optim=adamw or strategy=ddp"]
     return []
+
+
+def _text_problems(config: RunConfig) -> list[str]:
+    """What a model of text alone can do."""
+    callbacks = config.callbacks
+    asked = {"callbacks.samples.every": callbacks.samples.every, "callbacks.probes.every": callbacks.probes.every}
+    return [
+        f"{name} = {value}: is for a model of text, and data.source=synthetic has none; leave it null"
+        for name, value in asked.items()
+        if value is not None and config.data.source == "synthetic"
+    ]
 
 
 def overridden_sections(overrides: Sequence[str]) -> dict[str, str]:

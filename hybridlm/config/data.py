@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from hybridlm.config.section import Auto, Section, Strings
+from hybridlm.config.synthetic import SyntheticConfig
 
 
 class TokenizerConfig(Section):
@@ -58,10 +59,12 @@ class PartConfig(CorpusConfig):
 class DataConfig(CorpusConfig):
     """The corpus and how it is cut (``data``)."""
 
-    source: Literal["stdlib", "files", "hf", "bins", "mixture"] = Field(  # type: ignore[assignment]
+    source: Literal["stdlib", "files", "hf", "bins", "mixture", "synthetic"] = Field(  # type: ignore[assignment]
         "stdlib",
-        description="stdlib: the interpreter's own library; files: yours; hf: a data set of the hub; bins: token files; mixture: parts",
+        description="stdlib: the interpreter's own library; files: yours; hf: a data set of the hub; bins: token files; mixture: parts; "
+        "synthetic: a generated task",
     )
+    synthetic: SyntheticConfig = SyntheticConfig()
     parts: dict[str, PartConfig] = Field({}, description="for source=mixture: {web: {source: files, path: ..., weight: 3}, code: {...}}")
     val_path: str | None = Field(None, description="token files held out, for source=bins; null: the last val_fraction of path")
     dtype: Literal["u16", "u32"] | None = Field(None, description="ids of token files without header or sidecar, for source=bins")
@@ -70,7 +73,7 @@ class DataConfig(CorpusConfig):
     val_fraction: float = Field(0.05, gt=0, lt=1, description="share of the documents held out, chosen by a hash of their path")
     shard_mb: int = Field(64, ge=1, description="MB of text per token file at most, about; less for a small corpus")
     prepare_workers: Auto = Field("auto", description="processes that tokenise; auto: one per core")
-    seq_len: int = Field(256, ge=2, description="tokens per training window")
+    seq_len: int = Field(256, ge=2, description="tokens per training window; of a synthetic task, per example")
     packing: bool = Field(False, description="windows of whole documents, packed best-fit; false: cut anywhere in the text")
     isolate: bool = Field(True, description="with packing: no document sees another in its window, in any layer")
     val_seq_len: int | None = Field(None, ge=2, description="tokens per validation window; null: seq_len")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hybridlm.config.data import CorpusConfig, DataConfig, HfConfig
+from hybridlm.config.synthetic import SyntheticConfig, synthetic_problems
 
 
 def data_problems(data: DataConfig) -> list[str]:
@@ -21,12 +22,16 @@ def data_problems(data: DataConfig) -> list[str]:
     else:
         given = [name for name in ("val_path", "dtype") if getattr(data, name) is not None]
         problems += [f"data.{name} = {getattr(data, name)!r}: only data.source=bins reads it" for name in given]
+    if data.source == "synthetic":
+        problems += _synthetic_problems(data)
+    elif data.synthetic != SyntheticConfig():
+        problems.append("data.synthetic: only data.source=synthetic reads it; add data=synthetic")
     return problems + _tokenizer_problems(data)
 
 
 def _corpus_problems(where: str, corpus: CorpusConfig | DataConfig) -> list[str]:
     problems = []
-    if corpus.source in ("stdlib", "hf", "mixture") and corpus.path is not None:
+    if corpus.source in ("stdlib", "hf", "mixture", "synthetic") and corpus.path is not None:
         files = "add data=files" if where == "data" else "add source: files"
         remedy = f"name the data set with {where}.hf.id" if corpus.source == "hf" else files
         problems.append(f"{where}.path = {corpus.path!r}: {where}.source={corpus.source} does not read it; {remedy}")
@@ -38,7 +43,7 @@ def _corpus_problems(where: str, corpus: CorpusConfig | DataConfig) -> list[str]
         )
     if corpus.source != "hf" and corpus.hf != HfConfig():
         problems.append(f"{where}.hf: only {where}.source=hf reads it")
-    if corpus.source in ("stdlib", "bins") and corpus.format == "chat":
+    if corpus.source in ("stdlib", "bins", "synthetic") and corpus.format == "chat":
         problems.append(f"{where}.format = 'chat': {where}.source={corpus.source} holds no records; it takes files or hf")
     return problems
 
@@ -55,6 +60,19 @@ def _bins_problems(data: DataConfig) -> list[str]:
             "that made the ids: they are checked and bytes are counted with it"
         )
     return problems
+
+
+def _synthetic_problems(data: DataConfig) -> list[str]:
+    problems = [
+        f"data.{name} = true: data.source=synthetic has no documents; an example is a window of its own"
+        for name in ("packing", "dedup")
+        if getattr(data, name)
+    ]
+    if data.val_seq_len is not None:
+        problems.append(
+            f"data.val_seq_len = {data.val_seq_len}: data.source=synthetic validates at data.seq_len and data.synthetic.eval_lengths"
+        )
+    return problems + synthetic_problems(data.synthetic, data.seq_len)
 
 
 def _tokenizer_problems(data: DataConfig) -> list[str]:

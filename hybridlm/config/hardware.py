@@ -17,7 +17,7 @@ def _version(value: object) -> object:
     return f"{value:.1f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-Capability = Annotated[str, BeforeValidator(_version), Field(pattern=r"^[1-9]\d*\.\d$")]
+Capability = Annotated[str, BeforeValidator(_version)]
 
 
 class Budget(Section):

@@ -53,8 +53,20 @@ class EMAConfig(Section):
 class EarlyStopConfig(Section):
     """The end of a run that no longer gets better (``callbacks.early_stop``)."""
 
-    patience: int | None = Field(None, ge=1, description="validations without a better val/bpb after which training ends; null: never")
-    min_delta: float = Field(0.0, ge=0, description="bits per byte by which a validation has to be better to count")
+    patience: int | None = Field(
+        None, ge=1, description="validations without a better val/bpb (a synthetic task: val/loss) after which training ends; null: never"
+    )
+    min_delta: float = Field(0.0, ge=0, description="bits per byte (nats) by which a validation has to be better to count")
+
+
+class ProbesConfig(Section):
+    """Can the text model find again what it has just read? (``callbacks.probes``)."""
+
+    every: int | None = Field(
+        None, ge=1, description="after every so many validations: induction and copying, logged as probe/...; null: never"
+    )
+    examples: int = Field(32, ge=1, description="of each probe, made of random tokens of the model's own vocabulary")
+    length: int = Field(128, ge=32, description="tokens of an example")
 
 
 class CallbacksConfig(Section):
@@ -63,3 +75,4 @@ class CallbacksConfig(Section):
     samples: SamplesConfig = SamplesConfig()
     ema: EMAConfig = EMAConfig()
     early_stop: EarlyStopConfig = EarlyStopConfig()
+    probes: ProbesConfig = ProbesConfig()

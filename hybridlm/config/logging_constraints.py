@@ -12,10 +12,11 @@ def logging_problems(logger: LoggerConfig, callbacks: CallbacksConfig, trainer: 
         "callbacks.samples.every": callbacks.samples.every,
         "callbacks.ema.decay": callbacks.ema.decay,
         "callbacks.early_stop.patience": callbacks.early_stop.patience,
+        "callbacks.probes.every": callbacks.probes.every,
         "logger.gradients": logger.gradients or None,
     }
     sharded = ("callbacks.samples.every", "callbacks.ema.decay", "logger.gradients")
-    by_validation = ("callbacks.samples.every", "callbacks.early_stop.patience")
+    by_validation = ("callbacks.samples.every", "callbacks.early_stop.patience", "callbacks.probes.every")
     problems = [
         f"{name} = {str(asked[name]).lower()}: needs whole weights, which trainer.strategy = 'fsdp2' shards; take strategy=ddp or leave it"
         for name in sharded

@@ -145,7 +145,7 @@ def _describe(annotation: object, metadata: Sequence[object] = ()) -> str:
     if origin is Literal:
         return " or ".join(show(choice) for choice in arguments)
     if origin is tuple:
-        plural = {"a number": "numbers", "text": "texts"}
+        plural = {"a number": "numbers", "text": "texts", "an integer": "integers"}
         items = _describe(arguments[0])
         many = len(arguments) == 2 and arguments[1] is Ellipsis
         return f"a list of {plural.get(items, items)}" if many else f"a list of {len(arguments)} {plural.get(items, items)}"

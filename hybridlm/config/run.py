@@ -11,6 +11,7 @@ from hybridlm.config.logging import CallbacksConfig, LoggerConfig
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.optim import OptimConfig
 from hybridlm.config.section import Section
+from hybridlm.config.sweep import SweepConfig
 from hybridlm.config.train import TrainerConfig
 
 
@@ -33,4 +34,5 @@ class RunConfig(Section):
     logger: LoggerConfig = LoggerConfig()
     callbacks: CallbacksConfig = CallbacksConfig()
     hardware: HardwareConfig = HardwareConfig()
+    sweep: SweepConfig = SweepConfig()
     kernels: KernelsConfig = KernelsConfig()

@@ -26,7 +26,7 @@ class RunFailed(Exception):
     """A run that cannot go on, for a reason that needs no traceback: one line, exit code 1."""
 
 
-def _to_tuple(value: object) -> object:
+def to_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -36,7 +36,7 @@ def _to_limits(value: object) -> object:
 
 
 # YAML has lists only; a frozen section holds tuples.
-Pair = Annotated[tuple[float, float], BeforeValidator(_to_tuple)]
+Pair = Annotated[tuple[float, float], BeforeValidator(to_tuple)]
 Limits = Annotated[tuple[Annotated[float, AllowInfNan(True)], Annotated[float, AllowInfNan(True)]], BeforeValidator(_to_limits)]
 Auto = Annotated[int, Field(ge=1)] | Literal["auto"]
-Strings = Annotated[tuple[str, ...], BeforeValidator(_to_tuple)]
+Strings = Annotated[tuple[str, ...], BeforeValidator(to_tuple)]

@@ -37,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that training reads: the corpora, and the tokenizer that made all of them."""
+    """All that training reads: the corpora, none where examples are generated, and the tokenizer of all of them."""
 
     parts: tuple[Part, ...]
     tokenizer: Tokenizer

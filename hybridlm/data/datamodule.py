@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import lightning
 
 from hybridlm.config.data import DataConfig
 from hybridlm.data.corpus import Prepared
+from hybridlm.data.synthetic.source import held_out
 from hybridlm.data.windows.loader import TrainLoader, ValLoader
 from hybridlm.data.windows.splits import train_source, val_windows
+from hybridlm.data.windows.window_sources import Windows
 
 
 class DataModule(lightning.LightningDataModule):
@@ -55,11 +59,18 @@ class DataModule(lightning.LightningDataModule):
         )
         return self._training
 
-    def val_dataloader(self) -> ValLoader:
-        """This rank's share of the held-out text: packed as the training text is, so that both are seen alike."""
+    def val_dataloader(self) -> ValLoader | list[ValLoader]:
+        """This rank's share of the held-out text: packed as the training text is, so that both are seen alike.
+
+        Of a synthetic task a loader for each length, the one of training first."""
+        if self._config.source == "synthetic":
+            return [self._val_loader([windows]) for windows in held_out(self._config)]
+        return self._val_loader(val_windows(self.prepared, self._config))
+
+    def _val_loader(self, windows: Sequence[Windows]) -> ValLoader:
         rank, world_size = self._place()
         return ValLoader(
-            val_windows(self.prepared, self._config),
+            windows,
             batch_size=self._micro_batch,
             token_bytes=self.prepared.tokenizer.token_bytes(),
             rank=rank,

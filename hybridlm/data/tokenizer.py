@@ -137,8 +137,10 @@ class Tokenizer:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"tokenizer {path} cannot be read: {error}") from None
+        from hybridlm.data.tokenizer_symbols import SymbolTokenizer, of_symbols  # which is a Tokenizer itself
+
         try:
-            return cls(LibraryTokenizer.from_str(text))
+            return SymbolTokenizer(LibraryTokenizer.from_str(text)) if of_symbols(text) else cls(LibraryTokenizer.from_str(text))
         except Exception as error:  # the library raises plain Exception for anything it cannot parse
             raise ConfigError(
                 f"tokenizer {path} cannot be used ({error}); legal is the tokenizer.json of prepared data or of a run"

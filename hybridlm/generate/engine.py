@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from hybridlm.config.section import ConfigError, RunFailed
-from hybridlm.generate.sampling import Sampling, TokenLogprob, adjusted, chosen, draw, token_logprobs
+from hybridlm.generate.distribution import TokenLogprob, adjusted, chosen, draw, token_logprobs
+from hybridlm.generate.sampling import Sampling
 from hybridlm.generate.text_stream import TextStream
+from hybridlm.model.decode.decoder import Decoder
 
 if TYPE_CHECKING:
     from hybridlm.data.tokenizer import Tokenizer
@@ -103,7 +105,7 @@ class _Row:
 
 
 class Engine:
-    """A model that writes.
+    """A model that writes; its weights stay as they are as long as it is used.
 
     prefill_chunk: tokens that are read at once, which bounds the activations of a long prompt. context: the most tokens that a row may
     hold; None: as many as fit in memory. max_batch: rows at a time; more wait their turn. Without a tokenizer there is no text.
@@ -121,6 +123,7 @@ class Engine:
         if min(prefill_chunk, max_batch) < 1 or (context is not None and context < 2):
             raise ValueError("prefill_chunk and max_batch count from 1, context from 2")
         self.model, self.tokenizer = model.eval(), tokenizer
+        self._decoder = Decoder(model)
         self.prefill_chunk, self.context, self.max_batch = prefill_chunk, context, max_batch
 
     def generate(self, prompts: Ids, sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
@@ -188,9 +191,7 @@ class Engine:
     def decode(self, state: State, tokens: Tensor) -> Tensor:
         """Reads one token of every row, ``tokens`` (B,), for which there must be room, and returns the logits (B, V) behind them: what a
         benchmark times. The state's ids stay as they are."""
-        output = self.model(tokens.unsqueeze(1), state.cache, keep="last")
-        assert output.logits is not None
-        state.logits = output.logits[:, -1]
+        state.logits = self._decoder(tokens, state.cache)
         return state.logits
 
     @torch.inference_mode()
@@ -249,6 +250,9 @@ class Engine:
             state.room = max(needed, state.room + state.room // 2)
             state.cache.grow(state.room)
         device = self.model.embedding.weight.device
+        if longest == 1:
+            state.logits = self._decoder(torch.tensor([row[0] for row in new], device=device), state.cache)
+            return
         ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in new], device=device)
         valid = None
         if any(len(row) < longest for row in new):

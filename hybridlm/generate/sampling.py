@@ -1,18 +1,12 @@
-"""From logits to the next token: how a user wants it chosen, and the distribution that follows."""
+"""How the user wants the next token chosen, and where a text ends. Needs no torch; ``distribution`` does what it says."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
 from hybridlm.config.section import ConfigError
-
-_DRAW_BITS = 48  # fewer than float64's 53: a draw times a total then stays below it
 
 
 @dataclass(frozen=True)
@@ -71,82 +65,13 @@ class Sampling:
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
 
-@dataclass(frozen=True)
-class TokenLogprob:
-    """Natural logarithm of the probability that the model itself gives to a token, whatever the sampling made of it.
-
-    top: the likeliest tokens at that place and theirs, the likeliest first.
-    """
-
-    id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-
-
-def draw(seed: int, place: int) -> float:
-    """A number in [0, 1) that hangs on nothing but ``seed`` and ``place``, the number of tokens in front of the one that is drawn.
-
-    A hash, not a generator with a state: a row that is branched, saved or moved to another batch goes on with the draws it would have had.
-    """
-    digest = hashlib.blake2b(f"{seed} {place}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> (64 - _DRAW_BITS)) / 2**_DRAW_BITS
-
-
-def adjusted(logits: Tensor, sampling: Sampling, prompts: Sequence[Sequence[int]], generated: Sequence[Sequence[int]]) -> Tensor:
-    """``logits`` (B, V) with bias and penalties; the ids that each row was given and those it generated. Changes nothing in place."""
-    if sampling.logit_bias:
-        ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
-        logits = logits.index_add(1, ids, logits.new_tensor(list(sampling.logit_bias.values())).expand(len(logits), -1))
-    if not sampling.penalises:
-        return logits
-    rows = []
-    for row, given, new in zip(logits, prompts, generated, strict=True):
-        row = row.clone()
-        if sampling.repetition_penalty != 1.0 and (given or new):
-            seen = torch.tensor([*given, *new], device=row.device).unique()
-            score = row[seen]
-            row[seen] = torch.where(score > 0, score / sampling.repetition_penalty, score * sampling.repetition_penalty)
-        if new:
-            ids, counts = torch.tensor(new, device=row.device).unique(return_counts=True)
-            row[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts.to(row.dtype)
-        rows.append(row)
-    return torch.stack(rows)
-
-
-def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution (B, V) that is drawn from, in at least float32; temperature above 0."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        smallest = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
-    probability = logits.softmax(-1)
-    if sampling.top_p < 1:
-        ordered, order = probability.sort(-1, descending=True)
-        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # what comes before it already holds enough; the first one always stays
-        probability = probability.masked_fill(torch.zeros_like(outside).scatter_(1, order, outside), 0.0)
-    if sampling.min_p > 0:
-        probability = probability.masked_fill(probability < sampling.min_p * probability.amax(-1, keepdim=True), 0.0)
-    return probability / probability.sum(-1, keepdim=True)
-
-
-def chosen(logits: Tensor, sampling: Sampling, draws: Sequence[float]) -> Tensor:
-    """The next id of each row, (B,): the likeliest where temperature is 0, else that at which the running sum of the probabilities, in the
-    order of the ids, passes the row's draw.
-
-    logits: (B, V), adjusted. ``draws``: one number in [0, 1) for each row. A rounding of the logits changes the token only where a draw
-    falls within that rounding of a border.
-    """
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    running = probabilities(logits, sampling).double().cumsum(-1)
-    target = torch.tensor(draws, dtype=torch.float64, device=logits.device).unsqueeze(1) * running[:, -1:]
-    return torch.searchsorted(running, target, right=True).squeeze(1)
-
-
-def token_logprobs(logits: Tensor, ids: Tensor, top: int) -> list[TokenLogprob]:
-    """Of each row's chosen id (B,) under the model's own logits (B, V), with the ``top`` likeliest."""
-    logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    own = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1).tolist()
-    likeliest = logprobs.topk(min(top, logprobs.shape[1]), dim=-1)
-    pairs = [tuple(zip(*row, strict=True)) for row in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)]
-    return [TokenLogprob(token, value, row) for token, value, row in zip(ids.tolist(), own, pairs, strict=True)]
+def read_biases(given: Iterable[str]) -> dict[int, float]:
+    """``ID=X`` each, as on the command line. ConfigError: one that is not."""
+    biases = {}
+    for text in given:
+        token, _, value = text.partition("=")
+        try:
+            biases[int(token)] = float(value)
+        except ValueError:
+            raise ConfigError(f"logit_bias {text!r}: expected ID=X, such as 12=-5 or 12=-inf") from None
+    return biases

@@ -39,11 +39,7 @@ def resolve_machine(config: RunConfig) -> Machine:
 
     hardware, trainer = config.hardware, config.trainer
     found = torch.cuda.is_available()
-    if hardware.accelerator == CUDA and not found:
-        raise ConfigError(
-            f"hardware = {hardware.name}: needs a CUDA device and this machine has none; train with hardware=auto or hardware=cpu "
-            "(--cfg job works anywhere)"
-        )
+    refuse_missing_gpu(config, found)
     device = CUDA if found and hardware.accelerator != CPU else CPU
     available = torch.cuda.device_count() if device == CUDA else None
     per_node, nodes = _processes(trainer.devices, available, launch())
@@ -155,3 +151,12 @@ def precision_of(config: RunConfig, facts: DeviceFacts) -> str:
         card = facts.name if config.hardware.bf16 else f"hardware {config.hardware.name}"
         raise ConfigError(f"trainer.precision = {wanted!r}: {card} has no bfloat16; legal here: 32-true, 16-mixed")
     return wanted
+
+
+def refuse_missing_gpu(config: RunConfig, found: bool) -> None:
+    """ConfigError: the profile is for a CUDA device, and there is none."""
+    if config.hardware.accelerator == CUDA and not found:
+        raise ConfigError(
+            f"hardware = {config.hardware.name}: needs a CUDA device and this machine has none; train with hardware=auto or hardware=cpu "
+            "(--cfg job works anywhere)"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from hybridlm.config.synthetic import words
 from hybridlm.data.tokenizer import byte_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def planned_vocabulary(config: RunConfig) -> Vocabulary:
     settings = config.data.tokenizer
     if config.model.vocab_size is not None:
         return Vocabulary(config.model.vocab_size, bound=False)
+    if config.data.source == "synthetic":
+        return Vocabulary(len(words(config.data.synthetic)), bound=False)
     if settings.kind == "file" and settings.path is not None:
         return Vocabulary(load_tokenizer(Path(settings.path).expanduser(), settings.special_tokens).vocab_size, bound=False)
     if settings.kind == "bytes":

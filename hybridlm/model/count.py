@@ -22,10 +22,12 @@ def parameters(model: torch.nn.Module) -> int:
 def flops_per_token(model: HybridLM, context: int, phase: Phase) -> float:
     """Matrix-product FLOPs per token at this context; the head counts as a product also where it is tied."""
     total = PASSES[phase] * 2.0 * model.head_weight.numel()
-    for block in model.blocks:
-        block = cast(Block, block)
-        total += block.mixer.flops(context, phase) + (0.0 if block.ffn is None else block.ffn.flops(phase))
-    return total
+    return total + sum(block_flops(cast(Block, block), context, phase) for block in model.blocks)
+
+
+def block_flops(block: Block, context: int, phase: Phase) -> float:
+    """Those of one layer."""
+    return block.mixer.flops(context, phase) + (0.0 if block.ffn is None else block.ffn.flops(phase))
 
 
 def state_bytes(model: HybridLM, context: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:

@@ -18,7 +18,7 @@ from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.model.block import Block
 from hybridlm.model.cache import ModelCache
 from hybridlm.model.columns import padding_first, sequence_info
-from hybridlm.ops.cross_entropy import IGNORE, ROWS, cap_logits, linear_cross_entropy
+from hybridlm.ops.cross_entropy import IGNORE, ROWS, cap_logits, linear_cross_entropy, linear_token_losses
 from hybridlm.ops.kernels.choice import ALL_TORCH
 from hybridlm.ops.linear import linear
 from hybridlm.ops.modes import autocast_on
@@ -31,11 +31,14 @@ if TYPE_CHECKING:
 @dataclass
 class LMOutput:
     """logits: (B, kept, V) where targets were not given; loss_sum: summed loss in nats and n_tokens, the targets that count, where they
-    were. router: statistics of each MoE layer by index; aux: the sum of their weighted losses, None without such layers."""
+    were. losses, likeliest: (B, T) of each target, where they were asked for. router: statistics of each MoE layer by index; aux: the sum
+    of their weighted losses, None without such layers."""
 
     logits: Tensor | None = None
     loss_sum: Tensor | None = None
     n_tokens: Tensor | None = None
+    losses: Tensor | None = None
+    likeliest: Tensor | None = None
     aux: Tensor | None = None
     router: dict[int, RouterStats] = field(default_factory=dict)
 
@@ -69,10 +72,12 @@ class HybridLM(nn.Module):
         doc_ids: Tensor | None = None,
         valid: Tensor | None = None,
         targets: Tensor | None = None,
+        each: bool = False,
         keep: Literal["all", "last"] | int = "all",
     ) -> LMOutput:
         """ids: (B, T) token ids. With ``targets`` (B, T; -100 does not count) the output holds the loss and no logits, which are never
-        built whole; without, the logits of the columns that ``keep`` names ("all", "last", or the last n).
+        built whole; without, the logits of the columns that ``keep`` names ("all", "last", or the last n). each: beside the sum the loss
+        of every target in nats and whether it is the likeliest id, without gradients.
 
         cache: read, and advanced by the tokens. doc_ids: (B, T) document of each token: nothing reaches from one document into another;
         a row's first token goes on with what the cache holds if its document is the one that stood there last (0 where none was given).
@@ -100,18 +105,28 @@ class HybridLM(nn.Module):
         if targets is None:
             output.logits = self._logits(x)
         else:
-            output.n_tokens = (targets != IGNORE).sum()
+            self._loss(x, targets, each, output)
+        return output
+
+    def _loss(self, x: Tensor, targets: Tensor, each: bool, output: LMOutput) -> None:
+        """The loss of the targets (B, T) after the normalised stream ``x`` (B, T, D), into ``output``."""
+        output.n_tokens = (targets != IGNORE).sum()
+        hidden, scale, softcap = self._head_input(x).flatten(0, 1), self.config.logit_scale, self.config.logit_softcap
+        flat = targets.flatten()
+        if each:
+            losses, likeliest = linear_token_losses(hidden, self.head_weight, flat, vocab=self.vocab_size, scale=scale, softcap=softcap)
+            output.losses, output.likeliest, output.loss_sum = losses.view(targets.shape), likeliest.view(targets.shape), losses.sum()
+        else:
             output.loss_sum = linear_cross_entropy(
-                self._head_input(x).flatten(0, 1),
+                hidden,
                 self.head_weight,
-                targets.flatten(),
+                flat,
                 vocab=self.vocab_size,
-                scale=self.config.logit_scale,
-                softcap=self.config.logit_softcap,
+                scale=scale,
+                softcap=softcap,
                 rows=self.loss_rows,
                 backend=self.kernels.loss,
             )
-        return output
 
     def _blocks(self, ids: Tensor, seq: SequenceInfo, cache: ModelCache | None, output: LMOutput) -> Tensor:
         """The residual stream (B, T, D) after the last block; what routers report goes into ``output``."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
 from hybridlm.ops.kernels.rules import conv_refusal
+from hybridlm.ops.modes import called
 from hybridlm.ops.norm import as_dtype
 from hybridlm.ops.padding import after_padding
 
@@ -158,7 +159,7 @@ def causal_conv(
     if x.shape[1] == 1 and before is not None:
         out, state = _one_token(x, weight, bias, before, positions)
     else:
-        out, state = _causal_conv(x, weight, bias, before, positions)[0], _newest(x, before, front)
+        out, state = called(_causal_conv, x, weight, bias, before, positions)[0], _newest(x, before, front)
     if padding is not None:
         out = out.masked_fill((torch.arange(x.shape[1], device=x.device) < padding.unsqueeze(1)).unsqueeze(-1), 0.0)
     return out, state

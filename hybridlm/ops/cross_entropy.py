@@ -168,3 +168,23 @@ def linear_cross_entropy(
     weight = weight.to(hidden.dtype)  # autocast keeps the weight in fp32
     total: Tensor = _linear_cross_entropy(hidden, weight, targets, vocab, scale, softcap or 0.0, rows, in_forward)[0]
     return total
+
+
+@torch.no_grad()
+def linear_token_losses(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, vocab: int, scale: float = 1.0, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """``linear_cross_entropy`` row by row, without gradients, for evaluation: (R,) nats in at least fp32, 0 where the target does not
+    count, and (R,) whether the target is the likeliest id."""
+    wide = at_least_fp32(hidden.dtype)
+    losses = torch.empty(len(hidden), dtype=wide, device=hidden.device)
+    likeliest = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
+    weight = weight.to(hidden.dtype).t()
+    with autocast_off(hidden):
+        for start in range(0, len(hidden), ROWS):
+            rows = slice(start, start + ROWS)
+            logits = cap_logits(torch.mm(hidden[rows], weight).to(wide), scale, softcap)[:, :vocab]
+            picked = logits.gather(-1, targets[rows].clamp_min(0).unsqueeze(-1)).squeeze(-1)
+            losses[rows] = (logits.logsumexp(-1) - picked) * (targets[rows] != IGNORE)
+            likeliest[rows] = logits.argmax(-1) == targets[rows]
+    return losses, likeliest

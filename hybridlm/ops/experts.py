@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridlm.ops.modes import gpu
+from hybridlm.ops.modes import called, gpu
 from hybridlm.ops.norm import at_least_fp32
 
 _ALIGNMENT = 16  # bytes, of the rows that torch's grouped product takes
@@ -182,5 +182,5 @@ def mixture(x: Tensor, experts: Tensor, weights: Tensor, up: Tensor, down: Tenso
     offsets = counts.cumsum(0).to(torch.int32)
     if _grouped_kernels(x, down):
         return _experts_grouped(x, weights, order, offsets, up, down, gated)
-    y: Tensor = _experts(x, weights, order, offsets, up, down, gated)[0]
+    y: Tensor = called(_experts, x, weights, order, offsets, up, down, gated)[0]
     return y

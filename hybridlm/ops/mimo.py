@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hybridlm.ops.mimo_backward import mimo_scan_backward
 from hybridlm.ops.mimo_tiles import Tiles, cut
-from hybridlm.ops.modes import autocast_off, rounds
+from hybridlm.ops.modes import autocast_off, called, rounds
 from hybridlm.ops.norm import at_least_fp32
 
 
@@ -148,8 +148,23 @@ def mimo_scan(
     that token included; None: nowhere. ``adjacent``: which channels make a pair, see ``mimo_tiles.pairs``. ``chunk`` changes speed, not
     results.
     """
-    y, states = _mimo_scan(
-        x, log_decay, scale, own, B, C, B_bias, C_bias, theta, mimo_x, D, initial_state, starts, adjacent, min(chunk, x.shape[1])
+    y, states = called(
+        _mimo_scan,
+        x,
+        log_decay,
+        scale,
+        own,
+        B,
+        C,
+        B_bias,
+        C_bias,
+        theta,
+        mimo_x,
+        D,
+        initial_state,
+        starts,
+        adjacent,
+        min(chunk, x.shape[1]),
     )
     return y, states[:, -1].permute(1, 0, 3, 2)
 

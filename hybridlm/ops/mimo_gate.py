@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hybridlm.ops.mimo_tiles import sum_of_ranks
-from hybridlm.ops.modes import autocast_off
+from hybridlm.ops.modes import autocast_off, called
 from hybridlm.ops.norm import as_dtype
 from hybridlm.ops.padding import in_chunks
 
@@ -94,7 +94,7 @@ def mimo_gate(y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor) -> Tensor:
 
     y: (H, chunks, B, R, Q, P), as ``mimo_scan`` returns it, at least fp32; z: (B, T, H, P); mimo_z, mimo_o: (H, R, P).
     """
-    out: Tensor = _mimo_gate(y.contiguous(), z, mimo_z, mimo_o)
+    out: Tensor = called(_mimo_gate, y.contiguous(), z, mimo_z, mimo_o)
     return out
 
 

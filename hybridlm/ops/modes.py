@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,14 @@ def gradient_wanted(*tensors: Tensor | None) -> bool:
     more than the work on one token.
     """
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def called(operator: Any, *arguments: Any) -> Any:
+    """``operator(*arguments)``, one of torch.library's. Where nothing records or traces it, the function behind it is called: an operator's
+    first call imports torch's compiler, which takes longer than loading a small model and writing a page with it."""
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    traced = torch.compiler.is_compiling() or any(type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta for tensor in tensors)
+    return operator(*arguments) if traced or gradient_wanted(*tensors) else operator._init_fn(*arguments)
 
 
 def gpu(x: Tensor) -> tuple[int, int] | None:

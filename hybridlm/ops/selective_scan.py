@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
 from hybridlm.ops.kernels.rules import mamba1_refusal
+from hybridlm.ops.modes import called
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.selective_scan_blocks import backward, cut_inputs, forward
 
@@ -137,5 +138,5 @@ def selective_scan(
             state = state.masked_fill(starts.unsqueeze(-1), 0.0)
         y, state = _step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, state)
         return y.unsqueeze(1).to(x.dtype), state
-    y, states = _scan(x, dt, A, B, C, D, initial_state, starts, min(chunk, x.shape[1]))
+    y, states = called(_scan, x, dt, A, B, C, D, initial_state, starts, min(chunk, x.shape[1]))
     return y.to(x.dtype), states[:, -1].transpose(1, 2)

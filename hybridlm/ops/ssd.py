@@ -25,7 +25,7 @@ from torch import Tensor
 
 from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
 from hybridlm.ops.kernels.rules import mamba2_refusal
-from hybridlm.ops.modes import autocast_off, gradient_wanted
+from hybridlm.ops.modes import autocast_off, called, gradient_wanted
 from hybridlm.ops.norm import as_dtype, at_least_fp32
 from hybridlm.ops.ssd_chunks import backward, cut, forward, into_chunks
 
@@ -190,7 +190,7 @@ def scan(
     if x.shape[1] == 1 and initial_state is not None:
         state = as_dtype(initial_state, at_least_fp32(x.dtype))
         return scan_step(x, log_decay, scale, B, C, D, state, starts=starts, overwrite=overwrite)
-    y, _, state = _scan(x, log_decay, scale, B, C, D, initial_state, starts, min(chunk, x.shape[1]))
+    y, _, state = called(_scan, x, log_decay, scale, B, C, D, initial_state, starts, min(chunk, x.shape[1]))
     return y.to(x.dtype), state.permute(0, 2, 3, 1)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hybridlm.ops.mimo_tiles import pairs
-from hybridlm.ops.modes import autocast_off, gradient_wanted
+from hybridlm.ops.modes import autocast_off, called, gradient_wanted
 from hybridlm.ops.norm import as_dtype
 
 _SPAN = 64  # tokens that are summed in one matrix product
@@ -70,7 +70,7 @@ def angles(rate: Tensor, dt: Tensor, initial: Tensor | None, starts: Tensor | No
     turn = math.pi * rate.to(dt.dtype).tanh().double()
     theta = turn.transpose(1, 2).unsqueeze(1) * dt.transpose(1, 2).unsqueeze(2)  # (B, H, n, T), the steps
     if dt.shape[1] > 1:
-        theta = theta.cumsum(-1) if starts is None else _document_sums(theta, starts, False)
+        theta = theta.cumsum(-1) if starts is None else called(_document_sums, theta, starts, False)
     if initial is not None:
         before = initial.unsqueeze(-1).double()
         if starts is not None:

@@ -10,10 +10,13 @@ import lightning
 import torch
 from torch import Tensor
 
+from hybridlm.data.synthetic.source import validation_lengths
 from hybridlm.model.count import flops_per_token
+from hybridlm.train.answers import Answers
 from hybridlm.train.compiled import eager
 from hybridlm.train.ema import EMA
-from hybridlm.train.metrics import Costs, MetricsCallback
+from hybridlm.train.metrics import Costs, MetricsCallback, validation_score
+from hybridlm.train.probes import Probes
 from hybridlm.train.router import RouterCallback, moe_layers
 from hybridlm.train.samples import sampled, write_samples
 from hybridlm.train.ssm import ssm_layers, ssm_metrics
@@ -67,6 +70,10 @@ def extra_callbacks(
         callbacks.append(SampleText(config.callbacks.samples, config.seed, interval, tokenizer, folder, remote))
     if config.callbacks.early_stop.patience is not None:
         callbacks.append(EarlyStop(config.callbacks.early_stop, say))
+    if config.callbacks.probes.every is not None and config.trainer.val_every is not None:
+        callbacks.append(Probes(config.callbacks.probes, config.callbacks.probes.every * config.trainer.val_every, tokenizer))
+    if config.data.source == "synthetic":
+        callbacks.append(Answers(validation_lengths(config.data)))
     if config.logger.gradients:
         callbacks.append(Gradients(config.trainer.log_every, remote))
     return callbacks
@@ -96,9 +103,9 @@ class SampleText(lightning.Callback):
 
 
 class EarlyStop(lightning.Callback):
-    """Ends training at the validation that is the ``patience``-th in a row without a val/bpb less than the best one by ``min_delta``.
+    """Ends training at the validation that is the ``patience``-th in a row without a score less than the best one by ``min_delta``.
 
-    val/bpb is the same number on every rank, and so is what is made of it.
+    The score is the same number on every rank, and so is what is made of it.
     """
 
     def __init__(self, config: EarlyStopConfig, say: Callable[[str], None]) -> None:
@@ -109,15 +116,16 @@ class EarlyStop(lightning.Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
-        bpb = float(trainer.callback_metrics["val/bpb"])
-        if bpb < self._best - self._min_delta:
-            self._best, self._best_step, self._bad = bpb, trainer.global_step, 0
+        score = validation_score(trainer)
+        if score < self._best - self._min_delta:
+            self._best, self._best_step, self._bad = score, trainer.global_step, 0
         else:
             self._bad += 1
         if self._bad >= self._patience:
             trainer.should_stop = True
+            unit = "bits/byte" if "val/bpb" in trainer.callback_metrics else "nats"
             self._say(
-                f"early stop  step {trainer.global_step}: no better than {self._best:.4f} bits/byte of step {self._best_step} "
+                f"early stop  step {trainer.global_step}: no better than {self._best:.4f} {unit} of step {self._best_step} "
                 f"in {self._bad} validation{'s' if self._bad > 1 else ''}"
             )
 

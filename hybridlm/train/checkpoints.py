@@ -16,6 +16,7 @@ from hybridlm.checkpoint import export_weights
 from hybridlm.config.section import ConfigError, RunFailed
 from hybridlm.run_folder import step_of
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO, writer_of
+from hybridlm.train.metrics import validation_score
 
 if TYPE_CHECKING:
     from hybridlm.config.train import TrainerConfig
@@ -53,7 +54,7 @@ class Checkpoints(Checkpoint):
         self.every, self.keep_last, self.keep_best = settings.ckpt_every, settings.keep_last, settings.keep_best
         self._val_every = settings.val_every
         self._step = 0  # the last one that was looked at
-        self._best: dict[int, float] = {}  # bits per byte by step, of the best checkpoints
+        self._best: dict[int, float] = {}  # score by step, of the best checkpoints
         self._begun: _Begun | None = None  # the save that no rank but the first has heard of since
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -70,7 +71,7 @@ class Checkpoints(Checkpoint):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.state.fn == "fit" and trainer.global_step != self._step:
             self._settle(trainer)  # the ranking is of the best ones that were written
-            self._after_step(trainer, best=self._among_best(trainer.global_step, float(trainer.callback_metrics["val/bpb"])))
+            self._after_step(trainer, best=self._among_best(trainer.global_step, validation_score(trainer)))
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": dict(self._best)}

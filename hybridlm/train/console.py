@@ -39,8 +39,8 @@ class Console(Logger):
         if self._json:
             print(json.dumps({"step": step, **metrics}), flush=True)
             return
-        if "val/bpb" in metrics:
-            self._best = f"val {metrics['val/bpb']:.4f} bits/byte"
+        if "val/loss" in metrics:
+            self._best = f"val {_quality(metrics)}"
         if self._live:
             self._update(metrics, step or 0)
         else:
@@ -48,8 +48,8 @@ class Console(Logger):
 
     def _plain(self, metrics: dict[str, float], step: int) -> None:
         place = f"step {step:>{len(str(self._max_steps))}}/{self._max_steps}"
-        if "val/bpb" in metrics:
-            print(f"{place}  val loss {metrics['val/loss']:.4f}  {metrics['val/bpb']:.4f} bits/byte", flush=True)
+        if "val/loss" in metrics:
+            print(f"{place}  val loss {metrics['val/loss']:.4f}  {_quality(metrics)}", flush=True)
         else:
             speed = metrics["perf/tokens_per_s"]
             tokens_left = metrics["data/tokens"] / max(step, 1) * (self._max_steps - step)
@@ -100,6 +100,11 @@ class Console(Logger):
     @property
     def version(self) -> str:
         return ""
+
+
+def _quality(metrics: dict[str, float]) -> str:
+    """How good the model is: bits per byte of text, or the share of a synthetic task's answers that are right."""
+    return f"{metrics['val/bpb']:.4f} bits/byte" if "val/bpb" in metrics else f"{metrics['val/accuracy']:.2%} right"
 
 
 def _clock(seconds: float) -> str:

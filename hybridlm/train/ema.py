@@ -74,7 +74,7 @@ class EMA(lightning.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._val is None or self._model is None:
+        if self._val is None or self._model is None or dataloader_idx:
             return
         with trainer.precision_plugin.val_step_context():
             output = self._model(batch["ids"], doc_ids=batch.get("doc_ids"), targets=batch["targets"])
@@ -83,8 +83,10 @@ class EMA(lightning.Callback):
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self._val is None:
             return
-        nats, _, text_bytes = trainer.strategy.reduce(self._val, reduce_op="sum").tolist()
-        pl_module.log("val/ema_bpb", nats / math.log(2) / text_bytes, logger=False, sync_dist=True)
+        nats, tokens, text_bytes = trainer.strategy.reduce(self._val, reduce_op="sum").tolist()
+        pl_module.log("val/ema_loss", nats / tokens, logger=False, sync_dist=True)
+        if text_bytes:
+            pl_module.log("val/ema_bpb", nats / math.log(2) / text_bytes, logger=False, sync_dist=True)
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._model is not None:

@@ -63,7 +63,9 @@ class LitLM(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._val = torch.zeros(3, dtype=torch.float64, device=self.device)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if dataloader_idx:  # another length of a synthetic task, which is not part of val/loss: see answers.py
+            return
         output = self.model(batch["ids"], doc_ids=batch.get("doc_ids"), targets=batch["targets"])
         assert self._val is not None
         self._val += torch.stack([output.loss_sum.double(), output.n_tokens.double(), batch["n_bytes"].double()])
@@ -73,7 +75,8 @@ class LitLM(lightning.LightningModule):
         # Reduced here as exact sums; sync_dist then averages equal numbers.
         nats, tokens, text_bytes = self.trainer.strategy.reduce(self._val, reduce_op="sum").tolist()
         self.log("val/loss", nats / tokens, logger=False, sync_dist=True)
-        self.log("val/bpb", nats / math.log(2) / text_bytes, logger=False, sync_dist=True)
+        if text_bytes:
+            self.log("val/bpb", nats / math.log(2) / text_bytes, logger=False, sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = HybridOptimizer(model_groups(self.model, self._optim), self._optim)

@@ -34,7 +34,16 @@ COLUMNS = (
     "val/loss",
     "val/ppl",
     "val/bpb",
+    "val/ema_loss",
     "val/ema_bpb",
+    "val/accuracy",
+    "val/exact",
+    "probe/induction/loss",
+    "probe/induction/baseline",
+    "probe/induction/accuracy",
+    "probe/copying/loss",
+    "probe/copying/baseline",
+    "probe/copying/accuracy",
     "optim/lr",
     "optim/grad_norm",
     "optim/skipped_steps",
@@ -49,6 +58,15 @@ COLUMNS = (
     "data/tokens",
     "data/epoch",
 )
+
+
+MEASURED = ("val/", "probe/")  # what begins so is of a validation
+
+
+def validation_score(trainer: lightning.Trainer) -> float:
+    """By which validations are ranked, less being better: val/bpb, or val/loss where nothing stands for bytes. The same on every rank."""
+    metrics = trainer.callback_metrics
+    return float(metrics["val/bpb"] if "val/bpb" in metrics else metrics["val/loss"])
 
 
 class Rows:
@@ -235,7 +253,7 @@ class MetricsCallback(lightning.Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
-        metrics: Metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        metrics: Metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(MEASURED)}
         seconds = time.perf_counter() - self._validating
         self._of_validation += seconds
         self._write(trainer, metrics | {"val/ppl": perplexity(float(metrics["val/loss"])), "perf/val_s": seconds} | self._position(trainer))

@@ -29,6 +29,7 @@ from hybridlm.model.build import build_model, fresh_model
 from hybridlm.model.count import flops_per_token, layer_table, parameters
 from hybridlm.optim.eight_bit import refuse_missing_kernels
 from hybridlm.optim.optimizer import group_table, model_groups
+from hybridlm.train.answers import answered
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
 from hybridlm.train.checkpoints import Checkpoints
 from hybridlm.train.clock import Clock
@@ -39,7 +40,7 @@ from hybridlm.train.guards import GuardCallback
 from hybridlm.train.launch import relaunchable, sweep_name
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.loggers import Loggers, refuse_missing_package
-from hybridlm.train.metrics import MetricsCallback
+from hybridlm.train.metrics import MEASURED, MetricsCallback
 from hybridlm.train.planned import planned
 from hybridlm.train.resumed import Resumed
 from hybridlm.train.samples import sampled, write_samples
@@ -78,15 +79,7 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
 
     module = _module(config, machine, prepared)
     module.model.kernels = kernels
-    table = layer_table(build_model(config.model, prepared.tokenizer.vocab_size), config.data.seq_len)
-    _write(folder.layers, table + "\n")
-    _write(folder.plan, full_text(plan, plan_inference(config)))
-    console.say(
-        f"\n{table}\n\n{group_table(model_groups(module.model, config.optim))}\n\n"
-        f"{machine.max_steps} steps of {machine.global_batch} x {config.data.seq_len} tokens"
-        f" ({machine.batch_size} x {machine.accumulate} x {machine.devices} windows)"
-        + (f", resuming after step {resumed.step}" if resumed else "")
-    )
+    _say_model(config, machine, module, console, folder, plan, resumed)
     clock = Clock()
     routers, metrics = metering_callbacks(config, machine, module.model, prepared.tokenizer, console, clock)
     loggers = Loggers(config, folder, console, resumed_at=resumed.step if resumed else None, sweep=sweep_name())
@@ -101,7 +94,7 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
             trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
             console.say("validating on all held-out text ...")
             trainer.validate(module, datamodule=_datamodule(config, machine, prepared, val_batches=None), verbose=False)
-            final = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+            final = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(MEASURED)}
     except Stopped as stopped:
         return stopped.result()
     if rank_zero_only.rank != 0:
@@ -120,6 +113,21 @@ def _say_machine(folder: RunFolder, machine: Machine, plan: Plan, console: Conso
         f"run folder  {folder.path}\nmachine     {machine.device_name}, {machine.devices} process(es), precision {machine.precision}"
         + "".join(f"\nmachine     {note}" for note in machine.notes)
         + "".join(f"\nmemory      {line}" for line in summary_lines(plan))
+    )
+
+
+def _say_model(
+    config: RunConfig, machine: Machine, module: LitLM, console: Console, folder: RunFolder, plan: Plan, resumed: Resumed | None
+) -> None:
+    """The layers, the optimizer's groups and the steps; layers.txt and plan.txt."""
+    table = layer_table(build_model(config.model, module.model.vocab_size), config.data.seq_len)
+    _write(folder.layers, table + "\n")
+    _write(folder.plan, full_text(plan, plan_inference(config)))
+    console.say(
+        f"\n{table}\n\n{group_table(model_groups(module.model, config.optim))}\n\n"
+        f"{machine.max_steps} steps of {machine.global_batch} x {config.data.seq_len} tokens"
+        f" ({machine.batch_size} x {machine.accumulate} x {machine.devices} windows)"
+        + (f", resuming after step {resumed.step}" if resumed else "")
     )
 
 
@@ -190,13 +198,16 @@ def _datamodule(config: RunConfig, machine: Machine, prepared: Prepared, *, val_
 
 
 def _samples(config: RunConfig, folder: RunFolder, machine: Machine, console: Console, loggers: Loggers, step: int) -> None:
-    """Continues the prompts with the checkpoint just written, which also shows that it loads."""
+    """Continues the prompts, or answers examples of a task, with the checkpoint just written, which also shows that it loads."""
     loaded = load_run(str(folder.path), torch.device(machine.device))
-    texts = sampled(loaded.model, loaded.tokenizer, config.callbacks.samples, config.seed)
+    if config.data.source == "synthetic":
+        texts = answered(loaded.model, config.data)
+    else:
+        texts = sampled(loaded.model, loaded.tokenizer, config.callbacks.samples, config.seed)
     for i, text in enumerate(texts):
         console.say(f"\nsample {i + 1}\n    " + text.replace("\n", "\n    "))
     write_samples(folder.samples, texts)
-    if loggers.remote is not None:
+    if loggers.remote is not None and config.data.source != "synthetic":
         loggers.remote.samples(step, config.callbacks.samples.prompts, texts)
 
 
@@ -228,8 +239,8 @@ def _summary(
     folder: RunFolder,
     steps: int,
 ) -> dict[str, Any]:
-    val, val_bytes = prepared.parts[0].val, sum(part.val.text_bytes for part in prepared.parts)
-    alone = len(prepared.parts) == 1  # a compressor's figure is for one text
+    val_bytes = sum(part.val.text_bytes for part in prepared.parts)
+    val = prepared.parts[0].val if len(prepared.parts) == 1 else None  # a compressor's figure is for one text
     model = build_model(config.model, prepared.tokenizer.vocab_size)
     return {
         "run": str(folder.path),
@@ -238,16 +249,15 @@ def _summary(
         "train_flops_per_token": flops_per_token(model, config.data.seq_len, "train"),
         "steps": steps,
         "tokens": steps * machine.global_batch * config.data.seq_len,
-        "val/loss": final["val/loss"],
-        "val/bpb": final["val/bpb"],
-        "val/ema_bpb": final.get("val/ema_bpb"),
-        "gzip_bpb": 8 * val.gzip_bytes / val_bytes if alone and val.gzip_bytes else None,
-        "xz_bpb": 8 * val.xz_bytes / val_bytes if alone and val.xz_bytes else None,
+        **final,
+        "gzip_bpb": 8 * val.gzip_bytes / val_bytes if val and val.gzip_bytes else None,
+        "xz_bpb": 8 * val.xz_bytes / val_bytes if val and val.xz_bytes else None,
         "val_bytes": val_bytes,
         "tokens_per_s": metrics.tokens_per_s,
         **metrics.throughput(),
         "seconds": time.perf_counter() - began,
         "device": machine.device_name,
+        "devices": machine.devices,
         "torch": torch.__version__,
     }
 
@@ -258,16 +268,24 @@ def _report(console: Console, summary: dict[str, Any], verb: Sequence[str]) -> N
     anchors = [(name, summary[key]) for name, key in (("gzip -9", "gzip_bpb"), ("xz -9", "xz_bpb")) if summary[key]]
     lines = [
         "",
-        f"validation  {summary['val/bpb']:.4f} bits per byte on {summary['val_bytes'] / 1e3:,.0f} kB held out"
-        + "".join(f"; {name} {value:.4f}" for name, value in anchors),
+        _quality(summary) + "".join(f"; {name} {value:.4f}" for name, value in anchors),
         f"speed       {summary['tokens_per_s']:,.0f} tokens/s, {summary['seconds']:.0f} s in all{_throughput(summary)}",
         "",
         "next:",
         f"  {program} ckpt=last trainer.max_steps={2 * summary['steps']}    # train on",
-        "  hybridlm generate last --prompt 'def ' -n 200    # let it write",
+        *(["  hybridlm generate last --prompt 'def ' -n 200    # let it write"] if "val/bpb" in summary else []),
         f"  {program} 'model.pattern=(TM)*3' optim.lr=2e-3    # try another model",
     ]
     console.say("\n".join(lines))
+
+
+def _quality(summary: dict[str, Any]) -> str:
+    """What the last validation found: of text, bits per byte; of a synthetic task, right answers by length."""
+    if "val/bpb" in summary:
+        return f"validation  {summary['val/bpb']:.4f} bits per byte on {summary['val_bytes'] / 1e3:,.0f} kB held out"
+    lengths = [name.rpartition("/")[2] for name in summary if name.startswith("val/accuracy/")]
+    shares = (f"{summary[f'val/accuracy/{n}']:.2%} ({summary[f'val/exact/{n}']:.2%}) at {int(n):,} tokens" for n in lengths)
+    return f"validation  right answers (examples right throughout): {', '.join(shares)}"
 
 
 def _throughput(summary: dict[str, Any]) -> str:

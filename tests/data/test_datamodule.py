@@ -16,10 +16,13 @@ from streams import part, prepared
 
 from hybridlm.config.data import DataConfig
 from hybridlm.config.section import ConfigError
+from hybridlm.config.synthetic import SyntheticConfig
 from hybridlm.data.datamodule import DataModule
+from hybridlm.data.synthetic.source import announced
 
 STEPS = 16
 CONFIG = DataConfig(seq_len=8)
+SYNTHETIC = DataConfig(source="synthetic", seq_len=8, synthetic=SyntheticConfig(n_pairs=1, min_length=5, examples=40, val_examples=4))
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +36,12 @@ def corpora(tmp_path_factory):
         "packed": (prepared(one), packing),
         "mixture": (prepared(replace(one, weight=1.0), other), CONFIG),
         "packed mixture": (prepared(one, other), packing),
+        "synthetic": (announced(SYNTHETIC, lambda line: None), SYNTHETIC),
     }
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("kind", "accumulate"), [("cut", 1), ("cut", 2), ("packed", 2), ("mixture", 1)])
+@pytest.mark.parametrize(("kind", "accumulate"), [("cut", 1), ("cut", 2), ("packed", 2), ("mixture", 1), ("synthetic", 2)])
 def test_a_resumed_fit_is_bit_exact(corpora, tmp_path, kind, accumulate):
     whole, datamodule = fit(corpora[kind], STEPS, tmp_path / "whole", accumulate=accumulate, val_every=3)
     assert len(whole.seen) == STEPS * accumulate

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hybridlm.config.section import ConfigError
-from hybridlm.generate.sampling import Sampling, adjusted, chosen, draw, probabilities, token_logprobs
+from hybridlm.generate.distribution import adjusted, chosen, draw, probabilities, token_logprobs
+from hybridlm.generate.sampling import Sampling
 
 V = 40
 

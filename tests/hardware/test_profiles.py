@@ -151,6 +151,11 @@ def test_a_wrong_value_is_named(setting):
     assert all("\n" not in problem and setting.split("=")[0].rpartition(".")[2] in problem for problem in error.value.problems)
 
 
+def test_a_wrong_capability_gets_an_example():
+    with pytest.raises(ConfigError, match=r"compute_capability = 'sm_86': expected NVIDIA's number with one decimal, as 8\.6"):
+        compose_config(["hardware.compute_capability=sm_86"])
+
+
 def test_a_broken_profile_is_no_silent_one(tmp_path, monkeypatch):
     (tmp_path / "conf/hardware").mkdir(parents=True)
     (tmp_path / "conf/hardware/x.yaml").write_text("name: x\ncards: [X]\nvram: 8\n")

@@ -215,3 +215,17 @@ def test_a_random_model_starts_at_the_entropy_of_a_guess():
     loss = model(ids, targets=targets).loss_sum.item() / 200
     assert loss == pytest.approx(math.log(VOCAB), abs=0.05)
     assert abs(loss - math.log(16)) > 0.15
+
+
+def test_the_loss_of_each_target_adds_up():
+    """Beside the logits; a target that does not count is zero."""
+    model, ids, targets = small_model(small_config("MT")), make_ids(3, 9), make_ids(3, 9, seed=5)
+    targets[1, 4:] = -100
+    whole, each = model(ids, targets=targets), model(ids, targets=targets, each=True)
+    logits = model(ids).logits
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=-100)
+    torch.testing.assert_close(each.losses, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(each.loss_sum, whole.loss_sum, rtol=1e-12, atol=1e-12)
+    assert torch.equal(each.likeliest, logits.argmax(-1) == targets)
+    assert each.n_tokens == whole.n_tokens == 22
+    assert whole.losses is None

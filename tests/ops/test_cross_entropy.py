@@ -11,7 +11,7 @@ from recurrences import assert_near, relative_error
 from recurrences import cross_entropy as loop
 from torch import Tensor
 
-from hybridlm.ops.cross_entropy import IGNORE, cap_logits, linear_cross_entropy
+from hybridlm.ops.cross_entropy import IGNORE, cap_logits, linear_cross_entropy, linear_token_losses
 
 WIDTH, VOCAB, PADDED = 5, 11, 16
 
@@ -175,6 +175,25 @@ def test_cap_logits():
     assert torch.equal(cap_logits(logits, 0.5, None), 0.5 * logits)
     assert relative_error(cap_logits(logits, 0.5, 3.0), 3 * torch.tanh(0.5 * logits / 3)) < 1e-15
     assert cap_logits(logits, 1.0, 3.0).abs().max() <= 3
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_losses_row_by_row(softcap):
+    """Each row's loss is torch's, the sum that of the fused loss, and the likeliest id is never a padded one."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(700, 6, generator=generator, dtype=torch.float64)  # more rows than one chunk
+    weight = torch.randn(16, 6, generator=generator, dtype=torch.float64)
+    weight[13:] *= 100  # padding that would win
+    targets = torch.randint(13, (700,), generator=generator)
+    targets[::5] = IGNORE
+    losses, likeliest = linear_token_losses(hidden, weight, targets, vocab=13, scale=1.5, softcap=softcap)
+    logits = 1.5 * hidden @ weight[:13].T
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE)
+    torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(likeliest, logits.argmax(-1) == targets)
+    total = linear_cross_entropy(hidden, weight, targets, vocab=13, scale=1.5, softcap=softcap)
+    torch.testing.assert_close(losses.sum(), total, rtol=1e-12, atol=1e-12)
 
 
 def test_fewer_rows_at_once_change_nothing():

@@ -65,6 +65,7 @@ def documented() -> set[str]:
 def general(name: str) -> str:
     """A logged name as the documentation writes it."""
     name = re.sub(r"^(moe|ssm)/\d+/", r"\1/LAYER/", name)
+    name = re.sub(r"^probe/(induction|copying)/", "probe/PROBE/", re.sub(r"^(val/\w+)/\d+$", r"\1/LENGTH", name))
     return re.sub(r"^optim/lr/(matrix|vector|embedding|head)$", "optim/lr/ROLE", name)
 
 
@@ -77,11 +78,18 @@ def test_what_is_documented_is_logged_and_what_is_logged_is_documented(tiny, tmp
         "trainer.max_steps=6",
     ]
     folder = RunFolder(tmp_path / "run")
-    run(compose_config([*tiny, *extra]), folder, None)
+    run(compose_config([*tiny, *extra, "callbacks.probes.every=1"]), folder, None)
     logged = rows(folder.metrics_jsonl)
-    assert {general(name) for row in logged for name in row} == documented()
-    assert {name.split("/")[0] for row in logged for name in row} == {"step", "train", "val", "optim", "perf", "data", "moe", "ssm"}
-    assert set(COLUMNS) <= documented()
+    task = [line for line in tiny if not line.startswith("data")]
+    generated = RunFolder(tmp_path / "generated")
+    run(
+        compose_config([*task, "data=synthetic", "data.global_batch=4", "data.synthetic.val_examples=8", "callbacks=none"]), generated, None
+    )
+    every = [*logged, *rows(generated.metrics_jsonl)]
+    assert {general(name) for row in every for name in row} == documented()
+    groups = {"step", "train", "val", "optim", "perf", "data", "moe", "ssm", "probe"}
+    assert {name.split("/")[0] for row in every for name in row} == groups
+    assert {general(name) for name in COLUMNS} <= documented()
     check_figures(logged, folder)
 
 

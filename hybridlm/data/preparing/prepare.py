@@ -27,6 +27,7 @@ from hybridlm.data.progress import ByteProgress
 from hybridlm.data.reading.documents import Bad
 from hybridlm.data.reading.sources import open_corpus, position
 from hybridlm.data.reading.units import Corpus
+from hybridlm.data.synthetic.source import announced
 from hybridlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 from hybridlm.data.tokenizer_pieces import SPLIT_PATTERN
 
@@ -49,6 +50,8 @@ def prepare(config: DataConfig, report: Report = lambda line: None) -> Prepared:
 
     ConfigError: the corpus cannot be read or split, the folder cannot be written, or prepared files are damaged.
     """
+    if config.source == "synthetic":
+        return announced(config, report)
     if config.source == "bins":
         return open_tokenised(config, data_folder(config), report)
     began = time.monotonic()

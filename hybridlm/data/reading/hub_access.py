@@ -60,6 +60,20 @@ def ask_hub(config: HfConfig) -> Access:
     return Access(commit)
 
 
+def hub_answers() -> bool:
+    """Whether the hub can be asked at all, found out within seconds; its libraries try for half a minute."""
+    import datasets
+    from huggingface_hub import constants, get_session
+
+    if datasets.config.HF_HUB_OFFLINE or constants.is_offline_mode():
+        return False
+    try:
+        _within(_PATIENCE, lambda: str(get_session().head(constants.ENDPOINT, timeout=_PATIENCE)))
+    except Exception:  # whichever library speaks HTTP
+        return False
+    return True
+
+
 def _within(seconds: float, ask: Callable[[], str | None]) -> str | None:
     """TimeoutError: no answer yet. A thread, since looking up a host's name knows no limit of its own."""
     answer: Future[str | None] = Future()

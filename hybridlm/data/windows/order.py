@@ -88,11 +88,11 @@ def permute(index: np.ndarray, count: int, round_keys: np.ndarray) -> np.ndarray
 def _feistel(values: np.ndarray, half: np.uint64, mask: np.uint64, round_keys: np.ndarray) -> np.ndarray:
     left, right = values >> half, values & mask
     for key in round_keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
+        left, right = right, left ^ (mix(right ^ key) & mask)
     return (left << half) | right
 
 
-def _mix(value: np.ndarray) -> np.ndarray:
+def mix(value: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser: every bit of the result hangs on every bit of ``value``; arrays wrap around without a warning."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from hybridlm.config.data import DataConfig
 from hybridlm.config.section import ConfigError
 from hybridlm.data.corpus import Part, Prepared
+from hybridlm.data.synthetic.source import GeneratedWindows
 from hybridlm.data.windows.mixture import Mixture
 from hybridlm.data.windows.packed_files import PackedStream
 from hybridlm.data.windows.window_sources import CutWindows, PackedWindows, SideBySide, Source, Windows
@@ -22,6 +23,8 @@ class Packed(NamedTuple):
 
 def train_source(prepared: Prepared, config: DataConfig, seed: int) -> Source:
     """The training windows, as ``config`` wants them cut. ConfigError: a part is too short for a window, or has no document to pack."""
+    if config.source == "synthetic":
+        return GeneratedWindows(config.synthetic, "train", config.seq_len, seed)
 
     def source_of(part: Part, its_seed: int) -> Source:
         if config.packing:

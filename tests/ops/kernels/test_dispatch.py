@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from packages import WORKING, calls, packages
+from kernel_packages import WORKING, calls, packages
 
 from hybridlm.compose import compose_config
 from hybridlm.model.build import fresh_model
@@ -24,7 +24,7 @@ SMALL = ["size=tiny", "model.d_model=32", "model.mamba3.head_dim=16", "model.mam
 
 @pytest.fixture(autouse=True)
 def working():
-    with packages(WORKING):
+    with packages(*WORKING):
         yield
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from packages import WORKING, calls, packages
+from kernel_packages import WORKING, calls, packages
 
 from hybridlm.ops.kernels.probe import KERNELS, probe
 
@@ -22,7 +22,7 @@ def conv_package(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("name", SCANS)
 def test_one_that_works(name):
-    with packages(WORKING):
+    with packages(*WORKING):
         found = probe(name, HERE, torch.bfloat16)
         assert len(calls()) == 1
         assert probe(name, HERE, torch.bfloat16) is found  # once per process
@@ -58,7 +58,8 @@ BREAKAGES = [
         "its numbers differ from torch's by ",
     ),
     (
-        "def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, initial_states=None, activation=None):\n    return x * float('nan')",
+        "def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, initial_states=None, activation=None):\n"
+        "    return x * float('nan') + 0 * (weight.sum() + bias.sum())",
         "its numbers differ from torch's by nan",
     ),
 ]
@@ -74,21 +75,21 @@ def test_one_that_is_broken(tmp_path, text, reason):
 
 
 def test_wrong_gradients_are_noticed(tmp_path):
-    text = (WORKING / "causal_conv1d/__init__.py").read_text(encoding="utf-8")
+    text = (WORKING[0] / "causal_conv1d/__init__.py").read_text(encoding="utf-8")
     text = text.replace("return convolved(x, weight, bias,", "return convolved(x, weight.detach(), bias,")
     text = text.replace("from causal_conv1d.cpp_functions", "from fine.cpp_functions")
     (tmp_path / "fine").mkdir()
-    (tmp_path / "fine/cpp_functions.py").write_text((WORKING / "causal_conv1d/cpp_functions.py").read_text(encoding="utf-8"))
+    (tmp_path / "fine/cpp_functions.py").write_text((WORKING[0] / "causal_conv1d/cpp_functions.py").read_text(encoding="utf-8"))
     with packages(conv_package(tmp_path, text)):
         assert probe("causal-conv1d", HERE, torch.bfloat16).reason.startswith("its numbers differ from torch's by inf")
 
 
 def test_documents_that_are_mixed_up_are_noticed(tmp_path):
-    text = (WORKING / "causal_conv1d/__init__.py").read_text(encoding="utf-8")
+    text = (WORKING[0] / "causal_conv1d/__init__.py").read_text(encoding="utf-8")
     text = text.replace("bias, seq_idx, initial_states, activation is not None)", "bias, None, initial_states, activation is not None)")
     text = text.replace("from causal_conv1d.cpp_functions", "from fine.cpp_functions")
     (tmp_path / "fine").mkdir()
-    (tmp_path / "fine/cpp_functions.py").write_text((WORKING / "causal_conv1d/cpp_functions.py").read_text(encoding="utf-8"))
+    (tmp_path / "fine/cpp_functions.py").write_text((WORKING[0] / "causal_conv1d/cpp_functions.py").read_text(encoding="utf-8"))
     with packages(conv_package(tmp_path, text)):
         assert "differ" in probe("causal-conv1d", HERE, torch.bfloat16).reason
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hybridlm.ops.kernels.probe import package_version, probe
 
-WORKING = Path(__file__).parent / "fakes"
+_FAKES = Path(__file__).parent / "ops/kernels/fakes"
+WORKING = (_FAKES / "conv", _FAKES / "scans")
 NAMES = ("causal_conv1d", "mamba_ssm", "liger_kernel")
 
 

@@ -1,0 +1,71 @@
+"""Arguments of the command's verbs that take more than a conversion: lists, overrides, and the configurations that they mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hybridlm.command_line import key_of, merged, pieces
+from hybridlm.config.section import ConfigError
+from hybridlm.run_folder import find_run
+
+if TYPE_CHECKING:
+    from hybridlm.config.data import DataConfig
+    from hybridlm.config.run import RunConfig
+
+
+def overrides_of(verb: str, overrides: list[str] | None) -> list[str]:
+    """What was given, once it holds no flag of other commands."""
+    given = list(overrides or [])
+    if wrong := [word for word in given if word.startswith("-")]:
+        options = {"check": "--json", "plan": "--json", "prepare": "--show N", "sweep": "--jobs, --seeds, --resume, --dry-run"}.get(
+            verb, "the options that --help lists"
+        )
+        raise ConfigError(f"{verb}: unknown option {wrong[0]}; it takes {options}, --help and the overrides of train.py")
+    return given
+
+
+def words(text: str | None) -> tuple[str, ...]:
+    return tuple(word for word in (text or "").replace(",", " ").split())
+
+
+def numbers(option: str, text: str | None, least: int) -> tuple[int, ...]:
+    """A list such as 512,2048. ConfigError: something in it is no whole number of at least ``least``."""
+    given = (text or "").split(",") if text is not None else []
+    wrong = [word for word in given if not word.strip().isdecimal() or int(word) < least]
+    if wrong:
+        raise ConfigError(f"{option} {text}: {wrong[0].strip()!r} is no whole number of at least {least}; expected such as 512,2048")
+    return tuple(int(word) for word in given)
+
+
+def models(given: list[str], compare: str | None) -> tuple[str | None, dict[str, RunConfig]]:
+    """The run to measure, if one is named, and untrained configurations by name: of each pattern to compare, else of the overrides."""
+    from hybridlm.compose import compose_config
+
+    run = given[0] if given and "=" not in given[0] else None
+    if run is not None and len(given) > 1:
+        raise ConfigError(f"bench: {given[1]}: a run is measured as it is; compare it with other patterns by --compare")
+    overrides = given if run is None else find_run(run)[0].overrides()
+    patterns = [] if compare is None else [piece.strip() for piece in pieces(compare)]
+    if compare is not None and not all(patterns):
+        raise ConfigError(f"--compare {compare}: an empty pattern; expected such as T,TM,MMMT")
+    configs = {pattern: compose_config(merged(overrides, [f"model.pattern={pattern}"])) for pattern in patterns}
+    if run is None and not configs:
+        config = compose_config(overrides)
+        configs = {config.model.name: config}
+    return run, configs
+
+
+def other_data(run: str, overrides: list[str]) -> DataConfig:
+    """The data section of a run with ``overrides``; with ``data=...`` among them that group's instead. The tokens are the run's own."""
+    from hybridlm.compose import compose_config
+
+    if wrong := [line for line in overrides if key_of(line).partition(".")[0] != "data"]:
+        raise ConfigError(f"eval: {wrong[0]}: only the data can be changed (data=..., data.FIELD=...)")
+    folder, _ = find_run(run)
+    anew = any(key_of(line) == "data" for line in overrides)
+    if not anew and not folder.recorded_overrides.is_file():
+        raise ConfigError(f"{folder.recorded_overrides} is missing: name the data anew with data=... and its fields")
+    recorded = [] if anew else [line for line in folder.overrides() if not key_of(line).startswith("data.tokenizer")]
+    generated = any(line.removeprefix("+") == "data=synthetic" for line in (*recorded, *overrides))  # a task has its own tokens
+    own = [] if generated else ["data.tokenizer.kind=file", f"data.tokenizer.path={folder.tokenizer.absolute()}"]
+    return compose_config(merged([*recorded, *own], overrides)).data

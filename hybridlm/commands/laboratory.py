@@ -1,0 +1,63 @@
+"""Verbs on many runs, and on the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hybridlm.commands.app import OVERRIDES, app
+from hybridlm.commands.arguments import overrides_of
+from hybridlm.config.section import ConfigError
+from hybridlm.user_error import reported
+
+
+@app.command(context_settings=OVERRIDES)
+def sweep(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[GROUP=OPTION,OPTION | FIELD=VALUE,VALUE]...", help="as for train.py -m: optim.lr=1e-3,3e-3"),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="at once; default: one per GPU, or one")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="runs of each point, with seed, seed + 1, ...")] = 1,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="FOLDER", help="go on with a sweep, `last`: the newest")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the jobs and start none")] = False,
+) -> None:
+    """Run every point of a grid on this machine, each in a process of its own.
+
+    Exit code 0: all are finished; 1: some failed; 2: the input is wrong, and nothing was started; 143: stopped, the jobs have saved.
+    """
+    with reported():
+        given = overrides_of("sweep", overrides)
+        if resume is not None and (given or seeds > 1 or dry_run):
+            raise ConfigError("sweep --resume FOLDER: takes --jobs alone; the jobs are those of the folder")
+        from hybridlm.compose import compose_config, sweep_axes
+        from hybridlm.sweep.command import new_sweep, resume_sweep
+
+        if resume is None:
+            code = new_sweep(given, seeds=seeds, jobs=jobs, dry_run=dry_run, axes=sweep_axes, compose=compose_config)
+        else:
+            code = resume_sweep(resume, jobs=jobs, compose=compose_config)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="run folders, and folders with runs anywhere below them")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the report goes (default: the first folder)")] = None,
+) -> None:
+    """Compare runs: one HTML page (report.html), its tables as Markdown (report.md), and every run as a row (report.csv)."""
+    with reported():
+        from hybridlm.report.command import run_report
+
+        run_report(folders, out)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False) -> None:
+    """Say what this machine has, which compiled kernels work on it, and what to install for the others. Exit code 0 in any case."""
+    from hybridlm.doctor.report import run_doctor
+
+    run_doctor(as_json=as_json)

@@ -1,0 +1,99 @@
+"""Synthetic tasks (``data.synthetic``): what is asked, of how many symbols, and the words that its ids stand for.
+
+An example is ``data.seq_len`` tokens long. Everything here is known without generating anything, so that a model can be planned for it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from hybridlm.config.section import Section, to_tuple
+
+SyntheticTask = Literal[
+    "mqar", "copying", "selective_copying", "induction", "parity", "modular_arithmetic", "modular_arithmetic_brackets", "needle"
+]
+PAD = "<|endoftext|>"  # id 0 of every task: fills up behind an example that is shorter than its window
+
+
+class SyntheticConfig(Section):
+    """A generated task (``data.synthetic``); docs/data.md has a line and the chance level of each."""
+
+    task: SyntheticTask = Field("mqar", description="what is asked")
+    vocab_size: int = Field(
+        64, ge=2, le=1_000_000, description="symbols; of mqar half are keys and half are values; not of the counting tasks"
+    )
+    n_pairs: int = Field(4, ge=1, description="mqar: keys with a value, all of them asked for; needle: needles, one of which is asked for")
+    n_items: int = Field(4, ge=1, description="selective_copying: symbols to remember; needle: symbols of a needle's value")
+    modulus: int = Field(5, ge=2, le=100, description="of modular arithmetic")
+    min_length: int | None = Field(None, ge=1, description="training examples are this long to data.seq_len; null: data.seq_len all")
+    eval_lengths: Annotated[tuple[int, ...], BeforeValidator(to_tuple)] = Field(
+        (), description="validation also at these lengths, beyond data.seq_len too"
+    )
+    examples: int = Field(100_000, ge=1, description="training examples, each once in a pass")
+    val_examples: int = Field(512, ge=1, description="held-out examples of each length")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="of the examples; the order of training hangs on the run's seed")
+
+
+def words(section: SyntheticConfig) -> tuple[str, ...]:
+    """The word of every id of the task: PAD, its markers, its symbols."""
+    symbols = tuple(f"s{number}" for number in range(section.vocab_size))
+    digits = tuple(str(number) for number in range(section.modulus))
+    match section.task:
+        case "mqar":
+            keys = section.vocab_size // 2
+            halves = (("k", keys), ("v", section.vocab_size - keys))
+            return (PAD, *(f"{letter}{number}" for letter, count in halves for number in range(count)))
+        case "copying":
+            return (PAD, "copy", *symbols)
+        case "selective_copying":
+            return (PAD, ".", "?", *symbols)
+        case "induction":
+            return (PAD, "*", *symbols)
+        case "parity":
+            return (PAD, "0", "1")
+        case "modular_arithmetic":
+            return (PAD, "+", "-", "*", "=", *digits)
+        case "modular_arithmetic_brackets":
+            return (PAD, "+", "-", "*", "=", "(", ")", *digits)
+        case "needle":
+            return (PAD, "needle", "?", *symbols)
+
+
+def shortest(section: SyntheticConfig) -> int:
+    """Tokens of the shortest example that the task has room in."""
+    match section.task:
+        case "mqar":
+            return 4 * section.n_pairs  # pairs, and a query with the place behind it for each
+        case "selective_copying":
+            return 2 * section.n_items
+        case "induction":
+            return 3
+        case "parity":
+            return 1
+        case "needle":
+            return section.n_pairs * (2 + section.n_items) + section.n_items + 1
+        case _:  # copying: a symbol and the marker; modular arithmetic: a digit and =
+            return 2
+
+
+def synthetic_problems(section: SyntheticConfig, seq_len: int) -> list[str]:
+    """What does not fit together; one line for each rule that is broken."""
+    problems, least, where = [], shortest(section), "data.synthetic"
+    keys = {"mqar": section.vocab_size // 2, "needle": section.vocab_size}.get(section.task)
+    if keys is not None and section.n_pairs > keys:
+        problems.append(f"{where}.n_pairs = {section.n_pairs}: vocab_size {section.vocab_size} has {keys} keys for task={section.task}")
+    lengths = {"data.seq_len": seq_len, **{f"{where}.eval_lengths": length for length in sorted(section.eval_lengths, reverse=True)}}
+    if section.min_length is not None:
+        lengths[f"{where}.min_length"] = section.min_length
+        if section.min_length > seq_len:
+            problems.append(f"{where}.min_length = {section.min_length}: more than data.seq_len = {seq_len}, the longest")
+    problems += [
+        f"{name} = {length}: an example of task={section.task} takes {least} tokens or more with these numbers of pairs and items"
+        for name, length in lengths.items()
+        if length < least
+    ]
+    if len(set(section.eval_lengths)) < len(section.eval_lengths):
+        problems.append(f"{where}.eval_lengths = {list(section.eval_lengths)}: a length stands there twice")
+    return problems

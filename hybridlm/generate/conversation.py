@@ -1,0 +1,149 @@
+"""A conversation with a model: what was said, what the model remembers of it, and what happens when that is full.
+
+Every turn reads the new tokens only; the cache goes on with what it holds. With a template (a run trained on conversations) the tokens
+are those of its messages. Without one (a base model) the conversation is one text: each of the user's lines begins a new line of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybridlm.config.section import ConfigError
+from hybridlm.data.reading.documents import Turn
+from hybridlm.generate.engine import Engine, Finish, State
+from hybridlm.generate.sampling import Sampling
+from hybridlm.generate.state_file import load_state, save_state
+
+if TYPE_CHECKING:
+    from hybridlm.data.chat import ChatTemplate
+    from hybridlm.data.tokenizer import Tokenizer
+
+
+class Conversation:
+    """engine: with a context, the most tokens to remember. tell: takes lines about what happens, such as messages that are forgotten."""
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate | None, sampling: Sampling, tell: Callable[[str], None]
+    ) -> None:
+        assert engine.context is not None
+        self.engine, self.tokenizer, self.template, self.tell = engine, tokenizer, template, tell
+        ends = (tokenizer.eos_id,) if template is None else (template.end_id, tokenizer.eos_id)
+        self.sampling = replace(sampling, stop_ids=ends)
+        self.context = engine.context
+        self.turns: list[Turn] = []
+        self._state: State | None = None
+        self._open: tuple[int, ...] = ()  # ids that close the newest answer, which the model has not read yet
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model remembers."""
+        return 0 if self._state is None else len(self._state.ids[0]) + len(self._open)
+
+    def reset(self, system: str | None = None) -> None:
+        """Begins anew, with a system message or the one there is. ConfigError: there is no template to say it in."""
+        if system is not None and self.template is None:
+            raise ConfigError("/system: this model was not trained on conversations and has no place for a system message")
+        kept = self.turns[:1] if self.turns and self.turns[0].role == "system" else []
+        self.turns = kept if system is None else [Turn("system", system)] if system else []
+        self._state, self._open = None, ()
+
+    def say(self, text: str) -> Iterator[str]:
+        """The answer as it comes, a piece for each token, empty where a letter is not complete. A caller may leave off at any piece; what
+        came so far stands. In a base model an empty text lets it go on.
+
+        ConfigError: the text does not fit into the context, or there is nothing to go on with.
+        """
+        state = self._read(text)
+        answer, finish = "", None
+        try:
+            for step in self.engine.run(state, [self.sampling]):
+                answer, finish = answer + step.text, step.finish
+                yield step.text
+        finally:
+            self._close(answer, finish)
+        if finish == "length":
+            going_on = "; an empty line goes on" if self.template is None else ""
+            self.tell(f"cut off at {self.sampling.max_new_tokens:,} tokens{going_on}")
+        elif finish == "context":
+            self.tell(f"cut off: the context of {self.context:,} tokens is full")
+
+    def _close(self, answer: str, finish: Finish | None) -> None:
+        if self.template is None:
+            self._open = (self.tokenizer.eos_id,) if finish == "stop" else ()
+        else:
+            self._open = (self.template.end_id, *self.template.tail)
+            self.turns.append(Turn("assistant", answer))
+
+    @property
+    def _room(self) -> int:
+        """The most tokens in front of an answer, which has a quarter of the context at least, if it may be so long."""
+        return self.context - min(self.sampling.max_new_tokens, self.context // 4)
+
+    def _read(self, text: str) -> State:
+        """Makes the model read what is new; where that does not fit, what is left when the oldest is forgotten."""
+        if self.template is not None:
+            state, self.turns = self._read_message(self.template, [*self.turns, Turn("user", text)])
+        else:
+            state = self._read_text(text)
+        self._state, self._open = state, ()
+        return state
+
+    def _read_message(self, template: ChatTemplate, turns: list[Turn]) -> tuple[State, list[Turn]]:
+        """The state after the newest of ``turns``, and those that were kept."""
+        if self._state is not None:
+            new = [*self._open, *template.encode_prompt(turns[-1:], self.tokenizer)]
+            if len(self._state.ids[0]) + len(new) <= self._room:
+                self.engine.extend(self._state, [new])
+                return self._state, turns
+        system = turns[:1] if turns[0].role == "system" else []
+        rest = turns[len(system) :]
+        while len(ids := template.encode_prompt([*system, *rest], self.tokenizer)) > self._room:
+            if len(rest) == 1:
+                raise self._too_long(len(ids))
+            rest = rest[2:]  # a question and its answer
+        state = self.engine.prefill([ids], self.context)
+        if forgotten := len(turns) - len(system) - len(rest):
+            self.tell(f"the context of {self.context:,} tokens is full: the {forgotten} oldest messages are forgotten")
+        return state, [*system, *rest]
+
+    def _read_text(self, text: str) -> State:
+        state, begun = self._state, self.tokens > 0 and not self._open
+        new = [*self._open, *self.tokenizer.encode(("\n" if begun and text else "") + text)]
+        if state is None and not new:
+            raise ConfigError("nothing to go on with yet: write something")
+        if len(new) > self._room:
+            raise self._too_long(len(new))
+        if state is None:
+            return self.engine.prefill([new], self.context)
+        ids = state.ids[0]
+        if len(ids) + len(new) <= self._room:
+            if new:
+                self.engine.extend(state, [new])
+            return state
+        kept = [*ids, *new][-max(len(new), self._room // 2) :]
+        state = self.engine.prefill([kept], self.context)
+        self.tell(f"the context of {self.context:,} tokens is full: the {len(ids) + len(new) - len(kept):,} oldest are forgotten")
+        return state
+
+    def _too_long(self, tokens: int) -> ConfigError:
+        return ConfigError(f"{tokens:,} tokens leave no room for an answer in a context of {self.context:,}; write less, or --context N")
+
+    def save(self, path: Path) -> None:
+        """ConfigError: there is nothing to save, or the file cannot be written."""
+        if self._state is None:
+            raise ConfigError("/save: nothing was said yet")
+        note = json.dumps({"template": self.template is not None, "turns": self.turns, "open": self._open})
+        save_state(path, self._state, self.engine.model, note)
+
+    def load(self, path: Path) -> None:
+        """Takes the place of this conversation. ConfigError: not a conversation with this model."""
+        state, note = load_state(path, self.engine.model)
+        said = json.loads(note) if note else {"template": False, "turns": [], "open": []}
+        if len(state.ids) != 1 or said["template"] != (self.template is not None):
+            raise ConfigError(f"{path}: a state, but not of a conversation")
+        self.turns = [Turn(*turn) for turn in said["turns"]]
+        self._state, self._open = state, tuple(said["open"])

@@ -1,0 +1,45 @@
+"""A trained run, ready to write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hybridlm.config.load import from_yaml
+from hybridlm.config.section import ConfigError
+from hybridlm.run_folder import RunFolder, find_run
+
+if TYPE_CHECKING:
+    from hybridlm.checkpoint import LoadedRun
+    from hybridlm.generate.engine import Engine
+
+
+@dataclass(frozen=True)
+class Writer:
+    """trained_length: tokens that the model saw at a time in training; None: the run does not say."""
+
+    engine: Engine
+    run: LoadedRun
+    trained_length: int | None
+
+
+def open_run(name: str, *, ema: bool, context: int | None) -> Writer:
+    """``name``: `last`, a run folder, or a checkpoint; context: the most tokens a text may hold. ConfigError: it cannot be loaded."""
+    if context is not None and context < 2:
+        raise ConfigError(f"--context {context}: legal is 2 or more")
+    folder, _ = find_run(name)  # what is not there is said before torch is imported, which takes seconds
+
+    from hybridlm.checkpoint import load_run
+    from hybridlm.generate.engine import Engine
+    from hybridlm.hardware.device import inference_device
+
+    run = load_run(name, inference_device(), ema=ema)
+    return Writer(Engine(run.model, run.tokenizer, context=context), run, _trained_length(folder))
+
+
+def _trained_length(folder: RunFolder) -> int | None:
+    """A config.yaml of another version does not keep weights from being used."""
+    try:
+        return from_yaml(folder.config.read_text(encoding="utf-8")).data.seq_len
+    except (OSError, ConfigError):
+        return None

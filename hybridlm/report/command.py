@@ -1,0 +1,39 @@
+"""What `hybridlm report` does."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from pathlib import Path
+
+from hybridlm.config.section import ConfigError
+from hybridlm.durable import replaced
+from hybridlm.report.comparison import compare
+from hybridlm.report.page import facts_of, parts_of, to_html, to_text
+from hybridlm.report.reading import read_folders
+from hybridlm.report.table import runs_table, to_csv
+from hybridlm.report.verdict import verdict
+
+
+def run_report(folders: list[Path], out: Path | None) -> None:
+    """Writes report.html, report.md and report.csv into ``out`` (the first folder) and prints the verdict.
+
+    ConfigError: a folder is missing, holds no run, or ``out`` cannot be written.
+    """
+    runs, sweeps = read_folders(folders)
+    target = folders[0] if out is None else out
+    words = ["hybridlm", "report", *map(str, folders), *([] if out is None else ["--out", str(out)])]
+    comparisons = compare(runs, [key for sweep in sweeps for key in sweep.varied])
+    facts = facts_of(runs, sweeps, shlex.join(words), datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
+    parts = parts_of(comparisons, target)
+    texts = {"report.html": to_html(parts, facts), "report.md": to_text(parts, facts), "report.csv": to_csv(runs_table(comparisons))}
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            with replaced(target / name) as new:
+                new.write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        raise ConfigError(f"{target}: the report cannot be written there ({error.strerror}); name another folder with --out") from None
+    for comparison in comparisons:
+        print(f"{comparison.title}: {' '.join(verdict(comparison))}")
+    print(f"\n{target / 'report.html'}, report.md and report.csv: {len(runs)} runs")

@@ -1,0 +1,181 @@
+"""Runs that can be compared, gathered into points: runs of one configuration that differ in the seed alone."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from hybridlm.command_line import key_of
+from hybridlm.report.measures import QUALITIES, Measure
+from hybridlm.report.reading import Run, shown
+from hybridlm.report.spread import Spread, spread
+
+# Settings without a part in what a run comes to, beside the seed, over which means are taken.
+_NO_PART = ("seed", "ckpt", "logger.", "data.out", "trainer.headless", "trainer.time_limit", "trainer.requeue", "callbacks.samples.")
+# Settings of ``data`` that do not change which text, or which task, a run is validated on.
+_NOT_TEXT = ("seq_len", "val_seq_len", "global_batch", "batch_size", "packing", "isolate", "out", "shard_mb", "prepare_workers", "workers")
+_TELLING = ("model.name", "size.name", "model.pattern", "model.n_layers", "model.d_model", "optim.name", "optim.lr", "hardware.name")
+_PLAIN = ("model", "size", "model.name", "size.name", "model.pattern", "device")  # their values need no name beside them
+DEVICE = "device"
+
+
+@dataclass(frozen=True)
+class Point:
+    """settings: one value per column of its comparison, shown as text."""
+
+    name: str
+    settings: tuple[str, ...]
+    runs: tuple[Run, ...]
+
+    def spread(self, measure: Measure) -> Spread | None:
+        return spread(value for run in self.runs if (value := measure.of(run)) is not None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs validated on one text, or one task. points: of finished runs, the best by ``quality`` first. lost: runs that have not finished.
+
+    columns: the settings that tell the points apart.
+    """
+
+    title: str
+    quality: Measure
+    columns: tuple[str, ...]
+    points: tuple[Point, ...]
+    lost: tuple[Run, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for point in self.points for run in point.runs] + list(self.lost)
+
+    def settings_of(self, run: Run) -> tuple[str, ...]:
+        return tuple(_setting(run, column) for column in self.columns)
+
+    def ranked(self) -> list[tuple[Point, Spread]]:
+        """The points whose quality is a number, best first."""
+        return [(point, found) for point in self.points if (found := point.spread(self.quality)) is not None]
+
+
+def compare(runs: Sequence[Run], varied: Sequence[str] = ()) -> list[Comparison]:
+    """``runs`` in as few comparisons as can be ranked, the one of most runs first. varied: fields that a sweep says differ."""
+    texts: dict[object, list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.finished:
+            texts[_text(run)].append(run)
+    groups = sorted(texts.values(), key=len, reverse=True) or [[]]
+    lost: dict[int, list[Run]] = defaultdict(list)
+    for run in runs:
+        if not run.finished:  # beside runs of its data, as far as its configuration tells
+            alike = (i for i, group in enumerate(groups) if any(_data(run) == _data(other) for other in group))
+            lost[next(alike, 0)].append(run)
+    return [_comparison(group, lost[i], varied) for i, group in enumerate(groups)]
+
+
+def _data(run: Run) -> tuple[tuple[str, str], ...]:
+    """The settings that say which text it is."""
+    items = ((key.removeprefix("data."), value) for key, value in run.config.items() if key.startswith("data."))
+    generated = run.config.get("data.source") == "synthetic"  # there the length belongs to the task
+    return tuple(sorted((key, json.dumps(value)) for key, value in items if key not in _NOT_TEXT or (generated and key == "seq_len")))
+
+
+def _text(run: Run) -> object:
+    """Equal where the validation text is. A text compressed by two programs to the same sizes is the same, whatever its tokens are; where
+    that was not measured, and where there are no bytes to count, the settings of the data speak."""
+    facts = [run.summary.get(key) for key in ("val_bytes", "gzip_bpb", "xz_bpb")]
+    return tuple(facts) if all(facts) and run.summary.get("val/bpb") is not None else (_data(run), facts[0])
+
+
+def _comparison(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> Comparison:
+    quality = next((one for one in QUALITIES if any(one.of(run) is not None for run in finished)), QUALITIES[0])
+    columns = _columns(finished, lost, varied)
+    together: dict[object, list[Run]] = defaultdict(list)
+    for run in finished:
+        together[_identity(run)].append(run)
+    points = [_point(members, columns) for members in together.values()]
+    sign = -1.0 if quality.better == "more" else 1.0
+
+    def rank(point: Point) -> tuple[bool, float]:
+        found = point.spread(quality)
+        return (True, 0.0) if found is None else (False, sign * found.mean)
+
+    points.sort(key=rank)
+    return Comparison(_title(finished), quality, columns, tuple(points), tuple(lost), tuple(_notes(points, quality)))
+
+
+def _point(runs: list[Run], columns: Sequence[str]) -> Point:
+    settings = tuple(_setting(runs[0], column) for column in columns)
+    named = [
+        value if column in _PLAIN else f"{column.removesuffix('.name').rpartition('.')[2]}={value}"
+        for column, value in zip(columns, settings, strict=True)
+    ]
+    name = ", ".join(named) or runs[0].setting("model.pattern") or runs[0].setting("model.name") or runs[0].name
+    return Point(name, settings, tuple(runs))
+
+
+def _identity(run: Run) -> frozenset[tuple[str, str]]:
+    items = {(key, shown(value)) for key, value in run.config.items() if not key.startswith(_NO_PART)}
+    return frozenset(items | {(DEVICE, shown(run.summary.get("device", "")))})
+
+
+def _setting(run: Run, column: str) -> str:
+    value = shown(run.summary["device"]) if column == DEVICE and "device" in run.summary else run.setting(column)
+    return "-" if value is None else value
+
+
+def _columns(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> tuple[str, ...]:
+    """What the user varied, and then other settings, until all points are told apart."""
+    everyone = finished + lost
+    given = dict.fromkeys([*varied, *(key_of(line) for run in everyone for line in run.overrides)])
+    asked = [key for key in given if not key.startswith(_NO_PART) and len({run.setting(key) for run in everyone} - {None}) > 1]
+    keys = dict.fromkeys(key for run in finished for key in run.config if not key.startswith(_NO_PART))
+    telling = sorted(keys, key=lambda key: _TELLING.index(key) if key in _TELLING else len(_TELLING))
+    points = {_identity(run): run for run in finished}
+    chosen = list(asked)
+    told = _told_apart(points.values(), chosen)
+    for key in [*telling, DEVICE]:
+        if told == len(points):
+            break
+        if (more := _told_apart(points.values(), [*chosen, key])) > told:
+            chosen, told = [*chosen, key], more
+    return tuple(chosen)
+
+
+def _told_apart(runs: Iterable[Run], columns: Sequence[str]) -> int:
+    return len({tuple(_setting(run, column) for column in columns) for run in runs})
+
+
+def _title(runs: list[Run]) -> str:
+    if not runs:
+        return "No finished run"
+    first = runs[0]
+    name = first.setting("data") or first.setting("data.source") or "data"
+    task = first.setting("data.synthetic.task") if first.setting("data.source") == "synthetic" else None
+    size = first.summary.get("val_bytes")
+    held_out = f", {size / 1e3:,.0f} kB held out" if isinstance(size, int | float) and size else ""
+    return f"{name}{f' {task}' if task else ''}{held_out}"
+
+
+def _notes(points: list[Point], quality: Measure) -> list[str]:
+    """What a reader has to know before believing the table."""
+    runs = [run for point in points for run in point.runs]
+    notes = []
+    if len({run.summary.get("device") for run in runs}) > 1:
+        notes.append("The runs were made on different devices: speed, memory and time of one do not compare with those of another.")
+    if len({tuple(run.setting(f"data.tokenizer.{key}") for key in ("kind", "path", "vocab_size")) for run in runs}) > 1:
+        notes.append("The runs have different tokenizers: bits per byte compare, losses per token and tokens/s do not.")
+    if again := [point.name for point in points if len({run.seed for run in point.runs}) < len(point.runs)]:
+        notes.append(f"Runs of the same seed are in the mean of {some(again)}.")
+    odd = [point.name for point in points if (found := point.spread(quality)) is None or found.n < len(point.runs)]
+    if odd:
+        notes.append(f"Not a number in some run of {some(odd)}; it is left out of the mean.")
+    if len(runs) > 1 and all(shown(run.summary.get(DEVICE, "")).startswith("CPU") and not run.job for run in runs):
+        notes.append("Memory on a CPU is the whole process's: the jobs of one train.py -m share it, and it never falls between them.")
+    return notes
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first of ``names``, and how many more there are."""
+    return "; ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

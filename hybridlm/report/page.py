@@ -1,0 +1,150 @@
+"""The page: one HTML file that needs nothing beside it, and the Markdown of its tables."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridlm.report import plots
+from hybridlm.report.comparison import Comparison
+from hybridlm.report.evaluations import evaluation_table, lengthwise
+from hybridlm.report.reading import Run, Sweep, shown
+from hybridlm.report.repeat import command_of, differing
+from hybridlm.report.table import Table, markdown, points_table, to_markdown
+from hybridlm.report.verdict import quality_text, verdict
+
+_TEMPLATE = "page.html"
+_SETTINGS_SHOWN = 30
+SPREAD = (
+    "± is the standard deviation over the runs of a point (its seeds). A difference to the best that is no larger than the pooled standard "
+    "deviation of the two points is printed as no difference; where neither was repeated, that of all points counts. A question mark: "
+    "nothing was repeated, and the spread is unknown. A rule of thumb, no test of significance: few seeds measure a spread poorly."
+)
+
+
+@dataclass(frozen=True)
+class Plot:
+    title: str
+    caption: str
+    source: str  # a data URI
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """What stands about one run on its own. point: its settings in a line; link: from the page to the run's folder."""
+
+    run: Run
+    point: str
+    quality: str
+    settings: tuple[str, ...]
+    command: str
+    link: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A comparison as it is shown."""
+
+    comparison: Comparison
+    verdict: list[str]
+    table: Table
+    evaluations: Table | None
+    plots: list[Plot]
+    entries: list[RunEntry]
+
+
+def parts_of(comparisons: Sequence[Comparison], out: Path) -> list[Part]:
+    """out: the folder in which the page will lie."""
+    parts = []
+    for comparison in comparisons:
+        keys = differing(comparison.runs)
+        entries = [_entry(run, comparison, keys, out) for run in comparison.runs]
+        table, evaluations = points_table(comparison), evaluation_table(comparison)
+        parts.append(Part(comparison, verdict(comparison), table, evaluations, _plots(comparison), entries))
+    return parts
+
+
+def facts_of(runs: Sequence[Run], sweeps: Sequence[Sweep], command: str, when: str) -> list[tuple[str, str]]:
+    """The head of the page: what, when, where, by which command."""
+    counts = Counter(run.status for run in runs)
+    devices = sorted({shown(run.summary["device"]) for run in runs if run.summary.get("device")})
+    versions = sorted({shown(run.summary["torch"]) for run in runs if run.summary.get("torch")})
+    spent = sum(run.seconds or 0.0 for run in runs)
+    facts = [
+        ("runs", f"{len(runs)}: " + ", ".join(f"{count} {status}" for status, count in counts.most_common())),
+        ("machine", "; ".join(devices) + (f"; torch {', '.join(versions)}" if versions else "")),
+        ("time of all runs", f"{spent:,.0f} s" if spent < 600 else f"{spent / 3600:,.2f} h"),
+        *(("sweep", f"{sweep.command or sweep.folder.name}") for sweep in sweeps),
+        ("made", f"{when} by {command}"),
+    ]
+    return [(name, text) for name, text in facts if text]
+
+
+def to_html(parts: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
+    """Every text in it is escaped by the template."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(_TEMPLATE).render(parts=parts, facts=facts, spread=SPREAD, apart=_apart(parts))
+
+
+def to_text(parts: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
+    """Markdown: the head, the verdicts and the tables."""
+    lines = ["# Report", "", *(f"- {name}: {markdown(text)}" for name, text in facts), ""]
+    lines += [f"{said}\n" for said in [_apart(parts)] if said]
+    for part in parts:
+        lines += [f"## {markdown(part.comparison.title)}", "", " ".join(map(markdown, part.verdict)), ""]
+        lines += [f"{markdown(note)}\n" for note in part.comparison.notes] + [to_markdown(part.table), SPREAD, ""]
+        if part.evaluations is not None:
+            lines += ["### Evaluations", "", to_markdown(part.evaluations)]
+        lines += ["### Runs", ""]
+        for entry in part.entries:
+            figure = f", {part.comparison.quality.title} {entry.quality}" if entry.quality else ""
+            lines += [markdown(f"{entry.run.name}: {entry.point}: {entry.run.status}{figure}"), "", f"    {entry.command}", ""]
+    return "\n".join(lines)
+
+
+def _apart(parts: Sequence[Part]) -> str:
+    if len(parts) < 2:
+        return ""
+    return f"The runs were validated on {len(parts)} different texts or tasks. They are ranked within each, and do not compare across them."
+
+
+def _entry(run: Run, comparison: Comparison, keys: Sequence[str], out: Path) -> RunEntry:
+    figure = comparison.quality.of(run)
+    settings = [f"{key} = {value}" for key in keys if (value := run.setting(key)) is not None]
+    if len(settings) > _SETTINGS_SHOWN:
+        settings[_SETTINGS_SHOWN:] = [f"and {len(settings) - _SETTINGS_SHOWN} more"]
+    link = Path(os.path.relpath(run.folder.resolve(), out.resolve())).as_posix()
+    point = ", ".join([*comparison.settings_of(run), *([] if run.seed is None else [f"seed {run.seed}"])])
+    return RunEntry(run, point, "" if figure is None else quality_text(figure, comparison.quality), tuple(settings), command_of(run), link)
+
+
+def _plots(comparison: Comparison) -> list[Plot]:
+    found: list[tuple[str, str, str | None]] = [
+        (
+            "What it costs",
+            "Means over seeds; bars are standard deviations. The broken line is the Pareto front: no point is better in both respects.",
+            plots.tradeoffs(comparison),
+        ),
+        (
+            "Learning",
+            "Means over seeds, with a band of one standard deviation. The first quarter of a curve of losses may lie above the plot. "
+            "Time is that of steps, data, validations and checkpoints.",
+            plots.learning(comparison),
+        ),
+    ]
+    for title, of_runs in lengthwise(comparison.runs).items():
+        drawn = plots.by_length(comparison, title, plots.shares(comparison.points, of_runs))
+        found.append((f"By length: {title}", "Means over seeds, with a band of one standard deviation.", drawn))
+    return [Plot(title, caption, _uri(svg)) for title, caption, svg in found if svg is not None]
+
+
+def _uri(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

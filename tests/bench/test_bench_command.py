@@ -1,0 +1,104 @@
+"""``hybridlm bench`` as a user meets it: a table, JSON, a picture, and a line for each mistake."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from hybridlm.bench import memory
+from hybridlm.cli import app
+from hybridlm.compose import compose_config
+from hybridlm.run_folder import RunFolder
+from hybridlm.train.run import run
+
+FAST = ["--contexts", "8,24", "--new-tokens", "2", "--rounds", "1"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def bench(*arguments):
+    return CliRunner().invoke(app, ["bench", *arguments])
+
+
+def test_patterns_side_by_side(tiny, tmp_path):
+    result = bench(*tiny, "--compare", "T,MT,[T, M]", *FAST, "--batch", "1,2", "--out", "found")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads((tmp_path / "found/bench.json").read_text())
+    points = found["points"]
+    assert [(point["model"], point["batch"], point["context"]) for point in points] == [
+        (name, batch, context) for batch in (1, 2) for context in (8, 24) for name in ("T", "MT", "[T, M]")
+    ]
+    for point in points:
+        assert point["cache_bytes"] == point["cache_bytes_measured"]
+        assert point["decode_tokens_per_s"] > 0
+        assert point["prefill_tokens_per_s"] == pytest.approx(point["batch"] * point["context"] / point["first_token_s"])
+        assert ("decode_ratio" in point) == (point["model"] != "T")
+    assert found["settings"]["contexts"] == [8, 24]
+    assert found["machine"]["torch"] == torch.__version__
+    assert (tmp_path / "found/bench.png").read_bytes().startswith(b"\x89PNG")
+    assert "decode ratio" in result.stdout
+    assert len([line for line in result.stdout.splitlines() if " MiB" in line]) == 12
+
+
+def test_a_trained_run_beside_a_pattern(tiny, tmp_path):
+    folder = RunFolder(tmp_path / "outputs/a")
+    run(compose_config(tiny), folder, None)
+    folder.recorded_overrides.parent.mkdir()
+    folder.recorded_overrides.write_text(yaml.safe_dump(tiny))
+    result = bench("last", "--compare", "M", *FAST, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert {point["model"] for point in found["points"]} == {"a, step 12", "M"}
+    assert (folder.path / "bench/bench.json").is_file()
+    assert bench("last", "model.pattern=T").exit_code == 2
+
+
+def test_one_model_and_what_is_left_out(tiny):
+    result = bench(*tiny, *FAST, "--budget", "0.001", "--contexts", "24,4000", "--new-tokens", "500")
+    assert result.exit_code == 0, result.stderr
+    assert "over 0.001 s" in result.stdout
+    assert "not tried: over the budget at 24 tokens" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--contexts", "8,x"], "--contexts 8,x: 'x' is no whole number of at least 1"),
+        (["--batch", "0"], "--batch 0: '0' is no whole number of at least 1"),
+        (["--batch", "1,-2"], "--batch 1,-2: '-2' is no whole number"),
+        (["--compare", "T,Q"], "position 1: 'Q' is no layer"),
+        (["--compare", "T,,M"], "--compare T,,M: an empty pattern"),
+        (["--compare", "(T"], "model.pattern"),
+        (["--dtype", "int8"], "--dtype int8: legal are float32, bfloat16, float16"),
+        (["nowhere"], "nowhere: does not exist"),
+        (["model.d_modle=3"], "did you mean model.d_model?"),
+        (["--frob"], "unknown option --frob"),
+        (["--out", "file/below"], "--out file/below: cannot be made"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, arguments, said):
+    (tmp_path / "file").write_text("")
+    result = bench(*arguments)
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("config error: ")
+    assert said in line
+
+
+def test_memory_of_a_turn():
+    """What is held rises by what is allocated, where the system says what is held."""
+    device = torch.device("cpu")
+    memory.forget_peak(device)
+    before = memory.peak_bytes(device)
+    if before is None:
+        pytest.skip("no /proc here")
+    held = torch.ones(64 * 2**20)
+    assert memory.peak_bytes(device) >= before + held.nbytes // 2
+    assert memory.free_bytes(device) > 0

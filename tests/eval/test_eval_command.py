@@ -1,0 +1,233 @@
+"""``hybridlm eval`` as a user meets it: tables and eval.json next to the run, other text, probes, and a line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from hybridlm.cli import app
+from hybridlm.compose import compose_config
+from hybridlm.config.section import ConfigError
+from hybridlm.eval.results import Record, add_records, read_records
+from hybridlm.run_folder import RunFolder
+from hybridlm.train.run import run
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """A run of 12 steps with what Hydra leaves in its folder."""
+    folder = RunFolder(tmp_path_factory.mktemp("outputs") / "a")
+    overrides = [*tiny, "data.packing=true"]
+    run(compose_config(overrides), folder, None)
+    folder.recorded_overrides.parent.mkdir()
+    folder.recorded_overrides.write_text(yaml.safe_dump(overrides))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def clean(trained):
+    trained.evaluation.unlink(missing_ok=True)
+
+
+def invoked(trained, *arguments):
+    return CliRunner().invoke(app, ["eval", str(trained.path), *arguments])
+
+
+def test_the_loss_is_that_of_training(trained):
+    """Side by side the windows are those of the validation at the end of the run, and so are its figures."""
+    result = invoked(trained, "--stride", "64", "--json")
+    assert result.exit_code == 0, result.stderr
+    (record,) = json.loads(result.stdout)
+    summary = json.loads(trained.summary.read_text())
+    assert record["metrics"]["loss"] == pytest.approx(summary["val/loss"], rel=1e-5)
+    assert record["metrics"]["bpb"] == pytest.approx(summary["val/bpb"], rel=1e-5)
+    assert record["metrics"]["bytes"] == summary["val_bytes"]
+    assert record["metrics"]["ppl"] == pytest.approx(math.exp(record["metrics"]["loss"]))
+    assert record["settings"] == {"split": "val", "context": 64, "stride": 64, "limit": None, "data": []}
+    assert (record["what"], record["step"], record["checkpoint"]) == ("loss", 12, "step-00000012.ckpt")
+
+
+def test_results_are_added_and_the_same_measurement_is_replaced(trained):
+    assert invoked(trained).exit_code == 0
+    assert invoked(trained, "--context", "16,32", "--stride", "16").exit_code == 0
+    assert invoked(trained, "--no-loss", "--probes").exit_code == 0
+    first = read_records(trained.evaluation)
+    assert [record.what for record in first] == ["loss"] * 3 + ["probe/induction", "probe/copying"]
+    assert [record.settings["context"] for record in first] == [64, 16, 32, 64, 64]
+    assert invoked(trained, "--context", "16", "--stride", "16").exit_code == 0
+    again = read_records(trained.evaluation)
+    assert sorted(record.key for record in again) == sorted(record.key for record in first)
+    assert again[-1].settings["context"] == 16, "the newest stands last"
+    assert again[-1].metrics == first[1].metrics
+    assert trained.position_plot.stat().st_size > 1000
+
+
+def test_a_table_with_a_curve(trained):
+    result = invoked(trained, "--limit", "1")
+    assert result.exit_code == 0, result.stderr
+    assert "bits/byte" in result.stdout
+    assert "does it use its context?" in result.stdout
+    assert "33-64" in result.stdout
+    assert "eval.json" in result.stderr
+
+
+def test_other_text_in_the_runs_tokens(trained, corpus):
+    result = invoked(trained, "data=files", f"data.path={corpus}/lines.jsonl", "--json")
+    assert result.exit_code == 0, result.stderr
+    (record,) = json.loads(result.stdout)
+    assert record["settings"]["data"] == ["data=files", f"data.path={corpus}/lines.jsonl"]
+    own = invoked(trained, "data.val_fraction=0.4", "--json")
+    assert own.exit_code == 0, own.stderr
+    assert json.loads(own.stdout)[0]["metrics"]["documents"] > 4
+
+
+def test_the_training_text(trained):
+    result = invoked(trained, "--split", "train", "--limit", "2", "--json")
+    assert json.loads(result.stdout)[0]["metrics"]["documents"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--split", "test"], "--split test: legal are val and train"),
+        (["--context", "64,x"], "--context 64,x: 'x' is no whole number"),
+        (["--context", "0"], "'0' is no whole number of at least 1"),
+        (["--stride", "65"], "--stride 65: at most the window"),
+        (["--no-loss"], "nothing to do"),
+        (["--include-path", "tasks"], "name those to run with --tasks"),
+        (["--probes", "--context", "16", "--no-loss"], "--probes: a context of 16 tokens is too short"),
+        (["model.pattern=T"], "only the data can be changed"),
+        (["data.frob=1"], "data.frob"),
+        (["--no-loss", "--probes", "data=files", "data.path=x"], "which --no-loss leaves out"),
+        (["--ema"], "no running average"),
+        (["--frob"], "unknown option --frob"),
+    ],
+)
+def test_a_mistake_is_one_line(trained, arguments, said):
+    result = invoked(trained, *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("config error: ")
+    assert said in line
+    assert not trained.evaluation.exists()
+
+
+def test_an_unknown_run():
+    result = CliRunner().invoke(app, ["eval", "nowhere"])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "nowhere: does not exist" in result.stderr
+
+
+def test_a_run_whose_data_are_gone_says_what_to_run(trained, monkeypatch, tmp_path):
+    """Tasks and probes still work."""
+    text = trained.config.read_text()
+    gone = text.replace(next(line for line in text.splitlines() if line.startswith("  path: /")), f"  path: {tmp_path}/gone/*.txt")
+    monkeypatch.setattr("hybridlm.run_folder.RunFolder.config", property(lambda self: tmp_path / "config.yaml"))
+    (tmp_path / "config.yaml").write_text(gone)
+    result = invoked(trained)
+    assert result.exit_code == 2
+    assert "gone/*.txt matches no file" in result.stderr
+    assert "hybridlm prepare data=files" in result.stderr
+    assert "--no-loss" in result.stderr
+    assert invoked(trained, "--no-loss", "--probes").exit_code == 0
+
+
+def test_a_tokenizer_that_does_not_match(trained, corpus, tmp_path):
+    result = invoked(trained, "data=files", f"data.path={corpus}/*.txt", "data.tokenizer.kind=bpe", "data.tokenizer.path=null",
+                     "data.tokenizer.vocab_size=300", f"data.out={tmp_path}")  # fmt: skip
+    assert result.exit_code == 2, result.output
+    assert "the run's tokenizer is not the one" in result.stderr.splitlines()[-1]
+
+
+def test_a_damaged_file_of_results_is_not_overwritten(trained):
+    trained.evaluation.write_text("{")
+    result = invoked(trained)
+    assert result.exit_code == 2
+    assert "eval.json: cannot be read" in result.stderr
+    assert trained.evaluation.read_text() == "{"
+    trained.evaluation.write_text(json.dumps({"format_version": 99, "results": []}))
+    with pytest.raises(ConfigError, match="format version 99"):
+        add_records(trained.evaluation, [])
+
+
+def test_results_go_to_the_summary_of_the_wandb_run(trained, tmp_path, monkeypatch):
+    """By W&B's public interface, under the id that training left; what fails costs a line."""
+    from hybridlm.eval.remote import log_to_wandb, named
+
+    config = compose_config(["logger=wandb", "logger.offline=true", "hardware=cpu"])
+    record = Record("loss", "step-1.ckpt", 1, False, {"split": "val", "context": 64}, {"bpb": 1.5})
+    assert named(record) == {"val/context-64/bpb": 1.5}
+    folder = RunFolder(tmp_path)
+    said: list[str] = []
+    log_to_wandb(config, folder, [record], said.append)
+    assert said == []
+    assert not (tmp_path / "wandb").exists(), "the run was never there"
+    folder.wandb_id.write_text("abc12345\n")
+    updates: dict[str, float] = {}
+    begun: dict[str, object] = {}
+
+    class Run:
+        summary = updates
+
+        def finish(self):
+            begun["finished"] = True
+
+    def init(**arguments):
+        begun.update(arguments)
+        return Run()
+
+    import wandb
+
+    monkeypatch.setattr(wandb, "init", init)
+    log_to_wandb(config, folder, [record], said.append)
+    assert updates == {"eval/val/context-64/bpb": 1.5}
+    assert (begun["id"], begun["mode"], begun["finished"]) == ("abc12345", "offline", True)
+
+    def fails(**arguments):
+        raise OSError("no network")
+
+    monkeypatch.setattr(wandb, "init", fails)
+    log_to_wandb(config, folder, [record], said.append)
+    assert len(said) == 1
+    assert "no network" in said[0]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_a_folder_that_cannot_be_written(tmp_path):
+    target = tmp_path / "eval.json" / "nowhere"
+    with pytest.raises(ConfigError, match="cannot be written"):
+        add_records(target, [])
+
+
+def test_a_synthetic_task_is_counted_as_in_training(tiny, tmp_path, monkeypatch):
+    """Right answers at every length of the validation, and at others that are asked for."""
+    folder = RunFolder(tmp_path / "a")
+    overrides = [line for line in tiny if not line.startswith("data") and "samples" not in line]
+    overrides += [
+        "data=synthetic",
+        "data.synthetic.task=parity",
+        "data.synthetic.eval_lengths=[24]",
+        "data.seq_len=16",
+        "data.global_batch=4",
+    ]
+    run(compose_config([*overrides, "data.synthetic.val_examples=20"]), folder, None)
+    folder.recorded_overrides.parent.mkdir()
+    folder.recorded_overrides.write_text(yaml.safe_dump([*overrides, "data.synthetic.val_examples=20"]))
+    result = invoked(folder, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    summary = json.loads(folder.summary.read_text())
+    assert [record["settings"]["context"] for record in found] == [16, 24]
+    for record in found:
+        for name in ("accuracy", "exact", "loss"):
+            assert record["metrics"][name] == pytest.approx(summary[f"val/{name}/{record['settings']['context']}"], rel=1e-5)
+    other = invoked(folder, "--context", "40", "--limit", "8", "--batch", "3", "data.synthetic.seed=5")
+    assert other.exit_code == 0, other.stderr
+    assert "answers/parity, 40 tokens" in other.stdout
+    assert invoked(folder, "--probes").stderr == "config error: --probes: is for a model of text, and data.source=synthetic has none\n"

@@ -1,0 +1,156 @@
+"""Which runs are compared, as which points, and what is said of them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from run_folders import make_job, make_run
+
+from hybridlm.report.comparison import compare
+from hybridlm.report.reading import read_folders
+from hybridlm.report.verdict import verdict
+
+
+def compared(folder, varied=()):
+    return compare(read_folders([folder])[0], varied)
+
+
+def test_seeds_of_one_configuration_are_a_point(tmp_path):
+    for i, (pattern, seed, bpb) in enumerate([("T", 0, 2.0), ("T", 1, 2.2), ("M", 0, 1.5), ("M", 1, 1.7), ("M", 2, 1.6)]):
+        make_run(tmp_path / str(i), pattern=pattern, seed=seed, bpb=bpb)
+    (one,) = compared(tmp_path)
+    assert one.columns == ("model.pattern",)
+    assert [(point.name, len(point.runs)) for point in one.points] == [("M", 3), ("T", 2)]
+    assert one.points[0].spread(one.quality).mean == pytest.approx(1.6)
+
+
+def test_where_a_run_writes_and_how_it_logs_tells_no_points_apart(tmp_path):
+    for i in range(2):
+        make_run(tmp_path / str(i), seed=i, settings={"data.out": f"/data/{i}", "logger.project": f"p{i}", "trainer.headless": bool(i)})
+    (one,) = compared(tmp_path)
+    assert [len(point.runs) for point in one.points] == [2]
+    assert one.columns == ()
+
+
+def test_columns_are_what_was_varied_and_fields_that_tell_the_rest_apart(tmp_path):
+    lines = ['++model.pattern="T"', "++optim.lr=0.01"]
+    make_run(tmp_path / "0", pattern="T", settings={"optim.lr": 0.01}, overrides=lines)
+    make_run(tmp_path / "1", pattern="T", settings={"optim.lr": 0.02, "model.mlp.expand": 3.0}, overrides=[lines[0], "++optim.lr=0.02"])
+    make_run(tmp_path / "2", pattern="T", settings={"optim.lr": 0.02, "model.d_model": 96}, overrides=[lines[0], "++optim.lr=0.02"])
+    (one,) = compared(tmp_path)
+    assert one.columns == ("optim.lr", "model.d_model")
+    assert sorted(point.name for point in one.points) == ["lr=0.01, d_model=64", "lr=0.02, d_model=64", "lr=0.02, d_model=96"]
+
+
+def test_devices_are_told_apart(tmp_path):
+    for i, device in enumerate(("CPU, 1 threads", "NVIDIA X")):
+        make_run(tmp_path / str(i), facts={"device": device})
+    (one,) = compared(tmp_path)
+    assert one.columns == ("device",)
+    assert len(one.points) == 2
+    assert any("different devices" in note for note in one.notes)
+
+
+def test_another_validation_text_is_another_comparison(tmp_path):
+    make_run(tmp_path / "0", pattern="T", bpb=1.0)
+    make_run(tmp_path / "1", pattern="M", bpb=2.0)
+    make_run(tmp_path / "2", pattern="TM", bpb=0.5, facts={"val_bytes": 1000}, settings={"data.val_fraction": 0.2})
+    make_run(tmp_path / "3", pattern="MT", bpb=None, settings={"data.val_fraction": 0.2})
+    first, second = compared(tmp_path)
+    assert [point.name for point in first.points] == ["T", "M"]
+    assert [point.name for point in second.points] == ["TM"]
+    assert (first.lost, [run.name for run in second.lost]) == ((), ["3"])
+
+
+def test_the_same_text_under_another_tokenizer_compares_and_is_said(tmp_path):
+    make_run(tmp_path / "0", bpb=1.0)
+    make_run(tmp_path / "1", bpb=2.0, settings={"data.tokenizer.vocab_size": 1024})
+    (one,) = compared(tmp_path)
+    assert one.columns == ("data.tokenizer.vocab_size",)
+    assert any("different tokenizers" in note for note in one.notes)
+
+
+def test_without_bits_per_byte_the_data_have_to_be_the_same(tmp_path):
+    task = {"val/bpb": None, "gzip_bpb": None, "xz_bpb": None}
+    make_run(tmp_path / "0", pattern="T", facts={**task, "val/accuracy": 0.5})
+    make_run(tmp_path / "1", pattern="M", facts={**task, "val/accuracy": 0.9})
+    make_run(tmp_path / "2", facts={**task, "val/accuracy": 1.0}, settings={"data.tokenizer.vocab_size": 1024})
+    first, second = compared(tmp_path)
+    assert first.quality.key == "val/accuracy"
+    assert [point.name for point in first.points] == ["M", "T"], "more is better"
+    assert len(second.points) == 1
+
+
+def test_text_in_windows_of_other_lengths_compares_and_a_task_of_other_lengths_does_not(tmp_path):
+    task = {"val/bpb": None, "gzip_bpb": None, "xz_bpb": None, "val_bytes": None, "val/accuracy": 0.5}
+    for i, length in enumerate((64, 128)):
+        make_run(tmp_path / f"text/{i}", settings={"data.seq_len": length})
+        folder = make_run(tmp_path / f"task/{i}", settings={"data.seq_len": length}, facts=task)
+        config = folder / "config.yaml"
+        config.write_text(config.read_text().replace("  source: stdlib\n", "  source: synthetic\n  synthetic:\n    task: mqar\n"))
+    assert [len(one.points) for one in compared(tmp_path / "text")] == [2]
+    assert [(one.title, len(one.points)) for one in compared(tmp_path / "task")] == [("synthetic mqar", 1)] * 2
+
+
+def test_a_diverged_seed_is_said_and_a_diverged_point_comes_last(tmp_path):
+    for i, (pattern, bpb) in enumerate([("T", math.nan), ("M", 2.0), ("M", math.inf), ("TM", 3.0)]):
+        make_run(tmp_path / str(i), pattern=pattern, seed=i, bpb=bpb)
+    (one,) = compared(tmp_path)
+    assert [point.name for point in one.points] == ["M", "TM", "T"]
+    assert [point.name for point, _ in one.ranked()] == ["M", "TM"]
+    assert any("Not a number in some run of M; T" in note for note in one.notes)
+
+
+def test_the_same_seed_twice_is_said(tmp_path):
+    for i in range(2):
+        make_run(tmp_path / str(i))
+    (one,) = compared(tmp_path)
+    assert any("Runs of the same seed are in the mean of TM" in note for note in one.notes)
+
+
+def test_a_job_that_left_nothing_stands_beside_the_runs(tmp_path):
+    make_run(tmp_path / "0", pattern="T")
+    make_job(tmp_path / "1", 1, "failed", error="no such file", overrides=['model.pattern="M"'])
+    (one,) = compared(tmp_path, ["model.pattern"])
+    assert [one.settings_of(run) for run in one.lost] == [("M",)]
+    assert verdict(one)[-1] == "Not in the comparison: 1 failed."
+
+
+def test_nothing_has_finished(tmp_path):
+    make_run(tmp_path / "0", bpb=None)
+    (one,) = compared(tmp_path)
+    assert verdict(one) == ["No run has finished with a validation: there is nothing to compare.", "Not in the comparison: 1 unfinished."]
+
+
+def runs_of(folder, figures):
+    for pattern, values in figures.items():
+        for seed, bpb in enumerate(values):
+            make_run(folder / f"{pattern}-{seed}", pattern=pattern, seed=seed, bpb=bpb)
+    (one,) = compared(folder)
+    return verdict(one)
+
+
+def test_verdict_of_one_seed_each(tmp_path):
+    said = runs_of(tmp_path, {"T": [2.0], "M": [1.9]})
+    assert said[:2] == ["M is best: 1.9000 bits per byte (one seed).", "Next is T, worse by 0.1000."]
+    assert "nothing can be concluded about small differences" in said[2]
+
+
+def test_verdict_outside_the_spread(tmp_path):
+    said = runs_of(tmp_path, {"T": [2.0, 2.02], "M": [1.9, 1.92]})
+    assert said == [
+        "M is best: 1.9100 bits per byte (mean of 2 seeds, standard deviation 0.014).",
+        "Next is T, worse by 0.1000, which is outside the pooled spread over seeds of 0.014.",
+    ]
+
+
+def test_verdict_within_the_spread_names_what_is_cheapest(tmp_path):
+    said = runs_of(tmp_path, {"T": [2.0, 2.2], "M": [1.95, 2.15], "TM": [3.0, 3.1]})
+    assert said[1] == "Next is T, worse by 0.0500, which is within the pooled spread over seeds of 0.14."
+    assert said[2] == "No difference from the best: T. Of these: smallest cache M."
+    assert said[3] == "The first that is worse by more than its pooled spread is TM: by 1.0000 against a spread of 0.11."
+
+
+def test_verdict_of_one_point(tmp_path):
+    assert runs_of(tmp_path, {"T": [2.0]}) == ["One point, T: 2.0000 bits per byte (one seed). There is nothing to compare it with."]

@@ -1,0 +1,158 @@
+"""Run folders in every state that a killed process, a runner, or a user leaves them in."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import pytest
+from run_folders import make_job, make_run
+
+from hybridlm.config.section import ConfigError
+from hybridlm.report.curves import curve, metric_drawn
+from hybridlm.report.measures import CACHE, COSTS, QUALITIES, SPEED
+from hybridlm.report.reading import read_folders
+
+
+def read(*folders):
+    return read_folders(list(folders))[0]
+
+
+def test_every_run_once_at_any_depth_in_natural_order(tmp_path):
+    for number in (10, 9, 2):
+        make_run(tmp_path / f"multirun/day/{number}", seed=number)
+    (tmp_path / "multirun/day/2/checkpoints").mkdir()
+    shutil.copy(tmp_path / "multirun/day/2/config.yaml", tmp_path / "multirun/day/2/checkpoints")
+    (tmp_path / "multirun/day/config.yaml").write_text("greeting: hello\n")  # of something else
+    runs = read(tmp_path, tmp_path / "multirun/day", tmp_path / "multirun/day/9")
+    assert [run.name for run in runs] == ["2", "9", "10"]
+    assert [run.seed for run in runs] == [2, 9, 10]
+    assert all(run.finished and run.error is None for run in runs)
+
+
+def test_a_run_folder_itself(tmp_path):
+    (run,) = read(make_run(tmp_path / "a", pattern="MT"))
+    assert (run.name, run.setting("model.pattern"), run.setting("size"), run.setting("nothing")) == ("a", "MT", "tiny", None)
+    assert run.overrides == ('model.pattern="MT"', "seed=0")
+    assert "return x < 1" in run.samples
+
+
+def test_folders_that_hold_no_run(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"no run in .*empty: expected folders with config.yaml"):
+        read(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="gone: no such folder"):
+        read(tmp_path / "gone", tmp_path / "empty")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file: no such folder"):
+        read(tmp_path / "file")
+
+
+def test_a_killed_run(tmp_path):
+    folder = make_run(tmp_path / "a", bpb=None)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 48, "val/bp')
+    (run,) = read(folder)
+    assert (run.status, run.error) == ("unfinished", "no summary.json; the last metrics are of step 40")
+    assert [row["step"] for row in run.rows] == [8, 16, 24, 32, 40]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', "[" * 100_000, "\x00\xff"])
+def test_a_damaged_summary(tmp_path, text):
+    folder = make_run(tmp_path / "a")
+    (folder / "summary.json").write_text(text)
+    (run,) = read(folder)
+    assert (run.status, run.error, run.summary) == ("unfinished", "summary.json is damaged", {})
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", ".hydra/overrides.yaml", "eval.json", "job.json", "samples.txt"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"- [", b"{}", b"null", b"[1, 2]", b"'x'", b'{"results": 3, "status": 1}'])
+def test_any_other_damaged_file(tmp_path, name, content):
+    """Beside a good run: what can be read of the other is."""
+    make_run(tmp_path / "good", pattern="T")
+    folder = make_run(tmp_path / "bad")
+    (folder / name).write_bytes(content)
+    assert "good" in [run.name for run in read(tmp_path)]
+
+
+def test_a_job_of_hydra_that_failed_before_it_was_a_run(tmp_path):
+    hydra = make_run(tmp_path / "0", pattern="T") / ".hydra"
+    (tmp_path / "1").mkdir()
+    shutil.copytree(hydra, tmp_path / "1/.hydra")
+    (tmp_path / "1/.hydra/config.yaml").write_text("model: {pattern: Q}\ndata: {source: stdlib}\n")
+    (tmp_path / "1/train.log").write_text("2026-11-25 21:34:03,086 ERROR hybridlm.compose: config error: model.pattern = 'Q': no layer\n")
+    (tmp_path / "2/.hydra").mkdir(parents=True)  # of another program
+    (tmp_path / "2/.hydra/config.yaml").write_text("db: {name: x}\n")
+    runs = read(tmp_path)
+    assert [(run.name, run.status, run.error) for run in runs] == [
+        ("0", "finished", None),
+        ("1", "failed", "config error: model.pattern = 'Q': no layer"),
+    ]
+    assert runs[1].setting("model.pattern") == "Q"
+
+
+def test_rows_that_are_none_are_left_out(tmp_path):
+    folder = make_run(tmp_path / "a")
+    (folder / "metrics.jsonl").write_text('{"step": 2, "train/loss": NaN}\n[]\n{"loss": 1}\n7\n{"step": 1}\n{"step": 2, "x": 1}\n')
+    (run,) = read(folder)
+    assert [row["step"] for row in run.rows] == [1, 2]
+    assert run.rows[1] == {"step": 2, "x": 1}
+
+
+def test_figures_of_a_run(tmp_path):
+    (run,) = read(make_run(tmp_path / "a", pattern="T", bpb=1.75, facts={"val/loss": math.nan, "devices": 4, "tokens_per_s": None}))
+    figures = {measure.key: measure.of(run) for measure in (*QUALITIES, *COSTS)}
+    assert figures["val/bpb"] == 1.75
+    assert math.isnan(figures["val/loss"])
+    assert (figures["tokens_per_s"], SPEED.of(run)) == (None, None)
+    assert figures["device_hours"] == pytest.approx(36 * 4 / 3600)
+    # 4 layers, 2 heads of 32: keys and values of 64 tokens in fp32
+    assert figures["cache_bytes"] == 4 * 2 * 2 * 32 * 64 * 4
+
+
+def test_a_model_of_another_version_has_no_cache_figure(tmp_path):
+    folder = make_run(tmp_path / "a")
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("  d_model: 64\n", "  width_of_old: 64\n"))
+    (run,) = read(folder)
+    assert CACHE.of(run) is None
+    assert run.setting("model.width_of_old") == "64"
+
+
+def test_jobs_of_a_runner(tmp_path):
+    make_run(make_job(tmp_path / "0-T", 0, "finished", seconds=100.0, attempts=2))
+    make_job(tmp_path / "1-M", 1, "failed", error="config error:\n data.path: no file", overrides=["++model.pattern=M", "seed=3"], seed=3)
+    make_job(tmp_path / "2-X", 2, "waiting")
+    make_job(tmp_path / "3-Y", 3, "running")
+    make_job(tmp_path / "4-Z", 4, "finished")  # says so, and left nothing
+    (tmp_path / "sweep.json").write_text(
+        json.dumps({"overrides": [], "varied": ["model.pattern"], "jobs": [], "command": "hybridlm sweep x"})
+    )
+    runs, (sweep,) = read_folders([tmp_path])
+    assert [run.status for run in runs] == ["finished", "failed", "waiting", "running", "unfinished"]
+    assert [run.error for run in runs] == [None, "config error: data.path: no file", "", "", "no summary.json and no metrics"]
+    assert (runs[0].seconds, runs[1].seed, runs[1].setting("model.pattern")) == (100.0, 3, "M")
+    assert (sweep.command, sweep.varied) == ("hybridlm sweep x", ("model.pattern",))
+
+
+def test_curves_are_means_over_the_steps_that_all_seeds_logged(tmp_path):
+    folders = [make_run(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
+    rows = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in folders]
+    rows[1][2]["val/bpb"] = math.nan
+    (folders[1] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1][:4]))
+    marks = curve(read(tmp_path), "val/bpb")
+    assert [mark.tokens for mark in marks] == [step * 512 for step in (8, 16, 24, 32)]
+    # steps of 0.11 s with their data, and 0.5 s for each validation so far
+    assert [mark.seconds for mark in marks] == pytest.approx([step * 0.11 + 0.5 * i for i, step in enumerate((8, 16, 24, 32), 1)])
+    assert marks[0].value.mean == pytest.approx((rows[0][0]["val/bpb"] + rows[1][0]["val/bpb"]) / 2)
+    assert [mark.value.n for mark in marks] == [2, 2, 1, 2]
+
+
+def test_runs_validated_at_the_end_alone_show_their_training_loss(tmp_path):
+    runs = read(make_run(tmp_path / "a"))
+    assert metric_drawn(runs, "val/bpb") == "val/bpb"
+    assert metric_drawn(runs, "val/accuracy") == "train/loss"
+    text = (tmp_path / "a/metrics.jsonl").read_text().replace("val/bpb", "other")
+    (tmp_path / "a/metrics.jsonl").write_text(text)
+    assert metric_drawn(read(tmp_path / "a"), "val/bpb") == "train/bpb"

@@ -1,0 +1,89 @@
+"""``hybridlm report`` as a user meets it, also over real runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from run_folders import make_run
+from typer.testing import CliRunner
+
+from hybridlm.cli import app
+from hybridlm.compose import compose_config
+from hybridlm.report.measures import COSTS, QUALITIES
+from hybridlm.report.reading import read_folders
+from hybridlm.run_folder import RunFolder
+
+TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+
+
+def report(*arguments):
+    return CliRunner().invoke(app, ["report", *map(str, arguments)])
+
+
+def test_the_first_folder_takes_the_report(tmp_path):
+    for name in "ab":
+        make_run(tmp_path / name / "0", pattern=name.upper().replace("A", "T").replace("B", "M"))
+    result = report(tmp_path / "b", tmp_path / "a")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[-1] == f"{tmp_path}/b/report.html, report.md and report.csv: 2 runs"
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["0", "report.csv", "report.html", "report.md"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["empty"], "config error: no run in empty: expected folders with config.yaml (python train.py) or job.json"),
+        (["gone", "empty", "file"], "config error: gone: no such folder\nconfig error: file: no such folder"),
+        (["runs", "--out", "file"], "config error: file: the report cannot be written there (File exists); name another folder with --out"),
+        (
+            ["runs", "--out", "file/x"],
+            "config error: file/x: the report cannot be written there (Not a directory); name another folder with --out",
+        ),
+    ],
+)
+def test_a_mistake_costs_a_line(tmp_path, monkeypatch, arguments, line):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    make_run(tmp_path / "runs/0")
+    result = report(*arguments)
+    assert (result.exit_code, result.stderr) == (2, f"{line}\n")
+    assert not list(tmp_path.glob("**/report.*"))
+
+
+def test_a_real_run_says_all_that_is_measured(tiny, tmp_path):
+    from hybridlm.train.run import run
+
+    run(compose_config(tiny), RunFolder(tmp_path / "run"), None)
+    (found,) = read_folders([tmp_path])[0]
+    figures = {measure.key: measure.of(found) for measure in (*QUALITIES, *COSTS)}
+    assert {key for key, figure in figures.items() if figure is None} <= {"val/accuracy", "memory_gb"}
+    assert figures["device_hours"] == pytest.approx(figures["seconds"] / 3600)
+    assert report(tmp_path).exit_code == 0
+
+
+@pytest.mark.slow
+def test_a_sweep_with_jobs_that_fail(tiny, tmp_path, environment):
+    """As Hydra's own launcher leaves it, without a record of its jobs."""
+    lines = ["-m", "model.pattern=T,MT,Q", "seed=0,1", "hydra.sweep.dir=sweep"]
+    sweep = subprocess.run([sys.executable, TRAIN, *tiny, *lines], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert sweep.returncode == 2, sweep.stderr
+    result = report(tmp_path / "sweep")
+    assert result.exit_code == 0, result.stderr
+    with open(tmp_path / "sweep/report.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    done, failed = rows[:4], rows[4:]
+    assert sorted((row["model.pattern"], row["seed"]) for row in done) == [(pattern, seed) for pattern in ("MT", "T") for seed in "01"]
+    assert [(row["model.pattern"], row["seed"], row["status"]) for row in failed] == [("Q", "0", "failed"), ("Q", "1", "failed")]
+    assert all("'Q' is no layer" in row["error"] for row in failed)
+    best = json.loads((tmp_path / "sweep" / rows[0]["run"] / "summary.json").read_text())
+    assert float(rows[0]["val/bpb"]) == best["val/bpb"]
+    again = rows[0]["command"].split()
+    assert again[:2] == ["python", "train.py"]
+    assert "seed=" + rows[0]["seed"] in again

@@ -1,0 +1,231 @@
+"""The runner with jobs that only pretend to train: a small program in place of ``hybridlm train``, told by its overrides what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from hybridlm.config.section import ConfigError
+from hybridlm.sweep import process as process_module
+from hybridlm.sweep.command import _slots
+from hybridlm.sweep.job import JOB, LOCK, Job, create, find
+from hybridlm.sweep.process import BUSY, JobProcess, hold, is_held
+from hybridlm.sweep.runner import Runner
+from hybridlm.sweep.show import last_row
+
+PROGRAM = """
+import json, os, pathlib, signal, sys, time
+given = dict(line.split("=", 1) for line in sys.argv[1:])
+folder = pathlib.Path(given["hydra.run.dir"].strip("'"))
+with open(folder / "calls", "a") as calls:
+    calls.write(json.dumps([sys.argv[1:], os.environ.get("SLOT"), os.getpid()]) + "\\n")
+recorded = folder / "recorded"
+what = recorded.read_text() if "do" not in given else given["do"]
+recorded.write_text(what)
+(folder / "config.yaml").write_text("seed: 0")
+def stop(number, frame):
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "checkpoints" / "step-00000004.ckpt").write_text("")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+(folder / "ready").write_text("")
+if what == "fail":
+    print("something before")
+    sys.exit("config error: model.d_model = 0: cannot be")
+if what == "crash":
+    raise ValueError("this is why")
+if what == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if what.startswith("wait") and "ckpt" not in given:
+    time.sleep(60)
+if what != "limit":
+    (folder / "summary.json").write_text(json.dumps({"val/bpb": 1.5}))
+"""
+
+
+@pytest.fixture(autouse=True)
+def program(tmp_path, monkeypatch):
+    path = tmp_path / "pretend.py"
+    path.write_text(PROGRAM)
+    monkeypatch.setattr(process_module, "_PROGRAM", (sys.executable, str(path)))
+    return path
+
+
+def sweep_of(folder, *what):
+    jobs = [Job(i + 1, f"j{word}", (f"do={word}",), {"do": word}, 0) for i, word in enumerate(what)]
+    return create(folder, jobs, ["do=..."], ["do"], "hybridlm sweep do=...")
+
+
+def calls(folder):
+    return [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
+
+
+def until(condition):
+    """Waits for what has to happen, however slow the machine is."""
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("did not happen in a minute")
+
+
+def test_jobs_that_end_in_every_way(tmp_path, capsys):
+    sweep = sweep_of(tmp_path / "s", "done", "fail", "crash", "kill", "limit", "done")
+    assert Runner(sweep, [{"SLOT": "a"}, {"SLOT": "b"}]).run() == 1
+    found = [json.loads((sweep.folder / name / JOB).read_text()) for name in sweep.jobs]
+    assert [job["status"] for job in found] == ["finished", "failed", "failed", "failed", "stopped", "finished"]
+    errors = [None, "config error: model.d_model = 0: cannot be", "ValueError: this is why", "killed by SIGKILL", None, None]
+    assert [job["error"] for job in found] == errors
+    assert [job["exit_code"] for job in found] == [0, 1, 1, -signal.SIGKILL, 0, 0]
+    assert all(job["attempts"] == 1 and job["started"] <= job["ended"] and job["seconds"] > 0 for job in found)
+    assert {calls(sweep.job_folder(i))[0][1] for i in range(1, 7)} == {"a", "b"}
+    said = capsys.readouterr().out.splitlines()
+    assert next(line for line in said if line.startswith("failed")).endswith("config error: model.d_model = 0: cannot be")
+    assert any("1.5000 bits per byte" in line for line in said)
+    last = said.index("2 finished, 3 failed, 1 stopped of 6; 0:00 of jobs in all".replace("0:00", said_clock(said)))
+    assert [line.split()[0] for line in said[last + 1 : last + 4]] == ["2/6", "3/6", "4/6"]
+    assert f"hybridlm sweep --resume {sweep.folder}" in said[last + 4]
+
+
+def said_clock(lines):
+    return next(line for line in lines if "of jobs in all" in line).split("; ")[1].split()[0]
+
+
+def test_resume_leaves_finished_jobs_alone(tmp_path):
+    sweep = sweep_of(tmp_path / "s", "done", "fail", "limit")
+    Runner(sweep, [{}]).run()
+    (sweep.job_folder(2) / "checkpoints").mkdir()
+    (sweep.job_folder(2) / "checkpoints" / "step-00000004.ckpt").write_text("")
+    assert Runner(find(str(tmp_path / "s")), [{}]).run() == 1
+    assert [len(calls(sweep.job_folder(i))) for i in (1, 2, 3)] == [1, 2, 2]
+    where = [f"hydra.run.dir='{sweep.job_folder(i)}'" for i in (1, 2, 3)]
+    assert calls(sweep.job_folder(2))[1][0] == ["ckpt=auto", where[1]], "it goes on from its checkpoint with what it has recorded"
+    assert calls(sweep.job_folder(3))[1][0] == ["do=limit", where[2]], "nothing was saved: from the beginning"
+    assert [job.attempts for job in sweep.read()] == [1, 2, 2]
+
+
+def run_in_child(sweep, program, slots=1):
+    """A runner in a process of its own."""
+    code = (
+        "import sys; from hybridlm.sweep import process; process._PROGRAM = (sys.executable, sys.argv[2])\n"
+        "from hybridlm.sweep.job import find; from hybridlm.sweep.runner import Runner\n"
+        f"sys.exit(Runner(find(sys.argv[1]), [{{}}] * {slots}).run())"
+    )
+    line = [sys.executable, "-c", code, str(sweep.folder), str(program)]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_jobs_save(tmp_path, program, number):
+    sweep = sweep_of(tmp_path / "s", "wait", "wait", "done")
+    runner = run_in_child(sweep, program, slots=2)
+    until(lambda: all((sweep.job_folder(i) / "ready").exists() for i in (1, 2)))
+    runner.send_signal(number)
+    said, _ = runner.communicate()
+    assert runner.returncode == 143
+    assert [job.status for job in sweep.read()] == ["stopped", "stopped", "waiting"]
+    assert [job.exit_code for job in sweep.read()] == [143, 143, None]
+    assert said.splitlines()[-1].endswith(f"hybridlm sweep --resume {sweep.folder}")
+    assert Runner(sweep, [{}]).run() == 0
+    assert [len(calls(sweep.job_folder(i))) for i in (1, 2, 3)] == [2, 2, 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the signal at the runner's death is Linux's")
+def test_a_killed_runner_takes_its_jobs_with_it(tmp_path, program):
+    sweep = sweep_of(tmp_path / "s", "wait", "done")
+    runner = run_in_child(sweep, program)
+    until(lambda: (sweep.job_folder(1) / "ready").exists())
+    assert is_held(sweep.job_folder(1) / LOCK)
+    with pytest.raises(ConfigError, match="another runner is at work on this sweep"):
+        Runner(sweep, [{}]).run()
+    os.killpg(runner.pid, signal.SIGKILL)
+    runner.communicate()
+    until(lambda: not is_held(sweep.job_folder(1) / LOCK))
+    assert sweep.read()[0].status == "running", "nobody was there to write it down"
+    assert Runner(sweep, [{}]).run() == 0
+    assert [job.status for job in sweep.read()] == ["finished", "finished"]
+    assert [len(calls(sweep.job_folder(i))) for i in (1, 2)] == [2, 1]
+    assert calls(sweep.job_folder(1))[1][0][0] == "ckpt=auto"
+
+
+def test_a_job_that_still_runs_is_waited_for(tmp_path):
+    """As after a runner's death where the system does not stop its jobs."""
+    sweep = sweep_of(tmp_path / "s", "wait")
+    job = sweep.read()[0].begun()
+    sweep.write(job)
+    folder = sweep.job_folder(1)
+    alone = JobProcess(["do=wait", f"hydra.run.dir='{folder}'"], folder, os.environ, tmp_path)
+    until(lambda: (folder / "ready").exists())
+    with pytest.raises(ConfigError, match="another process is at work here"):
+        JobProcess(["do=done", f"hydra.run.dir='{folder}'"], folder, os.environ, tmp_path)
+    (folder / "summary.json").write_text("{}")
+    threading.Timer(1, alone.stop).start()
+    assert Runner(sweep, [{}]).run() == 0
+    alone.poll()
+    assert len(calls(folder)) == 1
+    assert sweep.read()[0].status == "finished"
+
+
+def test_what_resume_needs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, part in (("last", "--resume last: no sweep under"), ("nowhere", "--resume nowhere: no sweep of")):
+        with pytest.raises(ConfigError, match=part):
+            find(name)
+    sweep = sweep_of(Path("multirun/2026/a"), "done")
+    assert find("last").jobs == sweep.jobs == ("01-jdone",)
+    with pytest.raises(ConfigError, match="holds a sweep already: go on with --resume"):
+        sweep_of(Path("multirun/2026/a"), "done")
+    (sweep.job_folder(1) / JOB).write_text("{")
+    with pytest.raises(ConfigError, match="is not JSON"):
+        find("last").read()
+    (sweep.job_folder(1) / JOB).unlink()
+    with pytest.raises(ConfigError, match="the sweep lost a job"):
+        find("last").read()
+
+
+def test_a_lock_is_gone_with_its_holder(tmp_path):
+    lock = hold(tmp_path / "lock")
+    assert hold(tmp_path / "lock") == BUSY
+    assert is_held(tmp_path / "lock")
+    os.close(lock)
+    assert not is_held(tmp_path / "lock")
+    assert not is_held(tmp_path / "none")
+
+
+def test_slots_share_gpus_and_cores(monkeypatch):
+    from hybridlm.compose import compose_config
+    from hybridlm.sweep.plan import Planned
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def slots(gpus, jobs, *overrides):
+        return _slots([Planned(Job(1, "a", (), {}, 0), compose_config(overrides))], gpus, jobs)
+
+    assert slots([], None) == [{"OMP_NUM_THREADS": "8"}]
+    assert slots([], 3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    two = [{"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": name} for name in ("3", "5")]
+    assert slots(["3", "5"], None) == two
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(["3", "5"], 3)] == ["3", "5", "3"]
+    assert slots(["3", "5"], None, "hardware=cpu") == [{"OMP_NUM_THREADS": "8"}]
+    pairs = slots(list("01234"), None, "trainer.devices=2", "data.global_batch=auto")
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in pairs] == ["0,1", "2,3"]
+    with pytest.raises(ConfigError, match=r"trainer\.devices = 4: this machine has 2"):
+        slots(["3", "5"], None, "trainer.devices=4")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert slots([], 2) == [{"OMP_NUM_THREADS": "1"}] * 2
+
+
+def test_the_newest_metrics_of_a_run(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert last_row(path) == {}
+    path.write_text('{"step": 1, "train/loss": 2.0}\n{"step": 2, "val/bpb": 1.0}\n{"step": 3, "tra')
+    assert last_row(path) == {"step": 2, "train/loss": 2.0, "val/bpb": 1.0}

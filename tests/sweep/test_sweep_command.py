@@ -1,0 +1,103 @@
+"""``hybridlm sweep`` as a user meets it, and a sweep of real runs that is killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from hybridlm.cli import app
+from hybridlm.run_folder import RunFolder, step_of
+from hybridlm.sweep.job import JOB, find
+from hybridlm.sweep.process import is_held
+
+COMMAND = [sys.executable, "-m", "hybridlm", "sweep"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["model.pattern=TX,T", "size=tiny"], "'X'"),
+        (["-m", "seed=1,2"], "unknown option -m; it takes --jobs, --seeds, --resume, --dry-run"),
+        (["--resume", "nowhere"], "--resume nowhere: no sweep of"),
+        (["--resume", "nowhere", "seed=1"], "takes --jobs alone"),
+        (["a=("], "cannot be read"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_input_is_code_2_and_leaves_nothing(tmp_path, monkeypatch, arguments, part):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["sweep", *arguments])
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), result
+    assert part in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_lists_jobs_with_their_match(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["model=hybrid_alternating", "size=tiny", "model.pattern=T,MMT", "sweep.match=params", "--seeds", "2", "--dry-run"]
+    result = CliRunner().invoke(app, ["sweep", *given])
+    assert result.exit_code == 0, result
+    lines = result.stdout.splitlines()
+    assert [line.split()[1] for line in lines[:4]] == ["T-s0", "MMT-s0", "T-s1", "MMT-s1"]
+    assert "pattern T" in lines[1]
+    assert all("parameters" in line and "GiB" in line for line in lines[:4])
+    assert lines[4].startswith("4 jobs, 1 at once; memory is an estimate for ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_twelve_jobs_killed_in_the_middle_one_failing(tiny, tmp_path, environment, corpus):
+    """The runner and everything it started are killed; resumed, eleven jobs finish, one fails, and no finished one ran twice."""
+    base = [line for line in tiny if not line.startswith(("data.path=", "model.pattern=", "model.n_layers="))]
+    grid = ["model.n_layers=2", "model.pattern=T,MT", "optim.lr=1e-3,3e-3,1e-2", "--seeds", "2", "hydra.sweep.dir=s", "--jobs", "2"]
+    command = [*COMMAND, *base, f"data.path={corpus}/*.txt", *grid, "trainer.max_steps=200", "trainer.val_every=100"]
+    log = (tmp_path / "log").open("w+")
+    runner = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True)
+    folder = tmp_path / "s"
+
+    def statuses():
+        return [job.status for job in find(str(folder)).read()] if (folder / "sweep.json").exists() else []
+
+    def in_the_middle():
+        """Some are finished, and one that runs has saved and is far from its end."""
+        going = [name for name, status in zip(find(str(folder)).jobs, statuses(), strict=True) if status == "running"]
+        saved = [step_of(path) for name in going for path in RunFolder(folder / name).step_checkpoints()[:1]]
+        return statuses().count("finished") >= 2 and any(step < 120 for step in saved)
+
+    while not statuses() or not in_the_middle():
+        assert runner.poll() is None, (tmp_path / "log").read_text()[-3000:]
+        time.sleep(0.05)
+    os.killpg(runner.pid, signal.SIGKILL)
+    runner.wait()
+    jobs = find(str(folder)).jobs
+    while any(is_held(folder / name / "job.lock") for name in jobs):
+        time.sleep(0.1)
+    before = {name: (folder / name / "summary.json").stat().st_mtime_ns for name in jobs if (folder / name / "summary.json").exists()}
+    unstarted = next(name for name in reversed(jobs) if json.loads((folder / name / JOB).read_text())["attempts"] == 0)
+    job = json.loads((folder / unstarted / JOB).read_text())
+    job["overrides"] = [line if "data.path" not in line else "++data.path=gone/*.txt" for line in job["overrides"]]
+    (folder / unstarted / JOB).write_text(json.dumps(job))
+
+    again = [*COMMAND, "--resume", "s", "--jobs", "2"]
+    result = subprocess.run(again, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1, result.stdout[-3000:] + result.stderr[-3000:]
+    found = {name: json.loads((folder / name / JOB).read_text()) for name in jobs}
+    assert sorted(entry["status"] for entry in found.values()) == ["failed"] + ["finished"] * 11
+    assert "gone/*.txt" in found[unstarted]["error"]
+    assert any(line.startswith("failed") and "gone/*.txt" in line for line in result.stdout.splitlines())
+    for name in jobs:
+        if name != unstarted:
+            steps = [json.loads(row)["step"] for row in RunFolder(folder / name).metrics_jsonl.read_text().splitlines()]
+            assert steps == sorted(set(steps))
+            assert json.loads(RunFolder(folder / name).summary.read_text())["steps"] == 200
+    assert {name: (folder / name / "summary.json").stat().st_mtime_ns for name in before} == before, "finished jobs were left alone"
+    resumed = [name for name in jobs if "resuming after step" in (folder / name / "job.log").read_text()]
+    assert resumed, "a job that was killed went on from its checkpoint"
+    assert all(found[name]["attempts"] == (2 if name in resumed else found[name]["attempts"]) for name in jobs)
