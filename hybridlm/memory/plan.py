@@ -32,6 +32,7 @@ _NARROW = ("bf16-mixed", "bf16-true")
 # torch's own default for each handle, of which the forward's thread and the backward's have one (aten/src/ATen/cuda/CublasHandlePool.cpp).
 _CUBLAS, _CUBLAS_HOPPER = 8 * 2**20 + 128 * 2**10, 32 * 2**20
 _HOPPER = (9, 0)
+_AMPERE, _OLDER = (8, 0), (7, 0)  # where the ways part that our operators take on a GPU; plans for cards of one kind share their pieces
 _HANDLES = 2
 
 
@@ -97,7 +98,7 @@ class Ground:
         windows = _windows(config, global_batch_of(config, facts.kind), devices)
         work, vocabulary = workload_of(config, facts)
         update, trainer = follow_update(work), config.trainer
-        steps = Steps(work, build_model(config.model, work.vocab), update, _shares(config, work, update, devices))
+        steps = Steps(work, build_model(config.model, work.vocab), update, _shares(config, facts, update, devices))
         open_to = (config.data.batch_size, trainer.accumulate, trainer.checkpoint_blocks, trainer.loss_rows)
         cuts = possible_cuts(windows, len(work.layers), *open_to)
         return Ground(facts, devices, windows, vocabulary, steps, cuts, margin_of(work, _usable(config, facts, devices)))
@@ -158,7 +159,7 @@ def step_peak(config: RunConfig, cut: Cut) -> Peak:
     facts = planned_device(config.hardware)
     work, _ = workload_of(config, facts)
     update = follow_update(work)
-    return Steps(work, build_model(config.model, work.vocab), update, _shares(config, work, update, 1)).peak(cut)
+    return Steps(work, build_model(config.model, work.vocab), update, _shares(config, facts, update, 1)).peak(cut)
 
 
 def _windows(config: RunConfig, global_batch: int, devices: int) -> int:
@@ -175,19 +176,25 @@ def _windows(config: RunConfig, global_batch: int, devices: int) -> int:
 def workload_of(config: RunConfig, facts: DeviceFacts) -> tuple[Workload, Vocabulary]:
     """What one device has to do, and the vocabulary that it is planned with."""
     vocabulary = planned_vocabulary(config)
-    card = None
-    if facts.kind == CUDA:
-        major, _, minor = (facts.capability or "8.0").partition(".")
-        card = (int(major), int(minor))
+    capability = _capability(facts)
+    card = None if capability is None else _AMPERE if capability >= _AMPERE else _OLDER
     documents = config.data.packing and config.data.isolate
     work = Workload(config.model, config.optim, vocabulary.ids, config.data.seq_len, precision_of(config, facts), card, documents)
     return work, vocabulary
 
 
-def _shares(config: RunConfig, work: Workload, update: Update, devices: int) -> Shares:
+def _capability(facts: DeviceFacts) -> tuple[int, int] | None:
+    if facts.kind != CUDA:
+        return None
+    major, _, minor = (facts.capability or "8.0").partition(".")
+    return int(major), int(minor)
+
+
+def _shares(config: RunConfig, facts: DeviceFacts, update: Update, devices: int) -> Shares:
     """DDP keeps a second copy of the gradients in its buckets. FSDP2 cuts everything over the devices and gathers the embedding, norm and
     head for the whole step and two layers at a time, with their gradients."""
-    handles = 0 if work.card is None else _HANDLES * (_CUBLAS_HOPPER if work.card >= _HOPPER else _CUBLAS)
+    capability = _capability(facts)
+    handles = 0 if capability is None else _HANDLES * (_CUBLAS_HOPPER if capability >= _HOPPER else _CUBLAS)
     sharded = config.trainer.strategy == "fsdp2" and devices > 1
     exchange = 0
     if sharded:

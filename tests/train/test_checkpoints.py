@@ -224,7 +224,7 @@ def test_weights_alone_load_and_are_checked(finished, tmp_path):
 
 
 class Rates:
-    """Rates that the optimizer used, by the number of its calls."""
+    """Rates that the optimizer used, by the number of its calls; the plan's call, on weights without contents, aside."""
 
     def __init__(self, monkeypatch) -> None:
         self.used: list[list[float]] = []
@@ -232,7 +232,8 @@ class Rates:
 
         def recorded(optimizer, closure=None):
             result = step(optimizer, closure)
-            self.used.append([group["lr"] for group in optimizer.param_groups])
+            if not optimizer.param_groups[0]["params"][0].is_meta:
+                self.used.append([group["lr"] for group in optimizer.param_groups])
             return result
 
         monkeypatch.setattr(HybridOptimizer, "step", recorded)
@@ -285,3 +286,24 @@ def test_random_numbers_depend_on_the_step_alone():
     drawn = [draw(*place) for place in places]
     assert drawn == [draw(*place) for place in places]
     assert len({number for numbers in drawn for number in numbers}) == 12
+
+
+def test_a_resume_keeps_its_accumulation_whatever_the_plan(tiny, tmp_path, monkeypatch):
+    """On a machine of less memory the plan would cut steps in another way; a number that the user gives is still refused."""
+    folder = RunFolder(tmp_path / "run")
+    run(compose_config([*tiny, "trainer.accumulate=2"]), folder, None)
+    longer = [*tiny, "trainer.max_steps=14"]
+    run(compose_config(longer), folder, folder.newest_checkpoint())
+    assert read_checkpoint(folder.newest_checkpoint())[KEY]["accumulate"] == 2
+    assert json.loads(folder.summary.read_text())["steps"] == 14
+    with pytest.raises(ConfigError, match=r"resume with trainer\.accumulate=2"):
+        run(compose_config([*tiny, "trainer.max_steps=16", "trainer.accumulate=1"]), folder, folder.newest_checkpoint())
+    with pytest.raises(ConfigError, match=r"resume with trainer\.accumulate=2"):
+        run(compose_config([*tiny, "trainer.max_steps=16", "data.batch_size=4"]), folder, folder.newest_checkpoint())
+
+
+def test_a_run_that_does_not_fit_is_refused_before_data_are_read(tiny, tmp_path):
+    config = compose_config([*tiny, "hardware.memory_gb=1.0001", "data.path=nowhere/*.txt"])
+    with pytest.raises(ConfigError, match=r"this run needs .* of memory"):
+        run(config, RunFolder(tmp_path / "run"), None)
+    assert not (tmp_path / "run").exists()
