@@ -209,7 +209,16 @@ def test_the_command_refuses_in_lines_and_ends_with_code_2():
     assert "Traceback" not in result.stderr
 
 
-def test_the_command_knows_its_options():
-    result = hybridlm("--jsn", "size=tiny")
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--jsn", "size=tiny"), "plan: unknown option --jsn; it takes --json"),
+        (("ckpt=last",), "ckpt = 'last': plan is of a run that starts anew"),
+        (("data.global_batch=10", "data.batch_size=4"), "is not a multiple of data.batch_size"),
+    ],
+)
+def test_the_command_names_a_mistake(words, line):
+    result = hybridlm(*words)
     assert result.returncode == 2
-    assert "plan: unknown option --jsn; it takes --json" in result.stderr
+    assert line in result.stderr
+    assert len(result.stderr.splitlines()) == 1
