@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -23,6 +24,9 @@ _USAGE_ERROR = typer.BadParameter.__mro__[1]  # what typer raises of any mistake
 def run_app(arguments: Sequence[str]) -> None:
     """Ends the process as ``arguments`` say, or with the help where there are none. A mistake that typer finds, such as a word in the place
     of a number, is told as ours are: in one line."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this (`<&-`): nothing to read, and nobody reads
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, for as long as the process lives
     with reported():
         try:
             sys.exit(app(list(arguments) or ["--help"], standalone_mode=False))

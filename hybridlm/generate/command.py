@@ -74,7 +74,7 @@ def _prompts(request: Request) -> list[str]:
         where, texts = f"--file {request.file}", [_read(request.file)]
     elif request.load_state is not None:
         return [""]
-    elif sys.stdin is None or sys.stdin.isatty():
+    elif sys.stdin.isatty():
         raise ConfigError("generate: nothing to continue; give --prompt TEXT, --file PATH, or a text on standard input")
     else:
         where, texts = "standard input", [_decoded("standard input", sys.stdin.buffer.read())]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from hybridlm.commands.app import run_app
@@ -49,3 +51,16 @@ def test_help_is_what_no_arguments_get(capsys):
     assert (code, err) == (0, "")
     assert all(verb in out for verb in ("train", "generate", "chat", "eval", "bench"))
     assert ended(capsys, "--help") == (0, out, "")
+
+
+def test_closed_streams_are_empty_ones(capsys, monkeypatch, tmp_path):
+    """As after `<&-` and `>&-` in a shell."""
+    import hybridlm.cli  # noqa: F401, brings the verbs
+
+    (tmp_path / "config.yaml").write_text("")
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, name, None)
+    code, _, err = ended(capsys, "generate", str(tmp_path))
+    assert (code, err) == (2, "config error: standard input: empty; give at least one character to continue\n")
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "has no checkpoint yet" in ended(capsys, "chat", str(tmp_path))[2]
