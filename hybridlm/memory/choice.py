@@ -14,6 +14,7 @@ from hybridlm.model.lm import HybridLM
 from hybridlm.ops.cross_entropy import ROWS
 
 FEW_ROWS = 128
+_ROUGHLY = 1.1  # times the least that a cut can need
 _EVERY = (0, 8, 6, 4, 3, 2, 1)  # what checkpoint_blocks may become
 
 
@@ -76,16 +77,14 @@ def choose(steps: Steps, cuts: Sequence[Cut], limit: Limit) -> tuple[Cut, Peak, 
 
 
 def roughly(steps: Steps, cuts: Sequence[Cut], limit: Limit) -> tuple[Cut, int] | None:
-    """The largest micro-batch that fits with the layers and rows of the smallest cut, and the smallest cut's bytes; None: not even that
-    fits. ``choose`` takes longer and finds faster cuts."""
+    """About the largest micro-batch that fits with the layers and rows of the smallest cut, and the smallest cut's bytes; None: not even
+    that fits. ``choose`` takes longer and finds faster cuts."""
     smallest = smallest_of(cuts)
     if not limit.holds(steps.outside) or not limit.holds(least := steps.peak(smallest).bytes):
         return None
     like = [cut for cut in cuts if (cut.checkpoint_blocks, cut.rows) == (smallest.checkpoint_blocks, smallest.rows)]
-    for cut in sorted(like, key=lambda cut: -cut.batch_size):
-        if limit.holds(steps.at_least(cut)) and limit.holds(steps.peak(cut).bytes):
-            return cut, least
-    return smallest, least
+    held = [cut for cut in like if cut == smallest or limit.holds(int(_ROUGHLY * steps.at_least(cut)))]
+    return max(held, key=lambda cut: cut.batch_size), least
 
 
 def _fastest(steps: Steps, cuts: Sequence[Cut], limit: Limit, known: tuple[Cut, Peak] | None) -> tuple[Cut, Peak] | None:

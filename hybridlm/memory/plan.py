@@ -103,8 +103,8 @@ class Ground:
         return Ground(facts, devices, windows, vocabulary, steps, cuts, margin_of(work, _usable(config, facts, devices)))
 
     def rough(self, config: RunConfig) -> tuple[int, float | None, float] | None:
-        """Bytes with the margin of the smallest cut; tokens per second and relative time of the largest micro-batch that fits with what
-        else the smallest cut has; None: nothing fits."""
+        """Bytes with the margin of the smallest cut; tokens per second and relative time with about the largest micro-batch that
+        fits; None: nothing does."""
         found = roughly(self.steps, self.cuts, self.limit)
         if found is None:
             return None

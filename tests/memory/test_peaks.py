@@ -76,7 +76,7 @@ def test_the_whole_model_followed_at_once_agrees():
     whole = Apart(**{name: getattr(work, name) for name in work.__dataclass_fields__})
     cut = Cut(4, 1, 0, 512)
     pieces = follow(whole, 4, checkpointed=False, accumulating=False, rows=512)
-    assert len(pieces.blocks) == 5
+    assert len(pieces.blocks) == 5  # each kind of layer is followed once otherwise
     peak = compose(whole.layers, (pieces, pieces), follow_update(work), cut, Shares(1, 0, 0, averaged=False))
     assert peak.bytes == pytest.approx(step_peak(config, cut).bytes, rel=0.001)
 

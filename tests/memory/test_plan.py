@@ -23,7 +23,14 @@ from hybridlm.model.build import build_model
 from hybridlm.model.count import parameters, state_bytes
 
 CARD = ["hardware=rtx4060", "size=tiny", "data.seq_len=256", "data.global_batch=32"]
-LARGE = ["model=hybrid_alternating", "size=d20", "hardware=rtx4060"]
+LARGE = [
+    "model=hybrid_alternating",
+    "size=small",
+    "data.tokenizer.vocab_size=32768",
+    "hardware=rtx4060",
+    "hardware.memory_gb=1.6",
+    "data.global_batch=8",
+]
 
 
 def test_the_default_run_on_a_cpu_is_cut_as_before():
@@ -138,7 +145,7 @@ def test_each_suggestion_makes_it_fit():
     for item in found:
         followed = plan_run(compose_config([*LARGE, *item.change.overrides]))
         assert followed.fits, item.change.overrides
-        assert followed.tokens_per_s >= 0.999 * item.tokens_per_s
+        assert followed.tokens_per_s >= 0.9 * item.tokens_per_s
     needs, *lines = refusal(plan, found)
     assert "this run needs" in needs
     assert len(lines) == 3
