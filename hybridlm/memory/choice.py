@@ -14,6 +14,7 @@ from hybridlm.model.lm import HybridLM
 from hybridlm.ops.cross_entropy import ROWS
 
 FEW_ROWS = 128
+_ROUGHLY = 1.1  # times the least that a cut can need
 _EVERY = (0, 8, 6, 4, 3, 2, 1)  # what checkpoint_blocks may become
 
 
@@ -67,44 +68,42 @@ class Steps:
 
 
 def choose(steps: Steps, cuts: Sequence[Cut], limit: Limit) -> tuple[Cut, Peak, bool]:
-    """The fastest of ``cuts`` that fits, its peak and True; where none does, the smallest and False. Fewer rows than most only where
-    nothing else fits."""
-    smallest = smallest_of(cuts)
+    """The fastest of ``cuts`` that fits, its peak and True; where none does, the smallest and False."""
+    smallest, chosen = smallest_of(cuts), None
     if limit.holds(steps.outside):
         for rows in sorted({cut.rows for cut in cuts}, reverse=True):
-            chosen = _fastest(steps, [cut for cut in cuts if cut.rows == rows], limit)
-            if chosen is not None:
-                return *chosen, True
-    return smallest, steps.peak(smallest), False
+            chosen = _fastest(steps, [cut for cut in cuts if cut.rows == rows], limit, chosen) or chosen
+    return (smallest, steps.peak(smallest), False) if chosen is None else (*chosen, True)
 
 
 def roughly(steps: Steps, cuts: Sequence[Cut], limit: Limit) -> tuple[Cut, int] | None:
-    """The largest micro-batch with the layers and rows of the smallest cut that may fit, and the smallest cut's bytes; None: not even that
-    fits. A few pieces tell it; ``choose`` looks closer and finds faster cuts."""
+    """About the largest micro-batch that fits with the layers and rows of the smallest cut, and the smallest cut's bytes; None: not even
+    that fits. ``choose`` takes longer and finds faster cuts."""
     smallest = smallest_of(cuts)
     if not limit.holds(steps.outside) or not limit.holds(least := steps.peak(smallest).bytes):
         return None
     like = [cut for cut in cuts if (cut.checkpoint_blocks, cut.rows) == (smallest.checkpoint_blocks, smallest.rows)]
-    held = [cut for cut in like if cut == smallest or limit.holds(steps.at_least(cut))]
+    held = [cut for cut in like if cut == smallest or limit.holds(int(_ROUGHLY * steps.at_least(cut)))]
     return max(held, key=lambda cut: cut.batch_size), least
 
 
-def _fastest(steps: Steps, cuts: Sequence[Cut], limit: Limit) -> tuple[Cut, Peak] | None:
-    ranked = sorted(cuts, key=lambda cut: (steps.time(cut), cut.accumulate))
-    first = steps.peak(ranked[0])
-    if limit.holds(first.bytes):
-        return ranked[0], first
-    smallest = smallest_of(cuts)
-    least = steps.peak(smallest)
-    if not limit.holds(least.bytes):
-        return None
-    for cut in ranked[1:]:
-        if cut.accumulate > 1 and not limit.holds(steps.at_least(cut)):
-            continue
-        peak = steps.peak(cut)
+def _fastest(steps: Steps, cuts: Sequence[Cut], limit: Limit, known: tuple[Cut, Peak] | None) -> tuple[Cut, Peak] | None:
+    """Of cuts with the same rows, if it is faster than what is known."""
+    first, *others = sorted(cuts, key=lambda cut: (steps.time(cut), cut.accumulate))
+    if known is None:
+        peak = steps.peak(first)
         if limit.holds(peak.bytes):
-            return cut, peak
-    return smallest, least
+            return first, peak
+        if not limit.holds(steps.peak(smallest_of(cuts)).bytes):
+            return None
+    else:
+        others = [cut for cut in (first, *others) if steps.time(cut) < steps.time(known[0])]
+    for cut in others:
+        if cut.accumulate == 1 or limit.holds(steps.at_least(cut)):
+            peak = steps.peak(cut)
+            if limit.holds(peak.bytes):
+                return cut, peak
+    return None
 
 
 def smallest_of(cuts: Sequence[Cut]) -> Cut:

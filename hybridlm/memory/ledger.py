@@ -55,10 +55,10 @@ class Ledger(TorchDispatchMode):
         name = func._schema.name
         if func in (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default):
             return _number(args[0])
+        if func is torch.ops.aten.nonzero_numpy.default:
+            return self._places(args[0]).unbind(1)
         if func is torch.ops.aten.nonzero.default:
-            places = args[0].new_empty((max(1, args[0].numel() // _YOUNG), args[0].dim()), dtype=torch.int64)
-            self.hold(places)
-            return places
+            return self._places(args[0])
         if name.startswith(_OURS):
             return self._whole(name, func, args)
         out = func(*args, **(kwargs or {}))
@@ -91,6 +91,12 @@ class Ledger(TorchDispatchMode):
                 if storage._cdata not in self._known:
                     self._know(storage, -(-storage.nbytes() // self._grain) * self._grain)
         self.peak = max(self.peak, self.held)
+
+    def _places(self, found: Tensor) -> Tensor:
+        """(n, dimensions), as of ``nonzero``."""
+        places = found.new_empty((max(1, found.numel() // _YOUNG), found.dim()), dtype=torch.int64)
+        self.hold(places)
+        return places
 
     def _know(self, storage: torch.UntypedStorage, size: int) -> None:
         key = storage._cdata

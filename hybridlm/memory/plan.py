@@ -25,8 +25,10 @@ from hybridlm.model.count import parameters
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
 
-# What an allocator takes beyond the peak. Not measured on a GPU yet; on a CPU it covers benchmarks/results/plan_memory.md.
-_MARGINS = {True: (0.12, 128 * 2**20), False: (0.15, 64 * 2**20)}  # on CUDA, on a CPU
+# What an allocator takes beyond the peak, a share and MiB. On CUDA not measured yet. On a CPU glibc keeps freed blocks below 32 MiB
+# (benchmarks/results/plan_memory.md), and oneDNN compiles a kernel for each shape of a product in 16 bits: 0.2 to 0.5 GiB were seen.
+_CUDA_MARGIN, _CPU_MARGIN, _CPU_NARROW_MARGIN = (0.12, 128), (0.25, 64), (0.25, 640)
+_NARROW = ("bf16-mixed", "bf16-true")
 # torch's own default for each handle, of which the forward's thread and the backward's have one (aten/src/ATen/cuda/CublasHandlePool.cpp).
 _CUBLAS, _CUBLAS_HOPPER = 8 * 2**20 + 128 * 2**10, 32 * 2**20
 _HOPPER = (9, 0)
@@ -98,11 +100,11 @@ class Ground:
         steps = Steps(work, build_model(config.model, work.vocab), update, _shares(config, work, update, devices))
         open_to = (config.data.batch_size, trainer.accumulate, trainer.checkpoint_blocks, trainer.loss_rows)
         cuts = possible_cuts(windows, len(work.layers), *open_to)
-        return Ground(facts, devices, windows, vocabulary, steps, cuts, _limit(config, facts, devices))
+        return Ground(facts, devices, windows, vocabulary, steps, cuts, margin_of(work, _usable(config, facts, devices)))
 
     def rough(self, config: RunConfig) -> tuple[int, float | None, float] | None:
-        """Bytes with the margin of the smallest cut, and of the largest micro-batch that may fit tokens per second and relative time; None:
-        nothing fits."""
+        """Bytes with the margin of the smallest cut; tokens per second and relative time with about the largest micro-batch that
+        fits; None: nothing does."""
         found = roughly(self.steps, self.cuts, self.limit)
         if found is None:
             return None
@@ -196,12 +198,17 @@ def _shares(config: RunConfig, work: Workload, update: Update, devices: int) -> 
     return Shares(devices if sharded else 1, exchange, handles, averaged=config.callbacks.ema.decay is not None)
 
 
-def _limit(config: RunConfig, facts: DeviceFacts, devices: int) -> Limit:
-    margin, spare = _MARGINS[facts.kind == CUDA]
+def margin_of(work: Workload, usable: int | None = None) -> Limit:
+    """What the allocator of a device takes besides the peak, with ``usable`` bytes in all."""
+    share, spare = _CPU_NARROW_MARGIN if work.precision in _NARROW else _CPU_MARGIN
+    if work.card is not None:
+        share, spare = _CUDA_MARGIN
+    return Limit(usable, share, spare * 2**20)
+
+
+def _usable(config: RunConfig, facts: DeviceFacts, devices: int) -> int | None:
     usable = usable_bytes(facts, config.hardware.memory_gb)
-    if usable is not None and facts.kind != CUDA:
-        usable //= devices  # its processes share the machine
-    return Limit(usable, margin, spare)
+    return usable if usable is None or facts.kind == CUDA else usable // devices  # a machine's processes share its memory
 
 
 def rates_of(config: RunConfig, precision: str) -> Rates:

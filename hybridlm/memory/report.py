@@ -81,7 +81,7 @@ def refusal(plan: Plan, found: Sequence[Suggestion]) -> list[str]:
 
 
 def _outcome(item: Suggestion) -> str:
-    speed = "" if item.tokens_per_s is None else f", {item.tokens_per_s:,.0f} tokens/s or more ({_ESTIMATE})"
+    speed = "" if item.tokens_per_s is None else f", about {item.tokens_per_s:,.0f} tokens/s ({_ESTIMATE})"
     missing = "optim=adamw8bit" in item.change.overrides and find_spec("bitsandbytes") is None
     return f"{byte_text(item.reserved_bytes)} at the least{speed}{'; needs pip install bitsandbytes' if missing else ''}"
 

@@ -1,8 +1,8 @@
 """The bytes of a training step piece by piece: embedding, each kind of layer, norm and loss, forward and backward.
 
-A model that has each distinct layer of the real one twice runs one micro-batch on fake tensors. Between hooks at the borders of its layers
-the ledger says how far memory rose and where it ended. A layer's first occurrence is told from the later ones: what it makes for all of
-its kind (a mask, rotary angles) they share. ``timeline`` puts the pieces together as the real model's layers follow each other.
+A model that has each distinct layer of the real one runs one micro-batch on fake tensors. Between hooks at the borders of its layers the
+ledger says how far memory rose and where it ended. Attention is there twice: what its first layer makes for all of its kind (a mask, rotary
+angles) the later ones share. ``timeline`` puts the pieces together as the real model's layers follow each other.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from hybridlm.config.layers import LayerSpec
 from hybridlm.memory.ledger import Ledger, counted
 from hybridlm.memory.workload import Workload
 from hybridlm.model.lm import HybridLM
+
+_SHARING = ("attention", "mla")  # kinds whose layers share what they keep in ``SequenceInfo``
 
 
 class Segment(NamedTuple):
@@ -90,7 +92,7 @@ def follow(work: Workload, batch: int, *, checkpointed: bool, accumulating: bool
     are gradients before; rows: of logits at once in the loss."""
     specs = tuple(dict.fromkeys(work.layers))
     with counted(work.card) as ledger:
-        model = work.built(specs * 2)
+        model = work.built(specs + tuple(spec for spec in specs if spec.kind in _SHARING))
         ledger.hold([*model.parameters(), *model.buffers()])
         model.checkpoint_blocks, model.loss_rows = int(checkpointed), rows
         if accumulating:
@@ -127,7 +129,8 @@ def _pieces(specs: Sequence[LayerSpec], forward: Sequence[Segment], backward: Se
     first = 0 if model.lm_head is None else gradient_bytes(model.embedding)  # of tied weights the head's product comes first
     gradients = [first, *blocks, gradient_bytes(model) - sum(blocks) - first]
     both = [Both(*piece) for piece in zip(forward, backward, gradients, strict=True)]
-    pairs = {spec: (both[1 + i], both[1 + i + len(specs)]) for i, spec in enumerate(specs)}
+    later = iter(both[1 + len(specs) : -1])
+    pairs = {spec: (both[1 + i], next(later) if spec.kind in _SHARING else both[1 + i]) for i, spec in enumerate(specs)}
     return Pieces(both[0], pairs, both[-1], batch)
 
 

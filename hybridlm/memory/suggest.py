@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-import yaml
+from omegaconf import OmegaConf
 
 from hybridlm.config.load import load_config
 from hybridlm.config.resolve import resolve_layers
 from hybridlm.config.section import ConfigError
 from hybridlm.config_files import root
 from hybridlm.hardware.device import CPU
-from hybridlm.memory.plan import Ground, Plan
+from hybridlm.hardware.profiles import planned_device
+from hybridlm.memory.plan import Ground, Plan, workload_of
+from hybridlm.memory.updates import standing_bytes
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
@@ -45,25 +48,36 @@ class Suggestion:
 
 
 def suggestions(config: RunConfig, plan: Plan) -> list[Suggestion]:
-    """Up to three changes that fit. Those that leave the model and its windows as they are stand before all others, since a smaller model
-    is always faster; then most estimated tokens per second first.
+    """Up to three changes that fit. Those that leave the model and its windows as they are stand first, most estimated tokens per second
+    at the top; the others cost none, so that the smallest change of what is trained is at their top.
 
     Changes are tried one by one, in the order of ``_singles``, then in pairs, until three fit.
     """
     singles = list(_singles(config, plan))
-    found = _fitting(singles, WANTED)
+    found = _fitting(singles, WANTED, plan)
     if len(found) < WANTED:
         tried = [change for change in singles if all(change is not suggestion.change for suggestion in found)]
-        found += _fitting(_pairs(config, tried)[:_PAIRS], WANTED - len(found))
-    return sorted(found, key=lambda item: (not item.change.same_model, -(item.tokens_per_s or 1 / item.relative_time)))
+        found += _fitting(_pairs(config, tried)[:_PAIRS], WANTED - len(found), plan)
+    same = [item for item in found if item.change.same_model]
+    others = [item for item in found if not item.change.same_model]
+    return sorted(same, key=lambda item: -(item.tokens_per_s or 1 / item.relative_time)) + others
 
 
-def _fitting(changes: list[Change], enough: int) -> list[Suggestion]:
+def _fitting(changes: list[Change], enough: int, plan: Plan) -> list[Suggestion]:
+    """Following a step takes some tenths of a second: changes whose weights alone do not fit are left out before."""
     found: list[Suggestion] = []
     for change in changes:
-        if len(found) < enough and (rough := Ground.of(change.config).rough(change.config)) is not None:
+        if len(found) == enough:
+            break
+        if plan.devices == 1 and plan.limit_bytes is not None and _standing(change.config) > plan.limit_bytes:
+            continue
+        if (rough := Ground.of(change.config).rough(change.config)) is not None:
             found.append(Suggestion(change, *rough))
     return found
+
+
+def _standing(config: RunConfig) -> int:
+    return standing_bytes(workload_of(config, planned_device(config.hardware))[0])
 
 
 def _singles(config: RunConfig, plan: Plan) -> Iterator[Change]:
@@ -108,16 +122,21 @@ def _sizes(config: RunConfig) -> Iterator[Change]:
     own = len(resolve_layers(config.model)) * config.model.d_model**2
     found = []
     for path in (root() / "conf/size").glob("*.yaml"):
-        shape = yaml.safe_load(path.read_text(encoding="utf-8")).get("model", {})
+        shape = _option(path).get("model", {})
         if path.stem in config.model.sizes and "d_model" in shape and shape["n_layers"] * shape["d_model"] ** 2 < own:
             found.append((shape["n_layers"] * shape["d_model"] ** 2, path.stem))
     for _, name in sorted(found, reverse=True)[:_SMALLEST]:
         yield from _group(config, "size", name, same_model=False)
 
 
+def _option(path: Path) -> dict[str, Any]:
+    """A file of a group, its numbers read as Hydra reads them (3e-3 is one)."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+
+
 def _group(config: RunConfig, group: str, option: str, *, same_model: bool) -> Iterator[Change]:
     """``group=option``: the values of its file over the configuration's."""
-    tree = yaml.safe_load((root() / "conf" / group / f"{option}.yaml").read_text(encoding="utf-8"))
+    tree = _option(root() / "conf" / group / f"{option}.yaml")
     parts = tree if group == "size" else {group: tree}
     yield from _loaded(config, parts, (f"{group}={option}",), same_model)
 
