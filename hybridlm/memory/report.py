@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 
 from hybridlm.memory.inference import Inference
 from hybridlm.memory.plan import Plan
@@ -22,7 +23,7 @@ def summary_lines(plan: Plan) -> list[str]:
     return [
         f"{plan.batch_size} x {plan.accumulate} x {plan.devices} windows of {plan.seq_len}, {_checkpointing(plan)}",
         f"planned {byte_text(plan.reserved_bytes)}{limit}; {byte_text(plan.peak_bytes)} without the margin, most of it "
-        + ", ".join(f"{name} {byte_text(size)}" for name, size in largest),
+        + ", ".join(f"{name.replace(', ', ' of ')} {byte_text(size)}" for name, size in largest),
     ]
 
 
@@ -81,7 +82,8 @@ def refusal(plan: Plan, found: Sequence[Suggestion]) -> list[str]:
 
 def _outcome(item: Suggestion) -> str:
     speed = "" if item.tokens_per_s is None else f", about {item.tokens_per_s:,.0f} tokens/s ({_ESTIMATE})"
-    return f"{byte_text(item.reserved_bytes)} at the least{speed}"
+    missing = "optim=adamw8bit" in item.change.overrides and find_spec("bitsandbytes") is None
+    return f"{byte_text(item.reserved_bytes)} at the least{speed}{'; needs pip install bitsandbytes' if missing else ''}"
 
 
 def _checkpointing(plan: Plan) -> str:

@@ -218,10 +218,12 @@ def test_the_bars_on_memory(check):
         {"case": "a", "planned / allocated": 0.95, "with margin / reserved": 1.2},
         {"case": "b", "planned / allocated": 1.09, "with margin / reserved": 0.99},
         {"case": "c", "left_out": "does not fit"},
+        {"case": "a", "kernels": "conv, mamba2", "planned / allocated with kernels": 1.3},
+        {"case": "b", "kernels": "torch", "planned / allocated with kernels": 1.09},
     ]
-    assert [bar.row(rows)[2:] for bar in MEMORY.bars] == [["9.0%", "**missed**"], ["0.99x", "**missed**"]]
-    assert [bar.row(rows[:1])[2:] for bar in MEMORY.bars] == [["5.0%", "met"], ["1.20x", "met"]]
-    assert [bar.row([])[3] for bar in MEMORY.bars] == ["-", "-"]
+    assert [bar.row(rows)[2:] for bar in MEMORY.bars] == [["9.0%", "**missed**"], ["0.99x", "**missed**"], ["1.30x", "reported"]]
+    assert [bar.row(rows[:1])[2:] for bar in MEMORY.bars] == [["5.0%", "met"], ["1.20x", "met"], ["not measured", "-"]]
+    assert [bar.row([])[3] for bar in MEMORY.bars] == ["-", "-", "-"]
 
 
 @pytest.mark.slow
