@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,17 +62,28 @@ def work(setting: Setting, part: Part, cases: Sequence[str], target: Path) -> No
             setting.release()
 
 
+def _kill(worker: subprocess.Popen[str]) -> None:
+    """Ends a worker with what it has started: pytest, say, would hold the card on."""
+    if hasattr(os, "killpg"):
+        os.killpg(worker.pid, signal.SIGKILL)
+    else:  # Windows
+        worker.kill()
+    worker.wait()
+
+
 def _process(part: Part, cases: Sequence[str], flags: Sequence[str], seconds: float) -> list[Row]:
     """The rows of these cases, measured in a fresh process; one without a row gets the reason."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "rows.jsonl"
         target.touch()
         line = [sys.executable, str(SCRIPT), "--worker", part.name, "--rows", str(target), "--cases", json.dumps(list(cases)), *flags]
+        worker = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
         try:
-            done = subprocess.run(line, capture_output=True, text=True, timeout=seconds)
-            why = f"the process ended with {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1][:300]}"
+            said = worker.communicate(timeout=seconds)[1]
+            why = f"the process ended with {worker.returncode}: {(said.strip().splitlines() or [''])[-1][:300]}"
         except subprocess.TimeoutExpired:
             why = f"stopped after {seconds:.0f} s"
+            _kill(worker)
         rows: list[Row] = [json.loads(text) for text in target.read_text(encoding="utf-8").splitlines()]
     seen = {row["case"] for row in rows}
     return rows + [{"case": case, "error": why} for case in cases if case not in seen]

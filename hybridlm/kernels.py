@@ -6,7 +6,7 @@ Decided once, before data is prepared. ``auto`` falls back to torch and says why
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,12 +21,13 @@ from hybridlm.hardware.profiles import planned_device
 from hybridlm.ops.kernels import rules
 from hybridlm.ops.kernels.choice import ALL_TORCH, KernelChoice
 from hybridlm.ops.kernels.probe import Probe, probe
+from hybridlm.ops.kernels.trials import Sizes
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
     from hybridlm.hardware.machine import Machine
 
-Prober = Callable[[str, torch.device, torch.dtype], Probe]
+Prober = Callable[[str, torch.device, torch.dtype, Sizes | None], Probe]
 DTYPES = {  # of activations, by trainer.precision
     "32-true": torch.float32,
     "bf16-mixed": torch.bfloat16,
@@ -56,31 +57,34 @@ class Work:
 
 @dataclass(frozen=True)
 class Need:
-    """One kernel that a kind of layer can use. field: of KernelChoice; refusal: the layers' own reason against it."""
+    """One kernel that a kind of layer can use. field: of KernelChoice; refusal: the layers' own reason against it; sizes: of the layers,
+    where the kernel is compiled for their widths, so that it may work at some and not at others."""
 
     kind: str
     field: str
     kernel: str
     refusal: str | None
+    sizes: tuple[Sizes, ...] = ()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one kernel: used, or the reason why not."""
+    """Of one kernel: used, or the reason why not. sizes: as of ``Need``."""
 
     kind: str
     field: str
     kernel: str
     reason: str | None
+    sizes: tuple[Sizes, ...]
 
 
 def needs(work: Work, card: DeviceFacts) -> list[Need]:
-    """The kernels that the layers could use, each once, with the first reason that a layer gives against it."""
+    """The kernels that the layers could use, each once, with the first reason that a layer gives against it and the sizes of all."""
     found: dict[str, Need] = {}
     for need in _needs(work, card):
-        known = found.get(need.field)
-        if known is None or (known.refusal is None and need.refusal is not None):
-            found[need.field] = need
+        known = found.get(need.field, need)
+        sizes = tuple(dict.fromkeys((*known.sizes, *need.sizes)))
+        found[need.field] = replace(known, refusal=known.refusal or need.refusal, sizes=sizes)
     return sorted(found.values(), key=lambda need: KINDS.index(need.kind))
 
 
@@ -92,7 +96,8 @@ def _needs(work: Work, card: DeviceFacts) -> Iterable[Need]:
             yield Need("mamba1", "mamba1", "selective scan", rules.mamba1_refusal(spec.d_state, dtype, documents=work.documents))
         elif isinstance(spec, Mamba2Spec):
             yield Need("conv", "conv", "causal-conv1d", rules.conv_refusal(spec.conv_channels, spec.d_conv, dtype))
-            yield Need("mamba2", "mamba2", "SSD scan", rules.mamba2_refusal(spec.d_state, dtype))
+            sizes = Sizes(head_dim=spec.head_dim, d_state=spec.d_state, width=spec.d_conv)
+            yield Need("mamba2", "mamba2", "SSD scan", rules.mamba2_refusal(spec.d_state, dtype), (sizes,))
         elif isinstance(spec, Mamba3Spec):
             if spec.use_conv:
                 yield Need("conv", "conv", "causal-conv1d", rules.conv_refusal(spec.conv_channels, spec.d_conv, dtype))
@@ -103,11 +108,13 @@ def _needs(work: Work, card: DeviceFacts) -> Iterable[Need]:
 def _mamba3(spec: Mamba3Spec, dtype: torch.dtype, card: DeviceFacts) -> Need:
     widths = (spec.d_state, spec.head_dim)
     refusal = rules.mamba3_refusal(*widths, spec.n_angles, dtype, trapezoidal=spec.trapezoidal)
+    sizes = Sizes(head_dim=spec.head_dim, d_state=spec.d_state, rank=spec.rank, angles=spec.n_angles)
     if spec.mimo_rank is None:
-        return Need("mamba3", "mamba3_siso", "Mamba-3 SISO", refusal)
+        return Need("mamba3", "mamba3_siso", "Mamba-3 SISO", refusal, (sizes,))
     shared, gated = card.shared_memory_kb, not spec.outproj_norm
-    refusal = refusal or rules.mimo_refusal(*widths, spec.mimo_rank, spec.n_angles, gated=gated, shared_memory_kb=shared)
-    return Need("mamba3", "mamba3_mimo", "Mamba-3 MIMO", refusal)
+    grouped = {"heads": spec.n_heads, "groups": spec.n_groups}
+    refusal = refusal or rules.mimo_refusal(*widths, spec.mimo_rank, spec.n_angles, **grouped, gated=gated, shared_memory_kb=shared)
+    return Need("mamba3", "mamba3_mimo", "Mamba-3 MIMO", refusal, (sizes,))
 
 
 def verdicts(work: Work, settings: KernelsConfig, card: DeviceFacts, device: torch.device, prober: Prober = probe) -> list[Verdict]:
@@ -121,16 +128,22 @@ def verdicts(work: Work, settings: KernelsConfig, card: DeviceFacts, device: tor
         elif card.kind != CUDA:
             reason = "needs a CUDA device"
         else:
-            reason = need.refusal or prober(need.kernel, device, work.dtype).reason
-        found.append(Verdict(need.kind, need.field, need.kernel, reason))
+            reason = need.refusal or _failure(need.kernel, device, work.dtype, need.sizes, prober)
+        found.append(Verdict(need.kind, need.field, need.kernel, reason, need.sizes))
     return found
+
+
+def _failure(kernel: str, device: torch.device, dtype: torch.dtype, sizes: Sequence[Sizes], prober: Prober) -> str | None:
+    """Why the kernel does not run at the first of the sizes where it does not."""
+    tried = (prober(kernel, device, dtype, size).reason for size in sizes or (None,))
+    return next((reason for reason in tried if reason is not None), None)
 
 
 def chosen(found: Sequence[Verdict], dtype: torch.dtype, device: torch.device, prober: Prober = probe) -> KernelChoice:
     """The backends that follow. Where both the convolution and Mamba-2's scan are compiled, a Mamba-2 layer may run as one kernel."""
-    used = [verdict.field for verdict in found if verdict.reason is None]
-    if {"conv", "mamba2"} <= set(used) and prober("Mamba-2 layer", device, dtype).ok:
-        used.append("mamba2_layer")
+    used = {verdict.field: verdict.sizes for verdict in found if verdict.reason is None}
+    if {"conv", "mamba2"} <= set(used) and _failure("Mamba-2 layer", device, dtype, used["mamba2"], prober) is None:
+        used["mamba2_layer"] = used["mamba2"]
     return KernelChoice(**dict.fromkeys(used, CUDA))  # type: ignore[arg-type]
 
 

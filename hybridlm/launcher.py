@@ -50,6 +50,11 @@ def is_first_rank() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"))
 
 
+def local_rank() -> int:
+    """The place of this process among those of its node that share a run, whoever started it: also its GPU's."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
 def folder_overrides(launched: Launch | None, given: Sequence[str]) -> list[str]:
     """Hydra overrides that give all processes of a launch one run folder, as the clock of each would name another.
 

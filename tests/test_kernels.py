@@ -29,7 +29,7 @@ def prober(**missing: str):
     asked = []
     packages = {"causal-conv1d": "conv", "linear cross-entropy": "liger"}
 
-    def probe(name, device, dtype):
+    def probe(name, device, dtype, sizes):
         asked.append(name)
         reason = missing.get(packages.get(name, "mamba"))
         return Probe(name, reason is None, reason, 0.0, None)
@@ -106,6 +106,26 @@ def test_what_a_kernel_cannot_honour_is_not_asked_of_it(job, card, kernel, reaso
     probe = prober()
     assert reasons(job, card, probe=probe)[kernel] == reason
     assert (kernel in probe.asked) == (reason is None)
+
+
+def test_a_kernel_is_run_at_the_widths_of_every_layer():
+    """It is compiled for them: what works at small ones may ask a card for more than it has at others."""
+    asked = []
+
+    def probe(name, device, dtype, sizes):
+        asked.append((name, sizes and (sizes.head_dim, sizes.d_state)))
+        narrow = sizes is None or sizes.head_dim < 128
+        return Probe(name, narrow, None if narrow else "out of resource: shared memory", 0.0, None)
+
+    wide = "model.variants={X: {mixer: mamba2, head_dim: 128, d_state: 128}}"
+    found = verdicts(work("M2 X", wide, "model.d_model=256"), KernelsConfig(), H100, HERE, probe)
+    assert {verdict.kernel: verdict.reason for verdict in found}["SSD scan"] == "out of resource: shared memory"
+    assert [sizes for name, sizes in asked if name == "SSD scan"] == [(64, 64), (128, 128)]
+    assert chosen(found, torch.bfloat16, HERE, probe) == KernelChoice(conv=CUDA, loss=CUDA)
+    asked.clear()
+    found = verdicts(work("M2"), KernelsConfig(), H100, HERE, probe)
+    assert chosen(found, torch.bfloat16, HERE, probe).mamba2_layer == CUDA
+    assert ("Mamba-2 layer", (64, 64)) in asked
 
 
 def test_what_is_asked_for_and_missing_is_refused():

@@ -73,7 +73,7 @@ def _cache(rows: Sequence[Row]) -> float | None:
 PART = Part(
     "decode",
     "ms and tokens/s of one decoded token, eager, the same six orders of layers at d12 in turn; batch 1 and 16 after 512, 2k and 8k tokens",
-    180,
+    140,
     _cases,
     _measure,
     [

@@ -20,6 +20,7 @@ from hybridlm.hardware.device import limit_memory
 from hybridlm.memory.plan import Plan, plan_run
 from hybridlm.model.build import fresh_model
 from hybridlm.model.lm import HybridLM
+from hybridlm.ops.kernels.choice import TORCH
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups
 
 # GiB that the allocator may have: what is trained on such cards today.
@@ -80,9 +81,10 @@ class PlannedStep:
 
 
 def _cases(setting: Setting) -> list[str]:
-    presets = [f"{preset} default - all" for preset in groups()["model"]]
+    """What the small cards' runs show is wanted most, and nano presets least, should the time end."""
+    presets = [f"{preset} default - all" for preset in sorted(groups()["model"], key=lambda preset: preset.startswith("nano"))]
     capped = [f"{run} {cap}" for cap, runs in CAPPED.items() if cap <= setting.memory_gb for run in runs]
-    return presets[:2] + capped[:1] if setting.dry else presets + capped
+    return capped[:1] + presets[:2] if setting.dry else capped + presets
 
 
 def _measure(setting: Setting, case: str) -> Iterator[Row]:
@@ -95,8 +97,6 @@ def _measure(setting: Setting, case: str) -> Iterator[Row]:
         limit_memory(config.hardware.memory_gb)
     step = PlannedStep(setting, config, plan)
     allocated, reserved = step.peak()
-    step.model = with_kernels(setting, step.model)
-    compiled, _ = step.peak()
     yield {
         "case": case,
         "batch": plan.batch_size,
@@ -109,9 +109,21 @@ def _measure(setting: Setting, case: str) -> Iterator[Row]:
         "with_margin_mb": plan.reserved_bytes / 1e6,
         "reserved_mb": reserved / 1e6,
         "with margin / reserved": plan.reserved_bytes / reserved,
+    }
+    step.model = with_kernels(setting, step.model)  # in a row of its own: what fails here takes no other number with it
+    compiled, _ = step.peak()
+    yield {
+        "case": case,
         "kernels": kernels_of(step.model),
         "allocated_with_kernels_mb": compiled / 1e6,
+        "planned / allocated with kernels": plan.peak_bytes / compiled,
     }
+
+
+def _over_kernels(rows: Sequence[Row]) -> float | None:
+    key = "planned / allocated with kernels"
+    found = [float(row[key]) for row in rows if key in row and row["kernels"] != TORCH]  # type: ignore[arg-type]
+    return min(found) if found else None
 
 
 def _worst(rows: Sequence[Row]) -> float | None:
@@ -128,12 +140,13 @@ MEMORY = Part(
     "memory",
     "planned against measured memory of a training step: every preset that fits, and runs of small cards with the allocator capped at 8, "
     "12, 16 and 24 GiB; a fresh process each. A plan is of the torch path, so the bars are, too",
-    420,
+    480,
     _cases,
     _measure,
     [
         Bar("plan without margin against max_memory_allocated, the worst run", f"within {WITHIN:.0%}", at_most(WITHIN), _worst, unit="%"),
         Bar("plan with margin over max_memory_reserved, the worst run", ">= 1x", at_least(1.0), _least),
+        Bar("plan without margin over max_memory_allocated with the compiled kernels, the worst run", "-", None, _over_kernels),
     ],
     fresh=True,
 )

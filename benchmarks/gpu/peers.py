@@ -51,7 +51,7 @@ PART = Part(
     "peers",
     "training at T = 2048, 768 wide, 12 layers, eager, against mamba_ssm's MambaLMHeadModel and transformers' Mamba2, Llama and Bamba of "
     "the same parameters; each with its own loss",
-    180,
+    120,
     lambda setting: list(PAIRS),
     _measure,
     [

@@ -18,7 +18,16 @@ NOTHING_COLLECTED = 5  # pytest's exit code
 
 
 def _measure(setting: Setting, case: str) -> Iterator[Row]:
-    line = [sys.executable, "-m", "pytest", "-n0", "-m", "gpu", "tests", "--no-header", "-q"]
+    line = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n0",
+        "-m",
+        "gpu",
+        "tests",
+        "--no-header",
+    ]  # one more -q beside the project's own would hide the counts
     done = subprocess.run([*line, "--collect-only"] if setting.dry else line, cwd=ROOT, capture_output=True, text=True)
     counts = {name or collected: int(number or some) for number, name, some, collected in COUNTS.findall(done.stdout)}
     row: Row = {"case": case, **({"collected": counts.get("collected", 0)} if setting.dry else {n: counts.get(n, 0) for n in OUTCOMES})}
@@ -33,7 +42,7 @@ def _measure(setting: Setting, case: str) -> Iterator[Row]:
 PART = Part(
     "tests",
     "the tests that need a GPU (pytest -m gpu): each compiled kernel's outputs and gradients against the torch path",
-    180,
+    240,
     lambda setting: ["pytest -m gpu"],
     _measure,
 )

@@ -35,10 +35,10 @@ def _shape(setting: Setting, context: int) -> tuple[int, int]:
 def _cases(setting: Setting) -> list[str]:
     eager = [f"eager {context}" for context in setting.contexts(*CONTEXTS)]
     return [
+        "mfu d12",  # first what bars hang on
+        "mfu d20",
         *eager,
         f"torch {TORCH_CONTEXT}",
-        "mfu d12",
-        "mfu d20",
         *(f"compiled {context}" for context in setting.contexts(*COMPILED_CONTEXTS)),
     ]
 

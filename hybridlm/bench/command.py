@@ -42,6 +42,8 @@ def run_bench(run: str | None, configs: Mapping[str, RunConfig], asked: Benchmar
     folder = None if run is None else find_run(run)[0]
     if asked.dtype not in DTYPES:
         raise ConfigError(f"--dtype {asked.dtype}: legal are {', '.join(DTYPES)}")
+    if ema and run is None:
+        raise ConfigError("--ema: the running average of a trained run; name one")
     out = out or (Path("outputs/bench") / time.strftime("%Y-%m-%d_%H-%M-%S") if folder is None else folder.path / "bench")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -66,31 +68,26 @@ def run_bench(run: str | None, configs: Mapping[str, RunConfig], asked: Benchmar
     table = rows(points)
     facts = {"format_version": FORMAT_VERSION, "machine": machine, "settings": asdict(asked), "points": table}
     text = json.dumps(facts, indent=1)
-    (out / "bench.json").write_text(text + "\n", encoding="utf-8")
-    plot(table, f"{machine['device']}, {asked.dtype}", out / "bench.png")
     if as_json:
         print(text)
     else:
         console = Console(highlight=False)
         print_rows(table, console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH))
+    try:
+        (out / "bench.json").write_text(text + "\n", encoding="utf-8")
+        plot(table, f"{machine['device']}, {asked.dtype}", out / "bench.png")
+    except OSError as error:  # nothing that was measured is lost: it is on the screen
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from None
     errors.print(f"written to {out / 'bench.json'} and bench.png")
 
 
 def _contenders(
     run: str | None, configs: Mapping[str, RunConfig], device: torch.device, dtype: torch.dtype, *, ema: bool
 ) -> list[Contender]:
-    from hybridlm.bench.contenders import Contender, untrained
-    from hybridlm.checkpoint import load_run
-    from hybridlm.generate.engine import Engine
+    from hybridlm.bench.contenders import trained, untrained
 
-    found = []
-    if run is not None:
-        loaded = load_run(run, device, ema=ema)
-        found.append(Contender(f"{loaded.folder.path.name}, step {loaded.step}", Engine(loaded.model, loaded.tokenizer)))
-    found += [untrained(name, config, device) for name, config in configs.items()]
-    for contender in found:
-        contender.engine.model.to(dtype)
-    return found
+    found = [] if run is None else [trained(run, device, dtype, ema=ema)]
+    return found + [untrained(name, config, device, dtype) for name, config in configs.items()]
 
 
 def _points(contenders: Sequence[Contender], asked: Benchmark) -> Iterator[list[Point]]:

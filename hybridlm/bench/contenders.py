@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hybridlm.checkpoint import load_run
 from hybridlm.config.run import RunConfig
 from hybridlm.config.section import ConfigError
 from hybridlm.generate.engine import Engine
@@ -30,10 +31,18 @@ class Contender:
         return sum(parameter.nbytes for parameter in self.engine.model.parameters())
 
 
-def untrained(name: str, config: RunConfig, device: torch.device) -> Contender:
+def trained(run: str, device: torch.device, dtype: torch.dtype, *, ema: bool) -> Contender:
+    """A run, rounded to ``dtype`` where its weights may be. ConfigError: it cannot be loaded."""
+    loaded = load_run(run, device, ema=ema)
+    loaded.model.round_parameters(dtype)  # before there is an engine, which prepares the weights
+    return Contender(f"{loaded.folder.path.name}, step {loaded.step}", Engine(loaded.model, loaded.tokenizer))
+
+
+def untrained(name: str, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Contender:
     """Of ``config``, with weights from its seed. ConfigError: the vocabulary is smaller than the tokenizer's."""
     try:
         model = fresh_model(config.model, planned_vocabulary(config).ids, seed=config.seed, device=device)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    model.round_parameters(dtype)
     return Contender(name, Engine(model, None))

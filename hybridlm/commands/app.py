@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    help="Train and use small hybrid language models.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
-)
+from hybridlm.config.section import ConfigError
+from hybridlm.user_error import reported
+
+app = typer.Typer(help="Train and use small hybrid language models.", add_completion=False, pretty_exceptions_enable=False)
 OVERRIDES = {"ignore_unknown_options": True}  # context of verbs that take overrides: they say themselves which option is wrong
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="`last` (the newest run), a run folder, or a checkpoint")]
 EMA = Annotated[bool, typer.Option("--ema", help="with the running average of the weights (callbacks=ema)")]
+
+_USAGE_ERROR = typer.BadParameter.__mro__[1]  # what typer raises of any mistake on the command line; it gives it no name of its own
+
+
+def run_app(arguments: Sequence[str]) -> None:
+    """Ends the process as ``arguments`` say, or with the help where there are none. A mistake that typer finds, such as a word in the place
+    of a number, is told as ours are: in one line."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this (`<&-`): nothing to read, and nobody reads
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, for as long as the process lives
+    with reported():
+        try:
+            sys.exit(app(list(arguments) or ["--help"], standalone_mode=False))
+        except typer.Abort:  # no more input where some was asked for
+            sys.exit(1)
+        except Exception as error:
+            if not isinstance(error, _USAGE_ERROR):
+                raise
+            where = error.ctx.command_path if error.ctx is not None else "hybridlm"  # type: ignore[attr-defined]
+            said = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+            raise ConfigError(f"{said}; `{where} --help` says what is legal") from None

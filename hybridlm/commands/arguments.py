@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from hybridlm.config.data import DataConfig
     from hybridlm.config.run import RunConfig
 
+_MOST = 1_000_000_000  # tokens, or rows
+
 
 def overrides_of(verb: str, overrides: list[str] | None) -> list[str]:
     """What was given, once it holds no flag of other commands."""
@@ -28,12 +30,12 @@ def words(text: str | None) -> tuple[str, ...]:
     return tuple(word for word in (text or "").replace(",", " ").split())
 
 
-def numbers(option: str, text: str | None, least: int) -> tuple[int, ...]:
-    """A list such as 512,2048. ConfigError: something in it is no whole number of at least ``least``."""
-    given = (text or "").split(",") if text is not None else []
-    wrong = [word for word in given if not word.strip().isdecimal() or int(word) < least]
+def numbers(option: str, text: str | None, example: str) -> tuple[int, ...]:
+    """A list such as 512,2048. ConfigError: something in it is no whole number from 1 to ``_MOST``."""
+    given = [] if text is None else text.split(",")
+    wrong = [word for word in given if not word.strip().isdecimal() or not 1 <= int(word) <= _MOST]
     if wrong:
-        raise ConfigError(f"{option} {text}: {wrong[0].strip()!r} is no whole number of at least {least}; expected such as 512,2048")
+        raise ConfigError(f"{option} {text!r}: {wrong[0].strip()!r} is no whole number from 1 to {_MOST:,}; expected such as {example}")
     return tuple(int(word) for word in given)
 
 

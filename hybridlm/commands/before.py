@@ -40,6 +40,8 @@ def plan(
         from hybridlm.compose import compose_config
 
         config = compose_config(given)
+        if config.ckpt is not None:
+            raise ConfigError(f"ckpt = {config.ckpt!r}: plan is of a run that starts anew; leave ckpt away")
         from hybridlm.memory.plan import plan_inference, plan_run
         from hybridlm.memory.report import full_text, json_text, refusal
         from hybridlm.memory.suggest import suggestions

@@ -122,7 +122,7 @@ def evaluate(
             num_fewshot=num_fewshot,
             probes=probes,
             limit=limit,
-            contexts=numbers("--context", context, 1),
+            contexts=numbers("--context", context, "64,256"),
             stride=stride,
             batch=batch,
             ema=ema,
@@ -155,5 +155,5 @@ def bench(
         run, configs = models(overrides_of("bench", what), compare)
         from hybridlm.bench.command import Benchmark, run_bench
 
-        asked = Benchmark(numbers("--contexts", contexts, 1), numbers("--batch", batch, 1), new_tokens, rounds, budget, dtype)
+        asked = Benchmark(numbers("--contexts", contexts, "512,2048"), numbers("--batch", batch, "1,8"), new_tokens, rounds, budget, dtype)
         run_bench(run, configs, asked, out, ema=ema, as_json=as_json)

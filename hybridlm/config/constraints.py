@@ -26,6 +26,11 @@ def constraint_problems(config: RunConfig) -> list[str]:
     try:
         layers = resolve_layers(config.model)
         problems += _sweep_problems(config, len(layers))
+        every = config.trainer.checkpoint_blocks
+        if every != "auto" and every > len(layers):
+            problems.append(
+                f"trainer.checkpoint_blocks = {every}: the model has {len(layers)} layers; legal here: 0 to {len(layers)}, or auto"
+            )
     except ConfigError as error:
         problems += error.problems
     if config.size.name not in config.model.sizes:

@@ -18,7 +18,7 @@ PINS = {  # as in pyproject's extra `cuda`
     "liger-kernel": "liger-kernel==0.8.5",
     "bitsandbytes": "bitsandbytes>=0.45",
     "tensorboard": "tensorboard>=2.16",
-    "lm-eval": "lm-eval>=0.4.9",
+    "lm-eval": "lm-eval>=0.4.13",
 }
 GAINS = {
     "causal-conv1d": "the convolution of every Mamba in one kernel",

@@ -50,6 +50,8 @@ def run_eval(asked: Evaluation, *, as_json: bool) -> None:
     data = asked.data or config.data
     contexts = asked.contexts or _contexts(data)
     _refuse(asked, data, contexts)
+    if (data.source == "synthetic") != (config.data.source == "synthetic"):
+        raise ConfigError(f"data.source = {data.source!r}: the run's is {config.data.source!r}; text and generated tasks share no tokens")
     read_records(folder.evaluation)
     if asked.tasks:
         from hybridlm.eval.tasks import load_tasks  # and so is an unknown task
@@ -82,12 +84,12 @@ def run_eval(asked: Evaluation, *, as_json: bool) -> None:
         scores = run_tasks(loaded.model, loaded.tokenizer, tasks, max(contexts), asked.batch, asked.limit, asked.num_fewshot)
         settings = {"context": max(contexts), "limit": asked.limit, "fewshot": asked.num_fewshot}
         records += [_record(loaded, asked, f"task/{name}", settings, metrics) for name, metrics in scores.items()]
-    add_records(folder.evaluation, records)
-    log_to_wandb(config, folder, records, say)
     if as_json:
         print(json.dumps([asdict(record) for record in records], indent=1))
     else:
         print_records(records, Console(highlight=False))
+    add_records(folder.evaluation, records)  # where that fails the results are on the screen
+    log_to_wandb(config, folder, records, say)
     if drawn := [record for record in records if record.what == "loss" and len(record.curve) > 1]:
         plot_curves(drawn, folder.position_plot)
     say(f"written to {folder.evaluation}" + (f" and {folder.position_plot.name}" if drawn else ""))
@@ -118,6 +120,10 @@ def _refuse(asked: Evaluation, data: DataConfig, contexts: Sequence[int]) -> Non
         raise ConfigError(f"--{wrong[0]}: is for a model of text, and data.source=synthetic has none")
     if asked.include_path is not None and not asked.tasks:
         raise ConfigError(f"--include-path {asked.include_path}: holds tasks; name those to run with --tasks")
+    if asked.num_fewshot is not None and not asked.tasks:
+        raise ConfigError(f"--num-fewshot {asked.num_fewshot}: is of tasks; name those to run with --tasks")
+    if asked.stride is not None and not asked.loss:
+        raise ConfigError(f"--stride {asked.stride}: is of the loss, which --no-loss leaves out")
     if asked.data is not None and not asked.loss:
         raise ConfigError(f"{' '.join(asked.overrides)}: names text for the loss, which --no-loss leaves out")
 
@@ -133,6 +139,10 @@ def _prepared(asked: Evaluation, data: DataConfig, loaded: LoadedRun) -> Prepare
         hint = "prepare it again with `hybridlm prepare " + words + "`, name other text (hybridlm eval RUN data=files data.path=...)"
         raise ConfigError(f"{error}; the loss needs the run's data: {hint}, or leave the loss out with --no-loss") from None
     if prepared.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
+        if asked.overrides:
+            raise ConfigError(
+                f"{words}: makes other tokens than the run's ({loaded.folder.tokenizer}); one on plain text has none for conversations"
+            )
         raise ConfigError(
             f"{loaded.folder.tokenizer}: the run's tokenizer is not the one that its data give today; has the text changed? Name the run's:"
             f" hybridlm eval RUN data.tokenizer.kind=file data.tokenizer.path={loaded.folder.tokenizer}"
@@ -152,7 +162,8 @@ def _losses(asked: Evaluation, loaded: LoadedRun, prepared: Prepared, context: i
     found = {}
     for part in prepared.parts:
         documents = Documents(part.val if asked.split == "val" else part.train, prepared.tokenizer.eos_id, asked.limit)
-        meter = TextMeter(loaded.model, prepared.tokenizer.token_bytes(), context)
+        reached = min(context, 1 << (documents.longest - 1).bit_length())  # no bucket of the curve beyond it holds anything
+        meter = TextMeter(loaded.model, prepared.tokenizer.token_bytes(), reached)
         batches = documents.batches(context, stride, asked.batch)
         total = documents.count(context, stride, asked.batch)
         console = Console(stderr=True)

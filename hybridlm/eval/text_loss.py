@@ -105,6 +105,11 @@ class Documents:
     def __len__(self) -> int:
         return len(self.places)
 
+    @property
+    def longest(self) -> int:
+        """Pairs of input and target of the longest document."""
+        return int(self.places[:, 1].max())
+
     def batches(self, context: int, stride: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """``ids`` and ``targets`` (rows, T) int64, the longest windows first; rows are filled up at the right, where no target counts."""
         windows = slide(self.places[:, 1], context, stride)

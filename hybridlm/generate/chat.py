@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridlm.config.section import ConfigError
+from hybridlm.data.reading.documents import encodable
 from hybridlm.generate.loading import Writer, open_run
 from hybridlm.generate.sampling import Sampling
 
@@ -38,9 +39,12 @@ def run_chat(run: str, sampling: Sampling, *, ema: bool, context: int | None, sy
     if load is not None:
         conversation.load(load)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # what is no UTF-8 costs a note, not the conversation
     terminal.greet(writer, conversation)
     for line in terminal.lines():
         try:
+            if not encodable(line):
+                raise ConfigError("not UTF-8 text")
             if line.startswith("/") and not line.startswith("//"):
                 if not _command(conversation, line, terminal.note):
                     return

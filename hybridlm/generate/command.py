@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,8 +49,9 @@ def run_generate(request: Request, sampling: Sampling) -> None:
     steps, state = _steps(writer, request, sampling, rows)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that lacks a letter
     if len(rows) == 1 and not request.as_json:
+        first = next(steps)  # what is wrong with the request is said before anything is written
         sys.stdout.write(rows[0])
-        for step in steps:
+        for step in chain([first], steps):
             sys.stdout.write(step.text)
             sys.stdout.flush()
         sys.stdout.write("\n")
@@ -72,7 +74,7 @@ def _prompts(request: Request) -> list[str]:
         where, texts = f"--file {request.file}", [_read(request.file)]
     elif request.load_state is not None:
         return [""]
-    elif sys.stdin is None or sys.stdin.isatty():
+    elif sys.stdin.isatty():
         raise ConfigError("generate: nothing to continue; give --prompt TEXT, --file PATH, or a text on standard input")
     else:
         where, texts = "standard input", [_decoded("standard input", sys.stdin.buffer.read())]
@@ -106,10 +108,13 @@ def _check(request: Request, sampling: Sampling, prompts: Sequence[str]) -> None
         raise ConfigError(f"--load-state: goes on with one prompt, {len(prompts)} were given")
     if request.save_state is not None and len(prompts) * request.samples > 1:
         raise ConfigError(f"--save-state: keeps one text, {len(prompts) * request.samples} were asked for")
+    if request.save_state is not None and (request.save_state.is_dir() or not request.save_state.absolute().parent.is_dir()):
+        raise ConfigError(f"--save-state {request.save_state}: expected the name of a file in a folder that is there")
 
 
 def _steps(writer: Writer, request: Request, sampling: Sampling, rows: Sequence[str]) -> tuple[Iterator[Step], State | None]:
     """The tokens of every row, and the state behind them where there is one to keep."""
+    from hybridlm.generate.engine import ROOM_AHEAD
     from hybridlm.generate.state_file import load_state
 
     engine = writer.engine
@@ -118,7 +123,7 @@ def _steps(writer: Writer, request: Request, sampling: Sampling, rows: Sequence[
         _note_length(writer, max(map(len, ids)), sampling)
         return engine.stream(ids, sampling), None
     if request.load_state is None:
-        state = engine.prefill(ids, len(ids[0]) + sampling.max_new_tokens)
+        state = engine.prefill(ids, len(ids[0]) + min(sampling.max_new_tokens, ROOM_AHEAD))
     else:
         state, _ = load_state(request.load_state, writer.run.model)
         if len(state.ids) != 1:

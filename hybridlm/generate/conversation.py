@@ -105,7 +105,7 @@ class Conversation:
             if len(rest) == 1:
                 raise self._too_long(len(ids))
             rest = rest[2:]  # a question and its answer
-        state = self.engine.prefill([ids], self.context)
+        state = self.engine.prefill([ids])
         if forgotten := len(turns) - len(system) - len(rest):
             self.tell(f"the context of {self.context:,} tokens is full: the {forgotten} oldest messages are forgotten")
         return state, [*system, *rest]
@@ -118,14 +118,14 @@ class Conversation:
         if len(new) > self._room:
             raise self._too_long(len(new))
         if state is None:
-            return self.engine.prefill([new], self.context)
+            return self.engine.prefill([new])
         ids = state.ids[0]
         if len(ids) + len(new) <= self._room:
             if new:
                 self.engine.extend(state, [new])
             return state
         kept = [*ids, *new][-max(len(new), self._room // 2) :]
-        state = self.engine.prefill([kept], self.context)
+        state = self.engine.prefill([kept])
         self.tell(f"the context of {self.context:,} tokens is full: the {len(ids) + len(new) - len(kept):,} oldest are forgotten")
         return state
 

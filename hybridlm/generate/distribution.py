@@ -12,6 +12,7 @@ from torch import Tensor
 from hybridlm.generate.sampling import Sampling
 
 _DRAW_BITS = 48  # fewer than float64's 53: a draw times a total then stays below it
+_COLDEST, _HOTTEST = 1e-30, 1e30  # beyond them float32 cannot divide by a temperature, and nothing changes any more
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ def adjusted(logits: Tensor, sampling: Sampling, prompts: Sequence[Sequence[int]
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution (B, V) that is drawn from, in at least float32; temperature above 0."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / sampling.temperature
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # with 0 as the largest none can overflow
+    logits = (logits - logits.amax(-1, keepdim=True)) / min(max(sampling.temperature, _COLDEST), _HOTTEST)
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         smallest = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)

@@ -6,6 +6,7 @@ matrix products, which may differ with the number of rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 Finish = Literal["stop", "length", "context"]
 Ids = Sequence[Sequence[int]]  # rows of token ids
+ROOM_AHEAD = 4096  # new tokens a row for which memory is taken at once; where more come the cache grows
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class Engine:
             some = [list(prompt) for prompt in prompts[first : first + self.max_batch]]
             theirs = samplings[first : first + self.max_batch]
             unique = list(dict.fromkeys(map(tuple, some)))
-            longest = max(len(prompt) + one.max_new_tokens for prompt, one in zip(some, theirs, strict=True))
+            longest = max(len(prompt) + min(one.max_new_tokens, ROOM_AHEAD) for prompt, one in zip(some, theirs, strict=True))
             state = self.prefill(unique, longest if self.context is None else min(longest, self.context))
             if len(unique) < len(some):
                 place = {prompt: row for row, prompt in enumerate(unique)}
@@ -205,6 +207,8 @@ class Engine:
         vocab = self.model.vocab_size
         if wrong := [id for one in samplings for id in one.logit_bias if not 0 <= id < vocab]:
             raise ConfigError(f"logit_bias: id {wrong[0]}: legal is 0 to {vocab - 1}")
+        if any(list(one.logit_bias.values()).count(-math.inf) == vocab for one in samplings):
+            raise ConfigError("logit_bias: -inf rules out every id, and none is left to write")
         while rows:
             if self.context is not None and any(len(ids) >= self.context for ids in state.ids):
                 raise ConfigError(f"no room left in a context of {self.context:,} tokens")

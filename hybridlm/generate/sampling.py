@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from hybridlm.config.section import ConfigError
 
+_MOST = 1e9  # of what is added to a logit, and of what multiplies one: float32 holds any of it, times any count
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -41,16 +43,16 @@ class Sampling:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        finite = math.isfinite
+        biases = self.logit_bias.values()
         legal = {
-            "temperature": (finite(self.temperature) and self.temperature >= 0, "0 (the likeliest token) or more"),
+            "temperature": (math.isfinite(self.temperature) and self.temperature >= 0, "0 (the likeliest token) or more"),
             "top_k": (self.top_k is None or self.top_k >= 1, "1 or more"),
             "top_p": (0 < self.top_p <= 1, "more than 0, at most 1"),
             "min_p": (0 <= self.min_p <= 1, "0 to 1"),
-            "repetition_penalty": (finite(self.repetition_penalty) and self.repetition_penalty > 0, "more than 0; 1 is none"),
-            "presence_penalty": (finite(self.presence_penalty), "a finite number; 0 is none"),
-            "frequency_penalty": (finite(self.frequency_penalty), "a finite number; 0 is none"),
-            "logit_bias": (all(value < math.inf for value in self.logit_bias.values()), "numbers, and -inf"),
+            "repetition_penalty": (1 / _MOST <= self.repetition_penalty <= _MOST, f"{1 / _MOST:g} to {_MOST:g}; 1 is none"),
+            "presence_penalty": (abs(self.presence_penalty) <= _MOST, f"{-_MOST:g} to {_MOST:g}; 0 is none"),
+            "frequency_penalty": (abs(self.frequency_penalty) <= _MOST, f"{-_MOST:g} to {_MOST:g}; 0 is none"),
+            "logit_bias": (all(abs(bias) <= _MOST or bias == -math.inf for bias in biases), f"{-_MOST:g} to {_MOST:g}, and -inf"),
             "stop": ("" not in self.stop, "texts of one character or more"),
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
             "logprobs": (self.logprobs is None or self.logprobs >= 0, "0 or more"),

@@ -52,6 +52,14 @@ def has_bf16(capability: str) -> bool:
     return float(capability) >= BF16_SINCE
 
 
+def take_device(index: int) -> None:
+    """Makes this GPU the current one: what a process probes, measures and limits before training begins is then its own card."""
+    import torch
+
+    if torch.cuda.current_device() != index < torch.cuda.device_count():  # where a launcher shows each process one card, that is number 0
+        torch.cuda.set_device(index)
+
+
 def limit_memory(memory_gb: float | None) -> None:
     """Holds the run to the profile's memory (GiB), so that what fits here also fits the card it was planned for."""
     import torch

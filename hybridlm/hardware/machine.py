@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hybridlm.config.section import ConfigError
-from hybridlm.hardware.device import CPU, CUDA, DeviceFacts, cpu_facts, device_facts, limit_memory
+from hybridlm.hardware.device import CPU, CUDA, DeviceFacts, cpu_facts, device_facts, limit_memory, take_device
 from hybridlm.hardware.profiles import names_card, profile_of
 from hybridlm.hardware.rates import matrix_tflops, peak_name, peak_of, tf32_allowed
-from hybridlm.launcher import Launch, launch
+from hybridlm.launcher import Launch, launch, local_rank
 
 if TYPE_CHECKING:
     from hybridlm.config.hardware import HardwareConfig
@@ -45,6 +45,7 @@ def resolve_machine(config: RunConfig) -> Machine:
     per_node, nodes = _processes(trainer.devices, available, launch())
     devices = per_node * nodes
     if device == CUDA:
+        take_device(local_rank())
         limit_memory(hardware.memory_gb)
     facts = device_facts() if device == CUDA else cpu_facts()
     precision = precision_of(config, facts)

@@ -130,7 +130,8 @@ class Mamba3(Mixer):
         refusal = mamba3_refusal(*widths, spec.n_angles, xBC.dtype, trapezoidal=spec.trapezoidal, padding=seq.valid is not None)
         if refusal is None and spec.mimo_rank is not None:
             length = xBC.shape[1] if seq.starts is None else None  # documents end where they like
-            refusal = mimo_refusal(*widths, spec.mimo_rank, spec.n_angles, length=length, gated=not spec.outproj_norm)
+            grouped, gated = {"heads": spec.n_heads, "groups": spec.n_groups}, not spec.outproj_norm
+            refusal = mimo_refusal(*widths, spec.mimo_rank, spec.n_angles, **grouped, length=length, gated=gated)
         return refusal is None
 
     def _in_one_kernel(self, xBC: Tensor, rates: Tensor, z: Tensor, seq: SequenceInfo) -> Tensor:

@@ -165,11 +165,12 @@ def step_peak(config: RunConfig, cut: Cut) -> Peak:
 def _windows(config: RunConfig, global_batch: int, devices: int) -> int:
     """Of one device in a step. ConfigError: they cannot be cut as the user says."""
     fixed = {"data.batch_size": config.data.batch_size, "trainer.accumulate": config.trainer.accumulate}
-    known = [number for number in fixed.values() if isinstance(number, int)]
-    product = math.prod(known) * devices
-    if global_batch % product or (len(known) == len(fixed) and product != global_batch):
-        terms = " x ".join(f"{name} ({number})" for name, number in (*fixed.items(), ("devices", devices)))
-        raise ConfigError(f"data.global_batch = {global_batch}: not {terms}; leave one of them auto")
+    known = {name: number for name, number in fixed.items() if isinstance(number, int)}
+    product, all_known = math.prod(known.values()) * devices, len(known) == len(fixed)
+    if global_batch % product or (all_known and product != global_batch):
+        terms = " x ".join(f"{name} ({number})" for name, number in (*known.items(), ("devices", devices)))
+        relation, remedy = ("is not", "; leave one of them auto") if all_known else ("is not a multiple of", "")
+        raise ConfigError(f"data.global_batch = {global_batch}: {relation} {terms}{remedy}")
     return global_batch // devices
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 
 from hybridlm.memory.inference import Inference
 from hybridlm.memory.plan import Plan
@@ -21,8 +22,8 @@ def summary_lines(plan: Plan) -> list[str]:
     largest = sorted(plan.parts.items(), key=lambda part: -part[1])[:3]
     return [
         f"{plan.batch_size} x {plan.accumulate} x {plan.devices} windows of {plan.seq_len}, {_checkpointing(plan)}",
-        f"{byte_text(plan.peak_bytes)} at the peak ({plan.peak.moment}), {byte_text(plan.reserved_bytes)} with the margin{limit}; most of "
-        "it " + ", ".join(f"{name} {byte_text(size)}" for name, size in largest),
+        f"planned {byte_text(plan.reserved_bytes)}{limit}; {byte_text(plan.peak_bytes)} without the margin, most of it "
+        + ", ".join(f"{name.replace(', ', ' of ')} {byte_text(size)}" for name, size in largest),
     ]
 
 
@@ -41,7 +42,8 @@ def full_text(plan: Plan, inference: Inference) -> str:
         *_columns(
             [
                 (f"peak ({plan.peak.moment})", byte_text(plan.peak_bytes)),
-                ("with the allocator's margin", byte_text(plan.reserved_bytes)),
+                ("fragmentation (margin)", byte_text(plan.reserved_bytes - plan.peak_bytes)),
+                ("peak with the margin", byte_text(plan.reserved_bytes)),
                 ("there is", limit),
                 ("fits", "yes" if plan.fits else "no"),
             ]
@@ -80,7 +82,8 @@ def refusal(plan: Plan, found: Sequence[Suggestion]) -> list[str]:
 
 def _outcome(item: Suggestion) -> str:
     speed = "" if item.tokens_per_s is None else f", about {item.tokens_per_s:,.0f} tokens/s ({_ESTIMATE})"
-    return f"{byte_text(item.reserved_bytes)} at the least{speed}"
+    missing = "optim=adamw8bit" in item.change.overrides and find_spec("bitsandbytes") is None
+    return f"{byte_text(item.reserved_bytes)} at the least{speed}{'; needs pip install bitsandbytes' if missing else ''}"
 
 
 def _checkpointing(plan: Plan) -> str:
@@ -90,7 +93,7 @@ def _checkpointing(plan: Plan) -> str:
 
 def _ordered(plan: Plan) -> list[tuple[str, int]]:
     parts = [(name, size) for name, size in plan.parts.items() if name != WORKSPACE]
-    return [*parts, (WORKSPACE, plan.parts.get(WORKSPACE, 0)), ("fragmentation (margin)", plan.reserved_bytes - plan.peak_bytes)]
+    return [*parts, (WORKSPACE, plan.parts.get(WORKSPACE, 0))]
 
 
 def _inference_lines(inference: Inference) -> list[str]:

@@ -15,7 +15,9 @@ from hybridlm.config.resolve import resolve_layers
 from hybridlm.config.section import ConfigError
 from hybridlm.config_files import root
 from hybridlm.hardware.device import CPU
-from hybridlm.memory.plan import Ground, Plan
+from hybridlm.hardware.profiles import planned_device
+from hybridlm.memory.plan import Ground, Plan, workload_of
+from hybridlm.memory.updates import standing_bytes
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
@@ -52,21 +54,30 @@ def suggestions(config: RunConfig, plan: Plan) -> list[Suggestion]:
     Changes are tried one by one, in the order of ``_singles``, then in pairs, until three fit.
     """
     singles = list(_singles(config, plan))
-    found = _fitting(singles, WANTED)
+    found = _fitting(singles, WANTED, plan)
     if len(found) < WANTED:
         tried = [change for change in singles if all(change is not suggestion.change for suggestion in found)]
-        found += _fitting(_pairs(config, tried)[:_PAIRS], WANTED - len(found))
+        found += _fitting(_pairs(config, tried)[:_PAIRS], WANTED - len(found), plan)
     same = [item for item in found if item.change.same_model]
     others = [item for item in found if not item.change.same_model]
     return sorted(same, key=lambda item: -(item.tokens_per_s or 1 / item.relative_time)) + others
 
 
-def _fitting(changes: list[Change], enough: int) -> list[Suggestion]:
+def _fitting(changes: list[Change], enough: int, plan: Plan) -> list[Suggestion]:
+    """Following a step takes some tenths of a second: changes whose weights alone do not fit are left out before."""
     found: list[Suggestion] = []
     for change in changes:
-        if len(found) < enough and (rough := Ground.of(change.config).rough(change.config)) is not None:
+        if len(found) == enough:
+            break
+        if plan.devices == 1 and plan.limit_bytes is not None and _standing(change.config) > plan.limit_bytes:
+            continue
+        if (rough := Ground.of(change.config).rough(change.config)) is not None:
             found.append(Suggestion(change, *rough))
     return found
+
+
+def _standing(config: RunConfig) -> int:
+    return standing_bytes(workload_of(config, planned_device(config.hardware))[0])
 
 
 def _singles(config: RunConfig, plan: Plan) -> Iterator[Change]:

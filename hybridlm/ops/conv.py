@@ -35,7 +35,7 @@ class _Young(NamedTuple):
 
     @staticmethod
     def find(positions: Tensor, width: int) -> _Young:
-        row, time = (positions < width - 1).nonzero(as_tuple=True)
+        row, time = (positions < width - 1).nonzero().unbind(1)  # as_tuple=True is another operator, which a memory plan cannot follow
         return _Young(row, time, positions[row, time].unsqueeze(1))
 
     def inputs(self, x: Tensor, before: Tensor | None, lag: int) -> Tensor:

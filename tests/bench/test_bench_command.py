@@ -67,12 +67,34 @@ def test_one_model_and_what_is_left_out(tiny):
     assert "not tried: over the budget at 24 tokens" in result.stdout
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_dtypes(tiny, tmp_path, dtype):
+    """Weights are rounded before they are prepared for decoding, and only those that may be."""
+    result = bench(*tiny, "--compare", "T M1 M2 M3 L", *FAST, "--dtype", dtype, "--out", "found")
+    assert result.exit_code == 0, result.stderr
+    points = json.loads((tmp_path / "found/bench.json").read_text())["points"]
+    for point in points:
+        width = point["weight_bytes"] / point["parameters"]
+        assert width == 4 if dtype == "float32" else 2 < width < 3
+        assert point["decode_tokens_per_s"] > 0
+
+
+def test_what_was_measured_is_shown_where_it_cannot_be_kept(tiny, tmp_path):
+    (tmp_path / "found/bench.json").mkdir(parents=True)
+    result = bench(*tiny, *FAST, "--out", "found")
+    assert result.exit_code == 2
+    assert result.stdout.count(" MiB") == 4
+    assert result.stderr.splitlines()[-1] == "config error: --out found: cannot be written (Is a directory)"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--contexts", "8,x"], "--contexts 8,x: 'x' is no whole number of at least 1"),
-        (["--batch", "0"], "--batch 0: '0' is no whole number of at least 1"),
-        (["--batch", "1,-2"], "--batch 1,-2: '-2' is no whole number"),
+        (["--contexts", "8,x"], "--contexts '8,x': 'x' is no whole number from 1 to"),
+        (["--batch", "0"], "--batch '0': '0' is no whole number from 1 to"),
+        (["--contexts", "1" + "0" * 30], "is no whole number from 1 to 1,000,000,000; expected such as 512,2048"),
+        (["--ema"], "--ema: the running average of a trained run"),
+        (["--batch", "1,-2"], "--batch '1,-2': '-2' is no whole number"),
         (["--compare", "T,Q"], "position 1: 'Q' is no layer"),
         (["--compare", "T,,M"], "--compare T,,M: an empty pattern"),
         (["--compare", "(T"], "model.pattern"),

@@ -17,7 +17,10 @@ from hybridlm.hardware.device import inference_device
 def contenders(tiny):
     small = [*tiny, "model.mla.n_heads=2", "model.mamba3.d_state=8", "model.mamba3.head_dim=16", "hardware=cpu"]
     device = torch.device("cpu")
-    return [untrained(pattern, compose_config([*small, f"model.pattern={pattern}"]), device) for pattern in ("T", "MT", "M1 M3", "L")]
+    return [
+        untrained(pattern, compose_config([*small, f"model.pattern={pattern}"]), device, torch.float32)
+        for pattern in ("T", "MT", "M1 M3", "L")
+    ]
 
 
 @pytest.mark.parametrize(("batch", "context"), [(1, 5), (3, 40)])
@@ -124,7 +127,7 @@ def test_what_does_not_fit_says_so(contenders, monkeypatch):
 
 def test_the_vocabulary_is_that_of_the_tokenizer(tiny, corpus):
     def ids(*overrides) -> int:
-        contender: Contender = untrained("a", compose_config([*tiny, *overrides]), inference_device())
+        contender: Contender = untrained("a", compose_config([*tiny, *overrides]), inference_device(), torch.float32)
         return contender.engine.model.vocab_size
 
     assert ids() == 257

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,60 @@ def test_a_process_that_dies_leaves_its_rows_and_a_reason(check, monkeypatch, tm
     assert rows == [{"case": "a", "value": 2}, {"case": "b", "error": "the process ended with 3: an illegal access"}]
 
 
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+def test_what_a_stopped_process_has_started_ends_with_it(check, monkeypatch, tmp_path):
+    """As pytest would, which the part of the tests starts, and hold the card."""
+    script, child = tmp_path / "waits.py", tmp_path / "child"
+    script.write_text(
+        "import pathlib, subprocess, sys, time\n"
+        "waits = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"pathlib.Path({str(child)!r}).write_text(str(waits.pid))\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setattr(check, "SCRIPT", script)
+    spent = check._process
+
+    def stopped(worker):
+        while not (child.exists() and child.read_text()):
+            time.sleep(0.05)
+        kill(worker)
+
+    kill = check._kill
+    monkeypatch.setattr(check, "_kill", stopped)
+    assert spent(part(check, None), ["a"], [], 1) == [{"case": "a", "error": "stopped after 1 s"}]
+    until = time.monotonic() + 60
+    while _lives(int(child.read_text())):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def _lives(process: int) -> bool:
+    """Not so of one that has ended and that nobody has asked for yet."""
+    stat = Path(f"/proc/{process}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z" if Path("/proc/self/stat").exists() else os.kill(process, 0) is None
+    except OSError:
+        return False
+
+
+def test_the_outcomes_of_the_tests_are_counted(monkeypatch):
+    from gpu import suite
+    from gpu.setting import Setting
+
+    lines = []
+
+    def run(line, **settings):
+        lines.append(line)
+        return subprocess.CompletedProcess(
+            line, 1, "FAILED tests/x.py::y - oops\n1 failed, 70 passed, 3 skipped, 9 deselected in 9.0s\n", ""
+        )
+
+    monkeypatch.setattr(suite.subprocess, "run", run)
+    (row,) = suite._measure(Setting(dry=False, quick=False), "pytest -m gpu")
+    assert row == {"case": "pytest -m gpu", "passed": 70, "failed": 1, "skipped": 3, "error": "FAILED tests/x.py::y - oops"}
+    assert "-q" not in lines[0], "with the project's own -q, pytest says no counts"
+
+
 def test_time_that_is_spent_is_said(check, monkeypatch):
     from gpu.part import Part
     from gpu.setting import Setting
@@ -162,10 +218,12 @@ def test_the_bars_on_memory(check):
         {"case": "a", "planned / allocated": 0.95, "with margin / reserved": 1.2},
         {"case": "b", "planned / allocated": 1.09, "with margin / reserved": 0.99},
         {"case": "c", "left_out": "does not fit"},
+        {"case": "a", "kernels": "conv, mamba2", "planned / allocated with kernels": 1.3},
+        {"case": "b", "kernels": "torch", "planned / allocated with kernels": 1.09},
     ]
-    assert [bar.row(rows)[2:] for bar in MEMORY.bars] == [["9.0%", "**missed**"], ["0.99x", "**missed**"]]
-    assert [bar.row(rows[:1])[2:] for bar in MEMORY.bars] == [["5.0%", "met"], ["1.20x", "met"]]
-    assert [bar.row([])[3] for bar in MEMORY.bars] == ["-", "-"]
+    assert [bar.row(rows)[2:] for bar in MEMORY.bars] == [["9.0%", "**missed**"], ["0.99x", "**missed**"], ["1.30x", "reported"]]
+    assert [bar.row(rows[:1])[2:] for bar in MEMORY.bars] == [["5.0%", "met"], ["1.20x", "met"], ["not measured", "-"]]
+    assert [bar.row([])[3] for bar in MEMORY.bars] == ["-", "-", "-"]
 
 
 @pytest.mark.slow
@@ -174,6 +232,7 @@ def test_every_part_runs_on_a_cpu_with_tiny_shapes(check, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     found = json.loads((tmp_path / "gpu-dry-run.json").read_text())
     assert found.keys() == check.PARTS.keys()
+    assert found["tests"]["rows"][0]["collected"] > 50
     assert not [row for one in found.values() for row in one["rows"] if "error" in row]
     assert [row["case"] for one in found.values() for row in one["rows"] if "left_out" in row and one is not found["tests"]] == [
         "mamba_ssm Mamba-2"

@@ -71,7 +71,7 @@ def test_macos():
     assert lines(stack) == {
         "kernels": (None, "there is no CUDA on macOS: torch's own operators are used"),
         "tensorboard": ('pip install "tensorboard>=2.16"', None),
-        "lm-eval": ('pip install "lm-eval>=0.4.9"', None),
+        "lm-eval": ('pip install "lm-eval>=0.4.13"', None),
     }
 
 

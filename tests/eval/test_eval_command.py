@@ -86,6 +86,25 @@ def test_other_text_in_the_runs_tokens(trained, corpus):
     assert json.loads(own.stdout)[0]["metrics"]["documents"] > 4
 
 
+def test_a_window_longer_than_any_document(trained):
+    """Costs no memory, and is the same as any other window that holds them whole."""
+    found = [json.loads(invoked(trained, "--context", context, "--json").stdout)[0] for context in ("1000000000", "65536")]
+    assert found[0]["metrics"] == found[1]["metrics"]
+    assert found[0]["curve"] == found[1]["curve"]
+
+
+def test_conversations_are_no_text_for_a_base_model(trained, tmp_path):
+    (tmp_path / "chat.jsonl").write_text(
+        "".join(
+            json.dumps({"messages": [{"role": "user", "content": f"{n}"}, {"role": "assistant", "content": "yes"}]}) + "\n"
+            for n in range(60)
+        )
+    )
+    result = invoked(trained, "data=chat", f"data.path={tmp_path}/chat.jsonl")
+    assert result.exit_code == 2
+    assert "makes other tokens than the run's" in result.stderr.splitlines()[-1]
+
+
 def test_the_training_text(trained):
     result = invoked(trained, "--split", "train", "--limit", "2", "--json")
     assert json.loads(result.stdout)[0]["metrics"]["documents"] == 2
@@ -95,8 +114,11 @@ def test_the_training_text(trained):
     ("arguments", "said"),
     [
         (["--split", "test"], "--split test: legal are val and train"),
-        (["--context", "64,x"], "--context 64,x: 'x' is no whole number"),
-        (["--context", "0"], "'0' is no whole number of at least 1"),
+        (["--context", "64,x"], "--context '64,x': 'x' is no whole number"),
+        (["--context", "0"], "'0' is no whole number from 1 to 1,000,000,000"),
+        (["--num-fewshot", "2"], "--num-fewshot 2: is of tasks"),
+        (["--no-loss", "--probes", "--stride", "2"], "--stride 2: is of the loss"),
+        (["data=synthetic"], "data.source = 'synthetic': the run's is"),
         (["--stride", "65"], "--stride 65: at most the window"),
         (["--no-loss"], "nothing to do"),
         (["--include-path", "tasks"], "name those to run with --tasks"),
@@ -142,7 +164,7 @@ def test_a_tokenizer_that_does_not_match(trained, corpus, tmp_path):
     result = invoked(trained, "data=files", f"data.path={corpus}/*.txt", "data.tokenizer.kind=bpe", "data.tokenizer.path=null",
                      "data.tokenizer.vocab_size=300", f"data.out={tmp_path}")  # fmt: skip
     assert result.exit_code == 2, result.output
-    assert "the run's tokenizer is not the one" in result.stderr.splitlines()[-1]
+    assert "makes other tokens than the run's" in result.stderr.splitlines()[-1]
 
 
 def test_a_damaged_file_of_results_is_not_overwritten(trained):

@@ -144,12 +144,16 @@ def test_a_text_longer_than_those_of_training_is_noted(folder, said):
         (["FOLDER", "-p", "a", "--load-state", "nowhere"], None, "nowhere: no such file"),
         (["FOLDER", "-p", "a", "-p", "b", "--load-state", "x"], None, "goes on with one prompt, 2 were given"),
         (["FOLDER", "-p", "a", "--n-samples", "2", "--save-state", "x"], None, "keeps one text, 2 were asked for"),
-        (["FOLDER", "-p", "a", "-n", "2", "--save-state", "nowhere/x"], None, "nowhere/x: the state cannot be written"),
+        (["FOLDER", "-p", "a", "-n", "2", "--save-state", "nowhere/x"], None, "--save-state nowhere/x: expected the name of a file"),
+        (["FOLDER", "-p", "a", "-n", "2", "--save-state", "."], None, "--save-state .: expected the name of a file"),
+        (["FOLDER", "-p", "a", "--temperature", "nan"], None, "temperature = nan: legal is 0"),
+        (["FOLDER", "-p", "a", "--logit-bias", "5=1e39"], None, "logit_bias = {5: 1e+39}: legal is -1e+09 to 1e+09, and -inf"),
     ],
 )
 def test_a_mistake_is_one_line(folder, said, arguments, stdin, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, _, err = said("generate", *[folder.path if word == "FOLDER" else word for word in arguments], stdin=stdin)
+    code, out, err = said("generate", *[folder.path if word == "FOLDER" else word for word in arguments], stdin=stdin)
+    assert out == "", "a mistake is said before anything is written"
     errors = [line for line in err.splitlines() if not line.startswith("note: ")]
     assert (code, len(errors)) == (2, 1), err
     assert says in errors[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 
@@ -190,6 +191,13 @@ def test_room_grows_in_every_kind_of_cache(pattern):
         assert float((state.logits[row] - want).abs().max()) < 1e-4 * max(1.0, float(want.abs().max()))
 
 
+def test_memory_is_taken_for_what_comes_not_for_what_may_come():
+    model, tokenizer = byte_model()
+    sampling = Sampling(temperature=0, max_new_tokens=10**30, logit_bias={256: -math.inf})
+    stream = Engine(model, tokenizer).stream([[1, 2]], sampling)
+    assert [next(stream).finish for _ in range(3)] == [None] * 3
+
+
 def test_the_context_is_a_limit():
     model = small_model(small_config("MT"), torch.float32)
     engine = Engine(model, None, context=8)
@@ -235,6 +243,8 @@ def test_misuse_is_an_error():
         engine.generate([[1]], [Sampling(), Sampling()])
     with pytest.raises(ConfigError, match="logit_bias: id 257: legal is 0 to 256"):
         engine.generate([[1]], Sampling(logit_bias={257: 1.0}))
+    with pytest.raises(ConfigError, match="rules out every id"):
+        engine.generate([[1]], Sampling(logit_bias=dict.fromkeys(range(257), -math.inf)))
     with torch.no_grad():
         model.embedding.weight[3] = torch.nan
     with pytest.raises(RunFailed, match="no numbers"):

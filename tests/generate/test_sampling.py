@@ -172,3 +172,31 @@ def test_values_outside_their_range_are_refused_in_a_line(options, says):
         Sampling(**options)
     assert len(caught.value.problems) == 1
     assert caught.value.problems[0].startswith(says)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-50, 1e-38, 1e-6, 1e6, 1e300])
+def test_no_temperature_overflows(temperature, dtype):
+    """The coldest take one of the likeliest, the hottest any alike; with the largest bias and penalties too."""
+    logits = torch.tensor([[3.0, 9.0, -4.0, 9.0, 8.9]], dtype=dtype)
+    extremes = Sampling(temperature, logit_bias={1: 1e9, 3: 1e9, 2: -math.inf}, repetition_penalty=1e-9, frequency_penalty=-1e9)
+    for sampling in (Sampling(temperature), extremes):
+        found = probabilities(adjusted(logits, sampling, [[0, 1, 3]], [[1, 3]]), sampling)
+        assert torch.isfinite(found).all()
+        assert float(found.sum()) == pytest.approx(1.0)
+        if temperature < 1e-3:
+            assert found.tolist() == [[0.0, 0.5, 0.0, 0.5, 0.0]]
+            assert chosen(logits, sampling, [0.999]).tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("repetition_penalty", value) for value in (1e-45, 1e10, math.nan, math.inf, 0.0)],
+        *[(name, value) for name in ("presence_penalty", "frequency_penalty") for value in (1e39, -1e39, math.nan)],
+        *[("logit_bias", {1: value}) for value in (1e39, -1e39, math.nan, math.inf)],
+    ],
+)
+def test_numbers_that_would_overflow_are_refused(field, value):
+    with pytest.raises(ConfigError, match=f"{field} = "):
+        Sampling(**{field: value})

@@ -26,6 +26,7 @@ class Asked:
 
     fractions: list[float] = field(default_factory=list)
     rates: list[str] = field(default_factory=list)
+    devices: list[int] = field(default_factory=lambda: [0])  # that were made the current one
 
 
 def card(monkeypatch: pytest.MonkeyPatch, name: str, capability: str, memory_gb: float = 24.0, count: int = 1) -> Asked:
@@ -35,7 +36,8 @@ def card(monkeypatch: pytest.MonkeyPatch, name: str, capability: str, memory_gb:
     fake = {
         "is_available": lambda: True,
         "device_count": lambda: count,
-        "current_device": lambda: 0,
+        "current_device": lambda: asked.devices[-1],
+        "set_device": asked.devices.append,
         "get_device_name": lambda: name,
         "get_device_properties": lambda index: properties,
         "set_per_process_memory_fraction": asked.fractions.append,
@@ -61,7 +63,7 @@ def test_auto_takes_the_peak_of_the_profile_that_names_the_card(monkeypatch):
     assert (found.precision, found.peak_flops) == ("bf16-mixed", 165.2e12)
     (note,) = found.notes
     assert note.startswith("peak 165.2 TFLOP/s in bf16 (NVIDIA Ada white paper")
-    assert asked == Asked(), "no memory limit, nothing measured"
+    assert (asked.fractions, asked.rates) == ([], []), "no memory limit, nothing measured"
 
 
 @pytest.mark.parametrize(
@@ -88,6 +90,23 @@ def test_products_of_fp32_that_may_round_to_tf32_have_its_peak(monkeypatch):
 def test_all_devices_together(monkeypatch):
     card(monkeypatch, "NVIDIA H200", "9.0", 140, count=4)
     assert resolve_machine(compose_config(["data.global_batch=64"])).peak_flops == 4 * 989.4e12
+
+
+@pytest.mark.parametrize(
+    ("variables", "count", "current"),
+    [({}, 4, 0), ({"LOCAL_RANK": "3"}, 4, 3), ({"SLURM_LOCALID": "2"}, 4, 2), ({"LOCAL_RANK": "3"}, 1, 0)],
+)
+def test_each_process_takes_its_own_card(monkeypatch, variables, count, current):
+    """Lightning does so too, but later: kernels are probed, rates measured and memory limited before."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    asked = card(monkeypatch, "NVIDIA X", "9.0", count=count)
+    limits = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda fraction: limits.append(asked.devices[-1]))
+    resolved(f"trainer.devices={count}", "hardware.memory_gb=8")
+    assert (asked.devices[-1], limits) == (current, [current])
 
 
 def test_an_unknown_card_is_measured_in_the_precision_of_training(monkeypatch):

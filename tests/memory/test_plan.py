@@ -71,7 +71,7 @@ def test_what_the_user_fixed_is_kept():
 
 
 def test_a_batch_that_cannot_be_cut_so():
-    with pytest.raises(ConfigError, match=r"data.global_batch = 8: not data.batch_size \(3\)"):
+    with pytest.raises(ConfigError, match=r"data.global_batch = 8: is not a multiple of data.batch_size \(3\) x devices \(1\)"):
         plan_run(compose_config(["hardware=cpu", "data.batch_size=3", "size=tiny", "data.global_batch=auto"]))
 
 

@@ -224,7 +224,7 @@ def test_weights_alone_load_and_are_checked(finished, tmp_path):
 
 
 class Rates:
-    """Rates that the optimizer used, by the number of its calls; the plan's call, on weights without contents, aside."""
+    """Rates that the optimizer used, by the number of its calls."""
 
     def __init__(self, monkeypatch) -> None:
         self.used: list[list[float]] = []
@@ -232,7 +232,7 @@ class Rates:
 
         def recorded(optimizer, closure=None):
             result = step(optimizer, closure)
-            if not optimizer.param_groups[0]["params"][0].is_meta:
+            if not optimizer.grad_norm.is_meta:  # the plan's step, on weights without contents
                 self.used.append([group["lr"] for group in optimizer.param_groups])
             return result
 

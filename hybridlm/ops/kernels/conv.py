@@ -14,6 +14,13 @@ def document_index(starts: Tensor) -> Tensor:
     return starts.cumsum(1, dtype=torch.int32)
 
 
+def _aligned(rows: Tensor) -> Tensor:
+    """(B, T, C) as it is where the kernel can read 8 numbers at once in it, else a copy. It checks x, but of a state, which may be a
+    view of the projection before, only that channels are neighbours: reading it would end with a misaligned address."""
+    strides = (*rows.stride()[:2], rows.storage_offset())
+    return rows.contiguous() if rows.stride(2) != 1 or any(stride % 8 for stride in strides) else rows
+
+
 @outside_graphs
 def kernel_conv(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor | None, positions: Tensor | None) -> Tensor:
     """``ops.conv.causal_conv``'s output (B, T, C) for what ``conv_refusal`` lets through; weight and bias may be wider than x.
@@ -23,14 +30,13 @@ def kernel_conv(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor | None, p
     """
     from causal_conv1d import causal_conv1d_fn
 
-    if x.stride(2) != 1 or x.stride(0) % 8 or x.stride(1) % 8 or x.storage_offset() % 8:
-        x = x.contiguous()
+    x = _aligned(x)
     out: Tensor = causal_conv1d_fn(
         x.transpose(1, 2),
         weight[:, 0],
         bias=as_dtype(bias, weight.dtype),
         seq_idx=None if positions is None else document_index(positions == 0),
-        initial_states=None if state is None else as_dtype(state, x.dtype).transpose(1, 2),
+        initial_states=None if state is None else _aligned(as_dtype(state, x.dtype)).transpose(1, 2),
         activation="silu",
     )
     return out.transpose(1, 2)

@@ -28,7 +28,7 @@ def _inputs(draw: Draw, dtype: torch.dtype, sizes: Sizes, rank: int) -> Mamba3In
         log_decay=draw(*row, sizes.heads, make=lambda values: -0.3 * F.softplus(values)),
         dt=dt,
         mix=draw(*row, sizes.heads, dtype=dtype),
-        rate=draw(*row, sizes.d_state // 4, dtype=dtype),
+        rate=draw(*row, sizes.angles, dtype=dtype),
         z=draw(*row, sizes.heads, sizes.head_dim, dtype=dtype),
     )
 
@@ -67,11 +67,11 @@ def siso_pair(draw: Draw, dtype: torch.dtype, sizes: Sizes, starts: Tensor | Non
     return (mine,), (kernel_siso(inputs, B_bias, C_bias, D, starts),)
 
 
-def mimo_pair(draw: Draw, dtype: torch.dtype, sizes: Sizes, rank: int, starts: Tensor | None) -> tuple[tuple[Tensor], tuple[Tensor]]:
+def mimo_pair(draw: Draw, dtype: torch.dtype, sizes: Sizes, starts: Tensor | None) -> tuple[tuple[Tensor], tuple[Tensor]]:
     """Of several ranks, gated and joined."""
     from hybridlm.ops.kernels.mamba3 import kernel_mimo
 
-    inputs = _inputs(draw, dtype, sizes, rank)
+    inputs, rank = _inputs(draw, dtype, sizes, sizes.rank), sizes.rank
     B_bias, C_bias = (draw(sizes.heads, rank, sizes.d_state) for _ in range(2))
     D = draw(sizes.heads)
     mimo_x, mimo_z, mimo_o = (draw(sizes.heads, rank, sizes.head_dim) for _ in range(3))

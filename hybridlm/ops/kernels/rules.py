@@ -11,6 +11,8 @@ import torch
 
 HALF = (torch.float16, torch.bfloat16)
 MIMO_ROWS = 64  # rows of a tile, chunk x rank, that the MIMO kernel takes at most
+# d_state and head_dim that its authors have tested, without the two pairs that they know not to compile (mamba3_mimo.py).
+MIMO_WIDTHS = {(n, p) for n in (16, 32, 64, 128, 256) for p in (32, 64, 128)} - {(16, 32), (256, 128)}
 _KIB = 1024
 
 
@@ -114,13 +116,19 @@ def mimo_refusal(
     rank: int,
     n_angles: int,
     *,
+    heads: int,
+    groups: int,
     gated: bool,
     length: int | None = None,
     shared_memory_kb: float | None = None,
 ) -> str | None:
-    """mamba3_mimo beyond ``mamba3_refusal``. gated: no norm stands between scan and gate; length: tokens of a row; shared_memory_kb: what
-    a block may have on the card; None: not looked at."""
+    """mamba3_mimo beyond ``mamba3_refusal``. groups: of B and C; gated: no norm stands between scan and gate; length: tokens of a row;
+    shared_memory_kb: what a block may have on the card; None: not looked at."""
     chunk = mimo_chunk(rank)
+    if groups not in (1, heads):
+        return f"its backward takes one group of B and C or one for each head, not {groups}"
+    if (d_state, head_dim) not in MIMO_WIDTHS:
+        return f"its authors have not tried it with d_state {d_state} and head_dim {head_dim}, or it does not compile"
     if not gated:
         return "it is used with its gate only, not with outproj_norm"
     if chunk < 8 or rank & (rank - 1):

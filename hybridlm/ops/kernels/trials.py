@@ -33,6 +33,8 @@ class Sizes:
     groups: int = 1
     d_state: int = 16
     width: int = 4
+    rank: int = 4  # of Mamba-3 MIMO
+    angles: int = 4  # of Mamba-3
 
 
 SMALL = Sizes()
@@ -176,10 +178,10 @@ def siso(device: torch.device, dtype: torch.dtype, sizes: Sizes = SMALL, *, docu
 
 
 def mimo(device: torch.device, dtype: torch.dtype, sizes: Sizes | None = None, *, documents: bool = True) -> float:
-    """mamba-ssm's Mamba-3 of four ranks, at widths that its authors have tested."""
-    sizes = sizes or Sizes(batch=1, time=32, head_dim=64, d_state=64)
+    """mamba-ssm's Mamba-3 of several ranks, at widths that its authors have tested."""
+    sizes = sizes or Sizes(batch=1, time=32, head_dim=64, d_state=64, angles=16)
     draw = Draw(device)
-    return difference(*mimo_pair(draw, dtype, sizes, 4, draw.starts(sizes.batch, sizes.time) if documents else None), draw.drawn)
+    return difference(*mimo_pair(draw, dtype, sizes, draw.starts(sizes.batch, sizes.time) if documents else None), draw.drawn)
 
 
 def loss(device: torch.device, dtype: torch.dtype, *, rows: int = 48, vocab: int = 61, softcap: float | None = None) -> float:

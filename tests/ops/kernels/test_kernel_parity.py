@@ -19,7 +19,7 @@ from hybridlm.ops.kernels.choice import ALL_TORCH
 from hybridlm.ops.kernels.probe import BF16, FP32, KERNELS, probe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
-LARGE = trials.Sizes(batch=2, time=600, channels=256, heads=8, head_dim=64, groups=1, d_state=128)
+LARGE = trials.Sizes(batch=2, time=600, channels=256, heads=8, head_dim=64, groups=1, d_state=128, angles=32)
 TF32 = 5e-3  # of products whose factors are rounded to 10 bits
 PRECISIONS = {torch.float32: TF32, torch.bfloat16: BF16, torch.float16: BF16}
 
@@ -84,7 +84,7 @@ def test_siso(device, documents):
 @pytest.mark.parametrize("documents", [False, True])
 def test_mimo(device, documents):
     shared = device_facts().shared_memory_kb
-    refusal = rules.mimo_refusal(128, 64, 4, 32, gated=True, length=640, shared_memory_kb=shared)
+    refusal = rules.mimo_refusal(128, 64, 4, 32, heads=2, groups=1, gated=True, length=640, shared_memory_kb=shared)
     if refusal is not None:
         pytest.skip(refusal)
     needs("Mamba-3 MIMO")

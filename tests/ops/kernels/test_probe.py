@@ -9,6 +9,7 @@ import torch
 from kernel_packages import WORKING, calls, packages
 
 from hybridlm.ops.kernels.probe import KERNELS, probe
+from hybridlm.ops.kernels.trials import Sizes
 
 HERE = torch.device("cpu")
 SCANS = ("causal-conv1d", "selective scan", "SSD scan", "Mamba-2 layer", "Mamba-3 SISO", "Mamba-3 MIMO", "linear cross-entropy")
@@ -29,6 +30,15 @@ def test_one_that_works(name):
         assert calls() == []
     assert (found.ok, found.reason) == (True, None)
     assert found.seconds > 0
+
+
+@pytest.mark.parametrize("name", ["SSD scan", "Mamba-2 layer", "Mamba-3 SISO", "Mamba-3 MIMO"])
+def test_one_at_the_widths_of_a_layer(name):
+    sizes = Sizes(heads=1, head_dim=32, d_state=64, width=3, rank=2, angles=32)
+    with packages(*WORKING):
+        found = probe(name, HERE, torch.bfloat16, sizes)
+        assert found.ok, found.reason
+        assert probe(name, HERE, torch.bfloat16) is not found
 
 
 def test_none_is_installed(monkeypatch):

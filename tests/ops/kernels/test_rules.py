@@ -18,7 +18,7 @@ from hybridlm.ops.kernels.rules import (
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 M3 = {"d_state": 128, "head_dim": 64, "n_angles": 32, "dtype": BF16, "trapezoidal": True}
-MIMO = {"d_state": 128, "head_dim": 64, "rank": 4, "n_angles": 32, "gated": True}
+MIMO = {"d_state": 128, "head_dim": 64, "rank": 4, "n_angles": 32, "heads": 8, "groups": 1, "gated": True}
 CASES = [
     (conv_refusal(64, 4, FP32), None),
     (conv_refusal(64, 2, FP16, documents=True), None),
@@ -52,6 +52,16 @@ CASES = [
     (mamba3_refusal(**M3, state=True), "it starts from no state and knows no padding"),
     (mimo_refusal(**MIMO), None),
     (mimo_refusal(**MIMO, length=2048, shared_memory_kb=227), None),
+    (mimo_refusal(**{**MIMO, "groups": 8}), None),
+    (mimo_refusal(**{**MIMO, "groups": 2}), "its backward takes one group of B and C or one for each head, not 2"),
+    (
+        mimo_refusal(**{**MIMO, "head_dim": 16}),
+        "its authors have not tried it with d_state 128 and head_dim 16, or it does not compile",
+    ),
+    (
+        mimo_refusal(**{**MIMO, "d_state": 256, "head_dim": 128}),
+        "its authors have not tried it with d_state 256 and head_dim 128, or it does not compile",
+    ),
     (mimo_refusal(**MIMO, length=2040), "it takes whole chunks of 16 tokens, not 2040"),
     (mimo_refusal(**{**MIMO, "rank": 3}), "it takes a rank of 1, 2, 4 or 8, not 3"),
     (mimo_refusal(**{**MIMO, "rank": 16}), "it takes a rank of 1, 2, 4 or 8, not 16"),

@@ -37,4 +37,8 @@ def causal_conv1d_fn(
         assert initial_states.dtype == x.dtype
         assert initial_states.shape == (batch, channels, weight.shape[1] - 1)
         assert initial_states.stride(1) == 1
+        # The package does not check these; its kernel reads 16 bytes at once (csrc/causal_conv1d_fwd.cu, vec_t).
+        assert initial_states.stride(0) % 8 == 0
+        assert initial_states.stride(2) % 8 == 0
+        assert initial_states.storage_offset() % 8 == 0
     return convolved(x, weight, bias, seq_idx, initial_states, activation is not None)
