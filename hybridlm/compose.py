@@ -247,9 +247,12 @@ def _job(tree: DictConfig, verb: tuple[str, ...], sweep: bool) -> object:
         for note in (layer_note(config.model), config.sweep.matched):
             if note:
                 log.info(note)
-    from hybridlm.train.run import run  # imports torch: only now that the configuration is known to be good
+    from hybridlm.train.planned import planned  # imports torch: only now that the configuration is known to be good
 
-    return (result := run(config, folder, resume, verb)).get("val/bpb", result.get("val/loss"))  # a number, as sweepers that search expect
+    start = planned(config, resume)
+    from hybridlm.train.run import run  # imports Lightning, which takes seconds: only now that the run is known to fit
+
+    return (result := run(config, folder, resume, verb, start)).get("val/bpb", result.get("val/loss"))  # a number, for sweepers
 
 
 def sweep_axes(overrides: Sequence[str]) -> list[Axis]:

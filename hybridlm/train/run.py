@@ -41,7 +41,7 @@ from hybridlm.train.launch import relaunchable, sweep_name
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.loggers import Loggers, refuse_missing_package
 from hybridlm.train.metrics import MEASURED, MetricsCallback
-from hybridlm.train.planned import planned
+from hybridlm.train.planned import Start, planned
 from hybridlm.train.resumed import Resumed
 from hybridlm.train.samples import sampled, write_samples
 from hybridlm.train.stopping import Stopped, Stopping, signalled
@@ -54,18 +54,18 @@ if TYPE_CHECKING:
     from hybridlm.run_folder import RunFolder
 
 
-def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequence[str] = ()) -> dict[str, Any]:
+def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequence[str] = (), start: Start | None = None) -> dict[str, Any]:
     """Trains, validates, samples; returns what summary.json holds. ConfigError: anything the user can mend.
 
-    resume: a checkpoint of ``folder`` to go on from; verb: the words between the program's name and the overrides.
+    resume: a checkpoint of ``folder`` to go on from; verb: the words between the program's name and the overrides; start: that of
+    ``planned``, None: made here.
     """
     began = time.perf_counter()
     quiet_lightning()
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    resumed = None if resume is None else Resumed.read(resume)
-    plan, asked = planned(config, resumed), config
-    config = plan.applied(config)
+    plan, resumed = start or planned(config, resume)
+    asked, config = config, plan.applied(config)
     machine = resolve_machine(config)
     _refuse(config, machine, folder, resumed)
     console = Console(config.trainer.headless, machine.max_steps)

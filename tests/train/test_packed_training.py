@@ -19,7 +19,7 @@ def test_the_training_step_sees_the_documents(tiny, corpus, isolate):
     config = compose_config(
         [*tiny, f"data.path={corpus}/lines.jsonl", "data.seq_len=700", "data.packing=true", f"data.isolate={str(isolate).lower()}"]
     )
-    config = planned(config, None).applied(config)
+    config = planned(config, None).plan.applied(config)
     machine, prepared = resolve_machine(config), prepare(config.data)
     data = run_module._datamodule(config, machine, prepared, val_batches=None)
     data.trainer = types.SimpleNamespace(global_rank=0, world_size=1)
