@@ -1,4 +1,4 @@
-"""Every preset at every size it takes, planned for every card that a profile describes: the micro-batch that fits, or what is missing.
+"""Every preset, at d12 where it takes sizes, planned for every card that a profile describes: the micro-batch, or what is missing.
 And the advice that people with small cards follow today, as plans.
 
 Nothing is measured and no card is needed: these are plans (docs/memory.md), with the profile's own global batch of 64 windows, bf16-mixed
@@ -17,6 +17,7 @@ from hybridlm.config_files import groups
 from hybridlm.memory.plan import Plan, plan_run
 
 CONTEXT = 1024
+SIZE = "d12"  # of presets that take sizes; `hybridlm plan size=...` has the others
 SKIPPED = {"auto", "cpu"}  # profiles that name no card
 ADVICE = (  # card, what is said to train on it: sizes, micro-batches, contexts
     ("rtx4060", 8, ("d12", "d16"), (2,), (512, 1024)),
@@ -44,18 +45,17 @@ def cards() -> list[str]:
 def presets(_: int) -> list[str]:
     profiles, rows = cards(), []
     for preset in groups()["model"]:
-        for size in compose_config([f"model={preset}"]).model.sizes:
-            own = [f"model={preset}", f"size={size}", f"data.seq_len={CONTEXT}"]
-            plans = []
-            for name in profiles:
-                try:
-                    plans.append(plan_run(compose_config([*own, f"hardware={name}"])))
-                except ConfigError as error:  # a preset whose precision the card has not
-                    plans.append(error.problems[0])
-            cells = [plan if isinstance(plan, str) else cell(plan) for plan in plans]
-            known = next(plan for plan in plans if isinstance(plan, Plan))
-            rows.append([preset, size, f"{known.parameters / 1e6:.1f}M", *cells])
-            print(" | ".join(rows[-1]), flush=True)
+        size = SIZE if SIZE in compose_config([f"model={preset}"]).model.sizes else "default"
+        plans = []
+        for name in profiles:
+            try:
+                plans.append(plan_run(compose_config([f"model={preset}", f"size={size}", f"data.seq_len={CONTEXT}", f"hardware={name}"])))
+            except ConfigError as error:  # a preset whose precision the card has not
+                plans.append(error.problems[0])
+        cells = [plan if isinstance(plan, str) else cell(plan) for plan in plans]
+        known = next(plan for plan in plans if isinstance(plan, Plan))
+        rows.append([preset, size, f"{known.parameters / 1e6:.1f}M", *cells])
+        print(" | ".join(rows[-1]), flush=True)
     head = ("preset", "size", "parameters", *profiles)
     return [f"Windows of {CONTEXT} tokens, global batch 64, plans without a measurement.", "", *table(head, rows)]
 
@@ -84,7 +84,7 @@ def advice(_: int) -> list[str]:
                         )
                         print(" | ".join(rows[-1]), flush=True)
     head = ("card", "model", "micro-batch", "as advised", "layers computed again where needed", "what the plan takes")
-    return ["Plans without a measurement, Muon, bf16-mixed.", "", *table(head, rows)]
+    return ["Plans without a measurement, Muon, bf16-mixed. a x b: micro-batch x accumulation; /n: one layer in n is computed again in the backward.", "", *table(head, rows)]
 
 
 def _has(plan: Plan) -> str:
