@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -16,16 +16,16 @@ TRAIN = Path(__file__).parents[2] / "train.py"
 TWO = ["model.pattern=T,MT"]
 CHOICES = {
     "basic": (None, TWO),
-    "joblib": ("joblib", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *TWO]),
-    "submitit": ("submitit", ["hydra/launcher=submitit_local", *TWO]),
-    "optuna": ("optuna", ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "optim.lr=interval(1e-4,1e-2)"]),
+    "joblib": ("hydra-joblib-launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *TWO]),
+    "submitit": ("hydra-submitit-launcher", ["hydra/launcher=submitit_local", *TWO]),
+    "optuna": ("hydra-optuna-sweeper", ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "optim.lr=interval(1e-4,1e-2)"]),
 }
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_two_runs_with_matched_models(name, tiny, tmp_path, environment):
     package, more = CHOICES[name]
-    if package is not None and importlib.util.find_spec(package) is None:
+    if package is not None and not any(importlib.metadata.distributions(name=package)):
         pytest.skip(f"{package} is not installed: pip install 'hybridlm[sweep]'")
     given = [*tiny, "trainer.max_steps=4", "model.n_layers=2", "sweep.match=params", f"hydra.sweep.dir={tmp_path}/sweep", *more]
     done = subprocess.run([sys.executable, str(TRAIN), "-m", *given], cwd=tmp_path, env=environment, capture_output=True, text=True)
