@@ -84,7 +84,8 @@ def advice(_: int) -> list[str]:
                         )
                         print(" | ".join(rows[-1]), flush=True)
     head = ("card", "model", "micro-batch", "as advised", "layers computed again where needed", "what the plan takes")
-    return ["Plans without a measurement, Muon, bf16-mixed. a x b: micro-batch x accumulation; /n: one layer in n is computed again in the backward.", "", *table(head, rows)]
+    key = "a x b: micro-batch x accumulation; /n: one layer in n is computed again in the backward."
+    return [f"Plans without a measurement, Muon, bf16-mixed. {key}", "", *table(head, rows)]
 
 
 def _has(plan: Plan) -> str:

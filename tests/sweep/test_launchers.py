@@ -13,12 +13,13 @@ import yaml
 
 pytestmark = pytest.mark.slow
 TRAIN = Path(__file__).parents[2] / "train.py"
+SEARCHED = "optim.lr=interval(1e-4,1e-2)"
 TWO = ["model.pattern=T,MT"]
 CHOICES = {
     "basic": (None, TWO),
     "joblib": ("hydra-joblib-launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *TWO]),
     "submitit": ("hydra-submitit-launcher", ["hydra/launcher=submitit_local", *TWO]),
-    "optuna": ("hydra-optuna-sweeper", ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "optim.lr=interval(1e-4,1e-2)"]),
+    "optuna": ("hydra-optuna-sweeper", ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", SEARCHED]),
 }
 
 
