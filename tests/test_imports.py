@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "user_error": {"config"},
     "launcher": {"config", "command_line"},
     "checksum": set(),
+    "colours": set(),
     "durable": set(),
     "run_folder": {"config", "command_line", "checksum", "durable"},
     "resume": {"config", "command_line", "run_folder", "checksum"},
@@ -60,11 +61,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"model", "data.tokenizer", "run_folder", "config", "hardware", "checksum", "durable"},
     "generate": {"checkpoint", "data.tokenizer", "data.chat", "data.reading.documents", "model", "hardware", "run_folder", "config"}
     | {"durable"},
-    "bench": {"generate", "memory", "checkpoint", "model", "config", "run_folder", "hardware"},
-    "eval": {"generate", "data", "checkpoint", "model", "config", "run_folder", "hardware", "durable"},
+    "bench": {"colours", "generate", "memory", "checkpoint", "model", "config", "run_folder", "hardware"},
+    "eval": {"colours", "generate", "data", "checkpoint", "model", "config", "run_folder", "hardware", "durable"},
     "optim": {"config", "ops", "layers", "model", "hardware"},
     "memory": {"config", "config_files", "ops", "layers", "model", "optim", "hardware", "data.tokenizer"},
-    "report": {"model", "run_folder", "config", "command_line", "durable"},
+    "report": {"colours", "model", "run_folder", "config", "command_line", "durable"},
     "train": EVERYTHING,
     "sweep": {
         "config",

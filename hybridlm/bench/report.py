@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hybridlm.bench.turns import Point, ratio
+from hybridlm.colours import COLOURS, MARKERS
 
 _COLUMNS = (
     "model",
@@ -26,9 +27,7 @@ _COLUMNS = (
     "memory",
     "decode ratio",
 )
-# Okabe and Ito's colours, told apart by people who see few (Wong 2011, Nature Methods 8, 441), and marks for those who see none.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_MARKS, _LINES = "os^Dv*", ("-", "--", ":", "-.")
+_LINES = ("-", "--", ":", "-.")
 _PANELS = (
     ("decode_tokens_per_s", "decode, tokens/s"),
     ("cache_bytes", "cache, MiB"),
@@ -101,8 +100,8 @@ def plot(found: Sequence[dict[str, Any]], title: str, path: Path) -> None:
                 axes.plot(
                     [row["context"] for row in mine],
                     [row[name] / scale for row in mine],
-                    color=_COLOURS[place % len(_COLOURS)],
-                    marker=_MARKS[place % len(_MARKS)],
+                    color=COLOURS[place % len(COLOURS)],
+                    marker=MARKERS[place % len(MARKERS)],
                     linestyle=_LINES[style % len(_LINES)],
                     label=model if len(batches) == 1 else f"{model}, batch {batch}",
                 )

@@ -9,13 +9,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from hybridlm.colours import COLOURS, MARKERS
 from hybridlm.eval.results import Record
 
 _SHOWN = {"loss": "loss", "ppl": "ppl", "bpb": "bits/byte", "tokens": "tokens", "documents": "docs"}
 _BARS = 40  # signs of the longest bar
-# Okabe and Ito's colours, told apart by people who see few (Wong 2011, Nature Methods 8, 441), and marks for those who see none.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_MARKS = "os^Dv*"
 
 
 def print_records(records: Sequence[Record], console: Console) -> None:
@@ -77,8 +75,8 @@ def plot_curves(records: Sequence[Record], path: Path) -> None:
         axes.plot(
             behind,
             [row["loss"] for row in record.curve],
-            color=_COLOURS[place % len(_COLOURS)],
-            marker=_MARKS[place % len(_MARKS)],
+            color=COLOURS[place % len(COLOURS)],
+            marker=MARKERS[place % len(MARKERS)],
             label=f"window of {record.settings['context']} tokens",
         )
     axes.set_xscale("log", base=2)

@@ -16,7 +16,7 @@ from hybridlm.report.verdict import verdict
 
 
 def run_report(folders: list[Path], out: Path | None) -> None:
-    """Writes report.html, report.md and report.csv into ``out`` (the first folder) and prints the verdict.
+    """Writes report.html, report.md, its plots and report.csv into ``out`` (the first folder) and prints the verdict.
 
     ConfigError: a folder is missing, holds no run, or ``out`` cannot be written.
     """
@@ -27,6 +27,7 @@ def run_report(folders: list[Path], out: Path | None) -> None:
     facts = facts_of(runs, sweeps, shlex.join(words), datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
     parts = parts_of(comparisons, target)
     texts = {"report.html": to_html(parts, facts), "report.md": to_text(parts, facts), "report.csv": to_csv(runs_table(comparisons))}
+    texts |= {plot.file: plot.svg for part in parts for plot in part.plots}
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -36,4 +37,4 @@ def run_report(folders: list[Path], out: Path | None) -> None:
         raise ConfigError(f"{target}: the report cannot be written there ({error.strerror}); name another folder with --out") from None
     for comparison in comparisons:
         print(f"{comparison.title}: {' '.join(verdict(comparison))}")
-    print(f"\n{target / 'report.html'}, report.md and report.csv: {len(runs)} runs")
+    print(f"\n{target / 'report.html'}, report.md with its plots, and report.csv: {len(runs)} runs")

@@ -54,6 +54,10 @@ class Comparison:
     def settings_of(self, run: Run) -> tuple[str, ...]:
         return tuple(_setting(run, column) for column in self.columns)
 
+    def name_of(self, settings: Sequence[str], without: int | None = None) -> str:
+        """A point's settings in a line, but for the column ``without``."""
+        return _name(self.columns, settings, without)
+
     def ranked(self) -> list[tuple[Point, Spread]]:
         """The points whose quality is a number, best first."""
         return [(point, found) for point in self.points if (found := point.spread(self.quality)) is not None]
@@ -107,12 +111,17 @@ def _comparison(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> 
 
 def _point(runs: list[Run], columns: Sequence[str]) -> Point:
     settings = tuple(_setting(runs[0], column) for column in columns)
+    name = _name(columns, settings) or runs[0].setting("model.pattern") or runs[0].setting("model.name") or runs[0].name
+    return Point(name, settings, tuple(runs))
+
+
+def _name(columns: Sequence[str], settings: Sequence[str], without: int | None = None) -> str:
     named = [
         value if column in _PLAIN else f"{column.removesuffix('.name').rpartition('.')[2]}={value}"
-        for column, value in zip(columns, settings, strict=True)
+        for place, (column, value) in enumerate(zip(columns, settings, strict=True))
+        if place != without
     ]
-    name = ", ".join(named) or runs[0].setting("model.pattern") or runs[0].setting("model.name") or runs[0].name
-    return Point(name, settings, tuple(runs))
+    return ", ".join(named)
 
 
 def _identity(run: Run) -> frozenset[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing beside it, and the Markdown of its tables."""
+"""The page: one HTML file that needs nothing beside it, and the same as Markdown."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridlm.report import plots
 from hybridlm.report.comparison import Comparison
 from hybridlm.report.evaluations import evaluation_table, lengthwise
+from hybridlm.report.plots.lines import by_length, by_setting, learning, numeric_settings, shares
+from hybridlm.report.plots.tradeoffs import tradeoffs
 from hybridlm.report.reading import Run, Sweep, shown
 from hybridlm.report.repeat import command_of, differing
 from hybridlm.report.table import Table, markdown, points_table, to_markdown
@@ -19,6 +20,15 @@ from hybridlm.report.verdict import quality_text, verdict
 
 _TEMPLATE = "page.html"
 _SETTINGS_SHOWN = 30
+_COSTS = "Means over seeds; bars are standard deviations. The broken line is the Pareto front: no point is better in both respects."
+_LEARNING = (
+    "Means over seeds, with a band of one standard deviation. The first quarter of a curve of losses may lie above the plot. "
+    "Time is that of steps, data, validations and checkpoints."
+)
+_BY_SETTING = (
+    "Means over seeds, with a band of one standard deviation. A line has the settings of its name; its colour is of this plot only."
+)
+_BY_LENGTH = "Means over seeds, with a band of one standard deviation."
 SPREAD = (
     "± is the standard deviation over the runs of a point (its seeds). A difference to the best that is no larger than the pooled standard "
     "deviation of the two points is printed as no difference; where neither was repeated, that of all points counts. A question mark: "
@@ -28,9 +38,17 @@ SPREAD = (
 
 @dataclass(frozen=True)
 class Plot:
+    """file: its name beside report.md, which cannot hold it; the page does."""
+
     title: str
     caption: str
-    source: str  # a data URI
+    svg: str
+    file: str
+
+    @property
+    def source(self) -> str:
+        """A data URI."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
 
 
 @dataclass(frozen=True)
@@ -60,11 +78,11 @@ class Part:
 def parts_of(comparisons: Sequence[Comparison], out: Path) -> list[Part]:
     """out: the folder in which the page will lie."""
     parts = []
-    for comparison in comparisons:
+    for number, comparison in enumerate(comparisons, 1):
         keys = differing(comparison.runs)
         entries = [_entry(run, comparison, keys, out) for run in comparison.runs]
         table, evaluations = points_table(comparison), evaluation_table(comparison)
-        parts.append(Part(comparison, verdict(comparison), table, evaluations, _plots(comparison), entries))
+        parts.append(Part(comparison, verdict(comparison), table, evaluations, _plots(comparison, number), entries))
     return parts
 
 
@@ -95,12 +113,14 @@ def to_html(parts: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
 
 
 def to_text(parts: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
-    """Markdown: the head, the verdicts and the tables."""
+    """Markdown: the head, the verdicts, the tables, and the plots by their files."""
     lines = ["# Report", "", *(f"- {name}: {markdown(text)}" for name, text in facts), ""]
     lines += [f"{said}\n" for said in [_apart(parts)] if said]
     for part in parts:
         lines += [f"## {markdown(part.comparison.title)}", "", " ".join(map(markdown, part.verdict)), ""]
         lines += [f"{markdown(note)}\n" for note in part.comparison.notes] + [to_markdown(part.table), SPREAD, ""]
+        for plot in part.plots:
+            lines += [f"### {markdown(plot.title)}", "", f"![{markdown(plot.title)}]({plot.file})", "", plot.caption, ""]
         if part.evaluations is not None:
             lines += ["### Evaluations", "", to_markdown(part.evaluations)]
         lines += ["### Runs", ""]
@@ -126,25 +146,12 @@ def _entry(run: Run, comparison: Comparison, keys: Sequence[str], out: Path) -> 
     return RunEntry(run, point, "" if figure is None else quality_text(figure, comparison.quality), tuple(settings), command_of(run), link)
 
 
-def _plots(comparison: Comparison) -> list[Plot]:
-    found: list[tuple[str, str, str | None]] = [
-        (
-            "What it costs",
-            "Means over seeds; bars are standard deviations. The broken line is the Pareto front: no point is better in both respects.",
-            plots.tradeoffs(comparison),
-        ),
-        (
-            "Learning",
-            "Means over seeds, with a band of one standard deviation. The first quarter of a curve of losses may lie above the plot. "
-            "Time is that of steps, data, validations and checkpoints.",
-            plots.learning(comparison),
-        ),
-    ]
-    for title, of_runs in lengthwise(comparison.runs).items():
-        drawn = plots.by_length(comparison, title, plots.shares(comparison.points, of_runs))
-        found.append((f"By length: {title}", "Means over seeds, with a band of one standard deviation.", drawn))
-    return [Plot(title, caption, _uri(svg)) for title, caption, svg in found if svg is not None]
-
-
-def _uri(svg: str) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+def _plots(comparison: Comparison, number: int) -> list[Plot]:
+    """number: of the comparison on the page, from 1."""
+    found = [("costs", "What it costs", _COSTS, tradeoffs(comparison)), ("learning", "Learning", _LEARNING, learning(comparison))]
+    for place, column in enumerate(numeric_settings(comparison), 1):
+        found.append((f"setting-{place}", f"By setting: {comparison.columns[column]}", _BY_SETTING, by_setting(comparison, column)))
+    for place, (title, of_runs) in enumerate(lengthwise(comparison.runs).items(), 1):
+        drawn = by_length(comparison, title, shares(comparison.points, of_runs))
+        found.append((f"length-{place}", f"By length: {title}", _BY_LENGTH, drawn))
+    return [Plot(title, caption, svg, f"report-{number}-{name}.svg") for name, title, caption, svg in found if svg is not None]

@@ -66,8 +66,12 @@ def sweep(tmp_path_factory):
 
 def test_everything_is_on_the_page(sweep, tmp_path, capsys):
     page = report(sweep, out=tmp_path / "new/out")
-    assert sorted(path.name for path in (tmp_path / "new/out").iterdir()) == ["report.csv", "report.html", "report.md"]
-    assert len(page.images()) == 4, "costs and learning of the text; learning and lengths of the task"
+    drawn = {"report-1-costs.svg", "report-1-learning.svg", "report-2-learning.svg", "report-2-length-1.svg"}
+    assert {path.name for path in (tmp_path / "new/out").iterdir()} == {"report.csv", "report.html", "report.md", *drawn}
+    assert len(page.images()) == len(drawn)
+    for file in drawn:
+        ElementTree.parse(tmp_path / "new/out" / file)
+        assert f"]({file})" in (tmp_path / "new/out/report.md").read_text()
     for text in (
         "M is best: 1.7500 bits per byte",
         "failed (run 4, seed 0): config error: data.path = 'x': no file",
@@ -147,7 +151,7 @@ def test_two_hundred_runs_of_fifty_points(tmp_path):
         lines = [f"++optim.lr={lr}", f"++seed={seed}"]
         make_run(tmp_path / str(i), seed=seed, bpb=2 + point / 100 + seed / 1000, facts=facts, settings={"optim.lr": lr}, overrides=lines)
     page = report(tmp_path)
-    costs, learning = page.images()
+    costs, learning, by_rate = page.images()
     assert len([tag for tag, _ in page.tags if tag == "tr"]) == 51
     for image in (costs, learning):
         width, height = (float(image.attrib[side].removesuffix("pt")) for side in ("width", "height"))

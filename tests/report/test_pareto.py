@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from hybridlm.report.pareto import front
+from hybridlm.report.plots.pareto import front
 
 
 def by_pairs(points):

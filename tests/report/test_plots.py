@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from run_folders import make_run
 
-from hybridlm.report import plots
 from hybridlm.report.comparison import compare
-from hybridlm.report.labels import place
+from hybridlm.report.plots import lines, tradeoffs
+from hybridlm.report.plots.labels import place
 from hybridlm.report.reading import read_folders
 
 
@@ -51,11 +51,12 @@ def test_where_there_is_room_every_point_has_its_name():
 def test_names_in_the_plots_and_a_curve_that_diverges(tmp_path, monkeypatch):
     """The figure itself, before it is SVG, whose letters are outlines."""
     figures = []
-    monkeypatch.setattr(plots, "_svg", lambda figure: figures.append(figure) or "svg")
+    for module in (lines, tradeoffs):
+        monkeypatch.setattr(module, "to_svg", lambda figure: figures.append(figure) or "svg")
     for i, (pattern, bpb) in enumerate([("T", 2.0), ("M", 1.9), ("TM", 1e6)]):
         make_run(tmp_path / str(i), pattern=pattern, bpb=bpb, facts={"tokens_per_s": 1e4 * (i + 1), "memory_gb": 3.0 - i})
     (one,) = compare(read_folders([tmp_path])[0])
-    assert (plots.tradeoffs(one), plots.learning(one)) == ("svg", "svg")
+    assert (tradeoffs.tradeoffs(one), lines.learning(one)) == ("svg", "svg")
     costs, learning = figures
     assert [axis.get_xlabel() for axis in costs.axes] == [
         "training speed (tokens/s), more is better",
@@ -73,4 +74,31 @@ def test_points_that_cost_the_same_are_not_drawn_against_it(tmp_path):
         make_run(tmp_path / str(i), pattern="T", seed=seed, settings={"optim.lr": 0.01 * (1 + i)})
     (one,) = compare(read_folders([tmp_path])[0])
     assert len(one.points) == 2
-    assert plots.tradeoffs(one) is None
+    assert tradeoffs.tradeoffs(one) is None
+
+
+def test_quality_by_a_setting_has_a_line_for_each_of_the_other_settings(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(lines, "to_svg", lambda figure: figures.append(figure) or "svg")
+    for i, (pattern, size, bpb) in enumerate(
+        [("M2", 4, 3.0), ("M2", 16, 2.0), ("M2", 64, 1.5), ("M3", 64, 1.0), ("M3", 4, 2.5), ("T", 16, 1.2)]
+    ):
+        overrides = [f"model.pattern={pattern}", f"model.mamba2.d_state={size}"]
+        make_run(tmp_path / str(i), pattern=pattern, bpb=bpb, settings={"model.mamba2.d_state": size}, overrides=overrides)
+    (one,) = compare(read_folders([tmp_path])[0])
+    (column,) = lines.numeric_settings(one)
+    assert one.columns[column] == "model.mamba2.d_state"
+    lines.by_setting(one, column)
+    (axis,) = figures[0].axes
+    drawn = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in axis.get_lines()}
+    assert drawn == {(4.0, 64.0): (2.5, 1.0), (16.0,): (1.2,), (4.0, 16.0, 64.0): (3.0, 2.0, 1.5)}
+    assert (axis.get_xlabel(), axis.get_xscale(), list(axis.get_xticks())) == ("model.mamba2.d_state", "log", [4, 16, 64])
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["M3", "T", "M2"], "the one with the best point first"
+
+
+@pytest.mark.parametrize("sigmas", [(6.0, 7.0), (6.0, 7.0, None)])
+def test_a_setting_without_three_numbers_has_no_plot_of_its_own(tmp_path, sigmas):
+    for i, sigma in enumerate(sigmas):
+        make_run(tmp_path / str(i), settings={"trainer.guard.spike_sigma": sigma})
+    (one,) = compare(read_folders([tmp_path])[0])
+    assert lines.numeric_settings(one) == []

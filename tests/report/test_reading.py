@@ -10,8 +10,8 @@ import pytest
 from run_folders import make_job, make_run
 
 from hybridlm.config.section import ConfigError
-from hybridlm.report.curves import curve, metric_drawn
 from hybridlm.report.measures import CACHE, COSTS, QUALITIES, SPEED
+from hybridlm.report.plots.curves import curve, metric_drawn
 from hybridlm.report.reading import read_folders
 
 

@@ -30,8 +30,9 @@ def test_the_first_folder_takes_the_report(tmp_path):
         make_run(tmp_path / name / "0", pattern=name.upper().replace("A", "T").replace("B", "M"))
     result = report(tmp_path / "b", tmp_path / "a")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.splitlines()[-1] == f"{tmp_path}/b/report.html, report.md and report.csv: 2 runs"
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["0", "report.csv", "report.html", "report.md"]
+    assert result.stdout.splitlines()[-1] == f"{tmp_path}/b/report.html, report.md with its plots, and report.csv: 2 runs"
+    plots = ["report-1-costs.svg", "report-1-learning.svg"]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["0", *plots, "report.csv", "report.html", "report.md"]
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["0"]
 
 
