@@ -8,22 +8,25 @@ from pathlib import Path
 
 from hybridlm.config.section import ConfigError
 from hybridlm.durable import replaced
-from hybridlm.report.comparison import compare
+from hybridlm.report.comparison import Comparison, best_of, compare
 from hybridlm.report.page import facts_of, parts_of, to_html, to_text
 from hybridlm.report.reading import read_folders
 from hybridlm.report.table import runs_table, to_csv
 from hybridlm.report.verdict import verdict
 
 
-def run_report(folders: list[Path], out: Path | None) -> None:
+def run_report(folders: list[Path], out: Path | None, tuned: list[str] | None = None) -> None:
     """Writes report.html, report.md, its plots and report.csv into ``out`` (the first folder) and prints the verdict.
 
-    ConfigError: a folder is missing, holds no run, or ``out`` cannot be written.
+    tuned: settings of which each point is shown at its best value.
+
+    ConfigError: a folder is missing, holds no run, ``out`` cannot be written, or a setting of ``tuned`` is not one in which runs differ.
     """
     runs, sweeps = read_folders(folders)
     target = folders[0] if out is None else out
     words = ["hybridlm", "report", *map(str, folders), *([] if out is None else ["--out", str(out)])]
-    comparisons = compare(runs, [key for sweep in sweeps for key in sweep.varied])
+    words += [word for key in tuned or [] for word in ("--best-of", key)]
+    comparisons = _tuned(compare(runs, [key for sweep in sweeps for key in sweep.varied]), tuned or [])
     facts = facts_of(runs, sweeps, shlex.join(words), datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
     parts = parts_of(comparisons, target)
     texts = {"report.html": to_html(parts, facts), "report.md": to_text(parts, facts), "report.csv": to_csv(runs_table(comparisons))}
@@ -38,3 +41,11 @@ def run_report(folders: list[Path], out: Path | None) -> None:
     for comparison in comparisons:
         print(f"{comparison.title}: {' '.join(verdict(comparison))}")
     print(f"\n{target / 'report.html'}, report.md with its plots, and report.csv: {len(runs)} runs")
+
+
+def _tuned(comparisons: list[Comparison], tuned: list[str]) -> list[Comparison]:
+    legal = dict.fromkeys(column for comparison in comparisons for column in comparison.columns)
+    for key in tuned:
+        if key not in legal:
+            raise ConfigError(f"report --best-of {key}: not a setting in which these runs differ; those are {', '.join(legal) or 'none'}")
+    return [best_of(comparison, tuned) for comparison in comparisons]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from hybridlm.command_line import key_of
 from hybridlm.report.measures import QUALITIES, Measure
@@ -37,7 +37,7 @@ class Point:
 class Comparison:
     """Runs validated on one text, or one task. points: of finished runs, the best by ``quality`` first. lost: runs that have not finished.
 
-    columns: the settings that tell the points apart.
+    columns: the settings that tell the points apart; tuned: those of which each point has its best value; passed_over: the other values.
     """
 
     title: str
@@ -46,16 +46,18 @@ class Comparison:
     points: tuple[Point, ...]
     lost: tuple[Run, ...]
     notes: tuple[str, ...]
+    tuned: tuple[str, ...] = ()
+    passed_over: tuple[Point, ...] = ()
 
     @property
     def runs(self) -> list[Run]:
-        return [run for point in self.points for run in point.runs] + list(self.lost)
+        return [run for point in (*self.points, *self.passed_over) for run in point.runs] + list(self.lost)
 
     def settings_of(self, run: Run) -> tuple[str, ...]:
         return tuple(_setting(run, column) for column in self.columns)
 
-    def name_of(self, settings: Sequence[str], without: int | None = None) -> str:
-        """A point's settings in a line, but for the column ``without``."""
+    def name_of(self, settings: Sequence[str], without: Collection[str] = ()) -> str:
+        """A point's settings in a line, but for the columns ``without``."""
         return _name(self.columns, settings, without)
 
     def ranked(self) -> list[tuple[Point, Spread]]:
@@ -76,6 +78,25 @@ def compare(runs: Sequence[Run], varied: Sequence[str] = ()) -> list[Comparison]
             alike = (i for i, group in enumerate(groups) if any(_data(run) == _data(other) for other in group))
             lost[next(alike, 0)].append(run)
     return [_comparison(group, lost[i], varied) for i, group in enumerate(groups)]
+
+
+def best_of(comparison: Comparison, tuned: Collection[str]) -> Comparison:
+    """Of points that differ in the settings ``tuned`` alone only the best: each model at its own learning rate, for instance."""
+    tried = tuple(column for column in comparison.columns if column in tuned)
+    best: dict[tuple[str, ...], Point] = {}
+    for point in comparison.points:  # the best first
+        best.setdefault(tuple(s for c, s in zip(comparison.columns, point.settings, strict=True) if c not in tried), point)
+    kept = tuple(best.values())
+    others = tuple(point for point in comparison.points if point not in kept)
+    if not others:
+        return comparison
+    values = {column: {point.settings[comparison.columns.index(column)]: None for point in comparison.points} for column in tried}
+    said = "; ".join(f"{column} ({', '.join(sorted(found))})" for column, found in values.items())
+    note = (
+        f"Each point has the best of what was tried of {said}, by its mean. That favours points with more tries. "
+        f"Runs with the other values, {sum(len(point.runs) for point in others)}, are in report.csv and below."
+    )
+    return replace(comparison, points=kept, notes=(note, *comparison.notes), tuned=tried, passed_over=others)
 
 
 def _data(run: Run) -> tuple[tuple[str, str], ...]:
@@ -115,11 +136,11 @@ def _point(runs: list[Run], columns: Sequence[str]) -> Point:
     return Point(name, settings, tuple(runs))
 
 
-def _name(columns: Sequence[str], settings: Sequence[str], without: int | None = None) -> str:
+def _name(columns: Sequence[str], settings: Sequence[str], without: Collection[str] = ()) -> str:
     named = [
         value if column in _PLAIN else f"{column.removesuffix('.name').rpartition('.')[2]}={value}"
-        for place, (column, value) in enumerate(zip(columns, settings, strict=True))
-        if place != without
+        for column, value in zip(columns, settings, strict=True)
+        if column not in without
     ]
     return ", ".join(named)
 

@@ -150,7 +150,7 @@ def _plots(comparison: Comparison, number: int) -> list[Plot]:
     """number: of the comparison on the page, from 1."""
     found = [("costs", "What it costs", _COSTS, tradeoffs(comparison)), ("learning", "Learning", _LEARNING, learning(comparison))]
     for place, column in enumerate(numeric_settings(comparison), 1):
-        found.append((f"setting-{place}", f"By setting: {comparison.columns[column]}", _BY_SETTING, by_setting(comparison, column)))
+        found.append((f"setting-{place}", f"By setting: {column}", _BY_SETTING, by_setting(comparison, column)))
     for place, (title, of_runs) in enumerate(lengthwise(comparison.runs).items(), 1):
         drawn = by_length(comparison, title, shares(comparison.points, of_runs))
         found.append((f"length-{place}", f"By length: {title}", _BY_LENGTH, drawn))

@@ -7,7 +7,7 @@ import math
 import pytest
 from run_folders import make_job, make_run
 
-from hybridlm.report.comparison import compare
+from hybridlm.report.comparison import best_of, compare
 from hybridlm.report.reading import read_folders
 from hybridlm.report.verdict import verdict
 
@@ -154,3 +154,18 @@ def test_verdict_within_the_spread_names_what_is_cheapest(tmp_path):
 
 def test_verdict_of_one_point(tmp_path):
     assert runs_of(tmp_path, {"T": [2.0]}) == ["One point, T: 2.0000 bits per byte (one seed). There is nothing to compare it with."]
+
+
+def test_each_point_at_its_best_learning_rate(tmp_path):
+    tried = [("T", 0.01, 2.0), ("T", 0.02, 1.5), ("M", 0.01, 1.8), ("M", 0.02, math.nan), ("M", 0.03, 1.9)]
+    for i, (pattern, lr, bpb) in enumerate(tried):
+        overrides = [f"model.pattern={pattern}", f"optim.lr={lr}"]
+        make_run(tmp_path / str(i), pattern=pattern, bpb=bpb, settings={"optim.lr": lr}, overrides=overrides)
+    (all_of_them,) = compared(tmp_path)
+    one = best_of(all_of_them, ["optim.lr"])
+    assert [point.name for point in one.points] == ["T, lr=0.02", "M, lr=0.01"]
+    assert len(one.runs) == 5, "the others are still counted and listed"
+    assert "3, are in report.csv" in one.notes[0]
+    assert "optim.lr (0.01, 0.02, 0.03)" in one.notes[0]
+    assert verdict(one)[0].startswith("T, lr=0.02 is best: 1.5000")
+    assert best_of(all_of_them, ["model.d_model"]) == all_of_them

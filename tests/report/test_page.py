@@ -151,7 +151,7 @@ def test_two_hundred_runs_of_fifty_points(tmp_path):
         lines = [f"++optim.lr={lr}", f"++seed={seed}"]
         make_run(tmp_path / str(i), seed=seed, bpb=2 + point / 100 + seed / 1000, facts=facts, settings={"optim.lr": lr}, overrides=lines)
     page = report(tmp_path)
-    costs, learning, by_rate = page.images()
+    costs, learning, _by_rate = page.images()
     assert len([tag for tag, _ in page.tags if tag == "tr"]) == 51
     for image in (costs, learning):
         width, height = (float(image.attrib[side].removesuffix("pt")) for side in ("width", "height"))

@@ -87,7 +87,7 @@ def test_quality_by_a_setting_has_a_line_for_each_of_the_other_settings(tmp_path
         make_run(tmp_path / str(i), pattern=pattern, bpb=bpb, settings={"model.mamba2.d_state": size}, overrides=overrides)
     (one,) = compare(read_folders([tmp_path])[0])
     (column,) = lines.numeric_settings(one)
-    assert one.columns[column] == "model.mamba2.d_state"
+    assert column == "model.mamba2.d_state"
     lines.by_setting(one, column)
     (axis,) = figures[0].axes
     drawn = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in axis.get_lines()}

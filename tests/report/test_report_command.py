@@ -46,13 +46,18 @@ def test_the_first_folder_takes_the_report(tmp_path):
             ["runs", "--out", "file/x"],
             "config error: file/x: the report cannot be written there (Not a directory); name another folder with --out",
         ),
+        (
+            ["runs", "--best-of", "optim.lr", "--best-of", "lr"],
+            "config error: report --best-of optim.lr: not a setting in which these runs differ; those are model.pattern",
+        ),
     ],
 )
 def test_a_mistake_costs_a_line(tmp_path, monkeypatch, arguments, line):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    make_run(tmp_path / "runs/0")
+    for pattern in "TM":
+        make_run(tmp_path / "runs" / pattern, pattern=pattern)
     result = report(*arguments)
     assert (result.exit_code, result.stderr) == (2, f"{line}\n")
     assert not list(tmp_path.glob("**/report.*"))

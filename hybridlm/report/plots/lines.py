@@ -61,11 +61,12 @@ def by_length(comparison: Comparison, title: str, values: Sequence[Mapping[int, 
         return to_svg(figure)
 
 
-def by_setting(comparison: Comparison, column: int) -> str:
+def by_setting(comparison: Comparison, column: str) -> str:
     """Quality by the setting ``column``, a line for each combination of the other settings, the one with the best point first."""
     lines: dict[str, list[tuple[float, Spread]]] = defaultdict(list)
+    place = comparison.columns.index(column)
     for point, quality in comparison.ranked():
-        lines[comparison.name_of(point.settings, without=column)].append((float(point.settings[column]), quality))
+        lines[comparison.name_of(point.settings, (column, *comparison.tuned))].append((float(point.settings[place]), quality))
     with new_figure(1, 1) as (figure, (axis,)):
         for index, marks in reversed(list(enumerate(lines.values()))):
             places, values = zip(*sorted(marks, key=lambda mark: mark[0]), strict=True)
@@ -77,18 +78,18 @@ def by_setting(comparison: Comparison, column: int) -> str:
         if len(values_drawn) <= _TICKS:
             axis.set_xticks(values_drawn)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.set(xlabel=comparison.columns[column], ylabel=quality_label(comparison.quality))
+        axis.set(xlabel=column, ylabel=quality_label(comparison.quality))
         legend(figure, list(lines))
         return to_svg(figure)
 
 
-def numeric_settings(comparison: Comparison) -> list[int]:
+def numeric_settings(comparison: Comparison) -> list[str]:
     """Columns worth a plot: numbers, three or more of them, of which some line has two or more."""
     ranked, found = [point for point, _ in comparison.ranked()], []
-    for column in range(len(comparison.columns)):
-        values = [_number(point.settings[column]) for point in ranked]
-        others = Counter(comparison.name_of(point.settings, without=column) for point in ranked)
-        if None not in values and len(set(values)) > 2 and max(others.values()) > 1:
+    for place, column in enumerate(comparison.columns):
+        values = [_number(point.settings[place]) for point in ranked]
+        others = Counter(comparison.name_of(point.settings, (column, *comparison.tuned)) for point in ranked)
+        if column not in comparison.tuned and None not in values and len(set(values)) > 2 and max(others.values()) > 1:
             found.append(column)
     return found
 

@@ -64,6 +64,7 @@ def _tradeoff(axis: Axes, comparison: Comparison, measure: Measure) -> None:
         axis.set_xscale("log")
     else:
         axis.margins(x=0.1)
+        axis.locator_params(axis="x", nbins=6)  # long numbers beside each other
     axis.margins(y=0.1)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axis.set(xlabel=f"{measure.title} ({scaled.unit}), {measure.better} is better", ylabel=quality_label(comparison.quality))
