@@ -75,6 +75,9 @@ def test_points_that_cost_the_same_are_not_drawn_against_it(tmp_path):
     (one,) = compare(read_folders([tmp_path])[0])
     assert len(one.points) == 2
     assert tradeoffs.tradeoffs(one) is None
+    make_run(tmp_path / "2", pattern="T", settings={"optim.lr": 0.04}, facts={"memory_gb": 0.504, "tokens_per_s": 10_050.0})
+    (one,) = compare(read_folders([tmp_path])[0])
+    assert tradeoffs.tradeoffs(one) is None, "less than one in a hundred is what scatters"
 
 
 def test_quality_by_a_setting_has_a_line_for_each_of_the_other_settings(tmp_path, monkeypatch):

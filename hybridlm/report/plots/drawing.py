@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GREY = "#8a8a8a"
+_LETTERS_PER_INCH = 11  # of a legend
 _SETTINGS = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -74,7 +75,8 @@ def legend(figure: Figure, labels: Sequence[str]) -> None:
     if len(labels) > len(COLOURS):
         handles.append(Line2D([], [], color=GREY, marker=".", linewidth=0.7, label=f"{len(labels) - len(COLOURS)} others"))
     longest = max(len(str(handle.get_label())) for handle in handles)
-    figure.legend(handles=handles, loc="outside lower left", ncols=max(1, min(4, 120 // (longest + 8))), frameon=False, handlelength=1.8)
+    columns = int(figure.get_figwidth() * _LETTERS_PER_INCH) // (longest + 8)
+    figure.legend(handles=handles, loc="outside lower left", ncols=max(1, min(4, columns)), frameon=False, handlelength=1.8)
 
 
 def point_legend(figure: Figure, comparison: Comparison) -> None:

@@ -79,7 +79,8 @@ def by_setting(comparison: Comparison, column: str) -> str:
             axis.set_xticks(values_drawn)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set(xlabel=column, ylabel=quality_label(comparison.quality))
-        legend(figure, list(lines))
+        if any(lines):  # a single line of which nothing else was varied has no name
+            legend(figure, list(lines))
         return to_svg(figure)
 
 

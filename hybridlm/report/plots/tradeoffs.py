@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hybridlm.colours import COLOURS
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 _LABELLED = 12  # of more points only those of the front get their name
 _NAME_LETTERS = 26
+_SAME = 0.01  # costs that differ by less than this share are no reason to choose; the memory of a process scatters so much
 
 
 def tradeoffs(comparison: Comparison) -> str | None:
     """Quality against each cost in which points differ, the Pareto front drawn; None where they differ in none."""
-    panels = [measure for measure in TRADED if len({cost.mean for cost, _ in _drawn(comparison, measure).values()}) > 1]
+    panels = [measure for measure in TRADED if _differ([cost.mean for cost, _ in _drawn(comparison, measure).values()])]
     if not panels:
         return None
     rows, columns = (1, len(panels)) if len(panels) < 3 else (2, 2)
@@ -37,6 +38,10 @@ def tradeoffs(comparison: Comparison) -> str | None:
         for axis, measure in zip(axes, panels, strict=False):
             _label(axis, comparison, measure)
         return to_svg(figure)
+
+
+def _differ(costs: Sequence[float]) -> bool:
+    return bool(costs) and max(costs) > (1 + _SAME) * min(costs)
 
 
 def _tradeoff(axis: Axes, comparison: Comparison, measure: Measure) -> None:
