@@ -174,3 +174,19 @@ def test_a_preset_trains_two_steps_at_the_test_size(name, corpus, tmp_path):
     summary = run(config, RunFolder(tmp_path / "run"), None)
     assert (summary["model"], summary["steps"]) == (name, 2)
     assert 1 < summary["val/loss"] < 7  # ln 512 is 6.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", groups()["experiments"])
+def test_an_experiment_trains_two_steps(name, corpus, tmp_path):
+    """With its own models, but those meant for a card at the test size; with its own task, or else a small text."""
+    overrides = [f"experiments={name}", "trainer.max_steps=2", "trainer.log_every=1", "callbacks=none", "hardware=cpu"]
+    if compose_config([f"experiments={name}"]).data.source == "synthetic":
+        overrides += ["data.synthetic.val_examples=16", "data.global_batch=2"]
+    else:
+        overrides += ["data=files", f"data.path={corpus}/*.txt", f"data.out={tmp_path}/data"]
+    if name.startswith("rtx"):
+        overrides += ["size=tiny"]
+    summary = run(compose_config(overrides), RunFolder(tmp_path / "run"), None)
+    assert summary["steps"] == 2
+    assert 0.5 < summary["val/loss"] < 8  # ln 2048 is 7.6, ln 2 of parity 0.69

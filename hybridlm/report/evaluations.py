@@ -66,7 +66,7 @@ def _dicts(value: object) -> Iterator[Facts]:
 
 def _settings(record: Facts) -> str:
     settings = record.get("settings")
-    named = [f"{key}={value}" for key, value in settings.items() if value is not None] if isinstance(settings, Mapping) else []
+    named = [f"{key}={value}" for key, value in settings.items() if value not in (None, [])] if isinstance(settings, Mapping) else []
     return ", ".join([*(["running average"] if record.get("ema") else []), *named])
 
 
@@ -74,4 +74,5 @@ def _cell(values: Sequence[float]) -> Cell:
     found = spread(values)
     if found is None:
         return Cell("-", float("inf"))
-    return Cell(f"{found.mean:,.5g}" + ("" if found.deviation is None else f" ± {found.deviation:.2g}"), found.mean)
+    text = f"{found.mean:,.0f}" if all(value.is_integer() for value in values) else f"{found.mean:,.5g}"  # counts in full
+    return Cell(text + ("" if found.deviation is None else f" ± {found.deviation:.2g}"), found.mean)
