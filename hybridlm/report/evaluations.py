@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from hybridlm.report.comparison import Comparison
 from hybridlm.report.reading import Facts, Run, number
-from hybridlm.report.spread import spread
+from hybridlm.report.spread import Spread, spread
 from hybridlm.report.table import Cell, Column, Table
 
 _BY_LENGTH = re.compile(r"(?:val|probe)/(?P<name>.*(?:accuracy|exact).*?)[/@_]?(?P<length>\d+)")
@@ -54,6 +54,23 @@ def evaluation_table(comparison: Comparison) -> Table | None:
     for key, of_points in figures.items():
         rows.append((*(Cell(text, text) for text in key), *(_cell(of_points.get(index, [])) for index in evaluated)))
     return Table(tuple(columns), tuple(rows))
+
+
+def lengths_table(comparison: Comparison, values: Sequence[Mapping[int, Spread]]) -> Table:
+    """A row per point, a column per length; values: of each point, a share by length."""
+    lengths = sorted({length for of_point in values for length in of_point})
+    columns = [Column("#", "", True), Column("point", "", False), *(Column(f"{length}", "tokens", True) for length in lengths)]
+    rows = []
+    for index, (point, of_point) in enumerate(zip(comparison.points, values, strict=True), 1):
+        cells = [_share(of_point.get(length)) for length in lengths]
+        rows.append((Cell(str(index), index), Cell(point.name, point.name), *cells))
+    return Table(tuple(columns), tuple(rows))
+
+
+def _share(found: Spread | None) -> Cell:
+    if found is None:
+        return Cell("-", float("inf"))
+    return Cell(f"{found.mean:.3f}" + ("" if found.deviation is None else f" ± {found.deviation:.3f}"), found.mean)
 
 
 def _records(run: Run) -> Iterator[Facts]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybridlm.report.comparison import Comparison
-from hybridlm.report.evaluations import evaluation_table, lengthwise
+from hybridlm.report.evaluations import evaluation_table, lengths_table, lengthwise
 from hybridlm.report.plots.lines import by_length, by_setting, learning, numeric_settings, shares
 from hybridlm.report.plots.tradeoffs import tradeoffs
 from hybridlm.report.reading import Run, Sweep, shown
@@ -38,12 +38,13 @@ SPREAD = (
 
 @dataclass(frozen=True)
 class Plot:
-    """file: its name beside report.md, which cannot hold it; the page does."""
+    """file: its name beside report.md, which cannot hold it; the page does. table: its numbers, where the points' own table lacks them."""
 
     title: str
     caption: str
     svg: str
     file: str
+    table: Table | None = None
 
     @property
     def source(self) -> str:
@@ -121,6 +122,7 @@ def to_text(parts: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
         lines += [f"{markdown(note)}\n" for note in part.comparison.notes] + [to_markdown(part.table), SPREAD, ""]
         for plot in part.plots:
             lines += [f"### {markdown(plot.title)}", "", f"![{markdown(plot.title)}]({plot.file})", "", plot.caption, ""]
+            lines += [] if plot.table is None else [to_markdown(plot.table)]
         if part.evaluations is not None:
             lines += ["### Evaluations", "", to_markdown(part.evaluations)]
         lines += ["### Runs", ""]
@@ -151,7 +153,9 @@ def _plots(comparison: Comparison, number: int) -> list[Plot]:
     found = [("costs", "What it costs", _COSTS, tradeoffs(comparison)), ("learning", "Learning", _LEARNING, learning(comparison))]
     for place, column in enumerate(numeric_settings(comparison), 1):
         found.append((f"setting-{place}", f"By setting: {column}", _BY_SETTING, by_setting(comparison, column)))
+    drawn = [Plot(title, caption, svg, f"report-{number}-{name}.svg") for name, title, caption, svg in found if svg is not None]
     for place, (title, of_runs) in enumerate(lengthwise(comparison.runs).items(), 1):
-        drawn = by_length(comparison, title, shares(comparison.points, of_runs))
-        found.append((f"length-{place}", f"By length: {title}", _BY_LENGTH, drawn))
-    return [Plot(title, caption, svg, f"report-{number}-{name}.svg") for name, title, caption, svg in found if svg is not None]
+        values, file = shares(comparison.points, of_runs), f"report-{number}-length-{place}.svg"
+        table = lengths_table(comparison, values)
+        drawn.append(Plot(f"By length: {title}", _BY_LENGTH, by_length(comparison, title, values), file, table))
+    return drawn

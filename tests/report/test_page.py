@@ -72,6 +72,8 @@ def test_everything_is_on_the_page(sweep, tmp_path, capsys):
     for file in drawn:
         ElementTree.parse(tmp_path / "new/out" / file)
         assert f"]({file})" in (tmp_path / "new/out/report.md").read_text()
+    text = (tmp_path / "new/out/report.md").read_text()
+    assert "| # | point | 64 (tokens) | 128 (tokens) |\n|---:|---|---:|---:|\n| 1 | MT | 0.500 | 0.500 |" in text, "the numbers of the plot"
     for text in (
         "M is best: 1.7500 bits per byte",
         "failed (run 4, seed 0): config error: data.path = 'x': no file",
