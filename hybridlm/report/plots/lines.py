@@ -40,6 +40,8 @@ def learning(comparison: Comparison) -> str | None:
             axis.set_xlim(left=0)
             if comparison.quality.better == "less" or metric != comparison.quality.key:
                 axis.set_ylim(*_interesting(curves))
+            elif comparison.quality.unit == "share":
+                axis.set_ylim(top=min(axis.get_ylim()[1], 1.02))  # a band of deviations may reach further, shares do not
         axes[1].sharey(axes[0])
         point_legend(figure, comparison)
         return to_svg(figure)
@@ -55,7 +57,7 @@ def by_length(comparison: Comparison, title: str, values: Sequence[Mapping[int, 
                 means = [values[index][length].mean for length in lengths]
                 line(axis, index, [float(length) for length in lengths], means, [values[index][length].deviation for length in lengths])
         axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _ticks(axis, sorted({float(length) for of_point in values for length in of_point}))
         axis.set(xlabel="length (tokens)", ylabel=f"{title} (share of 1)", ylim=(-0.02, 1.02))
         point_legend(figure, comparison)
         return to_svg(figure)
@@ -74,10 +76,7 @@ def by_setting(comparison: Comparison, column: str) -> str:
         values_drawn = sorted({place for marks in lines.values() for place, _ in marks})
         if values_drawn[0] > 0 and values_drawn[-1] >= 4 * values_drawn[0]:
             axis.set_xscale("log")
-            axis.minorticks_off()
-        if len(values_drawn) <= _TICKS:
-            axis.set_xticks(values_drawn)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _ticks(axis, values_drawn)
         axis.set(xlabel=column, ylabel=quality_label(comparison.quality))
         if any(lines):  # a single line of which nothing else was varied has no name
             legend(figure, list(lines))
@@ -105,6 +104,14 @@ def shares(points: Sequence[Point], read: Mapping[str, Mapping[int, float]]) -> 
         }
         found.append({length: one for length, one in spreads.items() if one is not None})
     return found
+
+
+def _ticks(axis: Axes, places: Sequence[float]) -> None:
+    """At the places themselves, unless there are many."""
+    if len(places) <= _TICKS:
+        axis.set_xticks(places)
+        axis.minorticks_off()
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _number(text: str) -> float | None:
