@@ -18,6 +18,7 @@ from hybridlm.durable import remove_partials, replaced
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"(step|best)-(\d+)\.ckpt")
 _SUPERSEDED = ".superseded"  # behind the name of a checkpoint that a resumed run went back behind
+JOB, SWEEP = "job.json", "sweep.json"  # what `hybridlm sweep` says of one job, in its run's folder, and of all, in the folder above
 _RUN_ROOTS = ("outputs", "multirun")
 _NOT_RUNS = {".hydra", "wandb", "checkpoints"}  # folders inside a run that may hold a config.yaml of their own
 

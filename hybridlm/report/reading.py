@@ -13,11 +13,10 @@ import yaml
 
 from hybridlm.command_line import key_of, value_of
 from hybridlm.config.section import ConfigError
-from hybridlm.run_folder import RunFolder
+from hybridlm.run_folder import JOB, SWEEP, RunFolder
 
 FINISHED = "finished"
 _NOT_RUNS = {"checkpoints", "wandb", "tensorboard", "samples"}  # folders of a run, which hold no others
-_JOB, _SWEEP, _EVALUATION, _PLAN = "job.json", "sweep.json", "eval.json", "plan.txt"
 _HYDRA = ".hydra"
 _LOGGED_ERROR = re.compile(r"^\S+ \S+ ERROR \S+: (.*)$", re.MULTILINE)  # as conf/hydra/job_logging/plain.yaml has it
 _SAMPLE_LETTERS = 2_000
@@ -117,7 +116,7 @@ def read_folders(folders: list[Path]) -> tuple[list[Run], list[Sweep]]:
 def _below(folder: Path) -> Iterator[Path]:
     """Folders that hold a run, a job or a sweep, or what Hydra wrote before a job failed."""
     for place, folders, files in os.walk(folder):
-        if {"config.yaml", _JOB, _SWEEP}.intersection(files) or _HYDRA in folders:
+        if {"config.yaml", JOB, SWEEP}.intersection(files) or _HYDRA in folders:
             yield Path(place)
         folders[:] = [name for name in folders if name not in _NOT_RUNS and not name.startswith(".")]
 
@@ -136,7 +135,7 @@ def _common(paths: list[Path]) -> Path:
 def _read(path: Path, base: Path) -> Run | None:
     folder = RunFolder(path)
     config = _mapping(_text(folder.config)) or _mapping(_text(path / _HYDRA / "config.yaml"))
-    job, summary = _json(path / _JOB), _json(folder.summary)
+    job, summary = _json(path / JOB), _json(folder.summary)
     model = config.get("model")
     if not job and not isinstance(model, Mapping):
         return None  # a sweep's own folder, or a config.yaml of something else
@@ -154,10 +153,10 @@ def _read(path: Path, base: Path) -> Run | None:
         summary=summary,
         job=job,
         rows=rows,
-        evaluation=_json(path / _EVALUATION),
+        evaluation=_json(folder.evaluation),
         samples=samples[:_SAMPLE_LETTERS] + (" ..." if len(samples) > _SAMPLE_LETTERS else ""),
         layers=_text(folder.layers),
-        plan=_text(path / _PLAN),
+        plan=_text(folder.plan),
         model=json.dumps(model) if isinstance(model, Mapping) else "",
     )
 
@@ -184,7 +183,7 @@ def _error(folder: RunFolder, job: Facts, rows: tuple[Facts, ...]) -> str:
 
 
 def _sweep(path: Path) -> Sweep | None:
-    facts = _json(path / _SWEEP)
+    facts = _json(path / SWEEP)
     if not facts:
         return None
     varied = facts.get("varied")

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from hybridlm.config.section import ConfigError
 from hybridlm.durable import remove_partials, replaced
-from hybridlm.run_folder import RunFolder
+from hybridlm.run_folder import JOB, SWEEP, RunFolder
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
-SWEEP, JOB, LOG, LOCK = "sweep.json", "job.json", "job.log", "job.lock"
+LOG, LOCK = "job.log", "job.lock"
 _SIGTERM_CODES = (143, -signal.SIGTERM)
 
 

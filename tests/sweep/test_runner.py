@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from hybridlm.config.section import ConfigError
+from hybridlm.run_folder import JOB
 from hybridlm.sweep import process as process_module
 from hybridlm.sweep.command import _slots
-from hybridlm.sweep.job import JOB, LOCK, Job, create, find
+from hybridlm.sweep.job import LOCK, Job, create, find
 from hybridlm.sweep.process import BUSY, JobProcess, hold, is_held
 from hybridlm.sweep.runner import Runner
 from hybridlm.sweep.show import last_row

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from hybridlm.cli import app
-from hybridlm.run_folder import RunFolder, step_of
-from hybridlm.sweep.job import JOB, find
+from hybridlm.run_folder import JOB, RunFolder, step_of
+from hybridlm.sweep.job import find
 from hybridlm.sweep.process import is_held
 
 COMMAND = [sys.executable, "-m", "hybridlm", "sweep"]
