@@ -16,6 +16,9 @@ from hybridlm.report.spread import Spread, spread
 _NO_PART = ("seed", "ckpt", "logger.", "data.out", "trainer.headless", "trainer.time_limit", "trainer.requeue", "callbacks.samples.")
 # Settings of ``data`` that do not change which text, or which task, a run is validated on.
 _NOT_TEXT = ("seq_len", "val_seq_len", "global_batch", "batch_size", "packing", "isolate", "out", "shard_mb", "prepare_workers", "workers")
+# Settings that make the held-out examples of a generated task, on which val/accuracy is measured; the others are of training or not read.
+_TASK = ("task", "vocab_size", "n_pairs", "n_items", "modulus", "val_examples", "seed")
+_OF_TASK = ("source", "seq_len", *(f"synthetic.{name}" for name in _TASK))
 _TELLING = ("model.name", "size.name", "model.pattern", "model.n_layers", "model.d_model", "optim.name", "optim.lr", "hardware.name")
 _PLAIN = ("model", "size", "model.name", "size.name", "model.pattern", "device")  # their values need no name beside them
 DEVICE = "device"
@@ -100,10 +103,10 @@ def best_of(comparison: Comparison, tuned: Collection[str]) -> Comparison:
 
 
 def _data(run: Run) -> tuple[tuple[str, str], ...]:
-    """The settings that say which text it is."""
+    """The settings that say which text, or which task, it is."""
     items = ((key.removeprefix("data."), value) for key, value in run.config.items() if key.startswith("data."))
-    generated = run.config.get("data.source") == "synthetic"  # there the length belongs to the task
-    return tuple(sorted((key, json.dumps(value)) for key, value in items if key not in _NOT_TEXT or (generated and key == "seq_len")))
+    generated = run.config.get("data.source") == "synthetic"
+    return tuple(sorted((key, json.dumps(value)) for key, value in items if (key in _OF_TASK if generated else key not in _NOT_TEXT)))
 
 
 def _text(run: Run) -> object:
@@ -146,8 +149,13 @@ def _name(columns: Sequence[str], settings: Sequence[str], without: Collection[s
 
 
 def _identity(run: Run) -> frozenset[tuple[str, str]]:
-    items = {(key, shown(value)) for key, value in run.config.items() if not key.startswith(_NO_PART)}
+    items = {(key, shown(value)) for key, value in run.config.items() if _has_part(key)}
     return frozenset(items | {(DEVICE, shown(run.summary.get("device", "")))})
+
+
+def _has_part(key: str) -> bool:
+    """Of a field, or of a group (``logger``), whose fields are named behind a dot."""
+    return not f"{key}.".startswith(_NO_PART)
 
 
 def _setting(run: Run, column: str) -> str:
@@ -159,8 +167,8 @@ def _columns(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> tup
     """What the user varied, and then other settings, until all points are told apart."""
     everyone = finished + lost
     given = dict.fromkeys([*varied, *(key_of(line) for run in everyone for line in run.overrides)])
-    asked = [key for key in given if not key.startswith(_NO_PART) and len({run.setting(key) for run in everyone} - {None}) > 1]
-    keys = dict.fromkeys(key for run in finished for key in run.config if not key.startswith(_NO_PART))
+    asked = [key for key in given if _has_part(key) and len({run.setting(key) for run in everyone} - {None}) > 1]
+    keys = dict.fromkeys(key for run in finished for key in run.config if _has_part(key))
     telling = sorted(keys, key=lambda key: _TELLING.index(key) if key in _TELLING else len(_TELLING))
     points = {_identity(run): run for run in finished}
     chosen = list(asked)
@@ -194,7 +202,8 @@ def _notes(points: list[Point], quality: Measure) -> list[str]:
     notes = []
     if len({run.summary.get("device") for run in runs}) > 1:
         notes.append("The runs were made on different devices: speed, memory and time of one do not compare with those of another.")
-    if len({tuple(run.setting(f"data.tokenizer.{key}") for key in ("kind", "path", "vocab_size")) for run in runs}) > 1:
+    with_text = [run for run in runs if run.setting("data.source") != "synthetic"]
+    if len({tuple(run.setting(f"data.tokenizer.{key}") for key in ("kind", "path", "vocab_size")) for run in with_text}) > 1:
         notes.append("The runs have different tokenizers: bits per byte compare, losses per token and tokens/s do not.")
     if again := [point.name for point in points if len({run.seed for run in point.runs}) < len(point.runs)]:
         notes.append(f"Runs of the same seed are in the mean of {some(again)}.")

@@ -43,6 +43,13 @@ def test_columns_are_what_was_varied_and_fields_that_tell_the_rest_apart(tmp_pat
     assert sorted(point.name for point in one.points) == ["lr=0.01, d_model=64", "lr=0.02, d_model=64", "lr=0.02, d_model=96"]
 
 
+def test_a_group_of_loggers_is_no_column(tmp_path):
+    make_run(tmp_path / "0", seed=0, settings={"logger.name": "wandb"}, overrides=["logger=wandb"])
+    make_run(tmp_path / "1", seed=1, overrides=["logger=files"])
+    (one,) = compared(tmp_path)
+    assert (one.columns, [len(point.runs) for point in one.points]) == ((), [2])
+
+
 def test_devices_are_told_apart(tmp_path):
     for i, device in enumerate(("CPU, 1 threads", "NVIDIA X")):
         make_run(tmp_path / str(i), facts={"device": device})
@@ -69,6 +76,18 @@ def test_the_same_text_under_another_tokenizer_compares_and_is_said(tmp_path):
     (one,) = compared(tmp_path)
     assert one.columns == ("data.tokenizer.vocab_size",)
     assert any("different tokenizers" in note for note in one.notes)
+
+
+def test_how_long_and_on_how_many_examples_a_task_was_trained_is_not_another_task(tmp_path):
+    task = {"val/bpb": None, "gzip_bpb": None, "xz_bpb": None, "val_bytes": None, "val/accuracy": 0.5}
+    same = {"synthetic.examples": 10, "synthetic.min_length": 16, "synthetic.eval_lengths": [512], "tokenizer.vocab_size": 1024}
+    other = {"synthetic.n_pairs": 2, "synthetic.seed": 1, "seq_len": 128}
+    for i, (key, value) in enumerate([("workers", 0), *same.items(), *other.items()]):
+        make_run(tmp_path / str(i), facts=task, settings={"data.source": "synthetic", f"data.{key}": value})
+    first, *others = compared(tmp_path)
+    assert set(first.columns) == {f"data.{key}" for key in same}
+    assert not any("tokenizers" in note for note in first.notes), "a task has its own tokens"
+    assert (len(first.points), [len(one.points) for one in others]) == (5, [1, 1, 1])
 
 
 def test_without_bits_per_byte_the_data_have_to_be_the_same(tmp_path):
