@@ -112,6 +112,31 @@ def test_resume_leaves_finished_jobs_alone(tmp_path):
     assert [job.attempts for job in sweep.read()] == [1, 2, 2]
 
 
+def test_what_another_runner_has_finished_meanwhile_is_not_run_again(tmp_path):
+    sweep = sweep_of(tmp_path / "s", "done")
+    later = Runner(find(str(tmp_path / "s")), [{}])
+    Runner(sweep, [{}]).run()
+    assert later.run() == 0
+    assert len(calls(sweep.job_folder(1))) == 1
+
+
+@pytest.mark.parametrize(
+    ("edit", "part"),
+    [
+        ({"number": 7}, r"number = 7: it is job 1 of sweep\.json"),
+        ({"status": "done"}, r"is no job \(status: Input should be 'waiting'"),
+        ({"seconds": None}, r"is no job \(seconds: Input should be a valid number"),
+        ({"overrides": "size=tiny"}, r"is no job \(overrides: Input should be a valid"),
+    ],
+)
+def test_a_job_that_was_edited_wrongly_is_refused(tmp_path, edit, part):
+    sweep = sweep_of(tmp_path / "s", "done")
+    path = sweep.job_folder(1) / JOB
+    path.write_text(json.dumps(json.loads(path.read_text()) | edit))
+    with pytest.raises(ConfigError, match=part):
+        sweep.read()
+
+
 def run_in_child(sweep, program, slots=1):
     """A runner in a process of its own."""
     code = (
@@ -208,10 +233,11 @@ def test_slots_share_gpus_and_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def slots(gpus, jobs, *overrides):
-        return _slots([Planned(Job(1, "a", (), {}, 0), compose_config(overrides))], gpus, jobs)
+        return _slots([Planned(Job(1, "a", (), {}, 0), compose_config(overrides))] * 3, gpus, jobs)
 
     assert slots([], None) == [{"OMP_NUM_THREADS": "8"}]
     assert slots([], 3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert slots([], 8) == slots([], 3), "no slot without a job"
     two = [{"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": name} for name in ("3", "5")]
     assert slots(["3", "5"], None) == two
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(["3", "5"], 3)] == ["3", "5", "3"]
