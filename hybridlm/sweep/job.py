@@ -45,10 +45,12 @@ class Job:
 
     def done(self, code: int, folder: Path, seconds: float, error: str, *, asked: bool) -> Job:
         """After its process has ended with ``code`` (negative: the signal that killed it). error: the last line of its log; asked: the
-        sweep was to stop."""
+        sweep was to stop. A run writes its summary last: what goes wrong behind that, in a logger or at exit, takes nothing from it."""
         status: Status = "failed"
-        if code == 0:
-            status = "finished" if RunFolder(folder).summary.is_file() else "stopped"  # by trainer.time_limit
+        if RunFolder(folder).summary.is_file():
+            status = "finished"
+        elif code == 0:
+            status = "stopped"  # by trainer.time_limit
         elif code in _SIGTERM_CODES or (asked and code == -signal.SIGKILL):
             status = "stopped"
         if status != "failed":

@@ -75,7 +75,7 @@ def depth_warning(planned: Sequence[Planned]) -> str | None:
     depths: dict[tuple[tuple[str, str], ...], set[int]] = {}
     for item in planned:
         if item.config.sweep.match is not None and item.config.sweep.target is None:
-            others = tuple((key, value) for key, value in item.job.point.items() if key != "model.pattern")
+            others = tuple((key, value) for key, value in item.job.point.items() if key not in ("model", "model.pattern"))
             depths.setdefault(others, set()).add(len(resolve_layers(item.config.model)))
     uneven = next((sorted(found) for found in depths.values() if len(found) > 1), None)
     if uneven is None:

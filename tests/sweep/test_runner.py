@@ -48,6 +48,8 @@ if what.startswith("wait") and "ckpt" not in given:
     time.sleep(60)
 if what != "limit":
     (folder / "summary.json").write_text(json.dumps({"val/bpb": 1.5}))
+if what == "late":
+    raise ValueError("a logger could not be closed")
 """
 
 
@@ -135,6 +137,13 @@ def test_a_job_that_was_edited_wrongly_is_refused(tmp_path, edit, part):
     path.write_text(json.dumps(json.loads(path.read_text()) | edit))
     with pytest.raises(ConfigError, match=part):
         sweep.read()
+
+
+def test_a_run_that_fails_behind_its_summary_is_finished(tmp_path):
+    sweep = sweep_of(tmp_path / "s", "late")
+    assert Runner(sweep, [{}]).run() == 0
+    (job,) = sweep.read()
+    assert (job.status, job.exit_code, job.error) == ("finished", 1, None)
 
 
 def run_in_child(sweep, program, slots=1):

@@ -123,3 +123,5 @@ def test_patterns_of_different_depth_are_not_matched_in_silence():
     assert depth_warning(planned(*uneven, "sweep.target=100000")) is None
     assert depth_warning(planned(*uneven, "model.n_layers=4")) is None
     assert depth_warning(planned("sweep.match=params", "model.pattern=T,TM", "size=tiny,small")) is None
+    presets = ["model=hybrid_alternating,hybrid_strategic", "size=default", "sweep.match=params"]
+    assert "8, 19 layers deep" in (depth_warning(planned(*presets)) or "")
