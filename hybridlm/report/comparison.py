@@ -84,19 +84,30 @@ def compare(runs: Sequence[Run], varied: Sequence[str] = ()) -> list[Comparison]
 
 
 def best_of(comparison: Comparison, tuned: Collection[str]) -> Comparison:
-    """Of points that differ in the settings ``tuned`` alone only the best: each model at its own learning rate, for instance."""
+    """Of points that differ in the settings ``tuned`` alone only the best: each model at its own learning rate, for instance.
+
+    A value with which some run failed or gave no number comes after the others: the mean of those that survived flatters it.
+    """
     tried = tuple(column for column in comparison.columns if column in tuned)
     best: dict[tuple[str, ...], Point] = {}
-    for point in comparison.points:  # the best first
+    failed = {comparison.settings_of(run) for run in comparison.lost if run.status == "failed"}
+
+    def fell(point: Point) -> bool:
+        found = point.spread(comparison.quality)
+        return found is None or found.n < len(point.runs) or point.settings in failed
+
+    for point in sorted(comparison.points, key=fell):  # of each sort the best first
         best.setdefault(tuple(s for c, s in zip(comparison.columns, point.settings, strict=True) if c not in tried), point)
-    kept = tuple(best.values())
-    others = tuple(point for point in comparison.points if point not in kept)
+    chosen = set(map(id, best.values()))
+    kept = tuple(point for point in comparison.points if id(point) in chosen)
+    others = tuple(point for point in comparison.points if id(point) not in chosen)
     if not others:
         return comparison
     values = {column: {point.settings[comparison.columns.index(column)]: None for point in comparison.points} for column in tried}
     said = "; ".join(f"{column} ({', '.join(sorted(found))})" for column, found in values.items())
     note = (
-        f"Each point has the best of what was tried of {said}, by its mean. That favours points with more tries. "
+        f"Each point has the best of what was tried of {said}, by its mean; values with which a run failed or gave no number come last. "
+        "That favours points with more tries. "
         f"Runs with the other values, {sum(len(point.runs) for point in others)}, are in report.csv and below."
     )
     return replace(comparison, points=kept, notes=(note, *comparison.notes), tuned=tried, passed_over=others)

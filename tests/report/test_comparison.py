@@ -188,3 +188,16 @@ def test_each_point_at_its_best_learning_rate(tmp_path):
     assert "optim.lr (0.01, 0.02, 0.03)" in one.notes[0]
     assert verdict(one)[0].startswith("T, lr=0.02 is best: 1.5000")
     assert best_of(all_of_them, ["model.d_model"]) == all_of_them
+
+
+@pytest.mark.parametrize("lost", ["nan", "failed"])
+def test_the_best_value_is_not_the_one_that_diverged_in_other_seeds(tmp_path, lost):
+    for i, (lr, bpb) in enumerate([(0.01, 2.0), (0.01, 2.1), (0.1, 1.9)]):
+        make_run(tmp_path / str(i), seed=i, bpb=bpb, settings={"optim.lr": lr}, overrides=[f"optim.lr={lr}"])
+    given = {"seed": 3, "settings": {"optim.lr": 0.1}, "overrides": ["optim.lr=0.1"]}
+    make_run(tmp_path / "3", bpb=math.nan if lost == "nan" else None, **given)
+    if lost == "failed":
+        (tmp_path / "3/job.json").write_text('{"status": "failed", "error": "the loss is not finite"}')
+    (all_of_them,) = compared(tmp_path)
+    assert [point.name for point in all_of_them.points] == ["lr=0.1", "lr=0.01"]
+    assert [point.name for point in best_of(all_of_them, ["optim.lr"]).points] == ["lr=0.01"]
