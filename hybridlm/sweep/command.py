@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import chdir
 from datetime import datetime
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def resume_sweep(name: str, *, jobs: int | None, compose: Compose) -> int:
     """Goes on with the sweep in a folder, or the ``last`` one: with what is not finished. The exit code. ConfigError: it cannot."""
     sweep = find(name)
     left = [job for job in sweep.read() if job.status != "finished"]
-    planned = [Planned(job, compose(job.overrides)) for job in left]
+    with chdir(sweep.cwd):  # where the jobs' relative paths start from
+        planned = [Planned(job, compose(job.overrides)) for job in left]
     print(f"sweep     {len(left)} of {len(sweep.jobs)} jobs are not finished, in {sweep.folder}", flush=True)
     return Runner(sweep, _slots(planned, visible_gpus(), jobs)).run()
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from hybridlm.compose import compose_config
 from hybridlm.config.section import ConfigError
 from hybridlm.sweep import process as process_module
-from hybridlm.sweep.command import _slots
+from hybridlm.sweep.command import _slots, resume_sweep
 from hybridlm.sweep.job import JOB, LOCK, Job, create, find
 from hybridlm.sweep.process import BUSY, JobProcess, hold, is_held
 from hybridlm.sweep.runner import Runner
@@ -139,6 +140,22 @@ def test_a_job_that_was_edited_wrongly_is_refused(tmp_path, edit, part):
         sweep.read()
 
 
+def test_relative_paths_of_a_resumed_sweep_start_where_it_was_begun(tmp_path, monkeypatch):
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    sweep_of(Path("s"), "done")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    looked_from = []
+
+    def compose(overrides):
+        looked_from.append(Path.cwd())
+        return compose_config([])
+
+    assert resume_sweep("../here/s", jobs=None, compose=compose) == 0
+    assert (looked_from, Path.cwd()) == ([tmp_path / "here"], tmp_path / "elsewhere")
+
+
 def test_a_run_that_fails_behind_its_summary_is_finished(tmp_path):
     sweep = sweep_of(tmp_path / "s", "late")
     assert Runner(sweep, [{}]).run() == 0
@@ -235,7 +252,6 @@ def test_a_lock_is_gone_with_its_holder(tmp_path):
 
 
 def test_slots_share_gpus_and_cores(monkeypatch):
-    from hybridlm.compose import compose_config
     from hybridlm.sweep.plan import Planned
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
