@@ -16,6 +16,9 @@ from hybridlm.report.spread import Spread, spread
 _NO_PART = ("seed", "ckpt", "logger.", "data.out", "trainer.headless", "trainer.time_limit", "trainer.requeue", "callbacks.samples.")
 # Settings of ``data`` that do not change which text, or which task, a run is validated on.
 _NOT_TEXT = ("seq_len", "val_seq_len", "global_batch", "batch_size", "packing", "isolate", "out", "shard_mb", "prepare_workers", "workers")
+# Settings that make the held-out examples of a generated task, on which val/accuracy is measured; the others are of training or not read.
+_TASK = ("task", "vocab_size", "n_pairs", "n_items", "modulus", "val_examples", "seed")
+_OF_TASK = ("source", "seq_len", *(f"synthetic.{name}" for name in _TASK))
 _TELLING = ("model.name", "size.name", "model.pattern", "model.n_layers", "model.d_model", "optim.name", "optim.lr", "hardware.name")
 _PLAIN = ("model", "size", "model.name", "size.name", "model.pattern", "device")  # their values need no name beside them
 DEVICE = "device"
@@ -81,29 +84,40 @@ def compare(runs: Sequence[Run], varied: Sequence[str] = ()) -> list[Comparison]
 
 
 def best_of(comparison: Comparison, tuned: Collection[str]) -> Comparison:
-    """Of points that differ in the settings ``tuned`` alone only the best: each model at its own learning rate, for instance."""
+    """Of points that differ in the settings ``tuned`` alone only the best: each model at its own learning rate, for instance.
+
+    A value with which some run failed or gave no number comes after the others: the mean of those that survived flatters it.
+    """
     tried = tuple(column for column in comparison.columns if column in tuned)
     best: dict[tuple[str, ...], Point] = {}
-    for point in comparison.points:  # the best first
+    failed = {comparison.settings_of(run) for run in comparison.lost if run.status == "failed"}
+
+    def fell(point: Point) -> bool:
+        found = point.spread(comparison.quality)
+        return found is None or found.n < len(point.runs) or point.settings in failed
+
+    for point in sorted(comparison.points, key=fell):  # of each sort the best first
         best.setdefault(tuple(s for c, s in zip(comparison.columns, point.settings, strict=True) if c not in tried), point)
-    kept = tuple(best.values())
-    others = tuple(point for point in comparison.points if point not in kept)
+    chosen = set(map(id, best.values()))
+    kept = tuple(point for point in comparison.points if id(point) in chosen)
+    others = tuple(point for point in comparison.points if id(point) not in chosen)
     if not others:
         return comparison
     values = {column: {point.settings[comparison.columns.index(column)]: None for point in comparison.points} for column in tried}
     said = "; ".join(f"{column} ({', '.join(sorted(found))})" for column, found in values.items())
     note = (
-        f"Each point has the best of what was tried of {said}, by its mean. That favours points with more tries. "
+        f"Each point has the best of what was tried of {said}, by its mean; values with which a run failed or gave no number come last. "
+        "That favours points with more tries. "
         f"Runs with the other values, {sum(len(point.runs) for point in others)}, are in report.csv and below."
     )
     return replace(comparison, points=kept, notes=(note, *comparison.notes), tuned=tried, passed_over=others)
 
 
 def _data(run: Run) -> tuple[tuple[str, str], ...]:
-    """The settings that say which text it is."""
+    """The settings that say which text, or which task, it is."""
     items = ((key.removeprefix("data."), value) for key, value in run.config.items() if key.startswith("data."))
-    generated = run.config.get("data.source") == "synthetic"  # there the length belongs to the task
-    return tuple(sorted((key, json.dumps(value)) for key, value in items if key not in _NOT_TEXT or (generated and key == "seq_len")))
+    generated = run.config.get("data.source") == "synthetic"
+    return tuple(sorted((key, json.dumps(value)) for key, value in items if (key in _OF_TASK if generated else key not in _NOT_TEXT)))
 
 
 def _text(run: Run) -> object:
@@ -146,8 +160,13 @@ def _name(columns: Sequence[str], settings: Sequence[str], without: Collection[s
 
 
 def _identity(run: Run) -> frozenset[tuple[str, str]]:
-    items = {(key, shown(value)) for key, value in run.config.items() if not key.startswith(_NO_PART)}
+    items = {(key, shown(value)) for key, value in run.config.items() if _has_part(key)}
     return frozenset(items | {(DEVICE, shown(run.summary.get("device", "")))})
+
+
+def _has_part(key: str) -> bool:
+    """Of a field, or of a group (``logger``), whose fields are named behind a dot."""
+    return not f"{key}.".startswith(_NO_PART)
 
 
 def _setting(run: Run, column: str) -> str:
@@ -159,8 +178,8 @@ def _columns(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> tup
     """What the user varied, and then other settings, until all points are told apart."""
     everyone = finished + lost
     given = dict.fromkeys([*varied, *(key_of(line) for run in everyone for line in run.overrides)])
-    asked = [key for key in given if not key.startswith(_NO_PART) and len({run.setting(key) for run in everyone} - {None}) > 1]
-    keys = dict.fromkeys(key for run in finished for key in run.config if not key.startswith(_NO_PART))
+    asked = [key for key in given if _has_part(key) and len({run.setting(key) for run in everyone} - {None}) > 1]
+    keys = dict.fromkeys(key for run in finished for key in run.config if _has_part(key))
     telling = sorted(keys, key=lambda key: _TELLING.index(key) if key in _TELLING else len(_TELLING))
     points = {_identity(run): run for run in finished}
     chosen = list(asked)
@@ -194,7 +213,8 @@ def _notes(points: list[Point], quality: Measure) -> list[str]:
     notes = []
     if len({run.summary.get("device") for run in runs}) > 1:
         notes.append("The runs were made on different devices: speed, memory and time of one do not compare with those of another.")
-    if len({tuple(run.setting(f"data.tokenizer.{key}") for key in ("kind", "path", "vocab_size")) for run in runs}) > 1:
+    with_text = [run for run in runs if run.setting("data.source") != "synthetic"]
+    if len({tuple(run.setting(f"data.tokenizer.{key}") for key in ("kind", "path", "vocab_size")) for run in with_text}) > 1:
         notes.append("The runs have different tokenizers: bits per byte compare, losses per token and tokens/s do not.")
     if again := [point.name for point in points if len({run.seed for run in point.runs}) < len(point.runs)]:
         notes.append(f"Runs of the same seed are in the mean of {some(again)}.")

@@ -91,5 +91,6 @@ def _cell(values: Sequence[float]) -> Cell:
     found = spread(values)
     if found is None:
         return Cell("-", float("inf"))
-    text = f"{found.mean:,.0f}" if all(value.is_integer() for value in values) else f"{found.mean:,.5g}"  # counts in full
+    whole = found.mean.is_integer() or abs(found.mean) >= 10_000  # counts in full; a mean of small ones may lie between them
+    text = f"{found.mean:,.0f}" if whole else f"{found.mean:,.5g}"
     return Cell(text + ("" if found.deviation is None else f" ± {found.deviation:.2g}"), found.mean)

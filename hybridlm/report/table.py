@@ -63,7 +63,8 @@ def scale(values: Sequence[float], unit: str) -> Scale:
     """The largest unit in which no number is under 1, and three digits for the smallest of them."""
     sizes = [abs(value) for value in values if math.isfinite(value) and value != 0]
     least = min(sizes, default=1.0)
-    size, name = next((step for step in _STEPS.get(unit, ()) if least >= step[0]), (1.0, unit if unit not in _STEPS else ""))
+    steps = _STEPS.get(unit, ((1.0, unit),))
+    size, name = next((step for step in steps if least >= step[0]), steps[-1])
     digits = math.floor(math.log10(least / size)) if least else 0
     whole = all(value == int(value) for value in sizes) and size == 1
     return Scale(size, name, 0 if whole else min(6, max(0, 2 - digits)))

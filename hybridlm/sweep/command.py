@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import chdir
 from datetime import datetime
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hybridlm.hardware.device import CPU, visible_gpus
 from hybridlm.launcher import launch
 from hybridlm.memory.plan import Plan, plan_run
 from hybridlm.sweep.grid import Axis
-from hybridlm.sweep.job import create, find
+from hybridlm.sweep.job import create, find, refuse_taken
 from hybridlm.sweep.plan import Compose, Planned, depth_warning, plan
 from hybridlm.sweep.runner import Environment, Runner
 
@@ -32,6 +33,7 @@ def new_sweep(overrides: Sequence[str], *, seeds: int, jobs: int | None, dry_run
         raise ConfigError("sweep: under a launcher each process would run the whole sweep; start it without one")
     grid, gpus = axes(overrides), visible_gpus()
     folder = _folder([line for axis in grid for line in axis.values])
+    refuse_taken(folder)
     planned = plan(grid, seeds, compose, gpu=bool(gpus) or dry_run, group=folder.name)
     if (warning := depth_warning(planned)) is not None:
         print(warning, file=sys.stderr)
@@ -51,7 +53,8 @@ def resume_sweep(name: str, *, jobs: int | None, compose: Compose) -> int:
     """Goes on with the sweep in a folder, or the ``last`` one: with what is not finished. The exit code. ConfigError: it cannot."""
     sweep = find(name)
     left = [job for job in sweep.read() if job.status != "finished"]
-    planned = [Planned(job, compose(job.overrides)) for job in left]
+    with chdir(sweep.cwd):  # where the jobs' relative paths start from
+        planned = [Planned(job, compose(job.overrides)) for job in left]
     print(f"sweep     {len(left)} of {len(sweep.jobs)} jobs are not finished, in {sweep.folder}", flush=True)
     return Runner(sweep, _slots(planned, visible_gpus(), jobs)).run()
 
@@ -73,7 +76,7 @@ def _slots(planned: Sequence[Planned], gpus: Sequence[str], jobs: int | None) ->
     if on_gpu and most > len(gpus):
         raise ConfigError(f"trainer.devices = {most}: this machine has {len(gpus)}")
     shares = [gpus[i : i + most] for i in range(0, len(gpus) - most + 1, most)] if on_gpu else []
-    count = jobs or len(shares) or 1
+    count = max(1, min(jobs or len(shares) or 1, len(planned)))  # a slot without a job would take cores from the others
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS", "")
     threads = max(1, min(cores // count, int(limit) if limit.isdecimal() and int(limit) else cores))

@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from hybridlm.config.section import ConfigError
 from hybridlm.durable import remove_partials, replaced
 from hybridlm.run_folder import JOB, SWEEP, RunFolder
@@ -43,10 +45,12 @@ class Job:
 
     def done(self, code: int, folder: Path, seconds: float, error: str, *, asked: bool) -> Job:
         """After its process has ended with ``code`` (negative: the signal that killed it). error: the last line of its log; asked: the
-        sweep was to stop."""
+        sweep was to stop. A run writes its summary last: what goes wrong behind that, in a logger or at exit, takes nothing from it."""
         status: Status = "failed"
-        if code == 0:
-            status = "finished" if RunFolder(folder).summary.is_file() else "stopped"  # by trainer.time_limit
+        if RunFolder(folder).summary.is_file():
+            status = "finished"
+        elif code == 0:
+            status = "stopped"  # by trainer.time_limit
         elif code in _SIGTERM_CODES or (asked and code == -signal.SIGKILL):
             status = "stopped"
         if status != "failed":
@@ -64,6 +68,9 @@ class Job:
         return replace(self, status=status, exit_code=0 if status == "finished" else None, ended=stamp, seconds=self.seconds + seconds)
 
 
+_JOBS = TypeAdapter(Job)  # job.json is read strictly: someone may have edited it
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A sweep on the disk: its folder, the folders of its jobs in the order in which they run, and where relative paths start from."""
@@ -78,7 +85,7 @@ class Sweep:
 
     def read(self) -> list[Job]:
         """Every job as it was written last. ConfigError: one cannot be read."""
-        return [_job(self.folder / name / JOB) for name in self.jobs]
+        return [_job(self.folder / name / JOB, number) for number, name in enumerate(self.jobs, 1)]
 
     def write(self, job: Job) -> None:
         folder = self.job_folder(job.number)
@@ -88,10 +95,9 @@ class Sweep:
 
 def create(folder: Path, jobs: Sequence[Job], overrides: Sequence[str], varied: Sequence[str], command: str) -> Sweep:
     """Writes a new sweep, sweep.json last: with it, it is whole. ConfigError: the folder holds one, or cannot be written."""
+    refuse_taken(folder)
     width = max(2, len(str(len(jobs))))
     sweep = Sweep(folder, tuple(f"{job.number:0{width}d}-{job.name}" for job in jobs), Path.cwd())
-    if (folder / SWEEP).exists():
-        raise ConfigError(f"{folder} holds a sweep already: go on with --resume {folder}, or name another folder (hydra.sweep.dir=...)")
     try:
         for job in jobs:
             sweep.write(job)
@@ -100,6 +106,12 @@ def create(folder: Path, jobs: Sequence[Job], overrides: Sequence[str], varied: 
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror or error}); name another place with hydra.sweep.dir") from None
     return sweep
+
+
+def refuse_taken(folder: Path) -> None:
+    """ConfigError: the folder holds a sweep."""
+    if (folder / SWEEP).exists():
+        raise ConfigError(f"{folder} holds a sweep already: go on with --resume {folder}, or name another folder (hydra.sweep.dir=...)")
 
 
 def find(name: str) -> Sweep:
@@ -119,13 +131,17 @@ def find(name: str) -> Sweep:
     return Sweep(path.parent, tuple(tree["jobs"]), cwd if cwd.is_dir() else Path.cwd())
 
 
-def _job(path: Path) -> Job:
+def _job(path: Path, number: int) -> Job:
     tree = _read(path, "the sweep lost a job")
     remove_partials(path.parent)
     try:
-        return Job(**{**tree, "overrides": tuple(tree["overrides"])})
-    except (TypeError, KeyError) as error:
-        raise ConfigError(f"{path}: is no job ({error})") from None
+        job = _JOBS.validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{path}: is no job ({'.'.join(map(str, first['loc']))}: {first['msg']})") from None
+    if job.number != number:
+        raise ConfigError(f"{path}: number = {job.number}: it is job {number} of {SWEEP}")
+    return job
 
 
 def _read(path: Path, problem: str) -> dict[str, Any]:

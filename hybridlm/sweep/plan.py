@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,7 @@ def plan(axes: Sequence[Axis], seeds: int, compose: Compose, *, gpu: bool, group
     configs = _composed(points, varied, first_seed, compose, gpu=gpu)
     planned: list[Planned] = []
     listed = [(line, compose([line]).seed) for line in seed_axis.values] if seed_axis else []
+    compose([f"++{_SEED}={max(config.seed for config in configs) + seeds - 1}"])  # whether there is such a seed
     for turn in range(len(listed) or seeds):
         for point, config in zip(points, configs, strict=True):
             line, seed = listed[turn] if listed else (f"++{_SEED}={config.seed + turn}", config.seed + turn)
@@ -73,7 +75,7 @@ def depth_warning(planned: Sequence[Planned]) -> str | None:
     depths: dict[tuple[tuple[str, str], ...], set[int]] = {}
     for item in planned:
         if item.config.sweep.match is not None and item.config.sweep.target is None:
-            others = tuple((key, value) for key, value in item.job.point.items() if key != "model.pattern")
+            others = tuple((key, value) for key, value in item.job.point.items() if key not in ("model", "model.pattern"))
             depths.setdefault(others, set()).add(len(resolve_layers(item.config.model)))
     uneven = next((sorted(found) for found in depths.values() if len(found) > 1), None)
     if uneven is None:
@@ -95,6 +97,8 @@ def _refuse(axes: Sequence[Axis], seeds: int) -> None:
             problems.append("hydra.sweep.dir: one folder for the whole sweep")
         elif not axis.values:
             problems.append(f"{axis.key}: a range to draw from, or nothing; list the values (Hydra's optuna sweeper draws: docs/sweeps.md)")
+        elif again := [value for value, count in Counter(map(_value, axis.values)).items() if count > 1]:
+            problems.append(f"{axis.key}: {again[0]} stands there twice")
     if seeds > 1 and any(axis.key == _SEED and axis.varied for axis in axes):
         problems.append(f"--seeds {seeds}: the seeds are listed already (seed=...)")
     if problems:

@@ -28,15 +28,16 @@ class Runner:
     def __init__(self, sweep: Sweep, slots: Sequence[Environment]) -> None:
         """slots: as many jobs as run at once, each with the variables that its slot sets."""
         self._sweep, self._free = sweep, list(slots)
-        self._jobs = {job.number: job for job in sweep.read()}
+        self._jobs: dict[int, Job] = {}
         self._running: dict[int, tuple[JobProcess, Environment]] = {}
         self._asked = 0  # how often someone asked to stop
         self._heeded = 0
-        self._show = Show(len(self._jobs))
+        self._show = Show(len(sweep.jobs))
 
     def run(self) -> int:
         """The exit code: 0 all jobs are finished, 1 some are not, 143 stopped. ConfigError: another runner is at work in the folder."""
         with _alone(self._sweep.folder), self._listening(), self._show:
+            self._jobs = {job.number: job for job in self._sweep.read()}  # only now: a runner before this one may have ended just so
             self._settle(self._await_others())
             waiting = [job.number for job in self._jobs.values() if job.status != "finished"]
             while self._running or (waiting and not self._asked):

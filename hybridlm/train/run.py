@@ -20,6 +20,7 @@ from hybridlm.data.corpus import Prepared
 from hybridlm.data.datamodule import DataModule
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.windows.splits import packed_documents
+from hybridlm.durable import replaced
 from hybridlm.hardware.device import CPU
 from hybridlm.hardware.machine import Machine, resolve_machine
 from hybridlm.kernels import choose_kernels
@@ -163,7 +164,8 @@ def _begin_folder(config: RunConfig, folder: RunFolder, prepared: Prepared, resu
 
 @rank_zero_only
 def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    with replaced(path) as new:  # summary.json says that a run has ended: all of it is there or nothing
+        new.write_text(text, encoding="utf-8")
 
 
 def _module(config: RunConfig, machine: Machine, prepared: Prepared) -> LitLM:

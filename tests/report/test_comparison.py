@@ -43,6 +43,13 @@ def test_columns_are_what_was_varied_and_fields_that_tell_the_rest_apart(tmp_pat
     assert sorted(point.name for point in one.points) == ["lr=0.01, d_model=64", "lr=0.02, d_model=64", "lr=0.02, d_model=96"]
 
 
+def test_a_group_of_loggers_is_no_column(tmp_path):
+    make_run(tmp_path / "0", seed=0, settings={"logger.name": "wandb"}, overrides=["logger=wandb"])
+    make_run(tmp_path / "1", seed=1, overrides=["logger=files"])
+    (one,) = compared(tmp_path)
+    assert (one.columns, [len(point.runs) for point in one.points]) == ((), [2])
+
+
 def test_devices_are_told_apart(tmp_path):
     for i, device in enumerate(("CPU, 1 threads", "NVIDIA X")):
         make_run(tmp_path / str(i), facts={"device": device})
@@ -69,6 +76,18 @@ def test_the_same_text_under_another_tokenizer_compares_and_is_said(tmp_path):
     (one,) = compared(tmp_path)
     assert one.columns == ("data.tokenizer.vocab_size",)
     assert any("different tokenizers" in note for note in one.notes)
+
+
+def test_how_long_and_on_how_many_examples_a_task_was_trained_is_not_another_task(tmp_path):
+    task = {"val/bpb": None, "gzip_bpb": None, "xz_bpb": None, "val_bytes": None, "val/accuracy": 0.5}
+    same = {"synthetic.examples": 10, "synthetic.min_length": 16, "synthetic.eval_lengths": [512], "tokenizer.vocab_size": 1024}
+    other = {"synthetic.n_pairs": 2, "synthetic.seed": 1, "seq_len": 128}
+    for i, (key, value) in enumerate([("workers", 0), *same.items(), *other.items()]):
+        make_run(tmp_path / str(i), facts=task, settings={"data.source": "synthetic", f"data.{key}": value})
+    first, *others = compared(tmp_path)
+    assert set(first.columns) == {f"data.{key}" for key in same}
+    assert not any("tokenizers" in note for note in first.notes), "a task has its own tokens"
+    assert (len(first.points), [len(one.points) for one in others]) == (5, [1, 1, 1])
 
 
 def test_without_bits_per_byte_the_data_have_to_be_the_same(tmp_path):
@@ -169,3 +188,16 @@ def test_each_point_at_its_best_learning_rate(tmp_path):
     assert "optim.lr (0.01, 0.02, 0.03)" in one.notes[0]
     assert verdict(one)[0].startswith("T, lr=0.02 is best: 1.5000")
     assert best_of(all_of_them, ["model.d_model"]) == all_of_them
+
+
+@pytest.mark.parametrize("lost", ["nan", "failed"])
+def test_the_best_value_is_not_the_one_that_diverged_in_other_seeds(tmp_path, lost):
+    for i, (lr, bpb) in enumerate([(0.01, 2.0), (0.01, 2.1), (0.1, 1.9)]):
+        make_run(tmp_path / str(i), seed=i, bpb=bpb, settings={"optim.lr": lr}, overrides=[f"optim.lr={lr}"])
+    given = {"seed": 3, "settings": {"optim.lr": 0.1}, "overrides": ["optim.lr=0.1"]}
+    make_run(tmp_path / "3", bpb=math.nan if lost == "nan" else None, **given)
+    if lost == "failed":
+        (tmp_path / "3/job.json").write_text('{"status": "failed", "error": "the loss is not finite"}')
+    (all_of_them,) = compared(tmp_path)
+    assert [point.name for point in all_of_them.points] == ["lr=0.1", "lr=0.01"]
+    assert [point.name for point in best_of(all_of_them, ["optim.lr"]).points] == ["lr=0.01"]

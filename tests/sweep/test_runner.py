@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from hybridlm.compose import compose_config
 from hybridlm.config.section import ConfigError
 from hybridlm.run_folder import JOB
 from hybridlm.sweep import process as process_module
-from hybridlm.sweep.command import _slots
+from hybridlm.sweep.command import _slots, resume_sweep
 from hybridlm.sweep.job import LOCK, Job, create, find
 from hybridlm.sweep.process import BUSY, JobProcess, hold, is_held
 from hybridlm.sweep.runner import Runner
@@ -49,6 +50,8 @@ if what.startswith("wait") and "ckpt" not in given:
     time.sleep(60)
 if what != "limit":
     (folder / "summary.json").write_text(json.dumps({"val/bpb": 1.5}))
+if what == "late":
+    raise ValueError("a logger could not be closed")
 """
 
 
@@ -111,6 +114,54 @@ def test_resume_leaves_finished_jobs_alone(tmp_path):
     assert calls(sweep.job_folder(2))[1][0] == ["ckpt=auto", where[1]], "it goes on from its checkpoint with what it has recorded"
     assert calls(sweep.job_folder(3))[1][0] == ["do=limit", where[2]], "nothing was saved: from the beginning"
     assert [job.attempts for job in sweep.read()] == [1, 2, 2]
+
+
+def test_what_another_runner_has_finished_meanwhile_is_not_run_again(tmp_path):
+    sweep = sweep_of(tmp_path / "s", "done")
+    later = Runner(find(str(tmp_path / "s")), [{}])
+    Runner(sweep, [{}]).run()
+    assert later.run() == 0
+    assert len(calls(sweep.job_folder(1))) == 1
+
+
+@pytest.mark.parametrize(
+    ("edit", "part"),
+    [
+        ({"number": 7}, r"number = 7: it is job 1 of sweep\.json"),
+        ({"status": "done"}, r"is no job \(status: Input should be 'waiting'"),
+        ({"seconds": None}, r"is no job \(seconds: Input should be a valid number"),
+        ({"overrides": "size=tiny"}, r"is no job \(overrides: Input should be a valid"),
+    ],
+)
+def test_a_job_that_was_edited_wrongly_is_refused(tmp_path, edit, part):
+    sweep = sweep_of(tmp_path / "s", "done")
+    path = sweep.job_folder(1) / JOB
+    path.write_text(json.dumps(json.loads(path.read_text()) | edit))
+    with pytest.raises(ConfigError, match=part):
+        sweep.read()
+
+
+def test_relative_paths_of_a_resumed_sweep_start_where_it_was_begun(tmp_path, monkeypatch):
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    sweep_of(Path("s"), "done")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    looked_from = []
+
+    def compose(overrides):
+        looked_from.append(Path.cwd())
+        return compose_config([])
+
+    assert resume_sweep("../here/s", jobs=None, compose=compose) == 0
+    assert (looked_from, Path.cwd()) == ([tmp_path / "here"], tmp_path / "elsewhere")
+
+
+def test_a_run_that_fails_behind_its_summary_is_finished(tmp_path):
+    sweep = sweep_of(tmp_path / "s", "late")
+    assert Runner(sweep, [{}]).run() == 0
+    (job,) = sweep.read()
+    assert (job.status, job.exit_code, job.error) == ("finished", 1, None)
 
 
 def run_in_child(sweep, program, slots=1):
@@ -202,17 +253,17 @@ def test_a_lock_is_gone_with_its_holder(tmp_path):
 
 
 def test_slots_share_gpus_and_cores(monkeypatch):
-    from hybridlm.compose import compose_config
     from hybridlm.sweep.plan import Planned
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def slots(gpus, jobs, *overrides):
-        return _slots([Planned(Job(1, "a", (), {}, 0), compose_config(overrides))], gpus, jobs)
+        return _slots([Planned(Job(1, "a", (), {}, 0), compose_config(overrides))] * 3, gpus, jobs)
 
     assert slots([], None) == [{"OMP_NUM_THREADS": "8"}]
     assert slots([], 3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert slots([], 8) == slots([], 3), "no slot without a job"
     two = [{"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": name} for name in ("3", "5")]
     assert slots(["3", "5"], None) == two
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(["3", "5"], 3)] == ["3", "5", "3"]

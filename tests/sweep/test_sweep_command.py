@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hybridlm.cli import app
-from hybridlm.run_folder import JOB, RunFolder, step_of
+from hybridlm.run_folder import JOB, SWEEP, RunFolder, step_of
 from hybridlm.sweep.job import find
 from hybridlm.sweep.process import is_held
 
@@ -50,6 +50,10 @@ def test_a_dry_run_lists_jobs_with_their_match(tmp_path, monkeypatch):
     assert all("parameters" in line and "GiB" in line for line in lines[:4])
     assert lines[4].startswith("4 jobs, 1 at once; memory is an estimate for ")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / SWEEP).write_text("{}")
+    result = CliRunner().invoke(app, ["sweep", "hydra.sweep.dir=old", "--dry-run"])
+    assert (result.exit_code, result.stderr.split(":")[1].strip()) == (2, "old holds a sweep already"), "as without --dry-run"
 
 
 @pytest.mark.slow

@@ -103,6 +103,10 @@ def test_every_wrong_point_is_listed():
         (["hardware=rtx3070"], 1, "needs a CUDA device"),
         (["model=hybird,transformer"], 1, "did you mean model=hybrid"),
         (["seed=1,-2"], 1, "seed = -2: expected an integer >= 0"),
+        (["seed=4294967294"], 3, "seed = 4294967296: expected an integer >= 0 and <= 4294967295"),
+        (["seed=1,0,1"], 1, "seed: 1 stands there twice"),
+        (["optim.lr=1e-3,0.001"], 1, "optim.lr: 0.001 stands there twice"),
+        (["model.pattern='TM',TM"], 1, "model.pattern: TM stands there twice"),
     ],
 )
 def test_what_a_sweep_does_not_take(overrides, seeds, part):
@@ -119,3 +123,5 @@ def test_patterns_of_different_depth_are_not_matched_in_silence():
     assert depth_warning(planned(*uneven, "sweep.target=100000")) is None
     assert depth_warning(planned(*uneven, "model.n_layers=4")) is None
     assert depth_warning(planned("sweep.match=params", "model.pattern=T,TM", "size=tiny,small")) is None
+    presets = ["model=hybrid_alternating,hybrid_strategic", "size=default", "sweep.match=params"]
+    assert "8, 19 layers deep" in (depth_warning(planned(*presets)) or "")
