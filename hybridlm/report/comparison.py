@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +24,7 @@ _OF_TASK = ("source", "seq_len", *(f"synthetic.{name}" for name in _TASK))
 _TELLING = ("model.name", "size.name", "model.pattern", "model.n_layers", "model.d_model", "optim.name", "optim.lr", "hardware.name")
 _PLAIN = ("model", "size", "model.name", "size.name", "model.pattern", "device")  # their values need no name beside them
 DEVICE = "device"
+_THREADS = re.compile(r", \d+ threads$")
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,20 @@ def best_of(comparison: Comparison, tuned: Collection[str]) -> Comparison:
     if not others:
         return comparison
     values = {column: {point.settings[comparison.columns.index(column)]: None for point in comparison.points} for column in tried}
-    said = "; ".join(f"{column} ({', '.join(sorted(found))})" for column, found in values.items())
+    said = "; ".join(f"{column} ({', '.join(sorted(found, key=_by_size))})" for column, found in values.items())
     note = (
         f"Each point has the best of what was tried of {said}, by its mean; values with which a run failed or gave no number come last. "
         "That favours points with more tries. "
         f"Runs with the other values, {sum(len(point.runs) for point in others)}, are in report.csv and below."
     )
     return replace(comparison, points=kept, notes=(note, *comparison.notes), tuned=tried, passed_over=others)
+
+
+def _by_size(text: str) -> tuple[float, str]:
+    try:
+        return float(text), text
+    except ValueError:
+        return math.inf, text
 
 
 def _data(run: Run) -> tuple[tuple[str, str], ...]:
@@ -133,7 +143,9 @@ def _comparison(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> 
     together: dict[object, list[Run]] = defaultdict(list)
     for run in finished:
         together[_identity(run)].append(run)
-    points = [_point(members, columns) for members in together.values()]
+    varied_in = [column for column in columns if len({_setting(members[0], column) for members in together.values()}) > 1]
+    same = [column for column in columns if column not in varied_in and len(together) > 1]
+    points = [_point(members, columns, same) for members in together.values()]
     sign = -1.0 if quality.better == "more" else 1.0
 
     def rank(point: Point) -> tuple[bool, float]:
@@ -144,9 +156,10 @@ def _comparison(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> 
     return Comparison(_title(finished), quality, columns, tuple(points), tuple(lost), tuple(_notes(points, quality)))
 
 
-def _point(runs: list[Run], columns: Sequence[str]) -> Point:
-    settings = tuple(_setting(runs[0], column) for column in columns)
-    name = _name(columns, settings) or runs[0].setting("model.pattern") or runs[0].setting("model.name") or runs[0].name
+def _point(runs: list[Run], columns: Sequence[str], same: Collection[str]) -> Point:
+    """same: columns in which no point differs, and which no name needs."""
+    first, settings = runs[0], tuple(_setting(runs[0], column) for column in columns)
+    name = _name(columns, settings, same) or first.setting("model.pattern") or first.setting("model.name") or first.name
     return Point(name, settings, tuple(runs))
 
 
@@ -161,7 +174,12 @@ def _name(columns: Sequence[str], settings: Sequence[str], without: Collection[s
 
 def _identity(run: Run) -> frozenset[tuple[str, str]]:
     items = {(key, shown(value)) for key, value in run.config.items() if _has_part(key)}
-    return frozenset(items | {(DEVICE, shown(run.summary.get("device", "")))})
+    return frozenset(items | {(DEVICE, _device(run))})
+
+
+def _device(run: Run) -> str:
+    """Without the number of threads, which changes the speed and not what is learned: seeds of one point may have run with several."""
+    return _THREADS.sub("", shown(run.summary.get("device", "")))
 
 
 def _has_part(key: str) -> bool:
@@ -170,7 +188,7 @@ def _has_part(key: str) -> bool:
 
 
 def _setting(run: Run, column: str) -> str:
-    value = shown(run.summary["device"]) if column == DEVICE and "device" in run.summary else run.setting(column)
+    value = _device(run) if column == DEVICE and "device" in run.summary else run.setting(column)
     return "-" if value is None else value
 
 
@@ -211,8 +229,10 @@ def _notes(points: list[Point], quality: Measure) -> list[str]:
     """What a reader has to know before believing the table."""
     runs = [run for point in points for run in point.runs]
     notes = []
-    if len({run.summary.get("device") for run in runs}) > 1:
+    if len({_device(run) for run in runs}) > 1:
         notes.append("The runs were made on different devices: speed, memory and time of one do not compare with those of another.")
+    elif len({run.summary.get(DEVICE) for run in runs}) > 1:
+        notes.append("The runs had different numbers of threads: their speeds and times do not compare.")
     with_text = [run for run in runs if run.setting("data.source") != "synthetic"]
     if len({tuple(run.setting(f"data.tokenizer.{key}") for key in ("kind", "path", "vocab_size")) for run in with_text}) > 1:
         notes.append("The runs have different tokenizers: bits per byte compare, losses per token and tokens/s do not.")

@@ -101,7 +101,7 @@ def read_folders(folders: list[Path]) -> tuple[list[Run], list[Sweep]]:
     Raises:
         ConfigError: a folder does not exist, or there is no run in any of them.
     """
-    missing = [f"{folder}: no such folder" for folder in folders if not folder.is_dir()]
+    missing = [f"{folder}: {'a file, not a folder' if folder.exists() else 'no such folder'}" for folder in folders if not folder.is_dir()]
     if missing:
         raise ConfigError(missing)
     found = {path.resolve(): path for folder in folders for path in _below(folder)}

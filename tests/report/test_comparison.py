@@ -59,6 +59,23 @@ def test_devices_are_told_apart(tmp_path):
     assert any("different devices" in note for note in one.notes)
 
 
+def test_a_sweep_resumed_with_other_threads_keeps_its_points(tmp_path):
+    for i in range(2):
+        make_run(tmp_path / str(i), seed=i, facts={"device": f"CPU, {1 + i} threads"})
+    (one,) = compared(tmp_path)
+    assert [len(point.runs) for point in one.points] == [2]
+    assert any("numbers of threads" in note for note in one.notes), "the speeds do not compare"
+
+
+def test_what_only_a_failed_run_varies_is_a_column_and_in_no_name(tmp_path):
+    for pattern in "TM":
+        make_run(tmp_path / pattern, pattern=pattern)
+    make_run(tmp_path / "lost", bpb=None, settings={"optim.lr": 1.0}, overrides=["model.pattern=TM", "optim.lr=1.0"])
+    (one,) = compared(tmp_path)
+    assert one.columns == ("model.pattern", "optim.lr")
+    assert sorted(point.name for point in one.points) == ["M", "T"]
+
+
 def test_another_validation_text_is_another_comparison(tmp_path):
     make_run(tmp_path / "0", pattern="T", bpb=1.0)
     make_run(tmp_path / "1", pattern="M", bpb=2.0)

@@ -45,7 +45,7 @@ def test_folders_that_hold_no_run(tmp_path):
     with pytest.raises(ConfigError, match="gone: no such folder"):
         read(tmp_path / "gone", tmp_path / "empty")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="file: no such folder"):
+    with pytest.raises(ConfigError, match="file: a file, not a folder"):
         read(tmp_path / "file")
 
 

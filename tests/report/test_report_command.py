@@ -40,7 +40,7 @@ def test_the_first_folder_takes_the_report(tmp_path):
     ("arguments", "line"),
     [
         (["empty"], "config error: no run in empty: expected folders with config.yaml (python train.py) or job.json"),
-        (["gone", "empty", "file"], "config error: gone: no such folder\nconfig error: file: no such folder"),
+        (["gone", "empty", "file"], "config error: gone: no such folder\nconfig error: file: a file, not a folder"),
         (["runs", "--out", "file"], "config error: file: the report cannot be written there (File exists); name another folder with --out"),
         (
             ["runs", "--out", "file/x"],
