@@ -88,6 +88,12 @@ def quality_label(quality: Measure) -> str:
     return f"{quality.title}, {quality.better} is better"
 
 
+def within_shares(axis: Axes, quality: Measure) -> None:
+    """Deviations of a share may reach beyond 1, which no share does."""
+    if quality.unit == "share":
+        axis.set_ylim(top=min(axis.get_ylim()[1], 1.02))
+
+
 def colour(index: int) -> str:
     return COLOURS[index] if index < len(COLOURS) else GREY
 

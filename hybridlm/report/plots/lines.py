@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hybridlm.report.comparison import Comparison, Point
 from hybridlm.report.measures import Measure
 from hybridlm.report.plots.curves import Mark, curve, metric_drawn
-from hybridlm.report.plots.drawing import legend, line, new_figure, point_legend, quality_label, to_svg
+from hybridlm.report.plots.drawing import legend, line, new_figure, point_legend, quality_label, to_svg, within_shares
 from hybridlm.report.spread import Spread, spread
 from hybridlm.report.table import scale
 
@@ -40,8 +40,8 @@ def learning(comparison: Comparison) -> str | None:
             axis.set_xlim(left=0)
             if comparison.quality.better == "less" or metric != comparison.quality.key:
                 axis.set_ylim(*_interesting(curves))
-            elif comparison.quality.unit == "share":
-                axis.set_ylim(top=min(axis.get_ylim()[1], 1.02))  # a band of deviations may reach further, shares do not
+            else:
+                within_shares(axis, comparison.quality)
         axes[1].sharey(axes[0])
         point_legend(figure, comparison)
         return to_svg(figure)
@@ -78,6 +78,7 @@ def by_setting(comparison: Comparison, column: str) -> str:
             axis.set_xscale("log")
         _ticks(axis, values_drawn)
         axis.set(xlabel=column, ylabel=quality_label(comparison.quality))
+        within_shares(axis, comparison.quality)
         if any(lines):  # a single line of which nothing else was varied has no name
             legend(figure, list(lines))
         return to_svg(figure)
