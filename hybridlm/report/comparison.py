@@ -15,7 +15,17 @@ from hybridlm.report.reading import Run, shown
 from hybridlm.report.spread import Spread, spread
 
 # Settings without a part in what a run comes to, beside the seed, over which means are taken.
-_NO_PART = ("seed", "ckpt", "logger.", "data.out", "trainer.headless", "trainer.time_limit", "trainer.requeue", "callbacks.samples.")
+_NO_PART = (
+    "seed",
+    "ckpt",
+    "sweep.matched",
+    "logger.",
+    "data.out",
+    "trainer.headless",
+    "trainer.time_limit",
+    "trainer.requeue",
+    "callbacks.samples.",
+)
 # Settings of ``data`` that do not change which text, or which task, a run is validated on.
 _NOT_TEXT = ("seq_len", "val_seq_len", "global_batch", "batch_size", "packing", "isolate", "out", "shard_mb", "prepare_workers", "workers")
 # Settings that make the held-out examples of a generated task, on which val/accuracy is measured; the others are of training or not read.
@@ -197,6 +207,7 @@ def _columns(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> tup
     everyone = finished + lost
     given = dict.fromkeys([*varied, *(key_of(line) for run in everyone for line in run.overrides)])
     asked = [key for key in given if _has_part(key) and len({run.setting(key) for run in everyone} - {None}) > 1]
+    asked = [key for key in asked if not any(_matched(run, key) for run in everyone)]
     keys = dict.fromkeys(key for run in finished for key in run.config if _has_part(key))
     telling = sorted(keys, key=lambda key: _TELLING.index(key) if key in _TELLING else len(_TELLING))
     points = {_identity(run): run for run in finished}
@@ -208,6 +219,11 @@ def _columns(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> tup
         if (more := _told_apart(points.values(), [*chosen, key])) > told:
             chosen, told = [*chosen, key], more
     return tuple(chosen)
+
+
+def _matched(run: Run, key: str) -> bool:
+    """Whether ``sweep.match`` set the field, which then follows from the others."""
+    return f"{key} " in (run.setting("sweep.matched") or "")
 
 
 def _told_apart(runs: Iterable[Run], columns: Sequence[str]) -> int:

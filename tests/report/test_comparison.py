@@ -67,6 +67,19 @@ def test_a_sweep_resumed_with_other_threads_keeps_its_points(tmp_path):
     assert any("numbers of threads" in note for note in one.notes), "the speeds do not compare"
 
 
+def test_widths_that_matching_set_are_no_columns(tmp_path):
+    """They follow from the pattern, which the user varied."""
+    for pattern, width in (("T", 512), ("M", 336), ("MT", 432)):
+        matched = (
+            f"model.mlp.d_ff 512 -> {width}: 1,440,000 parameters, pattern T 1,444,224, -0.29%" if width < 512 else "nothing to change"
+        )
+        settings = {"sweep.match": "params", "sweep.matched": matched, "model.mlp.d_ff": width if width < 512 else None}
+        make_run(tmp_path / pattern, pattern=pattern, settings=settings, overrides=[f"model.pattern={pattern}", f"model.mlp.d_ff={width}"])
+    (one,) = compared(tmp_path)
+    assert one.columns == ("model.pattern",)
+    assert len(one.points) == 3
+
+
 def test_what_only_a_failed_run_varies_is_a_column_and_in_no_name(tmp_path):
     for pattern in "TM":
         make_run(tmp_path / pattern, pattern=pattern)
