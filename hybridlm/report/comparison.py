@@ -73,8 +73,10 @@ class Comparison:
         return tuple(_setting(run, column) for column in self.columns)
 
     def name_of(self, settings: Sequence[str], without: Collection[str] = ()) -> str:
-        """A point's settings in a line, but for the columns ``without``."""
-        return _name(self.columns, settings, without)
+        """A point's settings in a line, but for the columns ``without`` and those in which no point differs."""
+        every = [point.settings for point in (*self.points, *self.passed_over)]
+        same = [column for place, column in enumerate(self.columns) if len({one[place] for one in every}) == 1]
+        return _name(self.columns, settings, {*without, *same})
 
     def ranked(self) -> list[tuple[Point, Spread]]:
         """The points whose quality is a number, best first."""
@@ -218,7 +220,7 @@ def _columns(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> tup
             break
         if (more := _told_apart(points.values(), [*chosen, key])) > told:
             chosen, told = [*chosen, key], more
-    return tuple(chosen)
+    return tuple(sorted(chosen, key=lambda key: key not in _PLAIN))  # what a model is comes before its settings
 
 
 def _matched(run: Run, key: str) -> bool:

@@ -87,6 +87,7 @@ def test_what_only_a_failed_run_varies_is_a_column_and_in_no_name(tmp_path):
     (one,) = compared(tmp_path)
     assert one.columns == ("model.pattern", "optim.lr")
     assert sorted(point.name for point in one.points) == ["M", "T"]
+    assert one.name_of(one.points[0].settings) == one.points[0].name
 
 
 def test_another_validation_text_is_another_comparison(tmp_path):
