@@ -129,6 +129,14 @@ def test_workers_end_with_the_process_however_it_ends(sources, tmp_path, end):
     assert errors.count("Traceback") == (0 if end == "SIGKILL" else 1)  # the trainer's own, none of the workers'
 
 
+@pytest.mark.skipif(os.name != "posix", reason="parents of processes")
+@pytest.mark.parametrize(("trainer", "printed"), [("os.getppid()", "began\n"), ("os.getpid()", ""), ("None", "began\n")])
+def test_a_worker_whose_trainer_has_gone_before_it_began_ends(trainer, printed):
+    code = f"import os; from hybridlm.data.windows.workers import _begin; _begin({trainer}, 0); print('began')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == (printed, "")
+
+
 def alive(pid):
     """Whether a process runs; one that has ended and that nobody has asked about does not."""
     try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from typing import Generic, TypeVar
 
@@ -24,13 +27,14 @@ class Ahead(Generic[_T]):
     def __init__(self, make: Callable[[int], _T], first: int, workers: int, context: str | None) -> None:
         """make: can be sent to another process where ``context`` is "spawn"; context: how processes start, None: as the system likes."""
         self.next = first  # the index of what ``take`` returns next
+        served = (context or multiprocessing.get_start_method()) == "forkserver"  # then the workers are not this process's children
         loader = DataLoader(
             _Made(make),
             batch_size=None,
             sampler=_From(first),
             num_workers=workers,
             prefetch_factor=_PREFETCH,
-            worker_init_fn=_own_signals,
+            worker_init_fn=partial(_begin, None if served else os.getpid()),
             multiprocessing_context=context,
             generator=torch.Generator(),  # else it draws from the global one, and a run with workers is another run
         )
@@ -65,10 +69,15 @@ class _From(Sampler[int]):
         return count(self._first)
 
 
-def _own_signals(worker: int) -> None:
+def _begin(trainer: int | None, worker: int) -> None:
     """A worker ends when the trainer ends it or has gone, and runs none of the handlers that it inherits. Ctrl-C and a scheduler's notice
-    reach the whole group of processes: they are the trainer's to act upon."""
+    reach the whole group of processes: they are the trainer's to act upon.
+
+    trainer: the process that this one has to be a child of; None where that is another.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):  # Windows has only the first
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if trainer is not None and os.getppid() != trainer:
+        os._exit(0)  # it has gone already: torch, which looks for another parent than the first it sees, would wait for ever
