@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from hybridlm.checksum import damage, has_line
 from hybridlm.config.load import validate_model
 from hybridlm.config.section import ConfigError
 from hybridlm.data.tokenizer import Tokenizer
-from hybridlm.durable import replaced
 from hybridlm.hardware.device import CPU
 from hybridlm.model.build import build_model
 from hybridlm.run_folder import RunFolder, find_run
+from hybridlm.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from hybridlm.config.model import ModelConfig
@@ -84,40 +78,14 @@ def export_weights(checkpoint: Path, target: Path) -> None:
     """
     content = read_checkpoint(checkpoint)
     weights = {key.removeprefix(PREFIX): tensor.contiguous() for key, tensor in content["state_dict"].items() if key.startswith(PREFIX)}
-    ours = json.dumps({**content[KEY], "step": int(content["global_step"])})
-    try:
-        with replaced(target) as partial:
-            save_file(weights, partial, {KEY: ours, "sha256": digest(ours, weights)})
-    except SafetensorError as error:
-        raise OSError(str(error)) from None
+    write_sealed(target, KEY, {**content[KEY], "step": int(content["global_step"])}, weights)
 
 
 def read_weights(path: Path) -> dict[str, Any]:
     """A file of ``export_weights`` in the form of a checkpoint: ``state_dict``, ``global_step`` and our part. ConfigError: damaged, or none
     of ours."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: cannot be read as safetensors ({str(error).splitlines()[0][:120]})") from None
-    if KEY not in metadata:
-        raise ConfigError(f"{path}: weights, but not of hybridlm (its metadata has no '{KEY}')")
-    if metadata.get("sha256") != digest(metadata[KEY], weights):
-        raise ConfigError(f"{path}: its bytes do not match their checksum")
-    ours = json.loads(metadata[KEY])
-    if ours["format_version"] != FORMAT_VERSION:
-        raise ConfigError(f"{path}: format version {ours['format_version']}, this program reads {FORMAT_VERSION}")
+    ours, weights = read_sealed(path, KEY, FORMAT_VERSION, "weights of hybridlm")
     return {"state_dict": {PREFIX + name: tensor for name, tensor in weights.items()}, "global_step": ours.pop("step"), KEY: ours}
-
-
-def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) over a text and every byte of named tensors."""
-    sha = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return sha.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from hybridlm.checkpoint import digest
 from hybridlm.config.section import ConfigError
-from hybridlm.durable import replaced
 from hybridlm.generate.engine import State
+from hybridlm.sealed import digest, read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from hybridlm.model.lm import HybridLM
@@ -51,12 +48,10 @@ def save_state(path: Path, state: State, model: HybridLM, note: str = "") -> Non
         "room": state.room,
         "note": note,
     }
-    text = json.dumps(facts)
     try:
-        with replaced(path) as partial:
-            save_file(tensors, partial, {KEY: text, "sha256": digest(text, tensors)})
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: the state cannot be written ({_reason(error)})") from None
+        write_sealed(path, KEY, facts, tensors)
+    except OSError as error:
+        raise ConfigError(f"{path}: the state cannot be written ({str(error).splitlines()[0][:120]})") from None
 
 
 def _grows(state: State, name: str) -> bool:
@@ -94,21 +89,4 @@ def load_state(path: Path, model: HybridLM) -> tuple[State, str]:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; expected a state that generate --save-state or /save of chat wrote")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: damaged, or not a state ({_reason(error)})") from None
-    if KEY not in metadata:
-        raise ConfigError(f"{path}: not a state (its metadata has no '{KEY}')")
-    if metadata.get("sha256") != digest(metadata[KEY], tensors):
-        raise ConfigError(f"{path}: damaged: its bytes do not match their checksum")
-    facts = json.loads(metadata[KEY])
-    if facts["format_version"] != FORMAT_VERSION:
-        raise ConfigError(f"{path}: format version {facts['format_version']}, this program reads {FORMAT_VERSION}")
-    return facts, tensors
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0][:120]
+    return read_sealed(path, KEY, FORMAT_VERSION, "a state")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from hybridlm.command_line import key_of
 from hybridlm.report.measures import QUALITIES, Measure
-from hybridlm.report.reading import Run, shown
+from hybridlm.report.reading import Run, shown, written_number
 from hybridlm.report.spread import Spread, spread
 
 # Settings without a part in what a run comes to, beside the seed, over which means are taken.
@@ -74,8 +73,7 @@ class Comparison:
 
     def name_of(self, settings: Sequence[str], without: Collection[str] = ()) -> str:
         """A point's settings in a line, but for the columns ``without`` and those in which no point differs."""
-        every = [point.settings for point in (*self.points, *self.passed_over)]
-        same = [column for place, column in enumerate(self.columns) if len({one[place] for one in every}) == 1]
+        same = _same(self.columns, [point.settings for point in (*self.points, *self.passed_over)])
         return _name(self.columns, settings, {*without, *same})
 
     def ranked(self) -> list[tuple[Point, Spread]]:
@@ -128,11 +126,9 @@ def best_of(comparison: Comparison, tuned: Collection[str]) -> Comparison:
     return replace(comparison, points=kept, notes=(note, *comparison.notes), tuned=tried, passed_over=others)
 
 
-def _by_size(text: str) -> tuple[float, str]:
-    try:
-        return float(text), text
-    except ValueError:
-        return math.inf, text
+def _by_size(text: str) -> tuple[bool, float, str]:
+    value = written_number(text)
+    return value is None, value or 0.0, text
 
 
 def _data(run: Run) -> tuple[tuple[str, str], ...]:
@@ -155,9 +151,9 @@ def _comparison(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> 
     together: dict[object, list[Run]] = defaultdict(list)
     for run in finished:
         together[_identity(run)].append(run)
-    varied_in = [column for column in columns if len({_setting(members[0], column) for members in together.values()}) > 1]
-    same = [column for column in columns if column not in varied_in and len(together) > 1]
-    points = [_point(members, columns, same) for members in together.values()]
+    settings = {identity: tuple(_setting(runs[0], column) for column in columns) for identity, runs in together.items()}
+    same = _same(columns, list(settings.values()))
+    points = [_point(runs, columns, settings[identity], same) for identity, runs in together.items()]
     sign = -1.0 if quality.better == "more" else 1.0
 
     def rank(point: Point) -> tuple[bool, float]:
@@ -168,11 +164,17 @@ def _comparison(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> 
     return Comparison(_title(finished), quality, columns, tuple(points), tuple(lost), tuple(_notes(points, quality)))
 
 
-def _point(runs: list[Run], columns: Sequence[str], same: Collection[str]) -> Point:
-    """same: columns in which no point differs, and which no name needs."""
-    first, settings = runs[0], tuple(_setting(runs[0], column) for column in columns)
+def _point(runs: list[Run], columns: Sequence[str], settings: tuple[str, ...], same: Collection[str]) -> Point:
+    first = runs[0]
     name = _name(columns, settings, same) or first.setting("model.pattern") or first.setting("model.name") or first.name
     return Point(name, settings, tuple(runs))
+
+
+def _same(columns: Sequence[str], points: Sequence[tuple[str, ...]]) -> list[str]:
+    """The columns in which several points do not differ, and which no name needs."""
+    if len(points) < 2:
+        return []
+    return [column for column, values in zip(columns, zip(*points, strict=True), strict=True) if len(set(values)) == 1]
 
 
 def _name(columns: Sequence[str], settings: Sequence[str], without: Collection[str] = ()) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -84,6 +85,15 @@ class Sweep:
 def number(value: object) -> float | None:
     """A number, also one that is not finite; None for all else."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def written_number(text: str) -> float | None:
+    """The finite number that a text is; None where it is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def first_number(*values: object) -> float | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hybridlm.report.comparison import Comparison, Point
 from hybridlm.report.measures import COSTS, EXACT, QUALITIES, Measure
-from hybridlm.report.reading import Run
+from hybridlm.report.reading import Run, written_number
 from hybridlm.report.repeat import command_of
 from hybridlm.report.spread import Difference
 from hybridlm.report.verdict import differences, quality_text
@@ -149,11 +149,8 @@ def _lost_names(comparison: Comparison, run: Run) -> list[Cell]:
 
 
 def _sortable(text: str) -> Cell:
-    try:
-        value = float(text)
-    except ValueError:
-        return Cell(text, text)
-    return Cell(text, value if math.isfinite(value) else text)
+    value = written_number(text)
+    return Cell(text, text if value is None else value)
 
 
 def _what_became(run: Run) -> str:

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_models import every_pattern, small_config, small_model
 
-from hybridlm.checkpoint import digest
 from hybridlm.config.section import ConfigError
 from hybridlm.generate.engine import Engine
 from hybridlm.generate.sampling import Sampling
 from hybridlm.generate.state_file import KEY, load_state, save_state
+from hybridlm.sealed import digest
 
 PROMPT = [1, 5, 9, 2, 2, 7]
 

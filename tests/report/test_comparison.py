@@ -232,3 +232,10 @@ def test_the_best_value_is_not_the_one_that_diverged_in_other_seeds(tmp_path, lo
     (all_of_them,) = compared(tmp_path)
     assert [point.name for point in all_of_them.points] == ["lr=0.1", "lr=0.01"]
     assert [point.name for point in best_of(all_of_them, ["optim.lr"]).points] == ["lr=0.01"]
+
+
+def test_failed_runs_alone_have_columns_and_no_points(tmp_path):
+    for i, pattern in enumerate("TM"):
+        make_job(tmp_path / str(i), i, "failed", error="x", overrides=[f"model.pattern={pattern}"])
+    (one,) = compared(tmp_path, ["model.pattern"])
+    assert (one.points, len(one.lost)) == ((), 2)

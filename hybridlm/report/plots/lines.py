@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from hybridlm.report.comparison import Comparison, Point
 from hybridlm.report.measures import Measure
 from hybridlm.report.plots.curves import Mark, curve, metric_drawn
 from hybridlm.report.plots.drawing import legend, line, new_figure, point_legend, quality_label, to_svg, within_shares
+from hybridlm.report.reading import written_number
 from hybridlm.report.spread import Spread, spread
 from hybridlm.report.table import scale
 
@@ -88,7 +88,7 @@ def numeric_settings(comparison: Comparison) -> list[str]:
     """Columns worth a plot: numbers, three or more of them, of which some line has two or more."""
     ranked, found = [point for point, _ in comparison.ranked()], []
     for place, column in enumerate(comparison.columns):
-        values = [_number(point.settings[place]) for point in ranked]
+        values = [written_number(point.settings[place]) for point in ranked]
         others = Counter(comparison.name_of(point.settings, (column, *comparison.tuned)) for point in ranked)
         if column not in comparison.tuned and None not in values and len(set(values)) > 2 and max(others.values()) > 1:
             found.append(column)
@@ -113,14 +113,6 @@ def _ticks(axis: Axes, places: Sequence[float]) -> None:
         axis.set_xticks(places)
         axis.minorticks_off()
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def _curve(axis: Axes, index: int, marks: Sequence[Mark], places: Sequence[float]) -> None:

@@ -1,0 +1,57 @@
+"""Safetensors files whose metadata holds facts of ours and a checksum over everything: weights, states. No code runs when one is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hybridlm.config.section import ConfigError
+from hybridlm.durable import replaced
+
+
+def write_sealed(path: Path, key: str, facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+    """A crash leaves the old file or the new one. key: where the facts, as JSON, stand in the metadata. OSError: it cannot be written."""
+    text = json.dumps(facts)
+    try:
+        with replaced(path) as partial:
+            save_file(tensors, partial, {key: text, "sha256": digest(text, tensors)})
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+
+
+def read_sealed(path: Path, key: str, version: int, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The facts and the tensors of ``write_sealed``. what: what the file should hold, in words.
+
+    ConfigError: damaged, none of ours, or its ``format_version`` is another than ``version``.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path}: damaged, or not {what} ({str(error).splitlines()[0][:120]})") from None
+    if key not in metadata:
+        raise ConfigError(f"{path}: not {what} (its metadata has no '{key}')")
+    if metadata.get("sha256") != digest(metadata[key], tensors):
+        raise ConfigError(f"{path}: damaged: its bytes do not match their checksum")
+    facts: dict[str, Any] = json.loads(metadata[key])
+    if facts["format_version"] != version:
+        raise ConfigError(f"{path}: format version {facts['format_version']}, this program reads {version}")
+    return facts, tensors
+
+
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over a text and every byte of named tensors."""
+    sha = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
