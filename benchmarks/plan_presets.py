@@ -12,8 +12,8 @@ from __future__ import annotations
 from harness.report import run, table
 
 from hybridlm.compose import compose_config
-from hybridlm.config.section import ConfigError
 from hybridlm.config_files import groups
+from hybridlm.errors import UserError
 from hybridlm.memory.plan import Plan, plan_run
 
 CONTEXT = 1024
@@ -50,7 +50,7 @@ def presets(_: int) -> list[str]:
         for name in profiles:
             try:
                 plans.append(plan_run(compose_config([f"model={preset}", f"size={size}", f"data.seq_len={CONTEXT}", f"hardware={name}"])))
-            except ConfigError as error:  # a preset whose precision the card has not
+            except UserError as error:  # a preset whose precision the card has not
                 plans.append(error.problems[0])
         cells = [plan if isinstance(plan, str) else cell(plan) for plan in plans]
         known = next(plan for plan in plans if isinstance(plan, Plan))

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hybridlm.checksum import damage, has_line
 from hybridlm.config.load import validate_model
-from hybridlm.config.section import ConfigError
 from hybridlm.data.tokenizer import Tokenizer
+from hybridlm.errors import UserError
+from hybridlm.files.checksum import damage, has_line
+from hybridlm.files.sealed import read_sealed, write_sealed
 from hybridlm.hardware.device import CPU
 from hybridlm.model.build import build_model
 from hybridlm.run_folder import RunFolder, find_run
-from hybridlm.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from hybridlm.config.model import ModelConfig
@@ -46,20 +46,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     problem = damage(path)
     if problem is not None and _has_checksum(path):  # ours, once: what its bytes say now means nothing
-        raise ConfigError(f"{path}: {problem}")
+        raise UserError(f"{path}: {problem}")
     try:
         content = torch.load(path, map_location=CPU, weights_only=True, mmap=True)
     except pickle.UnpicklingError:
-        raise ConfigError(f"{path}: refused, the file holds more than tensors and plain values (loading it could run code)") from None
+        raise UserError(f"{path}: refused, the file holds more than tensors and plain values (loading it could run code)") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ConfigError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0][:120]})") from None
+        raise UserError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0][:120]})") from None
     ours = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(ours, dict):
-        raise ConfigError(f"{path}: a checkpoint, but not one of hybridlm's (it has no '{KEY}' entry)")
+        raise UserError(f"{path}: a checkpoint, but not one of hybridlm's (it has no '{KEY}' entry)")
     if ours.get("format_version") != FORMAT_VERSION:
-        raise ConfigError(f"{path}: format version {ours.get('format_version')}, this program reads {FORMAT_VERSION}")
+        raise UserError(f"{path}: format version {ours.get('format_version')}, this program reads {FORMAT_VERSION}")
     if problem is not None:
-        raise ConfigError(f"{path}: {problem}")
+        raise UserError(f"{path}: {problem}")
     return content
 
 
@@ -110,15 +110,15 @@ def load_run(name: str, device: torch.device, *, ema: bool = False) -> LoadedRun
     ours = content[KEY]
     tokenizer = Tokenizer.load(folder.tokenizer)
     if tokenizer.fingerprint != ours["tokenizer"]:
-        raise ConfigError(f"{folder.tokenizer}: not the tokenizer that {path} was trained with")
+        raise UserError(f"{folder.tokenizer}: not the tokenizer that {path} was trained with")
     model = build_model(validate_model(ours["model"]), ours["vocab_size"])
     weights = {key.removeprefix(PREFIX): tensor for key, tensor in content["state_dict"].items() if key.startswith(PREFIX)}
     if ema and EMA_KEY not in content:
-        raise ConfigError(f"{path}: holds no running average of the weights; train with callbacks=ema")
+        raise UserError(f"{path}: holds no running average of the weights; train with callbacks=ema")
     if ema:
         weights |= content[EMA_KEY]
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise ConfigError(f"{path}: its weights do not fit its own model section ({str(error).splitlines()[-1].strip()[:160]})") from None
+        raise UserError(f"{path}: its weights do not fit its own model section ({str(error).splitlines()[-1].strip()[:160]})") from None
     return LoadedRun(model.to(device).eval(), tokenizer, folder, path, int(content["global_step"]))

@@ -22,8 +22,8 @@ from hybridlm.config.constraints import overridden_sections, unused_section_warn
 from hybridlm.config.load import load_config
 from hybridlm.config.resolve import layer_note
 from hybridlm.config.run import RunConfig
-from hybridlm.config.section import ConfigError, RunFailed
 from hybridlm.config_files import ROOT_VARIABLE, groups, no_such_option, root
+from hybridlm.errors import ConfigError, RunFailed, UserError
 from hybridlm.launcher import folder_overrides, is_first_rank, launch, refuse_sweep
 from hybridlm.resume import after_requeue, plan_resume, quoted, refuse_other_model
 from hybridlm.run_folder import RunFolder
@@ -66,9 +66,9 @@ def _main(line: CommandLine, verb: tuple[str, ...]) -> None:
         line = _checked(line)
         line = CommandLine(line.flags, (*line.overrides, *folder_overrides(launched, line.overrides)))
     elif line.has("--cfg", "-c"):
-        raise ConfigError("--cfg shows one configuration; leave -m away")
+        raise UserError("--cfg shows one configuration; leave -m away")
     elif value_of(line.overrides, "ckpt") not in (None, "null"):
-        raise ConfigError("ckpt: a sweep cannot resume; resume one of its runs with ckpt=PATH and without -m")
+        raise UserError("ckpt: a sweep cannot resume; resume one of its runs with ckpt=PATH and without -m")
     else:
         refuse_sweep(launched, line.overrides)
         _warn_of_sweep(line)
@@ -95,7 +95,7 @@ def _checked(line: CommandLine) -> CommandLine:
 def _config_dir(line: CommandLine) -> str | None:
     folder = line.value("--config-dir", "-cd")
     if folder is not None and not Path(folder).is_dir():
-        raise ConfigError(f"--config-dir {folder}: no such folder")
+        raise UserError(f"--config-dir {folder}: no such folder")
     return folder
 
 
@@ -185,7 +185,7 @@ def _run_hydra(line: CommandLine, verb: tuple[str, ...]) -> None:
     """Hand over to Hydra, with its errors as exceptions and its own command line in place of ours."""
     import hydra
 
-    refused: list[ConfigError | RunFailed] = []
+    refused: list[UserError | RunFailed] = []
     crashed: list[Exception] = []
     entry = hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name="config")(_task(verb, refused, crashed))
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
@@ -194,7 +194,7 @@ def _run_hydra(line: CommandLine, verb: tuple[str, ...]) -> None:
     try:
         with _hydra_errors(line):
             entry()
-    except ConfigError as error:
+    except UserError as error:
         if error.__cause__ in crashed:  # an error of that sort inside training is a fault of ours, not of the input
             raise error.__cause__ from None
         raise
@@ -208,7 +208,7 @@ def _run_hydra(line: CommandLine, verb: tuple[str, ...]) -> None:
         raise refused[0]
 
 
-def _task(verb: tuple[str, ...], refused: list[ConfigError | RunFailed], crashed: list[Exception]) -> Callable[[DictConfig], object]:
+def _task(verb: tuple[str, ...], refused: list[UserError | RunFailed], crashed: list[Exception]) -> Callable[[DictConfig], object]:
     """One job of Hydra. A single run leaves the user's errors in ``refused``: raised, Hydra would print a line of its own first."""
 
     def train(config: DictConfig) -> object:
@@ -218,7 +218,7 @@ def _task(verb: tuple[str, ...], refused: list[ConfigError | RunFailed], crashed
         sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             return _job(config, verb, sweep)
-        except (ConfigError, RunFailed) as error:
+        except (UserError, RunFailed) as error:
             if sweep:
                 log.error(told(error))
                 raise

@@ -15,7 +15,7 @@ from hybridlm.config.kernels import AUTO, KINDS, KernelsConfig
 from hybridlm.config.kernels import TORCH as NEVER
 from hybridlm.config.layers import LayerSpec, Mamba1Spec, Mamba2Spec, Mamba3Spec
 from hybridlm.config.resolve import resolve_layers
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError
 from hybridlm.hardware.device import CUDA, DeviceFacts, cpu_facts
 from hybridlm.hardware.profiles import planned_device
 from hybridlm.ops.kernels import rules

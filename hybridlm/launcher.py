@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hybridlm.command_line import value_of
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError, UserError
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def launch() -> Launch | None:
     else:
         return None
     if local * nodes != world:
-        raise ConfigError(f"{name} started {world} processes on {nodes} nodes: legal is the same number on every node")
+        raise UserError(f"{name} started {world} processes on {nodes} nodes: legal is the same number on every node")
     return Launch(name, local, nodes, rank, key) if world > 1 else None
 
 
@@ -73,7 +73,7 @@ def folder_overrides(launched: Launch | None, given: Sequence[str]) -> list[str]
 def refuse_sweep(launched: Launch | None, given: Sequence[str]) -> None:
     """ConfigError: a sweep that cannot be run from here. given: its overrides."""
     if launched is not None:
-        raise ConfigError(f"-m: each process of {launched.name} would run the whole sweep; trainer.devices=n starts n in each job")
+        raise UserError(f"-m: each process of {launched.name} would run the whole sweep; trainer.devices=n starts n in each job")
     hydra = value_of(given, "hydra/launcher") or ""
     if "slurm" in hydra and shutil.which("srun") is None:
         raise ConfigError(f"hydra/launcher={hydra}: there is no srun on this machine; start the sweep from a cluster's login node")

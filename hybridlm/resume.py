@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridlm.checksum import damage
 from hybridlm.command_line import key_of, merged, value_of
 from hybridlm.config.load import from_yaml
 from hybridlm.config.problems import show
 from hybridlm.config.run import RunConfig
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
+from hybridlm.files.checksum import damage
 from hybridlm.run_folder import RunFolder, find_run, newest_run, run_of
 
 
@@ -47,9 +47,9 @@ def plan_resume(overrides: Sequence[str]) -> Resume | None:
     else:
         folder, checkpoint = find_run(ckpt)
         if problem := damage(checkpoint):
-            raise ConfigError(f"ckpt = {ckpt}: {problem}; ckpt=last takes the newest checkpoint that is whole")
+            raise UserError(f"ckpt = {ckpt}: {problem}; ckpt=last takes the newest checkpoint that is whole")
         if named and Path(named).absolute().resolve() != folder.path.resolve():
-            raise ConfigError(f"ckpt={ckpt} lies in {folder.path}, but hydra.run.dir={named}; a run is resumed in its own folder")
+            raise UserError(f"ckpt={ckpt} lies in {folder.path}, but hydra.run.dir={named}; a run is resumed in its own folder")
     kept = [line for line in overrides if key_of(line) not in ("ckpt", "hydra.run.dir")]
     own = [f"++ckpt={quoted(checkpoint)}", f"hydra.run.dir={quoted(folder.path)}"]
     return Resume(folder, checkpoint, (*merged(folder.overrides(), kept), *own))
@@ -75,8 +75,8 @@ def refuse_other_model(folder: RunFolder, config: RunConfig) -> None:
     """Raise ConfigError with each field of the model section that differs from the run's config.yaml, old -> new."""
     try:
         old = from_yaml(folder.config.read_text(encoding="utf-8"))
-    except ConfigError as error:
-        raise ConfigError([f"{folder.config}: {problem}" for problem in error.problems]) from error
+    except UserError as error:
+        raise UserError([f"{folder.config}: {problem}" for problem in error.problems]) from error
     before, after = dict(_leaves(old.model.model_dump(), "model")), dict(_leaves(config.model.model_dump(), "model"))
     changes = [
         f"{path}: {show(before.get(path))} -> {show(after.get(path))}"
@@ -84,7 +84,7 @@ def refuse_other_model(folder: RunFolder, config: RunConfig) -> None:
         if before.get(path) != after.get(path)
     ]
     if changes:
-        raise ConfigError(f"{folder.path} cannot go on with another architecture; {', '.join(changes)}; start a new run without ckpt")
+        raise UserError(f"{folder.path} cannot go on with another architecture; {', '.join(changes)}; start a new run without ckpt")
 
 
 def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:

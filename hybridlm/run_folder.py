@@ -10,10 +10,10 @@ from pathlib import Path
 
 import yaml
 
-from hybridlm.checksum import damage
 from hybridlm.command_line import key_of
-from hybridlm.config.section import ConfigError
-from hybridlm.durable import remove_partials, replaced
+from hybridlm.errors import UserError
+from hybridlm.files.checksum import damage
+from hybridlm.files.durable import remove_partials, replaced
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"(step|best)-(\d+)\.ckpt")
@@ -118,9 +118,9 @@ class RunFolder:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(config_text)
 
-    def taken(self) -> ConfigError:
+    def taken(self) -> UserError:
         """The error of a new run that is sent to this folder."""
-        return ConfigError(f"{self.path} holds a run already: resume it with ckpt=auto, or name another folder (hydra.run.dir=...)")
+        return UserError(f"{self.path} holds a run already: resume it with ckpt=auto, or name another folder (hydra.run.dir=...)")
 
     def rewrite_config(self, config_text: str) -> None:
         """Replace config.yaml of a run that is resumed with new settings; a crash leaves the old file or the new one."""
@@ -148,7 +148,7 @@ class RunFolder:
         """
         found = self.step_checkpoints()
         if not found:
-            raise ConfigError(f"{self.path} has no checkpoint yet: expected {self.checkpoints / 'step-*.ckpt'}")
+            raise UserError(f"{self.path} has no checkpoint yet: expected {self.checkpoints / 'step-*.ckpt'}")
         problems: dict[Path, str] = {}
         for path in found:
             problem = damage(path)
@@ -157,7 +157,7 @@ class RunFolder:
                     log.warning(f"{damaged}: {what}; using {path.name} instead")
                 return path
             problems[path] = problem
-        raise ConfigError(
+        raise UserError(
             f"{self.checkpoints}: no checkpoint can be trusted ({'; '.join(f'{path.name}: {what}' for path, what in problems.items())})"
         )
 
@@ -186,7 +186,7 @@ class RunFolder:
         except FileNotFoundError:
             return []
         except yaml.YAMLError as error:
-            raise ConfigError(f"{self.recorded_overrides} is not YAML: {' '.join(str(error).split())}") from error
+            raise UserError(f"{self.recorded_overrides} is not YAML: {' '.join(str(error).split())}") from error
         lines = [str(line) for line in recorded] if isinstance(recorded, list) else []
         return [line for line in lines if not re.match(r"(ckpt|hydra)(\W|$)", key_of(line))]
 
@@ -222,17 +222,17 @@ def find_run(name: str, root: Path | None = None) -> tuple[RunFolder, Path]:
     if name == "last":
         folder = newest_run(root)
         if folder is None:
-            raise ConfigError(f"last: no run under {root / 'outputs'} or {root / 'multirun'}; start one with python train.py")
+            raise UserError(f"last: no run under {root / 'outputs'} or {root / 'multirun'}; start one with python train.py")
         return folder, folder.newest_checkpoint()
     path = (root / Path(name).expanduser()).absolute()
     if path.is_dir():
         folder = run_of(path)
         return folder, folder.newest_checkpoint()
     if not path.exists():
-        raise ConfigError(f"{name}: does not exist; expected `last`, a run folder, or a checkpoint in one")
+        raise UserError(f"{name}: does not exist; expected `last`, a run folder, or a checkpoint in one")
     folder = RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
     if not folder.is_run():
-        raise ConfigError(f"{name}: lies in no run folder; expected RUN/checkpoints/step-00000200.ckpt with RUN/config.yaml")
+        raise UserError(f"{name}: lies in no run folder; expected RUN/checkpoints/step-00000200.ckpt with RUN/config.yaml")
     return folder, path
 
 
@@ -240,5 +240,5 @@ def run_of(path: Path) -> RunFolder:
     """The run folder ``path``. Raises ConfigError where it is none."""
     folder = RunFolder(path)
     if not folder.is_run():
-        raise ConfigError(f"{path}: not a run folder; expected config.yaml and checkpoints/ in it")
+        raise UserError(f"{path}: not a run folder; expected config.yaml and checkpoints/ in it")
     return folder

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hybridlm.config.section import ConfigError, RunFailed
+from hybridlm.errors import RunFailed, UserError, printable
 
 EXIT_CODE = 2
 TRACEBACK_VARIABLE = "HYBRIDLM_TRACEBACK"
@@ -15,14 +15,14 @@ TRACEBACK_VARIABLE = "HYBRIDLM_TRACEBACK"
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """End the process with code 2 and one line per problem where the block raises ConfigError, with code 1 and a line where it raises
+    """End the process with code 2 and one line per problem where the block raises UserError, with code 1 and a line where it raises
     RunFailed. Where the reader of standard output has closed it (``| head``) nothing is left to do: code 0. Everything else passes.
 
     With HYBRIDLM_TRACEBACK=1 the traceback stands before the lines.
     """
     try:
         yield
-    except (ConfigError, RunFailed) as error:
+    except (UserError, RunFailed) as error:
         if os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
             import traceback
 
@@ -34,6 +34,7 @@ def reported() -> Iterator[None]:
         sys.exit(0)
 
 
-def told(error: ConfigError | RunFailed) -> str:
-    """What the user reads of it: a line per problem."""
-    return f"error: {error}" if isinstance(error, RunFailed) else "\n".join(f"config error: {problem}" for problem in error.problems)
+def told(error: UserError | RunFailed) -> str:
+    """What the user reads of it: a line per problem. What a file of a stranger holds cannot move the cursor."""
+    problems = error.problems if isinstance(error, UserError) else [str(error)]
+    return "\n".join(f"{error.label}: {printable(line)}" for problem in problems for line in problem.split("\n"))

@@ -17,9 +17,9 @@ from pydantic import BaseModel
 from hybridlm.compose import compose_config
 from hybridlm.config.load import load_config
 from hybridlm.config.run import RunConfig
-from hybridlm.config.section import ConfigError
 from hybridlm.data.preparing import prepare as prepare_module
 from hybridlm.data.preparing.prepare import prepare
+from hybridlm.errors import UserError
 from hybridlm.eval.text_probes import text_probe_metrics
 from hybridlm.hardware.machine import resolve_machine
 from hybridlm.hardware.profiles import planned_device, planned_rates
@@ -520,7 +520,7 @@ def attempt(observed: Any) -> Any:
     """What is observed, or the refusal: both are effects."""
     try:
         return observed()
-    except ConfigError as error:
+    except UserError as error:
         return str(error)
 
 

@@ -17,8 +17,8 @@ import torch
 from hybridlm.checkpoint import load_run, read_checkpoint
 from hybridlm.compose import compose_config
 from hybridlm.config.load import from_yaml
-from hybridlm.config.section import ConfigError
 from hybridlm.data.preparing.prepare import prepare
+from hybridlm.errors import UserError
 from hybridlm.generate.engine import Engine
 from hybridlm.generate.sampling import Sampling
 from hybridlm.run_folder import RunFolder
@@ -108,14 +108,14 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(tiny, tmp_path, extr
 
 
 def test_steps_cut_in_another_way_are_not_resumed(finished, tiny):
-    with pytest.raises(ConfigError, match=r"resume with trainer\.accumulate=1"):
+    with pytest.raises(UserError, match=r"resume with trainer\.accumulate=1"):
         run(compose_config([*tiny, "trainer.max_steps=14", "trainer.accumulate=2"]), finished, finished.newest_checkpoint())
     assert [row["step"] for row in rows(finished.path)][-1] == 12
 
 
 def test_another_tokenizer_is_not_resumed(finished, tiny):
     before = finished.tokenizer.read_text()
-    with pytest.raises(ConfigError, match="another tokenizer"):
+    with pytest.raises(UserError, match="another tokenizer"):
         run(compose_config([*tiny, "trainer.max_steps=14", "data.tokenizer.kind=bpe"]), finished, finished.newest_checkpoint())
     assert finished.tokenizer.read_text() == before
 
@@ -123,7 +123,7 @@ def test_another_tokenizer_is_not_resumed(finished, tiny):
 def test_a_finished_run_needs_more_steps_to_go_on(finished, tmp_path, tiny):
     folder = RunFolder(tmp_path / "copy")
     shutil.copytree(finished.path, folder.path)
-    with pytest.raises(ConfigError, match="already at step 12"):
+    with pytest.raises(UserError, match="already at step 12"):
         run(compose_config(tiny), folder, folder.newest_checkpoint())
     run(compose_config([*tiny, "trainer.max_steps=14"]), folder, folder.newest_checkpoint())
     assert [row["step"] for row in rows(folder.path)][-2:] == [12, 14]
@@ -242,9 +242,9 @@ def test_a_damaged_checkpoint_and_a_foreign_tokenizer_are_refused(finished, tmp_
     shutil.copytree(finished.path, folder.path)
     newest = folder.newest_checkpoint()
     newest.write_bytes(newest.read_bytes()[:5000])
-    with pytest.raises(ConfigError, match="cannot be read as a checkpoint"):
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
         load_run(str(newest), torch.device("cpu"))
     text = folder.tokenizer.read_text()
     folder.tokenizer.write_text(text.replace("<|endoftext|>", "<|another|>"))
-    with pytest.raises(ConfigError):
+    with pytest.raises(UserError):
         load_run(str(folder.path), torch.device("cpu"))

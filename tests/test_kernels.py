@@ -12,7 +12,7 @@ from hybridlm.command_line import repair
 from hybridlm.compose import compose_config
 from hybridlm.config.kernels import KernelsConfig
 from hybridlm.config.resolve import resolve_layers
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.hardware.device import DeviceFacts, cpu_facts
 from hybridlm.hardware.machine import resolve_machine
 from hybridlm.kernels import Work, choose_kernels, chosen, refuse_missing, told, verdicts
@@ -131,7 +131,7 @@ def test_a_kernel_is_run_at_the_widths_of_every_layer():
 def test_what_is_asked_for_and_missing_is_refused():
     probe = prober(mamba="mamba-ssm is not installed", conv="causal-conv1d fails when it runs (RuntimeError: no kernel image)")
     job, settings = work("M2 M1", documents=True), KernelsConfig(default="cuda", loss="torch")
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         refuse_missing(verdicts(job, settings, H100, HERE, probe), settings)
     assert error.value.problems == [
         "kernels.default = 'cuda': no compiled kernel for conv (causal-conv1d): causal-conv1d fails when it runs (RuntimeError: no kernel "
@@ -142,7 +142,7 @@ def test_what_is_asked_for_and_missing_is_refused():
         "how) or take kernels.default=auto",
     ]
     settings = KernelsConfig(mamba1="cuda")
-    with pytest.raises(ConfigError, match=r"^kernels\.mamba1 = 'cuda': .*; take kernels\.mamba1=auto$"):
+    with pytest.raises(UserError, match=r"^kernels\.mamba1 = 'cuda': .*; take kernels\.mamba1=auto$"):
         refuse_missing(verdicts(job, settings, H100, HERE, probe), settings)
 
 
@@ -157,9 +157,9 @@ def test_the_short_form():
     assert repair(["kernels=cuda", "kernels.mamba2=torch"], {"model"}) == ["++kernels.default=cuda", "++kernels.mamba2=torch"]
     assert compose_config(["kernels=torch"]).kernels == KernelsConfig(default="torch")
     assert compose_config(["kernels={default: torch, loss: auto}"]).kernels == KernelsConfig(default="torch", loss="auto")
-    with pytest.raises(ConfigError, match=r"^kernels\.default = 'gpu': not one of auto, torch, cuda$"):
+    with pytest.raises(UserError, match=r"^kernels\.default = 'gpu': not one of auto, torch, cuda$"):
         compose_config(["kernels=gpu"])
-    with pytest.raises(ConfigError, match=r"kernels\.mamba = 'torch': unknown key; did you mean kernels\.mamba"):
+    with pytest.raises(UserError, match=r"kernels\.mamba = 'torch': unknown key; did you mean kernels\.mamba"):
         compose_config(["kernels.mamba=torch"])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridlm.config.run import RunConfig
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.run_folder import find_run
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ def run_bench(run: str | None, configs: Mapping[str, RunConfig], asked: Benchmar
     """Measures a trained run, if one is named, and the models of ``configs`` by name. ConfigError: one of them cannot be had."""
     folder = None if run is None else find_run(run)[0]
     if asked.dtype not in DTYPES:
-        raise ConfigError(f"--dtype {asked.dtype}: legal are {', '.join(DTYPES)}")
+        raise UserError(f"--dtype {asked.dtype}: legal are {', '.join(DTYPES)}")
     if ema and run is None:
-        raise ConfigError("--ema: the running average of a trained run; name one")
+        raise UserError("--ema: the running average of a trained run; name one")
     out = out or (Path("outputs/bench") / time.strftime("%Y-%m-%d_%H-%M-%S") if folder is None else folder.path / "bench")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be made ({error.strerror})") from None
+        raise UserError(f"--out {out}: cannot be made ({error.strerror})") from None
 
     import torch
     from rich.console import Console
@@ -77,7 +77,7 @@ def run_bench(run: str | None, configs: Mapping[str, RunConfig], asked: Benchmar
         (out / "bench.json").write_text(text + "\n", encoding="utf-8")
         plot(table, f"{machine['device']}, {asked.dtype}", out / "bench.png")
     except OSError as error:  # nothing that was measured is lost: it is on the screen
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from None
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
     errors.print(f"written to {out / 'bench.json'} and bench.png")
 
 

@@ -8,7 +8,7 @@ import torch
 
 from hybridlm.checkpoint import load_run
 from hybridlm.config.run import RunConfig
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.generate.engine import Engine
 from hybridlm.memory.vocabulary import planned_vocabulary
 from hybridlm.model.build import fresh_model
@@ -43,6 +43,6 @@ def untrained(name: str, config: RunConfig, device: torch.device, dtype: torch.d
     try:
         model = fresh_model(config.model, planned_vocabulary(config).ids, seed=config.seed, device=device)
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise UserError(str(error)) from None
     model.round_parameters(dtype)
     return Contender(name, Engine(model, None))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.user_error import reported
 
 app = typer.Typer(help="Train and use small hybrid language models.", add_completion=False, pretty_exceptions_enable=False)
@@ -37,4 +37,4 @@ def run_app(arguments: Sequence[str]) -> None:
                 raise
             where = error.ctx.command_path if error.ctx is not None else "hybridlm"  # type: ignore[attr-defined]
             said = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
-            raise ConfigError(f"{said}; `{where} --help` says what is legal") from None
+            raise UserError(f"{said}; `{where} --help` says what is legal") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hybridlm.command_line import key_of, merged, pieces
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.run_folder import find_run
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def overrides_of(verb: str, overrides: list[str] | None) -> list[str]:
         options = {"check": "--json", "plan": "--json", "prepare": "--show N", "sweep": "--jobs, --seeds, --resume, --dry-run"}.get(
             verb, "the options that --help lists"
         )
-        raise ConfigError(f"{verb}: unknown option {wrong[0]}; it takes {options}, --help and the overrides of train.py")
+        raise UserError(f"{verb}: unknown option {wrong[0]}; it takes {options}, --help and the overrides of train.py")
     return given
 
 
@@ -35,7 +35,7 @@ def numbers(option: str, text: str | None, example: str) -> tuple[int, ...]:
     given = [] if text is None else text.split(",")
     wrong = [word for word in given if not word.strip().isdecimal() or not 1 <= int(word) <= _MOST]
     if wrong:
-        raise ConfigError(f"{option} {text!r}: {wrong[0].strip()!r} is no whole number from 1 to {_MOST:,}; expected such as {example}")
+        raise UserError(f"{option} {text!r}: {wrong[0].strip()!r} is no whole number from 1 to {_MOST:,}; expected such as {example}")
     return tuple(int(word) for word in given)
 
 
@@ -45,11 +45,11 @@ def models(given: list[str], compare: str | None) -> tuple[str | None, dict[str,
 
     run = given[0] if given and "=" not in given[0] else None
     if run is not None and len(given) > 1:
-        raise ConfigError(f"bench: {given[1]}: a run is measured as it is; compare it with other patterns by --compare")
+        raise UserError(f"bench: {given[1]}: a run is measured as it is; compare it with other patterns by --compare")
     overrides = given if run is None else find_run(run)[0].overrides()
     patterns = [] if compare is None else [piece.strip() for piece in pieces(compare)]
     if compare is not None and not all(patterns):
-        raise ConfigError(f"--compare {compare}: an empty pattern; expected such as T,TM,MMMT")
+        raise UserError(f"--compare {compare}: an empty pattern; expected such as T,TM,MMMT")
     configs = {pattern: compose_config(merged(overrides, [f"model.pattern={pattern}"])) for pattern in patterns}
     if run is None and not configs:
         config = compose_config(overrides)
@@ -62,11 +62,11 @@ def other_data(run: str, overrides: list[str]) -> DataConfig:
     from hybridlm.compose import compose_config
 
     if wrong := [line for line in overrides if key_of(line).partition(".")[0] != "data"]:
-        raise ConfigError(f"eval: {wrong[0]}: only the data can be changed (data=..., data.FIELD=...)")
+        raise UserError(f"eval: {wrong[0]}: only the data can be changed (data=..., data.FIELD=...)")
     folder, _ = find_run(run)
     anew = any(key_of(line) == "data" for line in overrides)
     if not anew and not folder.recorded_overrides.is_file():
-        raise ConfigError(f"{folder.recorded_overrides} is missing: name the data anew with data=... and its fields")
+        raise UserError(f"{folder.recorded_overrides} is missing: name the data anew with data=... and its fields")
     recorded = [] if anew else [line for line in folder.overrides() if not key_of(line).startswith("data.tokenizer")]
     generated = any(line.removeprefix("+") == "data=synthetic" for line in (*recorded, *overrides))  # a task has its own tokens
     own = [] if generated else ["data.tokenizer.kind=file", f"data.tokenizer.path={folder.tokenizer.absolute()}"]

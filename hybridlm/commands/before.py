@@ -9,7 +9,7 @@ import typer
 
 from hybridlm.commands.app import OVERRIDES, app
 from hybridlm.commands.arguments import overrides_of
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError
 from hybridlm.user_error import reported
 
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -9,7 +9,7 @@ import typer
 
 from hybridlm.commands.app import OVERRIDES, app
 from hybridlm.commands.arguments import overrides_of
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.user_error import reported
 
 
@@ -31,7 +31,7 @@ def sweep(
     with reported():
         given = overrides_of("sweep", overrides)
         if resume is not None and (given or seeds > 1 or dry_run):
-            raise ConfigError("sweep --resume FOLDER: takes --jobs alone; the jobs are those of the folder")
+            raise UserError("sweep --resume FOLDER: takes --jobs alone; the jobs are those of the folder")
         from hybridlm.compose import compose_config, sweep_axes
         from hybridlm.sweep.command import new_sweep, resume_sweep
 

@@ -9,7 +9,7 @@ import typer
 
 from hybridlm.commands.app import EMA, OVERRIDES, Run, app
 from hybridlm.commands.arguments import models, numbers, other_data, overrides_of, words
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.user_error import reported
 
 _Tokens = Annotated[int, typer.Option("--tokens", "-n", help="new tokens, at most")]
@@ -110,7 +110,7 @@ def evaluate(
     with reported():
         given = overrides_of("eval", overrides)
         if split not in ("val", "train"):
-            raise ConfigError(f"--split {split}: legal are val and train")
+            raise UserError(f"--split {split}: legal are val and train")
         from hybridlm.eval.command import Evaluation, run_eval
 
         asked = Evaluation(

@@ -16,8 +16,8 @@ from hybridlm.config.mixers import MIXER_KINDS
 from hybridlm.config.optim import OptimConfig
 from hybridlm.config.resolve import kinds_in_use, resolve_layers
 from hybridlm.config.run import RunConfig
-from hybridlm.config.section import ConfigError
 from hybridlm.config.train import TrainerConfig
+from hybridlm.errors import ConfigError
 
 
 def constraint_problems(config: RunConfig) -> list[str]:

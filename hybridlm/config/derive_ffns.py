@@ -8,7 +8,7 @@ from hybridlm.config.derive_mixers import divisors
 from hybridlm.config.ffns import MLPConfig, MoEConfig
 from hybridlm.config.layers import MLPSpec, MoESpec
 from hybridlm.config.model import ModelConfig
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError
 
 WIDTH_MULTIPLE = 32  # a derived hidden width is rounded up to this
 

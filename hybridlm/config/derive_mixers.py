@@ -8,7 +8,8 @@ from hybridlm.config.layers import AttentionSpec, Mamba1Spec, Mamba2Spec, Mamba3
 from hybridlm.config.mixers import AttentionConfig, Mamba1Config, Mamba2Config, Mamba3Config, MLAConfig
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.problems import show
-from hybridlm.config.section import ConfigError, Section
+from hybridlm.config.section import Section
+from hybridlm.errors import ConfigError
 
 
 def divisors(number: int, near: int) -> str:

@@ -11,7 +11,7 @@ from hybridlm.config.model import ModelConfig
 from hybridlm.config.problems import validate
 from hybridlm.config.resolve import resolve_layers
 from hybridlm.config.run import RunConfig
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError
 
 
 def load_config(tree: Mapping[str, object]) -> RunConfig:

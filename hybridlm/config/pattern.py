@@ -16,7 +16,7 @@ from fractions import Fraction
 from itertools import groupby
 
 from hybridlm.config.ffns import FFN_KINDS, FFNAfter
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError
 
 MAX_LAYERS = 1000
 RESERVED_LETTERS = ("T", "M", "L")  # a variant cannot take these

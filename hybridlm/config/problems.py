@@ -10,7 +10,8 @@ from typing import Annotated, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from hybridlm.config.section import ConfigError, Section
+from hybridlm.config.section import Section
+from hybridlm.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
 _NAMES: dict[object, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}

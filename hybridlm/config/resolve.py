@@ -11,7 +11,8 @@ from hybridlm.config.mixers import MIXER_KINDS
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.pattern import RESERVED_LETTERS, Letters, parse_pattern, pattern_note
 from hybridlm.config.problems import dotted, show, validate
-from hybridlm.config.section import ConfigError, Section
+from hybridlm.config.section import Section
+from hybridlm.errors import ConfigError
 
 # Each kind's section to its spec. A new layer: its section, its spec in layers.py, its function here, its class in model/build.py.
 _MIXERS: dict[str, Callable[..., MixerSpec]] = {

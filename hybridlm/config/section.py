@@ -1,8 +1,7 @@
-"""The base of every config section, and the two exceptions that end a command with a line instead of a traceback."""
+"""The base of every config section, and the types that several of them use."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field
@@ -12,18 +11,6 @@ class Section(BaseModel):
     """A frozen, strict section: unknown keys are refused and nothing is converted but int to float and list to tuple."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class ConfigError(Exception):
-    """What the user typed cannot be used. ``problems`` holds one line each: what, where, what is legal."""
-
-    def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
-        super().__init__("\n".join(self.problems))
-
-
-class RunFailed(Exception):
-    """A run that cannot go on, for a reason that needs no traceback: one line, exit code 1."""
 
 
 def to_tuple(value: object) -> object:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.reading.documents import Bad, Document, Turn, encodable
 from hybridlm.data.tokenizer import Tokenizer
+from hybridlm.errors import ConfigError
 
 ROLES = ("system", "user", "assistant")
 _SHOWN_CHARS = 40  # of a role that is none, which may be a whole text

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hybridlm.durable import replaced
+from hybridlm.files.durable import replaced
 
 
 def kept_json(path: Path) -> dict[str, Any]:

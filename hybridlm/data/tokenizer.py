@@ -19,11 +19,11 @@ import numpy as np
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.reading.documents import encodable
 from hybridlm.data.tokenizer_bytes import MARK, byte_letters, byte_strings, check, is_byte_level, parts
 from hybridlm.data.tokenizer_files import EOS, LEGAL, read, saved_eos
 from hybridlm.data.tokenizer_pieces import ACROSS_CUT, FOREIGN_CUT, PIECE_CHARS, SAFE_CUT, SPLIT_PATTERN, batches, cut
+from hybridlm.errors import ConfigError, UserError
 
 _PROBE = "  Hello World! don't  naïve ☃ 你好 😀 \r\n\n\tx = 1234 __ ▁ <s>\n "
 
@@ -136,13 +136,13 @@ class Tokenizer:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"tokenizer {path} cannot be read: {error}") from None
+            raise UserError(f"tokenizer {path} cannot be read: {error}") from None
         from hybridlm.data.tokenizer_symbols import SymbolTokenizer, of_symbols  # which is a Tokenizer itself
 
         try:
             return SymbolTokenizer(LibraryTokenizer.from_str(text)) if of_symbols(text) else cls(LibraryTokenizer.from_str(text))
         except Exception as error:  # the library raises plain Exception for anything it cannot parse
-            raise ConfigError(
+            raise UserError(
                 f"tokenizer {path} cannot be used ({error}); legal is the tokenizer.json of prepared data or of a run"
             ) from None
 
@@ -198,11 +198,11 @@ def load_tokenizer(path: str | Path, special_tokens: Sequence[str] = ()) -> Toke
     _check_names(special_tokens)
     try:
         tokenizer = Tokenizer(read(Path(path).expanduser(), special_tokens))
-    except ConfigError:
+    except UserError:
         raise
     except Exception as error:  # as in Tokenizer.load
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise ConfigError(f"tokenizer {path} cannot be used ({reason}); legal is {LEGAL}") from None
+        raise UserError(f"tokenizer {path} cannot be used ({reason}); legal is {LEGAL}") from None
     for name in special_tokens:
         if tokenizer.special_id(name) is None:
             raise _wrong_name(name, f"is an ordinary token of {path}")
@@ -287,7 +287,7 @@ def _check_names(names: Sequence[str]) -> None:
             raise _wrong_name(name, "is not text (half a surrogate pair)")
 
 
-def _wrong_name(name: str, reason: str) -> ConfigError:
+def _wrong_name(name: str, reason: str) -> UserError:
     return ConfigError(
         f"data.tokenizer.special_tokens: {name!r} {reason}; legal is a name of two characters or more that is no text, such as <|user|>"
     )

@@ -15,8 +15,8 @@ from typing import Any
 from tokenizers import AddedToken, models, processors
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.tokenizer_bytes import byte_letters, check_largest, parts
+from hybridlm.errors import UserError
 
 EOS = "<|endoftext|>"
 LEGAL = "a byte-level BPE, or a SentencePiece BPE or Unigram with byte fallback: a tokenizer.json, a folder with one, or a .tiktoken file"
@@ -59,7 +59,7 @@ def read(path: Path, special_tokens: Sequence[str] = ()) -> LibraryTokenizer:
     elif path.suffix == ".tiktoken":
         facts, eos = _read_tiktoken(path), EOS
     elif path.suffix == ".model":
-        raise ConfigError(_conversion(path.parent, "SentencePiece's own format is not read"))
+        raise UserError(_conversion(path.parent, "SentencePiece's own format is not read"))
     else:
         facts, eos = _read_json(path), None
     return _build(facts, eos, special_tokens, path)
@@ -73,7 +73,7 @@ def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
         if not isinstance(facts, dict):
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"tokenizer {path} cannot be read: {error}; legal is {LEGAL}") from None
+        raise UserError(f"tokenizer {path} cannot be read: {error}; legal is {LEGAL}") from None
     return facts
 
 
@@ -90,15 +90,15 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], str | None]:
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         kind = str(config.get("tokenizer_class") or "GPT2Tokenizer").removesuffix("Fast")
         if kind not in _GPT2_CLASSES:
-            raise ConfigError(_conversion(folder, f"vocab.json and merges.txt do not say how {kind} splits text"))
+            raise UserError(_conversion(folder, f"vocab.json and merges.txt do not say how {kind} splits text"))
         vocab, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
         specials = _read_json(folder / "added_tokens.json", optional=True)
         specials |= {token["content"]: int(number) for number, token in config.get("added_tokens_decoder", {}).items()}
         facts = _byte_level(vocab, merges, specials, None)
     elif any(folder.glob("*.model")):
-        raise ConfigError(_conversion(folder, "it holds SentencePiece's own format only"))
+        raise UserError(_conversion(folder, "it holds SentencePiece's own format only"))
     else:
-        raise ConfigError(f"tokenizer {folder}: a folder without a tokenizer.json (or vocab.json and merges.txt); legal is {LEGAL}")
+        raise UserError(f"tokenizer {folder}: a folder without a tokenizer.json (or vocab.json and merges.txt); legal is {LEGAL}")
     return facts, _folder_eos(folder, _names(facts))
 
 
@@ -114,7 +114,7 @@ def _folder_eos(folder: Path, names: Mapping[str, int]) -> str | None:
         if eos in names:
             return eos
         if eos is not None:
-            raise ConfigError(f"{folder / file}: its end-of-document token {eos!r} is not in the vocabulary; legal is a token of it")
+            raise UserError(f"{folder / file}: its end-of-document token {eos!r} is not in the vocabulary; legal is a token of it")
     return None
 
 
@@ -132,7 +132,7 @@ def _build(facts: dict[str, Any], eos: str | None, special_tokens: Sequence[str]
     added = facts["added_tokens"] = facts.get("added_tokens") or []
     if eos is None:
         own = ", ".join([token["content"] for token in added if token["special"]][:20]) or "none"
-        raise ConfigError(f"tokenizer {path}: no end-of-document token; legal is one of {', '.join(_EOS_NAMES)}; its special ones: {own}")
+        raise UserError(f"tokenizer {path}: no end-of-document token; legal is one of {', '.join(_EOS_NAMES)}; its special ones: {own}")
     _keep_text_only(facts)
     largest = max(names.values(), default=-1)
     check_largest(largest)
@@ -192,7 +192,7 @@ def _read_tiktoken(path: Path) -> dict[str, Any]:
     """What a tokenizer.json of the same tokens would say."""
     if path.stem not in ENCODINGS:
         legal = ", ".join(f"{name}.tiktoken" for name in ENCODINGS)
-        raise ConfigError(f"tokenizer {path}: how text is split goes by the file's name, and {path.stem!r} is unknown; legal is {legal}")
+        raise UserError(f"tokenizer {path}: how text is split goes by the file's name, and {path.stem!r} is unknown; legal is {legal}")
     pattern, specials = ENCODINGS[path.stem]
     ranks: dict[bytes, int] = {}
     try:
@@ -201,11 +201,11 @@ def _read_tiktoken(path: Path) -> dict[str, Any]:
             content, rank = line.split()
             ranks[base64.b64decode(content, validate=True)] = int(rank)
     except OSError as error:
-        raise ConfigError(f"tokenizer {path} cannot be read: {error}; legal is {LEGAL}") from None
+        raise UserError(f"tokenizer {path} cannot be read: {error}; legal is {LEGAL}") from None
     except ValueError:
-        raise ConfigError(f"tokenizer {path}: {line[:40]!r} is no line of it; legal is a token in base64, a blank and its rank") from None
+        raise UserError(f"tokenizer {path}: {line[:40]!r} is no line of it; legal is a token in base64, a blank and its rank") from None
     if len(lines) != len(set(ranks.values()) - set(specials.values())) or min(ranks.values(), default=-1) < 0:
-        raise ConfigError(f"tokenizer {path}: a rank or a token stands twice or is a special id; legal is one line for every token")
+        raise UserError(f"tokenizer {path}: a rank or a token stands twice or is a special id; legal is one line for every token")
     letter = {value: key for key, value in byte_letters().items()}
     written = {token: "".join(letter[value] for value in token) for token in ranks}
     ordered = sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__)

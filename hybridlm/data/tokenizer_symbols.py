@@ -9,9 +9,9 @@ import numpy as np
 from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.data.tokenizer_files import EOS
+from hybridlm.errors import UserError
 
 _SHOWN = 24  # words of the vocabulary in a message
 
@@ -37,7 +37,7 @@ class SymbolTokenizer(Tokenizer):
             if unknown is not None:
                 legal = [word for word in self._ids if word != EOS][:_SHOWN]
                 more = "" if len(legal) == len(self._ids) - 1 else ", ..."
-                raise ConfigError(
+                raise UserError(
                     f"{unknown!r} is no word of this run's synthetic task; legal: {', '.join(legal)}{more}, with blanks between"
                 )
             yield np.array([self._ids[word] for word in text.split()], dtype=np.uint32)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hybridlm.config.data import DataConfig
 from hybridlm.config.load import from_yaml
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError, UserError
 from hybridlm.eval.results import Record, add_records, read_records
 from hybridlm.run_folder import RunFolder, find_run
 
@@ -99,7 +99,7 @@ def _config(folder: RunFolder) -> RunConfig:
     try:
         return from_yaml(folder.config.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{folder.config}: cannot be read ({error})") from None
+        raise UserError(f"{folder.config}: cannot be read ({error})") from None
 
 
 def _contexts(data: DataConfig) -> tuple[int, ...]:
@@ -112,20 +112,20 @@ def _contexts(data: DataConfig) -> tuple[int, ...]:
 def _refuse(asked: Evaluation, data: DataConfig, contexts: Sequence[int]) -> None:
     """ConfigError: options that do not fit each other."""
     if not (asked.loss or asked.tasks or asked.probes):
-        raise ConfigError("eval: nothing to do; with --no-loss name --tasks or --probes")
+        raise UserError("eval: nothing to do; with --no-loss name --tasks or --probes")
     for context in contexts:
         if asked.stride is not None and asked.stride > context:
-            raise ConfigError(f"--stride {asked.stride}: at most the window, --context {context}, or tokens between windows are left out")
+            raise UserError(f"--stride {asked.stride}: at most the window, --context {context}, or tokens between windows are left out")
     if data.source == "synthetic" and (wrong := [name for name in ("tasks", "probes", "stride") if getattr(asked, name)]):
-        raise ConfigError(f"--{wrong[0]}: is for a model of text, and data.source=synthetic has none")
+        raise UserError(f"--{wrong[0]}: is for a model of text, and data.source=synthetic has none")
     if asked.include_path is not None and not asked.tasks:
-        raise ConfigError(f"--include-path {asked.include_path}: holds tasks; name those to run with --tasks")
+        raise UserError(f"--include-path {asked.include_path}: holds tasks; name those to run with --tasks")
     if asked.num_fewshot is not None and not asked.tasks:
-        raise ConfigError(f"--num-fewshot {asked.num_fewshot}: is of tasks; name those to run with --tasks")
+        raise UserError(f"--num-fewshot {asked.num_fewshot}: is of tasks; name those to run with --tasks")
     if asked.stride is not None and not asked.loss:
-        raise ConfigError(f"--stride {asked.stride}: is of the loss, which --no-loss leaves out")
+        raise UserError(f"--stride {asked.stride}: is of the loss, which --no-loss leaves out")
     if asked.data is not None and not asked.loss:
-        raise ConfigError(f"{' '.join(asked.overrides)}: names text for the loss, which --no-loss leaves out")
+        raise UserError(f"{' '.join(asked.overrides)}: names text for the loss, which --no-loss leaves out")
 
 
 def _prepared(asked: Evaluation, data: DataConfig, loaded: LoadedRun) -> Prepared:
@@ -135,15 +135,15 @@ def _prepared(asked: Evaluation, data: DataConfig, loaded: LoadedRun) -> Prepare
     words = " ".join(asked.overrides or loaded.folder.overrides())
     try:
         prepared = prepare(data, report=lambda line: print(f"data  {line}", file=sys.stderr, flush=True))
-    except ConfigError as error:
+    except UserError as error:
         hint = "prepare it again with `hybridlm prepare " + words + "`, name other text (hybridlm eval RUN data=files data.path=...)"
-        raise ConfigError(f"{error}; the loss needs the run's data: {hint}, or leave the loss out with --no-loss") from None
+        raise UserError(f"{error}; the loss needs the run's data: {hint}, or leave the loss out with --no-loss") from None
     if prepared.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
         if asked.overrides:
-            raise ConfigError(
+            raise UserError(
                 f"{words}: makes other tokens than the run's ({loaded.folder.tokenizer}); one on plain text has none for conversations"
             )
-        raise ConfigError(
+        raise UserError(
             f"{loaded.folder.tokenizer}: the run's tokenizer is not the one that its data give today; has the text changed? Name the run's:"
             f" hybridlm eval RUN data.tokenizer.kind=file data.tokenizer.path={loaded.folder.tokenizer}"
         )
@@ -187,7 +187,7 @@ def _answers(asked: Evaluation, data: DataConfig, loaded: LoadedRun, length: int
     from hybridlm.eval.answers import answered
 
     if length < (least := shortest(data.synthetic)):
-        raise ConfigError(f"--context {length}: {data.synthetic.task} takes {least} tokens or more")
+        raise UserError(f"--context {length}: {data.synthetic.task} takes {least} tokens or more")
     windows = GeneratedWindows(data.synthetic, asked.split, length, 0)
     settings = {"split": asked.split, "context": length, "limit": asked.limit, "data": list(asked.overrides)}
     return _record(loaded, asked, f"answers/{data.synthetic.task}", settings, answered(loaded.model, windows, asked.batch, asked.limit))

@@ -13,7 +13,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.eval.scoring import Row, scored
 from hybridlm.generate.engine import Engine
 from hybridlm.generate.sampling import Sampling
@@ -101,7 +101,7 @@ class HarnessLM(TemplateLM):
     def _sampling(self, settings: dict[str, Any], seed: int) -> Sampling:
         wanted = normalize_gen_kwargs(settings, _MAX_NEW)
         if unknown := sorted(wanted.keys() - _GENERATION):
-            raise ConfigError(f"generation_kwargs of a task: {unknown[0]}: not known here; legal are {', '.join(sorted(_GENERATION))}")
+            raise UserError(f"generation_kwargs of a task: {unknown[0]}: not known here; legal are {', '.join(sorted(_GENERATION))}")
         return Sampling(
             temperature=wanted["temperature"] if wanted["do_sample"] else 0.0,
             top_k=wanted.get("top_k") or None,

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.synthetic.text_probes import SHORTEST, TEXT_PROBES, TextProbe, ordinary_tokens
 from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.data.windows.order import IGNORE
+from hybridlm.errors import UserError
 from hybridlm.eval.scoring import Row, scored
 from hybridlm.model.lm import HybridLM
 
@@ -41,7 +41,7 @@ def run_probes(model: HybridLM, tokenizer: Tokenizer, context: int, batch: int) 
     """All probes at lengths that double up to ``context`` tokens; one for which that is too short is left out. ConfigError: all are."""
     lengths = [SHORTEST << power for power in range(24) if SHORTEST << power <= context]
     if not lengths:
-        raise ConfigError(f"--probes: a context of {context} tokens is too short; legal is {SHORTEST} or more (--context)")
+        raise UserError(f"--probes: a context of {context} tokens is too short; legal is {SHORTEST} or more (--context)")
     tokens = ordinary_tokens(tokenizer.token_bytes())
     curves: dict[str, list[dict[str, float]]] = {}
     for name, make in TEXT_PROBES.items():

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hybridlm.config.section import ConfigError
-from hybridlm.durable import replaced
+from hybridlm.errors import UserError
+from hybridlm.files.durable import replaced
 
 FORMAT_VERSION = 1
 
@@ -40,12 +40,12 @@ def read_records(path: Path) -> list[Record]:
     try:
         content = json.loads(path.read_bytes())
         if content["format_version"] != FORMAT_VERSION:
-            raise ConfigError(f"{path}: format version {content['format_version']}, this program reads {FORMAT_VERSION}; move it away")
+            raise UserError(f"{path}: format version {content['format_version']}, this program reads {FORMAT_VERSION}; move it away")
         return [Record(**record) for record in content["results"]]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: cannot be read as results of an evaluation ({type(error).__name__}: {error}); move it away") from None
+        raise UserError(f"{path}: cannot be read as results of an evaluation ({type(error).__name__}: {error}); move it away") from None
 
 
 def add_records(path: Path, new: Sequence[Record]) -> None:
@@ -59,4 +59,4 @@ def add_records(path: Path, new: Sequence[Record]) -> None:
         with replaced(path) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -29,9 +29,9 @@ def load_tasks(names: Sequence[str], include_path: Path | None) -> dict[str, Any
     ConfigError: one is not known, or cannot be loaded.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError("--tasks: lm-evaluation-harness is not installed; pip install 'hybridlm[eval]'")
+        raise UserError("--tasks: lm-evaluation-harness is not installed; pip install 'hybridlm[eval]'")
     if include_path is not None and not include_path.is_dir():
-        raise ConfigError(f"--include-path {include_path}: no such folder; expected one with the YAML files of tasks")
+        raise UserError(f"--include-path {include_path}: no such folder; expected one with the YAML files of tasks")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = _manager(names, include_path)
 
@@ -67,22 +67,22 @@ def _manager(names: Sequence[str], include_path: Path | None) -> TaskManager:
             said = f"did you mean {', '.join(near)}?" if near else "lm_eval ls tasks lists them; --include-path names a folder of your own"
             problems.append(f"--tasks {name}: unknown task; {said}")
     if problems:
-        raise ConfigError(problems)
+        raise UserError(problems)
     return manager
 
 
-def _refusal(name: str, error: Exception, offline: bool) -> ConfigError:
+def _refusal(name: str, error: Exception, offline: bool) -> UserError:
     text = " ".join(str(error).split())[:_LONG] or type(error).__name__
     causes, cause = [], error
     while cause is not None:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
     if offline and any(isinstance(one, OSError) and not isinstance(one, FileNotFoundError) for one in causes):
-        return ConfigError(
+        return UserError(
             f"--tasks {name}: its data are not in the cache and the hub cannot be reached ({text}); go online once, or run a task with "
             "files of your own (--include-path)"
         )
-    return ConfigError(f"--tasks {name}: cannot be loaded ({type(error).__name__}: {text})")
+    return UserError(f"--tasks {name}: cannot be loaded ({type(error).__name__}: {text})")
 
 
 def run_tasks(
@@ -110,7 +110,7 @@ def run_tasks(
         try:
             found = evaluate(harness, tasks, limit=limit, bootstrap_iters=_BOOTSTRAPS, log_samples=False)
         except (ValueError, KeyError, OSError) as error:
-            raise ConfigError(f"--tasks: {type(error).__name__}: {' '.join(str(error).split())[:_LONG]}") from error
+            raise UserError(f"--tasks: {type(error).__name__}: {' '.join(str(error).split())[:_LONG]}") from error
     assert found is not None  # this is the only process
     return {name: _flat(values) | _examples(found, name) for name, values in found["results"].items()}
 

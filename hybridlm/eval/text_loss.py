@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.corpus import TextSplit
 from hybridlm.data.files.stream import TokenStream
 from hybridlm.data.windows.order import IGNORE, spread
 from hybridlm.data.windows.packing import document_starts
+from hybridlm.errors import UserError
 from hybridlm.model.lm import HybridLM
 
 
@@ -100,7 +100,7 @@ class Documents:
         if limit is not None and limit < len(self.places):
             self.places = self.places[spread(np.arange(limit), limit, len(self.places))]
         if not len(self.places):
-            raise ConfigError("the text holds no document to evaluate on")
+            raise UserError("the text holds no document to evaluate on")
 
     def __len__(self) -> int:
         return len(self.places)
@@ -156,7 +156,7 @@ class TextMeter:
         """ConfigError: no target counts."""
         tokens = int(self._tokens.sum())
         if not tokens:
-            raise ConfigError("the text holds nothing to predict")
+            raise UserError("the text holds nothing to predict")
         return TextLoss(documents, tokens, self._text_bytes, float(self._nats.sum()), self._correct, tuple(self._buckets()))
 
     def _buckets(self) -> Iterator[Bucket]:

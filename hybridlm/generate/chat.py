@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.reading.documents import encodable
+from hybridlm.errors import UserError
 from hybridlm.generate.loading import Writer, open_run
 from hybridlm.generate.sampling import Sampling
 
@@ -44,13 +44,13 @@ def run_chat(run: str, sampling: Sampling, *, ema: bool, context: int | None, sy
     for line in terminal.lines():
         try:
             if not encodable(line):
-                raise ConfigError("not UTF-8 text")
+                raise UserError("not UTF-8 text")
             if line.startswith("/") and not line.startswith("//"):
                 if not _command(conversation, line, terminal.note):
                     return
             elif line or conversation.template is None:
                 terminal.answer(conversation, line[1:] if line.startswith("//") else line)
-        except ConfigError as error:
+        except UserError as error:
             for problem in error.problems:
                 terminal.note(problem)
 
@@ -63,7 +63,7 @@ def _conversation(writer: Writer, sampling: Sampling, tell: Callable[[str], None
     engine, tokenizer = writer.engine, writer.run.tokenizer
     if engine.context is None:
         if writer.trained_length is None:
-            raise ConfigError(f"{writer.run.folder.config}: does not say how long a text the model was trained on; give --context N")
+            raise UserError(f"{writer.run.folder.config}: does not say how long a text the model was trained on; give --context N")
         engine = Engine(engine.model, tokenizer, context=writer.trained_length)
     template = template_of(tokenizer) if writer.run.folder.chat_template.is_file() else None
     return Conversation(engine, tokenizer, template, sampling, tell)
@@ -75,7 +75,7 @@ def _command(conversation: Conversation, line: str, note: Callable[[str], None])
     argument = argument.strip()
     takes = {"/save": "FILE", "/load": "FILE", "/temp": "X", "/system": "TEXT"}
     if name in takes and not argument:
-        raise ConfigError(f"{name}: expected {name} {takes[name]}")
+        raise UserError(f"{name}: expected {name} {takes[name]}")
     match name:
         case "/quit":
             return False
@@ -97,7 +97,7 @@ def _command(conversation: Conversation, line: str, note: Callable[[str], None])
             conversation.load(Path(argument).expanduser())
             note(f"loaded: {conversation.tokens:,} tokens" + (f", {len(conversation.turns)} messages" if conversation.turns else ""))
         case _:
-            raise ConfigError(f"unknown command {name}; /help lists them")
+            raise UserError(f"unknown command {name}; /help lists them")
     return True
 
 
@@ -105,7 +105,7 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"/temp {text}: expected a number, 0 or more") from None
+        raise UserError(f"/temp {text}: expected a number, 0 or more") from None
 
 
 class Terminal:

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.generate.loading import Writer, open_run
 from hybridlm.generate.sampling import Sampling
 
@@ -67,7 +67,7 @@ def run_generate(request: Request, sampling: Sampling) -> None:
 def _prompts(request: Request) -> list[str]:
     """The texts to continue; a state may go on without one."""
     if request.prompts and request.file is not None:
-        raise ConfigError("generate: give --prompt TEXT or --file PATH, not both")
+        raise UserError("generate: give --prompt TEXT or --file PATH, not both")
     if request.prompts:
         where, texts = "--prompt", list(request.prompts)
     elif request.file is not None:
@@ -75,12 +75,12 @@ def _prompts(request: Request) -> list[str]:
     elif request.load_state is not None:
         return [""]
     elif sys.stdin.isatty():
-        raise ConfigError("generate: nothing to continue; give --prompt TEXT, --file PATH, or a text on standard input")
+        raise UserError("generate: nothing to continue; give --prompt TEXT, --file PATH, or a text on standard input")
     else:
         where, texts = "standard input", [_decoded("standard input", sys.stdin.buffer.read())]
     for text in texts:
         if not text:
-            raise ConfigError(f"{where}: empty; give at least one character to continue")
+            raise UserError(f"{where}: empty; give at least one character to continue")
         _decoded(where, text.encode(errors="surrogateescape"))
     return texts
 
@@ -89,27 +89,27 @@ def _read(path: Path) -> str:
     try:
         return _decoded(f"--file {path}", path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"--file {path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"--file {path}: cannot be read ({error.strerror})") from None
 
 
 def _decoded(where: str, data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{where}: not UTF-8 text (byte {error.start})") from None
+        raise UserError(f"{where}: not UTF-8 text (byte {error.start})") from None
 
 
 def _check(request: Request, sampling: Sampling, prompts: Sequence[str]) -> None:
     if request.samples < 1:
-        raise ConfigError(f"--n-samples {request.samples}: legal is 1 or more")
+        raise UserError(f"--n-samples {request.samples}: legal is 1 or more")
     if sampling.logprobs is not None and not request.as_json:
-        raise ConfigError("--logprobs: stands in the objects of --json; give that too")
+        raise UserError("--logprobs: stands in the objects of --json; give that too")
     if request.load_state is not None and len(prompts) > 1:
-        raise ConfigError(f"--load-state: goes on with one prompt, {len(prompts)} were given")
+        raise UserError(f"--load-state: goes on with one prompt, {len(prompts)} were given")
     if request.save_state is not None and len(prompts) * request.samples > 1:
-        raise ConfigError(f"--save-state: keeps one text, {len(prompts) * request.samples} were asked for")
+        raise UserError(f"--save-state: keeps one text, {len(prompts) * request.samples} were asked for")
     if request.save_state is not None and (request.save_state.is_dir() or not request.save_state.absolute().parent.is_dir()):
-        raise ConfigError(f"--save-state {request.save_state}: expected the name of a file in a folder that is there")
+        raise UserError(f"--save-state {request.save_state}: expected the name of a file in a folder that is there")
 
 
 def _steps(writer: Writer, request: Request, sampling: Sampling, rows: Sequence[str]) -> tuple[Iterator[Step], State | None]:
@@ -127,7 +127,7 @@ def _steps(writer: Writer, request: Request, sampling: Sampling, rows: Sequence[
     else:
         state, _ = load_state(request.load_state, writer.run.model)
         if len(state.ids) != 1:
-            raise ConfigError(f"{request.load_state}: holds {len(state.ids)} texts; generate goes on with one")
+            raise UserError(f"{request.load_state}: holds {len(state.ids)} texts; generate goes on with one")
         if ids[0]:
             engine.extend(state, ids[:1])
         state = state.select([0] * len(rows)) if len(rows) > 1 else state

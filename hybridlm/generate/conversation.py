@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.reading.documents import Turn
+from hybridlm.errors import UserError
 from hybridlm.generate.engine import Engine, Finish, State
 from hybridlm.generate.sampling import Sampling
 from hybridlm.generate.state_file import load_state, save_state
@@ -46,7 +46,7 @@ class Conversation:
     def reset(self, system: str | None = None) -> None:
         """Begins anew, with a system message or the one there is. ConfigError: there is no template to say it in."""
         if system is not None and self.template is None:
-            raise ConfigError("/system: this model was not trained on conversations and has no place for a system message")
+            raise UserError("/system: this model was not trained on conversations and has no place for a system message")
         kept = self.turns[:1] if self.turns and self.turns[0].role == "system" else []
         self.turns = kept if system is None else [Turn("system", system)] if system else []
         self._state, self._open = None, ()
@@ -114,7 +114,7 @@ class Conversation:
         state, begun = self._state, self.tokens > 0 and not self._open
         new = [*self._open, *self.tokenizer.encode(("\n" if begun and text else "") + text)]
         if state is None and not new:
-            raise ConfigError("nothing to go on with yet: write something")
+            raise UserError("nothing to go on with yet: write something")
         if len(new) > self._room:
             raise self._too_long(len(new))
         if state is None:
@@ -129,13 +129,13 @@ class Conversation:
         self.tell(f"the context of {self.context:,} tokens is full: the {len(ids) + len(new) - len(kept):,} oldest are forgotten")
         return state
 
-    def _too_long(self, tokens: int) -> ConfigError:
-        return ConfigError(f"{tokens:,} tokens leave no room for an answer in a context of {self.context:,}; write less, or --context N")
+    def _too_long(self, tokens: int) -> UserError:
+        return UserError(f"{tokens:,} tokens leave no room for an answer in a context of {self.context:,}; write less, or --context N")
 
     def save(self, path: Path) -> None:
         """ConfigError: there is nothing to save, or the file cannot be written."""
         if self._state is None:
-            raise ConfigError("/save: nothing was said yet")
+            raise UserError("/save: nothing was said yet")
         note = json.dumps({"template": self.template is not None, "turns": self.turns, "open": self._open})
         save_state(path, self._state, self.engine.model, note)
 
@@ -144,6 +144,6 @@ class Conversation:
         state, note = load_state(path, self.engine.model)
         said = json.loads(note) if note else {"template": False, "turns": [], "open": []}
         if len(state.ids) != 1 or said["template"] != (self.template is not None):
-            raise ConfigError(f"{path}: a state, but not of a conversation")
+            raise UserError(f"{path}: a state, but not of a conversation")
         self.turns = [Turn(*turn) for turn in said["turns"]]
         self._state, self._open = state, tuple(said["open"])

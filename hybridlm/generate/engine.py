@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from hybridlm.config.section import ConfigError, RunFailed
+from hybridlm.errors import RunFailed, UserError
 from hybridlm.generate.distribution import TokenLogprob, adjusted, chosen, draw, token_logprobs
 from hybridlm.generate.sampling import Sampling
 from hybridlm.generate.text_stream import TextStream
@@ -183,7 +183,7 @@ class Engine:
             if not tokens:
                 raise ValueError("a row without a new token")
             if self.context is not None and len(row) + len(tokens) >= self.context:
-                raise ConfigError(f"prompt: {len(row) + len(tokens):,} tokens leave no room in a context of {self.context:,}")
+                raise UserError(f"prompt: {len(row) + len(tokens):,} tokens leave no room in a context of {self.context:,}")
         unread = [[] if state.logits is not None else row[-1:] for row in state.ids]
         for row, tokens in zip(state.ids, new, strict=True):
             row.extend(tokens)
@@ -206,12 +206,12 @@ class Engine:
             raise ValueError("stop strings need a tokenizer")
         vocab = self.model.vocab_size
         if wrong := [id for one in samplings for id in one.logit_bias if not 0 <= id < vocab]:
-            raise ConfigError(f"logit_bias: id {wrong[0]}: legal is 0 to {vocab - 1}")
+            raise UserError(f"logit_bias: id {wrong[0]}: legal is 0 to {vocab - 1}")
         if any(list(one.logit_bias.values()).count(-math.inf) == vocab for one in samplings):
-            raise ConfigError("logit_bias: -inf rules out every id, and none is left to write")
+            raise UserError("logit_bias: -inf rules out every id, and none is left to write")
         while rows:
             if self.context is not None and any(len(ids) >= self.context for ids in state.ids):
-                raise ConfigError(f"no room left in a context of {self.context:,} tokens")
+                raise UserError(f"no room left in a context of {self.context:,} tokens")
             if state.logits is None:
                 self._read(state, [ids[-1:] for ids in state.ids])
             assert state.logits is not None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hybridlm.config.load import from_yaml
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError, UserError
 from hybridlm.run_folder import RunFolder, find_run
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Writer:
 def open_run(name: str, *, ema: bool, context: int | None) -> Writer:
     """``name``: `last`, a run folder, or a checkpoint; context: the most tokens a text may hold. ConfigError: it cannot be loaded."""
     if context is not None and context < 2:
-        raise ConfigError(f"--context {context}: legal is 2 or more")
+        raise UserError(f"--context {context}: legal is 2 or more")
     folder, _ = find_run(name)  # what is not there is said before torch is imported, which takes seconds
 
     from hybridlm.checkpoint import load_run

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 
 _MOST = 1e9  # of what is added to a logit, and of what multiplies one: float32 holds any of it, times any count
 
@@ -59,7 +59,7 @@ class Sampling:
         }
         problems = [f"{name} = {getattr(self, name)!r}: legal is {what}" for name, (fine, what) in legal.items() if not fine]
         if problems:
-            raise ConfigError(problems)
+            raise UserError(problems)
 
     @property
     def penalises(self) -> bool:
@@ -75,5 +75,5 @@ def read_biases(given: Iterable[str]) -> dict[int, float]:
         try:
             biases[int(token)] = float(value)
         except ValueError:
-            raise ConfigError(f"logit_bias {text!r}: expected ID=X, such as 12=-5 or 12=-inf") from None
+            raise UserError(f"logit_bias {text!r}: expected ID=X, such as 12=-5 or 12=-inf") from None
     return biases

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
+from hybridlm.files.sealed import digest, read_sealed, write_sealed
 from hybridlm.generate.engine import State
-from hybridlm.sealed import digest, read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from hybridlm.model.lm import HybridLM
@@ -51,7 +51,7 @@ def save_state(path: Path, state: State, model: HybridLM, note: str = "") -> Non
     try:
         write_sealed(path, KEY, facts, tensors)
     except OSError as error:
-        raise ConfigError(f"{path}: the state cannot be written ({str(error).splitlines()[0][:120]})") from None
+        raise UserError(f"{path}: the state cannot be written ({str(error).splitlines()[0][:120]})") from None
 
 
 def _grows(state: State, name: str) -> bool:
@@ -67,7 +67,7 @@ def load_state(path: Path, model: HybridLM) -> tuple[State, str]:
     """
     facts, tensors = _read(path)
     if facts["model"] != fingerprint(model):
-        raise ConfigError(f"{path}: a state of another model; a state fits the weights that made it and no others")
+        raise UserError(f"{path}: a state of another model; a state fits the weights that made it and no others")
     tokens = tensors.pop(_TOKENS).tolist()
     logits = tensors.pop(_LOGITS, None)
     ids, first = [], 0
@@ -88,5 +88,5 @@ def load_state(path: Path, model: HybridLM) -> tuple[State, str]:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; expected a state that generate --save-state or /save of chat wrote")
+        raise UserError(f"{path}: no such file; expected a state that generate --save-state or /save of chat wrote")
     return read_sealed(path, KEY, FORMAT_VERSION, "a state")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError
 from hybridlm.hardware.device import CPU, CUDA, DeviceFacts, cpu_facts, device_facts, limit_memory, take_device
 from hybridlm.hardware.profiles import names_card, profile_of
 from hybridlm.hardware.rates import matrix_tflops, peak_name, peak_of, tf32_allowed

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError
 from hybridlm.hardware.device import CUDA, DeviceFacts
 from hybridlm.hardware.limits import usable_bytes
 from hybridlm.hardware.machine import global_batch_of, planned_processes, precision_of

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from hybridlm.config.load import load_config
 from hybridlm.config.resolve import resolve_layers
-from hybridlm.config.section import ConfigError
 from hybridlm.config_files import root
+from hybridlm.errors import UserError
 from hybridlm.hardware.device import CPU
 from hybridlm.hardware.profiles import planned_device
 from hybridlm.memory.plan import Ground, Plan, workload_of
@@ -160,7 +160,7 @@ def _loaded(config: RunConfig, parts: Mapping[str, Any], words: tuple[str, ...],
     _merge(tree, parts)
     try:
         yield Change(words, load_config(tree), same_model)
-    except ConfigError:
+    except UserError:
         return
 
 
@@ -185,7 +185,7 @@ def _pairs(config: RunConfig, tried: list[Change]) -> list[Change]:
             _merge(tree, _difference(config.model_dump(), change.config.model_dump()))
         try:
             merged = load_config(tree)
-        except ConfigError:
+        except UserError:
             continue
         found.append(Change((*first.overrides, *second.overrides), merged, first.same_model and second.same_model))
     return found

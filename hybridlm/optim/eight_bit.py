@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError
 from hybridlm.hardware.device import CPU
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import datetime
 import shlex
 from pathlib import Path
 
-from hybridlm.config.section import ConfigError
-from hybridlm.durable import replaced
+from hybridlm.errors import UserError
+from hybridlm.files.durable import replaced
 from hybridlm.report.comparison import Comparison, best_of, compare
 from hybridlm.report.page import facts_of, parts_of, to_html, to_text
 from hybridlm.report.reading import read_folders
@@ -37,7 +37,7 @@ def run_report(folders: list[Path], out: Path | None, tuned: list[str] | None = 
             with replaced(target / name) as new:
                 new.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
-        raise ConfigError(f"{target}: the report cannot be written there ({error.strerror}); name another folder with --out") from None
+        raise UserError(f"{target}: the report cannot be written there ({error.strerror}); name another folder with --out") from None
     for comparison in comparisons:
         print(f"{comparison.title}: {' '.join(verdict(comparison))}")
     print(f"\n{target / 'report.html'}, report.md with its plots, and report.csv: {len(runs)} runs")
@@ -47,5 +47,5 @@ def _tuned(comparisons: list[Comparison], tuned: list[str]) -> list[Comparison]:
     legal = dict.fromkeys(column for comparison in comparisons for column in comparison.columns)
     for key in tuned:
         if key not in legal:
-            raise ConfigError(f"report --best-of {key}: not a setting in which these runs differ; those are {', '.join(legal) or 'none'}")
+            raise UserError(f"report --best-of {key}: not a setting in which these runs differ; those are {', '.join(legal) or 'none'}")
     return [best_of(comparison, tuned) for comparison in comparisons]

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Literal
 
 from hybridlm.config.load import validate_model
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.report.reading import Run, first_number, number
 
 
@@ -51,7 +51,7 @@ def _cache_bytes(model: str, context: int) -> float | None:
 
     try:
         built = build_model(validate_model(json.loads(model)), 1)  # the vocabulary has no part in the state
-    except (ConfigError, ValueError):
+    except (UserError, ValueError):
         return None
     return float(state_bytes(built, context))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from hybridlm.command_line import key_of, value_of
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.run_folder import JOB, SWEEP, RunFolder
 
 FINISHED = "finished"
@@ -113,13 +113,13 @@ def read_folders(folders: list[Path]) -> tuple[list[Run], list[Sweep]]:
     """
     missing = [f"{folder}: {'a file, not a folder' if folder.exists() else 'no such folder'}" for folder in folders if not folder.is_dir()]
     if missing:
-        raise ConfigError(missing)
+        raise UserError(missing)
     found = {path.resolve(): path for folder in folders for path in _below(folder)}
     paths = [found[path] for path in sorted(found, key=_natural)]
     base = _common([path.resolve() for path in paths])
     runs = [run for path in paths if (run := _read(path, base)) is not None]
     if not runs:
-        raise ConfigError(f"no run in {', '.join(map(str, folders))}: expected folders with config.yaml (python train.py) or job.json")
+        raise UserError(f"no run in {', '.join(map(str, folders))}: expected folders with config.yaml (python train.py) or job.json")
     return runs, [sweep for path in paths if (sweep := _sweep(path)) is not None]
 
 
@@ -207,7 +207,7 @@ def _overrides(folder: RunFolder, job: Facts) -> tuple[str, ...]:
     recorded = job.get("overrides")
     try:
         lines = folder.overrides() or (list(map(str, recorded)) if isinstance(recorded, list) else [])
-    except (ConfigError, OSError, UnicodeDecodeError):
+    except (UserError, OSError, UnicodeDecodeError):
         lines = []
     kept = [line for line in lines if not key_of(line).startswith(_STARTS)]
     return tuple(line.lstrip("+") if "=" in line else line for line in kept)

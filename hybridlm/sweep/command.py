@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from hybridlm.command_line import value_of
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError, UserError
 from hybridlm.hardware.device import CPU, visible_gpus
 from hybridlm.launcher import launch
 from hybridlm.memory.plan import Plan, plan_run
@@ -30,7 +30,7 @@ def new_sweep(overrides: Sequence[str], *, seeds: int, jobs: int | None, dry_run
     ConfigError: anything that is wrong with any point, before the first one starts.
     """
     if launch() is not None:
-        raise ConfigError("sweep: under a launcher each process would run the whole sweep; start it without one")
+        raise UserError("sweep: under a launcher each process would run the whole sweep; start it without one")
     grid, gpus = axes(overrides), visible_gpus()
     folder = _folder([line for axis in grid for line in axis.values])
     refuse_taken(folder)

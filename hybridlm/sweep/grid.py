@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hybridlm.config.constraints import unused_section_warnings
 from hybridlm.config.run import RunConfig
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 
 _SHAPES_MODEL = ("model", "size", "experiments")  # groups that may change which layers there are
 _POINTS_LOOKED_AT = 64  # more are not composed ahead only to warn
@@ -36,6 +36,6 @@ def effectless(axes: Sequence[Axis], compose: Callable[[Sequence[str]], RunConfi
         return []
     try:
         warnings = [unused_section_warnings(compose(point), point) for point in points]
-    except ConfigError:
+    except UserError:
         return []  # the job of that point reports it
     return [line for line in dict.fromkeys(warnings[0]) if all(line in others for others in warnings)]

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from hybridlm.config.section import ConfigError
-from hybridlm.durable import remove_partials, replaced
+from hybridlm.errors import UserError
+from hybridlm.files.durable import remove_partials, replaced
 from hybridlm.run_folder import JOB, SWEEP, RunFolder
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
@@ -104,14 +104,14 @@ def create(folder: Path, jobs: Sequence[Job], overrides: Sequence[str], varied: 
         tree = {"overrides": list(overrides), "varied": list(varied), "jobs": list(sweep.jobs), "command": command, "cwd": str(sweep.cwd)}
         _write(folder / SWEEP, tree)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written ({error.strerror or error}); name another place with hydra.sweep.dir") from None
+        raise UserError(f"{folder} cannot be written ({error.strerror or error}); name another place with hydra.sweep.dir") from None
     return sweep
 
 
 def refuse_taken(folder: Path) -> None:
     """ConfigError: the folder holds a sweep."""
     if (folder / SWEEP).exists():
-        raise ConfigError(f"{folder} holds a sweep already: go on with --resume {folder}, or name another folder (hydra.sweep.dir=...)")
+        raise UserError(f"{folder} holds a sweep already: go on with --resume {folder}, or name another folder (hydra.sweep.dir=...)")
 
 
 def find(name: str) -> Sweep:
@@ -119,13 +119,13 @@ def find(name: str) -> Sweep:
     if name == "last":
         found = sorted(Path("multirun").glob(f"**/{SWEEP}"), key=_modified)
         if not found:
-            raise ConfigError(f"--resume last: no sweep under {Path.cwd() / 'multirun'}; start one with hybridlm sweep")
+            raise UserError(f"--resume last: no sweep under {Path.cwd() / 'multirun'}; start one with hybridlm sweep")
         path = found[-1]
     else:
         path = Path(name).expanduser() / SWEEP
     tree = _read(path, f"--resume {name}: no sweep of `hybridlm sweep`")
     if not isinstance(tree.get("jobs"), list) or not all(isinstance(job, str) for job in tree["jobs"]):
-        raise ConfigError(f"{path}: lists no jobs")
+        raise UserError(f"{path}: lists no jobs")
     remove_partials(path.parent)
     cwd = Path(str(tree.get("cwd", "")))
     return Sweep(path.parent, tuple(tree["jobs"]), cwd if cwd.is_dir() else Path.cwd())
@@ -138,9 +138,9 @@ def _job(path: Path, number: int) -> Job:
         job = _JOBS.validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{path}: is no job ({'.'.join(map(str, first['loc']))}: {first['msg']})") from None
+        raise UserError(f"{path}: is no job ({'.'.join(map(str, first['loc']))}: {first['msg']})") from None
     if job.number != number:
-        raise ConfigError(f"{path}: number = {job.number}: it is job {number} of {SWEEP}")
+        raise UserError(f"{path}: number = {job.number}: it is job {number} of {SWEEP}")
     return job
 
 
@@ -148,9 +148,9 @@ def _read(path: Path, problem: str) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{problem}: {path} ({error.strerror})") from None
+        raise UserError(f"{problem}: {path} ({error.strerror})") from None
     except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error})") from None
+        raise UserError(f"{path} is not JSON ({error})") from None
     return tree if isinstance(tree, dict) else {}
 
 

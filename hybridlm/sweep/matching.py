@@ -19,7 +19,7 @@ from hybridlm.config.layers import AttentionSpec
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.resolve import kinds_in_use, resolve_layers
 from hybridlm.config.run import RunConfig
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.resume import quoted
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class _Search:
     def _legal(self, model: ModelConfig) -> bool:
         try:
             specs = resolve_layers(model)
-        except ConfigError:
+        except UserError:
             return False
         heads = [spec.params.head_dim for spec in specs if isinstance(spec.params, AttentionSpec)]
         return not self._even_heads or all(width % 8 == 0 for width in heads)

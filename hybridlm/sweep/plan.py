@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hybridlm.command_line import key_of, value_of
 from hybridlm.config.resolve import resolve_layers
 from hybridlm.config.run import RunConfig
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError, UserError
 from hybridlm.hardware.machine import refuse_missing_gpu
 from hybridlm.resume import quoted
 from hybridlm.sweep.grid import Axis
@@ -115,7 +115,7 @@ def _composed(
             config = compose([*point, *seed])
             refuse_missing_gpu(config, gpu)
             configs.append(config)
-        except ConfigError as error:
+        except UserError as error:
             for problem in error.problems:
                 wrong.setdefault(problem, []).append(" ".join(f"{key_of(point[i])}={_value(point[i])[:_LONGEST_NAME]}" for i in varied))
     if wrong:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.sweep.job import LOCK, LOG
 
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -42,7 +42,7 @@ class JobProcess:
         self._began = time.monotonic()
         lock = hold(folder / LOCK)
         if lock == BUSY:
-            raise ConfigError(f"{folder}: another process is at work here")
+            raise UserError(f"{folder}: another process is at work here")
         try:
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(

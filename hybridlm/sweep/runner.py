@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.resume import quoted
 from hybridlm.run_folder import RunFolder
 from hybridlm.sweep.job import LOCK, Job, Sweep
@@ -133,7 +133,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """While this runner has the folder to itself. ConfigError: another one is at work there."""
     lock = hold(folder / "sweep.lock")
     if lock == BUSY:
-        raise ConfigError(f"{folder}: another runner is at work on this sweep")
+        raise UserError(f"{folder}: another runner is at work on this sweep")
     try:
         yield
     finally:

@@ -11,8 +11,8 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from hybridlm.checksum import closing_line
-from hybridlm.durable import replaced
+from hybridlm.files.checksum import closing_line
+from hybridlm.files.durable import replaced
 from hybridlm.train.background import Background, snapshot
 
 if TYPE_CHECKING:

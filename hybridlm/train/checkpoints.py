@@ -13,7 +13,7 @@ import lightning
 from lightning.pytorch.callbacks import Checkpoint
 
 from hybridlm.checkpoint import export_weights
-from hybridlm.config.section import ConfigError, RunFailed
+from hybridlm.errors import ConfigError, RunFailed
 from hybridlm.run_folder import step_of
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO, writer_of
 from hybridlm.train.metrics import validation_score

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError
 from hybridlm.hardware.device import CPU
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hybridlm.checkpoint import EMA_KEY, read_checkpoint
-from hybridlm.config.section import ConfigError, RunFailed
+from hybridlm.errors import RunFailed, UserError
 from hybridlm.optim.optimizer import HybridOptimizer
 from hybridlm.train.checkpoint_io import writer_of
 from hybridlm.train.ema import EMA
@@ -186,7 +186,7 @@ class GuardCallback(lightning.Callback):
         ):
             try:
                 read_checkpoint(self._folder.step_checkpoint(step))
-            except ConfigError as error:
+            except UserError as error:
                 self._say(f"warning     {error}")
             else:
                 return step

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from hybridlm.hardware.machine import Machine

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError
 from hybridlm.train.metrics import RunFiles
 from hybridlm.train.tensorboard import TensorBoard
 from hybridlm.train.wandb import Wandb, wandb_arguments

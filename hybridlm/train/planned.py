@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError
 from hybridlm.memory.plan import Plan, plan_run
 from hybridlm.memory.report import refusal
 from hybridlm.memory.suggest import suggestions

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hybridlm.checkpoint import KEY, read_checkpoint
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
@@ -39,7 +39,7 @@ class Resumed(NamedTuple):
         A run that was ended between its last step and its summary goes on too: with what comes after the last step.
         """
         if self.accumulate != machine.accumulate:
-            raise ConfigError(
+            raise UserError(
                 f"{self.path}: its steps have {self.accumulate} micro-batches per device, this run's {machine.accumulate}; resume with "
                 f"trainer.accumulate={self.accumulate} (Lightning counts its position in micro-batches)"
             )

@@ -14,13 +14,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from hybridlm.checkpoint import load_run
 from hybridlm.config.load import to_yaml
-from hybridlm.config.section import ConfigError
 from hybridlm.data.chat import template_of
 from hybridlm.data.corpus import Prepared
 from hybridlm.data.datamodule import DataModule
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.windows.splits import packed_documents
-from hybridlm.durable import replaced
+from hybridlm.errors import ConfigError, UserError
+from hybridlm.files.durable import replaced
 from hybridlm.hardware.device import CPU
 from hybridlm.hardware.machine import Machine, resolve_machine
 from hybridlm.kernels import choose_kernels
@@ -74,7 +74,7 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     kernels = choose_kernels(config, machine, lambda line: console.say(f"kernels     {line}"))
     prepared = prepare(config.data, report=lambda line: console.say(f"data        {line}"))
     if resumed is not None and resumed.tokenizer != prepared.tokenizer.fingerprint:
-        raise ConfigError(f"{resume}: trained with another tokenizer than today's data gives; has the text or data.tokenizer changed?")
+        raise UserError(f"{resume}: trained with another tokenizer than today's data gives; has the text or data.tokenizer changed?")
     _say_packing(config, prepared, console)
     _begin_folder(asked, folder, prepared, resumed)
 

@@ -38,7 +38,7 @@ def test_a_mistake_is_one_line(capsys, arguments, said):
     code, out, err = ended(capsys, *arguments)
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
-    assert line.startswith("config error: ")
+    assert line.startswith(("config error: ", "error: "))
     assert said in line
 
     assert line.endswith("--help` says what is legal")
@@ -61,6 +61,6 @@ def test_closed_streams_are_empty_ones(capsys, monkeypatch, tmp_path):
     for name in ("stdin", "stdout"):
         monkeypatch.setattr(sys, name, None)
     code, _, err = ended(capsys, "generate", str(tmp_path))
-    assert (code, err) == (2, "config error: standard input: empty; give at least one character to continue\n")
+    assert (code, err) == (2, "error: standard input: empty; give at least one character to continue\n")
     monkeypatch.setattr(sys, "stdin", None)
     assert "has no checkpoint yet" in ended(capsys, "chat", str(tmp_path))[2]

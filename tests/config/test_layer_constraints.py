@@ -6,13 +6,13 @@ import pytest
 
 from hybridlm.config.load import load_config
 from hybridlm.config.resolve import resolve_layers
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 
 EVERY_KIND = "T M1 M2 M3 L:moe"
 
 
 def problems(pattern, **sections):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load_config({"model": {"pattern": pattern, **sections}})
     return caught.value.problems
 

@@ -12,7 +12,7 @@ from hybridlm.config.constraints import unused_section_warnings
 from hybridlm.config.layers import AttentionSpec, Mamba2Spec, MLPSpec
 from hybridlm.config.load import from_yaml, load_config, to_yaml, validate_model
 from hybridlm.config.resolve import layer_note, resolve_layers
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 
 
 def tree(**sections):
@@ -21,7 +21,7 @@ def tree(**sections):
 
 
 def problems(**sections):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load_config(tree(**sections))
     return caught.value.problems
 
@@ -64,7 +64,7 @@ def test_all_wrong_fields_are_reported_together():
 
 
 def test_numeric_keys_are_unknown_keys():
-    with pytest.raises(ConfigError, match="3 = 4: unknown key"):
+    with pytest.raises(UserError, match="3 = 4: unknown key"):
         load_config({"model": {"pattern": "T"}, 3: 4})  # type: ignore[dict-item]
 
 
@@ -155,7 +155,7 @@ def test_yaml_round_trip(sections):
 
 @pytest.mark.parametrize("text", ["", "3", "a: [", "model: {pattern: Q}"])
 def test_text_that_is_no_configuration(text):
-    with pytest.raises(ConfigError):
+    with pytest.raises(UserError):
         from_yaml(text)
 
 
@@ -190,7 +190,7 @@ def test_any_tree_loads_or_raises_config_errors_of_one_line(changes):
         place[path[-1]] = value
     try:
         config = load_config(root)
-    except ConfigError as error:
+    except UserError as error:
         lines = error.problems
     else:
         lines = [to_yaml(config)] if from_yaml(to_yaml(config)) != config else ["fine"]

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.files.bins import BinWriter, open_bin
+from hybridlm.errors import UserError
 
 
 def write(path, documents=((1, 2, 3), (), (4,)), vocab_size=100, masked=False):
@@ -38,7 +38,7 @@ def test_what_is_learned_stands_beside_the_tokens(tmp_path):
 def test_an_id_outside_the_vocabulary_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="document 1 holds an id outside the vocabulary of 100"):
         write(tmp_path / "a.bin", [(1,), (100,)])
-    with pytest.raises(ConfigError, match="no readable sidecar"):
+    with pytest.raises(UserError, match="no readable sidecar"):
         open_bin(tmp_path / "a.bin")
 
 
@@ -83,7 +83,7 @@ def test_damage_is_refused_in_one_line(tmp_path, name):
     open_bin(path)
     damage, message = DAMAGE[name]
     damage(path)
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         open_bin(path)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -100,7 +100,7 @@ def test_any_cut_and_any_flip_of_a_sidecar_is_refused_in_one_line_or_changes_not
             line = ""
             try:
                 read = open_bin(path).meta
-            except ConfigError as error:
+            except UserError as error:
                 line = str(error)
             if line:
                 assert len(line.splitlines()) == 1

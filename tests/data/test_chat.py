@@ -11,12 +11,12 @@ from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hybridlm.compose import compose_config
-from hybridlm.config.section import ConfigError
 from hybridlm.data import tokenizer_pieces
 from hybridlm.data.chat import ChatRecords, encode_conversations, template_of
 from hybridlm.data.reading.documents import Bad, Document, Turn
 from hybridlm.data.show import coloured, legend
 from hybridlm.data.tokenizer import EOS, byte_tokenizer, load_tokenizer, train_bpe
+from hybridlm.errors import UserError
 
 OURS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHATML = ("<|im_start|>", "<|im_end|>")
@@ -228,7 +228,7 @@ def test_the_first_style_whose_tokens_are_all_there_is_taken():
 
 def test_a_tokenizer_without_a_template_is_refused_in_one_line():
     for tokenizer in (byte_tokenizer(), byte_tokenizer(OURS[:3]), byte_tokenizer(CHATML[:1])):
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(UserError) as caught:
             template_of(tokenizer)
         said = str(caught.value)
         assert len(said.splitlines()) == 1
@@ -242,7 +242,7 @@ def test_a_token_that_ends_documents_too_can_end_no_message(tmp_path):
     facts["added_tokens"] = [token for token in facts["added_tokens"] if token["content"] != EOS]
     facts["model"]["vocab"] |= {"unused": 256}  # so that the others keep their ids
     path.write_text(json.dumps(facts), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"<\|im_end\|> of ChatML's template also ends this tokenizer's documents"):
+    with pytest.raises(UserError, match=r"<\|im_end\|> of ChatML's template also ends this tokenizer's documents"):
         template_of(load_tokenizer(path))
     assert template_of(load_tokenizer(path, OURS)).style.end == "<|end|>"
 

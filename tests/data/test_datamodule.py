@@ -15,10 +15,10 @@ from fits import Toy, fit
 from streams import part, prepared
 
 from hybridlm.config.data import DataConfig
-from hybridlm.config.section import ConfigError
 from hybridlm.config.synthetic import SyntheticConfig
 from hybridlm.data.datamodule import DataModule
 from hybridlm.data.synthetic.source import announced
+from hybridlm.errors import UserError
 
 STEPS = 16
 CONFIG = DataConfig(seq_len=8)
@@ -96,7 +96,7 @@ def test_a_part_that_is_too_short_is_named(tmp_path):
     config = DataConfig(seq_len=60)
     datamodule = DataModule(prepared(*parts), config, global_batch=4, micro_batch=4, accumulate=1, seed=0)
     datamodule.trainer = lightning.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
-    with pytest.raises(ConfigError, match=r"data\.parts\.short: the training text has \d+ tokens, one window takes data\.seq_len"):
+    with pytest.raises(UserError, match=r"data\.parts\.short: the training text has \d+ tokens, one window takes data\.seq_len"):
         datamodule.train_dataloader()
 
 

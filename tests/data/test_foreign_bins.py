@@ -4,9 +4,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.files.bins import BinWriter
 from hybridlm.data.files.foreign_bins import check_ids, open_foreign
+from hybridlm.errors import UserError
 
 VOCAB = 50257
 DTYPES = {"u16": "<u2", "u32": "<u4"}
@@ -46,7 +46,7 @@ def flipped(data, place, mask):
 
 
 def refusal(path, dtype=None, vocab_size=None):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         open_foreign(path, dtype=dtype, vocab_size=vocab_size)
     line = str(caught.value)
     assert len(line.splitlines()) == 1
@@ -145,7 +145,7 @@ def test_refusals_say_what_where_and_what_is_legal(tmp_path, name):
     data, dtype, vocab_size, message = REFUSED[name]
     path = save(tmp_path / "a.bin", data)
     refusal(path, dtype, vocab_size)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         open_foreign(path, dtype=dtype, vocab_size=vocab_size)
 
 
@@ -163,7 +163,7 @@ def test_our_own_files_are_checked_against_sidecar_dtype_and_vocabulary(tmp_path
     assert "SHA-256" in refusal(path)
     sidecar = path.with_suffix(".json")
     sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "count": "5"}))
-    with pytest.raises(ConfigError, match=r"sidecar .* is damaged: count"):
+    with pytest.raises(UserError, match=r"sidecar .* is damaged: count"):
         open_foreign(path, dtype=None, vocab_size=None)
 
 
@@ -211,7 +211,7 @@ def test_damage_and_mixed_up_widths_are_refused_or_read_as_they_stand(tmp_path):
         line = ""
         try:
             file = open_foreign(path, dtype=dtype, vocab_size=rng.choice([None, VOCAB]))
-        except ConfigError as error:
+        except UserError as error:
             line = str(error)
         if line:
             assert len(line.splitlines()) == 1
@@ -234,7 +234,7 @@ def test_the_first_bad_id_is_found_across_blocks(tmp_path, monkeypatch, dtype):
         tokens[position:] = 300
         tokens[position] = 100
         byte = 1024 + position * width
-        with pytest.raises(ConfigError, match=rf"id 100 at token {position} \(byte {byte}\) is outside the vocabulary of 100: .* 99$"):
+        with pytest.raises(UserError, match=rf"id 100 at token {position} \(byte {byte}\) is outside the vocabulary of 100: .* 99$"):
             check_ids(tokens, 100, tmp_path, offset_bytes=1024)
 
 
@@ -242,7 +242,7 @@ def test_a_vocabulary_larger_than_the_width_holds_every_id(tmp_path):
     check_ids(array([65535], "u16"), 65536, tmp_path)
     check_ids(array([65535], "u16"), 128256, tmp_path)
     check_ids(array([], "u16"), 1, tmp_path)
-    with pytest.raises(ConfigError, match="id 65535 at token 0"):
+    with pytest.raises(UserError, match="id 65535 at token 0"):
         check_ids(array([65535], "u16"), 65535, tmp_path)
 
 

@@ -16,10 +16,10 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from hybridlm.config.data import HfConfig
-from hybridlm.config.section import ConfigError
 from hybridlm.data.reading import hub
 from hybridlm.data.reading.documents import Bad, TextRecords
 from hybridlm.data.reading.hub import StreamUnit, open_hub
+from hybridlm.errors import UserError
 
 RECORDS = TextRecords("text")
 COMMIT = "a" * 40
@@ -191,7 +191,7 @@ def test_what_cannot_be_read_is_named_in_one_line(tmp_path, monkeypatch, capfd, 
     write(tmp_path / "code", {"code.py": b"raise SystemExit('was run')"})
     write(tmp_path / "other", {"a.jsonl": b'{"title": "x", "body": "y"}\n'})
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read(open_hub(HfConfig(**{"id": "set", "streaming": streaming, **options}), RECORDS, MB))
     assert len(str(caught.value).splitlines()) == 1
     assert (*capfd.readouterr(), caplog.text) == ("", "", "")
@@ -200,7 +200,7 @@ def test_what_cannot_be_read_is_named_in_one_line(tmp_path, monkeypatch, capfd, 
 def test_a_part_of_a_split_is_read_from_disk_but_not_streamed(tmp_path):
     folder = write(tmp_path / "set", {"train.jsonl": long_texts(10)})
     assert len(read(open_hub(HfConfig(id=folder, split="train[:50%]"), RECORDS, MB))) == 5
-    with pytest.raises(ConfigError, match="a part of a split cannot be streamed"):
+    with pytest.raises(UserError, match="a part of a split cannot be streamed"):
         open_hub(HfConfig(id=folder, split="train[:50%]", streaming=True), RECORDS, MB)
 
 
@@ -214,7 +214,7 @@ def test_the_libraries_are_left_as_they_were(tmp_path):
 
     before = state()
     open_hub(HfConfig(id=write(tmp_path / "set", {"a.jsonl": ["x"]})), RECORDS, MB)
-    with pytest.raises(ConfigError, match="not in the cache"):
+    with pytest.raises(UserError, match="not in the cache"):
         open_hub(HfConfig(id="nobody/nothing"), RECORDS, MB)
     assert state() == before
 
@@ -234,7 +234,7 @@ def test_a_stream_that_fails_midway_says_to_run_again(error, message):
     unit = StreamUnit(SimpleNamespace(iter=batches), HfConfig(id="me/set"), RECORDS, 0, 0, None)
     found = unit.documents()
     assert [next(found).text, next(found).text] == ["one", "two"]
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         next(found)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -316,7 +316,7 @@ CHILD = """
 import json, sys, time
 import datasets, huggingface_hub
 from hybridlm.config.data import HfConfig
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.data.reading.documents import TextRecords
 from hybridlm.data.reading import hub_access
 from hybridlm.data.reading.hub import open_hub
@@ -327,7 +327,7 @@ for options in json.loads(sys.argv[1]):
         corpus = open_hub(HfConfig(**options), TextRecords("text"), 1000000)
         answer["fingerprint"] = corpus.fingerprint
         answer["texts"] = [document.text for unit in corpus.units for document in unit.documents()]
-    except ConfigError as error:
+    except UserError as error:
         answer["error"] = str(error)
     print(json.dumps({**answer, "seconds": time.monotonic() - begin}))
 """

@@ -8,13 +8,13 @@ import pytest
 import torch
 from streams import EOS, raw_stream, some_documents, split
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.data.windows.loader import TrainLoader, ValLoader
 from hybridlm.data.windows.mixture import Mixture
 from hybridlm.data.windows.order import IGNORE, window_count
 from hybridlm.data.windows.packed_files import PackedStream
 from hybridlm.data.windows.window_sources import CutWindows, PackedWindows, SideBySide
+from hybridlm.errors import UserError
 
 FOLDER = tempfile.TemporaryDirectory()
 COUNT = 999  # tokens 1, 2, ...: each names its own place
@@ -120,9 +120,9 @@ def test_a_state_fits_other_ranks_and_another_accumulation():
 
 def test_a_state_of_another_run_is_refused():
     state = train_loader().state_dict()
-    with pytest.raises(ConfigError, match=r"data\.global_batch=4 differs from the checkpoint's 8"):
+    with pytest.raises(UserError, match=r"data\.global_batch=4 differs from the checkpoint's 8"):
         train_loader(global_batch=4).load_state_dict(state)
-    with pytest.raises(ConfigError, match="batch 50 of an epoch, which has 7 here"):
+    with pytest.raises(UserError, match="batch 50 of an epoch, which has 7 here"):
         train_loader().load_state_dict({**state, "batches": 50})
 
 
@@ -138,9 +138,9 @@ def test_fewer_windows_than_a_batch_wrap_around(n_tokens):
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(ConfigError, match=r"data\.global_batch=9 is not .* = 4 x 2 x 1 = 8"):
+    with pytest.raises(UserError, match=r"data\.global_batch=9 is not .* = 4 x 2 x 1 = 8"):
         train_loader(global_batch=9, accumulate=2)
-    with pytest.raises(ConfigError, match="the training text has 16 tokens"):
+    with pytest.raises(UserError, match="the training text has 16 tokens"):
         train_loader(16)
 
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from streams import raw_stream
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.windows.mixture import BLOCK, Mixture, shares
 from hybridlm.data.windows.window_sources import CutWindows
+from hybridlm.errors import UserError
 
 WEIGHTS = [3.0, 1.0, 0.5]
 SIZES = [900, 300, 50]
@@ -40,7 +40,7 @@ def test_shares_are_the_rounded_weights_and_none_is_left_out(weights, places):
 
 
 def test_more_parts_than_places_are_refused():
-    with pytest.raises(ConfigError, match=r"data\.parts: 4097 parts"):
+    with pytest.raises(UserError, match=r"data\.parts: 4097 parts"):
         shares([1.0] * (BLOCK + 1))
 
 

@@ -8,7 +8,6 @@ import pytest
 from streams import EOS, prepared, raw_stream, some_documents, split, token_file
 from streams import part as part_of
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.files.stream import TokenStream, split_of
 from hybridlm.data.windows import packed_files
 from hybridlm.data.windows.order import IGNORE
@@ -16,6 +15,7 @@ from hybridlm.data.windows.packed_files import PackedStream
 from hybridlm.data.windows.packing import pack
 from hybridlm.data.windows.splits import packed_documents
 from hybridlm.data.windows.window_sources import PackedWindows
+from hybridlm.errors import UserError
 
 SEQ_LEN = 16
 
@@ -163,7 +163,7 @@ def test_pieces_without_documents_are_passed_over(tmp_path, folder):
     assert len(packed) == 2
     assert rows(packed).ids[:, :3].tolist() == [[EOS, 1, 2], [EOS, 3, 0]]
     assert rows(opened(split_of(files), folder)).targets[:, :3].tolist() == [[1, 2, EOS], [3, EOS, IGNORE]]
-    with pytest.raises(ConfigError, match="no document"):
+    with pytest.raises(UserError, match="no document"):
         opened(split_of(files[:1]), folder)
 
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.windows import packing
 from hybridlm.data.windows.order import IGNORE
 from hybridlm.data.windows.packing import document_starts, pack
+from hybridlm.errors import UserError
 
 
 @st.composite
@@ -171,7 +171,7 @@ def test_the_smallest_streams(lengths, seq_len, count):
 
 
 def test_what_cannot_be_packed_is_refused():
-    with pytest.raises(ConfigError, match="no document"):
+    with pytest.raises(UserError, match="no document"):
         pack(np.array([0]), 8)
     with pytest.raises(ValueError, match="must rise"):
         pack(np.array([0, 4, 4]), 8)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data import progress
 from hybridlm.data.preparing import pool
 from hybridlm.data.preparing.pool import work_on
 from hybridlm.data.progress import ByteProgress
+from hybridlm.errors import UserError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
@@ -43,7 +43,7 @@ class Task:
     def begin(self):
         (self.folder / f"process-{os.getpid()}").touch()
         if self.bad:
-            raise ConfigError(self.bad)
+            raise UserError(self.bad)
 
     def do(self, number, unit, progress):
         (self.folder / f"unit-{number}").touch()
@@ -53,9 +53,9 @@ class Task:
                 progress(int(detail))
         elif what == "late":
             time.sleep(1.5)
-            raise ConfigError([f"{number} is bad", "so is its end"])
+            raise UserError([f"{number} is bad", "so is its end"])
         elif what == "bad":
-            raise ConfigError(f"{number} is bad")
+            raise UserError(f"{number} is bad")
         elif what == "full":
             raise OSError(28, "No space left on device", "there")
         elif what == "killed":
@@ -121,7 +121,7 @@ def test_nothing_to_do(tmp_path):
 
 def test_the_error_of_the_first_unit_counts_even_if_a_later_one_fails_sooner(tmp_path, several):
     began = time.monotonic()
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         work(tmp_path, "late", "bad", *["long"] * 30)
     assert caught.value.problems == ["0 is bad", "so is its end"]
     assert time.monotonic() - began < 40
@@ -136,7 +136,7 @@ def test_an_error_of_the_system_comes_as_it_was(tmp_path, several):
 
 
 def test_a_process_that_cannot_begin_says_why(tmp_path, several, capfd):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         work(tmp_path, "none", "none", bad="tokenizer.json is damaged")
     assert str(caught.value) == "tokenizer.json is damaged"
     assert capfd.readouterr() == ("", "")
@@ -146,7 +146,7 @@ def test_a_process_that_cannot_begin_says_why(tmp_path, several, capfd):
 @pytest.mark.parametrize("units", [["youngest killed"] * 2, ["long", "killed", "none"]])
 def test_a_process_that_is_killed_is_one_clear_line(tmp_path, several, capfd, units):
     began = time.monotonic()
-    with pytest.raises(ConfigError, match=r"^data: a process .* run again .* fewer data\.prepare_workers$") as caught:
+    with pytest.raises(UserError, match=r"^data: a process .* run again .* fewer data\.prepare_workers$") as caught:
         work(tmp_path, *units)
     assert len(caught.value.problems) == 1
     assert time.monotonic() - began < 40

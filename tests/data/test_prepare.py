@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from hybridlm.config.data import DataConfig, PartConfig, TokenizerConfig
-from hybridlm.config.section import ConfigError
 from hybridlm.data.corpus import Prepared, TextSplit
 from hybridlm.data.preparing import build, pool
 from hybridlm.data.preparing.build import Manifest
 from hybridlm.data.preparing.prepare import data_folder, prepare
 from hybridlm.data.reading.sources import position
 from hybridlm.data.tokenizer import byte_tokenizer
+from hybridlm.errors import UserError
 
 BPE = TokenizerConfig(kind="bpe", vocab_size=300)
 BYTES = TokenizerConfig(kind="bytes", vocab_size=4096)
@@ -224,7 +224,7 @@ def test_what_is_bad_is_counted_by_kind_every_time_and_refused_on_request(corpus
     prepare(lines_config(corpus), lines.append)
     assert any(line.startswith(summary) for line in lines)
     for out in ("out", "fresh"):  # prepared before, and not
-        with pytest.raises(ConfigError, match=r"data\.on_bad=fail: many\.jsonl:1: not JSON \(.*\); mend it") as caught:
+        with pytest.raises(UserError, match=r"data\.on_bad=fail: many\.jsonl:1: not JSON \(.*\); mend it") as caught:
             prepare(lines_config(corpus, on_bad="fail", out=f"{corpus}/{out}"))
         assert len(str(caught.value).splitlines()) == 1
     assert folders(corpus / "fresh") == []
@@ -232,7 +232,7 @@ def test_what_is_bad_is_counted_by_kind_every_time_and_refused_on_request(corpus
 
 def test_nothing_but_bad_documents_is_refused(corpus):
     (corpus / "text/many.jsonl").write_text("[]\n" * 9)
-    with pytest.raises(ConfigError, match=r"none of its 9 document\(s\) can be used; the first: many\.jsonl:1: not a JSON object"):
+    with pytest.raises(UserError, match=r"none of its 9 document\(s\) can be used; the first: many\.jsonl:1: not a JSON object"):
         prepare(lines_config(corpus))
     assert folders(corpus / "out") == []
 
@@ -241,14 +241,14 @@ def test_a_corpus_that_cannot_be_split_says_what_would(corpus):
     for path in sorted((corpus / "text").iterdir())[3:]:
         path.unlink()
     places = sorted(position(f"{number:02}.txt") for number in range(3))
-    with pytest.raises(ConfigError, match=f"holds out none of the 3 documents .* above {places[0]:.6f} and up to {places[-1]:.6f}"):
+    with pytest.raises(UserError, match=f"holds out none of the 3 documents .* above {places[0]:.6f} and up to {places[-1]:.6f}"):
         prepare(config(corpus, val_fraction=places[0] / 2))
-    with pytest.raises(ConfigError, match="holds out all the 3 documents"):
+    with pytest.raises(UserError, match="holds out all the 3 documents"):
         prepare(config(corpus, val_fraction=(1 + places[-1]) / 2))
     assert folders(corpus / "out") == []
     for path in sorted((corpus / "text").iterdir())[1:]:
         path.unlink()
-    with pytest.raises(ConfigError, match=r"has 1 document\(s\) with text, 2 or more are needed"):
+    with pytest.raises(UserError, match=r"has 1 document\(s\) with text, 2 or more are needed"):
         prepare(config(corpus))
 
 
@@ -291,9 +291,9 @@ def test_conversations_come_with_what_is_learned_and_the_template(corpus):
 
 
 def test_conversations_need_the_tokens_of_a_template(corpus):
-    with pytest.raises(ConfigError, match=r"data\.tokenizer\.special_tokens"):
+    with pytest.raises(UserError, match=r"data\.tokenizer\.special_tokens"):
         prepare(chat_config(corpus, tokenizer=BYTES))
-    with pytest.raises(ConfigError, match=r"00\.txt holds no records; data\.format=chat reads"):
+    with pytest.raises(UserError, match=r"00\.txt holds no records; data\.format=chat reads"):
         prepare(chat_config(corpus).model_copy(update={"path": f"{corpus}/text/*"}))
 
 
@@ -344,7 +344,7 @@ def test_damage_in_the_cache_is_named(corpus):
     data = path.read_bytes()
     for damaged, message in ((data[:-1], "cut off"), (bytes([data[0] ^ 1]) + data[1:], "SHA-256")):
         path.write_bytes(damaged)
-        with pytest.raises(ConfigError, match=rf"train-000000-00\.bin .*{message}.*; delete its folder and prepare again$"):
+        with pytest.raises(UserError, match=rf"train-000000-00\.bin .*{message}.*; delete its folder and prepare again$"):
             prepare(config(corpus))
     path.write_bytes(data)
     prepare(config(corpus))
@@ -352,18 +352,18 @@ def test_damage_in_the_cache_is_named(corpus):
     content = manifest.read_bytes()
     for length in range(0, len(content) - 1, 97):
         manifest.write_bytes(content[:length])
-        with pytest.raises(ConfigError, match=r"manifest\.json is damaged; delete its folder"):
+        with pytest.raises(UserError, match=r"manifest\.json is damaged; delete its folder"):
             prepare(config(corpus))
     manifest.write_bytes(content)
     other = folder_of(config(corpus, tokenizer=BYTES))
     (folder / "tokenizer.json").write_bytes((other / "tokenizer.json").read_bytes())
-    with pytest.raises(ConfigError, match="not made by the tokenizer beside them"):
+    with pytest.raises(UserError, match="not made by the tokenizer beside them"):
         prepare(config(corpus))
 
 
 def test_a_place_that_cannot_be_written_is_named(corpus):
     (corpus / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"data cannot be written to .*file.*data\.out"):
+    with pytest.raises(UserError, match=r"data cannot be written to .*file.*data\.out"):
         prepare(config(corpus, out=f"{corpus}/file"))
 
 

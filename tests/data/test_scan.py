@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.reading import scan
 from hybridlm.data.reading.documents import Bad, Document, TextRecords
 from hybridlm.data.reading.file_units import Broken, Lines, SourceFile, Texts, TextSlice
 from hybridlm.data.reading.scan import scan_files
+from hybridlm.errors import UserError
 
 RECORDS = TextRecords("text")
 NOWHERE = Path(os.devnull, "kept")
@@ -301,7 +301,7 @@ def test_a_file_that_goes_or_changes_between_scan_and_reading_is_an_error_not_a_
         (tmp_path / name).unlink()
         if how == "folder":
             (tmp_path / name).mkdir()
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         read(corpus)
     reason = "cannot be read any more (No such file or directory); mend it" if how == "gone" else "changed while the corpus was read;"
     assert str(caught.value).startswith(f"data: {name} {reason}")

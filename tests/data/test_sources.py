@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from hybridlm.config.data import CorpusConfig, DataConfig
-from hybridlm.config.section import ConfigError
 from hybridlm.data.reading import scan
 from hybridlm.data.reading.documents import Bad, Document
 from hybridlm.data.reading.sources import open_corpus, position
+from hybridlm.errors import UserError
 
 
 def write(folder, files):
@@ -96,7 +96,7 @@ def test_folders_and_links_to_nothing_are_no_documents(tmp_path):
 def test_what_cannot_be_read_is_named(tmp_path, monkeypatch, config, message):
     write(tmp_path, {"c/latin.bin": b"ab\xe9", "c/d/e.txt": "e"})
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         opened(config)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -152,7 +152,7 @@ def test_stdlib_skips_tests_packages_and_tables_and_names_what_it_cannot_decode(
     assert bad.startswith("bad.py: cannot be decoded")
     assert worse.startswith("worse.py: cannot be decoded (unknown encoding")
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "x"))
-    with pytest.raises(ConfigError, match="without its sources"):
+    with pytest.raises(UserError, match="without its sources"):
         opened(CorpusConfig())
 
 

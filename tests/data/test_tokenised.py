@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from hybridlm.config.data import DataConfig, TokenizerConfig
-from hybridlm.config.section import ConfigError
 from hybridlm.data.files.bins import BinWriter
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.tokenizer import byte_tokenizer
+from hybridlm.errors import UserError
 
 EOS = 256
 TEXTS = [b"one", b"", b"a longer document", b"four"]
@@ -66,7 +66,7 @@ def test_several_files_are_one_stream_and_the_end_of_all_is_held_out(folder):
     for mine, reference in ((part.train, one.train), (part.val, one.val)):
         assert np.array_equal(tokens_of(mine), tokens_of(reference))
         assert (mine.documents, mine.text_bytes) == (reference.documents, reference.text_bytes)
-    with pytest.raises(ConfigError, match=r"data\.path=.*none\*\.bin matches no file"):
+    with pytest.raises(UserError, match=r"data\.path=.*none\*\.bin matches no file"):
         prepare(config(folder, path=f"{folder}/none*.bin"))
 
 
@@ -86,7 +86,7 @@ def test_our_own_files_join_at_an_end_of_text(folder):
     assert tokens_of(part.train).tolist() == [*STREAM.tolist(), EOS]
     assert (part.train.documents, part.train.text_bytes) == (4, len(b"".join(TEXTS)))
     other = TokenizerConfig(kind="file", path=f"{folder}/tokenizer.json", special_tokens=("<|x|>",))
-    with pytest.raises(ConfigError, match=r"own0\.bin was made by another tokenizer"):
+    with pytest.raises(UserError, match=r"own0\.bin was made by another tokenizer"):
         prepare(config(folder, path=f"{folder}/own*.bin", dtype=None, tokenizer=other))
 
 
@@ -95,7 +95,7 @@ def test_what_is_learned_of_our_own_files_is_kept(folder):
     (part,) = prepare(config(folder, path=f"{folder}/own.bin", dtype=None, val_path=f"{folder}/own.bin")).parts
     assert part.train.stream.masked
     assert part.train.text_bytes == sum(letter > ord("m") for text in TEXTS for letter in text)
-    with pytest.raises(ConfigError, match=r"holds conversations, which are not cut: .* data\.val_path"):
+    with pytest.raises(UserError, match=r"holds conversations, which are not cut: .* data\.val_path"):
         prepare(config(folder, path=f"{folder}/own.bin", dtype=None, val_fraction=0.4))
 
 
@@ -124,7 +124,7 @@ def test_files_are_looked_through_once(folder, monkeypatch):
     ids[300] = 257
     ids.tofile(folder / "train.bin")
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match=r"257.*300"):
+    with pytest.raises(UserError, match=r"257.*300"):
         prepare(settings)
 
 
@@ -138,7 +138,7 @@ def test_files_are_looked_through_once(folder, monkeypatch):
     ],
 )
 def test_what_is_missing_is_named_in_one_line(folder, changes, message):
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         prepare(config(folder, **changes))
     assert len(str(caught.value).splitlines()) == 1
 
@@ -147,7 +147,7 @@ def test_ids_beyond_the_tokenizer_are_found_before_training(folder):
     ids = np.tile(STREAM, 20)
     ids[300] = 257
     ids.tofile(folder / "train.bin")
-    with pytest.raises(ConfigError, match=r"257.*300"):
+    with pytest.raises(UserError, match=r"257.*300"):
         prepare(config(folder))
 
 

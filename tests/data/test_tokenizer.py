@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data import tokenizer as module
 from hybridlm.data import tokenizer_pieces
 from hybridlm.data.tokenizer import EOS, StreamDecoder, Tokenizer, byte_tokenizer, train_bpe
+from hybridlm.errors import UserError
 
 TEXTS = [f"def f{i}(x):\n    if x == {i * 37}:\n        return 'type' + \"naïve ☃\"\n\n\tself._value = don't\r\n" * 3 for i in range(30)]
 BPE = train_bpe(TEXTS, 400)
@@ -87,7 +87,7 @@ def test_bpe_has_every_byte_and_at_most_the_size_asked_for():
     assert BPE.vocab_size <= 400
     assert {BPE.bytes_of(token) for token in range(BPE.vocab_size)} >= {bytes([value]) for value in range(256)}
     assert train_bpe(["ab"], 5000).vocab_size == 257  # no pair occurs twice
-    with pytest.raises(ConfigError, match="vocab_size=256"):
+    with pytest.raises(UserError, match="vocab_size=256"):
         train_bpe(TEXTS, 256)
 
 
@@ -130,7 +130,7 @@ def test_load_refuses_what_is_no_tokenizer(tmp_path):
         (tmp_path / f"{name}.json").write_text(content, encoding="utf-8")
     (tmp_path / "binary.json").write_bytes(b"\x80\x04\xff")
     for name in [*cases, "binary", "missing"]:
-        with pytest.raises(ConfigError, match=rf"{name}\.json") as caught:
+        with pytest.raises(UserError, match=rf"{name}\.json") as caught:
             Tokenizer.load(tmp_path / f"{name}.json")
         assert len(str(caught.value).splitlines()) == 1, name
 
@@ -141,7 +141,7 @@ def test_special_tokens_stand_behind_the_first_and_count_as_ids():
     assert (BYTES_MORE.vocab_size, train_bpe(TEXTS, 300, SPECIALS).vocab_size) == (260, 300)
     assert {BPE_MORE.bytes_of(token) for token in range(4, BPE_MORE.vocab_size)} >= {bytes([value]) for value in range(256)}
     assert train_bpe(["ab"], 5000, SPECIALS).vocab_size == 260
-    with pytest.raises(ConfigError, match=r"vocab_size=259: legal is 260 \(256 bytes and <\|endoftext\|>, <\|user\|>"):
+    with pytest.raises(UserError, match=r"vocab_size=259: legal is 260 \(256 bytes and <\|endoftext\|>, <\|user\|>"):
         train_bpe(TEXTS, 259, SPECIALS)
 
 
@@ -192,13 +192,13 @@ def test_special_tokens_are_saved(tmp_path):
 )
 def test_names_that_can_be_no_special_token_are_refused(names, said):
     for make in (lambda: train_bpe(TEXTS, 400, names), lambda: byte_tokenizer(names)):
-        with pytest.raises(ConfigError, match=rf"data\.tokenizer\.special_tokens: .*{said}.*; legal is") as caught:
+        with pytest.raises(UserError, match=rf"data\.tokenizer\.special_tokens: .*{said}.*; legal is") as caught:
             make()
         assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["return", "Ġreturn"])  # the letter of the blank: the model would take ' return' for it
 def test_a_name_that_training_makes_a_token_of_text_is_refused(name):
-    with pytest.raises(ConfigError, match=rf"special_tokens: '{name}' became an ordinary token of this corpus"):
+    with pytest.raises(UserError, match=rf"special_tokens: '{name}' became an ordinary token of this corpus"):
         train_bpe(["return\n return\n" * 50], 400, (name,))
     assert train_bpe(["ab"], 400, (name,)).special_id(name) == 1

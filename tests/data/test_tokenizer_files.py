@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data import tokenizer as module
 from hybridlm.data import tokenizer_files, tokenizer_pieces
 from hybridlm.data.tokenizer import EOS, StreamDecoder, Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 from hybridlm.data.tokenizer_bytes import byte_letters
+from hybridlm.errors import UserError
 
 TEXTS = [f"def f{i}(x):\n    return 'type' + \"naïve\"\n\n\tself._value = don't; {i * 37}\r\n the Hello World\n" * 3 for i in range(30)]
 COUNT = 350  # ids of the small byte-level models
@@ -125,7 +125,7 @@ every = pytest.mark.parametrize("name", NAMES)
 
 def refused(path, *words):
     """``path`` is refused in one line that names it and holds ``words``."""
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load_tokenizer(path)
     assert len(str(caught.value).splitlines()) == 1
     for word in [*words, "legal", path.name if path.suffix != ".model" else path.parent.name]:
@@ -287,13 +287,13 @@ def test_special_tokens_stand_behind_gaps_and_ids_out_of_order(tmp_path):
 def test_names_that_can_be_no_special_token_of_it_are_refused(tmp_path):
     for facts, name in ((byte_level(), "<|x|>"), (byte_level(), "ue"), (byte_level(), "Ġreturn"), (sentencepiece(), "<0x0A>")):
         with pytest.raises(
-            ConfigError, match=r"data\.tokenizer\.special_tokens: .* is an ordinary token of .*tokenizer\.json; legal is"
+            UserError, match=r"data\.tokenizer\.special_tokens: .* is an ordinary token of .*tokenizer\.json; legal is"
         ) as caught:
             load_tokenizer(write(tmp_path, facts), ("<|new|>", name))
         assert repr(name) in str(caught.value)
         assert len(str(caught.value).splitlines()) == 1
     for name in ("", "☃"):
-        with pytest.raises(ConfigError, match=r"data\.tokenizer\.special_tokens"):
+        with pytest.raises(UserError, match=r"data\.tokenizer\.special_tokens"):
             load_tokenizer(write(tmp_path, byte_level()), (name,))
 
 
@@ -467,7 +467,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     refused(tmp_path / "slow", "AutoTokenizer.from_pretrained", "save_pretrained")
     refused(tmp_path / "slow" / "tokenizer.model", "AutoTokenizer.from_pretrained")
     path = write(tmp_path / "eos", byte_level(), tokenizer_config={"eos_token": "<stop>"})
-    with pytest.raises(ConfigError, match=r"tokenizer_config\.json: its end-of-document token '<stop>' is not in the vocabulary"):
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: its end-of-document token '<stop>' is not in the vocabulary"):
         load_tokenizer(path.parent)
 
 
@@ -485,7 +485,7 @@ def test_tiktoken_files_that_cannot_be_used_are_refused(tmp_path):
 
 
 def test_load_of_a_run_refuses_what_is_not_exact_as_it_stands(tmp_path):
-    with pytest.raises(ConfigError, match="its normalizer Prepend changes texts"):
+    with pytest.raises(UserError, match="its normalizer Prepend changes texts"):
         Tokenizer.load(write(tmp_path, sentencepiece()))
-    with pytest.raises(ConfigError, match="puts a blank before texts"):
+    with pytest.raises(UserError, match="puts a blank before texts"):
         Tokenizer.load(write(tmp_path, metaspace()))

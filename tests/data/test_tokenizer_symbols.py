@@ -7,10 +7,10 @@ import json
 import pytest
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from hybridlm.config.section import ConfigError
 from hybridlm.config.synthetic import SyntheticConfig, words
 from hybridlm.data.tokenizer import StreamDecoder, Tokenizer
 from hybridlm.data.tokenizer_symbols import SymbolTokenizer, symbol_tokenizer
+from hybridlm.errors import UserError
 
 WORDS = words(SyntheticConfig(task="modular_arithmetic_brackets"))
 
@@ -38,7 +38,7 @@ def test_what_was_saved_is_loaded_as_what_it_is(tmp_path):
 
 @pytest.mark.parametrize("text", ["1 + x", "1+2", "<|endoftext|>"])
 def test_a_word_that_is_none_is_an_error_of_one_line(text):
-    with pytest.raises(ConfigError, match=r"is no word of this run's synthetic task; legal: \+, -, \*, =") as error:
+    with pytest.raises(UserError, match=r"is no word of this run's synthetic task; legal: \+, -, \*, =") as error:
         symbol_tokenizer(WORDS).encode(text)
     assert len(error.value.problems) == 1
 
@@ -48,5 +48,5 @@ def test_a_file_of_other_words_is_refused(tmp_path):
     facts = json.loads(tokenizer._library.to_str())
     facts["model"]["vocab"]["="] = 77
     (tmp_path / "tokenizer.json").write_text(json.dumps(facts))
-    with pytest.raises(ConfigError, match="its words do not count from 0 on"):
+    with pytest.raises(UserError, match="its words do not count from 0 on"):
         Tokenizer.load(tmp_path / "tokenizer.json")

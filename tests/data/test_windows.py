@@ -3,8 +3,8 @@ import time
 import numpy as np
 import pytest
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.windows.order import permute, spread, step_positions, validation_count, window_count, window_starts
+from hybridlm.errors import UserError
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 16, 17, 100, 1000, 4097])
@@ -92,7 +92,7 @@ def test_a_choice_is_spread_evenly():
 
 
 def test_too_little_text_is_refused():
-    with pytest.raises(ConfigError, match=r"8 tokens, one window takes data.seq_len \+ 1 = 9"):
+    with pytest.raises(UserError, match=r"8 tokens, one window takes data.seq_len \+ 1 = 9"):
         window_count(8, 8)
-    with pytest.raises(ConfigError, match="1 tokens"):
+    with pytest.raises(UserError, match="1 tokens"):
         validation_count(1, 8)

@@ -115,7 +115,7 @@ def test_a_table_in_a_terminal(monkeypatch):
 def test_wrong_input_is_code_2_and_one_line(arguments, parts):
     result = check(*arguments)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.output
-    assert result.stderr.startswith("config error: ")
+    assert result.stderr.startswith(("config error: ", "error: "))
     assert [part for part in parts if part not in result.stderr] == []
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from hybridlm.compose import compose_config
-from hybridlm.config.section import ConfigError
 from hybridlm.data.tokenizer import byte_tokenizer, train_bpe
+from hybridlm.errors import UserError
 from hybridlm.eval.scoring import Row, scored
 from hybridlm.model.build import fresh_model
 
@@ -157,7 +157,7 @@ def test_generation_is_greedy_text_up_to_the_first_stop(model, tokenizer):
 
 
 def test_a_setting_that_is_not_known_is_refused(model, tokenizer):
-    with pytest.raises(ConfigError, match="num_beams"):
+    with pytest.raises(UserError, match="num_beams"):
         harness(model, tokenizer).generate_until([asked("x", {"until": ["\n"], "num_beams": 4})])
 
 
@@ -222,13 +222,13 @@ def test_rolling_text_of_a_task(model, tokenizer, folder):
 def test_tasks_that_cannot_be_had(folder, monkeypatch):
     from hybridlm.eval import tasks
 
-    with pytest.raises(ConfigError, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder"):
         tasks.load_tasks(["local_choice"], folder / "nowhere")
     (folder / "choice.jsonl").unlink()
-    with pytest.raises(ConfigError, match="local_choice: cannot be loaded"):
+    with pytest.raises(UserError, match="local_choice: cannot be loaded"):
         tasks.load_tasks(["local_choice"], folder)
     monkeypatch.setattr(tasks.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'hybridlm\[eval\]'"):
+    with pytest.raises(UserError, match=r"pip install 'hybridlm\[eval\]'"):
         tasks.load_tasks(["local_choice"], folder)
 
 
@@ -244,7 +244,7 @@ def test_an_error_of_the_network_is_one_line():
 def test_unknown_tasks_name_near_ones(folder):
     from hybridlm.eval.tasks import load_tasks
 
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load_tasks(["arc_eazy", "local_choise", "zzzzz"], folder)
     first, second, third = caught.value.problems
     assert "did you mean arc_easy" in first

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.tokenizer import byte_tokenizer
+from hybridlm.errors import UserError
 from hybridlm.eval.probes import run_probes
 from hybridlm.eval.scoring import Row, scored
 
@@ -68,7 +68,7 @@ def test_equal_examples_for_every_model(tokenizer):
 
 
 def test_too_short_a_context(tokenizer):
-    with pytest.raises(ConfigError, match="a context of 31 tokens is too short"):
+    with pytest.raises(UserError, match="a context of 31 tokens is too short"):
         run_probes(Copier(257, 0.0), tokenizer, 31, 8)
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from hybridlm.compose import compose_config
-from hybridlm.config.section import ConfigError
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.windows.loader import ValLoader
 from hybridlm.data.windows.order import IGNORE
 from hybridlm.data.windows.splits import val_windows
+from hybridlm.errors import UserError
 from hybridlm.eval.text_loss import Documents, TextMeter, joined, slide
 from hybridlm.model.build import fresh_model
 
@@ -161,5 +161,5 @@ def test_a_text_without_documents_is_refused(prepared):
     empty = Documents(split, prepared.tokenizer.eos_id)
     assert len(empty) == split.documents
     meter = TextMeter(None, prepared.tokenizer.token_bytes(), 4)
-    with pytest.raises(ConfigError, match="nothing to predict"):
+    with pytest.raises(UserError, match="nothing to predict"):
         meter.result(0)

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from hybridlm.checkpoint import FORMAT_VERSION, KEY, load_run
-from hybridlm.checksum import closing_line
 from hybridlm.cli import app
 from hybridlm.compose import compose_config
 from hybridlm.data.tokenizer import byte_tokenizer
+from hybridlm.files.checksum import closing_line
 from hybridlm.generate.engine import Engine
 from hybridlm.generate.sampling import Sampling
 from hybridlm.run_folder import RunFolder

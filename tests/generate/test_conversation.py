@@ -10,9 +10,9 @@ import pytest
 import torch
 from small_models import small_config
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.chat import template_of
 from hybridlm.data.tokenizer import byte_tokenizer
+from hybridlm.errors import UserError
 from hybridlm.generate.chat import Terminal, _command
 from hybridlm.generate.conversation import Conversation
 from hybridlm.generate.engine import Engine
@@ -136,7 +136,7 @@ def test_what_does_not_fit_alone_is_refused_and_changes_nothing(chat):
     talk = Talk(chat, context=60, tokens=10)
     talk.say("a")
     before, turns = list(talk.ids), list(talk.conversation.turns)
-    with pytest.raises(ConfigError, match="leave no room for an answer in a context of 60"):
+    with pytest.raises(UserError, match="leave no room for an answer in a context of 60"):
         talk.say("b" * 60)
     assert talk.ids == before
     assert talk.conversation.turns == turns
@@ -164,7 +164,7 @@ def test_commands_and_their_mistakes(tmp_path):
     def command(line: str) -> bool:
         return _command(talk.conversation, line, said.append)
 
-    with pytest.raises(ConfigError, match="nothing was said yet"):
+    with pytest.raises(UserError, match="nothing was said yet"):
         command(f"/save {tmp_path}/c")
     talk.say("a")
     for line, says in {
@@ -178,7 +178,7 @@ def test_commands_and_their_mistakes(tmp_path):
         "/sing": "unknown command /sing; /help lists them",
         f"/save {tmp_path}/no/where": "cannot be written",
     }.items():
-        with pytest.raises(ConfigError, match=".*") as caught:  # noqa: RUF043
+        with pytest.raises(UserError, match=".*") as caught:  # noqa: RUF043
             command(line)
         assert says in str(caught.value), line
         assert len(caught.value.problems) == 1
@@ -196,7 +196,7 @@ def test_commands_and_their_mistakes(tmp_path):
     assert command("/help")
     assert all(word in said[-1] for word in ("/reset", "/save", "/load", "/temp", "/system", "/quit", "/help"))
     assert not command("/quit")
-    with pytest.raises(ConfigError, match="not trained on conversations"):
+    with pytest.raises(UserError, match="not trained on conversations"):
         _command(Talk(chat=False).conversation, "/system x", said.append)
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from small_models import PATTERNS, VOCAB, every_pattern, small_config, small_model
 
-from hybridlm.config.section import ConfigError, RunFailed
 from hybridlm.data.tokenizer import byte_tokenizer
+from hybridlm.errors import RunFailed, UserError
 from hybridlm.generate.engine import Completion, Engine
 from hybridlm.generate.sampling import Sampling
 from hybridlm.model.build import fresh_model
@@ -203,11 +203,11 @@ def test_the_context_is_a_limit():
     engine = Engine(model, None, context=8)
     got = engine.generate([[1, 2, 3], [4] * 7], Sampling(temperature=0, max_new_tokens=20))
     assert [(len(one.ids), one.finish) for one in got] == [(5, "context"), (1, "context")]
-    with pytest.raises(ConfigError, match="prompt: 8 tokens leave no room in a context of 8"):
+    with pytest.raises(UserError, match="prompt: 8 tokens leave no room in a context of 8"):
         engine.generate([[4] * 8], Sampling())
     state = engine.prefill([[4] * 7])
     list(engine.run(state, [Sampling()]))
-    with pytest.raises(ConfigError, match="no room left in a context of 8"):
+    with pytest.raises(UserError, match="no room left in a context of 8"):
         list(engine.run(state, [Sampling()]))
 
 
@@ -241,9 +241,9 @@ def test_misuse_is_an_error():
         engine.generate([[1]], Sampling(stop=("a",)))
     with pytest.raises(ValueError, match="2 samplings for 1"):
         engine.generate([[1]], [Sampling(), Sampling()])
-    with pytest.raises(ConfigError, match="logit_bias: id 257: legal is 0 to 256"):
+    with pytest.raises(UserError, match="logit_bias: id 257: legal is 0 to 256"):
         engine.generate([[1]], Sampling(logit_bias={257: 1.0}))
-    with pytest.raises(ConfigError, match="rules out every id"):
+    with pytest.raises(UserError, match="rules out every id"):
         engine.generate([[1]], Sampling(logit_bias=dict.fromkeys(range(257), -math.inf)))
     with torch.no_grad():
         model.embedding.weight[3] = torch.nan

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.generate.distribution import adjusted, chosen, draw, probabilities, token_logprobs
 from hybridlm.generate.sampling import Sampling
 
@@ -168,7 +168,7 @@ def test_logprobs_are_the_models_own():
     ],
 )
 def test_values_outside_their_range_are_refused_in_a_line(options, says):
-    with pytest.raises(ConfigError, match=r"legal is") as caught:
+    with pytest.raises(UserError, match=r"legal is") as caught:
         Sampling(**options)
     assert len(caught.value.problems) == 1
     assert caught.value.problems[0].startswith(says)
@@ -198,5 +198,5 @@ def test_no_temperature_overflows(temperature, dtype):
     ],
 )
 def test_numbers_that_would_overflow_are_refused(field, value):
-    with pytest.raises(ConfigError, match=f"{field} = "):
+    with pytest.raises(UserError, match=f"{field} = "):
         Sampling(**{field: value})

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_models import every_pattern, small_config, small_model
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
+from hybridlm.files.sealed import digest
 from hybridlm.generate.engine import Engine
 from hybridlm.generate.sampling import Sampling
 from hybridlm.generate.state_file import KEY, load_state, save_state
-from hybridlm.sealed import digest
 
 PROMPT = [1, 5, 9, 2, 2, 7]
 
@@ -68,7 +68,7 @@ def test_of_mambas_alone_the_file_does_not_grow_with_the_text(tmp_path):
 
 
 def refused(path, model, says: str) -> None:
-    with pytest.raises(ConfigError, match=says) as caught:
+    with pytest.raises(UserError, match=says) as caught:
         load_state(path, model)
     assert len(caught.value.problems) == 1
     assert "\n" not in caught.value.problems[0]
@@ -99,5 +99,5 @@ def test_what_is_no_state_of_this_model_is_refused_in_a_line(tmp_path):
 
 def test_a_state_that_cannot_be_written_is_said_in_a_line(tmp_path):
     model = small_model(small_config("MT"), torch.float32)
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be written"):
         save_state(tmp_path / "nowhere" / "a", Engine(model, None).prefill([PROMPT]), model)

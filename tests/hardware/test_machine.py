@@ -10,7 +10,7 @@ import torch
 
 from hybridlm.compose import compose_config
 from hybridlm.config.hardware import Peaks
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.hardware import machine
 from hybridlm.hardware.device import device_facts
 from hybridlm.hardware.machine import Machine, resolve_machine
@@ -152,9 +152,9 @@ def test_turing_trains_in_float16_whatever_the_profile_says(monkeypatch):
     assert resolved("hardware=t4").precision == resolved("hardware=auto").precision == "16-mixed"
     assert resolved("hardware=t4").peak_flops == 65e12
     assert resolved("hardware=rtx4060").precision == "16-mixed", "the card that is here computes, not the one that is planned for"
-    with pytest.raises(ConfigError, match="'bf16-mixed': Tesla T4 has no bfloat16; legal here: 32-true, 16-mixed"):
+    with pytest.raises(UserError, match="'bf16-mixed': Tesla T4 has no bfloat16; legal here: 32-true, 16-mixed"):
         resolved("trainer.precision=bf16-mixed")
-    with pytest.raises(ConfigError, match=r"hardware\.bf16 is false for t4"):
+    with pytest.raises(UserError, match=r"hardware\.bf16 is false for t4"):
         resolved("hardware=t4", "trainer.precision=bf16-true")
 
 

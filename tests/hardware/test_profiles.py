@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from hybridlm.compose import compose_config
 from hybridlm.config.hardware import HardwareConfig, Peaks
-from hybridlm.config.section import ConfigError
 from hybridlm.config_files import root
+from hybridlm.errors import UserError
 from hybridlm.hardware import profiles
 from hybridlm.hardware.device import device_facts
 from hybridlm.hardware.profiles import known_profiles, planned_device, planned_rates, profile_of
@@ -146,13 +146,13 @@ def test_a_capability_may_be_typed_as_a_number():
     ],
 )
 def test_a_wrong_value_is_named(setting):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         compose_config([setting])
     assert all("\n" not in problem and setting.split("=")[0].rpartition(".")[2] in problem for problem in error.value.problems)
 
 
 def test_a_wrong_capability_gets_an_example():
-    with pytest.raises(ConfigError, match=r"compute_capability = 'sm_86': expected NVIDIA's number with one decimal, as 8\.6"):
+    with pytest.raises(UserError, match=r"compute_capability = 'sm_86': expected NVIDIA's number with one decimal, as 8\.6"):
         compose_config(["hardware.compute_capability=sm_86"])
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hybridlm.compose import compose_config
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.hardware.device import CUDA, DeviceFacts
 from hybridlm.hardware.limits import usable_bytes
 from hybridlm.memory.plan import plan_inference, plan_run
@@ -71,7 +71,7 @@ def test_what_the_user_fixed_is_kept():
 
 
 def test_a_batch_that_cannot_be_cut_so():
-    with pytest.raises(ConfigError, match=r"data.global_batch = 8: is not a multiple of data.batch_size \(3\) x devices \(1\)"):
+    with pytest.raises(UserError, match=r"data.global_batch = 8: is not a multiple of data.batch_size \(3\) x devices \(1\)"):
         plan_run(compose_config(["hardware=cpu", "data.batch_size=3", "size=tiny", "data.global_batch=auto"]))
 
 
@@ -132,7 +132,7 @@ def test_a_tokenizer_file_is_read_and_a_missing_one_is_a_line(tmp_path):
         257,
         False,
     )
-    with pytest.raises(ConfigError, match=r"nowhere\.json"):
+    with pytest.raises(UserError, match=r"nowhere\.json"):
         planned_vocabulary(compose_config(["data.tokenizer.kind=file", "data.tokenizer.path=nowhere.json"]))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hybridlm.config.optim import LRScale, MuonConfig, OptimConfig, SGDConfig
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.layers.init import MATRIX, VECTOR, ParamSpec
 from hybridlm.optim.eight_bit import refuse_missing_kernels
 from hybridlm.optim.muon import muon_updates, orthogonalize
@@ -251,10 +251,10 @@ def test_eight_bit_moments_train_on_a_card_and_resume():
 
 def test_eight_bit_moments_are_refused_where_there_are_no_kernels(monkeypatch):
     refuse_missing_kernels(OptimConfig(), "cpu")
-    with pytest.raises(ConfigError, match="take adamw, muon, lion or sgd"):
+    with pytest.raises(UserError, match="take adamw, muon, lion or sgd"):
         refuse_missing_kernels(OptimConfig(name="adamw8bit"), "cpu")
     monkeypatch.setattr("hybridlm.optim.eight_bit.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+    with pytest.raises(UserError, match="pip install bitsandbytes"):
         refuse_missing_kernels(OptimConfig(name="adamw8bit"), "cuda")
 
 

@@ -9,7 +9,7 @@ import shutil
 import pytest
 from run_folders import make_job, make_run
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.report.measures import CACHE, COSTS, QUALITIES, SPEED
 from hybridlm.report.plots.curves import curve, metric_drawn
 from hybridlm.report.reading import read_folders
@@ -40,12 +40,12 @@ def test_a_run_folder_itself(tmp_path):
 
 def test_folders_that_hold_no_run(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"no run in .*empty: expected folders with config.yaml"):
+    with pytest.raises(UserError, match=r"no run in .*empty: expected folders with config.yaml"):
         read(tmp_path / "empty")
-    with pytest.raises(ConfigError, match="gone: no such folder"):
+    with pytest.raises(UserError, match="gone: no such folder"):
         read(tmp_path / "gone", tmp_path / "empty")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="file: a file, not a folder"):
+    with pytest.raises(UserError, match="file: a file, not a folder"):
         read(tmp_path / "file")
 
 

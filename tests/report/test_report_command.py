@@ -39,16 +39,16 @@ def test_the_first_folder_takes_the_report(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["empty"], "config error: no run in empty: expected folders with config.yaml (python train.py) or job.json"),
-        (["gone", "empty", "file"], "config error: gone: no such folder\nconfig error: file: a file, not a folder"),
-        (["runs", "--out", "file"], "config error: file: the report cannot be written there (File exists); name another folder with --out"),
+        (["empty"], "error: no run in empty: expected folders with config.yaml (python train.py) or job.json"),
+        (["gone", "empty", "file"], "error: gone: no such folder\nerror: file: a file, not a folder"),
+        (["runs", "--out", "file"], "error: file: the report cannot be written there (File exists); name another folder with --out"),
         (
             ["runs", "--out", "file/x"],
-            "config error: file/x: the report cannot be written there (Not a directory); name another folder with --out",
+            "error: file/x: the report cannot be written there (Not a directory); name another folder with --out",
         ),
         (
             ["runs", "--best-of", "optim.lr", "--best-of", "lr"],
-            "config error: report --best-of optim.lr: not a setting in which these runs differ; those are model.pattern",
+            "error: report --best-of optim.lr: not a setting in which these runs differ; those are model.pattern",
         ),
     ],
 )

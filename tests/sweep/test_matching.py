@@ -13,7 +13,7 @@ from hybridlm import compose
 from hybridlm.command_line import split
 from hybridlm.compose import compose_config, main
 from hybridlm.config.resolve import resolve_layers
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.model.build import build_model
 from hybridlm.model.count import flops_per_token, parameters
 from hybridlm.run_folder import RunFolder
@@ -112,7 +112,7 @@ def test_it_is_quick():
     ],
 )
 def test_mistakes(given, problem):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         compose_config(["model=hybrid_alternating", *given])
     assert len(caught.value.problems) == 1
     assert problem in caught.value.problems[0]
@@ -135,5 +135,5 @@ def test_a_run_keeps_its_matched_numbers(tiny, tmp_path, monkeypatch):
     again = yaml.safe_load(folder.config.read_text())
     assert (again["model"], again["sweep"]) == (config["model"], config["sweep"])
     assert json.loads(folder.summary.read_text())["steps"] == 14
-    with pytest.raises(ConfigError, match=r"model\.mlp\.d_ff: \d+ -> 64"):
+    with pytest.raises(UserError, match=r"model\.mlp\.d_ff: \d+ -> 64"):
         compose._checked(split(["ckpt=run", "++model.mlp.d_ff=64"]))

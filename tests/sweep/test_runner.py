@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hybridlm.compose import compose_config
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.run_folder import JOB
 from hybridlm.sweep import process as process_module
 from hybridlm.sweep.command import _slots, resume_sweep
@@ -137,7 +137,7 @@ def test_a_job_that_was_edited_wrongly_is_refused(tmp_path, edit, part):
     sweep = sweep_of(tmp_path / "s", "done")
     path = sweep.job_folder(1) / JOB
     path.write_text(json.dumps(json.loads(path.read_text()) | edit))
-    with pytest.raises(ConfigError, match=part):
+    with pytest.raises(UserError, match=part):
         sweep.read()
 
 
@@ -196,7 +196,7 @@ def test_a_killed_runner_takes_its_jobs_with_it(tmp_path, program):
     runner = run_in_child(sweep, program)
     until(lambda: (sweep.job_folder(1) / "ready").exists())
     assert is_held(sweep.job_folder(1) / LOCK)
-    with pytest.raises(ConfigError, match="another runner is at work on this sweep"):
+    with pytest.raises(UserError, match="another runner is at work on this sweep"):
         Runner(sweep, [{}]).run()
     os.killpg(runner.pid, signal.SIGKILL)
     runner.communicate()
@@ -216,7 +216,7 @@ def test_a_job_that_still_runs_is_waited_for(tmp_path):
     folder = sweep.job_folder(1)
     alone = JobProcess(["do=wait", f"hydra.run.dir='{folder}'"], folder, os.environ, tmp_path)
     until(lambda: (folder / "ready").exists())
-    with pytest.raises(ConfigError, match="another process is at work here"):
+    with pytest.raises(UserError, match="another process is at work here"):
         JobProcess(["do=done", f"hydra.run.dir='{folder}'"], folder, os.environ, tmp_path)
     (folder / "summary.json").write_text("{}")
     threading.Timer(1, alone.stop).start()
@@ -229,17 +229,17 @@ def test_a_job_that_still_runs_is_waited_for(tmp_path):
 def test_what_resume_needs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, part in (("last", "--resume last: no sweep under"), ("nowhere", "--resume nowhere: no sweep of")):
-        with pytest.raises(ConfigError, match=part):
+        with pytest.raises(UserError, match=part):
             find(name)
     sweep = sweep_of(Path("multirun/2026/a"), "done")
     assert find("last").jobs == sweep.jobs == ("01-jdone",)
-    with pytest.raises(ConfigError, match="holds a sweep already: go on with --resume"):
+    with pytest.raises(UserError, match="holds a sweep already: go on with --resume"):
         sweep_of(Path("multirun/2026/a"), "done")
     (sweep.job_folder(1) / JOB).write_text("{")
-    with pytest.raises(ConfigError, match="is not JSON"):
+    with pytest.raises(UserError, match="is not JSON"):
         find("last").read()
     (sweep.job_folder(1) / JOB).unlink()
-    with pytest.raises(ConfigError, match="the sweep lost a job"):
+    with pytest.raises(UserError, match="the sweep lost a job"):
         find("last").read()
 
 
@@ -270,7 +270,7 @@ def test_slots_share_gpus_and_cores(monkeypatch):
     assert slots(["3", "5"], None, "hardware=cpu") == [{"OMP_NUM_THREADS": "8"}]
     pairs = slots(list("01234"), None, "trainer.devices=2", "data.global_batch=auto")
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in pairs] == ["0,1", "2,3"]
-    with pytest.raises(ConfigError, match=r"trainer\.devices = 4: this machine has 2"):
+    with pytest.raises(UserError, match=r"trainer\.devices = 4: this machine has 2"):
         slots(["3", "5"], None, "trainer.devices=4")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert slots([], 2) == [{"OMP_NUM_THREADS": "1"}] * 2

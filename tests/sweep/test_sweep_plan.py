@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hybridlm.compose import compose_config, sweep_axes
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.sweep.plan import depth_warning, plan
 
 BASE = ["model=hybrid_alternating", "size=tiny"]
@@ -16,7 +16,7 @@ def planned(*overrides, seeds=1, gpu=False):
 
 
 def problems(*overrides, seeds=1, gpu=False):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         planned(*overrides, seeds=seeds, gpu=gpu)
     return caught.value.problems
 
@@ -111,7 +111,7 @@ def test_every_wrong_point_is_listed():
 )
 def test_what_a_sweep_does_not_take(overrides, seeds, part):
     given = [line for line in BASE if not overrides[0].startswith("model=") or not line.startswith("model=")]
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         plan(sweep_axes([*given, *overrides]), seeds, compose_config, gpu=False, group="g")
     assert len(caught.value.problems) == 1
     assert part in caught.value.problems[0]

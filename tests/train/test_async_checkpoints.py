@@ -16,7 +16,7 @@ from run_ends import assert_equal, assert_same_end, rows
 
 from hybridlm.checkpoint import EMA_KEY, read_checkpoint
 from hybridlm.compose import compose_config
-from hybridlm.config.section import RunFailed
+from hybridlm.errors import RunFailed
 from hybridlm.run_folder import RunFolder
 from hybridlm.train.background import Background, snapshot
 from hybridlm.train.lightning_module import LitLM

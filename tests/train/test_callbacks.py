@@ -12,7 +12,7 @@ import torch
 from hybridlm.checkpoint import EMA_KEY, load_run, read_checkpoint
 from hybridlm.compose import compose_config
 from hybridlm.config.logging import EarlyStopConfig
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.run_folder import RunFolder
 from hybridlm.train.callbacks import EarlyStop
 from hybridlm.train.ema import EMA
@@ -109,7 +109,7 @@ def test_the_logged_value_is_that_of_the_loaded_average(finished, everything):
 
 
 def test_a_run_without_an_average_says_so(plain):
-    with pytest.raises(ConfigError, match="no running average"):
+    with pytest.raises(UserError, match="no running average"):
         load_run(str(plain.path), CPU, ema=True)
 
 
@@ -201,6 +201,6 @@ def test_what_counts_as_better():
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(tiny, changes, says):
-    with pytest.raises(ConfigError, match=says) as refused:
+    with pytest.raises(UserError, match=says) as refused:
         compose_config([*tiny, *changes])
     assert len(refused.value.problems) == 1

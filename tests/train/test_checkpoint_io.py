@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hybridlm.checkpoint import FORMAT_VERSION, read_checkpoint
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO
 
 CONTENT = {"global_step": 3, "hybridlm": {"format_version": FORMAT_VERSION}, "state_dict": {"model.x": torch.arange(4)}}
@@ -53,7 +53,7 @@ class Payload:
 def test_what_is_not_ours_is_refused_in_one_line(tmp_path, content, says, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(content, "a.ckpt")
-    with pytest.raises(ConfigError, match=says) as caught:
+    with pytest.raises(UserError, match=says) as caught:
         read_checkpoint(tmp_path / "a.ckpt")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()
@@ -63,7 +63,7 @@ def test_what_is_not_ours_is_refused_in_one_line(tmp_path, content, says, monkey
 def test_other_files_are_refused_in_one_line(tmp_path, raw, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.ckpt").write_bytes(raw)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         read_checkpoint(tmp_path / "a.ckpt")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()

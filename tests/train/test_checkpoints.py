@@ -13,9 +13,9 @@ import torch
 from run_ends import assert_same_end, rows
 
 from hybridlm.checkpoint import KEY, export_weights, load_run, read_checkpoint, read_weights
-from hybridlm.checksum import SIZE, damage
 from hybridlm.compose import compose_config
-from hybridlm.config.section import ConfigError, RunFailed
+from hybridlm.errors import RunFailed, UserError
+from hybridlm.files.checksum import SIZE, damage
 from hybridlm.optim.optimizer import HybridOptimizer
 from hybridlm.resume import plan_resume
 from hybridlm.run_folder import RunFolder
@@ -82,7 +82,7 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_used(copy, caplog, 
     raw[places(newest)[place]] ^= 1 << bit
     newest.write_bytes(raw)
     assert damage(newest) is not None
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         read_checkpoint(newest)
     assert "\n" not in str(caught.value)
     assert copy.newest_checkpoint() == copy.step_checkpoint(8)
@@ -96,7 +96,7 @@ def test_a_cut_is_found_wherever_it_is(copy, kept):
     newest = copy.step_checkpoint(12)
     raw = newest.read_bytes()
     newest.write_bytes(raw[: int(kept * len(raw)) if isinstance(kept, float) else kept])
-    with pytest.raises(ConfigError):
+    with pytest.raises(UserError):
         read_checkpoint(newest)
     assert copy.newest_checkpoint() == copy.step_checkpoint(8)
     assert load_run(str(copy.path), CPU).step == 8
@@ -126,7 +126,7 @@ def test_a_resume_goes_on_from_the_newest_that_is_whole(tiny, finished, copy, ca
     resume = plan_resume(["ckpt=last", f"hydra.run.dir={copy.path}"])
     assert resume is not None
     assert resume.checkpoint == copy.step_checkpoint(8)
-    with pytest.raises(ConfigError, match=r"no checksum at its end.*ckpt=last"):
+    with pytest.raises(UserError, match=r"no checksum at its end.*ckpt=last"):
         plan_resume([f"ckpt={newest}"])
     run(compose_config(tiny), copy, resume.checkpoint)
     assert_same_end(copy, finished)
@@ -136,7 +136,7 @@ def test_a_resume_goes_on_from_the_newest_that_is_whole(tiny, finished, copy, ca
 def test_auto_does_not_start_anew_over_damaged_checkpoints(tiny, copy):
     for path in copy.step_checkpoints():
         path.write_bytes(b"")
-    with pytest.raises(ConfigError, match="no checkpoint can be trusted") as caught:
+    with pytest.raises(UserError, match="no checkpoint can be trusted") as caught:
         plan_resume(["ckpt=auto", f"hydra.run.dir={copy.path}"])
     assert "\n" not in str(caught.value)
 
@@ -219,7 +219,7 @@ def test_weights_alone_load_and_are_checked(finished, tmp_path):
     assert read_weights(path)[KEY].keys() == read_checkpoint(finished.newest_checkpoint())[KEY].keys()
     for place in (3, 300, len(raw) - 40):
         path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
-        with pytest.raises(ConfigError):
+        with pytest.raises(UserError):
             read_weights(path)
 
 
@@ -296,14 +296,14 @@ def test_a_resume_keeps_its_accumulation_whatever_the_plan(tiny, tmp_path, monke
     run(compose_config(longer), folder, folder.newest_checkpoint())
     assert read_checkpoint(folder.newest_checkpoint())[KEY]["accumulate"] == 2
     assert json.loads(folder.summary.read_text())["steps"] == 14
-    with pytest.raises(ConfigError, match=r"resume with trainer\.accumulate=2"):
+    with pytest.raises(UserError, match=r"resume with trainer\.accumulate=2"):
         run(compose_config([*tiny, "trainer.max_steps=16", "trainer.accumulate=1"]), folder, folder.newest_checkpoint())
-    with pytest.raises(ConfigError, match=r"resume with trainer\.accumulate=2"):
+    with pytest.raises(UserError, match=r"resume with trainer\.accumulate=2"):
         run(compose_config([*tiny, "trainer.max_steps=16", "data.batch_size=4"]), folder, folder.newest_checkpoint())
 
 
 def test_a_run_that_does_not_fit_is_refused_before_data_are_read(tiny, tmp_path):
     config = compose_config([*tiny, "hardware.memory_gb=1.0001", "data.path=nowhere/*.txt"])
-    with pytest.raises(ConfigError, match=r"this run needs .* of memory"):
+    with pytest.raises(UserError, match=r"this run needs .* of memory"):
         run(config, RunFolder(tmp_path / "run"), None)
     assert not (tmp_path / "run").exists()

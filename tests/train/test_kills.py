@@ -21,7 +21,7 @@ from run_ends import assert_same_end, second_rank
 
 from hybridlm.compose import compose_config
 from hybridlm.config.run import RunConfig
-from hybridlm.config.section import ConfigError, RunFailed
+from hybridlm.errors import RunFailed, UserError
 from hybridlm.run_folder import RunFolder, step_of
 from hybridlm.train import checkpoint_io
 from hybridlm.train.run import run
@@ -182,7 +182,7 @@ def test_two_ranks_are_killed_too(tiny, tmp_path, environment):
         kills += code != 0
         try:
             broken.newest_checkpoint()
-        except ConfigError:
+        except UserError:
             pytest.fail(f"no checkpoint after {number.name}")
         if code == 0:
             break

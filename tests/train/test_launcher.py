@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hybridlm.compose import compose_config
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.hardware.machine import resolve_machine
 from hybridlm.launcher import Launch, folder_overrides, is_first_rank, launch
 from hybridlm.resume import after_requeue
@@ -56,7 +56,7 @@ def test_what_a_launcher_says_of_its_processes(started):
     started({**TORCHRUN, "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "1", "RANK": "0"})
     assert launch() is None
     started({**SRUN, "SLURM_STEP_NUM_TASKS": "7"})
-    with pytest.raises(ConfigError, match="srun started 7 processes on 3 nodes: legal is the same number on every node"):
+    with pytest.raises(UserError, match="srun started 7 processes on 3 nodes: legal is the same number on every node"):
         launch()
 
 
@@ -66,7 +66,7 @@ def test_all_processes_of_a_launch_share_a_folder(started):
     assert folder_overrides(first, ["seed=1"]) == ["hydra.run.dir=outputs/torchrun-abc"]
     assert folder_overrides(other, []) == ["hydra.run.dir=outputs/torchrun-abc", "hydra.output_subdir=null"]
     assert folder_overrides(other, ["hydra.run.dir=here"]) == ["hydra.output_subdir=null"]
-    with pytest.raises(ConfigError, match=r"hydra\.run\.dir: name the run's folder"):
+    with pytest.raises(UserError, match=r"hydra\.run\.dir: name the run's folder"):
         folder_overrides(Launch("torchrun", 2, 1, 0, None), [])
 
 
@@ -75,7 +75,7 @@ def test_the_global_batch_is_that_of_all_nodes(started, tiny):
     started(SRUN)
     machine = resolve_machine(config)
     assert (machine.devices, machine.nodes, machine.batch_size * machine.accumulate) == (6, 3, 2)
-    with pytest.raises(ConfigError, match=r"trainer\.devices = 3: srun started 2 processes per node; leave it auto"):
+    with pytest.raises(UserError, match=r"trainer\.devices = 3: srun started 2 processes per node; leave it auto"):
         resolve_machine(compose_config([*tiny, "data.global_batch=12", "trainer.devices=3"]))
 
 
@@ -84,7 +84,7 @@ def test_a_sweep_under_a_launcher_is_refused(tiny, tmp_path, environment):
         [sys.executable, str(TRAIN), "-m", *tiny, "seed=1,2"], cwd=tmp_path, env={**environment, **TORCHRUN}, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("config error: -m: each process of torchrun would run the whole sweep")
+    assert done.stderr.startswith("error: -m: each process of torchrun would run the whole sweep")
 
 
 @pytest.mark.slow

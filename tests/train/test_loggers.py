@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hybridlm.compose import compose_config
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.run_folder import RunFolder
 from hybridlm.train import loggers as loggers_module
 from hybridlm.train.loggers import Remote
@@ -137,7 +137,7 @@ def test_nothing_begins_before_the_first_row():
 def test_a_package_that_is_not_here_is_refused_in_one_line_and_leaves_no_folder(tiny, tmp_path, monkeypatch, logger, says):
     monkeypatch.setattr(loggers_module.importlib.util, "find_spec", lambda name: None)
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(ConfigError, match=says) as refused:
+    with pytest.raises(UserError, match=says) as refused:
         run(compose_config([*tiny, f"logger={logger}"]), folder, None)
     assert len(refused.value.problems) == 1
     assert not folder.path.exists()

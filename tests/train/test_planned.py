@@ -7,7 +7,7 @@ import re
 import pytest
 
 from hybridlm.compose import compose_config
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.memory.plan import plan_inference, plan_run
 from hybridlm.memory.report import full_text, refusal, summary_lines
 from hybridlm.memory.suggest import Change, Suggestion
@@ -42,13 +42,13 @@ def test_parts_then_their_sum_then_the_margin():
 )
 def test_a_batch_that_cannot_be_cut(overrides, said):
     """The profile's global batch, which no rule between fields knows."""
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         planned(compose_config([*TINY, "hardware=rtx4060", "data.global_batch=auto", "trainer.devices=1", *overrides]), None)
     assert error.value.problems == [said]
 
 
 def test_layers_that_are_not_there_are_not_counted():
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         compose_config([*TINY, "trainer.checkpoint_blocks=99"])
     (problem,) = error.value.problems
     assert re.fullmatch(r"trainer\.checkpoint_blocks = 99: the model has (\d+) layers; legal here: 0 to \1, or auto", problem)

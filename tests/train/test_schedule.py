@@ -6,7 +6,7 @@ import pytest
 
 from hybridlm.compose import compose_config
 from hybridlm.config.optim import OptimConfig
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.train.schedule import lr_factor, span
 
 
@@ -82,7 +82,7 @@ def test_a_run_of_one_step_and_a_step_behind_the_end_have_a_rate(schedule):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_cannot_be_is_refused_with_what_can(settings, problem):
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(UserError) as refused:
         compose_config(settings)
     assert len(refused.value.problems) == 1
     assert problem in refused.value.problems[0]

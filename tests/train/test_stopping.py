@@ -17,7 +17,7 @@ from run_ends import assert_same_end, lives, rows, second_rank
 
 from hybridlm.compose import compose_config
 from hybridlm.config.duration import seconds_of
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import UserError
 from hybridlm.run_folder import RunFolder
 from hybridlm.train import run as run_module
 from hybridlm.train.run import run
@@ -118,7 +118,7 @@ def test_durations(text, seconds):
 
 @pytest.mark.parametrize("text", ["90", "1:30", "1:60:00", "0s", "-5m", "soon", "5400", "1.5h"])
 def test_what_is_no_duration_is_refused_in_one_line(tiny, text):
-    with pytest.raises(ConfigError, match=r"trainer\.time_limit = .*90m") as caught:
+    with pytest.raises(UserError, match=r"trainer\.time_limit = .*90m") as caught:
         compose_config([*tiny, f"trainer.time_limit={text}"])
     assert "\n" not in str(caught.value)
 

@@ -9,9 +9,9 @@ import torch
 
 from hybridlm.checkpoint import load_run
 from hybridlm.compose import compose_config
-from hybridlm.config.section import ConfigError
 from hybridlm.config.synthetic import words
 from hybridlm.data.synthetic.source import held_out
+from hybridlm.errors import UserError
 from hybridlm.run_folder import RunFolder
 from hybridlm.train.answers import measured
 from hybridlm.train.run import run
@@ -127,13 +127,13 @@ def test_measured_counts_answers_and_whole_examples():
     ],
 )
 def test_mistakes_are_a_line(overrides, part):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         compose_config(overrides)
     assert [problem for problem in error.value.problems if part in problem], error.value.problems
 
 
 def test_a_model_of_too_few_ids_is_a_line(tmp_path):
-    with pytest.raises(ConfigError, match=r"model\.vocab_size = 10: smaller than the tokenizer's 65"):
+    with pytest.raises(UserError, match=r"model\.vocab_size = 10: smaller than the tokenizer's 65"):
         run(compose_config([*BASE, "model.vocab_size=10"]), RunFolder(tmp_path / "a"), None)
 
 

@@ -23,7 +23,8 @@ from typing import IO, Literal
 import numpy as np
 from pydantic import ValidationError
 
-from hybridlm.config.section import ConfigError, Section
+from hybridlm.config.section import Section
+from hybridlm.errors import UserError
 
 FORMAT_VERSION = 2
 MAX_TOKENS = 1 << 31  # of one file, so that places in it fit uint32 and every sum of two does too
@@ -181,11 +182,11 @@ def _check(path: Path, expected: int, sha256: str | None) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise ConfigError(f"token file {path} cannot be read ({error.strerror}); {_REMEDY}") from None
+        raise UserError(f"token file {path} cannot be read ({error.strerror}); {_REMEDY}") from None
     if size != expected or not size:
-        raise ConfigError(f"token file {path} has {size} bytes where {expected} are recorded: it is cut off or replaced; {_REMEDY}")
+        raise UserError(f"token file {path} has {size} bytes where {expected} are recorded: it is cut off or replaced; {_REMEDY}")
     if sha256 is not None and sha256_of(path) != sha256:
-        raise ConfigError(f"token file {path} is damaged (its SHA-256 is not the recorded one); {_REMEDY}")
+        raise UserError(f"token file {path} is damaged (its SHA-256 is not the recorded one); {_REMEDY}")
 
 
 def _read_meta(path: Path) -> BinMeta:
@@ -194,17 +195,17 @@ def _read_meta(path: Path) -> BinMeta:
         content = sidecar.read_bytes()
         meta = BinMeta.model_validate_json(content)
     except OSError as error:
-        raise ConfigError(f"token file {path} has no readable sidecar {sidecar.name} ({error.strerror}); {_REMEDY}") from None
+        raise UserError(f"token file {path} has no readable sidecar {sidecar.name} ({error.strerror}); {_REMEDY}") from None
     except ValidationError as error:
         if (version := _version(content)) not in (None, FORMAT_VERSION):
-            raise ConfigError(f"token file {path} has format {version}, this version reads {FORMAT_VERSION}; {_REMEDY}") from None
+            raise UserError(f"token file {path} has format {version}, this version reads {FORMAT_VERSION}; {_REMEDY}") from None
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ConfigError(f"sidecar {sidecar} is damaged: {where}: {first['msg']}; {_REMEDY}") from None
+        raise UserError(f"sidecar {sidecar} is damaged: {where}: {first['msg']}; {_REMEDY}") from None
     if meta.format_version != FORMAT_VERSION:
-        raise ConfigError(f"token file {path} has format {meta.format_version}, this version reads {FORMAT_VERSION}; {_REMEDY}")
+        raise UserError(f"token file {path} has format {meta.format_version}, this version reads {FORMAT_VERSION}; {_REMEDY}")
     if not {".bin", ".idx"} <= meta.sha256.keys() <= {".bin", ".idx", ".mask"} or meta.count < meta.documents + 1:
-        raise ConfigError(f"sidecar {sidecar} is damaged: its counts or the files it names are impossible; {_REMEDY}")
+        raise UserError(f"sidecar {sidecar} is damaged: its counts or the files it names are impossible; {_REMEDY}")
     return meta
 
 

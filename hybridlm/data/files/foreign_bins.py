@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.files.bins import BinMeta, map_array, open_bin
+from hybridlm.errors import ConfigError, UserError
 
 Dtype = Literal["u16", "u32"]
 
@@ -66,7 +66,7 @@ def open_foreign(path: str | Path, *, dtype: Dtype | None, vocab_size: int | Non
         _check_dtype(path, dtype, "u16" if own.meta.dtype == "<u2" else "u32", "its sidecar")
         opened = ForeignFile(path, own.tokens, "own", own.meta)
     elif not size:
-        raise ConfigError(f"token file {path} is empty: 0 bytes where at least one token is needed")
+        raise UserError(f"token file {path} is empty: 0 bytes where at least one token is needed")
     # A headerless file whose first four bytes happen to be a magic is taken as headed: one in two billion of those with random ids.
     elif _int32(head, 0) in _LLM_C:
         opened = ForeignFile(path, _open_llm_c(path, head, size, dtype), "llm.c")
@@ -86,7 +86,7 @@ def check_ids(tokens: np.ndarray, vocab_size: int, path: Path, *, offset_bytes: 
     """
     position = _first_outside(tokens, vocab_size)
     if position is not None:
-        raise ConfigError(_outside(tokens, position, vocab_size, path, offset_bytes))
+        raise UserError(_outside(tokens, position, vocab_size, path, offset_bytes))
 
 
 def _first_outside(tokens: np.ndarray, limit: int) -> int | None:
@@ -113,11 +113,11 @@ def _peek(path: Path) -> tuple[bytes, int]:
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise ConfigError(f"token file {path} is not a regular file; legal is the path of one file of tokens")
+            raise UserError(f"token file {path} is not a regular file; legal is the path of one file of tokens")
         with path.open("rb") as file:
             return file.read(_HEADER_BYTES), size
     except OSError as error:
-        raise ConfigError(f"token file {path} cannot be read ({error.strerror}); legal is the path of one file of tokens") from None
+        raise UserError(f"token file {path} cannot be read ({error.strerror}); legal is the path of one file of tokens") from None
 
 
 def _int32(head: bytes, index: int) -> int:
@@ -145,18 +145,18 @@ def _open_llm_c(path: Path, head: bytes, size: int, dtype: Dtype | None) -> np.n
     expected = _LLM_C[magic]
     name = f"token file {path} (llm.c, {expected.tokenizer} magic {magic})"
     if size < _HEADER_BYTES:
-        raise ConfigError(f"{name} is cut off in its header: it has {size} bytes where the header alone takes {_HEADER_BYTES}")
+        raise UserError(f"{name} is cut off in its header: it has {size} bytes where the header alone takes {_HEADER_BYTES}")
     version, count = _int32(head, 1), _int32(head, 2)
     if version != expected.version:
-        raise ConfigError(f"{name} has version {version} at byte 4: legal is {expected.version}")
+        raise UserError(f"{name} has version {version} at byte 4: legal is {expected.version}")
     width = _WIDTHS[expected.dtype]
     if count * width != size - _HEADER_BYTES:
-        raise ConfigError(
+        raise UserError(
             f"{name} has the token count {count} at byte 8, but {size - _HEADER_BYTES} bytes after its header where {width} a token "
             "are legal: it is cut off or replaced"
         )
     if not count:
-        raise ConfigError(f"{name} is empty: 0 tokens after its header where at least one is needed")
+        raise UserError(f"{name} is empty: 0 tokens after its header where at least one is needed")
     _check_dtype(path, dtype, expected.dtype, f"the magic {magic} (llm.c, {expected.tokenizer})")
     return _map(path, expected.dtype, _HEADER_BYTES)
 
@@ -166,9 +166,9 @@ def _open_raw(path: Path, head: bytes, size: int, dtype: Dtype | None) -> np.nda
     fitting = [f"{name} ({size // width} tokens)" for name, width in _WIDTHS.items() if size % width == 0]
     fits = f"its {size} bytes fit {' and '.join(fitting) or 'neither u16 nor u32: they are odd in number'}"
     if dtype is None:
-        raise ConfigError(f"token file {path} has no header and no sidecar, so data.dtype must say u16 or u32: {fits}")
+        raise UserError(f"token file {path} has no header and no sidecar, so data.dtype must say u16 or u32: {fits}")
     if size % _WIDTHS[dtype]:
-        raise ConfigError(f"token file {path} is not a multiple of {_WIDTHS[dtype]} bytes, as data.dtype {dtype} asks: {fits}")
+        raise UserError(f"token file {path} is not a multiple of {_WIDTHS[dtype]} bytes, as data.dtype {dtype} asks: {fits}")
     return _map(path, dtype, 0)
 
 
@@ -179,13 +179,13 @@ def _check_raw(tokens: np.ndarray, size: int, dtype: Dtype | None, vocab_size: i
     high_words = tokens.view("<u2")[1::2]
     if dtype == "u16" and size % 4 == 0 and _first_outside(high_words, highest + 1) is None:
         small = "zero" if not highest else f"at most {highest}"
-        raise ConfigError(f"token file {path} looks like u32, not u16: every second 16-bit word is {small}; set data.dtype to u32")
+        raise UserError(f"token file {path} looks like u32, not u16: every second 16-bit word is {small}; set data.dtype to u32")
     position = _first_outside(tokens, _IMPLAUSIBLE if vocab_size is None else vocab_size)
     if position is not None:
         # One bad id is damage; where most are bad, and so by their upper half, the width is wrong.
         mixed_up = dtype == "u32" and np.count_nonzero(high_words[:_BLOCK] > highest) * 2 > high_words[:_BLOCK].size
         hint = "; the file looks like u16: set data.dtype to u16" if mixed_up else ""
-        raise ConfigError(_outside(tokens, position, vocab_size, path, 0) + hint)
+        raise UserError(_outside(tokens, position, vocab_size, path, 0) + hint)
 
 
 def _refuse_unknown_header(path: Path, head: bytes, size: int) -> None:
@@ -193,7 +193,7 @@ def _refuse_unknown_header(path: Path, head: bytes, size: int) -> None:
     counted = size > _HEADER_BYTES and _int32(head, 2) * 4 in ((size - _HEADER_BYTES) * 2, size - _HEADER_BYTES)
     if counted and not any(head[12:]):
         legal = " or ".join(f"{magic} ({header.tokenizer})" for magic, header in _LLM_C.items())
-        raise ConfigError(f"token file {path} has a header like llm.c's, but the magic {_int32(head, 0)} at byte 0: legal is {legal}")
+        raise UserError(f"token file {path} has a header like llm.c's, but the magic {_int32(head, 0)} at byte 0: legal is {legal}")
 
 
 def _map(path: Path, dtype: Dtype, offset_bytes: int) -> np.ndarray:

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from hybridlm.config.data import DataConfig
-from hybridlm.config.section import ConfigError
 from hybridlm.data.corpus import Part, Prepared, TextSplit
 from hybridlm.data.files.foreign_bins import ForeignFile, open_foreign
 from hybridlm.data.files.stream import Piece, TokenStream
 from hybridlm.data.keep import keep_json, kept_json
 from hybridlm.data.tokenizer import Tokenizer, load_tokenizer
+from hybridlm.errors import ConfigError, UserError
 
 _BLOCK = 1 << 22  # tokens
 
@@ -55,7 +55,7 @@ def _matches(field: str, pattern: str) -> list[Path]:
         return [Path(expanded)]
     paths = [Path(path) for path in sorted(glob.glob(expanded, recursive=True)) if os.path.isfile(path)]
     if not paths:
-        raise ConfigError(f"{field}={pattern} matches no file (seen from {Path.cwd()})")
+        raise UserError(f"{field}={pattern} matches no file (seen from {Path.cwd()})")
     return paths
 
 
@@ -101,7 +101,7 @@ class _Known:
         known = stamp is not None and self._old.get(str(path)) == stamp
         file = open_foreign(path, dtype=self._config.dtype, vocab_size=self._tokenizer.vocab_size, scan=not known)
         if file.own is not None and file.own.tokenizer != self._tokenizer.fingerprint:
-            raise ConfigError(f"token file {path} was made by another tokenizer than data.tokenizer.path={self._config.tokenizer.path}")
+            raise UserError(f"token file {path} was made by another tokenizer than data.tokenizer.path={self._config.tokenizer.path}")
         if stamp is not None:
             self._new[str(path)] = stamp
         return _piece_of(file)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from hybridlm.config.section import ConfigError, Section
+from hybridlm.config.section import Section
 from hybridlm.data.chat import template_of
 from hybridlm.data.files.bins import BinMeta, open_bin
 from hybridlm.data.keep import replace_text
@@ -29,6 +29,7 @@ from hybridlm.data.preparing.tokenise import Mistakes, Refused, Task, UnitReport
 from hybridlm.data.progress import ByteProgress
 from hybridlm.data.reading.units import Corpus, Unit
 from hybridlm.data.tokenizer import Tokenizer
+from hybridlm.errors import UserError
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -92,9 +93,7 @@ def build(order: Order, report: Report) -> None:
         finally:
             lock.release()
     except OSError as error:
-        raise ConfigError(
-            f"data cannot be written to {order.folder} ({error.strerror or error}); name another place with data.out"
-        ) from None
+        raise UserError(f"data cannot be written to {order.folder} ({error.strerror or error}); name another place with data.out") from None
 
 
 def _build(order: Order, report: Report) -> None:
@@ -163,7 +162,7 @@ def _tokenised(order: Order, task: Task, report: Report) -> list[UnitReport]:
     _run("tokenising", _Tokens(task, order.dedup), order, todo, report)
     finished = [reports[number] or task.report(number) for number in range(len(units))]
     if lost := [number for number, one in enumerate(finished) if one is None]:
-        raise ConfigError(f"{task.report_path(lost[0])} cannot be read back just after it was written: is the disk in order?")
+        raise UserError(f"{task.report_path(lost[0])} cannot be read back just after it was written: is the disk in order?")
     return [one for one in finished if one is not None]
 
 

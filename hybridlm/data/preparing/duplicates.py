@@ -16,7 +16,7 @@ import numpy as np
 
 from hybridlm.data.reading.documents import Document
 from hybridlm.data.reading.units import Unit
-from hybridlm.durable import replaced
+from hybridlm.files.durable import replaced
 
 _BUCKET = 2_000_000  # documents of a bucket, about: 24 bytes each, and as much again for sorting
 _MOST_BUCKETS = 200  # files open at once; some systems allow 256

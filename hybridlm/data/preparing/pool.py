@@ -13,8 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Any, Protocol
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.reading.units import Unit
+from hybridlm.errors import UserError
 
 _FEW_BYTES = 32_000_000  # in this process: starting others takes a second or two
 _COUNTED = 1 << 18  # bytes between two looks at the shared count
@@ -61,7 +61,7 @@ def work_on(work: Work, units: Sequence[tuple[int, Unit]], workers: int, update:
             last.value = _NOTHING
         pool.shutdown(wait=True, cancel_futures=True)
     if isinstance(error, BrokenProcessPool):
-        raise ConfigError(
+        raise UserError(
             "data: a process that tokenises was ended from outside, maybe for want of memory; run again (finished files are kept) "
             "with fewer data.prepare_workers"
         ) from error

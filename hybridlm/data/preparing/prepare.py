@@ -13,7 +13,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hybridlm.config.data import CorpusConfig, DataConfig, TokenizerConfig
-from hybridlm.config.section import ConfigError
 from hybridlm.data.chat import template_of
 from hybridlm.data.corpus import Part, Prepared, TextSplit
 from hybridlm.data.files import bins
@@ -30,6 +29,7 @@ from hybridlm.data.reading.units import Corpus
 from hybridlm.data.synthetic.source import announced
 from hybridlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 from hybridlm.data.tokenizer_pieces import SPLIT_PATTERN
+from hybridlm.errors import UserError
 
 _VERIFIED = "verified.json"
 Report = Callable[[str], None]
@@ -154,7 +154,7 @@ def _tokenizer(config: DataConfig, sources: Sequence[_Source], report: Report) -
         kept.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(kept)
     except OSError as error:
-        raise ConfigError(f"data cannot be written to {kept.parent} ({error.strerror}); name another place with data.out") from None
+        raise UserError(f"data cannot be written to {kept.parent} ({error.strerror}); name another place with data.out") from None
     return tokenizer
 
 
@@ -203,10 +203,10 @@ def _open(source: _Source, folder: Path, report: Report) -> Part:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except (OSError, ValidationError) as error:
         reason = "cannot be read" if isinstance(error, OSError) else "is damaged"
-        raise ConfigError(f"{folder / MANIFEST} {reason}; delete its folder and prepare again") from None
+        raise UserError(f"{folder / MANIFEST} {reason}; delete its folder and prepare again") from None
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     if manifest.tokenizer != tokenizer.fingerprint:
-        raise ConfigError(f"{folder}: its token files were not made by the tokenizer beside them; delete the folder and prepare again")
+        raise UserError(f"{folder}: its token files were not made by the tokenizer beside them; delete the folder and prepare again")
     if manifest.mistakes:
         _say_mistakes(source, manifest.mistakes, manifest.documents, report)
     if manifest.duplicates:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from hybridlm.config.section import ConfigError, Section
+from hybridlm.config.section import Section
 from hybridlm.data.chat import encode_conversations, template_of
 from hybridlm.data.files.bins import MAX_TOKENS, BinMeta, BinWriter
 from hybridlm.data.keep import replace_text
@@ -24,11 +24,12 @@ from hybridlm.data.reading.documents import Bad, Document
 from hybridlm.data.reading.sources import position
 from hybridlm.data.reading.units import Unit
 from hybridlm.data.tokenizer import Tokenizer
+from hybridlm.errors import UserError
 
 _ROLL_AT = MAX_TOKENS - (1 << 28)  # tokens: no single document is that long
 
 
-class Refused(ConfigError):
+class Refused(UserError):
     """The corpus itself cannot be used: nothing that was made of it is worth keeping."""
 
 

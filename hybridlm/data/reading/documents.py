@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
+from hybridlm.errors import printable
+
 _SHOWN = 200  # characters of a detail
 
 
@@ -104,13 +106,6 @@ class TextRecords:
         if not encodable(text):
             return Bad(where, f"{self.field!r} is not text", "half a surrogate pair")
         return Document(where, text, by_content=True)
-
-
-def printable(text: str) -> str:
-    """``text`` in one line that every terminal and file takes: what cannot be printed as its escape in Python."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def encodable(text: str) -> bool:

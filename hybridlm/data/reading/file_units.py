@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridlm.config.section import ConfigError
-from hybridlm.data.reading.documents import Bad, Document, Records, printable
+from hybridlm.data.reading.documents import Bad, Document, Records
 from hybridlm.data.reading.readers import read_lines, read_parquet, read_python, read_text, read_zipped, text_document
+from hybridlm.errors import UserError, printable
 
 _UNZIPPED = 4  # text shrinks to about a quarter
 
@@ -31,11 +31,11 @@ class SourceFile:
         try:
             now = self.path.stat()
             if self.seen is not None and self.seen != (now.st_size, now.st_mtime_ns):
-                raise ConfigError(f"data: {printable(self.name)} changed while the corpus was read; run again")
+                raise UserError(f"data: {printable(self.name)} changed while the corpus was read; run again")
             yield
         except OSError as error:
             reason = error.strerror or str(error)
-            raise ConfigError(f"data: {printable(self.name)} cannot be read any more ({reason}); mend it and run again") from None
+            raise UserError(f"data: {printable(self.name)} cannot be read any more ({reason}); mend it and run again") from None
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridlm.config.data import HfConfig
-from hybridlm.config.section import ConfigError
 from hybridlm.data.reading.documents import Bad, Document, Records
 from hybridlm.data.reading.hub_access import Access, ask_hub, quiet, refusal, unreachable
 from hybridlm.data.reading.units import Corpus, Unit
+from hybridlm.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
@@ -95,7 +95,7 @@ class AbsentUnit:
     size: int = 0
 
     def documents(self) -> Iterator[Document | Bad]:
-        raise ConfigError(self.problem)
+        raise UserError(self.problem)
 
 
 def open_hub(config: HfConfig, records: Records, unit_bytes: int) -> Corpus:
@@ -118,7 +118,7 @@ def open_hub(config: HfConfig, records: Records, unit_bytes: int) -> Corpus:
         if access.offline and config.streaming:
             problem = unreachable(config, access.offline, "data.hf.streaming=true keeps no copy of it")
             if access.commit is None:
-                raise ConfigError(problem)
+                raise UserError(problem)
             return Corpus([AbsentUnit(problem)], _fingerprint(config, records, access.commit, ()))
         try:
             builder = _builder(config, folder, access)
@@ -154,7 +154,7 @@ def _builder(config: HfConfig, folder: Path | None, access: Access) -> DatasetBu
     # By its commit, so that all of it is of one state even if the data set changes meanwhile.
     builder = load_dataset_builder(str(folder or config.id), config.name, revision=access.commit)
     if access.offline and config.revision is not None and builder.hash != access.commit:
-        raise ConfigError(
+        raise UserError(
             unreachable(config, access.offline, f"its newest copy in the cache is of commit {builder.hash}, not of {config.revision}")
         )
     if builder.config.data_files:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridlm.config.data import HfConfig
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def unreachable(config: HfConfig, reason: str, cache: str) -> str:
     )
 
 
-def refusal(config: HfConfig, error: Exception, access: Access | None = None) -> ConfigError:
+def refusal(config: HfConfig, error: Exception, access: Access | None = None) -> UserError:
     """What the libraries raised, as one line that says what to do."""
     from huggingface_hub import errors
 
@@ -147,16 +147,16 @@ def refusal(config: HfConfig, error: Exception, access: Access | None = None) ->
     listed = re.search(
         r"(?:Available(?: configs in the cache)?|available configs): \[(.*?)\]|configurations in the cache: (.*?) Please", whole
     )
-    if isinstance(error, ConfigError):
+    if isinstance(error, UserError):
         return error
     if isinstance(error, errors.GatedRepoError) or "gated dataset" in text:
-        return ConfigError(f"{where} is gated: accept its terms on its page at the hub, then set HF_TOKEN to a token of that account")
+        return UserError(f"{where} is gated: accept its terms on its page at the hub, then set HF_TOKEN to a token of that account")
     if isinstance(error, errors.RevisionNotFoundError):
         return ConfigError(f"data.hf.revision={config.revision}: {where} has no such branch, tag or commit")
     if isinstance(error, errors.RepositoryNotFoundError):
-        return ConfigError(f"{where}: the hub has no such data set, or it is private, and then HF_TOKEN has to be set")
+        return UserError(f"{where}: the hub has no such data set, or it is private, and then HF_TOKEN has to be set")
     if "scripts are no longer supported" in text:
-        return ConfigError(
+        return UserError(
             f"{where} comes with code that would have to be run to read it, which is never done: "
             "data.hf.revision=refs/convert/parquet takes the hub's own copy of it, if it made one"
         )
@@ -166,12 +166,12 @@ def refusal(config: HfConfig, error: Exception, access: Access | None = None) ->
             f"data.hf.name={config.name or 'null'}: {where} has {legal}{' in the cache' if access and access.offline else ''}"
         )
     if access and access.offline:
-        return ConfigError(unreachable(config, access.offline, "the data set is not in the cache"))
+        return UserError(unreachable(config, access.offline, "the data set is not in the cache"))
     if _is_network(error):
-        return ConfigError(f"{where}: the network failed ({text}); run the same command again, what is finished is kept")
+        return UserError(f"{where}: the network failed ({text}); run the same command again, what is finished is kept")
     if any(isinstance(one, StopIteration) for one in _causes(error)):  # how datasets says so
-        return ConfigError(f"{where} cannot be read: there is nothing in its files")
-    return ConfigError(f"{where} cannot be read: {text}")
+        return UserError(f"{where} cannot be read: there is nothing in its files")
+    return UserError(f"{where} cannot be read: {text}")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

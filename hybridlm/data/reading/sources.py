@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from hybridlm.config.data import CorpusConfig
-from hybridlm.config.section import ConfigError
 from hybridlm.data.chat import ChatRecords
 from hybridlm.data.reading.documents import Records, TextRecords
 from hybridlm.data.reading.file_units import SourceFile
@@ -19,6 +18,7 @@ from hybridlm.data.reading.hub import open_hub
 from hybridlm.data.reading.readers import kind_of
 from hybridlm.data.reading.scan import scan_files
 from hybridlm.data.reading.units import Corpus
+from hybridlm.errors import ConfigError
 
 # Not library code in the sense of text worth learning: installed packages, tests, tables and generated or deliberately broken files.
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "idlelib", "lib2to3", "encodings", "pydoc_data", "__pycache__"}

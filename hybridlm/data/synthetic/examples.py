@@ -7,12 +7,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from hybridlm.config.section import ConfigError
 from hybridlm.config.synthetic import SyntheticConfig, shortest
 from hybridlm.data.synthetic.counting import BracketArithmetic, ModularArithmetic, Parity
 from hybridlm.data.synthetic.draws import Draws, row_keys
 from hybridlm.data.synthetic.recall import MQAR, Copying, Example, Induction, Needle, SelectiveCopying
 from hybridlm.data.windows.order import IGNORE, mix
+from hybridlm.errors import ConfigError
 
 Split = Literal["train", "val"]
 _HELD_OUT = 8  # one in so many of all possible examples belongs to validation, by its content

@@ -15,10 +15,10 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.windows.order import IGNORE, spread, step_positions
 from hybridlm.data.windows.window_sources import Chain, Rows, Source, Windows
 from hybridlm.data.windows.workers import Ahead
+from hybridlm.errors import ConfigError, UserError
 
 Batch = dict[str, torch.Tensor]
 
@@ -144,7 +144,7 @@ class TrainLoader:
         # Inside a step only the same cut gives the same data; Lightning saves between steps.
         batches = steps * self._accumulate + (inside if state["accumulate"] == self._accumulate else 0)
         if batches > len(self):
-            raise ConfigError(
+            raise UserError(
                 f"the checkpoint stands at batch {batches} of an epoch, which has {len(self)} here: "
                 "it comes from other data or another data.seq_len"
             )

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.windows.order import keys, permute
 from hybridlm.data.windows.window_sources import Chain, Rows, Source
+from hybridlm.errors import ConfigError
 
 BLOCK = 4096  # positions
 _KEPT = 4  # blocks that are remembered

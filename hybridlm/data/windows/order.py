@@ -11,7 +11,7 @@ import hashlib
 
 import numpy as np
 
-from hybridlm.config.section import ConfigError
+from hybridlm.errors import ConfigError, UserError
 
 IGNORE = -100  # target of a position that does not count
 _ROUNDS = 6
@@ -60,7 +60,7 @@ def validation_count(n_tokens: int, seq_len: int) -> int:
     ConfigError: there is nothing to predict.
     """
     if n_tokens < 2:
-        raise ConfigError(f"the validation text has {n_tokens} tokens, at least 2 are needed")
+        raise UserError(f"the validation text has {n_tokens} tokens, at least 2 are needed")
     return -(-(n_tokens - 1) // seq_len)
 
 

@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.files.bins import map_array
 from hybridlm.data.files.stream import TokenStream, opened
 from hybridlm.data.windows.packing import Packing, document_starts, pack
-from hybridlm.durable import replaced
+from hybridlm.errors import ConfigError, UserError
+from hybridlm.files.durable import replaced
 
 FORMAT_VERSION = 2
 _HEADER = 512  # bytes
@@ -67,7 +67,7 @@ class PackedStream:
         self._facts = np.array(facts, dtype=np.int64)  # (pieces, 4)
         self.firsts = np.concatenate([[0], np.cumsum(self._facts[:, 0])])  # (pieces + 1,): each one's first window, and the end
         if not len(self):
-            raise ConfigError("the text holds no document, so there is nothing to pack into windows of data.packing")
+            raise UserError("the text holds no document, so there is nothing to pack into windows of data.packing")
         self.efficiency = float(self._facts[:, 2].sum() / (len(self) * seq_len))
 
     def __len__(self) -> int:

@@ -14,8 +14,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from hybridlm.config.section import ConfigError
 from hybridlm.data.windows.order import IGNORE
+from hybridlm.errors import UserError
 
 _BLOCK = 1 << 24  # tokens that are searched at once
 
@@ -121,7 +121,7 @@ def pack(starts: np.ndarray, seq_len: int) -> Packing:
     """
     starts = np.asarray(starts, dtype=np.int64)
     if starts.size < 2:
-        raise ConfigError("the training text holds no document, so there is nothing to pack into windows")
+        raise UserError("the training text holds no document, so there is nothing to pack into windows")
     if seq_len < 1 or (np.diff(starts) < 1).any():
         raise ValueError(f"seq_len={seq_len} must be at least 1 and the starts of documents must rise")
     pieces = _cut(starts, seq_len)

@@ -6,12 +6,12 @@ import hashlib
 from typing import NamedTuple
 
 from hybridlm.config.data import DataConfig
-from hybridlm.config.section import ConfigError
 from hybridlm.data.corpus import Part, Prepared
 from hybridlm.data.synthetic.source import GeneratedWindows
 from hybridlm.data.windows.mixture import Mixture
 from hybridlm.data.windows.packed_files import PackedStream
 from hybridlm.data.windows.window_sources import CutWindows, PackedWindows, SideBySide, Source, Windows
+from hybridlm.errors import ConfigError, UserError
 
 
 class Packed(NamedTuple):
@@ -39,7 +39,7 @@ def train_source(prepared: Prepared, config: DataConfig, seed: int) -> Source:
         its_seed = int.from_bytes(hashlib.sha256(f"{seed}/{part.name}".encode()).digest()[:8], "little")
         try:
             sources.append(source_of(part, its_seed))
-        except ConfigError as error:
+        except UserError as error:
             raise ConfigError(f"data.parts.{part.name}: {error}") from None
     return Mixture(sources, [part.weight for part in prepared.parts], seed)
 
@@ -53,7 +53,7 @@ def val_windows(prepared: Prepared, config: DataConfig) -> list[Windows]:
                 found.append(PackedWindows(_packed(prepared, part, "val", seq_len), 0, isolate=config.isolate))
             else:
                 found.append(SideBySide(part.val.stream, seq_len))
-        except ConfigError as error:
+        except UserError as error:
             raise ConfigError(f"data.parts.{part.name}: {error}" if len(prepared.parts) > 1 else str(error)) from None
     return found
 

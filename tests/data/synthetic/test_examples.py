@@ -10,10 +10,10 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from hybridlm.config.section import ConfigError
 from hybridlm.config.synthetic import SyntheticConfig, SyntheticTask, shortest, words
 from hybridlm.data.synthetic.examples import Examples
 from hybridlm.data.synthetic.show import as_text
+from hybridlm.errors import UserError
 
 TASKS = get_args(SyntheticTask)
 LENGTH = 40
@@ -103,7 +103,7 @@ def test_the_shortest_example_is_one_and_the_targets_are_counted(task):
                 continue  # so few texts that none may be held out
             try:
                 ids, targets = Examples(section, "train", length).make(np.arange(20))
-            except ConfigError:
+            except UserError:
                 assert task.startswith("modular")
                 assert length < 4
                 continue
@@ -156,7 +156,7 @@ def test_no_example_is_in_both_splits_even_where_there_are_few():
 def test_too_few_examples_to_hold_some_out_are_an_error_of_one_line():
     """One bit has two examples, which the hash puts on the same side."""
     assert Examples(config("parity"), "train", 1).make(np.arange(200))[0].shape == (200, 1)
-    with pytest.raises(ConfigError, match=r"of so few different examples of 1 tokens none is left for val") as error:
+    with pytest.raises(UserError, match=r"of so few different examples of 1 tokens none is left for val") as error:
         Examples(config("parity"), "val", 1).make(np.arange(200))
     assert len(error.value.problems) == 1
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hybridlm.config.section import ConfigError
-from hybridlm.durable import replaced
+from hybridlm.errors import UserError
+from hybridlm.files.durable import replaced
 
 
 def write_sealed(path: Path, key: str, facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -37,14 +37,14 @@ def read_sealed(path: Path, key: str, version: int, what: str) -> tuple[dict[str
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: damaged, or not {what} ({str(error).splitlines()[0][:120]})") from None
+        raise UserError(f"{path}: damaged, or not {what} ({str(error).splitlines()[0][:120]})") from None
     if key not in metadata:
-        raise ConfigError(f"{path}: not {what} (its metadata has no '{key}')")
+        raise UserError(f"{path}: not {what} (its metadata has no '{key}')")
     if metadata.get("sha256") != digest(metadata[key], tensors):
-        raise ConfigError(f"{path}: damaged: its bytes do not match their checksum")
+        raise UserError(f"{path}: damaged: its bytes do not match their checksum")
     facts: dict[str, Any] = json.loads(metadata[key])
     if facts["format_version"] != version:
-        raise ConfigError(f"{path}: format version {facts['format_version']}, this program reads {version}")
+        raise UserError(f"{path}: format version {facts['format_version']}, this program reads {version}")
     return facts, tensors
 
 

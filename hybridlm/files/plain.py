@@ -1,0 +1,126 @@
+"""JSON and YAML files that a stranger may have written, read as plain values: mappings, lists, texts, numbers, true, false, null.
+
+Size, depth and the number of digits have limits; YAML has no aliases (a few lines of them unfold to gigabytes), no tags and no dates.
+Reading takes time and memory in proportion to the file's size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import yaml
+
+MAX_BYTES = 2**24  # of one file; a tokenizer.json of 256k tokens has about 16 MB and passes a limit of its own
+MAX_DEPTH = 64  # mappings and lists within one another
+MAX_DIGITS = 300  # of a whole number, so that it can be made a float
+_Parser: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's where PyYAML was built with it
+
+
+class Unreadable(ValueError):
+    """Why a file or a text is not read, in a few words, without its name."""
+
+
+def read_text(path: Path, limit: int = MAX_BYTES) -> str:
+    """The UTF-8 text of a regular file of at most ``limit`` bytes. Raises Unreadable."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))  # a pipe would wait for ever
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise Unreadable("not a regular file")
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise Unreadable(f"cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise Unreadable(str(error)) from None  # Unreadable itself, or a name that no file can have
+    if len(content) > limit:
+        raise Unreadable(f"larger than {limit:,} bytes")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"not UTF-8 text (byte {error.start:,})") from None
+
+
+def read_json(path: Path, limit: int = MAX_BYTES) -> object:
+    """The plain value in a JSON file. Raises Unreadable."""
+    return parse_json(read_text(path, limit))
+
+
+def read_yaml(path: Path, limit: int = MAX_BYTES) -> object:
+    """The plain value in a YAML file. Raises Unreadable."""
+    return parse_yaml(read_text(path, limit))
+
+
+def parse_json(text: str | bytes) -> object:
+    """The plain value that a JSON text holds. Raises Unreadable."""
+    try:
+        value = json.loads(text, parse_int=_whole)
+    except RecursionError:
+        raise Unreadable(f"more than {MAX_DEPTH} levels deep") from None
+    except Unreadable:
+        raise
+    except ValueError as error:  # UnicodeDecodeError too
+        raise Unreadable(f"not JSON ({_short(error)})") from None
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [item for one in level if isinstance(one, dict | list) for item in (one.values() if isinstance(one, dict) else one)]
+        if not level:
+            return value
+    raise Unreadable(f"more than {MAX_DEPTH} levels deep")
+
+
+def parse_yaml(text: str) -> object:
+    """The plain value that a YAML text holds. Raises Unreadable."""
+    try:
+        _refuse_structure(text)
+        return yaml.load(text, Loader=_PlainLoader)
+    except Unreadable:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise Unreadable(f"not YAML ({_short(error)})") from None
+
+
+def _refuse_structure(text: str) -> None:
+    """Looks at the events of the parser, which builds nothing yet."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Parser):
+        if isinstance(event, yaml.AliasEvent):
+            raise Unreadable("has an alias (*name); write the value out")
+        if (tag := getattr(event, "tag", None)) not in (None, "!"):
+            raise Unreadable(f"has a tag ({tag}); plain values only")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise Unreadable(f"more than {MAX_DEPTH} levels deep")
+
+
+def _whole(digits: str) -> int:
+    """A decimal number as JSON writes it."""
+    _refuse_long(digits)
+    return int(digits)
+
+
+def _refuse_long(digits: str) -> None:
+    if len(digits) > MAX_DIGITS:
+        raise Unreadable(f"a whole number of more than {MAX_DIGITS} digits")
+
+
+class _PlainLoader(_Parser):  # type: ignore[misc]
+    """Dates stay texts, and a whole number has few digits."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in pairs if tag != "tag:yaml.org,2002:timestamp"]
+        for first, pairs in _Parser.yaml_implicit_resolvers.items()
+    }
+
+    def construct_whole(self, node: yaml.ScalarNode) -> int:
+        _refuse_long(node.value)  # a hexadecimal or a sexagesimal number has no other limit
+        return int(self.construct_yaml_int(node))
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_whole)
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
