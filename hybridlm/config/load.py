@@ -11,7 +11,8 @@ from hybridlm.config.model import ModelConfig
 from hybridlm.config.problems import validate
 from hybridlm.config.resolve import resolve_layers
 from hybridlm.config.run import RunConfig
-from hybridlm.errors import ConfigError
+from hybridlm.errors import ConfigError, UserError
+from hybridlm.files.plain import Unreadable, parse_yaml
 
 
 def load_config(tree: Mapping[str, object]) -> RunConfig:
@@ -40,13 +41,14 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def from_yaml(text: str) -> RunConfig:
-    """The configuration that ``to_yaml`` wrote. Raises ConfigError where the text is not one."""
+    """The configuration that ``to_yaml`` wrote, or a stranger. Raises UserError: the text is no mapping in YAML, plain and within limits;
+    ConfigError: a wrong field."""
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config.yaml is not YAML: {' '.join(str(error).split())}") from error
+        tree = parse_yaml(text)
+    except Unreadable as error:
+        raise UserError(f"config.yaml: {error}") from None
     if not isinstance(tree, Mapping):
-        raise ConfigError("config.yaml holds no configuration: expected a mapping of sections")
+        raise UserError("config.yaml: holds no configuration; expected a mapping of sections")
     return load_config(tree)
 
 

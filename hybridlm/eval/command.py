@@ -13,6 +13,7 @@ from hybridlm.config.data import DataConfig
 from hybridlm.config.load import from_yaml
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.eval.results import Record, add_records, read_records
+from hybridlm.files.plain import Unreadable, read_text
 from hybridlm.run_folder import RunFolder, find_run
 
 if TYPE_CHECKING:
@@ -97,9 +98,9 @@ def run_eval(asked: Evaluation, *, as_json: bool) -> None:
 
 def _config(folder: RunFolder) -> RunConfig:
     try:
-        return from_yaml(folder.config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder.config}: cannot be read ({error})") from None
+        return from_yaml(read_text(folder.config))
+    except Unreadable as error:
+        raise UserError(f"{folder.config}: {error}") from None
 
 
 def _contexts(data: DataConfig) -> tuple[int, ...]:

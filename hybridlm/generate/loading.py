@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hybridlm.config.load import from_yaml
-from hybridlm.errors import ConfigError, UserError
+from hybridlm.errors import UserError
+from hybridlm.files.plain import Unreadable, read_text
 from hybridlm.run_folder import RunFolder, find_run
 
 if TYPE_CHECKING:
@@ -40,6 +41,6 @@ def open_run(name: str, *, ema: bool, context: int | None) -> Writer:
 def _trained_length(folder: RunFolder) -> int | None:
     """A config.yaml of another version does not keep weights from being used."""
     try:
-        return from_yaml(folder.config.read_text(encoding="utf-8")).data.seq_len
-    except (OSError, ConfigError):
+        return from_yaml(read_text(folder.config)).data.seq_len
+    except (UserError, Unreadable):
         return None

@@ -153,7 +153,9 @@ def test_yaml_round_trip(sections):
     assert validate_model(config.model.model_dump()) == config.model
 
 
-@pytest.mark.parametrize("text", ["", "3", "a: [", "model: {pattern: Q}"])
+@pytest.mark.parametrize(
+    "text", ["", "3", "a: [", "model: {pattern: Q}", "a: &a [*a]", "seed: !!python/name:os.system", "- " * 100_000, "9" * 5_000]
+)
 def test_text_that_is_no_configuration(text):
     with pytest.raises(UserError):
         from_yaml(text)
