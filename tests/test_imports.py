@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hardware": {"config", "config_files", "launcher"},
     "kernels": {"config", "ops", "hardware"},
     "doctor": {"config", "ops", "hardware", "kernels"},
-    "checkpoint": {"files", "model", "data.tokenizer", "run_folder", "config", "hardware"},
+    "checkpoint": {"files", "model", "ops", "data.tokenizer", "run_folder", "config", "hardware"},
     "generate": {"checkpoint", "data.tokenizer", "data.chat", "data.reading.documents", "model", "hardware", "run_folder", "config"}
     | {"files"},
     "bench": {"colours", "generate", "memory", "checkpoint", "model", "config", "run_folder", "hardware"},

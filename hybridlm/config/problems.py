@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from hybridlm.config.section import Section
-from hybridlm.errors import ConfigError
+from hybridlm.errors import ConfigError, UserError, printable
 
 S = TypeVar("S", bound=Section)
 _NAMES: dict[object, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -38,6 +38,17 @@ def validate(cls: type[S], tree: Mapping[str, object], where: str = "") -> S:
         problems = {}
     problems = {path: line for path, line in problems.items() if not any(_within(path, where, gap) for gap in missing)}
     raise ConfigError([f"{dotted(where, gap)} = ???: a value is required" for gap in missing] + list(problems.values()))
+
+
+def recorded(cls: type[S], tree: object, where: object) -> S:
+    """``tree``, which a file of ours holds, as a ``cls``. where: begins the line. UserError: the first thing that is wrong."""
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where}: expected a mapping of facts")
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+    raise UserError(f"{where}: {_problem(cls, details[0]['loc'], tree, '')[1]}")
 
 
 def _missing(tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -103,7 +114,7 @@ def show(value: object) -> str:
     elif isinstance(value, Mapping):
         text = "{" + ", ".join(f"{dotted('', [str(key)])}: {show(item)}" for key, item in value.items()) + "}"
     else:
-        text = repr(value)
+        text = printable(repr(value))  # of a tensor in a stranger's checkpoint it has several lines
     return text if len(text) <= 80 else text[:77] + "..."
 
 

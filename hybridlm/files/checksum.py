@@ -10,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import BinaryIO
+
+from hybridlm.files.plain import Unreadable, open_regular
 
 _PIECE = 2**22  # bytes read at once
 _LINE = re.compile(rb"\nhybridlm sha256 ([0-9a-f]{64})\n")
@@ -22,37 +25,39 @@ def closing_line(digest: str) -> bytes:
 
 
 def has_line(path: Path) -> bool:
-    """Whether the file ends in a checksum, right or wrong. OSError: it cannot be read."""
-    with open(path, "rb") as file:
-        return _line(path, file.seek(0, 2)) is not None
+    """Whether the file ends in a checksum, right or wrong. Raises Unreadable."""
+    with open_regular(path) as file:
+        return _line(file, file.seek(0, 2)) is not None
 
 
 def damage(path: Path) -> str | None:
     """What is wrong with the file as far as its checksum tells, in a few words; None: every byte is as it was written."""
     try:
-        size = path.stat().st_size
-        expected = _line(path, size)
-        if expected is None:
-            return "no checksum at its end: cut short or damaged there"
-        return None if _sha256(path, size - SIZE) == expected else "its bytes do not match their checksum"
+        with open_regular(path) as file:
+            size = file.seek(0, 2)
+            expected = _line(file, size)
+            if expected is None:
+                return "no checksum at its end: cut short or damaged there"
+            return None if _sha256(file, size - SIZE) == expected else "its bytes do not match their checksum"
+    except Unreadable as error:
+        return str(error)
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
 
 
-def _line(path: Path, size: int) -> str | None:
+def _line(file: BinaryIO, size: int) -> str | None:
     if size < SIZE:
         return None
-    with open(path, "rb") as file:
-        file.seek(size - SIZE)
-        found = _LINE.fullmatch(file.read(SIZE))
+    file.seek(size - SIZE)
+    found = _LINE.fullmatch(file.read(SIZE))
     return found[1].decode() if found else None
 
 
-def _sha256(path: Path, size: int) -> str:
+def _sha256(file: BinaryIO, size: int) -> str:
     """Of the first ``size`` bytes."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while size > 0 and (piece := file.read(min(_PIECE, size))):
-            digest.update(piece)
-            size -= len(piece)
+    file.seek(0)
+    while size > 0 and (piece := file.read(min(_PIECE, size))):
+        digest.update(piece)
+        size -= len(piece)
     return digest.hexdigest()

@@ -10,6 +10,7 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 import yaml
 
@@ -23,18 +24,27 @@ class Unreadable(ValueError):
     """Why a file or a text is not read, in a few words, without its name."""
 
 
-def read_text(path: Path, limit: int = MAX_BYTES) -> str:
-    """The UTF-8 text of a regular file of at most ``limit`` bytes. Raises Unreadable."""
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, open to be read; no pipe, which would wait for ever, and no device, which may have no end. Raises Unreadable."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))  # a pipe would wait for ever
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise Unreadable("not a regular file")
-            content = file.read(limit + 1)
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise Unreadable("not a regular file")
     except OSError as error:
         raise Unreadable(f"cannot be read ({error.strerror or error})") from None
     except ValueError as error:
         raise Unreadable(str(error)) from None  # Unreadable itself, or a name that no file can have
+    return os.fdopen(descriptor, "rb")
+
+
+def read_text(path: Path, limit: int = MAX_BYTES) -> str:
+    """The UTF-8 text of a regular file of at most ``limit`` bytes. Raises Unreadable."""
+    with open_regular(path) as file:
+        try:
+            content = file.read(limit + 1)
+        except OSError as error:
+            raise Unreadable(f"cannot be read ({error.strerror or error})") from None
     if len(content) > limit:
         raise Unreadable(f"larger than {limit:,} bytes")
     try:

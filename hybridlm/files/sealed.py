@@ -13,8 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hybridlm.errors import UserError
+from hybridlm.errors import UserError, printable
 from hybridlm.files.durable import replaced
+from hybridlm.files.plain import Unreadable, open_regular, parse_json
+
+MAX_HEADER = 2**24  # bytes; a model of a thousand layers has 2 MB
 
 
 def write_sealed(path: Path, key: str, facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -30,22 +33,36 @@ def write_sealed(path: Path, key: str, facts: Mapping[str, Any], tensors: dict[s
 def read_sealed(path: Path, key: str, version: int, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The facts and the tensors of ``write_sealed``. what: what the file should hold, in words.
 
-    ConfigError: damaged, none of ours, or its ``format_version`` is another than ``version``.
+    UserError: damaged, none of ours, or its ``format_version`` is another than ``version``.
     """
     try:
+        _refuse_header(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: damaged, or not {what} ({str(error).splitlines()[0][:120]})") from None
+    except Exception as error:  # the library raises several kinds for what it cannot read
+        raise UserError(f"{path}: damaged, or not {what} ({(str(error).splitlines() or [type(error).__name__])[0][:120]})") from None
     if key not in metadata:
         raise UserError(f"{path}: not {what} (its metadata has no '{key}')")
     if metadata.get("sha256") != digest(metadata[key], tensors):
         raise UserError(f"{path}: damaged: its bytes do not match their checksum")
-    facts: dict[str, Any] = json.loads(metadata[key])
-    if facts["format_version"] != version:
-        raise UserError(f"{path}: format version {facts['format_version']}, this program reads {version}")
+    try:
+        facts = parse_json(metadata[key])
+    except Unreadable as error:
+        raise UserError(f"{path}: its facts are {error}") from None
+    if not isinstance(facts, dict):
+        raise UserError(f"{path}: its facts are no JSON object")
+    if facts.get("format_version") != version:
+        raise UserError(f"{path}: format version {printable(str(facts.get('format_version'))[:40])}, this program reads {version}")
     return facts, tensors
+
+
+def _refuse_header(path: Path) -> None:
+    """The library reads headers of up to 100 MB, which take many times that in memory. Raises Unreadable."""
+    with open_regular(path) as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > MAX_HEADER:
+        raise Unreadable(f"a header of {size:,} bytes; at most {MAX_HEADER:,} are read")
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:

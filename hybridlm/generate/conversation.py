@@ -7,13 +7,18 @@ are those of its messages. Without one (a base model) the conversation is one te
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from hybridlm.data.reading.documents import Turn
+from pydantic import BeforeValidator, Field
+
+from hybridlm.config.problems import recorded
+from hybridlm.config.section import Section, to_tuple
+from hybridlm.data.reading.documents import Turn, encodable
 from hybridlm.errors import UserError
+from hybridlm.files.plain import Unreadable, parse_json
 from hybridlm.generate.engine import Engine, Finish, State
 from hybridlm.generate.sampling import Sampling
 from hybridlm.generate.state_file import load_state, save_state
@@ -21,6 +26,18 @@ from hybridlm.generate.state_file import load_state, save_state
 if TYPE_CHECKING:
     from hybridlm.data.chat import ChatTemplate
     from hybridlm.data.tokenizer import Tokenizer
+
+
+def _tuples(value: object) -> object:
+    return tuple(map(to_tuple, value)) if isinstance(value, list) else value
+
+
+class Said(Section):
+    """What a saved conversation says beside its state. open: ids that close the newest answer."""
+
+    template: bool
+    turns: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_tuples)]
+    open: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(to_tuple)]
 
 
 class Conversation:
@@ -140,10 +157,24 @@ class Conversation:
         save_state(path, self._state, self.engine.model, note)
 
     def load(self, path: Path) -> None:
-        """Takes the place of this conversation. ConfigError: not a conversation with this model."""
+        """Takes the place of this conversation. UserError: not a conversation with this model."""
         state, note = load_state(path, self.engine.model)
-        said = json.loads(note) if note else {"template": False, "turns": [], "open": []}
-        if len(state.ids) != 1 or said["template"] != (self.template is not None):
+        try:
+            content = parse_json(note) if note else {"template": False, "turns": [], "open": []}
+        except Unreadable as error:
+            raise UserError(f"{path}: its note is {error}") from None
+        said = recorded(Said, content, path)
+        if len(state.ids) != 1 or said.template != (self.template is not None):
             raise UserError(f"{path}: a state, but not of a conversation")
-        self.turns = [Turn(*turn) for turn in said["turns"]]
-        self._state, self._open = state, tuple(said["open"])
+        if not _in_turn(said.turns) or not all(token < self.engine.model.vocab_size for token in said.open):
+            raise UserError(f"{path}: a state, but its messages are no conversation")
+        self.turns = [Turn(*turn) for turn in said.turns]
+        self._state, self._open = state, said.open
+
+
+def _in_turn(turns: Sequence[tuple[str, str]]) -> bool:
+    """Whether user and assistant take turns, behind a system message at most, in text that has UTF-8."""
+    roles = [role for role, _ in turns]
+    first = 1 if roles[:1] == ["system"] else 0
+    in_turn = all(role == ("user", "assistant")[place % 2] for place, role in enumerate(roles[first:]))
+    return in_turn and len(roles[first:]) % 2 == 0 and all(encodable(content) for _, content in turns)

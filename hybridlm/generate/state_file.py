@@ -8,22 +8,39 @@ weights that made it only, and a checksum. No code runs when it is read.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from hybridlm.errors import UserError
+from hybridlm.config.problems import recorded
+from hybridlm.config.section import Section
+from hybridlm.errors import UserError, printable
 from hybridlm.files.sealed import digest, read_sealed, write_sealed
-from hybridlm.generate.engine import State
+from hybridlm.generate.engine import ROOM_AHEAD, State
 
 if TYPE_CHECKING:
+    from hybridlm.model.cache import ModelCache
     from hybridlm.model.lm import HybridLM
 
 FORMAT_VERSION = 1
 KEY = "hybridlm_state"  # of our JSON among the file's metadata
 _LOGITS, _TOKENS = "logits", "tokens"
+_DOCUMENTS = "last_doc"  # of the cache, where documents are told apart
+
+
+class StateFacts(Section):
+    """rows: tokens of each; room: tokens a row for which the state had memory."""
+
+    format_version: Literal[1]
+    model: str  # the fingerprint
+    rows: list[Annotated[int, Field(ge=1, lt=2**31)]] = Field(min_length=1)
+    room: int = Field(ge=1, lt=2**31)
+    note: str
 
 
 def fingerprint(model: HybridLM) -> str:
@@ -33,10 +50,10 @@ def fingerprint(model: HybridLM) -> str:
 
 
 def save_state(path: Path, state: State, model: HybridLM, note: str = "") -> None:
-    """Writes the rows of ``state``; a crash leaves the old file or the new one. note: what the caller wants back. ConfigError: the file
+    """Writes the rows of ``state``; a crash leaves the old file or the new one. note: what the caller wants back. UserError: the file
     cannot be written."""
     past = state.cache.past
-    tensors = {name: tensor[:, :past] if _grows(state, name) else tensor for name, tensor in state.cache.state_dict().items()}
+    tensors = {name: tensor[:, :past] if _grows(state.cache, name) else tensor for name, tensor in state.cache.state_dict().items()}
     if state.logits is not None:
         tensors[_LOGITS] = state.logits
     tensors[_TOKENS] = torch.tensor([token for row in state.ids for token in row], dtype=torch.long)
@@ -54,27 +71,33 @@ def save_state(path: Path, state: State, model: HybridLM, note: str = "") -> Non
         raise UserError(f"{path}: the state cannot be written ({str(error).splitlines()[0][:120]})") from None
 
 
-def _grows(state: State, name: str) -> bool:
+def _grows(cache: ModelCache, name: str) -> bool:
     """Whether this tensor of the cache has a column for every token."""
     layer, _, rest = name.removeprefix("layers.").partition(".")
-    return bool(rest) and state.cache.layers[int(layer)].has_columns
+    return bool(rest) and cache.layers[int(layer)].has_columns
 
 
 def load_state(path: Path, model: HybridLM) -> tuple[State, str]:
     """The inverse of ``save_state``: the rows, and the note. Going on with them is bit for bit what it would have been.
 
-    ConfigError: missing, damaged, not a state, from another format version, or of another model.
+    UserError: missing, damaged, not a state, from another format version, of another model, or numbers that no state of it has.
     """
-    facts, tensors = _read(path)
-    if facts["model"] != fingerprint(model):
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a state that generate --save-state or /save of chat wrote")
+    content, tensors = read_sealed(path, KEY, FORMAT_VERSION, "a state")
+    facts = recorded(StateFacts, content, path)
+    if facts.model != fingerprint(model):
         raise UserError(f"{path}: a state of another model; a state fits the weights that made it and no others")
-    tokens = tensors.pop(_TOKENS).tolist()
-    logits = tensors.pop(_LOGITS, None)
-    ids, first = [], 0
-    for length in facts["rows"]:
-        ids.append(tokens[first : first + length])
-        first += length
-    cache = model.new_cache(len(ids), facts["room"])
+    try:
+        tokens, logits = tensors.pop(_TOKENS).tolist(), tensors.pop(_LOGITS, None)
+        _refuse_rows(facts.rows, tokens, logits, model)
+        room = _room(facts, logits is None, model)
+        _refuse_misfits(tensors, facts.rows, logits is None, model.new_cache(len(facts.rows), room, device="meta"))
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: not a state of this model ({error})") from None
+    ends = list(accumulate(facts.rows, initial=0))
+    ids = [tokens[first:last] for first, last in pairwise(ends)]
+    cache = model.new_cache(len(ids), room)
     empty = cache.state_dict()
     for name, tensor in tensors.items():
         if name in empty and tensor.shape != empty[name].shape:
@@ -83,10 +106,42 @@ def load_state(path: Path, model: HybridLM) -> tuple[State, str]:
             tensors[name] = whole
     cache.load_state_dict(tensors)
     device = model.embedding.weight.device
-    return State(ids, cache, None if logits is None else logits.to(device), facts["room"]), facts["note"]
+    return State(ids, cache, None if logits is None else logits.to(device), room), facts.note
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a state that generate --save-state or /save of chat wrote")
-    return read_sealed(path, KEY, FORMAT_VERSION, "a state")
+def _refuse_rows(rows: Sequence[int], tokens: Sequence[int], logits: Tensor | None, model: HybridLM) -> None:
+    """Raises ValueError."""
+    if sum(rows) != len(tokens) or not all(type(token) is int and 0 <= token < model.vocab_size for token in tokens):
+        raise ValueError("its tokens are not those of its rows")
+    if logits is not None and (logits.shape != (len(rows), model.vocab_size) or not logits.is_floating_point()):
+        raise ValueError(f"logits have shape {tuple(logits.shape)} and are {logits.dtype}")
+
+
+def _room(facts: StateFacts, unread: bool, model: HybridLM) -> int:
+    """The room that is made for it: no more than the text and what may follow need, so that a file cannot ask for any memory, but where
+    the file's room makes a layer with a window a bounded one, so does this."""
+    needed = max(facts.rows) - unread
+    windows = [window for block in model.blocks if (window := getattr(block.mixer.spec, "window", None)) and window <= facts.room]
+    return max(needed, min(facts.room, max([needed + ROOM_AHEAD, *windows])))
+
+
+def _refuse_misfits(tensors: Mapping[str, Tensor], rows: Sequence[int], unread: bool, empty: ModelCache) -> None:
+    """empty: the cache that the tensors are for, on "meta". Raises KeyError and ValueError."""
+    own = empty.state_dict()
+    if wrong := sorted((own.keys() ^ tensors.keys()) - {_DOCUMENTS}):
+        raise ValueError(f"{'lacks' if wrong[0] in own else 'unknown'} {printable(wrong[0])}")
+    lengths = [row - unread for row in rows]
+    if tensors["lengths"].tolist() != lengths:
+        raise ValueError("lengths are not those of its rows")
+    past = max(lengths)
+    for name, tensor in own.items():
+        shape = tensor.shape if not _grows(empty, name) else (tensor.shape[0], past, *tensor.shape[2:])
+        found = tensors[name]
+        if (found.shape, found.dtype) != (shape, tensor.dtype):
+            raise ValueError(f"{name} has shape {tuple(found.shape)} and is {found.dtype}, not {tuple(shape)} and {tensor.dtype}")
+    positions = tensors["next_position"].tolist()
+    if not all(0 <= position <= length for position, length in zip(positions, lengths, strict=True)):
+        raise ValueError("next_position is behind its row")
+    documents = tensors.get(_DOCUMENTS)
+    if documents is not None and (documents.shape, documents.dtype) != (tensors["lengths"].shape, torch.long):
+        raise ValueError(f"{_DOCUMENTS} has shape {tuple(documents.shape)} and is {documents.dtype}")

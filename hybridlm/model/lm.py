@@ -153,12 +153,15 @@ class HybridLM(nn.Module):
         logits = linear(x, self.head_weight)[..., : self.vocab_size]
         return cap_logits(as_dtype(logits, at_least_fp32(x.dtype)), self.config.logit_scale, self.config.logit_softcap)
 
-    def new_cache(self, batch: int, max_len: int, dtype: torch.dtype | None = None) -> ModelCache:
-        """An empty cache for ``batch`` rows of up to ``max_len`` tokens, on the model's device; ``dtype`` of activations (the weights')."""
+    def new_cache(
+        self, batch: int, max_len: int, dtype: torch.dtype | None = None, *, device: torch.device | str | None = None
+    ) -> ModelCache:
+        """An empty cache for ``batch`` rows of up to ``max_len`` tokens; ``dtype`` of activations (the weights') and ``device`` (theirs; on
+        "meta" nothing is allocated)."""
         weight = self.embedding.weight
-        dtype = dtype or weight.dtype
-        layers = [block.mixer.new_cache(batch, max_len, dtype=dtype, device=weight.device) for block in self.blocks]  # type: ignore[union-attr,operator]
-        return ModelCache(layers, batch, weight.device)
+        dtype, device = dtype or weight.dtype, torch.device(device or weight.device)
+        layers = [block.mixer.new_cache(batch, max_len, dtype=dtype, device=device) for block in self.blocks]  # type: ignore[union-attr,operator]
+        return ModelCache(layers, batch, device)
 
     def reset_parameters(self) -> None:
         """Draws every parameter anew, once, from torch's generator."""

@@ -13,7 +13,7 @@ import lightning
 from lightning.pytorch.callbacks import Checkpoint
 
 from hybridlm.checkpoint import export_weights
-from hybridlm.errors import ConfigError, RunFailed
+from hybridlm.errors import RunFailed, UserError
 from hybridlm.run_folder import step_of
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO, writer_of
 from hybridlm.train.metrics import validation_score
@@ -181,6 +181,6 @@ class Checkpoints(Checkpoint):
     def _export(checkpoint: Path, target: Path) -> list[str]:
         try:
             export_weights(checkpoint, target)
-        except (OSError, ConfigError) as error:
+        except (OSError, UserError) as error:
             return [f"warning     {target}: cannot be written ({error})"]
         return []

@@ -10,7 +10,8 @@ from hybridlm.checkpoint import FORMAT_VERSION, read_checkpoint
 from hybridlm.errors import UserError
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO
 
-CONTENT = {"global_step": 3, "hybridlm": {"format_version": FORMAT_VERSION}, "state_dict": {"model.x": torch.arange(4)}}
+FACTS = {"format_version": FORMAT_VERSION, "model": {}, "vocab_size": 4, "tokenizer": "", "accumulate": 1}
+CONTENT = {"global_step": 3, "hybridlm": FACTS, "state_dict": {"model.x": torch.arange(4)}}
 
 
 def test_what_is_written_is_read_back(tmp_path):

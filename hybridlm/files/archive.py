@@ -1,0 +1,90 @@
+"""torch's archives that a stranger may have written: plain values, and tensors that the file itself holds. No code runs when one is read.
+
+Reading takes memory in proportion to the file: nothing in it is compressed, the pickle is small, and a tensor that claims more than its
+bytes (sparse, on "meta", expanded, one storage under many names) is refused before anything copies it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hybridlm.files.plain import MAX_DEPTH, Unreadable, open_regular
+
+MAX_PICKLE = 2**24  # bytes of everything but the tensors; a model of a thousand layers has 7 MB
+_VISITS = 4  # values per byte of the pickle at most, one that stands in several places counted in each
+
+
+def read_archive(path: Path) -> object:
+    """Mappings with keys of text and numbers, lists, tuples, texts, numbers, true, false, None, and memory-mapped tensors on the CPU, whole
+    and in order. Raises Unreadable."""
+    size, pickled = _sizes(path)
+    try:
+        content = torch.load(path, map_location=lambda storage, place: storage, weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise Unreadable("refused, the file holds more than tensors and plain values (loading it could run code)") from None
+    except Exception as error:  # a damaged pickle raises whatever the functions raise that rebuild its tensors
+        raise Unreadable(f"not an archive of torch ({(str(error).splitlines() or [type(error).__name__])[0][:120]})") from None
+    _refuse_unplain(content, size, _VISITS * pickled)
+    return content
+
+
+def _sizes(path: Path) -> tuple[int, int]:
+    """Bytes of the file, and of the pickle in it."""
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+        except Exception as error:  # zipfile raises several kinds for what is no zip file
+            raise Unreadable(f"not an archive of torch ({error})") from None
+    pickled = sum(member.file_size for member in members if member.filename.endswith("/data.pkl"))
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or sum(member.file_size for member in members) > size:
+        raise Unreadable("refused, its parts are compressed or overlap")
+    if pickled > MAX_PICKLE:
+        raise Unreadable(f"refused, it has {pickled:,} bytes beside its tensors; at most {MAX_PICKLE:,} are read")
+    return size, pickled
+
+
+def _refuse_unplain(content: object, size: int, visits: int) -> None:
+    held: dict[int, int] = {}  # bytes of each tensor
+    level = [content]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[object] = []
+        visits -= len(level)
+        if visits < 0:
+            raise Unreadable("refused, it holds one value in very many places")
+        for value in level:
+            if isinstance(value, Tensor):
+                held[id(value)] = _tensor_bytes(value)
+            elif type(value) in (dict, OrderedDict):
+                if any(type(key) not in (str, int) for key in value):  # type: ignore[attr-defined]
+                    raise Unreadable("refused, a key that is neither text nor a number")
+                below += value.values()  # type: ignore[attr-defined]
+            elif type(value) in (list, tuple):
+                below += value  # type: ignore[operator]
+            elif type(value) not in (type(None), bool, int, float, str):
+                raise Unreadable(f"refused, it holds a {type(value).__name__}")
+            elif type(value) is int and value.bit_length() > 63:
+                raise Unreadable("refused, a whole number of more than 64 bits")
+        if not below:
+            break
+        level = below
+    else:
+        raise Unreadable(f"refused, it is more than {MAX_DEPTH} levels deep")
+    if sum(held.values()) > size:
+        raise Unreadable("refused, its tensors claim more bytes than the file has")
+
+
+def _tensor_bytes(tensor: Tensor) -> int:
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_nested
+    if not plain or tensor.is_meta or tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or not tensor.is_contiguous():
+        raise Unreadable("refused, a tensor that is not plain (sparse, without its numbers, quantized, expanded, or a view)")
+    if tensor.__dict__ or tensor._backward_hooks:
+        raise Unreadable("refused, a tensor with attributes")
+    return tensor.nbytes
