@@ -38,7 +38,6 @@ def run_chat(run: str, sampling: Sampling, *, ema: bool, context: int | None, sy
         conversation.reset(system)
     if load is not None:
         conversation.load(load)
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # what is no UTF-8 costs a note, not the conversation
     terminal.greet(writer, conversation)
     for line in terminal.lines():
