@@ -22,9 +22,7 @@ INTERRUPTED = 130  # what a shell shows for a process that SIGINT ended
 TRACEBACK_VARIABLE = "HYBRIDLM_TRACEBACK"
 
 _WHERE = f" ({TRACEBACK_VARIABLE}=1 shows where)"
-_PLACES = (
-    "hydra.run.dir (a run), hydra.sweep.dir (a sweep), data.out (prepared data), or HYBRIDLM_CACHE in the environment (all that is kept)"
-)
+_PLACES = "hydra.run.dir (a run), hydra.sweep.dir (a sweep), data.out (prepared data), or $HYBRIDLM_CACHE (all that is kept)"
 _ADVICE = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"name a place that can be written with {_PLACES}"),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some space, or name a place on another disk with {_PLACES}"),

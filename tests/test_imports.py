@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": {"colours", "generate", "memory", "checkpoint", "model", "config", "run_folder", "hardware"},
     "eval": {"colours", "generate", "data", "checkpoint", "model", "config", "run_folder", "hardware", "files"},
     "optim": {"config", "ops", "layers", "model", "hardware"},
-    "memory": {"config", "config_files", "ops", "layers", "model", "optim", "hardware", "data.tokenizer"},
+    "memory": {"config", "config_files", "ops", "layers", "model", "optim", "hardware", "data.tokenizer", "files"},
     "report": {"colours", "model", "run_folder", "config", "command_line", "files"},
     "train": EVERYTHING,
     "sweep": {
