@@ -1,4 +1,4 @@
-from hybridlm.compose import main
+from hybridlm.cli import train
 
 if __name__ == "__main__":
-    main()
+    train()

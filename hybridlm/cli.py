@@ -1,18 +1,24 @@
-"""The ``hybridlm`` command: its verbs in the order of --help."""
+"""The two doors: the ``hybridlm`` command and train.py. Behind each everything else is imported, so that Ctrl-C, a machine without memory
+and the like are told in a line from the first moment on."""
 
 from __future__ import annotations
 
 import sys
 
-# isort: off
-from hybridlm.commands import before, trained, laboratory  # noqa: F401  # each adds its verbs
-from hybridlm.commands.app import app, run_app
-
-# isort: on
-
-__all__ = ["app", "main"]
+from hybridlm.user_error import reported
 
 
 def main() -> None:
-    """The console entry."""
-    run_app(sys.argv[1:])
+    """The ``hybridlm`` command."""
+    with reported():
+        from hybridlm.commands.verbs import run_app
+
+        run_app(sys.argv[1:])
+
+
+def train() -> None:
+    """train.py."""
+    with reported():
+        from hybridlm.compose import main as train_main
+
+        train_main()

@@ -23,10 +23,11 @@ from hybridlm.config.load import load_config
 from hybridlm.config.resolve import layer_note
 from hybridlm.config.run import RunConfig
 from hybridlm.config_files import ROOT_VARIABLE, groups, no_such_option, root
-from hybridlm.errors import ConfigError, RunFailed, UserError
+from hybridlm.errors import ConfigError, UserError
 from hybridlm.launcher import folder_overrides, is_first_rank, launch, refuse_sweep
 from hybridlm.resume import after_requeue, plan_resume, quoted, refuse_other_model
 from hybridlm.run_folder import RunFolder
+from hybridlm.streams import prepare_streams
 from hybridlm.sweep.grid import Axis, effectless
 from hybridlm.sweep.matching import matched
 from hybridlm.user_error import reported, told
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None, verb: tuple[str, ...] = ()) -> None:
 
     Exits with code 2 and a line per problem where the input is wrong; returns when the run is done. What training raises passes.
     """
-    with reported():
+    with reported("goes on"):
         _main(split(sys.argv[1:] if argv is None else argv), verb)
 
 
@@ -185,7 +186,7 @@ def _run_hydra(line: CommandLine, verb: tuple[str, ...]) -> None:
     """Hand over to Hydra, with its errors as exceptions and its own command line in place of ours."""
     import hydra
 
-    refused: list[UserError | RunFailed] = []
+    refused: list[Exception] = []
     crashed: list[Exception] = []
     entry = hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name="config")(_task(verb, refused, crashed))
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
@@ -208,25 +209,27 @@ def _run_hydra(line: CommandLine, verb: tuple[str, ...]) -> None:
         raise refused[0]
 
 
-def _task(verb: tuple[str, ...], refused: list[UserError | RunFailed], crashed: list[Exception]) -> Callable[[DictConfig], object]:
+def _task(verb: tuple[str, ...], refused: list[Exception], crashed: list[Exception]) -> Callable[[DictConfig], object]:
     """One job of Hydra. A single run leaves the user's errors in ``refused``: raised, Hydra would print a line of its own first."""
 
     def train(config: DictConfig) -> object:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        prepare_streams("goes on")  # also in a process that a launcher of Hydra has started
         sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             return _job(config, verb, sweep)
-        except (UserError, RunFailed) as error:
+        except Exception as error:
+            lines = told(error)
+            if lines is None:
+                crashed.append(error)
+                raise
             if sweep:
-                log.error(told(error))
+                log.error(lines)
                 raise
             refused.append(error)
             return None
-        except Exception as error:
-            crashed.append(error)
-            raise
 
     return train
 

@@ -14,6 +14,7 @@ from hybridlm.command_line import key_of
 from hybridlm.errors import UserError
 from hybridlm.files.checksum import damage
 from hybridlm.files.durable import remove_partials, replaced
+from hybridlm.files.home import expanded
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"(step|best)-(\d+)\.ckpt")
@@ -224,7 +225,7 @@ def find_run(name: str, root: Path | None = None) -> tuple[RunFolder, Path]:
         if folder is None:
             raise UserError(f"last: no run under {root / 'outputs'} or {root / 'multirun'}; start one with python train.py")
         return folder, folder.newest_checkpoint()
-    path = (root / Path(name).expanduser()).absolute()
+    path = (root / expanded(name)).absolute()
     if path.is_dir():
         folder = run_of(path)
         return folder, folder.newest_checkpoint()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hybridlm.errors import UserError
-from hybridlm.user_error import reported
+from hybridlm.user_error import INTERRUPTED, reported
 
 app = typer.Typer(help="Train and use small hybrid language models.", add_completion=False, pretty_exceptions_enable=False)
 OVERRIDES = {"ignore_unknown_options": True}  # context of verbs that take overrides: they say themselves which option is wrong
@@ -24,13 +23,15 @@ _USAGE_ERROR = typer.BadParameter.__mro__[1]  # what typer raises of any mistake
 def run_app(arguments: Sequence[str]) -> None:
     """Ends the process as ``arguments`` say, or with the help where there are none. A mistake that typer finds, such as a word in the place
     of a number, is told as ours are: in one line."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by whoever started this (`<&-`): nothing to read, and nobody reads
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, for as long as the process lives
     with reported():
         try:
-            sys.exit(app(list(arguments) or ["--help"], standalone_mode=False))
-        except typer.Abort:  # no more input where some was asked for
+            code = app(list(arguments) or ["--help"], standalone_mode=False)
+            if code == INTERRUPTED:  # what typer makes of Ctrl-C
+                raise KeyboardInterrupt
+            sys.exit(code)
+        except typer.Abort as end:  # what older ones make of it; else no more input where some was asked for
+            if isinstance(end.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
             sys.exit(1)
         except Exception as error:
             if not isinstance(error, _USAGE_ERROR):

@@ -92,7 +92,7 @@ def prepare(
     show: Annotated[int, typer.Option("--show", min=0, help="print so many training documents as coloured tokens")] = 0,
 ) -> None:
     """Read, split and tokenise the data of a configuration, ready for training, which otherwise does it at its first start."""
-    with reported():
+    with reported("goes on"):
         given = overrides_of("prepare", overrides)
         from hybridlm.compose import compose_config
 

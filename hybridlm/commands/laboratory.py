@@ -28,7 +28,7 @@ def sweep(
 
     Exit code 0: all are finished; 1: some failed; 2: the input is wrong, and nothing was started; 143: stopped, the jobs have saved.
     """
-    with reported():
+    with reported("goes on"):
         given = overrides_of("sweep", overrides)
         if resume is not None and (given or seeds > 1 or dry_run):
             raise UserError("sweep --resume FOLDER: takes --jobs alone; the jobs are those of the folder")
@@ -61,6 +61,7 @@ def report(
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False) -> None:
     """Say what this machine has, which compiled kernels work on it, and what to install for the others. Exit code 0 in any case."""
-    from hybridlm.doctor.report import run_doctor
+    with reported():
+        from hybridlm.doctor.report import run_doctor
 
-    run_doctor(as_json=as_json)
+        run_doctor(as_json=as_json)

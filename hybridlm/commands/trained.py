@@ -107,7 +107,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="the results as JSON on standard output")] = False,
 ) -> None:
     """Evaluate a trained model: loss on whole documents, tasks of lm-evaluation-harness, probes. Results are added to RUN/eval.json."""
-    with reported():
+    with reported("goes on"):
         given = overrides_of("eval", overrides)
         if split not in ("val", "train"):
             raise UserError(f"--split {split}: legal are val and train")
@@ -151,7 +151,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="bench.json on standard output in place of the table")] = False,
 ) -> None:
     """Measure prefill, decode and memory by context and batch, of a trained run or of untrained models, in turns on this machine."""
-    with reported():
+    with reported("goes on"):
         run, configs = models(overrides_of("bench", what), compare)
         from hybridlm.bench.command import Benchmark, run_bench
 

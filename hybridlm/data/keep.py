@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hybridlm.errors import UserError
 from hybridlm.files.durable import replaced
 
 
@@ -30,3 +31,8 @@ def replace_text(path: Path, text: str) -> None:
     """Write a file in one step: others see the old content or the new one. OSError: it cannot be written."""
     with replaced(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    """The error of prepared data for which there is no place."""
+    return UserError(f"data cannot be written to {folder} ({error.strerror or error}); name another place with data.out or HYBRIDLM_CACHE")

@@ -24,6 +24,7 @@ from hybridlm.data.tokenizer_bytes import MARK, byte_letters, byte_strings, chec
 from hybridlm.data.tokenizer_files import EOS, LEGAL, read, saved_eos
 from hybridlm.data.tokenizer_pieces import ACROSS_CUT, FOREIGN_CUT, PIECE_CHARS, SAFE_CUT, SPLIT_PATTERN, batches, cut
 from hybridlm.errors import ConfigError, UserError
+from hybridlm.files.home import expanded
 
 _PROBE = "  Hello World! don't  naïve ☃ 你好 😀 \r\n\n\tx = 1234 __ ▁ <s>\n "
 
@@ -197,7 +198,7 @@ def load_tokenizer(path: str | Path, special_tokens: Sequence[str] = ()) -> Toke
     """
     _check_names(special_tokens)
     try:
-        tokenizer = Tokenizer(read(Path(path).expanduser(), special_tokens))
+        tokenizer = Tokenizer(read(expanded(path), special_tokens))
     except UserError:
         raise
     except Exception as error:  # as in Tokenizer.load

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hybridlm.data.reading.documents import encodable
 from hybridlm.errors import UserError
+from hybridlm.files.home import expanded
 from hybridlm.generate.loading import Writer, open_run
 from hybridlm.generate.sampling import Sampling
 
@@ -38,7 +39,6 @@ def run_chat(run: str, sampling: Sampling, *, ema: bool, context: int | None, sy
         conversation.reset(system)
     if load is not None:
         conversation.load(load)
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # what is no UTF-8 costs a note, not the conversation
     terminal.greet(writer, conversation)
     for line in terminal.lines():
@@ -91,10 +91,10 @@ def _command(conversation: Conversation, line: str, note: Callable[[str], None])
             conversation.sampling = replace(conversation.sampling, temperature=_number(argument))
             note(f"temperature {conversation.sampling.temperature:g}")
         case "/save":
-            conversation.save(Path(argument).expanduser())
+            conversation.save(expanded(argument))
             note(f"saved: {conversation.tokens:,} tokens in {argument}")
         case "/load":
-            conversation.load(Path(argument).expanduser())
+            conversation.load(expanded(argument))
             note(f"loaded: {conversation.tokens:,} tokens" + (f", {len(conversation.turns)} messages" if conversation.turns else ""))
         case _:
             raise UserError(f"unknown command {name}; /help lists them")

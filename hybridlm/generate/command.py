@@ -47,7 +47,6 @@ def run_generate(request: Request, sampling: Sampling) -> None:
     sampling = replace(sampling, stop_ids=(*sampling.stop_ids, writer.run.tokenizer.eos_id))
     rows = [prompt for prompt in prompts for _ in range(request.samples)]
     steps, state = _steps(writer, request, sampling, rows)
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that lacks a letter
     if len(rows) == 1 and not request.as_json:
         first = next(steps)  # what is wrong with the request is said before anything is written
         sys.stdout.write(rows[0])
@@ -152,7 +151,8 @@ def _print_all(steps: Iterator[Step], rows: Sequence[str], request: Request, sam
             done = open_rows.pop(printed)
             if request.as_json:
                 sample = {"prompt": rows[printed], "sample": printed % request.samples, "seed": sampling.seed + printed}
-                sys.stdout.write(json.dumps(sample | _as_json(done, sampling, tokenizer), ensure_ascii=False) + "\n")
+                ascii_only = not sys.stdout.encoding.lower().startswith("utf")  # a letter that is replaced would be another text
+                sys.stdout.write(json.dumps(sample | _as_json(done, sampling, tokenizer), ensure_ascii=ascii_only) + "\n")
             else:
                 sys.stdout.write((_BETWEEN if printed else "") + rows[printed] + "".join(one.text for one in done))
             sys.stdout.flush()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hybridlm.config.synthetic import words
 from hybridlm.data.tokenizer import byte_tokenizer, load_tokenizer
+from hybridlm.files.home import expanded
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
@@ -27,7 +27,7 @@ def planned_vocabulary(config: RunConfig) -> Vocabulary:
     if config.data.source == "synthetic":
         return Vocabulary(len(words(config.data.synthetic)), bound=False)
     if settings.kind == "file" and settings.path is not None:
-        return Vocabulary(load_tokenizer(Path(settings.path).expanduser(), settings.special_tokens).vocab_size, bound=False)
+        return Vocabulary(load_tokenizer(expanded(settings.path), settings.special_tokens).vocab_size, bound=False)
     if settings.kind == "bytes":
         return Vocabulary(byte_tokenizer(settings.special_tokens).vocab_size, bound=False)
     return Vocabulary(settings.vocab_size, bound=True)

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hybridlm.errors import UserError
 from hybridlm.files.durable import remove_partials, replaced
+from hybridlm.files.home import expanded
 from hybridlm.run_folder import JOB, SWEEP, RunFolder
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
@@ -122,7 +123,7 @@ def find(name: str) -> Sweep:
             raise UserError(f"--resume last: no sweep under {Path.cwd() / 'multirun'}; start one with hybridlm sweep")
         path = found[-1]
     else:
-        path = Path(name).expanduser() / SWEEP
+        path = expanded(name) / SWEEP
     tree = _read(path, f"--resume {name}: no sweep of `hybridlm sweep`")
     if not isinstance(tree.get("jobs"), list) or not all(isinstance(job, str) for job in tree["jobs"]):
         raise UserError(f"{path}: lists no jobs")

@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from hybridlm.bench import memory
-from hybridlm.cli import app
+from hybridlm.commands.verbs import app
 from hybridlm.compose import compose_config
 from hybridlm.run_folder import RunFolder
 from hybridlm.train.run import run

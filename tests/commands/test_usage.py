@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from hybridlm.commands.app import run_app
+from hybridlm.commands.verbs import run_app
 
 
 def ended(capsys, *arguments):
@@ -33,8 +33,6 @@ def ended(capsys, *arguments):
     ],
 )
 def test_a_mistake_is_one_line(capsys, arguments, said):
-    import hybridlm.cli  # noqa: F401, brings the verbs
-
     code, out, err = ended(capsys, *arguments)
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
@@ -45,8 +43,6 @@ def test_a_mistake_is_one_line(capsys, arguments, said):
 
 
 def test_help_is_what_no_arguments_get(capsys):
-    import hybridlm.cli  # noqa: F401, brings the verbs
-
     code, out, err = ended(capsys)
     assert (code, err) == (0, "")
     assert all(verb in out for verb in ("train", "generate", "chat", "eval", "bench"))
@@ -55,8 +51,6 @@ def test_help_is_what_no_arguments_get(capsys):
 
 def test_closed_streams_are_empty_ones(capsys, monkeypatch, tmp_path):
     """As after `<&-` and `>&-` in a shell."""
-    import hybridlm.cli  # noqa: F401, brings the verbs
-
     (tmp_path / "config.yaml").write_text("")
     for name in ("stdin", "stdout"):
         monkeypatch.setattr(sys, name, None)

@@ -98,7 +98,8 @@ def test_workers_end_with_the_loader(sources):
 CHILD = """
 import multiprocessing, os, pickle, sys, time
 from hybridlm.data.windows.loader import TrainLoader
-loader = TrainLoader(pickle.load(open(sys.argv[1], "rb")), global_batch=8, micro_batch=8, accumulate=1, rank=0, world_size=1, workers=2)
+shape = dict(global_batch=8, micro_batch=8, accumulate=1, rank=0, world_size=1, workers=2, context=sys.argv[3])
+loader = TrainLoader(pickle.load(open(sys.argv[1], "rb")), **shape)
 batches = iter(loader)
 next(batches)
 print(*[child.pid for child in multiprocessing.active_children()], flush=True)
@@ -109,10 +110,14 @@ time.sleep(60)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals to a group of processes")
-@pytest.mark.parametrize("end", ["exception", "SIGINT", "SIGKILL"])
-def test_workers_end_with_the_process_however_it_ends(sources, tmp_path, end):
+@pytest.mark.parametrize(
+    ("end", "context"), [("exception", "fork"), ("SIGINT", "fork"), ("SIGKILL", "fork"), ("SIGKILL", "spawn"), ("SIGKILL", "forkserver")]
+)
+def test_workers_end_with_the_process_however_it_ends(sources, tmp_path, end, context):
+    if context not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system cannot {context}")
     (tmp_path / "source").write_bytes(pickle.dumps(sources["mixture"]))
-    line = [sys.executable, "-c", CHILD, str(tmp_path / "source"), end]
+    line = [sys.executable, "-c", CHILD, str(tmp_path / "source"), end, context]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     workers = [int(word) for word in process.stdout.readline().split()]
     assert len(workers) == 2
@@ -120,8 +125,8 @@ def test_workers_end_with_the_process_however_it_ends(sources, tmp_path, end):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     elif end == "SIGKILL":
         process.kill()
-    deadline = time.monotonic() + 60  # orphans look after their parent every 5 seconds, and the machine may be busy
     process.wait(timeout=60)
+    deadline = time.monotonic() + 2  # a quarter of a second between two looks, and the machine may be busy
     while any(alive(pid) for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -9,7 +9,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from hybridlm.cli import app
+from hybridlm.commands.verbs import app
 from hybridlm.compose import compose_config
 from hybridlm.eval import gate, gate_report
 from hybridlm.eval.gate_subject import distinct_layers, make_plan

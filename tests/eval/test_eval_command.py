@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from hybridlm.cli import app
+from hybridlm.commands.verbs import app
 from hybridlm.compose import compose_config
 from hybridlm.errors import UserError
 from hybridlm.eval.results import Record, add_records, read_records

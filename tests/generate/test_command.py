@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hybridlm.checkpoint import FORMAT_VERSION, KEY, load_run
-from hybridlm.cli import app
+from hybridlm.commands.verbs import app
 from hybridlm.compose import compose_config
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.files.checksum import closing_line

@@ -12,7 +12,7 @@ import pytest
 from run_folders import make_run
 from typer.testing import CliRunner
 
-from hybridlm.cli import app
+from hybridlm.commands.verbs import app
 from hybridlm.compose import compose_config
 from hybridlm.report.measures import COSTS, QUALITIES
 from hybridlm.report.reading import read_folders

@@ -12,7 +12,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from hybridlm.cli import app
+from hybridlm.commands.verbs import app
 from hybridlm.run_folder import JOB, SWEEP, RunFolder, step_of
 from hybridlm.sweep.job import find
 from hybridlm.sweep.process import is_held

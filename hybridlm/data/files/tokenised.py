@@ -18,6 +18,7 @@ from hybridlm.data.files.stream import Piece, TokenStream
 from hybridlm.data.keep import keep_json, kept_json
 from hybridlm.data.tokenizer import Tokenizer, load_tokenizer
 from hybridlm.errors import ConfigError, UserError
+from hybridlm.files.home import expanded
 
 _BLOCK = 1 << 22  # tokens
 
@@ -26,7 +27,7 @@ def open_tokenised(config: DataConfig, folder: Path, report: Callable[[str], Non
     """``data.source=bins``. folder: for what is found of the files. ConfigError: a file or the tokenizer is missing or does not fit."""
     assert config.path is not None  # config.constraints has seen to both
     assert config.tokenizer.path is not None
-    tokenizer = load_tokenizer(Path(config.tokenizer.path).expanduser(), config.tokenizer.special_tokens)
+    tokenizer = load_tokenizer(expanded(config.tokenizer.path), config.tokenizer.special_tokens)
     known = _Known(folder, config, tokenizer)
     train = [known.piece(path) for path in _matches("data.path", config.path)]
     files = f"{len(train)} files of " if len(train) > 1 else ""

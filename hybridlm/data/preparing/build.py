@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from hybridlm.config.section import Section
 from hybridlm.data.chat import template_of
 from hybridlm.data.files.bins import BinMeta, open_bin
-from hybridlm.data.keep import replace_text
+from hybridlm.data.keep import replace_text, unwritable
 from hybridlm.data.preparing import duplicates
 from hybridlm.data.preparing.pool import Work, work_on
 from hybridlm.data.preparing.tokenise import Mistakes, Refused, Task, UnitReport, tokenise
@@ -93,7 +93,7 @@ def build(order: Order, report: Report) -> None:
         finally:
             lock.release()
     except OSError as error:
-        raise UserError(f"data cannot be written to {order.folder} ({error.strerror or error}); name another place with data.out") from None
+        raise unwritable(order.folder, error) from None
 
 
 def _build(order: Order, report: Report) -> None:

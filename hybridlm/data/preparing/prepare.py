@@ -18,7 +18,7 @@ from hybridlm.data.corpus import Part, Prepared, TextSplit
 from hybridlm.data.files import bins
 from hybridlm.data.files.stream import split_of
 from hybridlm.data.files.tokenised import open_tokenised
-from hybridlm.data.keep import keep_json, kept_json
+from hybridlm.data.keep import keep_json, kept_json, unwritable
 from hybridlm.data.preparing import build
 from hybridlm.data.preparing.build import MANIFEST, TOKENIZER, Manifest, Order
 from hybridlm.data.preparing.tokenise import Mistakes, Refused, refusal
@@ -30,6 +30,7 @@ from hybridlm.data.synthetic.source import announced
 from hybridlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 from hybridlm.data.tokenizer_pieces import SPLIT_PATTERN
 from hybridlm.errors import UserError
+from hybridlm.files.home import expanded
 
 _VERIFIED = "verified.json"
 Report = Callable[[str], None]
@@ -72,13 +73,20 @@ def prepare(config: DataConfig, report: Report = lambda line: None) -> Prepared:
 
 
 def data_folder(config: DataConfig) -> Path:
-    """Where prepared corpora lie: ``data.out``, else ``data`` below $HYBRIDLM_CACHE, $XDG_CACHE_HOME/hybridlm or ~/.cache/hybridlm."""
+    """Where prepared corpora lie: ``data.out``, else ``data`` below $HYBRIDLM_CACHE, $XDG_CACHE_HOME/hybridlm or ~/.cache/hybridlm.
+
+    UserError: no home, and none of the others is given.
+    """
     if config.out is not None:
-        return Path(config.out).expanduser().absolute()
+        return expanded(config.out).absolute()
     if cache := os.environ.get("HYBRIDLM_CACHE"):
-        return Path(cache).expanduser().absolute() / "data"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache").absolute() / "hybridlm" / "data"
+        return expanded(cache).absolute() / "data"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base).absolute() / "hybridlm" / "data"
+    try:
+        return Path.home() / ".cache" / "hybridlm" / "data"
+    except RuntimeError:
+        raise UserError("no place for prepared data: HOME is not set; name one with data.out, or with HYBRIDLM_CACHE") from None
 
 
 def _sources(config: DataConfig, report: Report) -> list[_Source]:
@@ -138,7 +146,7 @@ def _tokenizer(config: DataConfig, sources: Sequence[_Source], report: Report) -
     """The tokenizer of ``data.tokenizer``; a BPE is trained once for a corpus and kept."""
     settings = config.tokenizer
     if settings.path is not None:
-        tokenizer = load_tokenizer(Path(settings.path).expanduser(), settings.special_tokens)
+        tokenizer = load_tokenizer(expanded(settings.path), settings.special_tokens)
         if not tokenizer.lossless:
             report("tokenizer: it brings text into Unicode's normal form NFC, whose bytes are those that bits per byte count")
         return tokenizer
@@ -154,7 +162,7 @@ def _tokenizer(config: DataConfig, sources: Sequence[_Source], report: Report) -
         kept.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(kept)
     except OSError as error:
-        raise UserError(f"data cannot be written to {kept.parent} ({error.strerror}); name another place with data.out") from None
+        raise unwritable(kept.parent, error) from None
     return tokenizer
 
 

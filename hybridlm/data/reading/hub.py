@@ -22,6 +22,7 @@ from hybridlm.data.reading.documents import Bad, Document, Records
 from hybridlm.data.reading.hub_access import Access, ask_hub, quiet, refusal, unreachable
 from hybridlm.data.reading.units import Corpus, Unit
 from hybridlm.errors import ConfigError, UserError
+from hybridlm.files.home import expanded
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
@@ -135,7 +136,7 @@ def open_hub(config: HfConfig, records: Records, unit_bytes: int) -> Corpus:
 def _folder(config: HfConfig) -> Path | None:
     """The local folder that ``data.hf.id`` names, if it names one."""
     name = config.id or ""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         if config.revision is not None:
             raise ConfigError(f"data.hf.revision={config.revision}: data.hf.id={name} is a local folder, which has none; leave it null")

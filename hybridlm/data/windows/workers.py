@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
+from multiprocessing import connection
 from typing import Generic, TypeVar
 
 import torch
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 _T = TypeVar("_T")
 _PREFETCH = 4  # batches a worker
+_LOOK = 0.25  # seconds between two looks at the trainer
 
 
 class Ahead(Generic[_T]):
@@ -81,3 +84,13 @@ def _begin(trainer: int | None, worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if trainer is not None and os.getppid() != trainer:
         os._exit(0)  # it has gone already: torch, which looks for another parent than the first it sees, would wait for ever
+    threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
+
+
+def _end_with(trainer: int | None) -> None:
+    """Ends this process when the trainer was killed. torch looks after it, too, but only every five seconds."""
+    parent = multiprocessing.parent_process()
+    watched = [] if parent is None else [parent.sentinel]  # tells nothing among forks, which hold each other's ends of the pipe
+    while (trainer is None or os.getppid() == trainer) and not connection.wait(watched, _LOOK):
+        pass
+    os._exit(0)
