@@ -23,8 +23,9 @@ from hybridlm.config.load import load_config
 from hybridlm.config.resolve import layer_note
 from hybridlm.config.run import RunConfig
 from hybridlm.config_files import ROOT_VARIABLE, groups, no_such_option, root
-from hybridlm.errors import ConfigError, UserError
-from hybridlm.launcher import folder_overrides, is_first_rank, launch, refuse_sweep
+from hybridlm.errors import ConfigError, RunFailed, UserError
+from hybridlm.launcher import end_with_parent, folder_overrides, is_first_rank, launch, refuse_sweep
+from hybridlm.notices import heeded, listen
 from hybridlm.resume import after_requeue, plan_resume, quoted, refuse_other_model
 from hybridlm.run_folder import RunFolder
 from hybridlm.streams import prepare_streams
@@ -45,6 +46,8 @@ def main(argv: list[str] | None = None, verb: tuple[str, ...] = ()) -> None:
     Exits with code 2 and a line per problem where the input is wrong; returns when the run is done. What training raises passes.
     """
     with reported("goes on"):
+        listen()
+        end_with_parent()
         _main(split(sys.argv[1:] if argv is None else argv), verb)
 
 
@@ -250,12 +253,13 @@ def _job(tree: DictConfig, verb: tuple[str, ...], sweep: bool) -> object:
         for note in (layer_note(config.model), config.sweep.matched):
             if note:
                 log.info(note)
-    from hybridlm.train.planned import planned  # imports torch: only now that the configuration is known to be good
+    with heeded(config.trainer.requeue, is_first_rank()):
+        from hybridlm.train.planned import planned  # imports torch: only now that the configuration is known to be good
 
-    start = planned(config, resume)
-    from hybridlm.train.run import run  # imports Lightning, which takes seconds: only now that the run is known to fit
+        start = planned(config, resume)
+        from hybridlm.train.run import run  # imports Lightning, which takes seconds: only now that the run is known to fit
 
-    return (result := run(config, folder, resume, verb, start)).get("val/bpb", result.get("val/loss"))  # a number, for sweepers
+        return (result := run(config, folder, resume, verb, start)).get("val/bpb", result.get("val/loss"))  # a number, for sweepers
 
 
 def sweep_axes(overrides: Sequence[str]) -> list[Axis]:

@@ -1,22 +1,18 @@
-"""Lightning's strategy, and the way its extra processes start again inside Hydra."""
+"""Lightning's strategy, and what Hydra says of this run: its sweep, and the command that runs the same job again."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridlm.errors import ConfigError
+from hybridlm.resume import quoted
 
 if TYPE_CHECKING:
     from hybridlm.hardware.machine import Machine
-
-# What Lightning leaves behind in the environment after a launch; the next job of a sweep would take itself for a child of it.
-_LEFT_BEHIND = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def strategy(name: str, machine: Machine) -> Any:
@@ -40,43 +36,23 @@ def sweep_name() -> str | None:
     return Path(HydraConfig.get().sweep.dir).name
 
 
-@contextmanager
-def relaunchable(verb: Sequence[str]) -> Iterator[None]:
-    """Makes ``sys.argv`` and Hydra's configuration such that Lightning's child processes run this very job.
+def this_job(verb: Sequence[str]) -> tuple[list[str], str]:
+    """The command, and the working directory for it, of another process of this very job in this very run folder.
 
-    Lightning starts children with this process' arguments. In a sweep those are the whole sweep's, and each child would begin a sweep of
-    its own; from the console script they must keep the verb. Afterwards everything is put back, so that the next job starts clean.
+    Of the job alone: this process may run the whole of a sweep. ``verb``: the words between the program's name and the overrides.
     """
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import read_write
 
     if not HydraConfig.initialized():
-        yield
-        return
-    hydra = HydraConfig.get()
-    main = sys.modules["__main__"]
-    argv, spec, environment = list(sys.argv), main.__spec__, {name: os.environ.get(name) for name in _LEFT_BEHIND}
-    root = HydraConfig.instance().cfg
-    assert root is not None
-    before = root.hydra.run.dir
-    try:
-        sys.argv = [argv[0], *verb, *hydra.overrides.task]
-        if spec is not None and not spec.name.startswith("hybridlm"):  # in a process of submitit or joblib, which a child is not to repeat
-            main.__spec__ = importlib.util.find_spec("hybridlm.__main__")
-            sys.argv = [argv[0], "train", *hydra.overrides.task]
-        with read_write(root.hydra.run):
-            root.hydra.run.dir = hydra.runtime.output_dir
-        yield
-    finally:
-        sys.argv, main.__spec__ = argv, spec
-        with read_write(root.hydra.run):
-            root.hydra.run.dir = before
-        import torch.distributed as dist
-
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
-        for name, value in environment.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        raise ConfigError("trainer.devices: several only in a run that train.py or hybridlm train has started")
+    hydra, spec = HydraConfig.get(), sys.modules["__main__"].__spec__
+    if spec is None:
+        program = [os.path.abspath(sys.argv[0]), *verb]
+    elif spec.name.startswith("hybridlm"):
+        program = ["-m", spec.name, *verb]
+    else:  # a process of submitit or joblib, which another one is not to repeat
+        program = ["-m", "hybridlm", "train"]
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    flags = ["--config-name", str(hydra.job.config_name), *(word for folder in folders for word in ("--config-dir", folder))]
+    own = [f"hydra.run.dir={quoted(Path(hydra.runtime.output_dir))}", "hydra.output_subdir=null"]
+    return [sys.executable, *program, *flags, *hydra.overrides.task, *own], str(hydra.runtime.cwd)

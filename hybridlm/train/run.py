@@ -38,11 +38,12 @@ from hybridlm.train.compiled import compile_blocks, refuse_missing_compiler
 from hybridlm.train.console import Console
 from hybridlm.train.exact import ExactSteps
 from hybridlm.train.guards import GuardCallback
-from hybridlm.train.launch import relaunchable, sweep_name
+from hybridlm.train.launch import sweep_name
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.loggers import Loggers, refuse_missing_package
 from hybridlm.train.metrics import MEASURED, MetricsCallback
 from hybridlm.train.planned import Start, planned
+from hybridlm.train.ranks import together
 from hybridlm.train.resumed import Resumed
 from hybridlm.train.samples import sampled, write_samples
 from hybridlm.train.stopping import Stopped, Stopping, signalled
@@ -90,7 +91,7 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     exact = [ExactSteps(config.seed, machine.accumulate), saver.stopping]
     trainer = make_trainer(config, machine, folder, loggers.all, [*exact, guard, *routers, *extra, metrics, saver], clock)
     try:
-        with loggers, relaunchable(verb), _ending(console, trainer, verb), signalled():
+        with loggers, together(machine, verb), _ending(console, trainer, verb), signalled():
             data = _datamodule(config, machine, prepared, val_batches=config.trainer.val_batches)
             trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
             console.say("validating on all held-out text ...")

@@ -8,9 +8,7 @@ because Lightning's own flag, ``should_stop``, would validate once more first.
 from __future__ import annotations
 
 import os
-import re
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,18 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
-from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybridlm.config.duration import seconds_of
-from hybridlm.launcher import launch
+from hybridlm.launcher import is_child, is_first_rank
+from hybridlm.notices import NOTICE, SIGNALLED, requeue
 
 if TYPE_CHECKING:
     from hybridlm.config.train import TrainerConfig
 
-SIGNALLED = 143  # exit code: what a shell shows for a process that SIGTERM ended
+INTERRUPTED = 130  # exit code: what a shell shows for a process that Ctrl-C ended
 TIME_LIMIT = "trainer.time_limit"
-_NONE, _TIME, _SIGNAL = range(3)  # the larger wins where ranks differ
+# Where ranks differ the last one wins: a notice also asks for another turn.
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR2", "SIGUSR1")
+_REASONS = (None, TIME_LIMIT, *_SIGNALS)
+_ONE = 1.0  # seconds in which signals are one: SLURM, torchrun and wrappers of commands send several, and of different kinds
 
 
 class Stopped(SystemExit):
@@ -55,93 +56,83 @@ class Stopping(lightning.Callback):
         """``began``: ``time.perf_counter()`` when the run did. ``say`` prints a line on the first rank."""
         self._limit = None if settings.time_limit is None else seconds_of(str(settings.time_limit))
         self._requeue, self._began, self._say = settings.requeue, began, say
-        self._trainer: lightning.Trainer | None = None
-        self._signal: signal.Signals | None = None
+        self._signal: str | None = None
+        self._since = 0.0  # time.monotonic() of it
+        self._others: dict[int, Callable[[int, FrameType | None], Any]] = {}  # handlers that were there before ours
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Takes the signals over from Lightning, which gives back the original handlers when the run ends."""
-        self._trainer = trainer
         if trainer.received_sigterm:  # in the moment that Lightning had the handler
-            self._signal = signal.SIGTERM
+            self._note(signal.SIGTERM, None)
         self._listen(self._note)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """The last validation, after training: everything is saved, and a resumed run does it again."""
         if trainer.state.fn == "validate":
-            self._trainer = trainer
             self._listen(self._end_now)
 
     def reason(self, trainer: lightning.Trainer) -> str | None:
         """Why the run is to end at this step, the same on every rank; None: it goes on. Every rank has to ask, once a step."""
         over = self._limit is not None and time.perf_counter() - self._began >= self._limit
-        mine = _SIGNAL if self._signal is not None else _TIME if over else _NONE
+        mine = _REASONS.index(self._signal or (TIME_LIMIT if over else None))
         agreed = mine
         if trainer.world_size > 1:
             agreed = int(trainer.strategy.reduce(torch.tensor(mine, device=trainer.strategy.root_device), reduce_op="max"))
-        if agreed == _SIGNAL:
-            return "a signal" if self._signal is None else self._signal.name
-        last = trainer.global_step >= trainer.max_steps
-        return TIME_LIMIT if agreed == _TIME and not last else None
+        reason = _REASONS[agreed]
+        return None if reason == TIME_LIMIT and trainer.global_step >= trainer.max_steps else reason
 
     def stop(self, trainer: lightning.Trainer, reason: str) -> None:
-        """Ends the run, whose state is saved. Raises Stopped."""
+        """Ends the run, whose state is saved. Raises Stopped, or what another one who waits for this signal raises."""
         if reason == TIME_LIMIT:
             raise Stopped(0, reason)
-        if self._requeue and trainer.is_global_zero:
+        number = getattr(signal, reason)
+        if self._requeue and number == NOTICE and trainer.is_global_zero:
             requeue(self._say)
-        # A child that Lightning started itself must not fail: the parent would be killed for it, in the midst of its own ending.
-        child = trainer.local_rank > 0 and isinstance(trainer.strategy.cluster_environment, LightningEnvironment)  # type: ignore[attr-defined]
-        raise Stopped(0 if child else SIGNALLED, reason)
+        if number in self._others:
+            self._others[number](number, None)
+        # A child that the first rank started itself must not fail: that would be the end of the first one in the midst of its own ending.
+        raise Stopped(0 if is_child() else INTERRUPTED if number == signal.SIGINT else SIGNALLED, reason)
 
     def _listen(self, handler: Callable[[int, FrameType | None], None]) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for name in ("SIGTERM", "SIGUSR1"):
-                if hasattr(signal, name):  # Windows has no SIGUSR1
-                    signal.signal(getattr(signal, name), handler)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for name in _SIGNALS:
+            number = getattr(signal, name, None)  # Windows has not all
+            if number is None:
+                continue
+            before = signal.getsignal(number)
+            if name == "SIGUSR2" and before is signal.SIG_DFL and not is_child():  # means nothing unless someone, as submitit, waits for it
+                continue
+            if name.startswith("SIGUSR") and callable(before) and not before.__module__.startswith("hybridlm"):
+                self._others[number] = before
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None and number == signal.SIGTERM:
+        now = time.monotonic()
+        if self._signal is None:
+            self._signal, self._since = signal.Signals(number).name, now
+            if number == signal.SIGINT and is_first_rank():  # past the console, in whose midst the signal may have come
+                os.write(2, b"\nCtrl-C: saving at the end of this step; once more ends at once\n")
+            return
+        # SLURM sends SIGTERM again and again, and SIGKILL follows in any case.
+        if now - self._since > _ONE and (number == signal.SIGINT or (number == signal.SIGTERM and "SLURM_JOB_ID" not in os.environ)):
             self._end_now(number, frame)
-        self._signal = signal.Signals(number)
 
     def _end_now(self, number: int, frame: FrameType | None) -> None:
-        """As if there had been no handler; the processes that Lightning started go first."""
-        launcher = self._trainer.strategy.launcher if self._trainer is not None else None
-        if launcher is not None:
-            launcher.kill(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
+        """As if there had been no handler."""
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 @contextmanager
 def signalled() -> Iterator[None]:
-    """Gives Lightning's own ending by SIGTERM, of which its loop may hear before ours, an exit code that says so."""
+    """Gives two endings of Lightning's own, of which its loop may hear before ours, what says so: SIGTERM its exit code, and Ctrl-C, of
+    which Lightning makes an exit code, its exception."""
     try:
         yield
     except SIGTERMException:
         raise SystemExit(SIGNALLED) from None
-
-
-def slurm_plugins(processes: int) -> list[ClusterEnvironment]:
-    """In a job of SLURM: Lightning's view of it without its own handling of signals, which would save at any moment and train on.
-
-    processes: of the run. In a job of one task Lightning starts the others itself, and must not take itself for one of srun's.
-    """
-    if not SLURMEnvironment.detect():
-        return []
-    return [LightningEnvironment()] if processes > 1 and launch() is None else [SLURMEnvironment(auto_requeue=False)]
-
-
-def requeue(say: Callable[[str], None]) -> None:
-    """Asks SLURM to start this job again, where it runs in one. What goes wrong is said and ends nothing."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
-    if not re.fullmatch(r"\d+(_\d+)?", job):
-        say("warning     trainer.requeue: this is no job of SLURM (SLURM_JOB_ID is not set)")
-        return
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-        problem = done.stderr.strip() or f"exit code {done.returncode}" if done.returncode else None
-    except OSError as error:
-        problem = str(error)
-    say(f"job {job} is queued again" if problem is None else f"warning     scontrol requeue {job}: {problem}")
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 
+from hybridlm.launcher import launch
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO
 from hybridlm.train.launch import strategy
 from hybridlm.train.precision import own_plugins
-from hybridlm.train.stopping import slurm_plugins
+from hybridlm.train.ranks import Ranks, ranks
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers.logger import Logger
@@ -26,16 +28,19 @@ _NEVER = 2**40  # steps between validations where there are none during training
 # Notices of Lightning 2.6 that a user of hybridlm can do nothing about: each by its text, so that new ones are seen.
 _NOT_FOR_USERS = (
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
+    ".*`srun` command is available on your system but is not used.*",  # on a login node
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # within Lightning itself
 )
 
 
 def quiet_lightning() -> None:
-    """Keeps Lightning's adverts and the notices above off the screen."""
+    """Keeps Lightning's adverts and the notices above off the screen, and those of other ranks."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _NOT_FOR_USERS:
         warnings.filterwarnings("ignore", message=message)
+    launched = launch()
+    rank_zero_only.rank = 0 if launched is None else launched.rank  # Lightning reads it from what is left in the environment
 
 
 def make_trainer(
@@ -57,7 +62,7 @@ def make_trainer(
         logger=loggers,
         profiler=clock,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO(threaded=settings.async_checkpoints), *slurm_plugins(machine.devices), *own_precision],
+        plugins=[AtomicCheckpointIO(threaded=settings.async_checkpoints), Ranks(ranks(machine)), *own_precision],
         use_distributed_sampler=False,  # our loaders know their rank
         num_sanity_val_steps=0,
         enable_progress_bar=False,

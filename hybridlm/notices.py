@@ -1,0 +1,74 @@
+"""SIGUSR1, by which a job of SLURM is told that its time is nearly over, from the first moment of the process.
+
+Until training begins there is nothing to save, and the signal would kill: here it ends the run, which asks for another turn where that is
+wanted (``trainer.requeue``). From then on train/stopping.py listens.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALLED = 143  # exit code: what a shell shows for a process that SIGTERM ended
+NOTICE: signal.Signals | None = getattr(signal, "SIGUSR1", None)  # Windows has none
+_early: list[int] = []  # what came before it was known whether the job is to have another turn
+
+
+def listen() -> None:
+    """At the start of a command that trains: a notice is kept for ``heeded``."""
+    if NOTICE is not None and _may_take(NOTICE):
+        signal.signal(NOTICE, _keep)
+
+
+@contextmanager
+def heeded(again: bool, first: bool) -> Iterator[None]:
+    """Within it a notice ends the run with code 143, one that has come already at once. again: the job is to be queued again, which the
+    first of its processes asks for."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        print(f"stopped by {signal.Signals(number).name}, with nothing to save", file=sys.stderr, flush=True)
+        if again and first:
+            requeue(lambda line: print(line, file=sys.stderr, flush=True))
+        raise SystemExit(SIGNALLED)
+
+    if NOTICE is None or not _may_take(NOTICE):
+        yield
+        return
+    before = signal.signal(NOTICE, end)
+    try:
+        if _early:
+            end(_early.pop(), None)
+        yield
+    finally:
+        signal.signal(NOTICE, before)
+
+
+def requeue(say: Callable[[str], None]) -> None:
+    """Asks SLURM to start this job again, where it runs in one. What goes wrong is said and ends nothing."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+    if not re.fullmatch(r"\d+(_\d+)?", job):
+        say("warning     trainer.requeue: this is no job of SLURM (SLURM_JOB_ID is not set)")
+        return
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        problem = done.stderr.strip() or f"exit code {done.returncode}" if done.returncode else None
+    except OSError as error:
+        problem = str(error)
+    say(f"job {job} is queued again" if problem is None else f"warning     scontrol requeue {job}: {problem}")
+
+
+def _may_take(number: signal.Signals) -> bool:
+    """Whether the signal would end this process, and a handler can be set from here. A launcher such as submitit may have its own."""
+    return threading.current_thread() is threading.main_thread() and signal.getsignal(number) in (signal.SIG_DFL, _keep)
+
+
+def _keep(number: int, frame: FrameType | None) -> None:
+    _early.append(number)
