@@ -25,7 +25,7 @@ COMMAND = [sys.executable, "-m", "hybridlm", "sweep"]
     ("arguments", "part"),
     [
         (["model.pattern=TX,T", "size=tiny"], "'X'"),
-        (["-m", "seed=1,2"], "unknown option -m; it takes --jobs, --seeds, --resume, --dry-run"),
+        (["-m", "seed=1,2"], "unknown option -m; legal: --jobs, --seeds, --resume, --dry-run, --help and the overrides of train.py"),
         (["--resume", "nowhere"], "--resume nowhere: no sweep of"),
         (["--resume", "nowhere", "seed=1"], "takes --jobs alone"),
         (["a=("], "cannot be read"),
