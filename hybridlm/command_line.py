@@ -10,14 +10,19 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from hybridlm.errors import ConfigError
+from hybridlm.errors import UserError
 
 _FLAGS_WITH_VALUE = (
     *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p"),
     *("--cfg", "-c", "--info", "-i", "--experimental-rerun"),
 )
+HYDRA_FLAGS = (
+    *_FLAGS_WITH_VALUE,
+    *("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc"),
+)
 _INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~|)(?P<key>[^=+~][^=]*)(?:=(?P<value>.*))?", re.DOTALL)
+_SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '\+*([^=]*)=(.*?)'(?: 1\. To use| requires)")  # Hydra's words
 HELP = """hybridlm trains small hybrid language models.
 
   python train.py [group=option ...] [field=value ...]      the same as: hybridlm train ...
@@ -70,6 +75,39 @@ def split(argv: Sequence[str]) -> CommandLine:
     return CommandLine(tuple(flags), tuple(overrides))
 
 
+def refuse_flags(argv: Sequence[str], known: Collection[str], legal: str) -> None:
+    """UserError: words with dashes in front that are not among ``known``, each with the field that it is about. legal: what is known."""
+    from hybridlm.config.problems import field_named
+    from hybridlm.config.run import RunConfig
+
+    problems = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        flag, equals, value = word.partition("=")
+        if not re.match(r"--?[A-Za-z]", word) or flag in known:
+            continue
+        bare = following if not equals and following and not following.startswith("-") and "=" not in following else ""
+        shown, name = f"{word} {bare}".strip(), flag.lstrip("-")
+        said = field_named(RunConfig, name)
+        if said == name.replace("-", "_"):
+            problems.append(f"{shown}: a field is set without dashes: {said}={value or bare or '...'}")
+        elif said is not None:
+            problems.append(f"{shown}: a field is set without dashes; {said}")
+        else:
+            problems.append(f"unknown option {shown}; legal: {legal}")
+    if problems:
+        raise UserError(problems)
+
+
+def several_values(said: str) -> str | None:
+    """The line about an override that Hydra takes for a sweep where one configuration is composed; None: ``said`` is not about one."""
+    found = _SEVERAL.match(said)
+    if found is None:
+        return None
+    key, values = found[1], found[2].replace('"', "")
+    remedy = "`hybridlm sweep` trains each and `hybridlm sweep --dry-run` plans each"
+    return f"{key}={values}: several values, where this takes one; {remedy}" + (f" (a list is {key}=[a,b])" if "." in key else "")
+
+
 def key_of(override: str) -> str:
     """The field or group that an override sets: ``++a.b=c`` gives ``a.b``."""
     match = _OVERRIDE.fullmatch(override)
@@ -90,12 +128,18 @@ def repair(overrides: Sequence[str], groups: Collection[str]) -> list[str]:
     """``overrides`` in the form in which they reach validation; ``groups`` are the names of the config groups.
 
     Raises:
-        ConfigError: something that is no override at all.
+        UserError: something that is no override at all.
     """
     wrong = [line for line in overrides if not (match := _OVERRIDE.fullmatch(line)) or (match["value"] is None and match["sign"] != "~")]
     if wrong:
-        raise ConfigError([f"{line!r}: expected field=value (trainer.max_steps=100) or group=option (model=transformer)" for line in wrong])
+        raise UserError([f"{line!r}: {_expected(line)}" for line in wrong])
     return [_repaired(line, groups) for line in overrides]
+
+
+def _expected(word: str) -> str:
+    if word.endswith((".py", ".yaml", ".yml", ".json")):
+        return "a file of settings is an experiment: experiments=NAME for experiments/NAME.yaml (--config-dir names another folder)"
+    return "expected field=value (trainer.max_steps=100) or group=option (model=transformer)"
 
 
 def _repaired(line: str, groups: Collection[str]) -> str:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from hybridlm.command_line import HELP, CommandLine, key_of, merged, repair, split, value_of
+from hybridlm.command_line import HELP, HYDRA_FLAGS, CommandLine, key_of, merged, refuse_flags, repair, several_values, split, value_of
 from hybridlm.config.constraints import overridden_sections, unused_section_warnings
 from hybridlm.config.load import load_config
 from hybridlm.config.resolve import layer_note
 from hybridlm.config.run import RunConfig
-from hybridlm.config_files import ROOT_VARIABLE, groups, no_such_option, root
+from hybridlm.config_files import OF_PLUGINS, ROOT_VARIABLE, groups, no_such_option, root
 from hybridlm.errors import ConfigError, RunFailed, UserError
 from hybridlm.launcher import end_with_parent, folder_overrides, is_first_rank, launch, refuse_sweep
 from hybridlm.notices import heeded, listen
@@ -48,7 +48,9 @@ def main(argv: list[str] | None = None, verb: tuple[str, ...] = ()) -> None:
     with reported("goes on"):
         listen()
         end_with_parent()
-        _main(split(sys.argv[1:] if argv is None else argv), verb)
+        words = sys.argv[1:] if argv is None else argv
+        refuse_flags(words, HYDRA_FLAGS, "--help, --cfg job, -m, --config-dir and Hydra's others (--hydra-help)")
+        _main(split(words), verb)
 
 
 def compose_config(overrides: Sequence[str]) -> RunConfig:
@@ -165,8 +167,8 @@ def _hydra_errors(line: CommandLine) -> Iterator[None]:
         top = group.partition("/")[0]
         if top in known:  # an option may lie in a folder of the group
             text = no_such_option(top, (error.missing_cfg_file or "").removeprefix(f"{top}/"), known)
-        elif group and error.options is not None:
-            text = no_such_option(group, option, {group: list(error.options)})
+        elif group and (error.options is not None or f"{group}/{option}" in OF_PLUGINS):
+            text = no_such_option(group, option, {group: list(error.options or ())})
         else:
             text = _one_line(error)
         place = re.match(r"In '([^']+)'", str(error))
@@ -176,6 +178,8 @@ def _hydra_errors(line: CommandLine) -> Iterator[None]:
         shown = error.override.lstrip("+")
         raise ConfigError(f"{shown!r} cannot be read: {reason}; quote a value with special characters: key='\"value\"'") from error
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        if (several := several_values(_one_line(error))) is not None:
+            raise ConfigError(several) from error
         cause = error.__cause__
         raise ConfigError("; ".join(_one_line(part) for part in (error, cause) if part is not None and str(part))) from error
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 ROOT_VARIABLE = "HYBRIDLM_ROOT"  # conf/config.yaml reads it to find experiments/
 
+OF_PLUGINS = ("hydra/launcher/joblib", "hydra/launcher/submitit_local", "hydra/launcher/submitit_slurm", "hydra/sweeper/optuna")
+
 
 def root() -> Path:
     """The folder that holds conf/ and experiments/: the checkout where the package lies in one, else the installed package."""
@@ -31,6 +33,8 @@ def groups(extra: str | None = None) -> dict[str, list[str]]:
 
 def no_such_option(group: str, option: str, options: Mapping[str, list[str]]) -> str:
     """The line about an unknown option of a group, with the nearest one and all there are."""
+    if f"{group}/{option}" in OF_PLUGINS:
+        return f"{group}={option}: Hydra's plugin for it is not installed; pip install 'hybridlm[sweep]'"
     known = options.get(group, [])
     close = get_close_matches(option, known, n=1, cutoff=0.5)
     hint = f"did you mean {group}={close[0]}? " if close else ""

@@ -107,7 +107,7 @@ def test_the_hybrids_have_their_layers():
     assert "cut its cycle of 19" in layer_note(at("hybrid_strategic", "d20").model)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if compose_config([f"model={name}"]).model.sizes[-1] == "d26"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "hybrid_small" and not name.startswith(("slm_", "nano"))])
 def test_architectures_have_the_blocks_of_their_family(name, configs):
     model = configs[name].model
     assert (model.tie_embeddings, model.logit_softcap) == (False, 15)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hybridlm.command_line import key_of, merged, pieces
+from hybridlm.command_line import key_of, merged, pieces, refuse_flags
 from hybridlm.errors import UserError
 from hybridlm.run_folder import find_run
 
@@ -18,11 +18,11 @@ _MOST = 1_000_000_000  # tokens, or rows
 def overrides_of(verb: str, overrides: list[str] | None) -> list[str]:
     """What was given, once it holds no flag of other commands."""
     given = list(overrides or [])
-    if wrong := [word for word in given if word.startswith("-")]:
-        options = {"check": "--json", "plan": "--json", "prepare": "--show N", "sweep": "--jobs, --seeds, --resume, --dry-run"}.get(
-            verb, "the options that --help lists"
-        )
-        raise UserError(f"{verb}: unknown option {wrong[0]}; it takes {options}, --help and the overrides of train.py")
+    options = {"check": "--json", "plan": "--json", "prepare": "--show N", "sweep": "--jobs, --seeds, --resume, --dry-run"}
+    own = (
+        f"{options[verb]}, --help and the overrides of train.py" if verb in options else f"the options that `hybridlm {verb} --help` lists"
+    )
+    refuse_flags(given, (), own)
     return given
 
 
@@ -31,7 +31,7 @@ def words(text: str | None) -> tuple[str, ...]:
 
 
 def numbers(option: str, text: str | None, example: str) -> tuple[int, ...]:
-    """A list such as 512,2048. ConfigError: something in it is no whole number from 1 to ``_MOST``."""
+    """A list such as 512,2048. UserError: something in it is no whole number from 1 to ``_MOST``."""
     given = [] if text is None else text.split(",")
     wrong = [word for word in given if not word.strip().isdecimal() or not 1 <= int(word) <= _MOST]
     if wrong:

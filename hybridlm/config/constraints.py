@@ -16,6 +16,7 @@ from hybridlm.config.mixers import MIXER_KINDS
 from hybridlm.config.optim import OptimConfig
 from hybridlm.config.resolve import kinds_in_use, resolve_layers
 from hybridlm.config.run import RunConfig
+from hybridlm.config.steps import schedule_problems, span_problems
 from hybridlm.config.train import TrainerConfig
 from hybridlm.errors import ConfigError
 
@@ -71,35 +72,19 @@ def _batch_problems(data: DataConfig, trainer: TrainerConfig) -> list[str]:
         return []
     terms = " x ".join(f"{name} ({value})" for name, value in known.items())
     relation = "is not" if len(known) == len(factors) else "is not a multiple of"
-    remedy = "; leave one of them auto" if len(known) == len(factors) else ""
-    return [f"data.global_batch = {data.global_batch}: {relation} {terms}{f' = {product}' if len(known) > 1 else ''}{remedy}"]
+    remedy = "leave one of them auto" if len(known) == len(factors) else f"take a multiple of {product}, or data.global_batch=auto"
+    return [f"data.global_batch = {data.global_batch}: {relation} {terms}{f' = {product}' if len(known) > 1 else ''}; {remedy}"]
 
 
 def _optim_problems(optim: OptimConfig, trainer: TrainerConfig) -> list[str]:
-    problems = []
+    problems = span_problems(optim)
     if not all(0 <= beta < 1 for beta in optim.betas):
         problems.append(f"optim.betas = [{optim.betas[0]:g}, {optim.betas[1]:g}]: expected two numbers >= 0 and < 1")
-    spans = {"optim.warmup": optim.warmup} | ({"optim.decay": optim.decay} if optim.schedule == "wsd" else {})
-    for name, span in spans.items():
-        if isinstance(span, float) and span >= 1:
-            problems.append(f"{name} = {span:g}: a share of max_steps is below 1; a number of steps is written as an integer")
-    if isinstance(optim.warmup, int) and trainer.max_steps != "auto" and optim.warmup >= trainer.max_steps:
-        problems.append(f"optim.warmup = {optim.warmup}: not below trainer.max_steps = {trainer.max_steps}")
-    elif not problems and optim.schedule == "wsd" and (total := _spans_too_long(optim.warmup, optim.decay, trainer.max_steps)):
-        problems.append(f"optim.warmup + optim.decay = {optim.warmup:g} + {optim.decay:g}: more than {total}; shorten one of them")
+    if trainer.max_steps != "auto":
+        problems += schedule_problems(optim, trainer.max_steps)
     if optim.sgd.nesterov and optim.sgd.momentum == 0:
         problems.append("optim.sgd.nesterov = true: looks ahead along optim.sgd.momentum, which is 0")
     return problems
-
-
-def _spans_too_long(warmup: float, decay: float, max_steps: int | str) -> str | None:
-    """What two parts of a run exceed together, as far as it can be known; None: they fit."""
-    if warmup < 1 and decay < 1:
-        return "the whole run" if warmup + decay > 1 else None
-    if not isinstance(max_steps, int):
-        return None
-    steps = sum(round(span * max_steps) if span < 1 else span for span in (warmup, decay))
-    return f"trainer.max_steps = {max_steps}" if steps > max_steps else None
 
 
 def _precision_problems(config: RunConfig) -> list[str]:

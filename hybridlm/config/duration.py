@@ -1,4 +1,4 @@
-"""A length of time as a user writes it: 1:30:00, 90m, 2h."""
+"""A length of time as a user writes it (1:30:00, 90m, 2h), and as a user reads it."""
 
 from __future__ import annotations
 
@@ -34,3 +34,20 @@ def duration_problems(field: str, value: str | float | None) -> list[str]:
     except ValueError as error:
         return [f"{field} = {value!r}: {error}"]
     return []
+
+
+def clock(seconds: float) -> str:
+    """A length that is measured, to the second: 2:05, 1:30:00, 3d 04:00:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24}d {hours % 24:02d}:{minutes:02d}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def roughly(seconds: float) -> str:
+    """A length that is estimated: 40 seconds, 12 minutes, 3.5 hours, 2.0 days."""
+    for unit, size, least in (("days", 86400, 36 * 3600), ("hours", 3600, 5400), ("minutes", 60, 100)):
+        if seconds >= least:
+            return f"{seconds / size:.{0 if unit == 'minutes' else 1}f} {unit}"
+    return "a second" if seconds < 1.5 else f"{seconds:.0f} seconds"

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from hybridlm.config.foreign_names import foreign
 from hybridlm.config.section import Section
 from hybridlm.errors import ConfigError, UserError, printable
 
@@ -121,14 +122,36 @@ def show(value: object) -> str:
 def _unknown(root: type[Section], section: type[Section], names: list[str], tree: Mapping[str, object], where: str) -> str:
     value = _at(tree, names)
     shown = "" if isinstance(value, Mapping) else f" = {show(value)}"
-    known, parent = list(section.model_fields), dotted(where, names[:-1])
-    if elsewhere := [dotted(where, path) for path in _fields(root) if path[-1] == names[-1]]:
-        hint = f"did you mean {' or '.join(elsewhere[:3])}?"
-    elif close := difflib.get_close_matches(names[-1], known, n=1):
-        hint = f"did you mean {dotted(where, [*names[:-1], close[0]])}?"
-    else:
-        hint = f"{parent or 'the configuration'} has {', '.join(known)}"
-    return f"{dotted(where, names)}{shown}: unknown key; {hint}"
+    if len(names) == 1 and isinstance(value, Mapping):  # a section of another program
+        known = [said for key in value if (said := foreign(f"{names[0]}.{key}")) is not None]
+        if known:
+            return f"{dotted(where, names)}: unknown key; {'; '.join(known)}"
+    return f"{dotted(where, names)}{shown}: unknown key; {_meant(root, section, names, where)}"
+
+
+def _meant(root: type[Section], section: type[Section], names: list[str], where: str) -> str:
+    """What an unknown key may have been meant as: a field of ours or, by itself, a setting of another program."""
+    known, parent, key = list(section.model_fields), dotted(where, names[:-1]), dotted(where, names)
+    elsewhere = [dotted(where, path) for path in _fields(root) if path[-1] == names[-1]]
+    if not parent and (said := foreign(key)) is not None:
+        return said
+    if elsewhere:
+        return f"did you mean {' or '.join(elsewhere[:3])}?"
+    if close := difflib.get_close_matches(names[-1], known, n=1):
+        return f"did you mean {dotted(where, [*names[:-1], close[0]])}?"
+    return foreign(key) or f"{parent or 'the configuration'} has {', '.join(known)}"
+
+
+def field_named(root: type[Section], name: str) -> str | None:
+    """What a word is about that stands where no field can: the field of that dotted name, or what it may have been meant as, in words;
+    None: nothing is like it."""
+    plain = name.replace("-", "_")
+    fields = {".".join(path): path[-1] for path in _fields(root)}
+    if plain in fields:
+        return plain
+    said = foreign(plain)
+    same = [path for path, last in fields.items() if last == plain]
+    return said or (f"did you mean {' or '.join(same[:3])}?" if same else None)
 
 
 def _fields(section: type[Section], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

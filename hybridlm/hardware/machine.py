@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hybridlm.config.steps import schedule_problems
 from hybridlm.errors import ConfigError
 from hybridlm.hardware.device import CPU, CUDA, DeviceFacts, cpu_facts, device_facts, limit_memory, take_device
 from hybridlm.hardware.profiles import names_card, profile_of
@@ -50,8 +52,7 @@ def resolve_machine(config: RunConfig) -> Machine:
     facts = device_facts() if device == CUDA else cpu_facts()
     precision = precision_of(config, facts)
     peak, notes = _peak(hardware, facts, precision)
-    budget = hardware.cuda if device == CUDA else hardware.cpu
-    global_batch = global_batch_of(config, device)
+    global_batch = global_batch_of(config, device, devices)
     batch_size, accumulate = _split_batch(global_batch, devices, config.data.batch_size, trainer.accumulate)
     return Machine(
         device=device,
@@ -59,7 +60,7 @@ def resolve_machine(config: RunConfig) -> Machine:
         devices=devices,
         nodes=nodes,
         precision=precision,
-        max_steps=budget.max_steps if trainer.max_steps == "auto" else trainer.max_steps,
+        max_steps=max_steps_of(config, device),
         global_batch=global_batch,
         batch_size=batch_size,
         accumulate=accumulate,
@@ -93,10 +94,30 @@ def _peak(hardware: HardwareConfig, facts: DeviceFacts, precision: str) -> tuple
     return peak, [*notes, f"no profile has the {name} peak of {facts.name}: measured {peak:.1f} TFLOP/s, of which perf/mfu is a share"]
 
 
-def global_batch_of(config: RunConfig, device: str) -> int:
-    """``data.global_batch`` in windows; where it is auto, the profile's for ``device``."""
+def max_steps_of(config: RunConfig, device: str) -> int:
+    """``trainer.max_steps``; where it is auto, the profile's for ``device``."""
     budget = config.hardware.cuda if device == CUDA else config.hardware.cpu
-    return budget.global_batch if config.data.global_batch == "auto" else config.data.global_batch
+    return budget.max_steps if config.trainer.max_steps == "auto" else config.trainer.max_steps
+
+
+def planned_steps(config: RunConfig, facts: DeviceFacts) -> int:
+    """``max_steps_of`` a device like ``facts``. ConfigError: an automatic number that the schedule's warm-up or decay does not fit into."""
+    steps = max_steps_of(config, facts.kind)
+    if config.trainer.max_steps == "auto" and (problems := schedule_problems(config.optim, steps, f" (auto, on {facts.name})")):
+        raise ConfigError(problems)
+    return steps
+
+
+def global_batch_of(config: RunConfig, device: str, devices: int) -> int:
+    """``data.global_batch`` in windows, over ``devices`` processes. Where it is auto, the profile's for ``device``, or what is next above
+    it that micro-batches of a size that was given add up to; where their number was given too, just those."""
+    data, accumulate = config.data, config.trainer.accumulate
+    if data.global_batch != "auto":
+        return data.global_batch
+    budget = (config.hardware.cuda if device == CUDA else config.hardware.cpu).global_batch
+    known = [number for number in (data.batch_size, accumulate) if number != "auto"]
+    part = math.prod(known) * devices
+    return part if len(known) == 2 else math.ceil(budget / part) * part
 
 
 def planned_processes(config: RunConfig, facts: DeviceFacts) -> int:

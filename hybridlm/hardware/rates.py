@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
-from hybridlm.hardware.device import CUDA
+from hybridlm.hardware.device import CPU, CUDA
 
 if TYPE_CHECKING:
     import torch
@@ -62,3 +63,11 @@ def matrix_tflops(device: torch.device, name: PeakName, seconds: float = SECONDS
     while time.perf_counter() < until:
         best = min(best, product())
     return 2 * side**3 / best / 1e12
+
+
+@cache
+def cpu_tflops() -> float:
+    """TFLOP/s of this machine's CPU in products of fp32, measured once: enough for an estimate, whatever else runs."""
+    import torch
+
+    return matrix_tflops(torch.device(CPU), "fp32", seconds=0.1)

@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hybridlm.config.steps import never_reached
 from hybridlm.errors import ConfigError
-from hybridlm.hardware.device import CUDA, DeviceFacts
+from hybridlm.hardware.device import CPU, CUDA, DeviceFacts
 from hybridlm.hardware.limits import usable_bytes
-from hybridlm.hardware.machine import global_batch_of, planned_processes, precision_of
+from hybridlm.hardware.machine import global_batch_of, planned_processes, planned_steps, precision_of
 from hybridlm.hardware.profiles import planned_device, planned_rates
-from hybridlm.hardware.rates import peak_name, peak_of, tf32_allowed
+from hybridlm.hardware.rates import cpu_tflops, peak_name, peak_of, tf32_allowed
 from hybridlm.memory.choice import Limit, Steps, choose, possible_cuts, roughly
 from hybridlm.memory.inference import Inference, inference_of
 from hybridlm.memory.speed import Rates, tokens_per_second
@@ -45,6 +46,8 @@ class Plan:
     devices: int
     precision: str
     seq_len: int
+    max_steps: int
+    never_reached: str | None
     global_batch: int
     batch_size: int
     accumulate: int
@@ -70,6 +73,16 @@ class Plan:
         """What holds the peak."""
         return self.peak.parts
 
+    @property
+    def tokens(self) -> int:
+        """That the whole run trains on."""
+        return self.max_steps * self.global_batch * self.seq_len
+
+    @property
+    def seconds(self) -> float | None:
+        """An estimate of all its steps, validations aside; None: the device's rates are unknown."""
+        return None if self.tokens_per_s is None else self.tokens / self.tokens_per_s
+
     def applied(self, config: RunConfig) -> RunConfig:
         """``config`` with what the plan chose in the place of ``auto``."""
         data = config.data.model_copy(update={"batch_size": self.batch_size})
@@ -83,6 +96,7 @@ class Ground:
 
     facts: DeviceFacts
     devices: int
+    max_steps: int
     windows: int  # of one device in a step
     vocabulary: Vocabulary
     steps: Steps
@@ -94,14 +108,14 @@ class Ground:
         """For the device that the profile names or, where it names none, for this machine's. ConfigError: numbers clash, or a
         tokenizer's file cannot be read."""
         facts = planned_device(config.hardware)
-        devices = planned_processes(config, facts)
-        windows = _windows(config, global_batch_of(config, facts.kind), devices)
+        devices, max_steps = planned_processes(config, facts), planned_steps(config, facts)
+        windows = _windows(config, global_batch_of(config, facts.kind, devices), devices)
         work, vocabulary = workload_of(config, facts)
         update, trainer = follow_update(work), config.trainer
         steps = Steps(work, build_model(config.model, work.vocab), update, _shares(config, facts, update, devices))
         open_to = (config.data.batch_size, trainer.accumulate, trainer.checkpoint_blocks, trainer.loss_rows)
         cuts = possible_cuts(windows, len(work.layers), *open_to)
-        return Ground(facts, devices, windows, vocabulary, steps, cuts, margin_of(work, _usable(config, facts, devices)))
+        return Ground(facts, devices, max_steps, windows, vocabulary, steps, cuts, margin_of(work, _usable(config, facts, devices)))
 
     def rough(self, config: RunConfig) -> tuple[int, float | None, float] | None:
         """Bytes with the margin of the smallest cut; tokens per second and relative time with about the largest micro-batch that
@@ -126,6 +140,8 @@ class Ground:
             devices=self.devices,
             precision=work.precision,
             seq_len=work.seq_len,
+            max_steps=self.max_steps,
+            never_reached=never_reached(config, self.max_steps),
             global_batch=self.windows * self.devices,
             batch_size=cut.batch_size,
             accumulate=cut.accumulate,
@@ -169,8 +185,9 @@ def _windows(config: RunConfig, global_batch: int, devices: int) -> int:
     product, all_known = math.prod(known.values()) * devices, len(known) == len(fixed)
     if global_batch % product or (all_known and product != global_batch):
         terms = " x ".join(f"{name} ({number})" for name, number in (*known.items(), ("devices", devices)))
-        relation, remedy = ("is not", "; leave one of them auto") if all_known else ("is not a multiple of", "")
-        raise ConfigError(f"data.global_batch = {global_batch}: {relation} {terms}{remedy}")
+        relation = "is not" if all_known else "is not a multiple of"
+        remedy = "leave one of them auto" if all_known else f"take a multiple of {product}, or data.global_batch=auto"
+        raise ConfigError(f"data.global_batch = {global_batch}: {relation} {terms}; {remedy}")
     return global_batch // devices
 
 
@@ -219,8 +236,10 @@ def _usable(config: RunConfig, facts: DeviceFacts, devices: int) -> int | None:
 
 
 def rates_of(config: RunConfig, precision: str) -> Rates:
-    """Of the planned device in this precision."""
+    """Of the planned device in this precision: a profile's, or, of this machine's CPU, which no profile knows, a measured one."""
     peaks, bandwidth = planned_rates(config.hardware)
     name = peak_name(precision, tf32_allowed())
     peak = None if name is None else peak_of(peaks, name)
+    if peak is None and name in ("fp32", "tf32") and planned_device(config.hardware).kind == CPU:
+        peak = cpu_tflops()
     return Rates(None if peak is None else peak * 1e12, None if bandwidth is None else bandwidth * 1e9)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 
+from hybridlm.config.duration import roughly
 from hybridlm.memory.inference import Inference
 from hybridlm.memory.plan import Plan
 from hybridlm.memory.suggest import Suggestion
@@ -49,16 +50,26 @@ def full_text(plan: Plan, inference: Inference) -> str:
             ]
         ),
     ]
-    if plan.tokens_per_s is not None:
-        lines += ["", f"training    about {plan.tokens_per_s:,.0f} tokens/s ({_ESTIMATE}, not measured)"]
+    lines += ["", f"training    {training_text(plan)}"]
+    if plan.never_reached is not None:
+        lines.append(f"            {plan.never_reached}")
     if plan.compiled:
         lines += ["", "trainer.compile: planned as if nothing were compiled"]
     return "\n".join([*lines, "", *_inference_lines(inference)]) + "\n"
 
 
+def training_text(plan: Plan) -> str:
+    """The length of the run, and what it takes as far as that can be estimated."""
+    length = f"{plan.max_steps:,} steps, {count_text(plan.tokens)} tokens"
+    if plan.tokens_per_s is None or plan.seconds is None:
+        return f"{length}; no profile says how fast this device is in {plan.precision}"
+    return f"{length}: about {roughly(plan.seconds)} at {plan.tokens_per_s:,.0f} tokens/s ({_ESTIMATE}, not measured)"
+
+
 def json_text(plan: Plan, inference: Inference, found: Sequence[Suggestion]) -> str:
     """One object, numbers in bytes and tokens per second."""
     fields = asdict(plan) | {"peak_bytes": plan.peak_bytes, "parts": plan.parts, "moment": plan.peak.moment}
+    fields |= {"tokens": plan.tokens, "seconds": plan.seconds}
     del fields["peak"]
     fields["inference"] = asdict(inference)
     fields["suggestions"] = [

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir
 from datetime import datetime
 from pathlib import Path
 
 from hybridlm.command_line import value_of
+from hybridlm.config.duration import roughly
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.hardware.device import CPU, visible_gpus
 from hybridlm.launcher import launch
-from hybridlm.memory.plan import Plan, plan_run
+from hybridlm.memory.plan import Plan
+from hybridlm.memory.report import refusal
+from hybridlm.sweep.estimate import planned_seconds, plans_of, work_of
 from hybridlm.sweep.grid import Axis
 from hybridlm.sweep.job import create, find, refuse_taken
 from hybridlm.sweep.plan import Compose, Planned, depth_warning, plan
@@ -38,15 +41,20 @@ def new_sweep(overrides: Sequence[str], *, seeds: int, jobs: int | None, dry_run
     if (warning := depth_warning(planned)) is not None:
         print(warning, file=sys.stderr)
     slots = _slots(planned, gpus, jobs)
+    plans = plans_of(planned)
+    total = planned_seconds(plans, len({slot.get("CUDA_VISIBLE_DEVICES") for slot in slots}))
+    about = "" if total is None else f", about {roughly(total)} by estimate"
     if dry_run:
-        _list(planned, len(slots))
+        _list(planned, plans, len(slots), about)
         return 0
+    if wrong := [f"{item.job.name}: {problem}" for item in planned for problem in _too_large(plans[item.job.number])]:
+        raise ConfigError(wrong)
     varied = [axis.key for axis in grid if axis.varied and axis.key != "seed"]
     options = (["--seeds", str(seeds)] if seeds > 1 else []) + (["--jobs", str(jobs)] if jobs else [])
     command = shlex.join(["hybridlm", "sweep", *overrides, *options])
     sweep = create(folder, [item.job for item in planned], overrides, varied, command)
-    print(f"sweep     {len(planned)} jobs, {len(slots)} at once, in {folder}", flush=True)
-    return Runner(sweep, slots).run()
+    print(f"sweep     {len(planned)} jobs, {len(slots)} at once{about}, in {folder}", flush=True)
+    return Runner(sweep, slots, work_of(plans)).run()
 
 
 def resume_sweep(name: str, *, jobs: int | None, compose: Compose) -> int:
@@ -56,7 +64,7 @@ def resume_sweep(name: str, *, jobs: int | None, compose: Compose) -> int:
     with chdir(sweep.cwd):  # where the jobs' relative paths start from
         planned = [Planned(job, compose(job.overrides)) for job in left]
     print(f"sweep     {len(left)} of {len(sweep.jobs)} jobs are not finished, in {sweep.folder}", flush=True)
-    return Runner(sweep, _slots(planned, visible_gpus(), jobs)).run()
+    return Runner(sweep, _slots(planned, visible_gpus(), jobs), work_of(plans_of(planned))).run()
 
 
 def _folder(overrides: Sequence[str]) -> Path:
@@ -86,16 +94,18 @@ def _slots(planned: Sequence[Planned], gpus: Sequence[str], jobs: int | None) ->
     ]
 
 
-def _list(planned: Sequence[Planned], at_once: int) -> None:
-    """A line per job: parameters, the memory that its plan needs, and the match."""
+def _too_large(plan: Plan) -> list[str]:
+    return [] if plan.fits else [refusal(plan, [])[0]]
+
+
+def _list(planned: Sequence[Planned], plans: Mapping[int, Plan], at_once: int, about: str) -> None:
+    """A line per job: parameters, the memory that its plan needs, the time that it takes, and the match."""
     width = max(len(item.job.name) for item in planned)
-    plans: dict[tuple[str, ...], Plan] = {}
     for item in planned:
-        point = tuple(item.job.point.values())
-        if point not in plans:  # a seed changes nothing of it
-            plans[point] = plan_run(item.config)
-        plan = plans[point]
+        plan = plans[item.job.number]
         memory = f"{plan.reserved_bytes / 2**30:.2f} GiB{'' if plan.fits else ', DOES NOT FIT'}"
+        time = "" if plan.seconds is None else f"  {roughly(plan.seconds)}"
         note = f"  {item.config.sweep.matched}" if item.config.sweep.matched else ""
-        print(f"{item.job.number:>4}  {item.job.name:{width}}  {plan.parameters:>13,} parameters  {memory}{note}")
-    print(f"{len(planned)} jobs, {at_once} at once; memory is an estimate for {plan.device}; nothing was started")
+        print(f"{item.job.number:>4}  {item.job.name:{width}}  {plan.parameters:>13,} parameters  {memory}{time}{note}")
+    device = plans[planned[0].job.number].device
+    print(f"{len(planned)} jobs, {at_once} at once{about}; memory and time are estimates for {device}; nothing was started")

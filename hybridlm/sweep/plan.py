@@ -12,7 +12,8 @@ from hybridlm.command_line import key_of, value_of
 from hybridlm.config.resolve import resolve_layers
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import ConfigError, UserError
-from hybridlm.hardware.machine import refuse_missing_gpu
+from hybridlm.hardware.machine import planned_steps, refuse_missing_gpu
+from hybridlm.hardware.profiles import planned_device
 from hybridlm.resume import quoted
 from hybridlm.sweep.grid import Axis
 from hybridlm.sweep.job import Job
@@ -114,6 +115,7 @@ def _composed(
         try:
             config = compose([*point, *seed])
             refuse_missing_gpu(config, gpu)
+            planned_steps(config, planned_device(config.hardware))
             configs.append(config)
         except UserError as error:
             for problem in error.problems:

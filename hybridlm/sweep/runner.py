@@ -12,6 +12,7 @@ from pathlib import Path
 from hybridlm.errors import UserError
 from hybridlm.resume import quoted
 from hybridlm.run_folder import RunFolder
+from hybridlm.sweep.estimate import Work
 from hybridlm.sweep.job import LOCK, Job, Sweep
 from hybridlm.sweep.process import BUSY, JobProcess, hold, is_held
 from hybridlm.sweep.show import Show
@@ -25,14 +26,14 @@ Environment = Mapping[str, str]
 class Runner:
     """Runs the jobs of ``sweep`` that are not finished."""
 
-    def __init__(self, sweep: Sweep, slots: Sequence[Environment]) -> None:
-        """slots: as many jobs as run at once, each with the variables that its slot sets."""
+    def __init__(self, sweep: Sweep, slots: Sequence[Environment], work: Mapping[int, Work]) -> None:
+        """slots: as many jobs as run at once, each with the variables that its slot sets; work: of the jobs that are not finished."""
         self._sweep, self._free = sweep, list(slots)
         self._jobs: dict[int, Job] = {}
         self._running: dict[int, tuple[JobProcess, Environment]] = {}
         self._asked = 0  # how often someone asked to stop
         self._heeded = 0
-        self._show = Show(len(sweep.jobs))
+        self._show = Show(len(sweep.jobs), work, len(slots))
 
     def run(self) -> int:
         """The exit code: 0 all jobs are finished, 1 some are not, 143 stopped. ConfigError: another runner is at work in the folder."""
@@ -46,15 +47,16 @@ class Runner:
                 self._heed()
                 time.sleep(_LOOK_EVERY)
                 self._collect()
-                self._show.tick(
-                    list(self._jobs.values()),
-                    {number: (process.seconds, self._sweep.job_folder(number)) for number, (process, _) in self._running.items()},
-                )
+                self._show.tick(list(self._jobs.values()), self._places())
         jobs = list(self._jobs.values())
         self._show.finish(jobs, self._sweep.folder)
         if self._asked:
             return STOPPED
         return 0 if all(job.status == "finished" for job in jobs) else 1
+
+    def _places(self) -> dict[int, tuple[float, Path]]:
+        """Of the jobs that run: seconds so far, and folder."""
+        return {number: (process.seconds, self._sweep.job_folder(number)) for number, (process, _) in self._running.items()}
 
     def _await_others(self) -> list[Job]:
         """Waits until no job of a runner that was killed is alive; the jobs that such a runner left as running."""
@@ -88,7 +90,7 @@ class Runner:
                 self._free.append(slot)
                 done = self._jobs[number].done(code, folder, process.seconds, process.last_error(), asked=self._asked > 0)
                 self._keep(done)
-                self._show.ended(done, folder)
+                self._show.ended(done, folder, list(self._jobs.values()), self._places())
 
     def _heed(self) -> None:
         """Passes on what was asked since the last look."""

@@ -15,7 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from hybridlm.config.duration import clock
 from hybridlm.run_folder import RunFolder
+from hybridlm.sweep.estimate import Work, seconds_left
 from hybridlm.sweep.job import LOG, Job
 
 _STYLES = {"running": "cyan", "finished": "green", "failed": "bold red", "stopped": "yellow", "waiting": "dim"}
@@ -25,9 +27,10 @@ _TAIL = 8192  # bytes of metrics.jsonl that are read for its last rows
 class Show:
     """Prints the course of a sweep. With ``live`` or without: in ``with``."""
 
-    def __init__(self, total: int) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
-        self._total = total
+    def __init__(self, total: int, work: Mapping[int, Work], slots: int, console: Console | None = None) -> None:
+        """work: of the jobs that are to run, by number; slots: jobs at once."""
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._total, self._work, self._slots = total, work, slots
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
 
     def __enter__(self) -> Show:
@@ -47,11 +50,14 @@ class Show:
         if self._live is None:
             self.say(f"started   {self._place(job)}" + (f"  (attempt {job.attempts})" if job.attempts > 1 else ""))
 
-    def ended(self, job: Job, folder: Path) -> None:
-        """Also in a terminal, above the table: what failed is read at once."""
+    def ended(self, job: Job, folder: Path, jobs: Sequence[Job], running: Mapping[int, tuple[float, Path]]) -> None:
+        """Also in a terminal, above the table: what failed is read at once. jobs, running: as of ``tick``."""
         text = f"{job.status:9} {self._place(job)}  {clock(job.seconds)}{_score(folder) if job.status == 'finished' else ''}"
         if job.error is not None:
             text += f"  {job.error}\n          all of it: {folder / LOG}"
+        elif self._live is None:
+            rows = {number: (seconds, _row(at)) for number, (seconds, at) in running.items()}
+            text += "".join(f"  {left}" for left in self._left(jobs, rows))
         self.say(text, _STYLES[job.status])
 
     def tick(self, jobs: Sequence[Job], running: Mapping[int, tuple[float, Path]]) -> None:
@@ -59,14 +65,14 @@ class Show:
         if self._live is None:
             return
         counts = Counter[str](job.status for job in jobs)
-        caption = ", ".join(f"{counts[status]} {status}" for status in _STYLES if counts[status])
+        rows = {number: (seconds, _row(folder)) for number, (seconds, folder) in running.items()}
+        caption = ", ".join([*(f"{counts[status]} {status}" for status in _STYLES if counts[status]), *self._left(jobs, rows)])
         table = Table(title=caption, title_justify="left", title_style="")
         for name, justify in (("job", "left"), ("step", "right"), ("loss", "right"), ("val bits/byte", "right"), ("time", "right")):
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for job in jobs:
             if job.number in running:
-                seconds, folder = running[job.number]
-                row = last_row(RunFolder(folder).metrics_jsonl)
+                seconds, row = rows[job.number]
                 cells = [_number(row.get(name), form) for name, form in (("step", ".0f"), ("train/loss", ".4f"), ("val/bpb", ".4f"))]
                 table.add_row(self._place(job), *cells, clock(seconds))
         self._live.update(table, refresh=True)
@@ -87,6 +93,12 @@ class Show:
             self.say(f"go on (finished jobs are left alone): hybridlm sweep --resume {shlex.quote(str(folder))}")
         if counts["finished"]:
             self.say(f"compare them: hybridlm report {shlex.quote(str(folder))}")
+
+    def _left(self, jobs: Sequence[Job], rows: Mapping[int, tuple[float, Mapping[str, Any]]]) -> list[str]:
+        """The time that is left, where it can be told and there is some. rows: number to seconds so far and newest metrics."""
+        steps = {number: (seconds, step if isinstance(step := row.get("step"), int) else 0) for number, (seconds, row) in rows.items()}
+        left = seconds_left(jobs, steps, self._work, self._slots)
+        return [f"about {clock(left)} left"] if left else []
 
     def _place(self, job: Job) -> str:
         return f"{job.number:>{len(str(self._total))}}/{self._total} {job.name}"
@@ -111,9 +123,8 @@ def last_row(metrics: Path) -> dict[str, Any]:
     return found
 
 
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+def _row(folder: Path) -> dict[str, Any]:
+    return last_row(RunFolder(folder).metrics_jsonl)
 
 
 def _number(value: object, form: str) -> str:

@@ -11,6 +11,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hybridlm.config.duration import clock
+
 
 class Console(Logger):
     """Prints messages, and metrics as a Lightning logger. Silent on every rank but the first."""
@@ -53,7 +55,7 @@ class Console(Logger):
         else:
             speed = metrics["perf/tokens_per_s"]
             tokens_left = metrics["data/tokens"] / max(step, 1) * (self._max_steps - step)
-            eta = f"  {_clock(tokens_left / speed)} left" if speed > 0 and step < self._max_steps else ""
+            eta = f"  {clock(tokens_left / speed)} left" if speed > 0 and step < self._max_steps else ""
             bpb = f"  {metrics['train/bpb']:.4f} bits/byte" if "train/bpb" in metrics else ""
             skipped = f"  {metrics['optim/skipped_steps']:.0f} skipped" if metrics.get("optim/skipped_steps") else ""
             rate = f"lr {metrics['optim/lr']:.2e}  {speed:,.0f} tokens/s"
@@ -105,8 +107,3 @@ class Console(Logger):
 def _quality(metrics: dict[str, float]) -> str:
     """How good the model is: bits per byte of text, or the share of a synthetic task's answers that are right."""
     return f"{metrics['val/bpb']:.4f} bits/byte" if "val/bpb" in metrics else f"{metrics['val/accuracy']:.2%} right"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

@@ -130,6 +130,7 @@ def _say_model(
         f"{machine.max_steps} steps of {machine.global_batch} x {config.data.seq_len} tokens"
         f" ({machine.batch_size} x {machine.accumulate} x {machine.devices} windows)"
         + (f", resuming after step {resumed.step}" if resumed else "")
+        + (f"\n{plan.never_reached}" if plan.never_reached else "")
     )
 
 

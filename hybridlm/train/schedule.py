@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from hybridlm.config.steps import span
+
 if TYPE_CHECKING:
     from hybridlm.config.optim import OptimConfig
-
-
-def span(value: float, max_steps: int) -> int:
-    """A part of a run in steps; a number below 1 is a share of all."""
-    return round(value * max_steps) if value < 1 else int(value)
 
 
 def lr_factor(step: int, config: OptimConfig, max_steps: int) -> float:

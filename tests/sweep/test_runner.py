@@ -83,7 +83,7 @@ def until(condition):
 
 def test_jobs_that_end_in_every_way(tmp_path, capsys):
     sweep = sweep_of(tmp_path / "s", "done", "fail", "crash", "kill", "limit", "done")
-    assert Runner(sweep, [{"SLOT": "a"}, {"SLOT": "b"}]).run() == 1
+    assert Runner(sweep, [{"SLOT": "a"}, {"SLOT": "b"}], {}).run() == 1
     found = [json.loads((sweep.folder / name / JOB).read_text()) for name in sweep.jobs]
     assert [job["status"] for job in found] == ["finished", "failed", "failed", "failed", "stopped", "finished"]
     errors = [None, "config error: model.d_model = 0: cannot be", "ValueError: this is why", "killed by SIGKILL", None, None]
@@ -105,10 +105,10 @@ def said_clock(lines):
 
 def test_resume_leaves_finished_jobs_alone(tmp_path):
     sweep = sweep_of(tmp_path / "s", "done", "fail", "limit")
-    Runner(sweep, [{}]).run()
+    Runner(sweep, [{}], {}).run()
     (sweep.job_folder(2) / "checkpoints").mkdir()
     (sweep.job_folder(2) / "checkpoints" / "step-00000004.ckpt").write_text("")
-    assert Runner(find(str(tmp_path / "s")), [{}]).run() == 1
+    assert Runner(find(str(tmp_path / "s")), [{}], {}).run() == 1
     assert [len(calls(sweep.job_folder(i))) for i in (1, 2, 3)] == [1, 2, 2]
     where = [f"hydra.run.dir='{sweep.job_folder(i)}'" for i in (1, 2, 3)]
     assert calls(sweep.job_folder(2))[1][0] == ["ckpt=auto", where[1]], "it goes on from its checkpoint with what it has recorded"
@@ -118,8 +118,8 @@ def test_resume_leaves_finished_jobs_alone(tmp_path):
 
 def test_what_another_runner_has_finished_meanwhile_is_not_run_again(tmp_path):
     sweep = sweep_of(tmp_path / "s", "done")
-    later = Runner(find(str(tmp_path / "s")), [{}])
-    Runner(sweep, [{}]).run()
+    later = Runner(find(str(tmp_path / "s")), [{}], {})
+    Runner(sweep, [{}], {}).run()
     assert later.run() == 0
     assert len(calls(sweep.job_folder(1))) == 1
 
@@ -159,7 +159,7 @@ def test_relative_paths_of_a_resumed_sweep_start_where_it_was_begun(tmp_path, mo
 
 def test_a_run_that_fails_behind_its_summary_is_finished(tmp_path):
     sweep = sweep_of(tmp_path / "s", "late")
-    assert Runner(sweep, [{}]).run() == 0
+    assert Runner(sweep, [{}], {}).run() == 0
     (job,) = sweep.read()
     assert (job.status, job.exit_code, job.error) == ("finished", 1, None)
 
@@ -169,7 +169,7 @@ def run_in_child(sweep, program, slots=1):
     code = (
         "import sys; from hybridlm.sweep import process; process._PROGRAM = (sys.executable, sys.argv[2])\n"
         "from hybridlm.sweep.job import find; from hybridlm.sweep.runner import Runner\n"
-        f"sys.exit(Runner(find(sys.argv[1]), [{{}}] * {slots}).run())"
+        f"sys.exit(Runner(find(sys.argv[1]), [{{}}] * {slots}, {{}}).run())"
     )
     line = [sys.executable, "-c", code, str(sweep.folder), str(program)]
     return subprocess.Popen(line, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -186,7 +186,7 @@ def test_a_signal_lets_the_jobs_save(tmp_path, program, number):
     assert [job.status for job in sweep.read()] == ["stopped", "stopped", "waiting"]
     assert [job.exit_code for job in sweep.read()] == [143, 143, None]
     assert said.splitlines()[-1].endswith(f"hybridlm sweep --resume {sweep.folder}")
-    assert Runner(sweep, [{}]).run() == 0
+    assert Runner(sweep, [{}], {}).run() == 0
     assert [len(calls(sweep.job_folder(i))) for i in (1, 2, 3)] == [2, 2, 1]
 
 
@@ -197,12 +197,12 @@ def test_a_killed_runner_takes_its_jobs_with_it(tmp_path, program):
     until(lambda: (sweep.job_folder(1) / "ready").exists())
     assert is_held(sweep.job_folder(1) / LOCK)
     with pytest.raises(UserError, match="another runner is at work on this sweep"):
-        Runner(sweep, [{}]).run()
+        Runner(sweep, [{}], {}).run()
     os.killpg(runner.pid, signal.SIGKILL)
     runner.communicate()
     until(lambda: not is_held(sweep.job_folder(1) / LOCK))
     assert sweep.read()[0].status == "running", "nobody was there to write it down"
-    assert Runner(sweep, [{}]).run() == 0
+    assert Runner(sweep, [{}], {}).run() == 0
     assert [job.status for job in sweep.read()] == ["finished", "finished"]
     assert [len(calls(sweep.job_folder(i))) for i in (1, 2)] == [2, 1]
     assert calls(sweep.job_folder(1))[1][0][0] == "ckpt=auto"
@@ -220,7 +220,7 @@ def test_a_job_that_still_runs_is_waited_for(tmp_path):
         JobProcess(["do=done", f"hydra.run.dir='{folder}'"], folder, os.environ, tmp_path)
     (folder / "summary.json").write_text("{}")
     threading.Timer(1, alone.stop).start()
-    assert Runner(sweep, [{}]).run() == 0
+    assert Runner(sweep, [{}], {}).run() == 0
     alone.poll()
     assert len(calls(folder)) == 1
     assert sweep.read()[0].status == "finished"

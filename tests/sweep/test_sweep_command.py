@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,10 +25,12 @@ COMMAND = [sys.executable, "-m", "hybridlm", "sweep"]
     ("arguments", "part"),
     [
         (["model.pattern=TX,T", "size=tiny"], "'X'"),
-        (["-m", "seed=1,2"], "unknown option -m; it takes --jobs, --seeds, --resume, --dry-run"),
+        (["-m", "seed=1,2"], "unknown option -m; legal: --jobs, --seeds, --resume, --dry-run, --help and the overrides of train.py"),
         (["--resume", "nowhere"], "--resume nowhere: no sweep of"),
         (["--resume", "nowhere", "seed=1"], "takes --jobs alone"),
         (["a=("], "cannot be read"),
+        (["size=tiny", "optim.warmup=2000", "optim.lr=1e-3,2e-3"], "not below trainer.max_steps = 300 (auto, on CPU)"),
+        (["hardware.memory_gb=1", "hardware=cpu", "size=d12"], "hybrid_small: this run needs "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -48,7 +51,8 @@ def test_a_dry_run_lists_jobs_with_their_match(tmp_path, monkeypatch):
     assert [line.split()[1] for line in lines[:4]] == ["T-s0", "MMT-s0", "T-s1", "MMT-s1"]
     assert "pattern T" in lines[1]
     assert all("parameters" in line and "GiB" in line for line in lines[:4])
-    assert lines[4].startswith("4 jobs, 1 at once; memory is an estimate for ")
+    assert all(re.search(r"GiB  [\d.]+ (seconds|minutes)", line) for line in lines[:4])
+    assert re.match(r"4 jobs, 1 at once, about [\d.]+ (seconds|minutes) by estimate; memory and time are estimates for ", lines[4])
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / SWEEP).write_text("{}")

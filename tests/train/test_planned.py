@@ -7,6 +7,7 @@ import re
 import pytest
 
 from hybridlm.compose import compose_config
+from hybridlm.config.steps import never_reached
 from hybridlm.errors import UserError
 from hybridlm.memory.plan import plan_inference, plan_run
 from hybridlm.memory.report import full_text, refusal, summary_lines
@@ -31,20 +32,64 @@ def test_parts_then_their_sum_then_the_margin():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "global_batch", "accumulate"),
     [
-        (["data.batch_size=3"], "data.global_batch = 64: is not a multiple of data.batch_size (3) x devices (1)"),
-        (
-            ["data.batch_size=8", "trainer.accumulate=4"],
-            "data.global_batch = 64: is not data.batch_size (8) x trainer.accumulate (4) x devices (1); leave one of them auto",
-        ),
+        ([], 64, 1),
+        (["data.batch_size=12"], 72, 6),
+        (["data.batch_size=100"], 100, 1),
+        (["trainer.accumulate=5"], 65, 5),
+        (["data.batch_size=8", "trainer.accumulate=4"], 32, 4),
+        (["data.batch_size=12", "trainer.devices=3"], 72, 2),
+        (["trainer.devices=3"], 66, 1),
     ],
 )
-def test_a_batch_that_cannot_be_cut(overrides, said):
-    """The profile's global batch, which no rule between fields knows."""
+def test_an_automatic_global_batch_is_what_micro_batches_add_up_to(overrides, global_batch, accumulate):
+    plan = planned(compose_config([*TINY, "hardware=rtx4060", "trainer.devices=1", *overrides]), None).plan
+    assert (plan.global_batch, plan.accumulate) == (global_batch, accumulate)
+    assert plan.batch_size * plan.accumulate * plan.devices == global_batch
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["optim.warmup=2000"],
+            "optim.warmup = 2000: not below trainer.max_steps = 300 (auto, on CPU), so the learning rate never reaches",
+        ),
+        (["optim.warmup=0.999"], "optim.warmup = 0.999: not below trainer.max_steps = 300 (auto, on CPU)"),
+        (["optim.schedule=wsd", "optim.decay=2000"], "= 0.05 + 2000: more than trainer.max_steps = 300 (auto, on CPU)"),
+        (["optim.warmup=299"], None),
+        (["optim.schedule=wsd", "optim.warmup=100", "optim.decay=200"], None),
+        (["optim.schedule=cosine", "optim.decay=2000"], None),
+    ],
+)
+def test_a_schedule_that_automatic_steps_do_not_reach_is_refused(overrides, said):
+    config = compose_config([*TINY, "hardware=cpu", *overrides])  # no rule between fields is broken
+    if said is None:
+        planned(config, None)
+        return
     with pytest.raises(UserError) as error:
-        planned(compose_config([*TINY, "hardware=rtx4060", "data.global_batch=auto", "trainer.devices=1", *overrides]), None)
-    assert error.value.problems == [said]
+        planned(config, None)
+    (problem,) = error.value.problems
+    assert said in problem
+
+
+def test_what_a_short_run_leaves_out_is_one_line():
+    asked = ["callbacks=early_stop", "callbacks.probes.every=2", "callbacks.samples.every=1", "trainer.guard.spike_sigma=6"]
+    base = ["model=transformer", "size=tiny", "trainer.val_every=100", "trainer.ckpt_every=100", *asked, "callbacks.early_stop.patience=2"]
+    every = {"trainer.val_every", "trainer.ckpt_every", "callbacks.samples.every", "trainer.guard.spike_window"}
+    expected = {
+        15: every | {"trainer.log_every", "callbacks.early_stop.patience", "callbacks.probes.every"},
+        100: every | {"callbacks.early_stop.patience", "callbacks.probes.every"},
+        199: {"callbacks.early_stop.patience", "callbacks.probes.every"},
+        200: {"callbacks.early_stop.patience"},
+        299: {"callbacks.early_stop.patience"},
+    }
+    for steps, fields in expected.items():
+        line = never_reached(compose_config(base), steps)
+        assert line.startswith(f"in {steps} steps there is no ")
+        assert set(re.findall(r"\(([a-z_.]+)\)", line)) == fields
+    assert never_reached(compose_config(base), 300) is None
 
 
 def test_layers_that_are_not_there_are_not_counted():
