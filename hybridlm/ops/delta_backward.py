@@ -7,68 +7,61 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hybridlm.ops import delta_pairs
 from hybridlm.ops.delta_chunks import Chunks, Tiles, tiles_of
+from hybridlm.ops.delta_pairs import pairs_backward
 
 
 class Gradients(NamedTuple):
-    """Of the inputs, and of the initial state (M, Dk, Dv)."""
+    """Of the inputs, and of the state that comes into the first chunk (M, Dk, Dv)."""
 
     kq: Tensor  # (chunks, B, Hk, 2, C, Dk)  keys, then queries, as they were given
     v: Tensor  # (N, C, Dv)
-    beta: Tensor  # (N, C, 1)
     log_decay: Tensor  # (N, C, d)
-    initial_state: Tensor
+    beta: Tensor  # (N, C, 1)
+    state: Tensor
 
 
-def backward(chunks: Chunks, incoming: Tensor, do: Tensor, dfinal: Tensor | None) -> Gradients:
-    """incoming (N, Dk, Dv): from ``forward``; do (N, C, Dv); dfinal (M, Dk, Dv): of the final state, None where nothing reads it."""
+def backward(chunks: Chunks, incoming: Tensor, do: Tensor, dfinal: Tensor) -> Gradients:
+    """incoming: (N, Dk, Dv), the states that ``forward`` went through; do: (N, C, Dv); dfinal: (M, Dk, Dv)."""
     tiles, keys = tiles_of(chunks), chunks.kq[:, 0]
     reading = chunks.kq * tiles.carry.unsqueeze(1)
     error = torch.baddbmm(chunks.v, reading[:, 0], incoming, alpha=-1)  # what the incoming state does not foretell of v
     delta = torch.bmm(tiles.inverse, error * chunks.beta)
     reading[:, 0] *= chunks.beta
-    dboth, doutgoing, dinitial = _states_backward(chunks, tiles, reading.flatten(1, 2), do, dfinal)
+    dboth, doutgoing, dincoming = _states_backward(chunks, tiles, reading.flatten(1, 2), do, dfinal)
 
     dtiles = torch.bmm(dboth.flatten(1, 2), delta.transpose(1, 2)).view(*chunks.kq.shape[:3], -1)
     itself = dtiles[:, 1].diagonal(dim1=1, dim2=2).unsqueeze(-1).clone()
-    dbeta = (dtiles[:, 0] * tiles.A).sum(-1, keepdim=True).sub_((dboth[:, 0] * error).sum(-1, keepdim=True))
+    dbeta = (dtiles[:, 0] * tiles.A).sum(-1, keepdim=True).sub_(error.mul_(dboth[:, 0]).sum(-1, keepdim=True))
     dtiles[:, 0] *= chunks.beta
     dboth[:, 0] *= chunks.beta
-    if tiles.weights is not None:
-        up, down = delta_pairs.products_backward(dtiles, chunks.kq, tiles.weights)
-    else:
-        if chunks.same is not None:
-            dtiles *= chunks.same.unsqueeze(1)
-        up, down = delta_pairs.channel_products_backward(dtiles, chunks.kq, chunks.steps)
+    up, down = pairs_backward(dtiles, chunks.kq, chunks.steps, chunks.same, tiles.weights)
     up.addcmul_(torch.bmm(dboth.flatten(1, 2), incoming.transpose(1, 2)).view(up.shape), tiles.carry.unsqueeze(1))
     dwriting = torch.bmm(delta, doutgoing.transpose(1, 2)).mul_(tiles.to_end)
 
     dsums = (chunks.kq * up).sum(1).sub_(keys * down)
     dsums[:, -1] += tiles.carry[:, -1] * (incoming * doutgoing).sum(-1)
-    dsteps = _to_steps(chunks, dsums, keys * dwriting)
-    up[:, 0] += down.add_(dwriting)
-    up.addcmul_(chunks.kq.flip(1), itself.unsqueeze(1))  # a token in its own output
-    return Gradients(_lengths_backward(chunks, up), dboth[:, 0].neg(), dbeta, dsteps, dinitial)
+    dlog_decay = _to_steps(chunks, dsums, keys * dwriting)
+    up[:, 0].add_(down.add_(dwriting)).addcmul_(chunks.kq[:, 1], itself)  # a token in its own output
+    up[:, 1].addcmul_(keys, itself)
+    return Gradients(_lengths_backward(chunks, up), dboth[:, 0].neg(), dlog_decay, dbeta, dincoming)
 
 
 def _states_backward(
-    chunks: Chunks, tiles: Tiles, reading: Tensor, do: Tensor, dfinal: Tensor | None
+    chunks: Chunks, tiles: Tiles, reading: Tensor, do: Tensor, dfinal: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Through the chain of states, last chunk first. Returns the gradient of beta error, negative, above do (N, 2, C, Dv), that of
-    each chunk's outgoing state (N, Dk, Dv), and that of the initial one. reading: (N, 2 C, Dk), the keys times beta."""
-    N, chunk, _ = do.shape
+    each chunk's outgoing state (N, Dk, Dv), and that of the first incoming one. reading: (N, 2 C, Dk), the keys times beta."""
     ddelta = torch.bmm(tiles.P.transpose(1, 2), do)
     writing, keep = chunks.kq[:, 0] * tiles.to_end, tiles.carry[:, -1].unsqueeze(-1)
     dboth = torch.stack([do, do], 1)
-    doutgoing = do.new_empty(N, reading.shape[2], do.shape[2])
-    dstate = torch.zeros_like(doutgoing[: chunks.rows]) if dfinal is None else dfinal
-    for i in reversed(range(N // chunks.rows)):
-        part = slice(i * chunks.rows, (i + 1) * chunks.rows)
+    doutgoing = do.new_empty(len(do), reading.shape[2], do.shape[2])
+    dstate = dfinal
+    for part in reversed(chunks.each()):
         doutgoing[part] = dstate
-        solved = torch.bmm(tiles.inverse[part].transpose(1, 2), torch.baddbmm(ddelta[part], writing[part], dstate))
+        solved = torch.bmm(tiles.inverse[part].transpose(1, 2), ddelta[part].baddbmm_(writing[part], dstate))
         torch.neg(solved, out=dboth[part, 0])
-        dstate = torch.baddbmm(dstate * keep[part], reading[part].transpose(1, 2), dboth[part].flatten(1, 2))
+        dstate = (dstate * keep[part]).baddbmm_(reading[part].transpose(1, 2), dboth[part].flatten(1, 2))
     return dboth, doutgoing, dstate
 
 
@@ -76,17 +69,16 @@ def _to_steps(chunks: Chunks, dsums: Tensor, dto_end: Tensor) -> Tensor:
     """Gradient of log_decay from those of its running sums and of log(to_end): sums over the tokens behind and before in the document."""
     if chunks.steps.shape[-1] == 1:
         dsums, dto_end = dsums.sum(-1, keepdim=True), dto_end.sum(-1, keepdim=True)
-    N, chunk, _ = dsums.shape
-    same = dsums.new_ones(chunk, chunk).tril_().expand(N, -1, -1) if chunks.same is None else chunks.same
-    dsteps = torch.bmm(same.transpose(1, 2), dsums).add_(torch.bmm(same, dto_end)).sub_(dto_end)
+    same = dsums.new_ones(dsums.shape[1], dsums.shape[1]).tril_() if chunks.same is None else chunks.same
+    dsteps = torch.matmul(same.transpose(-1, -2), dsums).add_(torch.matmul(same, dto_end)).sub_(dto_end)
     return dsteps if chunks.began is None else dsteps.masked_fill_(chunks.began, 0.0)
 
 
 def _lengths_backward(chunks: Chunks, dkq: Tensor) -> Tensor:
     """From the gradient of the keys and queries at unit length, of every value head, to that of them as they were given."""
-    chunks_batch_heads = chunks.lengths.shape[:3]
-    per_head = dkq.view(*chunks_batch_heads, -1, *dkq.shape[1:])
-    unit, dkq = chunks.kq.view(per_head.shape)[:, :, :, 0], per_head.sum(3)
+    of_groups = (*chunks.lengths.shape[:3], -1, *dkq.shape[1:])
+    unit, dkq = chunks.kq.view(of_groups)[:, :, :, 0], dkq.view(of_groups)
+    dkq = dkq.sum(3) if dkq.shape[3] > 1 else dkq.squeeze(3)
     along = (unit * dkq).sum(-1, keepdim=True)
     along[:, :, :, 1] *= unit.shape[-1]  # a query is Dk^-1/2 long
     return dkq.addcmul_(unit, along, value=-1.0).mul_(chunks.lengths)

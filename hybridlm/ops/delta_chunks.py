@@ -1,6 +1,6 @@
 """The gated delta rule in ``ops.delta``, which see, as matrix products over chunks: inputs cut into chunks, and forward, on plain tensors.
 
-With A, P and G of ``delta_pairs.py``, P with its diagonal q_t k_t, and the state S that comes into the chunk:
+With A and P of ``delta_pairs.py``, q_t k_t on the diagonal of P, G_t the sum of log_decay in the chunk up to t, and S the incoming state:
 
     (I + diag(beta) A) delta = diag(beta) (V - (K * exp(G)) S)
     O = (Q * exp(G)) S + P delta        S' = exp(G_C) S + (K * exp(G_C - G))^T delta
@@ -16,15 +16,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hybridlm.ops import delta_pairs
+from hybridlm.ops.delta_pairs import corners, pairs
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.padding import in_chunks
 
 EPS = 1e-6  # added to the sum of squares of a key or query before the root
 
 
+class Inputs(NamedTuple):
+    """As in ``ops.delta.gated_delta``, or a part of them."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    log_decay: Tensor
+    beta: Tensor
+    starts: Tensor | None
+
+    def part(self, rows: slice, tokens: slice) -> Inputs:
+        q, k, v, log_decay, beta, starts = (None if tensor is None else tensor[rows, tokens] for tensor in self)
+        return Inputs(q, k, v, log_decay, beta, starts)  # type: ignore[arg-type]
+
+
 class Chunks(NamedTuple):
-    """The inputs cut into chunks of C tokens. M = B x H, N = chunks x M, chunks first; d = 1, or Dk with a decay per channel; all wide."""
+    """Inputs cut into chunks of C tokens. M = B x H, N = chunks x M, chunks first; d = 1, or Dk with a decay per channel; all wide."""
 
     kq: Tensor  # (N, 2, C, Dk)  unit keys, and unit queries times Dk^-1/2
     lengths: Tensor  # (chunks, B, Hk, 2, C, 1)  what keys and queries were multiplied by for that
@@ -35,24 +50,23 @@ class Chunks(NamedTuple):
     began: Tensor | None  # (N, C, 1)  True where a document starts
     rows: int  # M
 
+    def each(self) -> list[slice]:
+        """The places of each chunk among the N."""
+        return [slice(first, first + self.rows) for first in range(0, len(self.v), self.rows)]
+
 
 def heads_first(tensor: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
     """(B, T, H, ...) to (chunks, B, H, C, ...), a view where it can be."""
     return in_chunks(tensor, chunk, dtype).transpose(0, 1).transpose(2, 3)
 
 
-def chunk_of(chunk: int, length: int) -> int:
-    """A text that is shorter than a chunk makes one of the next power of two."""
-    return min(chunk, 1 << (length - 1).bit_length())
-
-
-def cut(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, starts: Tensor | None, chunk: int) -> Chunks:
-    """Arguments as in ``ops.delta.gated_delta``."""
-    wide, heads, chunk = at_least_fp32(v.dtype), v.shape[2], chunk_of(chunk, v.shape[1])
+def cut(inputs: Inputs, chunk: int) -> Chunks:
+    q, k, v, log_decay, beta, starts = inputs
+    wide, heads = at_least_fp32(v.dtype), v.shape[2]
     kq = torch.stack([heads_first(k, chunk, wide), heads_first(q, chunk, wide)], 3)
     lengths = torch.linalg.vector_norm(kq, dim=-1, keepdim=True).square_().add_(EPS).rsqrt_()
     lengths[:, :, :, 1] *= k.shape[3] ** -0.5
-    kq *= lengths
+    kq = kq.mul_(lengths).repeat_interleave(heads // k.shape[2], 2) if heads > k.shape[2] else kq.mul_(lengths)
     steps = heads_first(log_decay if log_decay.dim() == 4 else log_decay.unsqueeze(-1), chunk, wide) * math.log2(math.e)
     steps, same, began = steps.flatten(0, 2), None, None
     if starts is not None:
@@ -61,42 +75,23 @@ def cut(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, starts
         same = (document == document.transpose(3, 4)).to(wide).tril_().expand(-1, -1, heads, -1, -1).flatten(0, 2)
         began = began.flatten(0, 2)
         steps.masked_fill_(began, 0.0)
-    return Chunks(
-        kq=kq.repeat_interleave(heads // k.shape[2], 2).flatten(0, 2),
-        lengths=lengths,
-        v=heads_first(v, chunk, wide).flatten(0, 2),
-        beta=heads_first(beta.unsqueeze(-1), chunk, wide).flatten(0, 2),
-        steps=steps,
-        same=same,
-        began=began,
-        rows=len(v) * heads,
-    )
+    v, beta = (heads_first(tensor, chunk, wide).flatten(0, 2) for tensor in (v, beta.unsqueeze(-1)))
+    return Chunks(kq.flatten(0, 2), lengths, v, beta, steps, same, began, len(inputs.v) * heads)
 
 
 class Tiles(NamedTuple):
-    """How the tokens of each chunk and the states at its two ends reach each other."""
+    """How the tokens of each chunk and the states at its two ends reach each other. Computed in either direction."""
 
     A: Tensor  # (N, C, C)  zero but for j < t
     P: Tensor  # (N, C, C)  zero but for j <= t
-    weights: Tensor | None  # (N, C, C)  of ``delta_pairs``; None with a decay per channel
+    weights: Tensor | None  # of ``Pairs``
     inverse: Tensor  # (N, C, C)  of I + diag(beta) A
     carry: Tensor  # (N, C, d)  exp(G_t): the incoming state at t; zero once a document has started
     to_end: Tensor  # (N, C, d)  exp(G_C - G_t): a token in the outgoing state; zero before the last start
 
 
 def tiles_of(chunks: Chunks) -> Tiles:
-    """Computed in either direction."""
-    weights = None
-    if chunks.steps.shape[-1] == 1:
-        weights, whole = delta_pairs.weights(chunks.steps)
-        if chunks.same is not None:
-            weights *= chunks.same
-        tiles = delta_pairs.products(chunks.kq, weights)
-    else:
-        tiles, whole = delta_pairs.channel_products(chunks.kq, chunks.steps)
-        if chunks.same is not None:
-            tiles *= chunks.same.unsqueeze(1)
-    carry, to_end = whole.upto.exp2_(), whole.after.exp2_()
+    tiles, weights, carry, to_end = pairs(chunks.kq, chunks.steps, chunks.same)
     if chunks.same is not None and chunks.began is not None:
         carry.masked_fill_(chunks.began.cumsum(1) > 0, 0.0)
         to_end *= chunks.same[:, -1].unsqueeze(-1)
@@ -111,7 +106,7 @@ def inverse_of(lower: Tensor) -> Tensor:
     inverse = torch.eye(chunk, dtype=lower.dtype, device=lower.device).repeat(N, 1, 1)
     size = 1
     while size < chunk:
-        corner, target = delta_pairs.corners(lower, size), delta_pairs.corners(inverse, size)
+        corner, target = corners(lower, size), corners(inverse, size)
         if size > 1:
             blocks = inverse.unflatten(1, (-1, size)).unflatten(3, (-1, size)).diagonal(dim1=1, dim2=3).movedim(-1, 1)
             first, second = blocks[:, ::2].flatten(0, 1), blocks[:, 1::2].flatten(0, 1)
@@ -121,20 +116,16 @@ def inverse_of(lower: Tensor) -> Tensor:
     return inverse
 
 
-def forward(chunks: Chunks, initial_state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns o (N, C, Dv), the state that comes into each chunk (N, Dk, Dv), and the final one (M, Dk, Dv)."""
-    tiles, (N, _, chunk, key_dim) = tiles_of(chunks), chunks.kq.shape
+def forward(chunks: Chunks, states: list[Tensor]) -> Tensor:
+    """Returns o (N, C, Dv). states: (M, Dk, Dv), the one that comes into the first chunk, then one of each chunk to be filled."""
+    tiles, chunk = tiles_of(chunks), chunks.v.shape[1]
     write = tiles.inverse.mul_(chunks.beta.transpose(1, 2))
     reading = (chunks.kq * tiles.carry.unsqueeze(1)).flatten(1, 2)  # (N, 2 C, Dk)
     writing = (chunks.kq[:, 0] * tiles.to_end).transpose(1, 2)
-    keep = tiles.carry[:, -1].unsqueeze(-1)
-    o, incoming = torch.empty_like(chunks.v), chunks.v.new_empty(N, key_dim, chunks.v.shape[2])
-    state = chunks.v.new_zeros(chunks.rows, key_dim, chunks.v.shape[2]) if initial_state is None else initial_state
-    for i in range(N // chunks.rows):
-        part = slice(i * chunks.rows, (i + 1) * chunks.rows)
-        incoming[part] = state
+    keep, o = tiles.carry[:, -1].unsqueeze(-1), torch.empty_like(chunks.v)
+    for part, state, outgoing in zip(chunks.each(), states, states[1:], strict=False):
         read = torch.bmm(reading[part], state)
         delta = torch.bmm(write[part], chunks.v[part] - read[:, :chunk])
         torch.baddbmm(read[:, chunk:], tiles.P[part], delta, out=o[part])
-        state = torch.baddbmm(state * keep[part], writing[part], delta)
-    return o, incoming, state
+        torch.mul(state, keep[part], out=outgoing).baddbmm_(writing[part], delta)
+    return o
