@@ -23,7 +23,7 @@ from hybridlm.config.load import load_config
 from hybridlm.config.resolve import layer_note
 from hybridlm.config.run import RunConfig
 from hybridlm.config_files import OF_PLUGINS, ROOT_VARIABLE, groups, no_such_option, root
-from hybridlm.errors import ConfigError, RunFailed, UserError
+from hybridlm.errors import ConfigError, UserError
 from hybridlm.launcher import end_with_parent, folder_overrides, is_first_rank, launch, refuse_sweep
 from hybridlm.notices import heeded, listen
 from hybridlm.resume import after_requeue, plan_resume, quoted, refuse_other_model

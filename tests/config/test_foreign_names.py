@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hybridlm.cli import app
 from hybridlm.command_line import HYDRA_FLAGS, refuse_flags
+from hybridlm.commands.verbs import app
 from hybridlm.compose import compose_config
 from hybridlm.config.foreign_names import NAMES, OTHERS, foreign
 from hybridlm.config.run import RunConfig

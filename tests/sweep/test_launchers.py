@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-pytestmark = pytest.mark.slow
 from hybridlm.compose import compose_config
 from hybridlm.errors import UserError
+
+pytestmark = pytest.mark.slow
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 SEARCHED = "optim.lr=interval(1e-4,1e-2)"
