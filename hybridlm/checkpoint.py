@@ -45,6 +45,7 @@ class Facts(Section):
     vocab_size: int = Field(ge=1, lt=2**31)
     tokenizer: str  # its fingerprint
     accumulate: int = Field(ge=1, lt=2**31)
+    data: dict[str, object] = {}  # what decides which tokens stand in which step, by the field that says so
 
 
 class WeightsFacts(Facts):
@@ -64,14 +65,19 @@ class Content(Section):
     hybridlm_ema: dict[str, Tensor] | None = None
 
 
-def facts(config: ModelConfig, vocab_size: int, tokenizer_fingerprint: str, accumulate: int) -> dict[str, Any]:
-    """Our part of a checkpoint: enough to rebuild the model, to know its tokenizer and how its steps were cut, in plain types."""
+def facts(
+    config: ModelConfig, vocab_size: int, tokenizer_fingerprint: str, accumulate: int, data: Mapping[str, object] | None = None
+) -> dict[str, Any]:
+    """Our part of a checkpoint: enough to rebuild the model, to know its tokenizer and how its steps were cut, in plain types.
+
+    data: what decides which tokens stand in which step, by the field that says so."""
     return {
         "format_version": FORMAT_VERSION,
         "model": config.model_dump(mode="python"),
         "vocab_size": vocab_size,
         "tokenizer": tokenizer_fingerprint,
         "accumulate": accumulate,
+        "data": dict(data or {}),
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_LONGEST = 2_000  # characters of a problem; a line with everything that a user wrote would hide what is wrong with it
+
 
 class UserError(Exception):
     """What the user asked for cannot be done: a file, an argument, a folder. Exit code 2.
@@ -14,7 +16,8 @@ class UserError(Exception):
     label = "error"
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        said = [problems] if isinstance(problems, str) else problems
+        self.problems: list[str] = [line if len(line) <= _LONGEST else line[:_LONGEST] + "..." for line in said]
         super().__init__("\n".join(self.problems))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from hybridlm.command_line import key_of
 from hybridlm.errors import UserError
 from hybridlm.files.checksum import damage
 from hybridlm.files.durable import remove_partials, replaced
+from hybridlm.files.held import Held, Holding, holding
 from hybridlm.files.home import expanded
+from hybridlm.files.plain import Unreadable, read_yaml
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"(step|best)-(\d+)\.ckpt")
@@ -95,6 +99,11 @@ class RunFolder:
         return self.path / "samples" / f"step-{step:08d}.txt"
 
     @property
+    def log(self) -> Path:
+        """Messages with time and level."""
+        return self.path / "train.log"
+
+    @property
     def wandb_id(self) -> Path:
         return self.path / "wandb_id.txt"
 
@@ -109,9 +118,32 @@ class RunFolder:
     def is_run(self) -> bool:
         return self.config.is_file()
 
-    def claim(self, config_text: str) -> None:
-        """Make the folder this run's own by creating config.yaml in it. Raises ConfigError where another run did so before."""
+    @contextmanager
+    def training(self) -> Iterator[Holding]:
+        """While this process is the one that trains in the folder. UserError: another one does, or the folder cannot be written."""
+        top = first_missing(self.path)
+        try:
+            with ExitStack() as stack:
+                try:
+                    self.path.mkdir(parents=True, exist_ok=True)
+                    held = stack.enter_context(holding(self.path / "train.lock"))
+                except Held as error:
+                    raise UserError(f"{self.path} is being trained by {error.who}") from None
+                except OSError as error:
+                    raise UserError(
+                        f"{self.path}: cannot be written ({error.strerror or error}); hydra.run.dir=... names another"
+                    ) from None
+                yield held
+        finally:
+            remove_empty(self.path, top)
+
+    def claim(self, config_text: str, *, anew: bool = False) -> None:
+        """Make the folder this run's own by creating config.yaml in it. Raises UserError where another run did so before; ``anew``: unless
+        that one has saved nothing to go on from."""
         self.path.mkdir(parents=True, exist_ok=True)
+        if anew and not self.resumable():
+            self.rewrite_config(config_text)
+            return
         try:
             descriptor = os.open(self.config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
@@ -134,6 +166,10 @@ class RunFolder:
     def best_checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"best-{step:08d}.ckpt"
 
+    def resumable(self) -> list[Path]:
+        """What a run can go on from, the highest step first: its step checkpoints; before there is one, those of its best validations."""
+        return self.step_checkpoints() or self.best_checkpoints()
+
     def step_checkpoints(self) -> list[Path]:
         """The checkpoints of this run, newest (the highest step) first."""
         return self._named("step")
@@ -147,7 +183,7 @@ class RunFolder:
 
         Raises ConfigError where there is none yet, or none that can be trusted.
         """
-        found = self.step_checkpoints()
+        found = self.resumable()
         if not found:
             raise UserError(f"{self.path} has no checkpoint yet: expected {self.checkpoints / 'step-*.ckpt'}")
         problems: dict[Path, str] = {}
@@ -181,20 +217,37 @@ class RunFolder:
         return sorted(found, key=step_of, reverse=True)
 
     def overrides(self) -> list[str]:
-        """The overrides the run was started with, as Hydra recorded them; ``ckpt`` and ``hydra.*`` are of one start only."""
+        """The overrides the run was started with, to be shown: what goes on is config.yaml. None where they cannot be read."""
         try:
-            recorded = yaml.safe_load(self.recorded_overrides.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            recorded = read_yaml(self.recorded_overrides)
+        except Unreadable:
             return []
-        except yaml.YAMLError as error:
-            raise UserError(f"{self.recorded_overrides} is not YAML: {' '.join(str(error).split())}") from error
         lines = [str(line) for line in recorded] if isinstance(recorded, list) else []
         return [line for line in lines if not re.match(r"(ckpt|hydra)(\W|$)", key_of(line))]
 
-    def record_overrides(self, overrides: list[str]) -> None:
-        """Keep these overrides for the next resume, in the file that Hydra writes at the start."""
-        if self.recorded_overrides.parent.is_dir():
-            self.recorded_overrides.write_text(yaml.safe_dump(overrides, allow_unicode=True), encoding="utf-8")
+    def record(self, overrides: Sequence[str]) -> None:
+        """Keep the overrides of this run, and where its relative paths start from, where Hydra keeps those of a sweep's jobs."""
+        self.recorded_overrides.parent.mkdir(exist_ok=True)
+        started_in = {"hydra": {"runtime": {"cwd": str(Path.cwd())}}}
+        for path, content in ((self.recorded_overrides, list(overrides)), (self.recorded_overrides.with_name("hydra.yaml"), started_in)):
+            if path == self.recorded_overrides or not path.exists():
+                with replaced(path) as new:
+                    new.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+
+
+def first_missing(folder: Path) -> Path | None:
+    """The outermost of ``folder`` and its parents that is not there; None: all are."""
+    return next((path for path in reversed([folder, *folder.parents]) if not path.exists()), None)
+
+
+def remove_empty(folder: Path, top: Path | None) -> None:
+    """Removes ``folder`` and its parents up to ``top``, as far as nothing lies in them; None: nothing."""
+    while top is not None and folder.is_relative_to(top):
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent
 
 
 def step_of(checkpoint: Path) -> int:

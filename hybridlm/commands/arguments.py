@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hybridlm.command_line import key_of, merged, pieces, refuse_flags
 from hybridlm.errors import UserError
+from hybridlm.resume import quoted, recorded
 from hybridlm.run_folder import find_run
 
 if TYPE_CHECKING:
@@ -46,11 +47,11 @@ def models(given: list[str], compare: str | None) -> tuple[str | None, dict[str,
     run = given[0] if given and "=" not in given[0] else None
     if run is not None and len(given) > 1:
         raise UserError(f"bench: {given[1]}: a run is measured as it is; compare it with other patterns by --compare")
-    overrides = given if run is None else find_run(run)[0].overrides()
+    base, overrides = (None, given) if run is None else (recorded(find_run(run)[0]), [])
     patterns = [] if compare is None else [piece.strip() for piece in pieces(compare)]
     if compare is not None and not all(patterns):
         raise UserError(f"--compare {compare}: an empty pattern; expected such as T,TM,MMMT")
-    configs = {pattern: compose_config(merged(overrides, [f"model.pattern={pattern}"])) for pattern in patterns}
+    configs = {pattern: compose_config(merged(overrides, [f"model.pattern={pattern}"]), base) for pattern in patterns}
     if run is None and not configs:
         config = compose_config(overrides)
         configs = {config.model.name: config}
@@ -65,9 +66,11 @@ def other_data(run: str, overrides: list[str]) -> DataConfig:
         raise UserError(f"eval: {wrong[0]}: only the data can be changed (data=..., data.FIELD=...)")
     folder, _ = find_run(run)
     anew = any(key_of(line) == "data" for line in overrides)
-    if not anew and not folder.recorded_overrides.is_file():
-        raise UserError(f"{folder.recorded_overrides} is missing: name the data anew with data=... and its fields")
-    recorded = [] if anew else [line for line in folder.overrides() if not key_of(line).startswith("data.tokenizer")]
-    generated = any(line.removeprefix("+") == "data=synthetic" for line in (*recorded, *overrides))  # a task has its own tokens
-    own = [] if generated else ["data.tokenizer.kind=file", f"data.tokenizer.path={folder.tokenizer.absolute()}"]
-    return compose_config(merged([*recorded, *own], overrides)).data
+    base = recorded(folder)
+    generated = not anew and base.data.source == "synthetic"  # a task has its own tokens
+    if generated or any(line.removeprefix("+") == "data=synthetic" for line in overrides):
+        return compose_config(overrides, base).data
+    tokens = base.data.tokenizer.model_copy(update={"kind": "file", "path": str(folder.tokenizer.absolute()), "special_tokens": ()})
+    base = base.model_copy(update={"data": base.data.model_copy(update={"tokenizer": tokens})})
+    own = ["data.tokenizer.kind=file", f"data.tokenizer.path={quoted(folder.tokenizer.absolute())}"] if anew else []
+    return compose_config(merged(own, overrides), base).data

@@ -32,7 +32,8 @@ def sweep(
         given = overrides_of("sweep", overrides)
         if resume is not None and (given or seeds > 1 or dry_run):
             raise UserError("sweep --resume FOLDER: takes --jobs alone; the jobs are those of the folder")
-        from hybridlm.compose import compose_config, sweep_axes
+        from hybridlm.compose import compose_config
+        from hybridlm.composition import sweep_axes
         from hybridlm.sweep.command import new_sweep, resume_sweep
 
         if resume is None:

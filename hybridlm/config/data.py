@@ -80,3 +80,6 @@ class DataConfig(CorpusConfig):
     global_batch: Auto = Field("auto", description="windows per optimizer step, over all devices; auto: the hardware profile's")
     batch_size: Auto = Field("auto", description="windows per device and micro-batch; auto: the most that fit the memory")
     workers: int = Field(0, ge=0, le=64, description="processes that cut windows ahead of training; 0: none, which is fast enough")
+    changed: Literal["refuse", "accept"] = Field(
+        "refuse", description="of one start: whether a run may go on with other text, or in another order, than it has read so far"
+    )

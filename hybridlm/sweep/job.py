@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,13 +14,18 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from hybridlm.command_line import key_of
+from hybridlm.config.run import RunConfig
+from hybridlm.config_files import groups, no_such_option
 from hybridlm.errors import UserError
 from hybridlm.files.durable import remove_partials, replaced
 from hybridlm.files.home import expanded
+from hybridlm.files.plain import Unreadable, read_json
 from hybridlm.run_folder import JOB, SWEEP, RunFolder
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
 LOG, LOCK = "job.log", "job.lock"
+_REFERENCE = re.compile(r"\$\\*\{")  # also with backslashes, which Hydra's grammar takes away
 _SIGTERM_CODES = (143, -signal.SIGTERM)
 
 
@@ -127,6 +133,8 @@ def find(name: str) -> Sweep:
     tree = _read(path, f"--resume {name}: no sweep of `hybridlm sweep`")
     if not isinstance(tree.get("jobs"), list) or not all(isinstance(job, str) for job in tree["jobs"]):
         raise UserError(f"{path}: lists no jobs")
+    if wrong := [job for job in tree["jobs"] if job in ("", ".", "..") or Path(job).name != job or "\\" in job]:
+        raise UserError(f"{path}: jobs: {wrong[0]!r} is no folder in that of the sweep")
     remove_partials(path.parent)
     cwd = Path(str(tree.get("cwd", "")))
     return Sweep(path.parent, tuple(tree["jobs"]), cwd if cwd.is_dir() else Path.cwd())
@@ -140,6 +148,8 @@ def _job(path: Path, number: int) -> Job:
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{path}: is no job ({'.'.join(map(str, first['loc']))}: {first['msg']})") from None
+    if problem := next((problem for line in job.overrides if (problem := foreign(line))), None):
+        raise UserError(f"{path}: overrides: {problem}")
     if job.number != number:
         raise UserError(f"{path}: number = {job.number}: it is job {number} of {SWEEP}")
     return job
@@ -147,12 +157,29 @@ def _job(path: Path, number: int) -> Job:
 
 def _read(path: Path, problem: str) -> dict[str, Any]:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{problem}: {path} ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})") from None
+        tree = read_json(path)
+    except Unreadable as error:
+        raise UserError(f"{problem}: {path} (it is not there)" if not path.exists() else f"{path}: {error}") from None
     return tree if isinstance(tree, dict) else {}
+
+
+def foreign(override: str) -> str | None:
+    """Why an override is none that a job may have been written with; None: it sets a field of ours, or chooses one of our options.
+
+    A job is written down as plain values and read again later, and a folder may come from someone else: what Hydra would read in it (its
+    own settings, files from elsewhere, values of the environment) is the command line's alone.
+    """
+    sign, key = override[: len(override) - len(override.lstrip("+~"))], key_of(override)
+    value, section, known = override.partition("=")[2], key.partition(".")[0], groups()
+    if _REFERENCE.search(override):
+        return f"{override!r}: a job takes values, not ${{...}}"
+    if key in known and sign in ("", "~"):
+        if value in known[key] or value == "null" or (sign and not value):
+            return None
+        return no_such_option(key, value, known)
+    if section in RunConfig.model_fields and section != "ckpt" and re.fullmatch(r"[\w.-]+", key):
+        return None
+    return f"{override!r}: sets no field of the configuration and chooses no option of its groups"
 
 
 def _write(path: Path, tree: Mapping[str, object]) -> None:

@@ -16,7 +16,7 @@ from hybridlm.hardware.machine import planned_steps, refuse_missing_gpu
 from hybridlm.hardware.profiles import planned_device
 from hybridlm.resume import quoted
 from hybridlm.sweep.grid import Axis
-from hybridlm.sweep.job import Job
+from hybridlm.sweep.job import Job, foreign
 
 Compose = Callable[[Sequence[str]], RunConfig]
 _SEED = "seed"
@@ -96,6 +96,8 @@ def _refuse(axes: Sequence[Axis], seeds: int) -> None:
             problems.append(f"{axis.key}: not here; {remedy} (Hydra's launchers and sweepers: python train.py -m)")
         elif axis.varied and axis.key == "hydra.sweep.dir":
             problems.append("hydra.sweep.dir: one folder for the whole sweep")
+        elif axis.key != "hydra.sweep.dir" and (strange := next((problem for line in axis.values if (problem := _strange(line))), None)):
+            problems.append(strange)
         elif not axis.values:
             problems.append(f"{axis.key}: a range to draw from, or nothing; list the values (Hydra's optuna sweeper draws: docs/sweeps.md)")
         elif again := [value for value, count in Counter(map(_value, axis.values)).items() if count > 1]:
@@ -104,6 +106,11 @@ def _refuse(axes: Sequence[Axis], seeds: int) -> None:
         problems.append(f"--seeds {seeds}: the seeds are listed already (seed=...)")
     if problems:
         raise ConfigError(problems)
+
+
+def _strange(line: str) -> str | None:
+    """What keeps a job that was written down from being started again. (Options and fields that are not there, composing tells better.)"""
+    return foreign(line) if "$" in line else None
 
 
 def _composed(

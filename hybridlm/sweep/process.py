@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from hybridlm.config_files import root
 from hybridlm.errors import UserError
 from hybridlm.sweep.job import LOCK, LOG
 
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _ERROR = re.compile(r"(config )?error: .+|([A-Za-z_]\w*\.)*\w*(Error|Exception|Interrupt|Exit)\b.*")
-_PROGRAM = (sys.executable, "-m", "hybridlm", "train")
+_PROGRAM = (sys.executable, "-P", "-m", "hybridlm", "train")  # -P: no module is taken from the folder that a sweep names as its own
 _TAIL = 16_384  # bytes of a log that are searched for its last error
 
 
@@ -48,7 +49,7 @@ class JobProcess:
                 self._process = subprocess.Popen(
                     [*_PROGRAM, *overrides],
                     cwd=cwd,
-                    env=environment,
+                    env={**environment, "PYTHONPATH": _modules(environment)},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -87,6 +88,12 @@ class JobProcess:
             lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
         errors = [line for line in lines if _ERROR.fullmatch(line)]
         return (errors or lines or [""])[-1][:300]
+
+
+def _modules(environment: Mapping[str, str]) -> str:
+    """PYTHONPATH of a job: this very package, where it lies in a checkout that may not be installed."""
+    given = environment.get("PYTHONPATH", "")
+    return os.pathsep.join(part for part in (str(root()) if (root() / "pyproject.toml").is_file() else "", given) if part)
 
 
 def hold(path: Path) -> int | None:

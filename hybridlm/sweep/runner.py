@@ -124,10 +124,9 @@ class Runner:
 def _arguments(job: Job, folder: RunFolder) -> list[str]:
     """The overrides of this attempt: the job's own, or those that the run has recorded where it goes on from a checkpoint."""
     where = f"hydra.run.dir={quoted(folder.path.absolute())}"
-    if folder.step_checkpoints():
+    if folder.is_run() and folder.resumable():
         return ["ckpt=auto", where]
-    folder.config.unlink(missing_ok=True)  # of an attempt that had saved nothing: the folder is to be claimed anew
-    return [*job.overrides, where]
+    return [*job.overrides, *(["ckpt=auto"] if folder.is_run() else []), where]  # an attempt that had saved nothing is begun anew
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from hybridlm import checkpoint as checkpoint_format
+from hybridlm.checkpoint import KEY
 from hybridlm.layers.ffn import RouterStats
 from hybridlm.model.lm import HybridLM
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 class LitLM(lightning.LightningModule):
     """Loss, validation in bits per byte, optimizer, and our part of every checkpoint."""
 
-    def __init__(self, model: HybridLM, optim: OptimConfig, machine: Machine, *, tokenizer_fingerprint: str, sharded: bool) -> None:
+    def __init__(self, model: HybridLM, optim: OptimConfig, machine: Machine, *, facts: dict[str, Any], sharded: bool) -> None:
+        """facts: our part of every checkpoint."""
         super().__init__()
         self.model = model
         self._optim, self._max_steps, self._sharded = optim, machine.max_steps, sharded
-        self._facts = checkpoint_format.facts(model.config, model.vocab_size, tokenizer_fingerprint, machine.accumulate)
+        self._facts = facts
         self._val: Tensor | None = None  # (nats, tokens, bytes) of the running validation
 
     def configure_model(self) -> None:
@@ -84,4 +85,4 @@ class LitLM(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[checkpoint_format.KEY] = self._facts
+        checkpoint[KEY] = self._facts

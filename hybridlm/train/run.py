@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from hybridlm.checkpoint import load_run
+from hybridlm.checkpoint import facts, load_run
 from hybridlm.config.load import to_yaml
 from hybridlm.data.chat import template_of
 from hybridlm.data.corpus import Prepared
 from hybridlm.data.datamodule import DataModule
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.windows.splits import packed_documents
-from hybridlm.errors import ConfigError, UserError
+from hybridlm.errors import ConfigError
 from hybridlm.files.durable import replaced
 from hybridlm.hardware.device import CPU
 from hybridlm.hardware.machine import Machine, resolve_machine
@@ -31,37 +29,38 @@ from hybridlm.model.count import flops_per_token, layer_table, parameters
 from hybridlm.optim.eight_bit import refuse_missing_kernels
 from hybridlm.optim.optimizer import group_table, model_groups
 from hybridlm.train.answers import answered
+from hybridlm.train.call import Call
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
 from hybridlm.train.checkpoints import Checkpoints
 from hybridlm.train.clock import Clock
+from hybridlm.train.closing import Hints, ending, report
 from hybridlm.train.compiled import compile_blocks, refuse_missing_compiler
 from hybridlm.train.console import Console
 from hybridlm.train.exact import ExactSteps
 from hybridlm.train.guards import GuardCallback
-from hybridlm.train.launch import sweep_name
+from hybridlm.train.launch import strategy, sweep_name
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.loggers import Loggers, refuse_missing_package
 from hybridlm.train.metrics import MEASURED, MetricsCallback
 from hybridlm.train.planned import Start, planned
 from hybridlm.train.ranks import together
-from hybridlm.train.resumed import Resumed
+from hybridlm.train.resumed import Resumed, data_facts
 from hybridlm.train.samples import sampled, write_samples
 from hybridlm.train.stopping import Stopped, Stopping, signalled
 from hybridlm.train.trainer import make_trainer, quiet_lightning
 
 if TYPE_CHECKING:
-    import lightning
-
     from hybridlm.config.run import RunConfig
     from hybridlm.run_folder import RunFolder
 
 
-def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequence[str] = (), start: Start | None = None) -> dict[str, Any]:
-    """Trains, validates, samples; returns what summary.json holds. ConfigError: anything the user can mend.
+def run(config: RunConfig, folder: RunFolder, resume: Path | None, call: Call | None = None, start: Start | None = None) -> dict[str, Any]:
+    """Trains, validates, samples; returns what summary.json holds. UserError: anything the user can mend, found before anything in
+    ``folder`` is touched.
 
-    resume: a checkpoint of ``folder`` to go on from; verb: the words between the program's name and the overrides; start: that of
-    ``planned``, None: made here.
+    resume: a checkpoint of ``folder`` to go on from; start: that of ``planned``, None: made here.
     """
+    call = call or Call()
     began = time.perf_counter()
     quiet_lightning()
     if config.trainer.threads is not None:
@@ -69,18 +68,19 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     plan, resumed = start or planned(config, resume)
     asked, config = config, plan.applied(config)
     machine = resolve_machine(config)
-    _refuse(config, machine, folder, resumed)
+    _refuse(config, machine, folder, resumed, call)
     console = Console(config.trainer.headless, machine.max_steps)
     _say_machine(folder, machine, plan, console)
     kernels = choose_kernels(config, machine, lambda line: console.say(f"kernels     {line}"))
     prepared = prepare(config.data, report=lambda line: console.say(f"data        {line}"))
-    if resumed is not None and resumed.tokenizer != prepared.tokenizer.fingerprint:
-        raise UserError(f"{resume}: trained with another tokenizer than today's data gives; has the text or data.tokenizer changed?")
+    read = data_facts(config, machine.global_batch, prepared)
+    if resumed is not None:
+        resumed.refuse_other_data(read, prepared.tokenizer.fingerprint, config.data.changed, console.say)
     _say_packing(config, prepared, console)
-    _begin_folder(asked, folder, prepared, resumed)
-
-    module = _module(config, machine, prepared)
+    module = _module(config, machine, prepared, read)
     module.model.kernels = kernels
+    _begin_folder(asked, folder, prepared, resumed, call)
+    call.meet()
     _say_model(config, machine, module, console, folder, plan, resumed)
     clock = Clock()
     routers, metrics = metering_callbacks(config, machine, module.model, prepared.tokenizer, console, clock)
@@ -91,7 +91,7 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     exact = [ExactSteps(config.seed, machine.accumulate), saver.stopping]
     trainer = make_trainer(config, machine, folder, loggers.all, [*exact, guard, *routers, *extra, metrics, saver], clock)
     try:
-        with loggers, together(machine, verb), _ending(console, trainer, verb), signalled():
+        with loggers, together(machine, call.verb), ending(console, trainer, folder, call), signalled():
             data = _datamodule(config, machine, prepared, val_batches=config.trainer.val_batches)
             trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
             console.say("validating on all held-out text ...")
@@ -106,7 +106,7 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, verb: Sequenc
     _samples(config, folder, machine, console, loggers, trainer.global_step)
     _write(folder.summary, json.dumps(summary, indent=2) + "\n")
     loggers.finish(summary)
-    _report(console, summary, verb)
+    report(console, summary, Hints(call, folder, asked, prepared))
     return summary
 
 
@@ -140,25 +140,29 @@ def _say_packing(config: RunConfig, prepared: Prepared, console: Console) -> Non
         console.say(f"data        whole documents packed into {packed.windows:,} windows, {packed.efficiency:.1%} full")
 
 
-def _refuse(config: RunConfig, machine: Machine, folder: RunFolder, resumed: Resumed | None) -> None:
+def _refuse(config: RunConfig, machine: Machine, folder: RunFolder, resumed: Resumed | None, call: Call) -> None:
     """ConfigError: this checkpoint cannot go on so, or a package or a compiler is missing."""
     if resumed is not None:
-        resumed.refuse(machine, folder)
+        resumed.refuse(machine, folder, named=call.named)
+    elif folder.is_run() and not (call.anew and not folder.resumable()):
+        raise folder.taken()
+    strategy(config.trainer.strategy, machine)
     refuse_missing_package(config)
     refuse_missing_kernels(config.optim, machine.device)
     refuse_missing_compiler(config.trainer, machine.device)
 
 
 @rank_zero_only
-def _begin_folder(config: RunConfig, folder: RunFolder, prepared: Prepared, resumed: Resumed | None) -> None:
+def _begin_folder(config: RunConfig, folder: RunFolder, prepared: Prepared, resumed: Resumed | None, call: Call) -> None:
     """Takes possession of the folder (a new run) or brings its configuration up to date (a resumed one)."""
-    text = to_yaml(config)
+    text = to_yaml(config.model_copy(update={"data": config.data.model_copy(update={"changed": "refuse"})}))  # it was of this start only
     if resumed is not None:
         folder.rewind(resumed.step)
         folder.rewrite_config(text)
         folder.summary.unlink(missing_ok=True)  # of an earlier end; without one, a run that is killed behind its last step is not done
     else:
-        folder.claim(text)
+        folder.claim(text, anew=call.anew)
+    folder.record(call.overrides)
     prepared.tokenizer.save(folder.tokenizer)
     if any(part.train.stream.masked for part in prepared.parts):
         template_of(prepared.tokenizer).save(folder.path)
@@ -170,7 +174,7 @@ def _write(path: Path, text: str) -> None:
         new.write_text(text, encoding="utf-8")
 
 
-def _module(config: RunConfig, machine: Machine, prepared: Prepared) -> LitLM:
+def _module(config: RunConfig, machine: Machine, prepared: Prepared, read: dict[str, Any]) -> LitLM:
     vocab = prepared.tokenizer.vocab_size
     try:
         model = fresh_model(config.model, vocab, seed=config.seed, device=CPU)
@@ -184,7 +188,7 @@ def _module(config: RunConfig, machine: Machine, prepared: Prepared) -> LitLM:
         model,
         config.optim,
         machine,
-        tokenizer_fingerprint=prepared.tokenizer.fingerprint,
+        facts=facts(model.config, model.vocab_size, prepared.tokenizer.fingerprint, machine.accumulate, read),
         sharded=config.trainer.strategy == "fsdp2",
     )
 
@@ -213,24 +217,6 @@ def _samples(config: RunConfig, folder: RunFolder, machine: Machine, console: Co
     write_samples(folder.samples, texts)
     if loggers.remote is not None and config.data.source != "synthetic":
         loggers.remote.samples(step, config.callbacks.samples.prompts, texts)
-
-
-@contextmanager
-def _ending(console: Console, trainer: lightning.Trainer, verb: Sequence[str]) -> Iterator[None]:
-    """Takes the progress bar down however training ends; an interrupted run says how to go on. (Lightning exits on Ctrl-C.)"""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit) as end:
-        console.close()
-        why = f" by {end.reason}" if isinstance(end, Stopped) else ""
-        console.say(f"stopped{why} at step {trainer.global_step}; go on from the last checkpoint with {_program(verb)} ckpt=last")
-        raise
-    finally:
-        console.close()
-
-
-def _program(verb: Sequence[str]) -> str:
-    return f"hybridlm {' '.join(verb)}" if verb else "python train.py"
 
 
 def _summary(
@@ -264,38 +250,3 @@ def _summary(
         "devices": machine.devices,
         "torch": torch.__version__,
     }
-
-
-def _report(console: Console, summary: dict[str, Any], verb: Sequence[str]) -> None:
-    """The last lines on the screen: how good, how fast, what next."""
-    program = _program(verb)
-    anchors = [(name, summary[key]) for name, key in (("gzip -9", "gzip_bpb"), ("xz -9", "xz_bpb")) if summary[key]]
-    lines = [
-        "",
-        _quality(summary) + "".join(f"; {name} {value:.4f}" for name, value in anchors),
-        f"speed       {summary['tokens_per_s']:,.0f} tokens/s, {summary['seconds']:.0f} s in all{_throughput(summary)}",
-        "",
-        "next:",
-        f"  {program} ckpt=last trainer.max_steps={2 * summary['steps']}    # train on",
-        *(["  hybridlm generate last --prompt 'def ' -n 200    # let it write"] if "val/bpb" in summary else []),
-        f"  {program} 'model.pattern=(TM)*3' optim.lr=2e-3    # try another model",
-    ]
-    console.say("\n".join(lines))
-
-
-def _quality(summary: dict[str, Any]) -> str:
-    """What the last validation found: of text, bits per byte; of a synthetic task, right answers by length."""
-    if "val/bpb" in summary:
-        return f"validation  {summary['val/bpb']:.4f} bits per byte on {summary['val_bytes'] / 1e3:,.0f} kB held out"
-    lengths = [name.rpartition("/")[2] for name in summary if name.startswith("val/accuracy/")]
-    shares = (f"{summary[f'val/accuracy/{n}']:.2%} ({summary[f'val/exact/{n}']:.2%}) at {int(n):,} tokens" for n in lengths)
-    return f"validation  right answers (examples right throughout): {', '.join(shares)}"
-
-
-def _throughput(summary: dict[str, Any]) -> str:
-    """Model FLOP/s, memory, and where the time went."""
-    names = (("step", "training"), ("data", "waiting for data"), ("val", "validation"), ("ckpt", "checkpoints"))
-    parts = [f"{summary[f'{key}_seconds'] / summary['seconds']:.0%} {name}" for key, name in names]
-    memory = "" if summary["memory_gb"] is None else f", {summary['memory_gb']:.1f} GiB at most"
-    share = "" if summary["mfu"] is None else f" ({summary['mfu']:.0%} of the peak)"
-    return f"; {summary['flops_per_s'] / 1e9:,.1f} GFLOP/s{share}{memory}\ntime        {', '.join(parts)}"

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-import yaml
 from typer.testing import CliRunner
 
 from hybridlm.bench import memory
@@ -50,8 +49,6 @@ def test_patterns_side_by_side(tiny, tmp_path):
 def test_a_trained_run_beside_a_pattern(tiny, tmp_path):
     folder = RunFolder(tmp_path / "outputs/a")
     run(compose_config(tiny), folder, None)
-    folder.recorded_overrides.parent.mkdir()
-    folder.recorded_overrides.write_text(yaml.safe_dump(tiny))
     result = bench("last", "--compare", "M", *FAST, "--json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)

@@ -13,10 +13,11 @@ import yaml
 
 from hybridlm.command_line import merged, quoted_pattern, repair, split
 from hybridlm.compose import compose_config
-from hybridlm.config.load import to_yaml
+from hybridlm.composition import composed
+from hybridlm.config.load import load_config, to_yaml
 from hybridlm.errors import UserError
 from hybridlm.files.checksum import closing_line
-from hybridlm.resume import plan_resume, refuse_other_model
+from hybridlm.resume import refuse_other_model, resumed, resumed_folder
 from hybridlm.run_folder import RunFolder, find_run
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -84,10 +85,8 @@ def test_mistakes_in_an_experiment(tmp_path, text, part):
     experiment = tmp_path / "conf" / "experiments" / "study" / "mine.yaml"
     experiment.parent.mkdir(parents=True)
     experiment.write_text(f"# @package _global_\n{text}\n")
-    from hybridlm import compose
-
     with pytest.raises(UserError) as caught:
-        compose._checked(split(["--config-dir", str(tmp_path / "conf"), "experiments=study/mine"]))
+        load_config(composed(split(["--config-dir", str(tmp_path / "conf"), "experiments=study/mine"])).tree)
     assert len(caught.value.problems) == 1
     assert part in caught.value.problems[0]
     assert "\n" not in caught.value.problems[0]
@@ -128,9 +127,9 @@ def test_a_wrong_point_of_a_sweep_does_not_stop_the_others(tmp_path):
 def test_section_without_effect_in_a_sweep(capfd):
     from hybridlm import compose
 
-    compose._warn_of_sweep(split(["-m", "++model.pattern=T,TT", "++optim.lr=1,2", "++model.mamba2.d_state=8"]))
+    compose._check_sweep(split(["-m", "++model.pattern=T,TT", "++optim.lr=1,2", "++model.mamba2.d_state=8"]))
     assert "model.mamba2.d_state has no effect" in capfd.readouterr().err
-    compose._warn_of_sweep(split(["-m", "++model.pattern=T,TM", "++model.mamba2.d_state=8"]))
+    compose._check_sweep(split(["-m", "++model.pattern=T,TM", "++model.mamba2.d_state=8"]))
     assert capfd.readouterr().err == ""
 
 
@@ -166,34 +165,40 @@ EMPTY_CHECKPOINT = closing_line(hashlib.sha256().hexdigest())
 def run_in(root, name, overrides, steps=()):
     folder = RunFolder(root / "outputs" / name)
     folder.claim(to_yaml(compose_config(overrides)))
-    folder.recorded_overrides.parent.mkdir()
-    folder.recorded_overrides.write_text(yaml.safe_dump(overrides))
     folder.checkpoints.mkdir()
     for step in steps:
         folder.step_checkpoint(step).write_bytes(EMPTY_CHECKPOINT)
     return folder
 
 
-def test_resume_starts_from_the_recorded_overrides(tmp_path, monkeypatch):
+def test_what_ckpt_means(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert plan_resume(["ckpt=auto"]) is None
-    folder = run_in(
-        tmp_path, "it's (1)", ["model=transformer", "++seed=3", "++trainer.max_steps=5", "++ckpt=x", "hydra.run.dir=y"], (9, 100)
-    )
-    resume = plan_resume(["++ckpt=last", "++trainer.max_steps=9", "++optim.lr=1e-3"])
-    assert resume is not None
-    assert (resume.folder, resume.checkpoint.name) == (folder, "step-00000100.ckpt")
-    assert resume.overrides[:4] == ("model=transformer", "++seed=3", "++trainer.max_steps=9", "++optim.lr=1e-3")
-    config = compose_config(resume.overrides)
-    assert (config.seed, config.trainer.max_steps, config.ckpt) == (3, 9, str(resume.checkpoint))
-    refuse_other_model(folder, config)
-    folder.record_overrides(list(resume.overrides))
-    again = plan_resume([f"ckpt={folder.step_checkpoint(9)}", "seed=4"])
-    assert again is not None
-    assert again.overrides[:3] == ("model=transformer", "++trainer.max_steps=9", "++optim.lr=1e-3")
-    assert again.overrides[3] == "seed=4"
+    assert resumed_folder("auto", None) is None
+    folder = run_in(tmp_path, "it's (1)", ["model=transformer", "seed=3", "trainer.max_steps=5"], (9, 100))
+    assert resumed_folder(None, None) is resumed_folder("null", None) is None
+    for ckpt in ("last", "auto", "outputs/it's (1)"):
+        assert resumed_folder(ckpt, None) == folder
+        assert resumed(ckpt, folder).checkpoint.name == "step-00000100.ckpt"
+    assert resumed(str(folder.step_checkpoint(9)), folder).checkpoint == folder.step_checkpoint(9)
+    with pytest.raises(UserError, match=r"but hydra\.run\.dir=elsewhere"):
+        resumed_folder(str(folder.path), "elsewhere")
+    with pytest.raises(UserError, match="weights alone, without the state of the optimizer"):
+        resumed_folder(str(folder.weights), None)
+    for path in folder.step_checkpoints():
+        path.unlink()
+    assert resumed_folder("auto", None) is None, "it begins anew"
+    folder.best_checkpoint(7).write_bytes(EMPTY_CHECKPOINT)
+    assert resumed("auto", folder).checkpoint == folder.best_checkpoint(7)
+
+
+def test_another_model_or_optimizer_does_not_go_on(tmp_path):
+    old = compose_config(["model=transformer"])
+    folder = RunFolder(tmp_path)
+    refuse_other_model(folder, old, compose_config(["model=transformer", "trainer.max_steps=9"]))
     with pytest.raises(UserError, match=r"model.d_model: 256 -> 64"):
-        refuse_other_model(folder, compose_config(["model=transformer", "size=tiny"]))
+        refuse_other_model(folder, old, compose_config(["model=transformer", "size=tiny"]))
+    with pytest.raises(UserError, match=r"optim.name: 'muon' -> 'adamw'"):
+        refuse_other_model(folder, old, compose_config(["model=transformer", "optim=adamw"]))
 
 
 def test_merging_replaces_by_key():

@@ -34,7 +34,7 @@ def test_the_loss_of_packed_validation_is_that_of_documents_alone_where_they_are
     packed = PackedStream(text.stream, 32, eos_id=EOS, folder=tmp_path / "packed")
     machine = types.SimpleNamespace(max_steps=1, accumulate=1)
     model = fresh_model(CONFIG, 257, seed=0, device="cpu")
-    module = LitLM(model, OptimConfig(), machine, tokenizer_fingerprint="none", sharded=False)
+    module = LitLM(model, OptimConfig(), machine, facts={}, sharded=False)
     module.on_validation_epoch_start()
     loader = ValLoader(
         [PackedWindows(packed, 0, isolate=isolate)], batch_size=4, token_bytes=byte_tokenizer().token_bytes(), rank=0, world_size=1

@@ -7,7 +7,6 @@ import math
 import os
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from hybridlm.commands.verbs import app
@@ -24,8 +23,6 @@ def trained(tiny, tmp_path_factory):
     folder = RunFolder(tmp_path_factory.mktemp("outputs") / "a")
     overrides = [*tiny, "data.packing=true"]
     run(compose_config(overrides), folder, None)
-    folder.recorded_overrides.parent.mkdir()
-    folder.recorded_overrides.write_text(yaml.safe_dump(overrides))
     return folder
 
 
@@ -239,8 +236,6 @@ def test_a_synthetic_task_is_counted_as_in_training(tiny, tmp_path, monkeypatch)
         "data.global_batch=4",
     ]
     run(compose_config([*overrides, "data.synthetic.val_examples=20"]), folder, None)
-    folder.recorded_overrides.parent.mkdir()
-    folder.recorded_overrides.write_text(yaml.safe_dump([*overrides, "data.synthetic.val_examples=20"]))
     result = invoked(folder, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from functools import cache
 
 import pytest
@@ -135,5 +136,5 @@ def test_a_run_keeps_its_matched_numbers(tiny, tmp_path, monkeypatch):
     again = yaml.safe_load(folder.config.read_text())
     assert (again["model"], again["sweep"]) == (config["model"], config["sweep"])
     assert json.loads(folder.summary.read_text())["steps"] == 14
-    with pytest.raises(UserError, match=r"model\.mlp\.d_ff: \d+ -> 64"):
-        compose._checked(split(["ckpt=run", "++model.mlp.d_ff=64"]))
+    with pytest.raises(UserError, match=r"model\.mlp\.d_ff: \d+ -> 64"), ExitStack() as held:
+        compose._decided(split(["ckpt=run", "++model.mlp.d_ff=64"]), held)

@@ -30,7 +30,7 @@ folder = pathlib.Path(given["hydra.run.dir"].strip("'"))
 with open(folder / "calls", "a") as calls:
     calls.write(json.dumps([sys.argv[1:], os.environ.get("SLOT"), os.getpid()]) + "\\n")
 recorded = folder / "recorded"
-what = recorded.read_text() if "do" not in given else given["do"]
+what = recorded.read_text() if "data.path" not in given else given["data.path"]
 recorded.write_text(what)
 (folder / "config.yaml").write_text("seed: 0")
 def stop(number, frame):
@@ -64,8 +64,8 @@ def program(tmp_path, monkeypatch):
 
 
 def sweep_of(folder, *what):
-    jobs = [Job(i + 1, f"j{word}", (f"do={word}",), {"do": word}, 0) for i, word in enumerate(what)]
-    return create(folder, jobs, ["do=..."], ["do"], "hybridlm sweep do=...")
+    jobs = [Job(i + 1, f"j{word}", (f"data.path={word}",), {"do": word}, 0) for i, word in enumerate(what)]
+    return create(folder, jobs, ["data.path=..."], ["do"], "hybridlm sweep do=...")
 
 
 def calls(folder):
@@ -112,7 +112,7 @@ def test_resume_leaves_finished_jobs_alone(tmp_path):
     assert [len(calls(sweep.job_folder(i))) for i in (1, 2, 3)] == [1, 2, 2]
     where = [f"hydra.run.dir='{sweep.job_folder(i)}'" for i in (1, 2, 3)]
     assert calls(sweep.job_folder(2))[1][0] == ["ckpt=auto", where[1]], "it goes on from its checkpoint with what it has recorded"
-    assert calls(sweep.job_folder(3))[1][0] == ["do=limit", where[2]], "nothing was saved: from the beginning"
+    assert calls(sweep.job_folder(3))[1][0] == ["data.path=limit", "ckpt=auto", where[2]], "nothing was saved: from the beginning"
     assert [job.attempts for job in sweep.read()] == [1, 2, 2]
 
 
@@ -214,10 +214,10 @@ def test_a_job_that_still_runs_is_waited_for(tmp_path):
     job = sweep.read()[0].begun()
     sweep.write(job)
     folder = sweep.job_folder(1)
-    alone = JobProcess(["do=wait", f"hydra.run.dir='{folder}'"], folder, os.environ, tmp_path)
+    alone = JobProcess(["data.path=wait", f"hydra.run.dir='{folder}'"], folder, os.environ, tmp_path)
     until(lambda: (folder / "ready").exists())
     with pytest.raises(UserError, match="another process is at work here"):
-        JobProcess(["do=done", f"hydra.run.dir='{folder}'"], folder, os.environ, tmp_path)
+        JobProcess(["data.path=done", f"hydra.run.dir='{folder}'"], folder, os.environ, tmp_path)
     (folder / "summary.json").write_text("{}")
     threading.Timer(1, alone.stop).start()
     assert Runner(sweep, [{}], {}).run() == 0

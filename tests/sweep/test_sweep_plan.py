@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hybridlm.compose import compose_config, sweep_axes
+from hybridlm.compose import compose_config
+from hybridlm.composition import sweep_axes
 from hybridlm.errors import UserError
 from hybridlm.sweep.plan import depth_warning, plan
 

@@ -17,7 +17,7 @@ from hybridlm.compose import compose_config
 from hybridlm.errors import RunFailed, UserError
 from hybridlm.files.checksum import SIZE, damage
 from hybridlm.optim.optimizer import HybridOptimizer
-from hybridlm.resume import plan_resume
+from hybridlm.resume import resumed
 from hybridlm.run_folder import RunFolder
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO
 from hybridlm.train.exact import seed_everything
@@ -118,16 +118,13 @@ def test_every_byte_counts(tmp_path):
 
 def test_a_resume_goes_on_from_the_newest_that_is_whole(tiny, finished, copy, caplog):
     """Metrics are cut back to it, the damaged one and the best one of the course given up do not count any more."""
-    copy.recorded_overrides.parent.mkdir()
-    copy.recorded_overrides.write_text(json.dumps(tiny))
     newest = copy.step_checkpoint(12)
     newest.write_bytes(newest.read_bytes()[:-9])
     (copy.checkpoints / ".step-00000012.ckpt.999999999.partial").write_bytes(b"half")
-    resume = plan_resume(["ckpt=last", f"hydra.run.dir={copy.path}"])
-    assert resume is not None
+    resume = resumed("last", copy)
     assert resume.checkpoint == copy.step_checkpoint(8)
     with pytest.raises(UserError, match=r"no checksum at its end.*ckpt=last"):
-        plan_resume([f"ckpt={newest}"])
+        resumed(str(newest), copy)
     run(compose_config(tiny), copy, resume.checkpoint)
     assert_same_end(copy, finished)
     assert names(copy) == names(finished)
@@ -137,7 +134,7 @@ def test_auto_does_not_start_anew_over_damaged_checkpoints(tiny, copy):
     for path in copy.step_checkpoints():
         path.write_bytes(b"")
     with pytest.raises(UserError, match="no checkpoint can be trusted") as caught:
-        plan_resume(["ckpt=auto", f"hydra.run.dir={copy.path}"])
+        resumed("auto", copy)
     assert "\n" not in str(caught.value)
 
 

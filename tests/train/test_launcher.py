@@ -13,9 +13,8 @@ from hybridlm.compose import compose_config
 from hybridlm.errors import UserError
 from hybridlm.hardware.machine import resolve_machine
 from hybridlm.launcher import Launch, folder_overrides, is_first_rank, launch
-from hybridlm.resume import after_requeue
+from hybridlm.resume import requeued
 from hybridlm.run_folder import RunFolder
-from hybridlm.train.checkpoint_io import AtomicCheckpointIO
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 TORCHRUN = {
@@ -125,17 +124,13 @@ def test_a_sweep_of_slurm_jobs_needs_a_cluster(tiny, tmp_path, environment):
     ]
 
 
-def test_a_job_that_is_queued_again_goes_on(tmp_path, monkeypatch):
+def test_a_job_that_is_queued_again_is_known(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
-    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
-    folder.claim("seed: 0\n")
-    assert after_requeue(folder) is None
-    assert folder.is_run()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert after_requeue(folder) is None
-    assert not folder.is_run(), "nothing was saved: it starts anew in its folder"
+    assert not requeued(folder)
     folder.claim("seed: 0\n")
-    folder.checkpoints.mkdir()
-    for step in (4, 8):
-        AtomicCheckpointIO().save_checkpoint({"global_step": step}, folder.step_checkpoint(step))
-    assert after_requeue(folder) == folder.step_checkpoint(8)
+    assert requeued(folder)
+    folder.claim("seed: 1\n", anew=True)  # nothing was saved: it starts anew in its folder
+    assert folder.config.read_text() == "seed: 1\n"
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    assert not requeued(folder)

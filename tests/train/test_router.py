@@ -50,7 +50,7 @@ def make_ids(batch: int, seed: int = 0) -> Tensor:
 
 def gradients(model, batches: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[dict]]:
     """What backward leaves behind after these micro-batches of one step, by LitLM's own training_step."""
-    module = LitLM(model, OptimConfig(), SimpleNamespace(max_steps=1, accumulate=1), tokenizer_fingerprint="", sharded=False)
+    module = LitLM(model, OptimConfig(), SimpleNamespace(max_steps=1, accumulate=1), facts={}, sharded=False)
     module._trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=len(batches))
     model.zero_grad()
     counted = torch.tensor(sum(int((targets >= 0).sum()) for _, targets in batches))
