@@ -91,7 +91,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"commands", "compose", "user_error"},
     "commands": EVERYTHING | COMMAND | ENTRY_POINTS | {"sweep"},
     "compose": EVERYTHING | COMMAND | ENTRY_POINTS | {"sweep"},
-    "jobs": EVERYTHING | COMMAND | {"sweep"},
+    "jobs": EVERYTHING | COMMAND | {"sweep", "log_file"},
     "__main__": EVERYTHING | COMMAND | ENTRY_POINTS,
 }
 CONFIG_AT_RUN_TIME = {"model/build.py": {"config.resolve"}, "model/count.py": {"config.resolve"}}

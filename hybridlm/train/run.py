@@ -144,7 +144,7 @@ def _refuse(config: RunConfig, machine: Machine, folder: RunFolder, resumed: Res
     """ConfigError: this checkpoint cannot go on so, or a package or a compiler is missing."""
     if resumed is not None:
         resumed.refuse(machine, folder, named=call.named)
-    elif folder.is_run() and not (call.anew and not folder.resumable()):
+    elif rank_zero_only.rank == 0 and folder.is_run() and not (call.anew and not folder.resumable()):
         raise folder.taken()
     strategy(config.trainer.strategy, machine)
     refuse_missing_package(config)

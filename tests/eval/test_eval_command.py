@@ -14,15 +14,16 @@ from hybridlm.compose import compose_config
 from hybridlm.errors import UserError
 from hybridlm.eval.results import Record, add_records, read_records
 from hybridlm.run_folder import RunFolder
+from hybridlm.train.call import Call
 from hybridlm.train.run import run
 
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
-    """A run of 12 steps with what Hydra leaves in its folder."""
+    """A run of 12 steps."""
     folder = RunFolder(tmp_path_factory.mktemp("outputs") / "a")
     overrides = [*tiny, "data.packing=true"]
-    run(compose_config(overrides), folder, None)
+    run(compose_config(overrides), folder, None, Call(overrides=tuple(overrides)))
     return folder
 
 

@@ -236,7 +236,7 @@ def test_what_resume_needs(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="holds a sweep already: go on with --resume"):
         sweep_of(Path("multirun/2026/a"), "done")
     (sweep.job_folder(1) / JOB).write_text("{")
-    with pytest.raises(UserError, match="is not JSON"):
+    with pytest.raises(UserError, match="not JSON"):
         find("last").read()
     (sweep.job_folder(1) / JOB).unlink()
     with pytest.raises(UserError, match="the sweep lost a job"):
