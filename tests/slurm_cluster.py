@@ -140,8 +140,9 @@ def cluster(folder: Path, environment: dict[str, str]) -> Iterator[Cluster]:
     made = Cluster(folder / "work", {**environment, "SLURM_CONF": str(config), "TMPDIR": str(folder / "run")})
     with contextlib.ExitStack() as stack:
         stack.callback(_end, made)
-        _start(made, "munged", [found("munged"), "--foreground", "--force", f"--key-file={folder}/munge.key", f"--socket={folder}/run/munge.sock",
-               f"--pid-file={folder}/run/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge.seed"])  # fmt: skip
+        munge = [f"--key-file={folder}/munge.key", f"--socket={folder}/run/munge.sock", f"--pid-file={folder}/run/munged.pid"]
+        munge += [f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge.seed"]
+        _start(made, "munged", [found("munged"), "--foreground", "--force", *munge])
         _start(made, "slurmctld", [found("slurmctld"), "-D", "-f", str(config)])
         for node in NODES:
             start_node(made, node)
