@@ -106,15 +106,24 @@ class Cluster:
 
     def ended(self, job: str, seconds: float = 180) -> dict[str, str]:
         """Waits for the end of a job, which is pushed on where it waits for its turn after a requeue."""
+        still = 0
 
         def over() -> bool:
-            facts = self.facts(job)
-            if facts.get("JobState") == "PENDING" and int(facts.get("Restarts", 0)):
-                self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-            return facts.get("JobState") not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
+            nonlocal still
+            state = self.push(job)
+            going = state in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED")
+            still = 0 if going else still + 1
+            return still > 20  # two seconds: a job that is queued again seems to have failed for a moment
 
         self.wait(over, job, seconds)
         return self.facts(job)
+
+    def push(self, job: str) -> str | None:
+        """The state of a job; one that waits for its turn after a requeue gets it."""
+        facts = self.facts(job)
+        if facts.get("JobState") == "PENDING" and int(facts.get("Restarts", 0)):
+            self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        return facts.get("JobState")
 
 
 def free_ports(count: int) -> list[int]:
