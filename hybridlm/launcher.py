@@ -10,13 +10,18 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from hybridlm.command_line import value_of
 from hybridlm.errors import ConfigError, UserError
+from hybridlm.notices import INTERRUPTED, SIGNALLED
 
 LOOPBACK = "127.0.0.1"
 _BY_ITSELF = "trainer.devices"  # the name of a launch by the first process
@@ -103,6 +108,24 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Around a whole command: where it fails under srun the other processes of the step end, too. They may wait for this one, for as long
+    as they have time, and srun would let them. (Those of torchrun and of the run itself are watched.)"""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code in (None, 0, SIGNALLED, INTERRUPTED):
+            raise
+        with suppress(UserError, OSError):
+            if (launched := launch()) is not None and launched.name == "srun":
+                if not isinstance(error, SystemExit):
+                    traceback.print_exc()
+                sys.stdout.flush()
+                subprocess.run(["scancel", "--signal=KILL", str(launched.id)], check=False)
+        raise
 
 
 def local_rank() -> int:

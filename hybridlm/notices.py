@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALLED = 143  # exit code: what a shell shows for a process that SIGTERM ended
+INTERRUPTED = 130  # one that Ctrl-C ended
 NOTICE: signal.Signals | None = getattr(signal, "SIGUSR1", None)  # Windows has none
 _early: list[int] = []  # what came before it was known whether the job is to have another turn
 

@@ -83,7 +83,7 @@ def ranks(machine: Machine) -> Launch:
 
 
 def refuse_taken_port(machine: Machine) -> None:
-    """UserError: the processes of a run on ``machine`` cannot meet where they are to. Before anything is written; ``together`` finds out, too."""
+    """UserError: the processes of a run on ``machine`` cannot meet where they are to. To be asked before anything is written."""
     ours = ranks(machine)
     if ours.processes == 1 or ours.rank != 0 or ours.port == 0 or ours.name == "torchrun":
         return

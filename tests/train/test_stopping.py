@@ -17,11 +17,11 @@ from run_ends import assert_same_end, lives, rows, second_rank
 from hybridlm.compose import compose_config
 from hybridlm.config.duration import seconds_of
 from hybridlm.errors import UserError
-from hybridlm.notices import SIGNALLED, heeded, listening, requeue
+from hybridlm.notices import INTERRUPTED, SIGNALLED, heeded, listening, requeue
 from hybridlm.run_folder import RunFolder
 from hybridlm.train import run as run_module
 from hybridlm.train.run import run
-from hybridlm.train.stopping import INTERRUPTED, Stopped
+from hybridlm.train.stopping import Stopped
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
