@@ -23,7 +23,7 @@ from hybridlm.config.run import RunConfig
 from hybridlm.config_files import ROOT_VARIABLE, groups, root
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.jobs import Begin, join, refused, run_hydra, sweep_job, train
-from hybridlm.launcher import end_with_parent, ending_together, folder_overrides, launch, refuse_sweep
+from hybridlm.launcher import ending_together, folder_overrides, launch, refuse_sweep
 from hybridlm.notices import listening
 from hybridlm.overlay import overlaid
 from hybridlm.resume import quoted, recorded, refuse_other_model, resumed, resumed_folder

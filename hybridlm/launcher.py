@@ -96,24 +96,14 @@ def is_child() -> bool:
     return launched is not None and launched.name == _BY_ITSELF
 
 
-def end_with_parent() -> None:
-    """Makes a process that the first one of its run has started end when that one does, however that was. (Not on Windows.)"""
-    if not is_child() or os.name != "posix":
-        return
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK_EVERY)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """Around a whole command: where it fails under srun the other processes of the step end, too. They may wait for this one, for as long
-    as they have time, and srun would let them. (Those of torchrun and of the run itself are watched.)"""
+    """Around a whole command: no process of a run is left waiting for another one that has ended.
+
+    One that the first of them has started ends when that one does, however that was, and is watched by it. torchrun watches its own. srun
+    would let the others wait: where the command fails it ends its step.
+    """
+    _end_with_parent()
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -142,6 +132,20 @@ def alone_with(processes: int) -> Launch:
 def told_to_child(first: Launch, rank: int) -> dict[str, str]:
     """The variable that makes a process which this one starts the ``rank``-th beside the ``first``."""
     return {_CHILD: json.dumps({"rank": rank, "processes": first.processes, "port": first.port, "parent": os.getpid()})}
+
+
+def _end_with_parent() -> None:
+    """Not on Windows, where a process does not hear of it."""
+    if not is_child() or os.name != "posix":
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _child(text: str) -> Launch:
