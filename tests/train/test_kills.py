@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 
 import pytest
-from run_ends import assert_same_end
+from run_ends import assert_same_end, session
 
 from hybridlm.compose import compose_config
 from hybridlm.config.run import RunConfig
@@ -206,17 +206,6 @@ class Lives:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(each, signal.SIGKILL)
         return left
-
-
-def session(leader: int) -> set[int]:
-    """The living processes of a session."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, _, number = path.read_text().rpartition(")")[2].split()[:4]
-            if int(number) == leader and state != "Z":
-                found.add(int(path.parent.name))
-    return found
 
 
 def recent(path: Path, since: float) -> bool:

@@ -245,7 +245,7 @@ def test_a_node_that_dies_is_no_loss(here, slurm, train):
 def test_a_notice_to_a_job_of_submitit_saves_before_it_is_queued_again(here, train):
     launcher = ["hydra/launcher=slurm", "hydra.launcher.partition=low", "hydra.launcher.gpus_per_node=null", "hydra.launcher.mem_gb=null"]
     launcher += ["hydra.launcher.cpus_per_task=1", "hydra.sweep.dir=sweep", "seed=1,2"]
-    command = f"{train('-m', *launcher, *LONG)} > sweep.log 2>&1"
+    command = f"exec {train('-m', *launcher, *LONG)} > sweep.log 2>&1"
     sweep = subprocess.Popen(["bash", "-c", command], cwd=here.folder, env=here.environment)
     try:
         deadline = time.monotonic() + 120
