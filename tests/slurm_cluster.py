@@ -104,16 +104,16 @@ class Cluster:
             assert time.monotonic() < deadline, f"{self.facts(job)}\n{self.log(job)[-4000:]}"
             time.sleep(0.1)
 
-    def ended(self, job: str, seconds: float = 180) -> dict[str, str]:
-        """Waits for the end of a job, which is pushed on where it waits for its turn after a requeue."""
+    def ended(self, job: str, seconds: float = 180, restarts: int = 0) -> dict[str, str]:
+        """Waits for the end of a job that has been started again ``restarts`` times, and pushes it on where it waits for its turn."""
         still = 0
 
         def over() -> bool:
             nonlocal still
             state = self.push(job)
             going = state in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED")
-            still = 0 if going else still + 1
-            return still > 20  # two seconds: a job that is queued again seems to have failed for a moment
+            still = 0 if going or int(self.facts(job)["Restarts"]) < restarts else still + 1
+            return still > 5  # a job that is queued again seems to have failed for a moment
 
         self.wait(over, job, seconds)
         return self.facts(job)

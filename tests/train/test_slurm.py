@@ -129,8 +129,7 @@ def test_a_notice_saves_queues_again_and_the_end_is_that_of_an_unbroken_run(here
     job = here.submit(f"srun {train(*settings, 'hydra.run.dir=a')}", *NODES[nodes])
     here.wait(lambda: logged(here.folder / "a") >= 3, job)
     here.run("scancel", "--signal=USR1", job)
-    assert here.ended(job)["JobState"] == "COMPLETED", here.log(job)[-3000:]
-    assert here.facts(job)["Restarts"] == "1"
+    assert here.ended(job, restarts=1)["JobState"] == "COMPLETED", here.log(job)[-3000:]
     assert f"job {job} is queued again" in here.log(job)
     whole = here.submit(f"srun {train(*settings, 'hydra.run.dir=b')}", *NODES[nodes])
     assert here.ended(whole)["JobState"] == "COMPLETED", here.log(whole)[-3000:]
@@ -157,29 +156,35 @@ def test_a_preempted_job_is_saved_and_goes_on(here, train, nodes):
     here.wait(lambda: saved(here.folder / "a"), job, 60)
     stopped_at = saved(here.folder / "a")
     assert here.ended(other)["JobState"] == "COMPLETED"
-    assert here.ended(job)["JobState"] == "COMPLETED", here.log(job)[-3000:]
+    assert here.ended(job, restarts=1)["JobState"] == "COMPLETED", here.log(job)[-3000:]
     assert f"resuming after step {stopped_at}" in here.log(job)
     assert [row["step"] for row in rows(RunFolder(here.folder / "a"))] == list(range(1, STEPS + 1))
 
 
 @both
-@pytest.mark.parametrize("how", ["USR1", "requeue"])
-def test_a_job_that_ends_before_its_first_checkpoint_begins_anew(here, train, nodes, how):
-    """By a notice while it still starts, and by a requeue some steps later."""
-    command = train("trainer.requeue=true", "ckpt=auto", "hydra.run.dir=a", *LONG)
+def test_a_notice_while_a_job_starts_queues_it_again(here, train, nodes):
+    command = train("trainer.requeue=true", "ckpt=auto", "hydra.run.dir=a")
     (here.folder / "task.sh").write_text(f"touch begun.$SLURM_PROCID\nexec {command}\n")
     job = here.submit("srun bash task.sh", *NODES[nodes])
-    if how == "USR1":
-        here.wait(lambda: all((here.folder / f"begun.{rank}").exists() for rank in (0, 1)), job)
-        time.sleep(2)  # within the imports
-        here.run("scancel", "--signal=USR1", job)
-    else:
-        here.wait(lambda: logged(here.folder / "a") >= 3, job)
-        here.run("scancel", "--signal=STOP", job)  # so that it cannot save
-        here.run("scontrol", "requeue", job)
-    facts = here.ended(job)
-    assert facts["JobState"] == "COMPLETED", here.log(job)[-3000:]
-    assert facts["Restarts"] == "1"
+    here.wait(lambda: all((here.folder / f"begun.{rank}").exists() for rank in (0, 1)), job)
+    time.sleep(2)  # within the imports
+    here.run("scancel", "--signal=USR1", job)
+    assert here.ended(job, restarts=1)["JobState"] == "COMPLETED", here.log(job)[-3000:]
+    assert f"job {job} is queued again" in here.log(job)
+    assert "138" not in here.log(job)
+    assert_one_run(here.folder / "a", here.log(job))
+
+
+@both
+def test_a_job_that_was_killed_before_its_first_checkpoint_begins_anew(here, train, nodes):
+    script = f"srun {train('ckpt=auto', 'hydra.run.dir=a', *LONG)}"
+    job = here.submit(script, *NODES[nodes])
+    here.wait(lambda: logged(here.folder / "a") >= 3, job)
+    here.run("scancel", "--signal=KILL", job)
+    assert here.ended(job)["JobState"] == "FAILED", here.log(job)[-3000:]
+    assert not saved(here.folder / "a")
+    again = here.submit(script, *NODES[nodes])
+    assert here.ended(again)["JobState"] == "COMPLETED", here.log(again)[-3000:]
     assert [row["step"] for row in rows(RunFolder(here.folder / "a"))] == list(range(1, STEPS + 1))
 
 
@@ -188,8 +193,7 @@ def test_a_notice_to_the_script_reaches_python_that_took_its_place(here, train):
     job = here.submit(f"exec {train(*LONG, 'trainer.requeue=true', 'ckpt=auto', 'hydra.run.dir=a')}")
     here.wait(lambda: logged(here.folder / "a") >= 3, job)
     here.run("scancel", "--batch", "--signal=USR1", job)
-    assert here.ended(job)["JobState"] == "COMPLETED", here.log(job)[-3000:]
-    assert here.facts(job)["Restarts"] == "1"
+    assert here.ended(job, restarts=1)["JobState"] == "COMPLETED", here.log(job)[-3000:]
 
 
 @both
@@ -197,8 +201,7 @@ def test_a_finished_job_that_is_queued_again_is_done(here, train, nodes):
     job = here.submit(f"srun {train('ckpt=auto', 'hydra.run.dir=a')}", *NODES[nodes])
     assert here.ended(job)["JobState"] == "COMPLETED", here.log(job)[-3000:]
     here.run("scontrol", "requeue", job)
-    assert here.ended(job)["JobState"] == "COMPLETED", here.log(job)[-3000:]
-    assert here.facts(job)["Restarts"] == "1"
+    assert here.ended(job, restarts=1)["JobState"] == "COMPLETED", here.log(job)[-3000:]
 
 
 @both
@@ -237,7 +240,7 @@ def test_a_node_that_dies_is_no_loss(here, slurm, train):
         here.wait(lambda: here.facts(job)["Restarts"] == "1", job, 180)
     finally:
         start_node(slurm, "n2")
-    assert here.ended(job, 240)["JobState"] == "COMPLETED", here.log(job)[-3000:]
+    assert here.ended(job, 240, restarts=1)["JobState"] == "COMPLETED", here.log(job)[-3000:]
     assert [row["step"] for row in rows(RunFolder(here.folder / "a"))] == list(range(1, STEPS + 1))
 
 
