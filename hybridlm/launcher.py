@@ -25,7 +25,7 @@ from hybridlm.notices import INTERRUPTED, SIGNALLED
 
 LOOPBACK = "127.0.0.1"
 _BY_ITSELF = "trainer.devices"  # the name of a launch by the first process
-_LOOK_EVERY = 0.2  # seconds
+_LOOK_EVERY, _FAREWELL = 0.2, 3.0  # seconds
 _CHILD = "HYBRIDLM_RANK"  # what the first process of a run tells those that it starts
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # torch's variables: each process has all of them
 _NODE = ("NODE_RANK", "GROUP_RANK")
@@ -109,13 +109,17 @@ def ending_together() -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code in (None, 0, SIGNALLED, INTERRUPTED):
             raise
-        with suppress(UserError, OSError):
-            if (launched := launch()) is not None and launched.name == "srun":
-                if not isinstance(error, SystemExit):
-                    traceback.print_exc()
-                sys.stdout.flush()
-                subprocess.run(["scancel", "--signal=KILL", str(launched.id)], check=False)
-        raise
+        launched = None
+        with suppress(UserError):
+            launched = launch()
+        if launched is None or launched.name != "srun" or shutil.which("scancel") is None:
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        time.sleep(_FAREWELL)  # most have heard of it, and end with a line of their own
+        subprocess.Popen(["scancel", "--signal=KILL", str(launched.id)])
+        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
 
 
 def local_rank() -> int:
