@@ -23,8 +23,8 @@ from hybridlm.config.run import RunConfig
 from hybridlm.config_files import ROOT_VARIABLE, groups, root
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.jobs import Begin, join, refused, run_hydra, sweep_job, train
-from hybridlm.launcher import end_with_parent, folder_overrides, launch, refuse_sweep
-from hybridlm.notices import heeded, listen
+from hybridlm.launcher import ending_together, folder_overrides, launch, refuse_sweep
+from hybridlm.notices import heeded, listening
 from hybridlm.overlay import overlaid
 from hybridlm.resume import quoted, recorded, refuse_other_model, resumed, resumed_folder
 from hybridlm.run_folder import RunFolder
@@ -40,9 +40,7 @@ def main(argv: list[str] | None = None, verb: tuple[str, ...] = ()) -> None:
 
     Exits with code 2 and a line per problem where the input is wrong; returns when the run is done. What training raises passes.
     """
-    with reported("goes on"):
-        listen()
-        end_with_parent()
+    with ending_together(), reported("goes on"), listening():
         word, words = inherited(), sys.argv[1:] if argv is None else argv
         if word is not None:
             join(word, verb, Alone())

@@ -10,17 +10,22 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from hybridlm.command_line import value_of
 from hybridlm.errors import ConfigError, UserError
+from hybridlm.notices import INTERRUPTED, SIGNALLED
 
 LOOPBACK = "127.0.0.1"
 _BY_ITSELF = "trainer.devices"  # the name of a launch by the first process
-_LOOK_EVERY = 0.2  # seconds
+_LOOK_EVERY, _FAREWELL = 0.2, 3.0  # seconds
 _CHILD = "HYBRIDLM_RANK"  # what the first process of a run tells those that it starts
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # torch's variables: each process has all of them
 _NODE = ("NODE_RANK", "GROUP_RANK")
@@ -91,18 +96,30 @@ def is_child() -> bool:
     return launched is not None and launched.name == _BY_ITSELF
 
 
-def end_with_parent() -> None:
-    """Makes a process that the first one of its run has started end when that one does, however that was. (Not on Windows.)"""
-    if not is_child() or os.name != "posix":
-        return
-    parent = os.getppid()
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Around a whole command: no process of a run is left waiting for another one that has ended.
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK_EVERY)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    One that the first of them has started ends when that one does, however that was, and is watched by it. torchrun watches its own. srun
+    would let the others wait: where the command fails it ends its step.
+    """
+    _end_with_parent()
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code in (None, 0, SIGNALLED, INTERRUPTED):
+            raise
+        launched = None
+        with suppress(UserError):
+            launched = launch()
+        if launched is None or launched.name != "srun" or shutil.which("scancel") is None:
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        time.sleep(_FAREWELL)  # most have heard of it, and end with a line of their own
+        subprocess.Popen(["scancel", "--signal=KILL", str(launched.id)])
+        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
 
 
 def local_rank() -> int:
@@ -119,6 +136,20 @@ def alone_with(processes: int) -> Launch:
 def told_to_child(first: Launch, rank: int) -> dict[str, str]:
     """The variable that makes a process which this one starts the ``rank``-th beside the ``first``."""
     return {_CHILD: json.dumps({"rank": rank, "processes": first.processes, "port": first.port, "parent": os.getpid()})}
+
+
+def _end_with_parent() -> None:
+    """Not on Windows, where a process does not hear of it."""
+    if not is_child() or os.name != "posix":
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _child(text: str) -> Launch:

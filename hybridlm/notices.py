@@ -17,14 +17,16 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALLED = 143  # exit code: what a shell shows for a process that SIGTERM ended
+INTERRUPTED = 130  # one that Ctrl-C ended
 NOTICE: signal.Signals | None = getattr(signal, "SIGUSR1", None)  # Windows has none
 _early: list[int] = []  # what came before it was known whether the job is to have another turn
 
 
-def listen() -> None:
-    """At the start of a command that trains: a notice is kept for ``heeded``."""
-    if NOTICE is not None and _may_take(NOTICE):
-        signal.signal(NOTICE, _keep)
+@contextmanager
+def listening() -> Iterator[None]:
+    """Around a command that trains: a notice is kept for ``heeded``."""
+    with _handled(_keep):
+        yield
 
 
 @contextmanager
@@ -38,13 +40,21 @@ def heeded(again: bool, first: bool) -> Iterator[None]:
             requeue(lambda line: print(line, file=sys.stderr, flush=True))
         raise SystemExit(SIGNALLED)
 
-    if NOTICE is None or not _may_take(NOTICE):
-        yield
-        return
-    before = signal.signal(NOTICE, end)
-    try:
+    with _handled(end):
         if _early:
             end(_early.pop(), None)
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Where a handler can be set from here, and nobody but this module has one: a launcher such as submitit may."""
+    here = threading.current_thread() is threading.main_thread()
+    if NOTICE is None or not here or signal.getsignal(NOTICE) not in (signal.SIG_DFL, _keep):
+        yield
+        return
+    before = signal.signal(NOTICE, handler)
+    try:
         yield
     finally:
         signal.signal(NOTICE, before)
@@ -63,11 +73,6 @@ def requeue(say: Callable[[str], None]) -> None:
     except OSError as error:
         problem = str(error)
     say(f"job {job} is queued again" if problem is None else f"warning     scontrol requeue {job}: {problem}")
-
-
-def _may_take(number: signal.Signals) -> bool:
-    """Whether the signal would end this process, and a handler can be set from here. A launcher such as submitit may have its own."""
-    return threading.current_thread() is threading.main_thread() and signal.getsignal(number) in (signal.SIG_DFL, _keep)
 
 
 def _keep(number: int, frame: FrameType | None) -> None:

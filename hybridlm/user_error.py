@@ -15,10 +15,10 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 from hybridlm.errors import RunFailed, UserError, printable
+from hybridlm.notices import INTERRUPTED
 from hybridlm.streams import Lost, prepare_streams
 
 EXIT_CODE = 2
-INTERRUPTED = 130  # what a shell shows for a process that SIGINT ended
 TRACEBACK_VARIABLE = "HYBRIDLM_TRACEBACK"
 
 _WHERE = f" ({TRACEBACK_VARIABLE}=1 shows where)"

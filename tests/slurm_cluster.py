@@ -104,17 +104,26 @@ class Cluster:
             assert time.monotonic() < deadline, f"{self.facts(job)}\n{self.log(job)[-4000:]}"
             time.sleep(0.1)
 
-    def ended(self, job: str, seconds: float = 180) -> dict[str, str]:
-        """Waits for the end of a job, which is pushed on where it waits for its turn after a requeue."""
+    def ended(self, job: str, seconds: float = 180, restarts: int = 0) -> dict[str, str]:
+        """Waits for the end of a job that has been started again ``restarts`` times, and pushes it on where it waits for its turn."""
+        still = 0
 
         def over() -> bool:
-            facts = self.facts(job)
-            if facts.get("JobState") == "PENDING" and int(facts.get("Restarts", 0)):
-                self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-            return facts.get("JobState") not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
+            nonlocal still
+            state = self.push(job)
+            going = state in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED")
+            still = 0 if going or int(self.facts(job)["Restarts"]) < restarts else still + 1
+            return still > 5  # a job that is queued again seems to have failed for a moment
 
         self.wait(over, job, seconds)
         return self.facts(job)
+
+    def push(self, job: str) -> str | None:
+        """The state of a job; one that waits for its turn after a requeue gets it."""
+        facts = self.facts(job)
+        if facts.get("JobState") == "PENDING" and int(facts.get("Restarts", 0)):
+            self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        return facts.get("JobState")
 
 
 def free_ports(count: int) -> list[int]:
@@ -140,8 +149,9 @@ def cluster(folder: Path, environment: dict[str, str]) -> Iterator[Cluster]:
     made = Cluster(folder / "work", {**environment, "SLURM_CONF": str(config), "TMPDIR": str(folder / "run")})
     with contextlib.ExitStack() as stack:
         stack.callback(_end, made)
-        _start(made, "munged", [found("munged"), "--foreground", "--force", f"--key-file={folder}/munge.key", f"--socket={folder}/run/munge.sock",
-               f"--pid-file={folder}/run/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge.seed"])  # fmt: skip
+        munge = [f"--key-file={folder}/munge.key", f"--socket={folder}/run/munge.sock", f"--pid-file={folder}/run/munged.pid"]
+        munge += [f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge.seed"]
+        _start(made, "munged", [found("munged"), "--foreground", "--force", *munge])
         _start(made, "slurmctld", [found("slurmctld"), "-D", "-f", str(config)])
         for node in NODES:
             start_node(made, node)

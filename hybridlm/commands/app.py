@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from hybridlm.errors import UserError
-from hybridlm.user_error import INTERRUPTED, reported
+from hybridlm.notices import INTERRUPTED
+from hybridlm.user_error import reported
 
 app = typer.Typer(help="Train and use small hybrid language models.", add_completion=False, pretty_exceptions_enable=False)
 OVERRIDES = {"ignore_unknown_options": True}  # context of verbs that take overrides: they say themselves which option is wrong

@@ -26,7 +26,7 @@ class TrainerConfig(Section):
     time_limit: str | float | None = Field(
         None, description="of this start, as '1:30:00', 90m or 2h; at the step after it the run saves and ends, to be resumed; null: none"
     )
-    requeue: bool = Field(False, description="in a job of SLURM, when a signal stopped the run: have the job started again")
+    requeue: bool = Field(False, description="in a job of SLURM, when SIGUSR1 stopped the run: have the job started again")
     accumulate: Auto = Field("auto", description="micro-batches per step; auto: the fewest that fit the memory")
     checkpoint_blocks: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto",

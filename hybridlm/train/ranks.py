@@ -82,6 +82,17 @@ def ranks(machine: Machine) -> Launch:
     return launch() or alone_with(machine.devices)
 
 
+def refuse_taken_port(machine: Machine) -> None:
+    """UserError: the processes of a run on ``machine`` cannot meet where they are to. To be asked before anything is written."""
+    ours = ranks(machine)
+    if ours.processes == 1 or ours.rank != 0 or ours.port == 0 or ours.name == "torchrun":
+        return
+    try:
+        socket.create_server(("", ours.port)).close()
+    except OSError as error:
+        raise UserError(_no_meeting(ours, error)) from error
+
+
 @contextmanager
 def together(machine: Machine, verb: Sequence[str]) -> Iterator[None]:
     """In it all processes of a run are there and in one process group. ``verb``: the words between the program's name and the overrides.
@@ -126,10 +137,12 @@ def _store(ours: Launch) -> dist.TCPStore:
     try:
         return dist.TCPStore(ours.address, ours.port, None, True, timeout=timedelta(seconds=_PATIENCE), wait_for_workers=False)
     except RuntimeError as error:
-        if "EADDRINUSE" in str(error) or "in use" in str(error):
-            source = "MASTER_PORT" if "MASTER_PORT" in os.environ else "the port of this step of the job (MASTER_PORT names another)"
-            raise UserError(f"{source} = {ours.port}: another process has this port; name a free one, or unset MASTER_PORT") from error
-        raise UserError(f"{ours.address}:{ours.port}: the processes cannot meet here ({_first_line(error)})") from error
+        raise UserError(_no_meeting(ours, error)) from error
+
+
+def _no_meeting(ours: Launch, error: Exception) -> str:
+    source = "MASTER_PORT" if "MASTER_PORT" in os.environ else "the port of this step of the job"
+    return f"{source} = {ours.port}: the processes cannot meet there ({_first_line(error)}); MASTER_PORT names another port, a free one"
 
 
 def _meet(ours: Launch, machine: Machine, store: dist.TCPStore | None) -> None:

@@ -43,7 +43,7 @@ from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.loggers import Loggers, refuse_missing_package
 from hybridlm.train.metrics import MEASURED, MetricsCallback
 from hybridlm.train.planned import Start, planned
-from hybridlm.train.ranks import together
+from hybridlm.train.ranks import refuse_taken_port, together
 from hybridlm.train.resumed import Resumed, data_facts
 from hybridlm.train.samples import sampled, write_samples
 from hybridlm.train.stopping import Stopped, Stopping, signalled
@@ -147,6 +147,7 @@ def _refuse(config: RunConfig, machine: Machine, folder: RunFolder, resumed: Res
     elif rank_zero_only.rank == 0 and folder.is_run() and not (call.anew and not folder.resumable()):
         raise folder.taken()
     strategy(config.trainer.strategy, machine)
+    refuse_taken_port(machine)
     refuse_missing_package(config)
     refuse_missing_kernels(config.optim, machine.device)
     refuse_missing_compiler(config.trainer, machine.device)

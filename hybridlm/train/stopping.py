@@ -22,12 +22,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybridlm.config.duration import seconds_of
 from hybridlm.launcher import is_child, is_first_rank
-from hybridlm.notices import NOTICE, SIGNALLED, requeue
+from hybridlm.notices import INTERRUPTED, NOTICE, SIGNALLED, requeue
 
 if TYPE_CHECKING:
     from hybridlm.config.train import TrainerConfig
 
-INTERRUPTED = 130  # exit code: what a shell shows for a process that Ctrl-C ended
 TIME_LIMIT = "trainer.time_limit"
 # Where ranks differ the last one wins: a notice also asks for another turn.
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR2", "SIGUSR1")

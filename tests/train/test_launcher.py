@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hybridlm.compose import compose_config
+from hybridlm.compose import compose_config, main
 from hybridlm.errors import UserError
 from hybridlm.hardware.machine import resolve_machine
-from hybridlm.launcher import Launch, folder_overrides, is_first_rank, launch
+from hybridlm.launcher import Launch, alone_with, folder_overrides, is_child, is_first_rank, launch, local_rank, refuse_sweep, told_to_child
 from hybridlm.resume import requeued
 from hybridlm.run_folder import RunFolder
 
@@ -22,10 +24,30 @@ TORCHRUN = {
     "WORLD_SIZE": "4",
     "LOCAL_WORLD_SIZE": "2",
     "GROUP_WORLD_SIZE": "2",
+    "GROUP_RANK": "1",
     "RANK": "3",
     "LOCAL_RANK": "1",
+    "MASTER_ADDR": "head",
+    "MASTER_PORT": "29500",
 }
-SRUN = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_NUM_NODES": "3", "SLURM_PROCID": "0", "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "1"}
+SRUN = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_STEP_ID": "1",
+    "SLURM_STEP_NUM_TASKS": "6",
+    "SLURM_STEP_NUM_NODES": "3",
+    "SLURM_STEP_NODELIST": "gpu[03-04,7],m1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
+SCRIPT = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_NTASKS": "6",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}  # of a job, outside srun
+OTHERS = ["NODE_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE", "HYBRIDLM_RANK", "SLURM_NTASKS"]
 
 
 @pytest.fixture
@@ -33,7 +55,7 @@ def started(monkeypatch):
     """Pretends that a launcher has started this process."""
 
     def start(variables: dict[str, str]) -> None:
-        for name in (*TORCHRUN, *SRUN):
+        for name in (*TORCHRUN, *SRUN, *OTHERS):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -46,27 +68,118 @@ def test_what_a_launcher_says_of_its_processes(started):
     assert launch() is None
     assert is_first_rank()
     started(TORCHRUN)
-    assert launch() == Launch("torchrun", per_node=2, nodes=2, rank=3, id="abc")
-    assert not is_first_rank()
+    assert launch() == Launch("torchrun", 2, 2, rank=3, local_rank=1, node_rank=1, address="head", port=29500, id="abc")
+    assert (is_first_rank(), local_rank()) == (False, 1)
+    started({name: value for name, value in TORCHRUN.items() if "TORCHELASTIC" not in name and "GROUP" not in name})
+    assert launch() == Launch("RANK and WORLD_SIZE", 2, 2, rank=3, local_rank=1, node_rank=1, address="head", port=29500, id=None)
     started(SRUN)
-    assert launch() == Launch("srun", per_node=2, nodes=3, rank=0, id="77.1")
-    started({"SLURM_JOB_ID": "77", "SLURM_NTASKS": "6", "SLURM_PROCID": "0"})  # the script of a job, outside srun
-    assert launch() is None
-    started({**TORCHRUN, "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "1", "RANK": "0"})
-    assert launch() is None
-    started({**SRUN, "SLURM_STEP_NUM_TASKS": "7"})
-    with pytest.raises(UserError, match="srun started 7 processes on 3 nodes: legal is the same number on every node"):
+    first = launch()
+    assert first == Launch("srun", 2, 3, rank=0, local_rank=0, node_rank=0, address="gpu03", port=first.port, id="77.1")
+    started({**SRUN, "SLURM_STEP_ID": "2"})
+    assert launch().port != first.port, "two steps of a job run at once"
+    started({**SRUN, "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "2", "MASTER_ADDR": "head", "MASTER_PORT": "1234"})
+    assert launch() == Launch("srun", 2, 3, rank=5, local_rank=1, node_rank=2, address="head", port=1234, id="77.1")
+    started({**SRUN, "SLURM_STEP_NUM_NODES": "1"})
+    assert launch().address == "127.0.0.1"
+
+
+def test_what_stands_alone(started):
+    one = {
+        **TORCHRUN,
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+        "GROUP_WORLD_SIZE": "1",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "GROUP_RANK": "0",
+    }
+    step = {**SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}
+    for variables in (
+        SCRIPT,
+        one,
+        step,
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"MASTER_PORT": "29500", "MASTER_ADDR": "elsewhere"},
+        {"RANK": ""},
+    ):
+        started(variables)
+        assert launch() is None, variables
+        assert (is_first_rank(), local_rank()) == (True, 0)
+
+
+def test_the_variables_that_a_script_derives_from_those_of_srun_may_stay(started):
+    started({**SRUN, "RANK": "0", "WORLD_SIZE": "6", "LOCAL_RANK": "0", "NODE_RANK": "0"})
+    assert launch().name == "srun"
+    started({**SRUN, **TORCHRUN})  # torchrun in each task
+    assert launch().name == "torchrun"
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        (
+            {"RANK": "1"},
+            r"RANK = 1, but WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT are not set: .*; unset RANK$",
+        ),
+        ({"RANK": "0"}, r"RANK = 0, but WORLD_SIZE, .*; unset RANK$"),
+        ({"LOCAL_RANK": "1"}, r"LOCAL_RANK = 1, but RANK, WORLD_SIZE, .*; unset LOCAL_RANK$"),
+        ({"WORLD_SIZE": "2"}, r"WORLD_SIZE = 2, but RANK, .*; unset WORLD_SIZE$"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, r"RANK = 1, but LOCAL_RANK, .*; unset RANK, WORLD_SIZE$"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "1"}, r"LOCAL_RANK = 1, but .*; unset LOCAL_RANK$"),
+        ({"NODE_RANK": "1"}, r"NODE_RANK = 1, but RANK, .*; unset NODE_RANK$"),
+        ({**TORCHRUN, "RANK": "4"}, r"torchrun: rank 4 of 4 is out of range"),
+        ({**TORCHRUN, "LOCAL_RANK": "2"}, r"torchrun: local rank 2 of 2 is out of range"),
+        ({**TORCHRUN, "RANK": "-1"}, r"RANK = '-1': expected a number"),
+        ({**TORCHRUN, "WORLD_SIZE": "four"}, r"WORLD_SIZE = 'four': expected a number"),
+        ({**TORCHRUN, "MASTER_PORT": "70000"}, r"torchrun: port 70000 of 65536 is out of range"),
+        ({**TORCHRUN, "WORLD_SIZE": "5"}, r"torchrun started 5 processes on 2 nodes: legal is the same number on every node"),
+        ({"SLURM_PROCID": "1"}, r"SLURM_PROCID = 1, but SLURM_STEP_NUM_TASKS is not set: .*; unset SLURM_PROCID$"),
+        ({**SCRIPT, "SLURM_LOCALID": "1"}, r"SLURM_LOCALID = 1, but SLURM_STEP_NUM_TASKS is not set"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, r"SLURM_STEP_NUM_TASKS = 2, but SLURM_PROCID, .* are not set: .*; unset SLURM_STEP_NUM_TASKS$"),
+        ({**SRUN, "SLURM_PROCID": "6"}, r"srun: rank 6 of 6 is out of range"),
+        ({**SRUN, "SLURM_STEP_NUM_TASKS": "7"}, r"srun started 7 processes on 3 nodes: legal is the same number on every node"),
+        ({**SRUN, "RANK": "1"}, r"RANK = 1: srun started this process as rank 0 of 6; unset RANK$"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, r"OMPI_COMM_WORLD_SIZE = 2: each process of mpirun would train by itself"),
+        ({"HYBRIDLM_RANK": "1"}, r"HYBRIDLM_RANK = '1': is set by a run for its own processes; unset it"),
+        (
+            {"HYBRIDLM_RANK": '{"rank": 1, "processes": 2, "port": 5, "parent": 1}'},
+            r"HYBRIDLM_RANK: the process 1 that set it did not start",
+        ),
+    ],
+)
+def test_part_of_a_launchers_variables_is_refused_by_name(started, variables, says):
+    started(variables)
+    with pytest.raises(UserError, match=says) as caught:
         launch()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_child_knows_its_place(started):
+    first = replace(alone_with(3), port=5)
+    started(told_to_child(first, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hybridlm.launcher.os.getppid", lambda: os.getpid())
+        assert launch() == Launch("trainer.devices", 3, 1, rank=2, local_rank=2, node_rank=0, address="127.0.0.1", port=5, id=None)
+        assert is_child()
+
+
+def test_a_run_is_refused_before_anything_is_written(started, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    started({"LOCAL_RANK": "1"})
+    with pytest.raises(SystemExit) as ended:
+        main([*tiny, "hydra.run.dir=a"])
+    assert ended.value.code == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_all_processes_of_a_launch_share_a_folder(started):
     assert folder_overrides(None, []) == []
-    first, other = (Launch("torchrun", 2, 1, rank, "abc") for rank in (0, 1))
+    first, other = (Launch("torchrun", 2, 1, rank, rank, 0, "head", 29500, "abc") for rank in (0, 1))
     assert folder_overrides(first, ["seed=1"]) == ["hydra.run.dir=outputs/torchrun-abc"]
     assert folder_overrides(other, []) == ["hydra.run.dir=outputs/torchrun-abc", "hydra.output_subdir=null"]
     assert folder_overrides(other, ["hydra.run.dir=here"]) == ["hydra.output_subdir=null"]
     with pytest.raises(UserError, match=r"hydra\.run\.dir: name the run's folder"):
-        folder_overrides(Launch("torchrun", 2, 1, 0, None), [])
+        folder_overrides(replace(first, id=None), [])
 
 
 def test_the_global_batch_is_that_of_all_nodes(started, tiny):
@@ -115,13 +228,15 @@ def test_a_sweep_over_two_patterns_on_two_ranks_is_two_right_runs(tiny, tmp_path
     assert {path.name for path in (tmp_path / "two").iterdir() if path.is_dir()} == {"0", "1"}
 
 
-def test_a_sweep_of_slurm_jobs_needs_a_cluster(tiny, tmp_path, environment):
-    arguments = ["-m", *tiny, "seed=1,2", "hydra/launcher=slurm"]
-    done = subprocess.run([sys.executable, str(TRAIN), *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        "config error: hydra/launcher=slurm: there is no srun on this machine; start the sweep from a cluster's login node"
-    ]
+def test_a_sweep_of_slurm_jobs_needs_a_cluster(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        UserError, match="hydra/launcher=slurm: there is no srun on this machine; start the sweep from a cluster's login node"
+    ):
+        refuse_sweep(None, ["seed=1,2", "hydra/launcher=slurm"])
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    refuse_sweep(None, ["seed=1,2", "hydra/launcher=slurm"])
 
 
 def test_a_job_that_is_queued_again_is_known(tmp_path, monkeypatch):

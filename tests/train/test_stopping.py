@@ -12,16 +12,16 @@ from pathlib import Path
 
 import lightning
 import pytest
-from lightning.fabric.plugins.environments import LightningEnvironment
 from run_ends import assert_same_end, lives, rows, second_rank
 
 from hybridlm.compose import compose_config
 from hybridlm.config.duration import seconds_of
 from hybridlm.errors import UserError
+from hybridlm.notices import INTERRUPTED, SIGNALLED, heeded, listening, requeue
 from hybridlm.run_folder import RunFolder
 from hybridlm.train import run as run_module
 from hybridlm.train.run import run
-from hybridlm.train.stopping import SIGNALLED, Stopped, requeue, slurm_plugins
+from hybridlm.train.stopping import Stopped
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -59,15 +59,18 @@ def kill(number: signal.Signals):
 
 
 # Micro-batch 5 is within the accumulation window of step 3, behind which no validation is due; 7 in that of step 4, which has one.
-@pytest.mark.parametrize(("number", "micro_batch", "step"), [(signal.SIGTERM, 5, 3), (signal.SIGUSR1, 7, 4)])
-def test_a_signal_stops_at_the_end_of_the_step_and_a_resume_is_exact(tiny, tmp_path, during, capsys, number, micro_batch, step):
+@pytest.mark.parametrize(
+    ("number", "micro_batch", "step", "code"),
+    [(signal.SIGTERM, 5, 3, SIGNALLED), (signal.SIGUSR1, 7, 4, SIGNALLED), (signal.SIGINT, 5, 3, INTERRUPTED)],
+)
+def test_a_signal_stops_at_the_end_of_the_step_and_a_resume_is_exact(tiny, tmp_path, during, capsys, number, micro_batch, step, code):
     config = compose_config([*tiny, "trainer.accumulate=2", "trainer.log_every=1", "trainer.ckpt_every=100"])
     whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
     run(config, whole, None)
     during(micro_batch, kill(number))
     with pytest.raises(Stopped) as stopped:
         run(config, broken, None)
-    assert stopped.value.code == SIGNALLED
+    assert stopped.value.code == code
     assert (
         f"stopped by {number.name} at step {step}; go on from the last checkpoint with python train.py ckpt=last" in capsys.readouterr().out
     )
@@ -123,20 +126,6 @@ def test_what_is_no_duration_is_refused_in_one_line(tiny, text):
     assert "\n" not in str(caught.value)
 
 
-def test_lightning_does_not_handle_signals_under_slurm(monkeypatch):
-    assert slurm_plugins(1) == slurm_plugins(2) == []
-    monkeypatch.setenv("SLURM_NTASKS", "1")
-    monkeypatch.setenv("SLURM_JOB_NAME", "train")
-    (plugin,) = slurm_plugins(1)
-    assert plugin.auto_requeue is False
-    (plugin,) = slurm_plugins(2)  # a job of one task, in which Lightning starts the second process itself
-    assert isinstance(plugin, LightningEnvironment)
-    for name, value in {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}.items():
-        monkeypatch.setenv(name, value)
-    (plugin,) = slurm_plugins(2)
-    assert plugin.auto_requeue is False
-
-
 @pytest.mark.parametrize(
     ("environment", "script", "called", "says"),
     [
@@ -167,17 +156,88 @@ def test_requeue(tmp_path, monkeypatch, environment, script, called, says):
     assert (written.read_text().strip() if written.exists() else None) == called
 
 
-@pytest.mark.parametrize(("settings", "calls"), [(["trainer.requeue=true"], True), ([], False)])
-def test_a_stopped_job_is_queued_again_where_that_is_wanted(tiny, tmp_path, monkeypatch, during, settings, calls):
+@pytest.fixture
+def queued(tmp_path, monkeypatch):
+    """In a job of SLURM whose scontrol only takes notes: they are what this returns."""
     scontrol = tmp_path / "scontrol"
-    scontrol.write_text(f"#!/bin/sh\necho $@ > {tmp_path}/called\n")
+    scontrol.write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/called\n")
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    during(1, kill(signal.SIGUSR1))
+    for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return lambda: (tmp_path / "called").read_text().splitlines() if (tmp_path / "called").exists() else []
+
+
+@pytest.mark.parametrize(
+    ("settings", "number", "calls"),
+    [
+        (["trainer.requeue=true"], signal.SIGUSR1, ["requeue 77"]),
+        ([], signal.SIGUSR1, []),
+        (["trainer.requeue=true"], signal.SIGTERM, []),  # cancelled, or preempted, which SLURM queues again by itself
+    ],
+)
+def test_a_job_is_queued_again_after_a_notice_where_that_is_wanted(tiny, tmp_path, queued, during, settings, number, calls):
+    during(1, kill(number))
     with pytest.raises(Stopped):
         run(compose_config([*tiny, *settings]), RunFolder(tmp_path / "a"), None)
-    assert (tmp_path / "called").exists() == calls
+    assert queued() == calls
+
+
+def test_signals_that_come_together_are_one(tiny, tmp_path, queued, during):
+    """As SLURM sends them when it preempts a job, and torchrun when someone presses Ctrl-C; under SLURM a later SIGTERM is one more."""
+
+    def several() -> None:
+        for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        time.sleep(1.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    during(1, several)
+    with pytest.raises(Stopped) as stopped:
+        run(compose_config([*tiny, "trainer.requeue=true"]), RunFolder(tmp_path / "a"), None)
+    assert (stopped.value.reason, stopped.value.code) == ("SIGTERM", SIGNALLED)
+    assert RunFolder(tmp_path / "a").step_checkpoint(2).exists()
+    assert queued() == []
+
+
+def test_who_waits_for_a_signal_hears_of_it_once_the_run_is_saved(tiny, tmp_path, during, capsys):
+    """submitit queues its job again and ends the process."""
+    folder, seen = RunFolder(tmp_path / "a"), []
+
+    def requeues(number: int, frame: object) -> None:
+        seen.append((number, folder.step_checkpoint(2).exists()))
+        raise SystemExit(-1)
+
+    before = signal.signal(signal.SIGUSR2, requeues)
+    try:
+        during(1, kill(signal.SIGUSR2))
+        with pytest.raises(SystemExit) as ended:
+            run(compose_config(tiny), folder, None)
+        assert signal.getsignal(signal.SIGUSR2) is requeues
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert (seen, ended.value.code) == ([(signal.SIGUSR2, True)], -1)
+    assert "at step 2; go on from the last checkpoint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("again", "first", "calls"), [(True, True, ["requeue 77"]), (True, False, []), (False, True, [])])
+@pytest.mark.parametrize("early", [True, False], ids=["before_the_configuration_is_read", "before_training"])
+def test_a_notice_before_training_ends_the_run(queued, capsys, again, first, calls, early):
+    def take() -> None:
+        with listening():
+            if early:
+                kill(signal.SIGUSR1)()
+            with heeded(again, first):
+                kill(signal.SIGUSR1)()
+                pytest.fail("goes on")
+
+    with pytest.raises(SystemExit) as ended:
+        take()
+    assert ended.value.code == SIGNALLED
+    assert queued() == calls
+    assert "stopped by SIGUSR1, with nothing to save" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
 
 def started(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.Popen:
