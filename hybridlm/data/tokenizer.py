@@ -21,7 +21,8 @@ from tokenizers import Tokenizer as LibraryTokenizer
 
 from hybridlm.data.reading.documents import encodable
 from hybridlm.data.tokenizer_bytes import MARK, byte_letters, byte_strings, check, is_byte_level, parts
-from hybridlm.data.tokenizer_files import EOS, LEGAL, read, saved_eos
+from hybridlm.data.tokenizer_files import EOS, read, saved_eos
+from hybridlm.data.tokenizer_library import LEGAL, failures, library_of, read_facts, reading
 from hybridlm.data.tokenizer_pieces import ACROSS_CUT, FOREIGN_CUT, PIECE_CHARS, SAFE_CUT, SPLIT_PATTERN, batches, cut
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.files.home import expanded
@@ -99,7 +100,8 @@ class Tokenizer:
         """The ids (uint32) of each text in turn; memory is bounded by the longest text's ids, not by the corpus."""
         held: list[np.ndarray] = []
         for pieces, ends in batches(texts, self._split):
-            encoded = self._library.encode_batch_fast(pieces, add_special_tokens=False)
+            with failures():
+                encoded = self._library.encode_batch_fast(pieces, add_special_tokens=False)
             for piece, encoding, end in zip(pieces, encoded, ends, strict=True):
                 ids = self._mark if self._mark and piece == MARK else encoding.ids
                 held.append(np.frombuffer(array("I", ids), dtype=np.uint32))  # in a third of the time that np.array takes
@@ -132,20 +134,13 @@ class Tokenizer:
     def load(cls, path: str | Path) -> Tokenizer:
         """Read a file of ``save``. It is JSON: no code runs.
 
-        ConfigError: it is missing, damaged, or does not keep texts as they are (which ``load_tokenizer`` may put right).
+        UserError: it is missing, damaged, or does not keep texts as they are (which ``load_tokenizer`` may put right).
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"tokenizer {path} cannot be read: {error}") from None
         from hybridlm.data.tokenizer_symbols import SymbolTokenizer, of_symbols  # which is a Tokenizer itself
 
-        try:
-            return SymbolTokenizer(LibraryTokenizer.from_str(text)) if of_symbols(text) else cls(LibraryTokenizer.from_str(text))
-        except Exception as error:  # the library raises plain Exception for anything it cannot parse
-            raise UserError(
-                f"tokenizer {path} cannot be used ({error}); legal is the tokenizer.json of prepared data or of a run"
-            ) from None
+        facts = read_facts(Path(path))
+        with reading(Path(path), "the tokenizer.json of prepared data or of a run"):
+            return (SymbolTokenizer if of_symbols(facts) else cls)(library_of(facts, Path(path)))
 
     def _encode_alone(self, text: str) -> list[int]:
         """``encode`` without the library's threads, which a process that forks later must not have started."""
@@ -197,13 +192,8 @@ def load_tokenizer(path: str | Path, special_tokens: Sequence[str] = ()) -> Toke
     end-of-document token, does not keep every text, or has one of ``special_tokens`` as a token of text.
     """
     _check_names(special_tokens)
-    try:
+    with reading(Path(path), LEGAL):
         tokenizer = Tokenizer(read(expanded(path), special_tokens))
-    except UserError:
-        raise
-    except Exception as error:  # as in Tokenizer.load
-        reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise UserError(f"tokenizer {path} cannot be used ({reason}); legal is {LEGAL}") from None
     for name in special_tokens:
         if tokenizer.special_id(name) is None:
             raise _wrong_name(name, f"is an ordinary token of {path}")

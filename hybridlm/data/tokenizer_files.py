@@ -6,20 +6,20 @@ Whatever a file asks for that is not the text (a blank before it, special tokens
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, models, processors
+from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from hybridlm.data.tokenizer_bytes import byte_letters, check_largest, parts
-from hybridlm.errors import UserError
+from hybridlm.data.tokenizer_library import LEGAL, MAX_BYTES, library_of, read_facts
+from hybridlm.errors import UserError, printable
+from hybridlm.files.plain import Unreadable, read_text
 
 EOS = "<|endoftext|>"
-LEGAL = "a byte-level BPE, or a SentencePiece BPE or Unigram with byte fallback: a tokenizer.json, a folder with one, or a .tiktoken file"
 _EOS_NAMES = (EOS, "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>")
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -61,20 +61,12 @@ def read(path: Path, special_tokens: Sequence[str] = ()) -> LibraryTokenizer:
     elif path.suffix == ".model":
         raise UserError(_conversion(path.parent, "SentencePiece's own format is not read"))
     else:
-        facts, eos = _read_json(path), None
+        facts, eos = read_facts(path), None
     return _build(facts, eos, special_tokens, path)
 
 
-def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    if optional and not path.is_file():
-        return {}
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(facts, dict):
-            raise ValueError("it is not a JSON object")
-    except (OSError, ValueError) as error:
-        raise UserError(f"tokenizer {path} cannot be read: {error}; legal is {LEGAL}") from None
-    return facts
+def _optional(path: Path) -> dict[str, Any]:
+    return read_facts(path) if path.is_file() else {}
 
 
 def _conversion(folder: Path, reason: str) -> str:
@@ -84,15 +76,15 @@ def _conversion(folder: Path, reason: str) -> str:
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], str | None]:
     """What a tokenizer.json of it says or would say, and its end-of-document token where something names it."""
-    config = _read_json(folder / "tokenizer_config.json", optional=True)
+    config = _optional(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
-        facts = _read_json(folder / "tokenizer.json")
+        facts = read_facts(folder / "tokenizer.json")
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         kind = str(config.get("tokenizer_class") or "GPT2Tokenizer").removesuffix("Fast")
         if kind not in _GPT2_CLASSES:
             raise UserError(_conversion(folder, f"vocab.json and merges.txt do not say how {kind} splits text"))
-        vocab, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-        specials = _read_json(folder / "added_tokens.json", optional=True)
+        vocab, merges = read_facts(folder / "vocab.json"), _merges(folder / "merges.txt")
+        specials = _optional(folder / "added_tokens.json")
         specials |= {token["content"]: int(number) for number, token in config.get("added_tokens_decoder", {}).items()}
         facts = _byte_level(vocab, merges, specials, None)
     elif any(folder.glob("*.model")):
@@ -102,11 +94,20 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], str | None]:
     return facts, _folder_eos(folder, _names(facts))
 
 
+def _merges(path: Path) -> list[list[str]]:
+    """The pairs of a merges.txt."""
+    try:
+        lines = read_text(path, MAX_BYTES).split("\n")
+    except Unreadable as error:
+        raise UserError(f"tokenizer {path}: {error}; legal is {LEGAL}") from None
+    return [line.rstrip("\r").split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+
+
 def _folder_eos(folder: Path, names: Mapping[str, int]) -> str | None:
     """The end-of-document token that the configuration files of a Hugging Face folder name, None if none does."""
     by_id = {token: name for name, token in names.items()}
     for file in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
-        config = _read_json(folder / file, optional=True)
+        config = _optional(folder / file)
         eos, number = config.get("eos_token"), config.get("eos_token_id")
         eos = eos.get("content") if isinstance(eos, dict) else eos
         number = number[0] if isinstance(number, list) and number else number
@@ -132,7 +133,9 @@ def _build(facts: dict[str, Any], eos: str | None, special_tokens: Sequence[str]
     added = facts["added_tokens"] = facts.get("added_tokens") or []
     if eos is None:
         own = ", ".join([token["content"] for token in added if token["special"]][:20]) or "none"
-        raise UserError(f"tokenizer {path}: no end-of-document token; legal is one of {', '.join(_EOS_NAMES)}; its special ones: {own}")
+        raise UserError(
+            f"tokenizer {path}: no end-of-document token; legal is one of {', '.join(_EOS_NAMES)}; its special ones: {printable(own)[:500]}"
+        )
     _keep_text_only(facts)
     largest = max(names.values(), default=-1)
     check_largest(largest)
@@ -142,12 +145,12 @@ def _build(facts: dict[str, Any], eos: str | None, special_tokens: Sequence[str]
         token.update({"lstrip": False, "rstrip": False})  # they would swallow blanks of the text
         if token["content"] == eos:
             token.update({"special": True, "normalized": False})
-    library = LibraryTokenizer.from_str(json.dumps(facts))
+    library = library_of(facts, path)
     moved = {token["content"]: token["id"] for token in added if library.token_to_id(token["content"]) != token["id"]}
     if moved and isinstance(facts["model"]["vocab"], dict):
         # The library numbers added tokens one after the other, but for those that its model knows.
         facts["model"]["vocab"] |= moved
-        library = LibraryTokenizer.from_str(json.dumps(facts))
+        library = library_of(facts, path)
     if wrong := [content for content, token in moved.items() if library.token_to_id(content) != token]:
         raise ValueError(f"the library gives its token {wrong[0]!r} another id than {moved[wrong[0]]}")
     if eos not in {token["content"] for token in added}:
@@ -196,12 +199,12 @@ def _read_tiktoken(path: Path) -> dict[str, Any]:
     pattern, specials = ENCODINGS[path.stem]
     ranks: dict[bytes, int] = {}
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_text(path, MAX_BYTES).splitlines()
         for line in lines:
             content, rank = line.split()
             ranks[base64.b64decode(content, validate=True)] = int(rank)
-    except OSError as error:
-        raise UserError(f"tokenizer {path} cannot be read: {error}; legal is {LEGAL}") from None
+    except Unreadable as error:
+        raise UserError(f"tokenizer {path}: {error}; legal is {LEGAL}") from None
     except ValueError:
         raise UserError(f"tokenizer {path}: {line[:40]!r} is no line of it; legal is a token in base64, a blank and its rank") from None
     if len(lines) != len(set(ranks.values()) - set(specials.values())) or min(ranks.values(), default=-1) < 0:

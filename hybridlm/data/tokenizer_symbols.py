@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, models, pre_tokenizers
@@ -54,7 +54,7 @@ def symbol_tokenizer(words: Sequence[str]) -> SymbolTokenizer:
     return SymbolTokenizer(library)
 
 
-def of_symbols(text: str) -> bool:
-    """Whether the JSON of a tokenizer is one of ``symbol_tokenizer``. ValueError: it is no JSON."""
-    facts = json.loads(text)
-    return isinstance(facts, dict) and (facts.get("model") or {}).get("type") == "WordLevel"
+def of_symbols(facts: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json is one of ``symbol_tokenizer``."""
+    model = facts.get("model")
+    return isinstance(model, dict) and model.get("type") == "WordLevel"

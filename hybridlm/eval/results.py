@@ -7,10 +7,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import ConfigDict, Field
+
+from hybridlm.config.problems import recorded
+from hybridlm.config.section import Section
 from hybridlm.errors import UserError
 from hybridlm.files.durable import replaced
+from hybridlm.files.plain import Unreadable, read_json
 
 FORMAT_VERSION = 1
 
@@ -35,21 +40,42 @@ class Record:
         return json.dumps([self.what, self.checkpoint, self.step, self.ema, self.settings], sort_keys=True)
 
 
+class RecordFacts(Section):
+    """A ``Record`` in the file."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    what: str
+    checkpoint: str
+    step: int = Field(ge=0)
+    ema: bool
+    settings: dict[str, object]
+    metrics: dict[str, float]
+    curve: list[dict[str, float]] = []
+    when: str
+
+
+class EvalFacts(Section):
+    format_version: Literal[1]
+    results: list[RecordFacts]
+
+
 def read_records(path: Path) -> list[Record]:
-    """What ``add_records`` wrote, none if there is no file. ConfigError: the file is not one of ours."""
-    try:
-        content = json.loads(path.read_bytes())
-        if content["format_version"] != FORMAT_VERSION:
-            raise UserError(f"{path}: format version {content['format_version']}, this program reads {FORMAT_VERSION}; move it away")
-        return [Record(**record) for record in content["results"]]
-    except FileNotFoundError:
+    """What ``add_records`` wrote, none if there is no file. UserError: the file is not one of ours."""
+    if not path.exists():
         return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as results of an evaluation ({type(error).__name__}: {error}); move it away") from None
+    try:
+        content = read_json(path)
+    except Unreadable as error:
+        raise UserError(f"{path}: {error}; move it away") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version != FORMAT_VERSION:
+        raise UserError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}; move it away")
+    return [Record(**record.model_dump()) for record in recorded(EvalFacts, content, path).results]
 
 
 def add_records(path: Path, new: Sequence[Record]) -> None:
-    """Adds to the file; a record of the same key is replaced. ConfigError: see ``read_records``, or it cannot be written."""
+    """Adds to the file; a record of the same key is replaced. UserError: see ``read_records``, or it cannot be written."""
     merged = {record.key: asdict(record) for record in read_records(path)}
     for record in new:
         merged.pop(record.key, None)  # the newest stand last

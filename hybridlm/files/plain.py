@@ -24,6 +24,10 @@ class Unreadable(ValueError):
     """Why a file or a text is not read, in a few words, without its name."""
 
 
+class Malformed(Unreadable):
+    """It is no JSON, or no YAML, as one that was cut short is none."""
+
+
 def open_regular(path: Path) -> BinaryIO:
     """A regular file, open to be read; no pipe, which would wait for ever, and no device, which may have no end. Raises Unreadable."""
     try:
@@ -72,7 +76,7 @@ def parse_json(text: str | bytes) -> object:
     except Unreadable:
         raise
     except ValueError as error:  # UnicodeDecodeError too
-        raise Unreadable(f"not JSON ({_short(error)})") from None
+        raise Malformed(f"not JSON ({_short(error)})") from None
     level: list[object] = [value]
     for _ in range(MAX_DEPTH + 1):
         level = [item for one in level if isinstance(one, dict | list) for item in (one.values() if isinstance(one, dict) else one)]
@@ -89,7 +93,7 @@ def parse_yaml(text: str) -> object:
     except Unreadable:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Unreadable(f"not YAML ({_short(error)})") from None
+        raise Malformed(f"not YAML ({_short(error)})") from None
 
 
 def _refuse_structure(text: str) -> None:

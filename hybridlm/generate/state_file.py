@@ -89,14 +89,14 @@ def load_state(path: Path, model: HybridLM) -> tuple[State, str]:
     if facts.model != fingerprint(model):
         raise UserError(f"{path}: a state of another model; a state fits the weights that made it and no others")
     try:
-        tokens, logits = tensors.pop(_TOKENS).tolist(), tensors.pop(_LOGITS, None)
+        tokens, logits = tensors.pop(_TOKENS), tensors.pop(_LOGITS, None)
         _refuse_rows(facts.rows, tokens, logits, model)
         room = _room(facts, logits is None, model)
         _refuse_misfits(tensors, facts.rows, logits is None, model.new_cache(len(facts.rows), room, device="meta"))
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: not a state of this model ({error})") from None
     ends = list(accumulate(facts.rows, initial=0))
-    ids = [tokens[first:last] for first, last in pairwise(ends)]
+    ids = [tokens[first:last].tolist() for first, last in pairwise(ends)]
     cache = model.new_cache(len(ids), room)
     empty = cache.state_dict()
     for name, tensor in tensors.items():
@@ -109,9 +109,9 @@ def load_state(path: Path, model: HybridLM) -> tuple[State, str]:
     return State(ids, cache, None if logits is None else logits.to(device), room), facts.note
 
 
-def _refuse_rows(rows: Sequence[int], tokens: Sequence[int], logits: Tensor | None, model: HybridLM) -> None:
+def _refuse_rows(rows: Sequence[int], tokens: Tensor, logits: Tensor | None, model: HybridLM) -> None:
     """Raises ValueError."""
-    if sum(rows) != len(tokens) or not all(type(token) is int and 0 <= token < model.vocab_size for token in tokens):
+    if tokens.dtype != torch.long or tokens.shape != (sum(rows),) or int(tokens.min()) < 0 or int(tokens.max()) >= model.vocab_size:
         raise ValueError("its tokens are not those of its rows")
     if logits is not None and (logits.shape != (len(rows), model.vocab_size) or not logits.is_floating_point()):
         raise ValueError(f"logits have shape {tuple(logits.shape)} and are {logits.dtype}")

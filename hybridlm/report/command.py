@@ -6,7 +6,7 @@ import datetime
 import shlex
 from pathlib import Path
 
-from hybridlm.errors import UserError
+from hybridlm.errors import UserError, printable
 from hybridlm.files.durable import replaced
 from hybridlm.report.comparison import Comparison, best_of, compare
 from hybridlm.report.page import facts_of, parts_of, to_html, to_text
@@ -39,8 +39,8 @@ def run_report(folders: list[Path], out: Path | None, tuned: list[str] | None = 
     except OSError as error:
         raise UserError(f"{target}: the report cannot be written there ({error.strerror}); name another folder with --out") from None
     for comparison in comparisons:
-        print(f"{comparison.title}: {' '.join(verdict(comparison))}")
-    print(f"\n{target / 'report.html'}, report.md with its plots, and report.csv: {len(runs)} runs")
+        print(printable(f"{comparison.title}: {' '.join(verdict(comparison))}"))
+    print(f"\n{printable(str(target / 'report.html'))}, report.md with its plots, and report.csv: {len(runs)} runs")
 
 
 def _tuned(comparisons: list[Comparison], tuned: list[str]) -> list[Comparison]:

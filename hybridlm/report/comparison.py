@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from hybridlm.command_line import key_of
+from hybridlm.report.facts import written_number
 from hybridlm.report.measures import QUALITIES, Measure
-from hybridlm.report.reading import Run, shown, written_number
+from hybridlm.report.reading import Run, shown
 from hybridlm.report.spread import Spread, spread
 
 # Settings without a part in what a run comes to, beside the seed, over which means are taken.

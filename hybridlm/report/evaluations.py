@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from hybridlm.report.comparison import Comparison
-from hybridlm.report.reading import Facts, Run, number
+from hybridlm.report.facts import Facts, number
+from hybridlm.report.reading import Run
 from hybridlm.report.spread import Spread, spread
 from hybridlm.report.table import Cell, Column, Table
 
+_LENGTH_DIGITS = 16
 _BY_LENGTH = re.compile(r"(?:val|probe)/(?P<name>.*(?:accuracy|exact).*?)[/@_]?(?P<length>\d+)")
 
 
@@ -20,12 +23,12 @@ def lengthwise(runs: Sequence[Run]) -> dict[str, dict[str, dict[int, float]]]:
     for run in runs:
         for key, value in {**(run.rows[-1] if run.rows else {}), **run.summary}.items():
             match, share = _BY_LENGTH.fullmatch(key), number(value)
-            if match and share is not None and 0 <= share <= 1:
+            if match and share is not None and 0 <= share <= 1 and len(match["length"]) < _LENGTH_DIGITS:
                 found[match["name"].strip("/@_")][run.name][int(match["length"])] = share
         for record in _records(run):
             for row in _dicts(record.get("curve")):
                 length, share = number(row.get("length")), number(row.get("accuracy"))
-                if length is not None and share is not None and 0 <= share <= 1:
+                if length is not None and math.isfinite(length) and share is not None and 0 <= share <= 1:
                     found[f"accuracy, {record.get('what')}"][run.name][int(length)] = share
     return {title: dict(of_runs) for title, of_runs in found.items() if any(len(lengths) > 1 for lengths in of_runs.values())}
 

@@ -10,7 +10,8 @@ from typing import Literal
 
 from hybridlm.config.load import validate_model
 from hybridlm.errors import UserError
-from hybridlm.report.reading import Run, first_number, number
+from hybridlm.report.facts import number
+from hybridlm.report.reading import Run, first_number
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ def _cache_bytes(model: str, context: int) -> float | None:
 
     try:
         built = build_model(validate_model(json.loads(model)), 1)  # the vocabulary has no part in the state
-    except (UserError, ValueError):
+        return number(state_bytes(built, context))
+    except (UserError, ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError):  # also for sizes that no tensor can have
         return None
-    return float(state_bytes(built, context))
 
 
 def _device_hours(run: Run) -> float | None:

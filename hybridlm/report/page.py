@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hybridlm.errors import printable
 from hybridlm.report.comparison import Comparison
 from hybridlm.report.evaluations import evaluation_table, lengths_table, lengthwise
 from hybridlm.report.plots.lines import by_length, by_setting, learning, numeric_settings, shares
@@ -128,7 +129,7 @@ def to_text(parts: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
         lines += ["### Runs", ""]
         for entry in part.entries:
             figure = f", {part.comparison.quality.title} {entry.quality}" if entry.quality else ""
-            lines += [markdown(f"{entry.run.name}: {entry.point}: {entry.run.status}{figure}"), "", f"    {entry.command}", ""]
+            lines += [markdown(f"{entry.run.name}: {entry.point}: {entry.run.status}{figure}"), "", f"    {printable(entry.command)}", ""]
     return "\n".join(lines)
 
 

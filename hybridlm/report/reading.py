@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from hybridlm.command_line import key_of, value_of
-from hybridlm.errors import UserError
+from hybridlm.errors import UserError, printable
+from hybridlm.report import facts
+from hybridlm.report.facts import Facts
 from hybridlm.run_folder import JOB, SWEEP, RunFolder
 
 FINISHED = "finished"
@@ -22,8 +22,6 @@ _HYDRA = ".hydra"
 _LOGGED_ERROR = re.compile(r"^\S+ \S+ ERROR \S+: (.*)$", re.MULTILINE)  # as conf/hydra/job_logging/plain.yaml has it
 _SAMPLE_LETTERS = 2_000
 _STARTS = ("ckpt", "hydra")  # overrides of one start, not of the run
-
-Facts = Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -82,22 +80,12 @@ class Sweep:
     varied: tuple[str, ...]
 
 
-def number(value: object) -> float | None:
-    """A number, also one that is not finite; None for all else."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def written_number(text: str) -> float | None:
-    """The finite number that a text is; None where it is none."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def first_number(*values: object) -> float | None:
-    return next((found for found in map(number, values) if found is not None), None)
+    return next((found for found in map(facts.number, values) if found is not None), None)
+
+
+def _said(line: str) -> None:
+    print(f"skipped {printable(line)}", file=sys.stderr)
 
 
 def shown(value: object) -> str:
@@ -105,8 +93,8 @@ def shown(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def read_folders(folders: list[Path]) -> tuple[list[Run], list[Sweep]]:
-    """All runs at and below ``folders``, each once, by path.
+def read_folders(folders: list[Path], skip: Callable[[str], None] = _said) -> tuple[list[Run], list[Sweep]]:
+    """All runs at and below ``folders``, each once, by path. skip: gets a line about each folder that is left out, which is wrong inside.
 
     Raises:
         ConfigError: a folder does not exist, or there is no run in any of them.
@@ -117,10 +105,18 @@ def read_folders(folders: list[Path]) -> tuple[list[Run], list[Sweep]]:
     found = {path.resolve(): path for folder in folders for path in _below(folder)}
     paths = [found[path] for path in sorted(found, key=_natural)]
     base = _common([path.resolve() for path in paths])
-    runs = [run for path in paths if (run := _read(path, base)) is not None]
+    runs, sweeps = [], []
+    for path in paths:
+        try:
+            run, sweep = _read(path, base), _sweep(path)
+        except facts.BadRun as error:
+            skip(f"{path}: {error}")
+            continue
+        runs += [] if run is None else [run]
+        sweeps += [] if sweep is None else [sweep]
     if not runs:
         raise UserError(f"no run in {', '.join(map(str, folders))}: expected folders with config.yaml (python train.py) or job.json")
-    return runs, [sweep for path in paths if (sweep := _sweep(path)) is not None]
+    return runs, sweeps
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -144,14 +140,14 @@ def _common(paths: list[Path]) -> Path:
 
 def _read(path: Path, base: Path) -> Run | None:
     folder = RunFolder(path)
-    config = _mapping(_text(folder.config)) or _mapping(_text(path / _HYDRA / "config.yaml"))
-    job, summary = _json(path / JOB), _json(folder.summary)
+    config = facts.mapping(folder.config) or facts.mapping(path / _HYDRA / "config.yaml")
+    job, summary = facts.job(path / JOB), facts.summary(folder.summary)
     model = config.get("model")
     if not job and not isinstance(model, Mapping):
         return None  # a sweep's own folder, or a config.yaml of something else
-    rows = _rows(_text(folder.metrics_jsonl))
+    rows = facts.rows(folder.metrics_jsonl)
     error = None if summary else _error(folder, job, rows)
-    samples = _text(folder.samples)
+    samples = facts.words(folder.samples)
     return Run(
         folder=path,
         name=os.path.relpath(path.resolve(), base),
@@ -163,10 +159,10 @@ def _read(path: Path, base: Path) -> Run | None:
         summary=summary,
         job=job,
         rows=rows,
-        evaluation=_json(folder.evaluation),
+        evaluation=facts.evaluation(folder.evaluation),
         samples=samples[:_SAMPLE_LETTERS] + (" ..." if len(samples) > _SAMPLE_LETTERS else ""),
-        layers=_text(folder.layers),
-        plan=_text(folder.plan),
+        layers=facts.words(folder.layers),
+        plan=facts.words(folder.plan),
         model=json.dumps(model) if isinstance(model, Mapping) else "",
     )
 
@@ -187,19 +183,15 @@ def _error(folder: RunFolder, job: Facts, rows: tuple[Facts, ...]) -> str:
         return ""
     if folder.summary.exists():
         return "summary.json is damaged"
-    if logged := [line for log in sorted(folder.path.glob("*.log")) for line in _LOGGED_ERROR.findall(_text(log))]:
+    if logged := [line for log in sorted(folder.path.glob("*.log")) for line in _LOGGED_ERROR.findall(facts.words(log, end=True))]:
         return str(logged[-1])
     return f"no summary.json; the last metrics are of step {rows[-1]['step']}" if rows else "no summary.json and no metrics"
 
 
 def _sweep(path: Path) -> Sweep | None:
-    facts = _json(path / SWEEP)
-    if not facts:
-        return None
-    varied = facts.get("varied")
-    command = facts.get("command")
-    command = " ".join(map(str, command)) if isinstance(command, list) else str(command or "")
-    return Sweep(path, command, tuple(map(str, varied)) if isinstance(varied, list) else ())
+    found = facts.SweepFacts.model_validate(facts.sweep(path / SWEEP))
+    command = " ".join(found.command) if isinstance(found.command, list) else found.command
+    return Sweep(path, command, tuple(found.varied)) if (path / SWEEP).exists() else None
 
 
 def _overrides(folder: RunFolder, job: Facts) -> tuple[str, ...]:
@@ -215,36 +207,12 @@ def _overrides(folder: RunFolder, job: Facts) -> tuple[str, ...]:
 
 def _started_in(path: Path) -> str | None:
     """The folder that the run's relative paths start from, as Hydra recorded it."""
-    runtime = _mapping(_text(path / _HYDRA / "hydra.yaml"))
+    runtime = facts.mapping(path / _HYDRA / "hydra.yaml")
     for key in ("hydra", "runtime"):
         inner = runtime.get(key)
         runtime = inner if isinstance(inner, Mapping) else {}
     cwd = runtime.get("cwd")
     return cwd if isinstance(cwd, str) else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _json(path: Path) -> Facts:
-    try:
-        content = json.loads(_text(path) or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _mapping(text: str) -> Facts:
-    """YAML of plain values; empty where it is none."""
-    try:
-        content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _flat(tree: Facts, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -253,16 +221,3 @@ def _flat(tree: Facts, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _rows(text: str) -> tuple[Facts, ...]:
-    """A line that a crash cut short is left out."""
-    rows: dict[int, Facts] = {}
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows[row["step"]] = row
-    return tuple(rows[step] for step in sorted(rows))

@@ -8,9 +8,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hybridlm.errors import printable
 from hybridlm.report.comparison import Comparison, Point
+from hybridlm.report.facts import written_number
 from hybridlm.report.measures import COSTS, EXACT, QUALITIES, Measure
-from hybridlm.report.reading import Run, written_number
+from hybridlm.report.reading import Run
 from hybridlm.report.repeat import command_of
 from hybridlm.report.spread import Difference
 from hybridlm.report.verdict import differences, quality_text
@@ -112,9 +114,15 @@ def runs_table(comparisons: Sequence[Comparison]) -> Table:
 def to_csv(table: Table) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([column.heading for column in table.columns])
-    writer.writerows([cell.text for cell in row] for row in table.rows)
+    writer.writerow([_csv_cell(column.heading) for column in table.columns])
+    writer.writerows([_csv_cell(cell.text) for cell in row] for row in table.rows)
     return text.getvalue()
+
+
+def _csv_cell(text: str) -> str:
+    """In one line, and no formula to a spreadsheet: an apostrophe in front says that it is text. Numbers stay as they are."""
+    line = printable(text)
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) and written_number(line) is None and line != NOTHING else line
 
 
 def to_markdown(table: Table) -> str:
@@ -126,7 +134,7 @@ def to_markdown(table: Table) -> str:
 
 def markdown(text: str) -> str:
     """``text`` with nothing in it that Markdown, or the HTML in it, would read."""
-    escaped = "".join(f"\\{letter}" if letter in "\\`*_[]|~" else letter for letter in " ".join(text.split()))
+    escaped = "".join(f"\\{letter}" if letter in "\\`*_[]|~" else letter for letter in printable(" ".join(text.split())))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

@@ -457,9 +457,9 @@ def test_what_cannot_be_exact_is_refused(tmp_path, facts, word):
 def test_files_that_cannot_be_read_are_refused(tmp_path):
     refused(tmp_path / "missing.json", "cannot be read")
     (tmp_path / "cut.json").write_text(json.dumps(byte_level())[:-9], encoding="utf-8")
-    refused(tmp_path / "cut.json", "cannot be read")
+    refused(tmp_path / "cut.json", "not JSON")
     (tmp_path / "binary.json").write_bytes(b"\x80\x04\xff")
-    refused(tmp_path / "binary.json", "cannot be read")
+    refused(tmp_path / "binary.json", "not UTF-8 text")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "a folder without a tokenizer.json")
     (tmp_path / "slow").mkdir()

@@ -169,7 +169,7 @@ def test_a_damaged_file_of_results_is_not_overwritten(trained):
     trained.evaluation.write_text("{")
     result = invoked(trained)
     assert result.exit_code == 2
-    assert "eval.json: cannot be read" in result.stderr
+    assert "eval.json: not JSON" in result.stderr
     assert trained.evaluation.read_text() == "{"
     trained.evaluation.write_text(json.dumps({"format_version": 99, "results": []}))
     with pytest.raises(UserError, match="format version 99"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from hybridlm.report.reading import Run, number
+from hybridlm.report.facts import number
+from hybridlm.report.reading import Run
 from hybridlm.report.spread import Spread, spread
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hybridlm.report.comparison import Comparison, Point
+from hybridlm.report.facts import written_number
 from hybridlm.report.measures import Measure
 from hybridlm.report.plots.curves import Mark, curve, metric_drawn
 from hybridlm.report.plots.drawing import legend, line, new_figure, point_legend, quality_label, to_svg, within_shares
-from hybridlm.report.reading import written_number
 from hybridlm.report.spread import Spread, spread
 from hybridlm.report.table import scale
 
