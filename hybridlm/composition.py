@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 # What Hydra and OmegaConf raise at odd values besides errors of their own: within them these are the user's.
-_ODD = (AssertionError, AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
+_ODD = (AssertionError, AttributeError, IndexError, KeyError, OSError, RecursionError, TypeError, ValueError)
 _LONGEST = 200_000  # characters of a command line; Hydra's parser takes seconds for more
 _DEEPEST = 40  # brackets within one another, each of which is a call of the parser
 
