@@ -103,7 +103,8 @@ def ending_together() -> Iterator[None]:
     One that the first of them has started ends when that one does, however that was, and is watched by it. torchrun watches its own. srun
     would let the others wait: where the command fails it ends its step.
     """
-    _end_with_parent()
+    with suppress(UserError):  # which whoever asks next hears, too
+        _end_with_parent()
     try:
         yield
     except (Exception, SystemExit) as error:

@@ -33,6 +33,8 @@ from hybridlm.train.launch import this_job
 _LOOK_EVERY = 0.2  # seconds
 _GRACE = 5.0  # seconds for a process to end by itself once another one has
 _PATIENCE = 600.0  # seconds for all processes to come; they read, and perhaps prepare, the data before
+# What gloo, NCCL and torch's store say where the other end of a connection is not there any more.
+_GONE = re.compile(r"gloo/transport|onnection (was )?(closed|reset)|Broken pipe|remote process exited|communicator was aborted")
 
 
 class Ranks(ClusterEnvironment):
@@ -209,7 +211,7 @@ def _failure(children: Sequence[subprocess.Popen[bytes]]) -> str | None:
 
 def _lost(error: RuntimeError, children: Sequence[subprocess.Popen[bytes]]) -> str | None:
     """The reason where ``error`` is only that another process of the run is not there any more."""
-    if re.search(r"gloo|NCCL|[Cc]onnection (was )?(closed|reset)|Broken pipe", str(error)) is None:
+    if _GONE.search(str(error)) is None:
         return None
     deadline = time.monotonic() + _GRACE / 2
     while time.monotonic() < deadline:  # the connection goes before the process does
