@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from hybridlm.errors import ConfigError
-from hybridlm.train.metrics import RunFiles
+from hybridlm.train.run_files import RunFiles
 from hybridlm.train.tensorboard import TensorBoard
 from hybridlm.train.wandb import Wandb, wandb_arguments
 
@@ -123,7 +123,7 @@ class Loggers:
         self.all: list[Logger] = [console]
         if rank_zero_only.rank != 0:
             return
-        files = RunFiles(folder.metrics_jsonl, folder.metrics_csv, resume_step=resumed_at)
+        files = RunFiles(folder.metrics_jsonl, folder.metrics_csv, resume_step=resumed_at, say=console.say)
         self.all = [files, console]
         backend: Backend | None = None
         match config.logger.name:
