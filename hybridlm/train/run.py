@@ -40,7 +40,7 @@ from hybridlm.train.exact import ExactSteps
 from hybridlm.train.guards import GuardCallback
 from hybridlm.train.launch import strategy, sweep_name
 from hybridlm.train.lightning_module import LitLM
-from hybridlm.train.loggers import Loggers, refuse_missing_package
+from hybridlm.train.loggers import Loggers, refuse_logger
 from hybridlm.train.metrics import MEASURED, MetricsCallback
 from hybridlm.train.planned import Start, planned
 from hybridlm.train.ranks import refuse_taken_port, together
@@ -153,7 +153,7 @@ def _refuse(config: RunConfig, machine: Machine, folder: RunFolder, resumed: Res
         raise folder.taken()
     strategy(config.trainer.strategy, machine)
     refuse_taken_port(machine)
-    refuse_missing_package(config)
+    refuse_logger(config)
     refuse_missing_kernels(config.optim, machine.device)
     refuse_missing_compiler(config.trainer, machine.device)
 
