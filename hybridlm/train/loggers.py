@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lightning.pytorch.loggers.logger import Logger
@@ -71,7 +72,9 @@ class Remote(Logger):
                 f"warning     the logger {type(self._backend).__name__.lower()} failed and is left out from here on, "
                 f"metrics.jsonl goes on: {type(error).__name__}: {reason}"
             )
-            self._backend = None
+            failed, self._backend = self._backend, None
+            with suppress(Exception):  # what it holds on to would fail once more, at the end of the process
+                failed.close()
 
     @rank_zero_only
     def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:  # type: ignore[override]

@@ -57,34 +57,38 @@ def refuse_bad_run_id() -> None:
         raise UserError(f"{_RUN_ID}={run_id}: {' '.join(str(error).split())}") from None
 
 
+def _run_id(kept: Sequence[str]) -> str:
+    """What to ask for: the id of the run's earlier starts, where it had any, else the one in the environment."""
+    asked = os.environ.get(_RUN_ID)
+    if asked and _AGENT in os.environ:
+        return asked
+    return kept[0] if kept else asked or secrets.token_hex(4)
+
+
 class Wandb:
     """The backend of ``logger=wandb``."""
 
     def __init__(self, arguments: dict[str, Any], id_file: Path, *, timeout: float) -> None:
-        """arguments: from ``wandb_arguments``; id_file: keeps the run's id from start to start; timeout: seconds, see LoggerConfig."""
+        """arguments: from ``wandb_arguments``; id_file: keeps id, project and entity of the run from start to start; timeout: in
+        seconds, see LoggerConfig."""
         self.arguments, self._id_file, self._timeout = arguments, id_file, timeout
         self._run: Any = None
         self._written = -1  # the last step that an earlier start wrote
         self._handed = -1  # the last one that W&B was handed
 
     def start(self, rows: Sequence[Metrics]) -> str:
-        line = self._begin(self._id())
-        # Who else has a say in it, such as an agent of W&B, may have made it another one.
-        run_id = self._run.id
-        self._id_file.write_text(run_id + "\n", encoding="utf-8")
+        kept = self._id_file.read_text(encoding="utf-8").split("\n") if self._id_file.exists() else []
+        if len(kept) > 2:  # the run goes on where it began
+            self.arguments |= {"project": kept[1], "entity": kept[2] or None}
+        line = self._begin(_run_id(kept))
+        run_id = self._run.id  # an agent of W&B may have made it another one than was asked for, in another project
+        self._id_file.write_text(f"{run_id}\n{self._run.project}\n{self._run.entity or ''}\n", encoding="utf-8")
         self._written = self._last_row(run_id)
         self._run.define_metric("data/tokens")
         self._run.define_metric("*", step_metric="data/tokens", step_sync=True)
         for row in rows:
             self.log({name: value for name, value in row.items() if name != "step" and not isinstance(value, list)}, int(row["step"]))  # type: ignore[arg-type]
         return line or f"wandb, offline; upload with: wandb sync {self.arguments['dir']}/wandb/offline-run-*-{run_id}"
-
-    def _id(self) -> str:
-        """That of the run's earlier starts, else the one that the environment asks for."""
-        asked = os.environ.get(_RUN_ID)
-        if asked and _AGENT in os.environ:
-            return asked
-        return self._id_file.read_text(encoding="utf-8").strip() if self._id_file.exists() else asked or secrets.token_hex(4)
 
     def _last_row(self, run_id: str) -> int:
         """The last step that W&B's files have."""
@@ -135,8 +139,10 @@ class Wandb:
         import wandb
 
         run_id = self._run.id
-        self._run.finish()
-        wandb.teardown()  # its service writes the end of the file some time after finish() has returned, and before it ends itself
+        try:
+            self._run.finish()
+        finally:
+            wandb.teardown()  # its service writes the end of the file some time after finish() has returned, and before it ends itself
         # W&B's service drops what it cannot write, and tells nobody.
         if (last := self._last_row(run_id)) < self._handed:
             return (
