@@ -145,9 +145,8 @@ class Wandb:
             wandb.teardown()  # its service writes the end of the file some time after finish() has returned, and before it ends itself
         # W&B's service drops what it cannot write, and tells nobody.
         if (last := self._last_row(run_id)) < self._handed:
-            return (
-                f"wandb lacks the rows behind step {max(last, 0)}: it could not write {self.arguments['dir']}/wandb; metrics.jsonl has them"
-            )
+            place = Path(self.arguments["dir"]) / "wandb"
+            return f"wandb lacks what came behind step {max(last, 0)}, as it could not write {place}; metrics.jsonl has it"
         return ""
 
 
