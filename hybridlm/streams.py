@@ -27,13 +27,14 @@ def prepare_streams(lost: Lost | None = None) -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, for as long as the process lives
     for name, errors in (("stdout", "replace"), ("stderr", "backslashreplace")):
         stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper):  # not what a notebook or a test puts in its place
-            setattr(sys, name, _lasting(stream, name, errors))
+        if isinstance(stream, io.TextIOWrapper):  # not what a notebook puts in its place
+            stream.reconfigure(errors=errors)
+            if type(stream) is io.TextIOWrapper:
+                setattr(sys, name, _lasting(stream, name))
 
 
-def _lasting(stream: io.TextIOWrapper, name: str, errors: str) -> TextIO:
+def _lasting(stream: io.TextIOWrapper, name: str) -> TextIO:
     """``stream`` above an ``_Outlet``, where it stands above a plain file; the consoles of Windows, which cannot be lost, keep theirs."""
-    stream.reconfigure(errors=errors)
     buffer = stream.buffer
     raw = getattr(buffer, "raw", buffer)  # `python -u` has no buffer between
     if type(raw) is not io.FileIO:
@@ -43,7 +44,7 @@ def _lasting(stream: io.TextIOWrapper, name: str, errors: str) -> TextIO:
     return io.TextIOWrapper(
         outlet if buffer is raw else io.BufferedWriter(outlet),  # type: ignore[arg-type]
         encoding=stream.encoding,
-        errors=errors,
+        errors=stream.errors,
         newline="\n",
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,

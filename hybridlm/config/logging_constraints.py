@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from hybridlm.config.logging import CallbacksConfig, LoggerConfig
+from hybridlm.config.problems import show
 from hybridlm.config.train import TrainerConfig
+
+_NOT_IN_ADDRESSES = "/ \\ # ? % :"  # of W&B
 
 
 def logging_problems(logger: LoggerConfig, callbacks: CallbacksConfig, trainer: TrainerConfig) -> list[str]:
@@ -30,4 +33,26 @@ def logging_problems(logger: LoggerConfig, callbacks: CallbacksConfig, trainer: 
     for name, on in (("gradients", logger.gradients), ("expert_load", logger.expert_load)):
         if on and logger.name == "files":
             problems.append(f"logger.{name} = true: histograms are for logger=wandb and logger=tensorboard, this is logger=files")
-    return problems
+    return problems + (_wandb_problems(logger) if logger.name == "wandb" else [])
+
+
+def _wandb_problems(logger: LoggerConfig) -> list[str]:
+    """What W&B would refuse when the run begins to log, or when it is uploaded."""
+    path = (("project", logger.project), ("entity", logger.entity))  # parts of the run's address
+    names = (*path, ("group", logger.group), ("job_type", logger.job_type), ("run_name", logger.run_name))
+    longest = {"job_type": 64}
+    problems = [
+        f"logger.{field} = {show(name)}: legal are 1 to {most} characters, this has {len(name)}"
+        for field, name in names
+        if name is not None and not 1 <= len(name) <= (most := longest.get(field, 128))
+    ]
+    problems += [
+        f"logger.{field} = {show(name)}: legal are characters other than {_NOT_IN_ADDRESSES}, this has {' '.join(sorted(wrong))}"
+        for field, name in path
+        if name is not None and (wrong := set(name).intersection(_NOT_IN_ADDRESSES.split()))
+    ]
+    return problems + [
+        f"logger.tags = {show(logger.tags)}: legal are tags of 1 to 64 characters, {show(tag)} has {len(tag)}"
+        for tag in logger.tags
+        if not 1 <= len(tag) <= 64
+    ]

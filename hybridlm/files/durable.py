@@ -25,6 +25,10 @@ def replaced(target: Path) -> Iterator[Path]:
         _sync(partial)
         os.replace(partial, target)
         _sync(target.parent)
+    except OSError as error:
+        if error.filename in (None, str(partial)):  # what the user knows is the target
+            error.filename, error.filename2 = str(target), None
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

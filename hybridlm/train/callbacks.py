@@ -67,7 +67,7 @@ def extra_callbacks(
         callbacks.append(EMA(config.callbacks.ema.decay))
     if config.callbacks.samples.every is not None and config.trainer.val_every is not None:  # else refused
         interval = config.callbacks.samples.every * config.trainer.val_every
-        callbacks.append(SampleText(config.callbacks.samples, config.seed, interval, tokenizer, folder, remote))
+        callbacks.append(SampleText(config.callbacks.samples, config.seed, interval, tokenizer, folder, remote, say))
     if config.callbacks.early_stop.patience is not None:
         callbacks.append(EarlyStop(config.callbacks.early_stop, say))
     if config.callbacks.probes.every is not None and config.trainer.val_every is not None:
@@ -83,9 +83,16 @@ class SampleText(lightning.Callback):
     """Continues the prompts after each validation whose step ``interval`` divides, into samples/step-00000100.txt. Rank 0's work alone."""
 
     def __init__(
-        self, config: SamplesConfig, seed: int, interval: int, tokenizer: Tokenizer, folder: RunFolder, remote: Remote | None
+        self,
+        config: SamplesConfig,
+        seed: int,
+        interval: int,
+        tokenizer: Tokenizer,
+        folder: RunFolder,
+        remote: Remote | None,
+        say: Callable[[str], None],
     ) -> None:
-        self._config, self._seed, self._interval = config, seed, interval
+        self._config, self._seed, self._interval, self._say = config, seed, interval, say
         self._tokenizer, self._folder, self._remote = tokenizer, folder, remote
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -97,7 +104,7 @@ class SampleText(lightning.Callback):
         with eager(pl_module.model):  # the cache grows with each token
             texts = sampled(pl_module.model, self._tokenizer, self._config, self._seed)
         pl_module.model.train(training)
-        write_samples(self._folder.samples_at(step), texts)
+        write_samples(self._folder.samples_at(step), texts, self._say)
         if self._remote is not None:
             self._remote.samples(step, self._config.prompts, texts)
 

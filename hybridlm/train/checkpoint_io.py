@@ -76,14 +76,14 @@ class _Hashed:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._digest = file, hashlib.sha256()
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
 
     def write(self, data: bytes) -> int:
         if self._error is None:
             try:
                 self._file.write(data)
                 self._digest.update(data)
-            except OSError as error:
+            except BaseException as error:  # a full disk, or Ctrl-C
                 self._error = error
         return len(data)
 
@@ -91,7 +91,7 @@ class _Hashed:
         """Nothing to do before the end."""
 
     def close(self) -> None:
-        """Adds the checksum. Raises the OSError of an earlier write."""
+        """Adds the checksum. Raises the error of an earlier write."""
         if self._error is not None:
             raise self._error
         self._file.write(closing_line(self._digest.hexdigest()))

@@ -23,6 +23,7 @@ from hybridlm.optim.optimizer import HybridOptimizer
 from hybridlm.train.checkpoint_io import writer_of
 from hybridlm.train.ema import EMA
 from hybridlm.train.forensics import Cause, everyones, find_cause, fingerprint
+from hybridlm.train.writing import write_or_say
 
 if TYPE_CHECKING:
     from hybridlm.config.guard import GuardConfig
@@ -196,7 +197,7 @@ class GuardCallback(lightning.Callback):
         state, path = self._state, self._folder.path / REPORT
         if trainer.is_global_zero:
             text = json.dumps({"step": self._step, **{key: value for key, value in asdict(state).items() if key != "losses"}}, indent=2)
-            path.write_text(text + "\n", encoding="utf-8")
+            write_or_say(path, text + "\n", self._say)
         last = state.bad[-1]
         raise RunDiverged(
             f"stopped at step {self._step}: {state.streak} bad steps in a row after {state.rollbacks} rollbacks, the last because "

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from hybridlm.errors import ConfigError
-from hybridlm.train.metrics import RunFiles
+from hybridlm.train.run_files import RunFiles
 from hybridlm.train.tensorboard import TensorBoard
-from hybridlm.train.wandb import Wandb, wandb_arguments
+from hybridlm.train.wandb import Wandb, refuse_bad_run_id, wandb_arguments
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -43,7 +44,8 @@ class Backend(Protocol):
 
     def summary(self, facts: dict[str, Any]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> str:
+        """Ends. Returns a line for the user, or nothing."""
 
 
 class Remote(Logger):
@@ -70,7 +72,9 @@ class Remote(Logger):
                 f"warning     the logger {type(self._backend).__name__.lower()} failed and is left out from here on, "
                 f"metrics.jsonl goes on: {type(error).__name__}: {reason}"
             )
-            self._backend = None
+            failed, self._backend = self._backend, None
+            with suppress(Exception):  # what it holds on to would fail once more, at the end of the process
+                failed.close()
 
     @rank_zero_only
     def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:  # type: ignore[override]
@@ -99,8 +103,12 @@ class Remote(Logger):
     def close(self) -> None:
         """Hands over what is left, within bounds. Lightning's ``finalize`` comes before the last validation, too early for it."""
         if self._started:
-            self._call(lambda backend: backend.close())
+            self._call(self._end)
         self._backend = None
+
+    def _end(self, backend: Backend) -> None:
+        if line := backend.close():
+            self._say(f"warning     {line}")
 
     def log_hyperparams(self, params: Any = None) -> None:
         """The backend was given the configuration."""
@@ -123,7 +131,7 @@ class Loggers:
         self.all: list[Logger] = [console]
         if rank_zero_only.rank != 0:
             return
-        files = RunFiles(folder.metrics_jsonl, folder.metrics_csv, resume_step=resumed_at)
+        files = RunFiles(folder.metrics_jsonl, folder.metrics_csv, resume_step=resumed_at, say=console.say)
         self.all = [files, console]
         backend: Backend | None = None
         match config.logger.name:
@@ -154,8 +162,10 @@ class Loggers:
             self.close()
 
 
-def refuse_missing_package(config: RunConfig) -> None:
-    """Raise ConfigError where the package of ``config.logger`` is not installed."""
+def refuse_logger(config: RunConfig) -> None:
+    """Raise UserError where the logger of ``config.logger`` would fail at the first row: its package or a legal id is missing."""
     name = config.logger.name
     if name in _PACKAGES and importlib.util.find_spec(name) is None:
         raise ConfigError(f"logger = {name!r}: the package {name} is not installed; {_PACKAGES[name]}, or logger=files")
+    if name == "wandb":
+        refuse_bad_run_id()

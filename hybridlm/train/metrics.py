@@ -1,21 +1,15 @@
-"""Metrics: what is measured, and the files metrics.jsonl and metrics.csv, which hold each step once, also after a resume."""
+"""Metrics: what is measured."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from hybridlm.hardware.device import peak_memory_gb
@@ -67,75 +61,6 @@ def validation_score(trainer: lightning.Trainer) -> float:
     """By which validations are ranked, less being better: val/bpb, or val/loss where nothing stands for bytes. The same on every rank."""
     metrics = trainer.callback_metrics
     return float(metrics["val/bpb"] if "val/bpb" in metrics else metrics["val/loss"])
-
-
-class Rows:
-    """An append-only text file of one line per step. A second call for the last step rewrites its line."""
-
-    def __init__(self, path: Path, encode: Callable[[Metrics], str]) -> None:
-        """``path`` exists; ``encode`` gives a row's line with its end."""
-        self._path, self._encode = path, encode
-        self._start = 0  # offset of the last line
-
-    def write(self, row: Metrics, *, again: bool) -> None:
-        line = self._encode(row).encode()
-        with open(self._path, "r+b") as file:
-            self._start = file.seek(self._start) if again else file.seek(0, io.SEEK_END)
-            file.truncate()
-            file.write(line)
-
-
-def _csv_line(row: Metrics) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow([row.get(name, "") for name in COLUMNS])
-    return text.getvalue()
-
-
-class RunFiles(Logger):
-    """metrics.jsonl and metrics.csv of a run folder."""
-
-    def __init__(self, jsonl: Path, csv_file: Path, *, resume_step: int | None) -> None:
-        """``resume_step``: steps after it are dropped from files of an earlier session; None: a new run."""
-        super().__init__()
-        self._row: Metrics = {}
-        self.kept = _rows_until(jsonl, resume_step) if resume_step is not None else []  # rows of earlier sessions
-        jsonl.write_text("".join(json.dumps(row) + "\n" for row in self.kept), encoding="utf-8")
-        csv_file.write_text(",".join(COLUMNS) + "\n" + "".join(map(_csv_line, self.kept)), encoding="utf-8")
-        self._files = (Rows(jsonl, lambda row: json.dumps(row) + "\n"), Rows(csv_file, _csv_line))
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:  # type: ignore[override]
-        again = self._row.get("step") == step
-        self._row = {**(self._row if again else {"step": step or 0}), **metrics}
-        for file in self._files:
-            file.write(self._row, again=again)
-
-    def log_hyperparams(self, params: Any = None) -> None:
-        """The configuration is in config.yaml."""
-
-    @property
-    def name(self) -> str:
-        return "files"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-
-def _rows_until(jsonl: Path, step: int) -> list[Metrics]:
-    """The rows up to ``step``; a line cut short by a crash ends them."""
-    rows: list[Metrics] = []
-    if not jsonl.exists():
-        return rows
-    for line in jsonl.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if row["step"] > step:
-            break
-        rows.append(row)
-    return rows
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from hybridlm.data.corpus import Prepared
 from hybridlm.data.datamodule import DataModule
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.windows.splits import packed_documents
-from hybridlm.errors import ConfigError
+from hybridlm.errors import ConfigError, RunFailed
 from hybridlm.files.durable import replaced
 from hybridlm.hardware.device import CPU
 from hybridlm.hardware.machine import Machine, resolve_machine
@@ -40,7 +40,7 @@ from hybridlm.train.exact import ExactSteps
 from hybridlm.train.guards import GuardCallback
 from hybridlm.train.launch import strategy, sweep_name
 from hybridlm.train.lightning_module import LitLM
-from hybridlm.train.loggers import Loggers, refuse_missing_package
+from hybridlm.train.loggers import Loggers, refuse_logger
 from hybridlm.train.metrics import MEASURED, MetricsCallback
 from hybridlm.train.planned import Start, planned
 from hybridlm.train.ranks import refuse_taken_port, together
@@ -48,6 +48,7 @@ from hybridlm.train.resumed import Resumed, data_facts
 from hybridlm.train.samples import sampled, write_samples
 from hybridlm.train.stopping import Stopped, Stopping, signalled
 from hybridlm.train.trainer import make_trainer, quiet_lightning
+from hybridlm.train.writing import write_or_say
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
@@ -102,9 +103,12 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, call: Call | 
     if rank_zero_only.rank != 0:
         return {}
     saver.export(folder.step_checkpoint(trainer.global_step), folder.weights)
+    if not folder.is_run():
+        raise RunFailed(f"{folder.path}: was removed while training went on; what was written since is {folder.weights}")
     summary = _summary(config, machine, prepared, final, metrics, began, folder, trainer.global_step)
     _samples(config, folder, machine, console, loggers, trainer.global_step)
-    _write(folder.summary, json.dumps(summary, indent=2) + "\n")
+    with replaced(folder.summary) as new:  # it says that the run has ended: all of it is there or nothing
+        new.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     loggers.finish(summary)
     report(console, summary, Hints(call, folder, asked, prepared))
     return summary
@@ -123,8 +127,9 @@ def _say_model(
 ) -> None:
     """The layers, the optimizer's groups and the steps; layers.txt and plan.txt."""
     table = layer_table(build_model(config.model, module.model.vocab_size), config.data.seq_len)
-    _write(folder.layers, table + "\n")
-    _write(folder.plan, full_text(plan, plan_inference(config)))
+    if rank_zero_only.rank == 0:
+        write_or_say(folder.layers, table + "\n", console.say)
+        write_or_say(folder.plan, full_text(plan, plan_inference(config)), console.say)
     console.say(
         f"\n{table}\n\n{group_table(model_groups(module.model, config.optim))}\n\n"
         f"{machine.max_steps} steps of {machine.global_batch} x {config.data.seq_len} tokens"
@@ -148,7 +153,7 @@ def _refuse(config: RunConfig, machine: Machine, folder: RunFolder, resumed: Res
         raise folder.taken()
     strategy(config.trainer.strategy, machine)
     refuse_taken_port(machine)
-    refuse_missing_package(config)
+    refuse_logger(config)
     refuse_missing_kernels(config.optim, machine.device)
     refuse_missing_compiler(config.trainer, machine.device)
 
@@ -167,12 +172,6 @@ def _begin_folder(config: RunConfig, folder: RunFolder, prepared: Prepared, resu
     prepared.tokenizer.save(folder.tokenizer)
     if any(part.train.stream.masked for part in prepared.parts):
         template_of(prepared.tokenizer).save(folder.path)
-
-
-@rank_zero_only
-def _write(path: Path, text: str) -> None:
-    with replaced(path) as new:  # summary.json says that a run has ended: all of it is there or nothing
-        new.write_text(text, encoding="utf-8")
 
 
 def _module(config: RunConfig, machine: Machine, prepared: Prepared, read: dict[str, Any]) -> LitLM:
@@ -215,7 +214,7 @@ def _samples(config: RunConfig, folder: RunFolder, machine: Machine, console: Co
         texts = sampled(loaded.model, loaded.tokenizer, config.callbacks.samples, config.seed)
     for i, text in enumerate(texts):
         console.say(f"\nsample {i + 1}\n    " + text.replace("\n", "\n    "))
-    write_samples(folder.samples, texts)
+    write_samples(folder.samples, texts, console.say)
     if loggers.remote is not None and config.data.source != "synthetic":
         loggers.remote.samples(step, config.callbacks.samples.prompts, texts)
 

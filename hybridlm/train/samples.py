@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridlm.generate.engine import Engine
 from hybridlm.generate.sampling import Sampling
+from hybridlm.train.writing import write_or_say
 
 if TYPE_CHECKING:
     from hybridlm.config.logging import SamplesConfig
@@ -24,6 +25,6 @@ def sampled(model: HybridLM, tokenizer: Tokenizer, config: SamplesConfig, seed: 
     return [prompt + completion.text for prompt, completion in zip(config.prompts, written, strict=True)]
 
 
-def write_samples(path: Path, texts: Sequence[str]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n\n----------------\n\n".join(texts) + "\n", encoding="utf-8")
+def write_samples(path: Path, texts: Sequence[str], say: Callable[[str], None]) -> None:
+    """``say`` prints a line on the first rank, where it fails."""
+    write_or_say(path, "\n\n----------------\n\n".join(texts) + "\n", say)

@@ -6,12 +6,15 @@ that a kill kept from being written are handed over again, rows that were writte
 
 from __future__ import annotations
 
+import os
 import secrets
 import struct
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hybridlm.errors import UserError
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
 
 _BLOCK, _HEADER, _WHOLE, _LAST = 32768, struct.Struct("<IHB"), 1, 4  # of LevelDB's log format, in which W&B writes its files
 _FILE_HEADER = 7  # bytes
+_LONGEST = 128  # characters of a name, by W&B's rules
+_AGENT = "WANDB_SWEEP_ID"  # set by `wandb agent`; project, entity and id are then those it has set, whatever is asked for
+_RUN_ID = "WANDB_RUN_ID"
 
 
 def wandb_arguments(config: RunConfig, folder: RunFolder, sweep: str | None) -> dict[str, Any]:
@@ -29,41 +35,67 @@ def wandb_arguments(config: RunConfig, folder: RunFolder, sweep: str | None) -> 
     return {
         "project": logger.project,
         "entity": logger.entity,
-        "group": logger.group or sweep,
+        "group": logger.group or (sweep and sweep[:_LONGEST]),
         "job_type": logger.job_type or ("train" if sweep is None else "sweep"),
         "tags": list(logger.tags),
-        "name": logger.run_name or f"{config.model.name} {place}",
+        "name": logger.run_name or f"{config.model.name} {place}"[-_LONGEST:],
         "mode": "offline" if logger.offline else "online",
         "dir": str(folder.path),
         "config": config.model_dump(mode="json"),
     }
 
 
+def refuse_bad_run_id() -> None:
+    """Raise UserError where the id in the environment is one that W&B would refuse with the first row."""
+    if (run_id := os.environ.get(_RUN_ID)) is None:
+        return
+    import wandb
+
+    try:
+        wandb.Settings(run_id=run_id)
+    except (wandb.errors.UsageError, ValueError) as error:  # ValueError: pydantic's
+        raise UserError(f"{_RUN_ID}={run_id}: {' '.join(str(error).split())}") from None
+
+
+def _run_id(kept: Sequence[str]) -> str:
+    """What to ask for: the id of the run's earlier starts, where it had any, else the one in the environment."""
+    asked = os.environ.get(_RUN_ID)
+    if asked and _AGENT in os.environ:
+        return asked
+    return kept[0] if kept else asked or secrets.token_hex(4)
+
+
 class Wandb:
     """The backend of ``logger=wandb``."""
 
     def __init__(self, arguments: dict[str, Any], id_file: Path, *, timeout: float) -> None:
-        """arguments: from ``wandb_arguments``; id_file: keeps the run's id from start to start; timeout: seconds, see LoggerConfig."""
+        """arguments: from ``wandb_arguments``; id_file: keeps id, project and entity of the run from start to start; timeout: in
+        seconds, see LoggerConfig."""
         self.arguments, self._id_file, self._timeout = arguments, id_file, timeout
         self._run: Any = None
         self._written = -1  # the last step that an earlier start wrote
+        self._handed = -1  # the last one that W&B was handed
 
     def start(self, rows: Sequence[Metrics]) -> str:
-        if self._id_file.exists():
-            run_id = self._id_file.read_text(encoding="utf-8").strip()
-        else:
-            run_id = secrets.token_hex(4)
-            self._id_file.write_text(run_id + "\n", encoding="utf-8")
-        self._written = max((step for step, _ in written_rows(Path(self.arguments["dir"]), run_id)), default=-1)
-        line = self._begin(run_id)
+        kept = self._id_file.read_text(encoding="utf-8").split("\n") if self._id_file.exists() else []
+        if len(kept) > 2:  # the run goes on where it began
+            self.arguments |= {"project": kept[1], "entity": kept[2] or None}
+        line = self._begin(_run_id(kept))
+        run_id = self._run.id  # an agent of W&B may have made it another one than was asked for, in another project
+        self._id_file.write_text(f"{run_id}\n{self._run.project}\n{self._run.entity or ''}\n", encoding="utf-8")
+        self._written = self._last_row(run_id)
         self._run.define_metric("data/tokens")
         self._run.define_metric("*", step_metric="data/tokens", step_sync=True)
         for row in rows:
             self.log({name: value for name, value in row.items() if name != "step" and not isinstance(value, list)}, int(row["step"]))  # type: ignore[arg-type]
-        return line
+        return line or f"wandb, offline; upload with: wandb sync {self.arguments['dir']}/wandb/offline-run-*-{run_id}"
+
+    def _last_row(self, run_id: str) -> int:
+        """The last step that W&B's files have."""
+        return max((step for step, _ in written_rows(Path(self.arguments["dir"]), run_id)), default=-1)
 
     def _begin(self, run_id: str) -> str:
-        """Online as far as asked for and possible in time, else offline."""
+        """Online as far as asked for and possible in time, else offline. Returns a line for the user, or nothing where it is offline."""
         import wandb
 
         # W&B names a start's folder by its second, and would write into that of a start within the same one.
@@ -80,11 +112,12 @@ class Wandb:
                 line = f"wandb cannot be reached and goes on offline: {type(error).__name__}: {reason}"
                 wandb.teardown()  # its service holds on to the id
         self._run = wandb.init(**{**self.arguments, "mode": "offline"}, id=run_id, settings=settings)
-        return line or f"wandb, offline; upload with: wandb sync {self.arguments['dir']}/wandb/offline-run-*-{run_id}"
+        return line
 
     def log(self, row: dict[str, float], step: int) -> None:
         if step > self._written:
             self._run.log(row, step=step)
+            self._handed = step
 
     def histogram(self, name: str, counts: Sequence[float], edges: Sequence[float], step: int) -> None:
         import wandb
@@ -102,11 +135,19 @@ class Wandb:
     def summary(self, facts: dict[str, Any]) -> None:
         self._run.summary.update({f"final/{name}": value for name, value in facts.items()})
 
-    def close(self) -> None:
+    def close(self) -> str:
         import wandb
 
-        self._run.finish()
-        wandb.teardown()  # its service writes the end of the file some time after finish() has returned, and before it ends itself
+        run_id = self._run.id
+        try:
+            self._run.finish()
+        finally:
+            wandb.teardown()  # its service writes the end of the file some time after finish() has returned, and before it ends itself
+        # W&B's service drops what it cannot write, and tells nobody.
+        if (last := self._last_row(run_id)) < self._handed:
+            place = Path(self.arguments["dir"]) / "wandb"
+            return f"wandb lacks what came behind step {max(last, 0)}, as it could not write {place}; metrics.jsonl has it"
+        return ""
 
 
 def written_rows(folder: Path, run_id: str) -> Iterator[tuple[int, dict[str, str]]]:

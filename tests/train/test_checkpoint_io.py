@@ -1,13 +1,16 @@
 """Checkpoint files: the old one or the new one, never half of one."""
 
+import io
 import os
 import pickle
+import signal
 
 import pytest
 import torch
 
 from hybridlm.checkpoint import FORMAT_VERSION, read_checkpoint
 from hybridlm.errors import UserError
+from hybridlm.train import checkpoint_io
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO
 
 FACTS = {"format_version": FORMAT_VERSION, "model": {}, "vocab_size": 4, "tokenizer": "", "accumulate": 1}
@@ -34,6 +37,29 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, room):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert writer.error == "File too large"
+    assert read_checkpoint(path)["global_step"] == 3
+    assert os.listdir(tmp_path) == ["a.ckpt"]
+
+
+def test_ctrl_c_during_a_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    """torch.save, which calls the file from C++, would turn it into an error about the position in the archive."""
+
+    class Interrupted(io.FileIO):
+        def write(self, data):
+            if self.tell() > 1000:
+                signal.raise_signal(signal.SIGINT)
+            return super().write(data)
+
+    path = tmp_path / "a.ckpt"
+    writer = AtomicCheckpointIO()
+    writer.save_checkpoint(CONTENT, path)
+    monkeypatch.setattr(checkpoint_io, "open", lambda name, mode: Interrupted(name, mode), raising=False)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            writer.save_checkpoint({**CONTENT, "global_step": 4, "large": torch.zeros(9999)}, path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert read_checkpoint(path)["global_step"] == 3
     assert os.listdir(tmp_path) == ["a.ckpt"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -12,15 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from hybridlm.compose import compose_config
-from hybridlm.errors import UserError
+from hybridlm.config.load import from_yaml
+from hybridlm.errors import ConfigError, UserError
 from hybridlm.run_folder import RunFolder
 from hybridlm.train import loggers as loggers_module
+from hybridlm.train import wandb as wandb_module
 from hybridlm.train.loggers import Remote
 from hybridlm.train.run import run
 from hybridlm.train.tensorboard import TensorBoard
-from hybridlm.train.wandb import wandb_arguments, written_rows
+from hybridlm.train.wandb import Wandb, _records, wandb_arguments, written_rows
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 OWN = {"_step", "_runtime", "_timestamp"}  # W&B's
@@ -37,7 +41,7 @@ def scalars(row: dict) -> dict:
 def sent(folder: RunFolder) -> list[tuple[int, dict]]:
     """What all starts of the run wrote for W&B, histograms and tables left out."""
     found = []
-    for step, row in written_rows(folder.path, folder.wandb_id.read_text().strip()):
+    for step, row in written_rows(folder.path, folder.wandb_id.read_text().split()[0]):
         plain = {name: json.loads(value) for name, value in row.items() if name not in OWN}
         found.append((step, {name: value for name, value in plain.items() if isinstance(value, (int, float))}))
     return found
@@ -127,6 +131,13 @@ def test_a_run_that_fails_ends_its_remote_logger(tiny, tmp_path, monkeypatch):
     assert backend.calls[-1] == ("close",)
 
 
+@pytest.fixture(autouse=True)
+def no_settings_of_wandb(monkeypatch):
+    """Neither a developer's own nor those of the agent that runs the tests."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+
+
 def test_nothing_begins_before_the_first_row():
     backend = Recorder()
     Remote(backend, [], expert_load=False, say=print).close()
@@ -167,7 +178,7 @@ def test_a_run_resumed_once_leaves_two_segments_of_one_run_with_every_metric_onc
     assert folder.wandb_id.read_text() == run_id
     segments = [path for path in (folder.path / "wandb").glob("offline-run-*") if not path.is_symlink()]
     assert len(segments) == 2
-    assert all(segment.name.endswith(run_id.strip()) for segment in segments)
+    assert all(segment.name.endswith(run_id.split()[0]) for segment in segments)
     steps = [step for step, _ in sent(folder)]
     assert steps == [1, 2, 4, 6, 8, 10, 12]
     for (step, row), line in zip(sent(folder), rows(folder), strict=True):
@@ -196,6 +207,140 @@ def test_a_run_that_begins_to_log_to_wandb_when_it_goes_on_hands_over_its_past(t
     run(compose_config(tiny), folder, None)
     run(compose_config([*tiny, "logger=wandb", "trainer.max_steps=14"]), folder, folder.newest_checkpoint())
     assert [step for step, _ in sent(folder)] == [1, 2, 4, 6, 8, 10, 12, 14]
+
+
+AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_SWEEP_PARAM_PATH")  # what `wandb agent` sets
+
+
+def address(folder: RunFolder) -> set[tuple[str, str, str]]:
+    """Entity, project and id of the run, as every one of its starts wrote them for W&B."""
+    files = [path for path in (folder.path / "wandb").glob("offline-run-*/*.wandb") if not path.parent.is_symlink()]
+    records = (record for path in files for record in _records(path.read_bytes()) if record.WhichOneof("record_type") == "run")
+    return {(record.run.entity, record.run.project, record.run.run_id) for record in records}
+
+
+def test_the_id_of_the_environment_is_the_runs_and_stays_when_it_goes_on(tiny, tmp_path, monkeypatch, capsys):
+    folder = RunFolder(tmp_path / "run")
+    monkeypatch.setenv("WANDB_RUN_ID", "chosen")
+    run(compose_config([*tiny, "logger=wandb", "trainer.max_steps=4"]), folder, None)
+    assert "offline-run-*-chosen" in capsys.readouterr().out
+    monkeypatch.setenv("WANDB_RUN_ID", "another")
+    run(compose_config([*tiny, "logger=wandb", "trainer.max_steps=6"]), folder, folder.newest_checkpoint())
+    assert address(folder) == {("", "hybridlm", "chosen")}
+    assert [step for step, _ in sent(folder)] == [1, 2, 4, 6]
+
+
+def test_a_run_of_an_agent_is_the_agents_and_stays_so_when_it_goes_on_without(tiny, tmp_path, monkeypatch, capsys):
+    folder, chosen = RunFolder(tmp_path / "run"), tmp_path / "chosen.yaml"
+    chosen.write_text("wandb_version: 1\n\noptim.lr:\n  value: 0.01\n")
+    with monkeypatch.context() as agent:
+        for name, value in zip(AGENT, ("sweep", "trial", "elsewhere", "team", str(chosen)), strict=True):
+            agent.setenv(name, value)
+        run(compose_config([*tiny, "logger=wandb", "trainer.max_steps=4"]), folder, None)
+    assert "offline-run-*-trial" in capsys.readouterr().out
+    run(compose_config([*tiny, "logger=wandb", "trainer.max_steps=6"]), folder, folder.newest_checkpoint())
+    assert address(folder) == {("team", "elsewhere", "trial")}
+    assert [step for step, _ in sent(folder)] == [1, 2, 4, 6]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_service_of_wandb_that_is_killed_is_said_once(tiny, tmp_path, monkeypatch, capsys):
+    log = Wandb.log
+
+    def kill_before(backend, row, step):
+        for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split() if step == 4 else ():
+            if b"wandb-core" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(int(child), signal.SIGKILL)
+                os.waitid(os.P_PID, int(child), os.WEXITED | os.WNOWAIT)
+        log(backend, row, step)
+
+    monkeypatch.setattr(Wandb, "log", kill_before)
+    folder = RunFolder(tmp_path / "run")
+    run(compose_config([*tiny, "logger=wandb"]), folder, None)
+    assert folder.summary.exists()
+    assert [row["step"] for row in rows(folder)] == [1, 2, 4, 6, 8, 10, 12]
+    assert capsys.readouterr().out.count("warning     ") == 1
+
+
+def test_rows_that_wandb_dropped_are_told_at_the_end(tiny, tmp_path, monkeypatch, capsys):
+    """Its service tells nobody of a disk that is full."""
+    monkeypatch.setattr(wandb_module, "written_rows", lambda folder, run_id: iter([(1, {}), (2, {})]))
+    folder = RunFolder(tmp_path / "run")
+    run(compose_config([*tiny, "logger=wandb", "trainer.max_steps=4"]), folder, None)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("warning"))
+    assert line == f"warning     wandb lacks what came behind step 2, as it could not write {folder.path}/wandb; metrics.jsonl has it"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("logger.project=a/b", "logger.project = 'a/b': legal are characters other than / \\ # ? % :, this has /"),
+        (f"logger.project={'p' * 129}", "legal are 1 to 128 characters, this has 129"),
+        ("logger.entity=team/x", "logger.entity = 'team/x': legal are characters other than"),
+        ("logger.entity=''", "logger.entity = '': legal are 1 to 128 characters, this has 0"),
+        (f"logger.run_name={'n' * 129}", "logger.run_name = "),
+        (f"logger.group={'g' * 129}", "logger.group = "),
+        (f"logger.job_type={'j' * 65}", "legal are 1 to 64 characters, this has 65"),
+        (f"logger.tags=[a,{'t' * 65}]", "legal are tags of 1 to 64 characters"),
+        ("logger.tags=['']", "legal are tags of 1 to 64 characters, '' has 0"),
+    ],
+)
+def test_names_that_wandb_refuses_are_refused_at_the_start(tiny, override, says):
+    compose_config([*tiny, override])  # nobody is asked for them
+    with pytest.raises(ConfigError) as refused:
+        compose_config([*tiny, "logger=wandb", override])
+    (problem,) = refused.value.problems
+    assert says in problem
+
+
+def test_the_rules_are_those_of_the_installed_package(tiny, tmp_path):
+    import wandb
+
+    for wrong in "/\\#?%:":
+        with pytest.raises(wandb.errors.UsageError):
+            wandb.Settings(project=f"a{wrong}b")
+    config = compose_config([*tiny, "logger=wandb", f"model.name={'m' * 200}"])
+    told = wandb_arguments(config, RunFolder(tmp_path / ("r" * 200)), "s" * 200)
+    assert {len(told[name]) for name in ("name", "group")} == {128}
+
+
+def test_a_run_id_that_wandb_refuses_is_refused_at_the_start(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "a/b")
+    with pytest.raises(UserError, match=r"WANDB_RUN_ID=a/b: .*cannot contain the characters"):
+        run(compose_config([*tiny, "logger=wandb"]), RunFolder(tmp_path / "run"), None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_documented_sweep_of_an_agent_runs(tiny, tmp_path, environment):
+    """With the command and the arguments that W&B makes of the YAML in docs/sweeps.md, and the variables that its agent sets."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    text = (TRAIN.parent / "docs/sweeps.md").read_text(encoding="utf-8")
+    sweep = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    chosen = {name: {"value": choice["values"][0]} for name, choice in sweep["parameters"].items()}
+    words = create_sweep_command_args({"args": chosen})
+    command = [word for part in create_sweep_command(sweep["command"]) for word in words.get(part.strip("${}"), [part])]
+    program = [sys.executable, str(TRAIN)]
+    line = [
+        word
+        for part in command
+        for word in {"${env}": [], "/usr/bin/env": [], "${interpreter}": [], "${program}": program}.get(part, [part])
+    ]
+    assert line[:2] == program
+    for name, value in zip(AGENT, ("sweep", "trial", "elsewhere", "team", str(tmp_path / "chosen.yaml")), strict=True):
+        environment[name] = value
+    (tmp_path / "chosen.yaml").write_text(yaml.safe_dump({"wandb_version": 1, **chosen}))
+    settings = [*tiny, "trainer.max_steps=4", "logger.offline=true", f"hydra.run.dir={tmp_path}/run"]
+    done = subprocess.run([*line, *settings], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = RunFolder(tmp_path / "run")
+    assert address(folder) == {("team", "elsewhere", "trial")}
+    assert sweep["metric"]["name"] in rows(folder)[-1]
+    config = from_yaml(folder.config.read_text())
+    assert (config.optim.lr, config.model.pattern) == (
+        sweep["parameters"]["optim.lr"]["values"][0],
+        sweep["parameters"]["model.pattern"]["values"][0],
+    )
 
 
 def test_long_records_and_a_second_block_are_read(tmp_path):
@@ -246,8 +391,6 @@ def test_without_a_network_a_run_goes_on_and_ends(tiny, tmp_path, environment, s
 
 @pytest.mark.slow
 def test_each_job_of_a_sweep_is_a_run_in_the_group_of_the_sweep(tiny, tmp_path, environment):
-    from hybridlm.train.wandb import _records
-
     arguments = ["-m", *tiny, "seed=1,2", "logger=wandb", "trainer.max_steps=2", f"hydra.sweep.dir={tmp_path}/my-sweep"]
     done = subprocess.run([sys.executable, str(TRAIN), *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

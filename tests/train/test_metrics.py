@@ -14,8 +14,9 @@ import torch
 from hybridlm.compose import compose_config
 from hybridlm.run_folder import RunFolder
 from hybridlm.train.console import Console
-from hybridlm.train.metrics import COLUMNS, MetricsCallback, RunFiles
+from hybridlm.train.metrics import COLUMNS, MetricsCallback
 from hybridlm.train.run import run
+from hybridlm.train.run_files import RunFiles
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +26,7 @@ def rows(path):
 
 
 def test_metrics_of_one_step_share_a_line(tmp_path):
-    files = RunFiles(tmp_path / "m.jsonl", tmp_path / "m.csv", resume_step=None)
+    files = RunFiles(tmp_path / "m.jsonl", tmp_path / "m.csv", resume_step=None, say=print)
     files.log_metrics({"train/loss": 3.0}, step=10)
     files.log_metrics({"val/bpb": 2.0}, step=10)
     files.log_metrics({"train/loss": 2.5}, step=20)
@@ -37,19 +38,19 @@ def test_metrics_of_one_step_share_a_line(tmp_path):
 
 def test_a_resume_drops_the_steps_after_its_checkpoint_and_a_torn_last_line(tmp_path):
     path, table = tmp_path / "m.jsonl", tmp_path / "m.csv"
-    first = RunFiles(path, table, resume_step=None)
+    first = RunFiles(path, table, resume_step=None, say=print)
     for step in (10, 20, 30):
         first.log_metrics({"train/loss": float(step)}, step=step)
     with path.open("a") as file:
         file.write('{"step": 40, "tra')
-    second = RunFiles(path, table, resume_step=20)
+    second = RunFiles(path, table, resume_step=20, say=print)
     second.log_metrics({"train/loss": 31.0}, step=30)
     assert [(row["step"], row["train/loss"]) for row in rows(path)] == [(10, 10.0), (20, 20.0), (30, 31.0)]
     assert [row["step"] for row in csv.DictReader(table.open())] == ["10", "20", "30"]
 
 
 def test_a_new_run_starts_empty(tmp_path):
-    RunFiles(tmp_path / "m.jsonl", tmp_path / "m.csv", resume_step=None)
+    RunFiles(tmp_path / "m.jsonl", tmp_path / "m.csv", resume_step=None, say=print)
     assert (tmp_path / "m.jsonl").read_text() == ""
     assert (tmp_path / "m.csv").read_text() == ",".join(COLUMNS) + "\n"
 
