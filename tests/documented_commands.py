@@ -14,7 +14,7 @@ _FUNCTION = re.compile(r'(\w+)\(\) \{ (.*) "\$@"; \}')  # a shell function that 
 
 
 class Block(NamedTuple):
-    """where: page:line; tag: the word behind the fence."""
+    """where: page:line; tag: the word behind the fence, sh where there is none."""
 
     where: str
     tag: str
@@ -37,7 +37,7 @@ def blocks() -> Iterator[Block]:
             if not line.startswith("```"):
                 lines.append(line)
             elif tag is None:
-                tag, start, lines = line[3:].strip(), number, []
+                tag, start, lines = line[3:].strip() or "sh", number, []
             else:
                 yield Block(f"{page.relative_to(ROOT)}:{start}", tag, "\n".join(lines))
                 tag = None
@@ -65,6 +65,8 @@ def _words(line: str, aliases: dict[str, list[str]]) -> tuple[str, ...]:
     words = shlex.split(line, comments=True)
     if "|" in words:
         words = words[words.index("|") + 1 :]
-    if words[:1] == ["srun"]:
+    if words[:1] in (["srun"], ["exec"]):  # with options of their own
+        words = words[next(i for i, word in enumerate(words) if word in ("python", "hybridlm")) :]
+    while words and re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
     return (*aliases.get(words[0], [words[0]]), *words[1:]) if words else ()

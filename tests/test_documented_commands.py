@@ -17,10 +17,13 @@ import typer
 from documented_commands import ROOT, Command, blocks, commands
 from typer.testing import CliRunner
 
-from hybridlm.cli import app
 from hybridlm.command_line import HYDRA_FLAGS, key_of, refuse_flags, split
 from hybridlm.commands.arguments import models
-from hybridlm.compose import _load, compose_config, sweep_axes
+from hybridlm.commands.verbs import app
+from hybridlm.compose import compose_config
+from hybridlm.composition import composed as compose_line
+from hybridlm.composition import sweep_axes
+from hybridlm.config.load import load_config
 from hybridlm.config_files import OF_PLUGINS
 
 COMMANDS = commands()
@@ -78,7 +81,7 @@ def test_a_yaml_block_is_an_experiment_that_composes(tmp_path):
     (tmp_path / "experiments").mkdir()
     for number, block in enumerate(block for block in blocks() if block.tag == "yaml"):
         (tmp_path / f"experiments/block{number}.yaml").write_text(f"# @package _global_\n{block.text}\n", encoding="utf-8")
-        _load(split(["--config-dir", str(tmp_path), f"experiments=block{number}"]))
+        load_config(compose_line(split(["--config-dir", str(tmp_path), f"experiments=block{number}"])).tree)
 
 
 @pytest.mark.parametrize("command", [param for param in of("train") if not param.values[0].output])
