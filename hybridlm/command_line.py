@@ -23,16 +23,6 @@ HYDRA_FLAGS = (
 _INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~|)(?P<key>[^=+~][^=]*)(?:=(?P<value>.*))?", re.DOTALL)
 _SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '\+*([^=]*)=(.*?)'(?: 1\. To use| requires)")  # Hydra's words
-HELP = """hybridlm trains small hybrid language models.
-
-  python train.py [group=option ...] [field=value ...]      the same as: hybridlm train ...
-  python train.py -m optim.lr=1e-3,3e-3                     a sweep; hybridlm sweep: a process for each run
-  python train.py ckpt=last trainer.max_steps=2000          resume the newest run
-
---cfg job prints the composed configuration; --hydra-help lists Hydra's own flags; docs/pattern.md explains model.pattern.
-
-Groups and their options:
-"""
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-import yaml
-
 from hybridlm.agreement import Agreement, Alone, inherited
-from hybridlm.command_line import HELP, HYDRA_FLAGS, CommandLine, key_of, refuse_flags, repair, split, value_of
+from hybridlm.command_line import HYDRA_FLAGS, CommandLine, key_of, refuse_flags, repair, split, value_of
 from hybridlm.composition import axes, composed, config_dir, is_group
 from hybridlm.config.constraints import overridden_sections
+from hybridlm.config.help_page import help_page
 from hybridlm.config.load import load_config, to_yaml
 from hybridlm.config.run import RunConfig
 from hybridlm.config_files import ROOT_VARIABLE, groups, root
@@ -64,7 +63,7 @@ def _main(line: CommandLine, verb: tuple[str, ...]) -> None:
         return
     line = CommandLine(line.flags, tuple(repair(line.overrides, groups(config_dir(line)))))
     if line.has("--help", "-h"):
-        print(_help(line))
+        print(help_page(groups(config_dir(line)), composed(line).tree), end="")
     elif not line.multirun:
         _single(line, verb)
     elif line.has("--cfg", "-c"):
@@ -156,9 +155,3 @@ def _show(line: CommandLine) -> None:
         run_hydra(line, lambda config: None)
     else:
         print(to_yaml(matched(overlaid(recorded(folder), CommandLine(line.flags, overrides))).config), end="")
-
-
-def _help(line: CommandLine) -> str:
-    rows = [f"  {group}={'|'.join(options)}" for group, options in groups(config_dir(line)).items()]
-    tree = yaml.safe_dump(composed(line).tree, sort_keys=False, allow_unicode=True)
-    return f"{HELP}{chr(10).join(rows)}\n\nFields and their values with these arguments:\n\n{tree}"

@@ -27,7 +27,9 @@ def train(context: typer.Context) -> None:
 def plan(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[GROUP=OPTION | FIELD=VALUE]...", help="as for train.py: size=d12 hardware=rtx4060 ..."),
+        typer.Argument(
+            metavar="[GROUP=OPTION | FIELD=VALUE]...", help="as for train.py, whose --help lists them: size=d12 hardware=rtx4060 ..."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
@@ -56,7 +58,10 @@ def plan(
 @app.command(context_settings=OVERRIDES)
 def check(
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[GROUP=OPTION | FIELD=VALUE]...", help="as for train.py: model=mamba2 size=d12 ...")
+        list[str] | None,
+        typer.Argument(
+            metavar="[GROUP=OPTION | FIELD=VALUE]...", help="as for train.py, whose --help lists them: model=mamba2 size=d12 ..."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="a line of JSON for each row")] = False,
 ) -> None:
@@ -87,7 +92,10 @@ def check(
 @app.command(context_settings=OVERRIDES)
 def prepare(
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[GROUP=OPTION | FIELD=VALUE]...", help="as for train.py: data=files data.path=... ...")
+        list[str] | None,
+        typer.Argument(
+            metavar="[GROUP=OPTION | FIELD=VALUE]...", help="as for train.py, whose --help lists them: data=files data.path=... ..."
+        ),
     ] = None,
     show: Annotated[int, typer.Option("--show", min=0, help="print so many training documents as coloured tokens")] = 0,
 ) -> None:

@@ -36,7 +36,9 @@ class HfConfig(Section):
 class CorpusConfig(Section):
     """Where documents come from."""
 
-    source: Literal["stdlib", "files", "hf"] = "stdlib"
+    source: Literal["stdlib", "files", "hf"] = Field(
+        "stdlib", description="stdlib: the interpreter's own library; files: yours; hf: a data set of the hub"
+    )
     path: str | None = Field(
         None,
         description="files: a glob of .jsonl (a document a line; or .gz), .parquet (a row), else UTF-8 text (a file); bins: of token files",

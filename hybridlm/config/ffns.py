@@ -42,8 +42,8 @@ class MoEConfig(Section):
 class FFNAfter(Section):
     """Which FFN follows a mixer when the pattern does not say (``model.ffn_after``)."""
 
-    attention: FFNKind = "mlp"
-    mamba1: FFNKind = "none"
-    mamba2: FFNKind = "none"
-    mamba3: FFNKind = "mlp"
-    mla: FFNKind = "mlp"
+    attention: FFNKind = Field("mlp", description="behind attention")
+    mamba1: FFNKind = Field("none", description="behind Mamba-1, whose published block has none")
+    mamba2: FFNKind = Field("none", description="behind Mamba-2, whose published block has none")
+    mamba3: FFNKind = Field("mlp", description="behind Mamba-3")
+    mla: FFNKind = Field("mlp", description="behind multi-head latent attention")

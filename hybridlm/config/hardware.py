@@ -39,7 +39,7 @@ class Peaks(Section):
 class HardwareConfig(Section):
     """A hardware profile (``hardware``)."""
 
-    name: str = "auto"
+    name: str = Field("auto", description="set by hardware=...: the profile")
     accelerator: Accelerator = Field("auto", description="auto: the GPU if there is one")
     cards: Strings = Field((), description="the driver's names of the cards that the numbers below are of; []: of whatever card there is")
     memory_gb: float | None = Field(None, gt=0, description="device memory (GiB) the run may use, also on a larger card; null: all of it")

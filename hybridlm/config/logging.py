@@ -12,7 +12,9 @@ from hybridlm.config.section import Section, Strings
 class LoggerConfig(Section):
     """Where metrics go besides metrics.jsonl and metrics.csv (``logger``)."""
 
-    name: Literal["files", "wandb", "tensorboard"] = "files"
+    name: Literal["files", "wandb", "tensorboard"] = Field(
+        "files", description="set by logger=...: files: the run folder's alone; wandb, tensorboard: there, too"
+    )
     project: str = Field("hybridlm", min_length=1, description="W&B project")
     entity: str | None = Field(None, description="W&B user or team; null: the one of the key")
     group: str | None = Field(None, description="W&B group; null: in a sweep the name of its folder")
@@ -35,8 +37,8 @@ class SamplesConfig(Section):
     prompts: Strings = Field((), description="continued at the end of training and written to samples.txt")
     every: int | None = Field(None, ge=1, description="also after every so many validations, to samples/; null: only at the end")
     tokens: int = Field(80, ge=1, description="new tokens per prompt")
-    temperature: float = Field(0.8, ge=0)
-    top_p: float = Field(0.95, gt=0, le=1)
+    temperature: float = Field(0.8, ge=0, description="of the sampling; 0: always the likeliest token")
+    top_p: float = Field(0.95, gt=0, le=1, description="sample from the likeliest tokens that hold this probability together")
 
 
 class EMAConfig(Section):

@@ -84,7 +84,7 @@ def _problem(cls: type[Section], loc: tuple[int | str, ...], tree: Mapping[str, 
         info = section.model_fields.get(str(part))
         if info is None:
             return dotted(where, names), _unknown(cls, section, names, tree, where)
-        inner = _section_type(info.annotation)
+        inner = section_type(info.annotation)
         if inner is None:
             break
         section = inner
@@ -95,7 +95,8 @@ def _problem(cls: type[Section], loc: tuple[int | str, ...], tree: Mapping[str, 
     return path, f"{path} = {show(_at(tree, names))}: {_expected(info)}"
 
 
-def _section_type(annotation: object) -> type[Section] | None:
+def section_type(annotation: object) -> type[Section] | None:
+    """The section that a field holds; None: it is a value."""
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
@@ -157,7 +158,7 @@ def field_named(root: type[Section], name: str) -> str | None:
 def _fields(section: type[Section], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for name, info in section.model_fields.items():
         yield (*path, name)
-        if inner := _section_type(info.annotation):
+        if inner := section_type(info.annotation):
             yield from _fields(inner, (*path, name))
 
 

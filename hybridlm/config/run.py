@@ -18,7 +18,7 @@ from hybridlm.config.train import TrainerConfig
 class SizeConfig(Section):
     """Which entry of the ``size`` group was applied; the numbers themselves are in the model section."""
 
-    name: str = "default"
+    name: str = Field("default", description="set by size=...: width, depth and heads over the preset's")
 
 
 class RunConfig(Section):

@@ -42,7 +42,9 @@ class TrainerConfig(Section):
     )
     guard: GuardConfig = GuardConfig()
     devices: Auto = Field("auto", description="processes on this node; auto: 1 on a CPU, all GPUs otherwise")
-    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp2"] = Field(
+        "auto", description="of several processes; ddp: each holds the whole model; fsdp2: weights and moments are shared out; auto: ddp"
+    )
     headless: bool | Literal["auto"] = Field(
         "auto", description="true: JSON lines on stdout; auto: a progress bar in a terminal, plain lines elsewhere"
     )

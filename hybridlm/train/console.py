@@ -6,26 +6,32 @@ import json
 import sys
 from typing import Any, Literal
 
+import lightning
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 from hybridlm.config.duration import clock
+
+_WIDE, _WIDEST = 100, 150  # columns of a terminal from which more is shown beside the bar
+_SPEED = 60.0  # seconds of the past that the time left is told from
 
 
 class Console(Logger):
     """Prints messages, and metrics as a Lightning logger. Silent on every rank but the first."""
 
-    def __init__(self, headless: bool | Literal["auto"], max_steps: int) -> None:
+    def __init__(self, headless: bool | Literal["auto"], max_steps: int, rich: RichConsole | None = None) -> None:
+        """rich: of the terminal; None: standard output's."""
         super().__init__()
         self._json = headless is True
         self._max_steps = max_steps
-        self._rich = RichConsole(highlight=False, soft_wrap=True)
+        self._rich = rich or RichConsole(highlight=False)
         self._progress: Progress | None = None
         self._task: Any = None
         self._live = self._rich.is_terminal and headless is not True and rank_zero_only.rank == 0
-        self._best = ""
 
     @rank_zero_only
     def say(self, text: str) -> None:
@@ -33,17 +39,14 @@ class Console(Logger):
         if self._json:
             print(json.dumps({"message": text}), flush=True)
         else:
-            self._rich.print(text, markup=False)
+            self._rich.print(text, markup=False, soft_wrap=True)
             sys.stdout.flush()
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         if self._json:
             print(json.dumps({"step": step, **metrics}), flush=True)
-            return
-        if "val/loss" in metrics:
-            self._best = f"val {_quality(metrics)}"
-        if self._live:
+        elif self._live:
             self._update(metrics, step or 0)
         else:
             self._plain(metrics, step or 0)
@@ -62,29 +65,21 @@ class Console(Logger):
             print(f"{place}  loss {metrics.get('train/loss', float('nan')):.4f}{bpb}  {rate}{eta}{skipped}", flush=True)
 
     def _update(self, metrics: dict[str, float], step: int) -> None:
+        self.reach(step)
+        assert self._progress is not None
+        self._progress.update(self._task, metrics=self._progress.tasks[0].fields["metrics"] | metrics)
+
+    def reach(self, step: int) -> None:
+        """Moves the bar to ``step``, where there is one; the first time draws it."""
+        if not self._live:
+            return
         if self._progress is None:
-            self._progress = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("loss {task.fields[loss]}"),
-                TextColumn("{task.fields[speed]} tokens/s"),
-                TextColumn("{task.fields[val]}"),
-                TextColumn("{task.fields[skipped]}", style="red"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self._rich,
-            )
-            self._task = self._progress.add_task("", total=self._max_steps, completed=step, loss="", speed="", val="", skipped="")
+            bar = BarColumn(bar_width=None, table_column=Column(ratio=1))  # all the room that the facts leave
+            columns = (TextColumn("training"), bar, _Facts(self._rich))
+            self._progress = Progress(*columns, console=self._rich, expand=True, speed_estimate_period=_SPEED)
+            self._task = self._progress.add_task("", total=self._max_steps, completed=step, metrics={})
             self._progress.start()
-        fields: dict[str, str] = {"val": self._best}
-        if "train/loss" in metrics:
-            bpb = f" ({metrics['train/bpb']:.3f} bits/byte)" if "train/bpb" in metrics else ""
-            fields |= {"loss": f"{metrics['train/loss']:.3f}{bpb}", "speed": f"{metrics['perf/tokens_per_s']:,.0f}"}
-            if metrics.get("optim/skipped_steps"):
-                fields["skipped"] = f"{metrics['optim/skipped_steps']:.0f} skipped"
-        self._progress.update(self._task, completed=step, **fields)  # type: ignore[arg-type]
+        self._progress.update(self._task, completed=step)
 
     def close(self) -> None:
         """Ends the progress bar, so that what is printed next stands below it."""
@@ -102,6 +97,59 @@ class Console(Logger):
     @property
     def version(self) -> str:
         return ""
+
+
+class _Facts(ProgressColumn):
+    """What stands behind the bar, as much as the terminal is wide; each part always takes the same room, so that the bar does, too."""
+
+    def __init__(self, console: RichConsole) -> None:
+        super().__init__()
+        self._console = console
+
+    def render(self, task: Task) -> Text:
+        metrics: dict[str, float] = task.fields["metrics"]
+        width, total = self._console.width, f"{task.total:.0f}"
+        wide = width >= _WIDE
+        parts = [f"{task.completed:>{len(total)}.0f}/{total}", _padded("loss ", metrics.get("train/loss"), 7, ".3f")]
+        if width >= _WIDEST:
+            parts.append(_padded("", metrics.get("train/bpb"), 6, ".3f", " bits/byte"))
+        measured = "val/bpb" if "val/accuracy" not in metrics else "val/accuracy"
+        form, unit = (".4f", " bits/byte") if measured == "val/bpb" else (".1%", " right    ")
+        parts.append(_padded("val ", metrics.get(measured), 6, form, unit if wide else ""))
+        if wide:
+            parts.append(_padded("", metrics.get("perf/tokens_per_s"), 9, ",.0f", " tokens/s"))
+            parts.append(f"{clock(task.finished_time or task.elapsed or 0.0):>7}")
+        left = None if task.finished else task.time_remaining
+        parts.append(f"{'' if left is None else f'{clock(left)} left':>12}")
+        if metrics.get("optim/skipped_steps"):
+            parts.append(f"{metrics['optim/skipped_steps']:.0f} skipped")
+        return Text(" ".join(parts), no_wrap=True)
+
+
+def _padded(before: str, value: float | None, width: int, form: str, unit: str = "") -> str:
+    """A part of the line; room for it where there is no value yet."""
+    text = f"{before}{value:>{width}{form}}{unit}" if value is not None else ""
+    return text.rjust(len(before) + width + len(unit))
+
+
+class Steps(lightning.Callback):
+    """Moves the console's bar at every optimizer step, not only at those that are logged."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._step = console, -1
+
+    def _reach(self, trainer: lightning.Trainer) -> None:
+        if trainer.global_step != self._step:  # micro-batches of one step come to the same place
+            self._step = trainer.global_step
+            self._console.reach(self._step)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._reach(trainer)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        self._reach(trainer)
 
 
 def _quality(metrics: dict[str, float]) -> str:

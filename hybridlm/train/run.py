@@ -35,7 +35,7 @@ from hybridlm.train.checkpoints import Checkpoints
 from hybridlm.train.clock import Clock
 from hybridlm.train.closing import Hints, ending, report
 from hybridlm.train.compiled import compile_blocks, refuse_missing_compiler
-from hybridlm.train.console import Console
+from hybridlm.train.console import Console, Steps
 from hybridlm.train.exact import ExactSteps
 from hybridlm.train.guards import GuardCallback
 from hybridlm.train.launch import strategy, sweep_name
@@ -90,7 +90,7 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, call: Call | 
     guard = GuardCallback(config.trainer.guard, folder, ckpt_every=config.trainer.ckpt_every, say=console.say)
     saver = Checkpoints(folder, config.trainer, Stopping(config.trainer, began, console.say), console.say)
     exact = [ExactSteps(config.seed, machine.accumulate), saver.stopping]
-    trainer = make_trainer(config, machine, folder, loggers.all, [*exact, guard, *routers, *extra, metrics, saver], clock)
+    trainer = make_trainer(config, machine, folder, loggers.all, [*exact, guard, *routers, *extra, metrics, saver, Steps(console)], clock)
     try:
         with loggers, together(machine, call.verb), ending(console, trainer, folder, call), signalled():
             data = _datamodule(config, machine, prepared, val_batches=config.trainer.val_batches)

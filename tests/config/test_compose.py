@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import subprocess
 import sys
 import time
@@ -131,6 +132,20 @@ def test_section_without_effect_in_a_sweep(capfd):
     assert "model.mamba2.d_state has no effect" in capfd.readouterr().err
     compose._check_sweep(split(["-m", "++model.pattern=T,TM", "++model.mamba2.d_state=8"]))
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "choice", ["hydra/launcher=joblib", "hydra/launcher=submitit_local", "hydra/launcher=slurm", "hydra/sweeper=optuna"]
+)
+def test_a_plugin_that_is_missing_is_named_with_its_extra(choice):
+    package = {"joblib": "hydra-joblib-launcher", "optuna": "hydra-optuna-sweeper"}.get(choice.partition("=")[2], "hydra-submitit-launcher")
+    if any(importlib.metadata.distributions(name=package)):
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(UserError) as error:
+        compose_config([choice])
+    (problem,) = error.value.problems
+    missing = choice.replace("slurm", "submitit_slurm")
+    assert problem.endswith(f"{missing}: Hydra's plugin for it is not installed; pip install 'hybridlm[sweep]'")
 
 
 def test_repair():

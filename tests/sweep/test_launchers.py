@@ -11,9 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hybridlm.compose import compose_config
-from hybridlm.errors import UserError
-
 pytestmark = pytest.mark.slow
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -47,17 +44,3 @@ def test_two_runs_with_matched_models(name, tiny, tmp_path, environment):
     if name == "optuna":
         best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())["best_value"]
         assert best == min(json.loads((tmp_path / "sweep" / job / "summary.json").read_text())["val/bpb"] for job in ("0", "1"))
-
-
-@pytest.mark.parametrize(
-    "choice", ["hydra/launcher=joblib", "hydra/launcher=submitit_local", "hydra/launcher=slurm", "hydra/sweeper=optuna"]
-)
-def test_a_plugin_that_is_missing_is_named_with_its_extra(choice):
-    package = {"joblib": "hydra-joblib-launcher", "optuna": "hydra-optuna-sweeper"}.get(choice.partition("=")[2], "hydra-submitit-launcher")
-    if any(importlib.metadata.distributions(name=package)):
-        pytest.skip(f"{package} is installed")
-    with pytest.raises(UserError) as error:
-        compose_config([choice])
-    (problem,) = error.value.problems
-    missing = choice.replace("slurm", "submitit_slurm")
-    assert problem.endswith(f"{missing}: Hydra's plugin for it is not installed; pip install 'hybridlm[sweep]'")
