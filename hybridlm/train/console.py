@@ -12,6 +12,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hybridlm.config.duration import clock
+from hybridlm.errors import for_stream
 
 
 class Console(Logger):
@@ -33,7 +34,7 @@ class Console(Logger):
         if self._json:
             print(json.dumps({"message": text}), flush=True)
         else:
-            self._rich.print(text, markup=False)
+            self._rich.print(for_stream(text, sys.stdout), markup=False)
             sys.stdout.flush()
 
     @rank_zero_only
