@@ -9,13 +9,16 @@ from typing import Any
 
 from hybridlm.errors import UserError
 from hybridlm.files.durable import replaced
+from hybridlm.files.plain import Unreadable, read_json
+
+_MAX_BYTES = 2**28  # facts of a corpus of a million files
 
 
 def kept_json(path: Path) -> dict[str, Any]:
     """What ``keep_json`` wrote; empty if there is none, or it is damaged."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = read_json(path, _MAX_BYTES)
+    except Unreadable:
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from hybridlm.data.files.stream import TokenStream
 from hybridlm.data.tokenizer import Tokenizer
+from hybridlm.errors import harmless
 
 _STYLES = ("black on bright_cyan", "black on bright_yellow", "black on bright_green", "black on bright_magenta")
 _SPECIAL = "bold white on red"
@@ -29,10 +30,10 @@ def coloured(ids: Iterable[int], tokenizer: Tokenizer, learned: Sequence[bool] |
         data = tokenizer.bytes_of(token)
         if data:
             style = _STYLES[place % len(_STYLES)] if bright else _READ
-            shown.append(data.decode("utf-8", errors="backslashreplace").translate(_VISIBLE), style=style)
+            shown.append(harmless(data.decode("utf-8", errors="backslashreplace").translate(_VISIBLE)), style=style)
         else:
             name = "<eos>" if token == tokenizer.eos_id else tokenizer.special_name(token) or f"<{token}>"
-            shown.append(name, style=_SPECIAL if bright else _READ_SPECIAL)
+            shown.append(harmless(name), style=_SPECIAL if bright else _READ_SPECIAL)
     return shown
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridlm.data.reading.documents import encodable
-from hybridlm.errors import UserError
+from hybridlm.errors import UserError, for_stream, harmless
 from hybridlm.files.home import expanded
 from hybridlm.generate.loading import Writer, open_run
 from hybridlm.generate.sampling import Sampling
@@ -125,9 +125,9 @@ class Terminal:
         """What the program says, not the model."""
         if self._interactive:
             self._end_line()
-            print("\n".join(f"\033[2m{line}\033[0m" for line in text.splitlines()), flush=True)  # dim
+            print("\n".join(f"\033[2m{line}\033[0m" for line in harmless(text).splitlines()), flush=True)  # dim
         else:
-            print(text, file=sys.stderr, flush=True)
+            print(harmless(text), file=sys.stderr, flush=True)
 
     def _end_line(self) -> None:
         if self._mid_line:
@@ -163,7 +163,7 @@ class Terminal:
         """Prints the answer as it comes; Ctrl-C stops it, between two tokens, so that the conversation can go on."""
         with _interrupts() as interrupted, closing(conversation.say(text)) as pieces:  # type: ignore[type-var]
             for piece in pieces:
-                sys.stdout.write(piece)
+                sys.stdout.write(for_stream(piece, sys.stdout))
                 sys.stdout.flush()
                 self._mid_line = True
                 if interrupted():

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridlm.errors import UserError
+from hybridlm.errors import UserError, for_stream
 from hybridlm.generate.loading import Writer, open_run
 from hybridlm.generate.sampling import Sampling
 
@@ -49,9 +49,9 @@ def run_generate(request: Request, sampling: Sampling) -> None:
     steps, state = _steps(writer, request, sampling, rows)
     if len(rows) == 1 and not request.as_json:
         first = next(steps)  # what is wrong with the request is said before anything is written
-        sys.stdout.write(rows[0])
+        sys.stdout.write(for_stream(rows[0], sys.stdout))
         for step in chain([first], steps):
-            sys.stdout.write(step.text)
+            sys.stdout.write(for_stream(step.text, sys.stdout))
             sys.stdout.flush()
         sys.stdout.write("\n")
     else:
@@ -154,7 +154,8 @@ def _print_all(steps: Iterator[Step], rows: Sequence[str], request: Request, sam
                 ascii_only = not sys.stdout.encoding.lower().startswith("utf")  # a letter that is replaced would be another text
                 sys.stdout.write(json.dumps(sample | _as_json(done, sampling, tokenizer), ensure_ascii=ascii_only) + "\n")
             else:
-                sys.stdout.write((_BETWEEN if printed else "") + rows[printed] + "".join(one.text for one in done))
+                text = rows[printed] + "".join(one.text for one in done)
+                sys.stdout.write((_BETWEEN if printed else "") + for_stream(text, sys.stdout))
             sys.stdout.flush()
             printed += 1
     if not request.as_json:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hybridlm.config.duration import clock
+from hybridlm.errors import harmless
 from hybridlm.run_folder import RunFolder
 from hybridlm.sweep.estimate import Work, seconds_left
 from hybridlm.sweep.job import LOG, Job
@@ -44,7 +45,7 @@ class Show:
             self._live.stop()
 
     def say(self, line: str, style: str = "") -> None:
-        self._console.print(Text(line, style))
+        self._console.print(Text(harmless(line), style))
 
     def began(self, job: Job) -> None:
         if self._live is None:

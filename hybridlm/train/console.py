@@ -15,6 +15,7 @@ from rich.table import Column
 from rich.text import Text
 
 from hybridlm.config.duration import clock
+from hybridlm.errors import for_stream
 
 _WIDE, _WIDEST = 100, 150  # columns of a terminal from which more is shown beside the bar
 _SPEED = 60.0  # seconds of the past that the time left is told from
@@ -39,7 +40,7 @@ class Console(Logger):
         if self._json:
             print(json.dumps({"message": text}), flush=True)
         else:
-            self._rich.print(text, markup=False, soft_wrap=True)
+            self._rich.print(for_stream(text, sys.stdout), markup=False, soft_wrap=True)
             sys.stdout.flush()
 
     @rank_zero_only

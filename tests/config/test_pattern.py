@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import time
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -129,3 +132,32 @@ def test_any_text_parses_or_raises_a_pattern_error_and_what_parses_is_stable(pat
     assert 1 <= len(layers) <= 1000
     assert n_layers is None or len(layers) == n_layers
     assert parse_pattern(format_pattern(layers), None, LETTERS) == layers
+
+
+SIGNS = [
+    "T", "M", "M1", "M2", "M3", "L", "S", "X", "Q", "t", "transformer", "mamba", "mla", ":mlp", ":moe", ":none", ":", "*", "*2", "*0",
+    "*-1", "*60%", "*40%", "%", "(", ")", "[", "]", ",", " ", "\n", "\0", "\x1b", "é", "☃", "\u0661", "*" + "9" * 30, "*999", "(" * 50,
+    ")" * 50, "${x}",
+]  # fmt: skip
+
+
+def test_twenty_thousand_patterns_mean_layers_or_say_why():
+    """At random, of the grammar's own signs and others; what has a meaning keeps it in the text that tables show."""
+    began = time.perf_counter()
+    meant = 0
+    for number in range(20_000):
+        generator = random.Random(number)
+        pattern = "".join(generator.choice(SIGNS) for _ in range(generator.randint(0, 12)))
+        n_layers = generator.choice([None, 1, 7, 1000])
+        try:
+            items = parse_pattern(pattern, n_layers, LETTERS)
+        except PatternError as error:
+            (problem,) = error.problems
+            assert "\n" not in problem
+            assert len(problem) < 1000
+            continue
+        meant += 1
+        assert 1 <= len(items) <= 1000
+        assert parse_pattern(format_pattern(items), None, LETTERS) == items
+    assert meant > 500
+    assert time.perf_counter() - began < 60

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -110,3 +111,19 @@ def test_any_cut_and_any_flip_of_a_sidecar_is_refused_in_one_line_or_changes_not
                     update={"tokenizer": "", "vocab_size": 0, "text_bytes": 0}
                 )
     assert refused > 3 * len(content)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zeros", "deep", "latin"])
+def test_a_sidecar_that_a_stranger_made_is_refused_at_once(tmp_path, kind):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"\0" * 64)
+    sidecar = path.with_suffix(".json")
+    if kind == "pipe":
+        os.mkfifo(sidecar)
+    elif kind == "zeros":
+        sidecar.symlink_to("/dev/zero")
+    else:
+        sidecar.write_bytes(b"[" * 10**6 if kind == "deep" else b'{"a": "\xe9"}')
+    with pytest.raises(UserError) as caught:
+        open_bin(path)
+    assert "\n" not in str(caught.value)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import time
+from contextlib import suppress
 
 import pytest
 import yaml
@@ -72,3 +75,40 @@ def test_only_a_small_regular_file_of_text_is_read(tmp_path):
     for name, reason in (("latin", "UTF-8"), ("huge", "larger"), ("pipe", "regular"), ("gone", "No such file"), (".", "read|regular")):
         with pytest.raises(Unreadable, match=reason):
             read_text(tmp_path / name)
+
+
+PIECES = [
+    "a", "- ", ": ", "\n", "  ", "{", "}", "[", "]", ",", "&a", "*a", "!!str", "!", "|", ">", "#", "'", '"', "\\", "%YAML 1.1", "---",
+    "...", "? ", "<<", "0x1f", "1:30", "1e400", "9" * 400, "2020-01-01", "~", "null", "true", ".inf", "\t", "\0", "\x85", "\ufeff", "\ud800",
+    "☃",     "!!python/object/apply:os.system [touch pwned]", "!!binary x", "__class__", "_target_: os.system", "${oc.env:HOME}",
+]  # fmt: skip
+
+
+def plain(value: object) -> bool:
+    if type(value) is dict:
+        return all(plain(key) and plain(item) for key, item in value.items())
+    return all(map(plain, value)) if type(value) is list else type(value) in (str, int, float, bool, type(None))
+
+
+@pytest.mark.parametrize(
+    "seed", [pytest.param(range(3_000), id="3000"), pytest.param(range(3_000, 60_000), id="57000", marks=pytest.mark.slow)]
+)
+def test_any_text_gives_plain_values_or_a_reason(seed, tmp_path, monkeypatch):
+    """YAML and JSON made of their own signs, and valid texts with some of them put in."""
+    monkeypatch.chdir(tmp_path)
+    valid = yaml.safe_dump({"a": [1, 2.5, None, True, "x: y"], "b": {"c": "2020-01-01", "d": [{"e": ""}]}})
+    for number in seed:
+        generator = random.Random(number)
+        if generator.random() < 0.5:
+            text = "".join(generator.choice(PIECES) for _ in range(generator.randint(1, 40)))
+        else:
+            text = generator.choice([valid, json.dumps(yaml.safe_load(valid))])
+            for _ in range(generator.randint(1, 4)):
+                place = generator.randrange(len(text))
+                text = text[:place] + generator.choice(PIECES) + text[place + generator.randint(0, 3) :]
+        for parse in (parse_yaml, parse_json):
+            began = time.perf_counter()
+            with suppress(Unreadable):
+                assert plain(parse(text)), text
+            assert time.perf_counter() - began < 5
+    assert os.listdir(tmp_path) == []

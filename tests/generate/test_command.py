@@ -191,3 +191,15 @@ def test_a_closed_pipe_is_no_error(folder, environment):
     assert process.wait() == 0
     assert "Traceback" not in err
     assert "Exception" not in err
+
+
+def test_what_a_model_writes_cannot_act_on_a_terminal(folder, said, monkeypatch):
+    """Into a pipe it is the text itself."""
+    prompt = "a\x1b[2J\x07\r\n\tb\x9b\u202e☃"
+    ask = ("generate", folder.path, "--prompt", prompt, *GREEDY)
+    assert said(*ask)[1].startswith(prompt)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for more in ((), ("--n-samples", "2")):
+        out = said(*ask, *more)[1]
+        assert out.startswith("a\\x1b[2J\\x07\\r\n\tb\\x9b\\u202e☃")
+        assert not any(letter in out for letter in "\x1b\x07\r\x9b\u202e")

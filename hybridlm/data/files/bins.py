@@ -11,7 +11,6 @@ closes the stream.
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from pydantic import ValidationError
 
 from hybridlm.config.section import Section
 from hybridlm.errors import UserError
+from hybridlm.files.plain import Unreadable, parse_json, read_text
 
 FORMAT_VERSION = 2
 MAX_TOKENS = 1 << 31  # of one file, so that places in it fit uint32 and every sum of two does too
@@ -192,10 +192,10 @@ def _check(path: Path, expected: int, sha256: str | None) -> None:
 def _read_meta(path: Path) -> BinMeta:
     sidecar = path.with_suffix(".json")
     try:
-        content = sidecar.read_bytes()
+        content = read_text(sidecar)
         meta = BinMeta.model_validate_json(content)
-    except OSError as error:
-        raise UserError(f"token file {path} has no readable sidecar {sidecar.name} ({error.strerror}); {_REMEDY}") from None
+    except Unreadable as error:
+        raise UserError(f"token file {path} has no readable sidecar {sidecar.name} ({error}); {_REMEDY}") from None
     except ValidationError as error:
         if (version := _version(content)) not in (None, FORMAT_VERSION):
             raise UserError(f"token file {path} has format {version}, this version reads {FORMAT_VERSION}; {_REMEDY}") from None
@@ -209,12 +209,13 @@ def _read_meta(path: Path) -> BinMeta:
     return meta
 
 
-def _version(content: bytes) -> object:
+def _version(content: str) -> object:
     """The format that a sidecar names, whatever else it holds."""
     try:
-        return json.loads(content).get("format_version")
-    except (ValueError, AttributeError):
+        facts = parse_json(content)
+    except Unreadable:
         return None
+    return facts.get("format_version") if isinstance(facts, dict) else None
 
 
 def sha256_of(path: Path) -> str:

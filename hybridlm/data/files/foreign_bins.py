@@ -14,6 +14,7 @@ import numpy as np
 
 from hybridlm.data.files.bins import BinMeta, map_array, open_bin
 from hybridlm.errors import ConfigError, UserError
+from hybridlm.files.plain import Unreadable, open_regular
 
 Dtype = Literal["u16", "u32"]
 
@@ -129,9 +130,9 @@ def _has_sidecar(path: Path) -> bool:
     """Whether the ``.json`` beside the file is ours: another program's (the text, say) has no business with the tokens."""
     sidecar = path.with_suffix(".json")
     try:
-        with sidecar.open("rb") as file:
+        with open_regular(sidecar) as file:
             return sidecar != path and b'"format_version"' in file.read(_SIDECAR_BYTES)
-    except OSError:
+    except (OSError, Unreadable):
         return False
 
 

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,10 +25,12 @@ from hybridlm.data.files.stream import TokenStream, opened
 from hybridlm.data.windows.packing import Packing, document_starts, pack
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.files.durable import replaced
+from hybridlm.files.plain import open_regular, parse_json, read_json
 
 FORMAT_VERSION = 2
 _HEADER = 512  # bytes
 _INDEX = "index.json"
+_MAX_INDEX = 2**28  # bytes
 
 
 class _Facts(NamedTuple):
@@ -147,8 +149,8 @@ def _header(facts: _Facts, key: str, arrays: Iterable[np.ndarray]) -> bytes:
 def _facts_of(path: Path, key: str) -> _Facts | None:
     """What a file's header says; None: there is no such file, or it is not what ``key`` names."""
     try:
-        with path.open("rb") as file:
-            content = json.loads(file.read(_HEADER))
+        with open_regular(path) as file:
+            content: Any = parse_json(file.read(_HEADER))
         facts = _Facts(*map(int, content["facts"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -174,7 +176,7 @@ def _size(path: Path) -> int:
 def _read_index(folder: Path) -> dict[str, _Facts]:
     """Facts by key; empty where it is missing or damaged."""
     try:
-        content = json.loads((folder / _INDEX).read_bytes())
+        content: Any = read_json(folder / _INDEX, _MAX_INDEX)
         whole = content["sha256"] == _digest(content["files"])
         return {key: _Facts(*facts) for key, facts in content["files"].items()} if whole else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
