@@ -48,9 +48,7 @@ def backward(chunks: Chunks, incoming: Tensor, do: Tensor, dfinal: Tensor) -> Gr
     return Gradients(_lengths_backward(chunks, up), dboth[:, 0], dlog_decay, dbeta, dincoming)
 
 
-def _states_backward(
-    chunks: Chunks, tiles: Tiles, reading: Tensor, do: Tensor, dfinal: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _states_backward(chunks: Chunks, tiles: Tiles, reading: Tensor, do: Tensor, dfinal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Through the chain of states, last chunk first. Returns the gradient of beta error above do (N, 2, C, Dv), that of each chunk's
     outgoing state (N, Dk, Dv), and that of the first incoming one. reading: (N, 2 C, Dk), the keys times -beta."""
     dboth = torch.stack([do, do], 1)
