@@ -23,42 +23,43 @@ class Gradients(NamedTuple):
 
 def backward(chunks: Chunks, incoming: Tensor, do: Tensor, dfinal: Tensor) -> Gradients:
     """incoming: (N, Dk, Dv), the states that ``forward`` went through; do: (N, C, Dv); dfinal: (M, Dk, Dv)."""
-    tiles, keys = tiles_of(chunks), chunks.kq[:, 0]
+    tiles, (keys, queries) = tiles_of(chunks), chunks.kq.unbind(1)
     reading = chunks.kq * tiles.carry.unsqueeze(1)
     error = torch.baddbmm(chunks.v, reading[:, 0], incoming, alpha=-1)  # what the incoming state does not foretell of v
     delta = torch.bmm(tiles.inverse, error * chunks.beta)
-    reading[:, 0] *= chunks.beta
+    reading[:, 0] *= -chunks.beta
     dboth, doutgoing, dincoming = _states_backward(chunks, tiles, reading.flatten(1, 2), do, dfinal)
 
     dtiles = torch.bmm(dboth.flatten(1, 2), delta.transpose(1, 2)).view(*chunks.kq.shape[:3], -1)
     itself = dtiles[:, 1].diagonal(dim1=1, dim2=2).unsqueeze(-1).clone()
-    dbeta = (dtiles[:, 0] * tiles.A).sum(-1, keepdim=True).sub_(error.mul_(dboth[:, 0]).sum(-1, keepdim=True))
-    dtiles[:, 0] *= chunks.beta
+    dbeta = error.mul_(dboth[:, 0]).sum(-1, keepdim=True).sub_((dtiles[:, 0] * tiles.A).sum(-1, keepdim=True))
+    dtiles[:, 0] *= -chunks.beta
     dboth[:, 0] *= chunks.beta
     up, down = pairs_backward(dtiles, chunks.kq, chunks.steps, chunks.same, tiles.weights)
-    up.addcmul_(torch.bmm(dboth.flatten(1, 2), incoming.transpose(1, 2)).view(up.shape), tiles.carry.unsqueeze(1))
+    dread = torch.bmm(dboth.flatten(1, 2), incoming.transpose(1, 2)).view(up.shape)
+    dk, dq = up[:, 0].addcmul_(dread[:, 0], tiles.carry, value=-1.0), up[:, 1].addcmul_(dread[:, 1], tiles.carry)
     dwriting = torch.bmm(delta, doutgoing.transpose(1, 2)).mul_(tiles.to_end)
 
-    dsums = (chunks.kq * up).sum(1).sub_(keys * down)
+    dsums = torch.sub(dk, down).mul_(keys).addcmul_(dq, queries)
     dsums[:, -1] += tiles.carry[:, -1] * (incoming * doutgoing).sum(-1)
     dlog_decay = _to_steps(chunks, dsums, keys * dwriting)
-    up[:, 0].add_(down.add_(dwriting)).addcmul_(chunks.kq[:, 1], itself)  # a token in its own output
-    up[:, 1].addcmul_(keys, itself)
-    return Gradients(_lengths_backward(chunks, up), dboth[:, 0].neg(), dlog_decay, dbeta, dincoming)
+    dk.add_(down).add_(dwriting).addcmul_(queries, itself)  # a token in its own output
+    dq.addcmul_(keys, itself)
+    return Gradients(_lengths_backward(chunks, up), dboth[:, 0], dlog_decay, dbeta, dincoming)
 
 
 def _states_backward(chunks: Chunks, tiles: Tiles, reading: Tensor, do: Tensor, dfinal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Through the chain of states, last chunk first. Returns the gradient of beta error, negative, above do (N, 2, C, Dv), that of
-    each chunk's outgoing state (N, Dk, Dv), and that of the first incoming one. reading: (N, 2 C, Dk), the keys times beta."""
+    """Through the chain of states, last chunk first. Returns the gradient of beta error above do (N, 2, C, Dv), that of each chunk's
+    outgoing state (N, Dk, Dv), and that of the first incoming one. reading: (N, 2 C, Dk), the keys times -beta."""
+    dboth = torch.stack([do, do], 1)
     ddelta = torch.bmm(tiles.P.transpose(1, 2), do)
     writing, keep = chunks.kq[:, 0] * tiles.to_end, tiles.carry[:, -1].unsqueeze(-1)
-    dboth = torch.stack([do, do], 1)
     doutgoing = do.new_empty(len(do), reading.shape[2], do.shape[2])
     dstate = dfinal
     for part in reversed(chunks.each()):
         doutgoing[part] = dstate
-        solved = torch.bmm(tiles.inverse[part].transpose(1, 2), ddelta[part].baddbmm_(writing[part], dstate))
-        torch.neg(solved, out=dboth[part, 0])
+        ddelta[part].baddbmm_(writing[part], dstate)
+        dboth[part, 0] = torch.bmm(tiles.inverse[part].transpose(1, 2), ddelta[part])
         dstate = (dstate * keep[part]).baddbmm_(reading[part].transpose(1, 2), dboth[part].flatten(1, 2))
     return dboth, doutgoing, dstate
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hybridlm.ops.delta_pairs import corners, pairs
+from hybridlm.ops.delta_pairs import pairs
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.padding import in_chunks
 
@@ -66,7 +66,9 @@ def cut(inputs: Inputs, chunk: int) -> Chunks:
     kq = torch.stack([heads_first(k, chunk, wide), heads_first(q, chunk, wide)], 3)
     lengths = torch.linalg.vector_norm(kq, dim=-1, keepdim=True).square_().add_(EPS).rsqrt_()
     lengths[:, :, :, 1] *= k.shape[3] ** -0.5
-    kq = kq.mul_(lengths).repeat_interleave(heads // k.shape[2], 2) if heads > k.shape[2] else kq.mul_(lengths)
+    kq *= lengths
+    if heads > k.shape[2]:
+        kq = kq.repeat_interleave(heads // k.shape[2], 2)
     steps = heads_first(log_decay if log_decay.dim() == 4 else log_decay.unsqueeze(-1), chunk, wide) * math.log2(math.e)
     steps, same, began = steps.flatten(0, 2), None, None
     if starts is not None:
@@ -97,23 +99,9 @@ def tiles_of(chunks: Chunks) -> Tiles:
         to_end *= chunks.same[:, -1].unsqueeze(-1)
     A, P = tiles.unbind(1)
     P.diagonal(dim1=1, dim2=2).copy_((chunks.kq[:, 0] * chunks.kq[:, 1]).sum(-1))
-    return Tiles(A, P, weights, inverse_of(A * chunks.beta), carry, to_end)
-
-
-def inverse_of(lower: Tensor) -> Tensor:
-    """(I + lower)^-1 of strictly lower triangles (N, C, C), from blocks of one token to the whole chunk: stable, however large they are."""
-    N, chunk, _ = lower.shape
-    inverse = torch.eye(chunk, dtype=lower.dtype, device=lower.device).repeat(N, 1, 1)
-    size = 1
-    while size < chunk:
-        corner, target = corners(lower, size), corners(inverse, size)
-        if size > 1:
-            blocks = inverse.unflatten(1, (-1, size)).unflatten(3, (-1, size)).diagonal(dim1=1, dim2=3).movedim(-1, 1)
-            first, second = blocks[:, ::2].flatten(0, 1), blocks[:, 1::2].flatten(0, 1)
-            corner = torch.bmm(torch.bmm(second, corner.flatten(0, 1)), first).view(corner.shape)
-        torch.neg(corner, out=target)
-        size *= 2
-    return inverse
+    eye = torch.eye(A.shape[1], dtype=A.dtype, device=A.device).expand_as(A)
+    inverse = torch.linalg.solve_triangular(A * chunks.beta, eye, upper=False, unitriangular=True)
+    return Tiles(A, P, weights, inverse, carry, to_end)
 
 
 def forward(chunks: Chunks, states: list[Tensor]) -> Tensor:

@@ -68,12 +68,13 @@ class Level(NamedTuple):
 
 def halves(tensor: Tensor, size: int) -> Tensor:
     """(..., C, d) to (..., n, 2, size, d)."""
-    return tensor.unflatten(-2, (-1, 2, size))
+    return tensor.view(*tensor.shape[:-2], -1, 2, size, tensor.shape[-1])
 
 
 def corners(tile: Tensor, size: int) -> Tensor:
     """What the second block of every pair reads of the first, of (N, ..., C, C): a view (N, n, ..., size, size)."""
-    blocks = tile.unflatten(-2, (-1, 2, size)).unflatten(-1, (-1, 2, size))
+    n = tile.shape[-1] // (2 * size)
+    blocks = tile.view(*tile.shape[:-2], n, 2, size, n, 2, size)
     return blocks[..., 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, 1)
 
 

@@ -33,6 +33,8 @@ MAMBA3 = [
 MLA = ["mla_no_qlora", "mla_qlora", "mla_qlora_no_interleave"]
 MOE_SOFTMAX = ["moe_mixtral", "moe_olmoe_nonorm"]
 MOE = ["moe_deepseek_v3", "moe_deepseek_v3_groups", "moe_deepseek_v3_nonorm", *MOE_SOFTMAX]
+GDN = [f"gdn{name}" for name in ("", "_gva", "_gva_qkvz", "_noconv", "_nogate", "_olmo", "_olmo_neg_eigval", "_small_keys")]
+KDA = [f"kda{name}" for name in ("", "_gva_neg_eigval", "_lower_bound", "_small_keys")]
 MIXERS = [*ATTENTION, *MAMBA1, *MAMBA2, *MAMBA3, *MLA]
 SCANS = [*MAMBA1, *MAMBA2, *MAMBA3]
 

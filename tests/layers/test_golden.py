@@ -9,7 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from golden_cases import FOLDER, MIXERS, MOE, MOE_SOFTMAX, SCANS, circular, golden_states, load, mixer_spec, moe_spec, prefill_length
+from golden_cases import (
+    FOLDER,
+    GDN,
+    KDA,
+    MIXERS,
+    MOE,
+    MOE_SOFTMAX,
+    SCANS,
+    circular,
+    golden_states,
+    load,
+    mixer_spec,
+    moe_spec,
+    prefill_length,
+)
 from mixer_specs import CPU, forward, forward_in_pieces, layer_of
 from recurrences import assert_near, below, relative_error
 from torch import Tensor
@@ -35,8 +49,9 @@ def build_moe(facts: dict[str, Any], tensors: dict[str, Tensor]) -> MoE:
 
 
 def test_every_case_is_tested():
-    assert {path.stem for path in FOLDER.glob("*.safetensors")} == {*MIXERS, *MOE}
-    assert len({*MIXERS, *MOE}) == 25
+    """Of the gated delta rule only the recurrence so far: tests/ops/test_delta.py."""
+    assert {path.stem for path in FOLDER.glob("*.safetensors")} == {*MIXERS, *MOE, *GDN, *KDA}
+    assert len({*MIXERS, *MOE, *GDN, *KDA}) == 37
 
 
 @every_mixer
