@@ -10,14 +10,14 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import yaml
 
 MAX_BYTES = 2**24  # of one file; a tokenizer.json of 256k tokens has about 16 MB and passes a limit of its own
 MAX_DEPTH = 64  # mappings and lists within one another
 MAX_DIGITS = 300  # of a whole number, so that it can be made a float
-_Parser: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's where PyYAML was built with it
+_Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's where PyYAML was built with it
 
 
 class Unreadable(ValueError):
@@ -120,7 +120,7 @@ def _refuse_long(digits: str) -> None:
         raise Unreadable(f"a whole number of more than {MAX_DIGITS} digits")
 
 
-class _PlainLoader(_Parser):  # type: ignore[misc]
+class _PlainLoader(_Parser):
     """Dates stay texts, and a whole number has few digits."""
 
     yaml_implicit_resolvers = {
