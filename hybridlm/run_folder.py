@@ -264,14 +264,6 @@ def newest_run(root: Path) -> RunFolder | None:
     return RunFolder(max(found, key=lambda config: (config.stat().st_mtime_ns, config)).parent) if found else None
 
 
-def last_run(root: Path) -> RunFolder:
-    """``newest_run``. Raises UserError where there is none."""
-    folder = newest_run(root)
-    if folder is None:
-        raise UserError(f"last: no run under {root / 'outputs'} or {root / 'multirun'}; start one with python train.py")
-    return folder
-
-
 def find_run(name: str, root: Path | None = None) -> tuple[RunFolder, Path]:
     """The run folder and the checkpoint that ``name`` means: ``last``, a run folder, or a checkpoint in a run folder.
 
@@ -282,7 +274,9 @@ def find_run(name: str, root: Path | None = None) -> tuple[RunFolder, Path]:
     """
     root = root or Path.cwd()
     if name == "last":
-        folder = last_run(root)
+        folder = newest_run(root)
+        if folder is None:
+            raise UserError(f"last: no run under {root / 'outputs'} or {root / 'multirun'}; start one with python train.py")
         return folder, folder.newest_checkpoint()
     path = (root / expanded(name)).absolute()
     if path.is_dir():

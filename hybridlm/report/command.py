@@ -12,7 +12,7 @@ from hybridlm.report.comparison import Comparison, best_of, compare
 from hybridlm.report.page import facts_of, parts_of, to_html, to_text
 from hybridlm.report.reading import read_folders
 from hybridlm.report.table import runs_table, to_csv
-from hybridlm.run_folder import last_run
+from hybridlm.run_folder import find_run, newest_run
 
 
 def run_report(names: list[str], out: Path | None, tuned: list[str] | None = None) -> None:
@@ -22,7 +22,7 @@ def run_report(names: list[str], out: Path | None, tuned: list[str] | None = Non
 
     UserError: a folder is missing, holds no run, ``out`` cannot be written, or a setting of ``tuned`` is not one in which runs differ.
     """
-    folders = [last_run(Path.cwd()).path if name == "last" else Path(name) for name in names]
+    folders = [_folder(name) for name in names]
     runs, sweeps = read_folders(folders)
     target = folders[0] if out is None else out
     words = ["hybridlm", "report", *names, *([] if out is None else ["--out", str(out)])]
@@ -43,6 +43,13 @@ def run_report(names: list[str], out: Path | None, tuned: list[str] | None = Non
         print(f"{part.title}: {' '.join(part.verdict)}")
         print("".join(f"caution: {caution}\n" for caution in part.cautions), end="")
     print(f"\n{target / 'report.html'}, report.md with its plots, and report.csv: {len(runs)} run{'' if len(runs) == 1 else 's'}")
+
+
+def _folder(name: str) -> Path:
+    if name != "last":
+        return Path(name)
+    newest = newest_run(Path.cwd())  # which may have no checkpoint yet
+    return (find_run(name)[0] if newest is None else newest).path  # the former says where a run was looked for
 
 
 def _tuned(comparisons: list[Comparison], tuned: list[str]) -> list[Comparison]:
