@@ -77,7 +77,7 @@ def test_a_mistake_costs_a_line(tmp_path, monkeypatch, arguments, line):
     assert not list(tmp_path.glob("**/report.*"))
 
 
-def test_a_real_run_says_all_that_is_measured(tiny, tmp_path):
+def test_a_real_run_says_all_that_is_measured(tiny, tmp_path, capsys):
     from hybridlm.train.run import run
 
     run(compose_config(tiny), RunFolder(tmp_path / "run"), None)
@@ -85,7 +85,11 @@ def test_a_real_run_says_all_that_is_measured(tiny, tmp_path):
     figures = {measure.key: measure.of(found) for measure in (*QUALITIES, *COSTS)}
     assert {key for key, figure in figures.items() if figure is None} <= {"val/accuracy", "memory_gb"}
     assert figures["device_hours"] == pytest.approx(figures["seconds"] / 3600)
-    assert report(tmp_path).exit_code == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if "hybridlm report" in line).partition("#")[0].split()
+    result = report(*told[2:])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "caution: This run saw " in result.stdout
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"report.html", "report.md", "report-1-course.svg"}
 
 
 @pytest.mark.slow
