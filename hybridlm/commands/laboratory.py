@@ -46,13 +46,15 @@ def sweep(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="run folders, and folders with runs anywhere below them")],
+    folders: Annotated[
+        list[str], typer.Argument(metavar="RUN|FOLDER...", help="`last` (the newest run), run folders, folders with runs below them")
+    ],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the report goes (default: the first folder)")] = None,
     best_of: Annotated[
         list[str] | None, typer.Option("--best-of", metavar="FIELD", help="each point at its best value of it: optim.lr; may be repeated")
     ] = None,
 ) -> None:
-    """Compare runs: one HTML page (report.html), the same as Markdown (report.md), and every run as a row (report.csv)."""
+    """Draw a run, or compare several: an HTML page (report.html), the same as Markdown (report.md), and every run as a row (report.csv)."""
     with reported():
         from hybridlm.report.command import run_report
 

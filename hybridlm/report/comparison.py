@@ -45,6 +45,11 @@ class Point:
     settings: tuple[str, ...]
     runs: tuple[Run, ...]
 
+    @property
+    def identity(self) -> frozenset[tuple[str, str]]:
+        """All settings that its runs have in common and that have a part in what they come to."""
+        return _identity(self.runs[0])
+
     def spread(self, measure: Measure) -> Spread | None:
         return spread(value for run in self.runs if (value := measure.of(run)) is not None)
 
@@ -147,7 +152,7 @@ def _text(run: Run) -> object:
 
 
 def _comparison(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> Comparison:
-    quality = next((one for one in QUALITIES if any(one.of(run) is not None for run in finished)), QUALITIES[0])
+    quality = _quality(finished, lost)
     columns = _columns(finished, lost, varied)
     together: dict[object, list[Run]] = defaultdict(list)
     for run in finished:
@@ -162,7 +167,16 @@ def _comparison(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> 
         return (True, 0.0) if found is None else (False, sign * found.mean)
 
     points.sort(key=rank)
-    return Comparison(_title(finished), quality, columns, tuple(points), tuple(lost), tuple(_notes(points, quality)))
+    return Comparison(_title(finished or lost), quality, columns, tuple(points), tuple(lost), tuple(_notes(points, quality)))
+
+
+def _quality(finished: list[Run], lost: list[Run]) -> Measure:
+    """Of runs of which none has finished, what they were validated by on their way."""
+
+    def measured(one: Measure, run: Run) -> bool:
+        return one.of(run) is not None if finished else any(one.key in row for row in run.rows)
+
+    return next((one for one in QUALITIES if any(measured(one, run) for run in finished or lost)), QUALITIES[0])
 
 
 def _point(runs: list[Run], columns: Sequence[str], settings: tuple[str, ...], same: Collection[str]) -> Point:

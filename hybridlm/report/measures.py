@@ -66,11 +66,12 @@ SPEED = Measure("tokens_per_s", "training speed", "tokens/s", "more", _of_summar
 MEMORY = Measure("memory_gb", "peak memory", "GiB", "less", _of_summary("memory_gb"))
 CACHE = Measure("cache_bytes", "cache of one window", "bytes", "less", cache_bytes)
 FLOPS = Measure("train_flops_per_token", "training FLOPs per token", "FLOP", "less", _of_summary("train_flops_per_token"))
+TOKENS = Measure("tokens", "tokens trained on", "count", None, _of_summary("tokens"))
 TRADED = (SPEED, MEMORY, CACHE, FLOPS)  # what quality is drawn against
 COSTS = (
     *TRADED,
     Measure("parameters", "parameters", "count", None, _of_summary("parameters")),
-    Measure("tokens", "tokens trained on", "count", None, _of_summary("tokens")),
+    TOKENS,
     Measure("seconds", "time", "seconds", None, lambda run: run.seconds),
     Measure("device_hours", "device time", "hours", None, _device_hours),
 )

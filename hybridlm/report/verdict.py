@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from hybridlm.report.comparison import Comparison, Point, some
+from hybridlm.report.facts import number
 from hybridlm.report.measures import CACHE, FLOPS, SPEED, Measure
+from hybridlm.report.reading import Run
 from hybridlm.report.spread import Difference, Spread, difference
 
 _DIGITS = {"share": 3}
@@ -24,6 +26,28 @@ def differences(comparison: Comparison) -> list[Difference]:
 def verdict(comparison: Comparison) -> list[str]:
     """Sentences: which point is best, by how much, and whether seeds alone would make such a difference."""
     return [*_compared(comparison), *([_lost(comparison)] if comparison.lost else [])]
+
+
+def outcome(run: Run, quality: Measure) -> list[str]:
+    """Sentences on a run alone: how good it is, what compressors make of the same text, and, where it has not ended, how far it is."""
+    value = quality.of(run)
+    sentences = []
+    if value is not None:
+        sentences.append(f"{quality_text(value, quality)} {_unit(quality)} at the end of training.{_compressed(run, quality)}")
+    else:
+        where = run.error or (f"the last metrics are of step {run.rows[-1]['step']}" if run.rows else "")
+        sentences.append(f"{run.status.capitalize()}{f': {where}' if where else ''}.")
+    checked = [(found, row["step"]) for row in run.rows if (found := number(row.get(quality.key))) is not None]
+    if checked:
+        best, step = (max if quality.better == "more" else min)(checked)
+        sentences.append(f"The best validation on the way: {quality_text(best, quality)} {_unit(quality)} at step {step}.")
+    return sentences
+
+
+def _compressed(run: Run, quality: Measure) -> str:
+    anchors = [(name, number(run.summary.get(key))) for name, key in (("gzip", "gzip_bpb"), ("xz", "xz_bpb"))]
+    said = [f"{name} makes {found:.4f}" for name, found in anchors if found is not None and quality.unit == "bits/byte"]
+    return f" Of the same text {' and '.join(said)}." if said else ""
 
 
 def _compared(comparison: Comparison) -> list[str]:

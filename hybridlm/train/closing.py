@@ -47,6 +47,7 @@ class Hints:
             found.append((f"hybridlm chat {run}", "talk to it"))
         elif self.prepared.parts:
             found.append((f"hybridlm generate {run} --prompt {shlex.quote(self._prompt())} -n 200", "let it write"))
+        found.append((f"hybridlm report {run}", "draw it"))
         if (another := self._another()) is not None:
             found.append((another, "try another model"))
         return [f"  {command}    # {what}" for command, what in found]

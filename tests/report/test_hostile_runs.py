@@ -41,7 +41,7 @@ EVALUATION = {
 def report(folder: Path, capsys) -> tuple[list[str], str]:
     """Names of the runs in report.csv, and what went to standard error."""
     with little():
-        run_report([folder], folder / "out")
+        run_report([str(folder)], folder / "out")
     said = capsys.readouterr()
     assert re.fullmatch(r"[\x20-\x7e\n\x80-\uffff]*", said.out + said.err)
     with open(folder / "out/report.csv", encoding="utf-8", newline="") as file:

@@ -7,13 +7,14 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from run_folders import make_job, make_run
 
 from hybridlm.report.command import run_report
 
-VOID = {"meta", "br", "img", "hr", "input", "link"}
+VOID = {"meta", "br", "img", "hr", "input", "link", "source"}
 EVIL = "<script>alert('x')</script>"
 
 
@@ -39,14 +40,15 @@ class Page(HTMLParser):
         if self.open[-1:] not in (["script"], ["style"]):
             self.text += data
 
-    def images(self):
-        """The plots, parsed."""
-        sources = [attributes["src"] for tag, attributes in self.tags if tag == "img"]
+    def images(self, narrow=False):
+        """The plots, parsed: those of a wide window, or of a narrow one."""
+        tag_name, name = ("source", "srcset") if narrow else ("img", "src")
+        sources = [attributes[name] for tag, attributes in self.tags if tag == tag_name]
         return [ElementTree.fromstring(base64.b64decode(source.removeprefix("data:image/svg+xml;base64,"))) for source in sources]
 
 
 def report(*folders, out=None):
-    run_report(list(folders), out)
+    run_report(list(map(str, folders)), out)
     return Page(((out or folders[0]) / "report.html").read_text())
 
 
@@ -66,7 +68,7 @@ def sweep(tmp_path_factory):
 
 def test_everything_is_on_the_page(sweep, tmp_path, capsys):
     page = report(sweep, out=tmp_path / "new/out")
-    drawn = {"report-1-costs.svg", "report-1-learning.svg", "report-2-learning.svg", "report-2-length-1.svg"}
+    drawn = {"report-1-costs.svg", "report-1-learning.svg", "report-2-course.svg", "report-2-length-1.svg"}
     assert {path.name for path in (tmp_path / "new/out").iterdir()} == {"report.csv", "report.html", "report.md", *drawn}
     assert len(page.images()) == len(drawn)
     for file in drawn:
@@ -100,9 +102,9 @@ def test_the_page_needs_nothing_beside_it(sweep, tmp_path):
     assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
     assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "embed", "base"}
     for tag, attributes in page.tags:
-        assert attributes.get("src", "data:").startswith("data:")
+        assert all(attributes.get(name, "data:").startswith("data:") for name in ("src", "srcset"))
         assert tag != "script" or not attributes
-    for image in page.images():
+    for image in [*page.images(), *page.images(narrow=True)]:
         references = [value for node in image.iter() for name, value in node.attrib.items() if name.endswith("href")]
         assert all(value.startswith("#") for value in references)
 
@@ -122,10 +124,73 @@ def test_whatever_a_run_says_is_text(tmp_path):
     assert not [line for line in lines if "<script>" in line and not line.startswith("    python train.py")], "those are blocks of code"
 
 
-def test_one_run(tmp_path):
-    page = report(make_run(tmp_path / "a"))
-    assert "One point, TM: 2.0000 bits per byte (one seed)" in page.text
-    assert len(page.images()) == 1, "a learning curve, and no costs to compare"
+def test_one_run(tmp_path, capsys):
+    folder = make_run(tmp_path / "a", facts={"tokens": 20_480})
+    (folder / "eval.json").write_text('{"results": [{"what": "needle", "settings": {}, "metrics": {"accuracy": 0.75}}]}')
+    page = report(tmp_path)
+    for text in (
+        "stdlib, 290 kB held out: run a",
+        "2.0000 bits per byte at the end of training. Of the same text gzip makes 2.1000 and xz makes 1.8000.",
+        "Course of the run",
+        "Smoothed: running mean over a tenth of the logged steps, at least 3.",
+        "return x < 1 and '</pre>'",
+        "0  attention",
+        "0.75",
+    ):
+        assert text in page.text, text
+    assert "best" not in page.text.replace("The best validation on the way", ""), "there is nothing to compare"
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", (tmp_path / "report.html").read_text())
+    rows = dict(pairwise(cells))
+    assert (rows["pattern"], rows["width"], rows["parameters"], rows["learning rate"]) == ("TM", "64", "200 thousand", "0.02")
+    assert rows["data"] == "stdlib"
+    assert len(page.images()) == len(page.images(narrow=True)) == 1
+    text = (tmp_path / "report.md").read_text()
+    assert "![Course of the run](report-1-course.svg)" in text
+    assert "    layer  mixer\n        0  attention\n" in text
+    assert "| pattern | TM | model.pattern |" in text
+    assert capsys.readouterr().out.startswith("stdlib, 290 kB held out: run a: 2.0000 bits per byte")
+
+
+def test_one_run_that_has_not_finished(tmp_path):
+    page = report(make_run(tmp_path / "a", bpb=None))
+    assert "Unfinished: no summary.json; the last metrics are of step 40." in page.text
+    assert "The best validation on the way: " in page.text
+    assert len(page.images()) == 1
+
+
+def test_a_run_of_a_text_of_its_own_among_others_is_drawn_as_one(sweep, tmp_path):
+    page = report(sweep, out=tmp_path)
+    assert "stdlib: run 5" in page.text
+    assert "0.900 accuracy at the end of training." in page.text
+
+
+def test_plots_stand_below_each_other_in_a_narrow_window(sweep, tmp_path):
+    page = report(sweep, out=tmp_path)
+    assert {attributes["media"] for tag, attributes in page.tags if tag == "source"} == {"(max-width: 800px)"}
+
+    def size(image):
+        return tuple(float(image.attrib[side].removesuffix("pt")) for side in ("width", "height"))
+
+    wide, narrow = (list(map(size, images)) for images in (page.images(), page.images(narrow=True)))
+    assert len(wide) == len(narrow) == 4
+    assert all(width <= 360 for width, _ in narrow), "360 points are 480 pixels"
+    several = [(one, other) for one, other in zip(wide, narrow, strict=True) if one[0] > 600]
+    assert len(several) == 2
+    assert all(other[1] > 1.4 * one[1] for one, other in several)
+
+
+def test_cautions_stand_above_the_table_and_on_the_screen(tmp_path, capsys):
+    for i, pattern in enumerate("TM"):
+        folder = make_run(tmp_path / str(i), pattern=pattern)
+        rows = [{**json.loads(line), "data/epoch": 0.1} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = report(tmp_path)
+    screen, text = capsys.readouterr().out, (tmp_path / "report.md").read_text()
+    for said in ("These runs saw 10% of the training text", "One learning rate (optim.muon.lr=0.02) served all points"):
+        assert f"Caution. {said}" in page.text
+        assert page.text.index(said) < page.text.index("model.pattern")
+        assert f"**Caution.** {said}" in text
+        assert f"\ncaution: {said}" in screen
 
 
 def test_runs_that_say_next_to_nothing(tmp_path):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from run_folders import make_run
 
 from hybridlm.report.comparison import compare
-from hybridlm.report.plots import lines, tradeoffs
+from hybridlm.report.plots import drawing, lines, tradeoffs
 from hybridlm.report.plots.labels import place
 from hybridlm.report.reading import read_folders
 
@@ -24,6 +24,13 @@ def axes_of(points):
     axis.margins(0.1)
     figure.draw_without_rendering()
     return axis
+
+
+def figures_of(monkeypatch):
+    """A list that takes each figure before it is SVG, whose letters are outlines: of each drawing the wide one, then the narrow one."""
+    figures = []
+    monkeypatch.setattr(drawing, "to_svg", lambda figure: figures.append(figure) or "svg")
+    return figures
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -49,15 +56,13 @@ def test_where_there_is_room_every_point_has_its_name():
 
 
 def test_names_in_the_plots_and_a_curve_that_diverges(tmp_path, monkeypatch):
-    """The figure itself, before it is SVG, whose letters are outlines."""
-    figures = []
-    for module in (lines, tradeoffs):
-        monkeypatch.setattr(module, "to_svg", lambda figure: figures.append(figure) or "svg")
+    figures = figures_of(monkeypatch)
     for i, (pattern, bpb) in enumerate([("T", 2.0), ("M", 1.9), ("TM", 1e6)]):
         make_run(tmp_path / str(i), pattern=pattern, bpb=bpb, facts={"tokens_per_s": 1e4 * (i + 1), "memory_gb": 3.0 - i})
     (one,) = compare(read_folders([tmp_path])[0])
-    assert (tradeoffs.tradeoffs(one), lines.learning(one)) == ("svg", "svg")
-    costs, learning = figures
+    assert tradeoffs.tradeoffs(one)
+    assert lines.learning(one)
+    costs, _, learning, _ = figures
     assert [axis.get_xlabel() for axis in costs.axes] == [
         "training speed (tokens/s), more is better",
         "peak memory (GiB), less is better",
@@ -80,9 +85,25 @@ def test_points_that_cost_the_same_are_not_drawn_against_it(tmp_path):
     assert tradeoffs.tradeoffs(one) is None, "less than one in a hundred is what scatters"
 
 
+def test_costs_that_differ_by_little_have_an_axis_from_zero(tmp_path, monkeypatch):
+    figures = figures_of(monkeypatch)
+    for i, pattern in enumerate(("T", "M", "TM")):
+        facts = {"tokens_per_s": 10_000.0 + 150 * i, "memory_gb": 1.0 + 0.06 * i, "train_flops_per_token": 1e6 + i}
+        make_run(tmp_path / str(i), pattern=pattern, bpb=2.0 + i / 10, facts=facts)
+    (one,) = compare(read_folders([tmp_path])[0])
+    drawn = tradeoffs.tradeoffs(one)
+    for figure in figures:
+        speed, memory, cache = figure.axes
+        assert speed.get_xlim()[0] == 0
+        assert speed.get_xlim()[1] > 10_300
+        assert speed.get_xlabel() == "training speed (tokens/s), more is better\nall within 3.0% of the least"
+        assert memory.get_xlim()[0] > 0.9, "12% are a difference"
+        assert cache.get_xlim()[0] > 0
+    assert drawn.note == "Within 1% of each other, and not drawn: training FLOPs per token."
+
+
 def test_quality_by_a_setting_has_a_line_for_each_of_the_other_settings(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(lines, "to_svg", lambda figure: figures.append(figure) or "svg")
+    figures = figures_of(monkeypatch)
     for i, (pattern, size, bpb) in enumerate(
         [("M2", 4, 3.0), ("M2", 16, 2.0), ("M2", 64, 1.5), ("M3", 64, 1.0), ("M3", 4, 2.5), ("T", 16, 1.2)]
     ):

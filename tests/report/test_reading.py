@@ -11,7 +11,7 @@ from run_folders import make_job, make_run
 
 from hybridlm.errors import UserError
 from hybridlm.report.measures import CACHE, COSTS, QUALITIES, SPEED
-from hybridlm.report.plots.curves import curve, metric_drawn
+from hybridlm.report.plots.curves import curve
 from hybridlm.report.reading import read_folders
 
 
@@ -147,12 +147,3 @@ def test_curves_are_means_over_the_steps_that_all_seeds_logged(tmp_path):
     assert [mark.seconds for mark in marks] == pytest.approx([step * 0.11 + 0.5 * i for i, step in enumerate((8, 16, 24, 32), 1)])
     assert marks[0].value.mean == pytest.approx((rows[0][0]["val/bpb"] + rows[1][0]["val/bpb"]) / 2)
     assert [mark.value.n for mark in marks] == [2, 2, 1, 2]
-
-
-def test_runs_validated_at_the_end_alone_show_their_training_loss(tmp_path):
-    runs = read(make_run(tmp_path / "a"))
-    assert metric_drawn(runs, "val/bpb") == "val/bpb"
-    assert metric_drawn(runs, "val/accuracy") == "train/loss"
-    text = (tmp_path / "a/metrics.jsonl").read_text().replace("val/bpb", "other")
-    (tmp_path / "a/metrics.jsonl").write_text(text)
-    assert metric_drawn(read(tmp_path / "a"), "val/bpb") == "train/bpb"

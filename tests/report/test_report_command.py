@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,9 +37,22 @@ def test_the_first_folder_takes_the_report(tmp_path):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["0"]
 
 
+def test_last_is_the_newest_run_and_a_folder_of_that_name_is_named_by_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(("outputs/a", "multirun/x/b", "last")):
+        os.utime(make_run(tmp_path / name, pattern=("T", "M", "TM")[i]) / "config.yaml", (i, i))
+    result = report("last")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[-1] == f"{tmp_path}/multirun/x/b/report.html, report.md with its plots, and report.csv: 1 run"
+    assert "hybridlm report last" in (tmp_path / "multirun/x/b/report.md").read_text()
+    assert report("./last", "--out", "out").exit_code == 0
+    assert "| pattern | TM |" in (tmp_path / "out/report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (["last"], "error: last: no run under {here}/outputs or {here}/multirun; start one with python train.py"),
         (["empty"], "error: no run in empty: expected folders with config.yaml (python train.py) or job.json"),
         (["gone", "empty", "file"], "error: gone: no such folder\nerror: file: a file, not a folder"),
         (["runs", "--out", "file"], "error: file: the report cannot be written there (File exists); name another folder with --out"),
@@ -59,11 +73,11 @@ def test_a_mistake_costs_a_line(tmp_path, monkeypatch, arguments, line):
     for pattern in "TM":
         make_run(tmp_path / "runs" / pattern, pattern=pattern)
     result = report(*arguments)
-    assert (result.exit_code, result.stderr) == (2, f"{line}\n")
+    assert (result.exit_code, result.stderr) == (2, f"{line.format(here=tmp_path)}\n")
     assert not list(tmp_path.glob("**/report.*"))
 
 
-def test_a_real_run_says_all_that_is_measured(tiny, tmp_path):
+def test_a_real_run_says_all_that_is_measured(tiny, tmp_path, capsys):
     from hybridlm.train.run import run
 
     run(compose_config(tiny), RunFolder(tmp_path / "run"), None)
@@ -71,7 +85,11 @@ def test_a_real_run_says_all_that_is_measured(tiny, tmp_path):
     figures = {measure.key: measure.of(found) for measure in (*QUALITIES, *COSTS)}
     assert {key for key, figure in figures.items() if figure is None} <= {"val/accuracy", "memory_gb"}
     assert figures["device_hours"] == pytest.approx(figures["seconds"] / 3600)
-    assert report(tmp_path).exit_code == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if "hybridlm report" in line).partition("#")[0].split()
+    result = report(*told[2:])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "caution: This run saw " in result.stdout
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"report.html", "report.md", "report-1-course.svg"}
 
 
 @pytest.mark.slow

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hybridlm.colours import COLOURS, MARKERS
 from hybridlm.report.comparison import Comparison
 from hybridlm.report.measures import Measure
+from hybridlm.report.table import Scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 GREY = "#8a8a8a"
 _LETTERS_PER_INCH = 11  # of a legend
+_WIDTHS = {1: 7.0, 2: 11.0}  # inches, by columns
+_NARROW = 5.0  # 480 pixels
 _SETTINGS = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -30,15 +33,37 @@ _SETTINGS = {
 }
 
 
-@contextmanager
-def new_figure(rows: int, columns: int) -> Iterator[tuple[Figure, list[Axes]]]:
+@dataclass(frozen=True)
+class Drawing:
+    """A picture as SVG: ``wide`` with two panels beside each other, ``narrow`` with all of them below each other, for a narrow window.
+
+    note: what has to be said of this picture.
+    """
+
+    wide: str
+    narrow: str
+    note: str = ""
+
+
+def draw(panels: int, paint: Callable[[Figure, list[Axes]], None], note: str = "") -> Drawing:
+    """paint: fills a figure with so many axes; it is called for each layout."""
+    columns = min(panels, 2)
+    return Drawing(_painted(panels, columns, paint), _painted(panels, 1, paint, _NARROW), note)
+
+
+def _painted(panels: int, columns: int, paint: Callable[[Figure, list[Axes]], None], width: float | None = None) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
+    rows = -(-panels // columns)
     with matplotlib.rc_context(_SETTINGS):
-        figure = Figure(figsize=(11.0 if columns > 1 else 7.0, 3.6 * rows + 0.6), layout="constrained")
+        figure = Figure(figsize=(width or _WIDTHS[columns], 3.6 * rows + 0.6), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
-        yield figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for axis in axes[panels:]:
+            axis.remove()
+        paint(figure, axes[:panels])
+        return to_svg(figure)
 
 
 def to_svg(figure: Figure) -> str:
@@ -68,14 +93,15 @@ def legend(figure: Figure, labels: Sequence[str]) -> None:
     """Under the axes: what each colour and marker means, and how many are grey."""
     from matplotlib.lines import Line2D
 
+    room = int(figure.get_figwidth() * _LETTERS_PER_INCH)
     handles = [
-        Line2D([], [], color=own, marker=mark, linewidth=1.6, label=_cut(label, 60))
+        Line2D([], [], color=own, marker=mark, linewidth=1.6, label=_cut(label, min(60, room - 6)))
         for own, mark, label in zip(COLOURS, MARKERS, labels, strict=False)
     ]
     if len(labels) > len(COLOURS):
         handles.append(Line2D([], [], color=GREY, marker=".", linewidth=0.7, label=f"{len(labels) - len(COLOURS)} others"))
     longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = int(figure.get_figwidth() * _LETTERS_PER_INCH) // (longest + 8)
+    columns = room // (longest + 8)
     figure.legend(handles=handles, loc="outside lower left", ncols=max(1, min(4, columns)), frameon=False, handlelength=1.8)
 
 
@@ -86,6 +112,16 @@ def point_legend(figure: Figure, comparison: Comparison) -> None:
 
 def quality_label(quality: Measure) -> str:
     return f"{quality.title}, {quality.better} is better"
+
+
+def metric_label(metric: str, quality: Measure) -> str:
+    if metric == quality.key:
+        return f"{quality.title}, validation"
+    return "bits per byte, training (running mean)" if metric == "train/bpb" else "loss, training (nats/target, running mean)"
+
+
+def tokens_label(tokens: Scale) -> str:
+    return f"tokens trained on ({tokens.unit})" if tokens.unit else "tokens trained on"
 
 
 def within_shares(axis: Axes, quality: Measure) -> None:

@@ -6,50 +6,63 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hybridlm.report.comparison import Comparison, Point
+from hybridlm.report.comparison import Comparison, Point, some
 from hybridlm.report.facts import written_number
-from hybridlm.report.measures import Measure
-from hybridlm.report.plots.curves import Mark, curve, metric_drawn
-from hybridlm.report.plots.drawing import legend, line, new_figure, point_legend, quality_label, to_svg, within_shares
+from hybridlm.report.plots.curves import SMOOTHING, Mark, curve, interesting, metric_drawn
+from hybridlm.report.plots.drawing import (
+    Drawing,
+    draw,
+    legend,
+    line,
+    metric_label,
+    point_legend,
+    quality_label,
+    tokens_label,
+    within_shares,
+)
 from hybridlm.report.spread import Spread, spread
 from hybridlm.report.table import scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _TICKS = 10  # of more values the axis has ticks of its own
 
 
-def learning(comparison: Comparison) -> str | None:
+def learning(comparison: Comparison) -> Drawing | None:
     """Learning curves by tokens and by seconds; None where no run was measured twice on its way."""
-    metric = metric_drawn([run for point in comparison.points for run in point.runs], comparison.quality.key)
+    quality = comparison.quality
+    metric = metric_drawn([point.runs for point in comparison.points], quality.key)
     curves = [marks if len(marks := curve(point.runs, metric)) > 1 else [] for point in comparison.points]
     if not any(curves):
         return None
-    with new_figure(1, 2) as (figure, axes):
-        tokens = scale([max(mark.tokens for mark in marks) for marks in curves if marks], "count")
-        seconds = scale([max(mark.seconds for mark in marks) for marks in curves if marks] or [1.0], "seconds")
+    tokens = scale([max(mark.tokens for mark in marks) for marks in curves if marks], "count")
+    seconds = scale([max(mark.seconds for mark in marks) for marks in curves if marks], "seconds")
+
+    def paint(figure: Figure, axes: list[Axes]) -> None:
         for index in reversed(range(len(curves))):
             if curves[index]:
                 _curve(axes[0], index, curves[index], [mark.tokens / tokens.size for mark in curves[index]])
                 _curve(axes[1], index, curves[index], [mark.seconds / seconds.size for mark in curves[index]])
-        unit = f"tokens trained on ({tokens.unit})" if tokens.unit else "tokens trained on"
-        axes[0].set(xlabel=unit, ylabel=_metric_label(metric, comparison.quality))
+        axes[0].set(xlabel=tokens_label(tokens))
         axes[1].set(xlabel=f"time of training ({seconds.unit})")
         for axis in axes:
+            axis.set(ylabel=metric_label(metric, quality))
             axis.set_xlim(left=0)
-            if comparison.quality.better == "less" or metric != comparison.quality.key:
-                axis.set_ylim(*_interesting(curves))
+            if quality.better == "less" or metric != quality.key:
+                axis.set_ylim(*interesting([[(mark.tokens, mark.value.mean) for mark in marks] for marks in curves if marks]))
             else:
-                within_shares(axis, comparison.quality)
-        axes[1].sharey(axes[0])
+                within_shares(axis, quality)
         point_legend(figure, comparison)
-        return to_svg(figure)
+
+    return draw(2, paint, _measured(comparison, metric, curves))
 
 
-def by_length(comparison: Comparison, title: str, values: Sequence[Mapping[int, Spread]]) -> str:
+def by_length(comparison: Comparison, title: str, values: Sequence[Mapping[int, Spread]]) -> Drawing:
     """values: of each point, a share (0 to 1) by length."""
-    with new_figure(1, 1) as (figure, axes):
+
+    def paint(figure: Figure, axes: list[Axes]) -> None:
         axis = axes[0]
         for index in reversed(range(len(values))):
             lengths = sorted(values[index])
@@ -60,16 +73,19 @@ def by_length(comparison: Comparison, title: str, values: Sequence[Mapping[int, 
         _ticks(axis, sorted({float(length) for of_point in values for length in of_point}))
         axis.set(xlabel="length (tokens)", ylabel=f"{title} (share of 1)", ylim=(-0.02, 1.02))
         point_legend(figure, comparison)
-        return to_svg(figure)
+
+    return draw(1, paint)
 
 
-def by_setting(comparison: Comparison, column: str) -> str:
+def by_setting(comparison: Comparison, column: str) -> Drawing:
     """Quality by the setting ``column``, a line for each combination of the other settings, the one with the best point first."""
     lines: dict[str, list[tuple[float, Spread]]] = defaultdict(list)
     place = comparison.columns.index(column)
     for point, quality in comparison.ranked():
         lines[comparison.name_of(point.settings, (column, *comparison.tuned))].append((float(point.settings[place]), quality))
-    with new_figure(1, 1) as (figure, (axis,)):
+
+    def paint(figure: Figure, axes: list[Axes]) -> None:
+        axis = axes[0]
         for index, marks in reversed(list(enumerate(lines.values()))):
             places, values = zip(*sorted(marks, key=lambda mark: mark[0]), strict=True)
             line(axis, index, places, [value.mean for value in values], [value.deviation for value in values])
@@ -81,7 +97,8 @@ def by_setting(comparison: Comparison, column: str) -> str:
         within_shares(axis, comparison.quality)
         if any(lines):  # a single line of which nothing else was varied has no name
             legend(figure, list(lines))
-        return to_svg(figure)
+
+    return draw(1, paint)
 
 
 def numeric_settings(comparison: Comparison) -> list[str]:
@@ -119,17 +136,10 @@ def _curve(axis: Axes, index: int, marks: Sequence[Mark], places: Sequence[float
     line(axis, index, places, [mark.value.mean for mark in marks], [mark.value.deviation for mark in marks])
 
 
-def _metric_label(metric: str, quality: Measure) -> str:
-    if metric == quality.key:
-        return f"{quality.title}, validation"
-    return "bits per byte, training" if metric == "train/bpb" else "loss, training (nats/target)"
-
-
-def _interesting(curves: Sequence[Sequence[Mark]]) -> tuple[float, float]:
-    """Ends of an axis of losses: the first quarter of each curve may lie above, and so may one that diverges, so that the rest is not
-    flattened."""
-    later = [mark.value.mean for marks in curves for mark in marks if mark.tokens >= marks[-1].tokens / 4]
-    low, middle, high = min(later), sorted(later)[len(later) // 2], max(later)
-    high = min(high, max(low, 2 * middle))
-    room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - room, high + room
+def _measured(comparison: Comparison, metric: str, curves: Sequence[Sequence[Mark]]) -> str:
+    """What the curves are of, and which points have none."""
+    missing = [point.name for point, marks in zip(comparison.points, curves, strict=True) if not marks]
+    without = f" Measured less than twice, and not drawn: {some(missing)}." if missing else ""
+    if metric == comparison.quality.key:
+        return f"Of validations.{without}"
+    return f"Of training, as not every run was validated twice on its way; each value is a {SMOOTHING}.{without}"

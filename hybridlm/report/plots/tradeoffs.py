@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hybridlm.colours import COLOURS
 from hybridlm.report.comparison import Comparison
 from hybridlm.report.measures import TRADED, Measure
-from hybridlm.report.plots.drawing import colour, marker, new_figure, point_legend, quality_label, to_svg
+from hybridlm.report.plots.drawing import Drawing, colour, draw, marker, point_legend, quality_label
 from hybridlm.report.plots.labels import place
 from hybridlm.report.plots.pareto import front
 from hybridlm.report.spread import Spread
@@ -16,32 +17,38 @@ from hybridlm.report.table import Scale, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _LABELLED = 12  # of more points only those of the front get their name
 _NAME_LETTERS = 26
 _SAME = 0.01  # costs that differ by less than this share are no reason to choose; the memory of a process scatters so much
+_SLIGHT = 0.05  # costs that differ by less than this share have an axis from zero
 
 
-def tradeoffs(comparison: Comparison) -> str | None:
+def tradeoffs(comparison: Comparison) -> Drawing | None:
     """Quality against each cost in which points differ, the Pareto front drawn; None where they differ in none."""
-    panels = [measure for measure in TRADED if _differ([cost.mean for cost, _ in _drawn(comparison, measure).values()])]
+    costs = {measure: [cost.mean for cost, _ in _drawn(comparison, measure).values()] for measure in TRADED}
+    panels = [measure for measure, found in costs.items() if _apart(found) > _SAME]
     if not panels:
         return None
-    rows, columns = (1, len(panels)) if len(panels) < 3 else (2, 2)
-    with new_figure(rows, columns) as (figure, axes):
-        for axis, measure in zip(axes, panels, strict=False):
+    same = [measure.title for measure, found in costs.items() if len(found) > 1 and _apart(found) <= _SAME]
+
+    def paint(figure: Figure, axes: list[Axes]) -> None:
+        for axis, measure in zip(axes, panels, strict=True):
             _tradeoff(axis, comparison, measure)
-        for axis in axes[len(panels) :]:
-            axis.remove()
         point_legend(figure, comparison)
         figure.draw_without_rendering()
-        for axis, measure in zip(axes, panels, strict=False):
+        for axis, measure in zip(axes, panels, strict=True):
             _label(axis, comparison, measure)
-        return to_svg(figure)
+
+    return draw(len(panels), paint, f"Within {_SAME:.0%} of each other, and not drawn: {', '.join(same)}." if same else "")
 
 
-def _differ(costs: Sequence[float]) -> bool:
-    return bool(costs) and max(costs) > (1 + _SAME) * min(costs)
+def _apart(costs: Sequence[float]) -> float:
+    """By which share the largest exceeds the smallest."""
+    if not costs or max(costs) == min(costs):
+        return 0.0
+    return max(costs) / min(costs) - 1 if min(costs) > 0 else math.inf
 
 
 def _tradeoff(axis: Axes, comparison: Comparison, measure: Measure) -> None:
@@ -65,14 +72,18 @@ def _tradeoff(axis: Axes, comparison: Comparison, measure: Measure) -> None:
     where = "pre" if measure.better == "more" else "post"
     axis.step(*zip(*pairs, strict=True), where=where, color="#555555", linestyle="--", linewidth=1, zorder=1)
     costs = [cost.mean for cost, _ in drawn.values()]
-    if min(costs) > 0 and max(costs) / min(costs) > 20:
+    label = f"{measure.title} ({scaled.unit}), {measure.better} is better"
+    if _apart(costs) < _SLIGHT:  # an axis of their own would make much of little
+        axis.set_xlim(0, 1.3 * max(costs))
+        label += f"\nall within {_apart(costs):.1%} of the least"
+    elif min(costs) > 0 and max(costs) / min(costs) > 20:
         axis.set_xscale("log")
     else:
         axis.margins(x=0.1)
         axis.locator_params(axis="x", nbins=6)  # long numbers beside each other
     axis.margins(y=0.1)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-    axis.set(xlabel=f"{measure.title} ({scaled.unit}), {measure.better} is better", ylabel=quality_label(comparison.quality))
+    axis.set(xlabel=label, ylabel=quality_label(comparison.quality))
 
 
 def _label(axis: Axes, comparison: Comparison, measure: Measure) -> None:
