@@ -78,11 +78,11 @@ def _main(line: CommandLine, verb: tuple[str, ...]) -> None:
 
 def _single(line: CommandLine, verb: tuple[str, ...]) -> None:
     launched = launch()
-    line = CommandLine(line.flags, (*line.overrides, *folder_overrides(launched, line.overrides)))
     if line.has("--cfg", "-c"):
         _show(line)
         return
-    place = value_of(line.overrides, "hydra.run.dir") or "outputs"
+    shared = folder_overrides(launched, line.overrides)  # of a run that begins
+    place = value_of((*line.overrides, *shared), "hydra.run.dir") or "outputs"
     others = Alone() if launched is None else Agreement(launched, Path("outputs" if "${" in place else place))
     with others, ExitStack() as held:
         if isinstance(others, Agreement) and launched is not None and launched.rank > 0:
@@ -91,7 +91,7 @@ def _single(line: CommandLine, verb: tuple[str, ...]) -> None:
             if word is not None:
                 join(word, verb, others)
             return
-        begin = _decided(line, held)
+        begin = _decided(line, shared, held)
         hydra = [] if begin.folder is None else [f"hydra.run.dir={quoted(begin.folder.path)}"]
         kept = [override for override in begin.overrides if not hydra or key_of(override) != "hydra.run.dir"]
         with refused() as leaving:
@@ -99,14 +99,16 @@ def _single(line: CommandLine, verb: tuple[str, ...]) -> None:
             run_hydra(CommandLine(line.flags, (*kept, *hydra, "hydra.output_subdir=null")), job)
 
 
-def _decided(line: CommandLine, held: ExitStack) -> Begin:
-    """What begins or goes on, after everything has been looked at that can be wrong with the command line itself. ``held`` is entered
-    with the folder of a run that goes on."""
+def _decided(line: CommandLine, shared: Sequence[str], held: ExitStack) -> Begin:
+    """What begins or goes on, after everything has been looked at that can be wrong with the command line itself.
+
+    shared: overrides that name the folder of a run that begins; held: is entered with the run's folder, where that is known.
+    """
     ckpt, named = value_of(line.overrides, "ckpt"), value_of(line.overrides, "hydra.run.dir")
     overrides = tuple(override for override in line.overrides if key_of(override) != "ckpt")
     folder, new = resumed_folder(ckpt, named), None
     if folder is None:
-        new = composed(CommandLine(line.flags, overrides))
+        new = composed(CommandLine(line.flags, (*overrides, *shared)))
         config = load_config(new.tree)
         if ckpt is None and config.ckpt is not None:  # it stands in a YAML
             ckpt = config.ckpt

@@ -242,16 +242,13 @@ def _refuse_uneven(name: str, world: int, nodes: int, per_node: int) -> None:
 def folder_overrides(launched: Launch | None, given: Sequence[str]) -> list[str]:
     """Hydra overrides that give all processes of a launch one run folder, as the clock of each would name another.
 
-    given: the other overrides. Only the first process writes Hydra's notes into the folder. ConfigError: it has to be named.
+    given: the other overrides. ConfigError: it has to be named.
     """
-    if launched is None:
+    if launched is None or value_of(given, "hydra.run.dir") is not None:
         return []
-    more = []
-    if value_of(given, "hydra.run.dir") is None:
-        if launched.id is None:
-            raise ConfigError(f"hydra.run.dir: name the run's folder, as {launched.name} has no id for its processes (--standalone has)")
-        more.append(f"hydra.run.dir=outputs/{launched.name}-{launched.id}")
-    return more + (["hydra.output_subdir=null"] if launched.rank else [])
+    if launched.id is None:
+        raise ConfigError(f"hydra.run.dir: name the run's folder, as {launched.name} has no id for its processes (--standalone has)")
+    return [f"hydra.run.dir=outputs/{launched.name}-{launched.id}"]
 
 
 def refuse_sweep(launched: Launch | None, given: Sequence[str]) -> None:

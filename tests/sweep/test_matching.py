@@ -137,4 +137,4 @@ def test_a_run_keeps_its_matched_numbers(tiny, tmp_path, monkeypatch):
     assert (again["model"], again["sweep"]) == (config["model"], config["sweep"])
     assert json.loads(folder.summary.read_text())["steps"] == 14
     with pytest.raises(UserError, match=r"model\.mlp\.d_ff: \d+ -> 64"), ExitStack() as held:
-        compose._decided(split(["ckpt=run", "++model.mlp.d_ff=64"]), held)
+        compose._decided(split(["ckpt=run", "++model.mlp.d_ff=64"]), (), held)

@@ -176,8 +176,8 @@ def test_all_processes_of_a_launch_share_a_folder(started):
     assert folder_overrides(None, []) == []
     first, other = (Launch("torchrun", 2, 1, rank, rank, 0, "head", 29500, "abc") for rank in (0, 1))
     assert folder_overrides(first, ["seed=1"]) == ["hydra.run.dir=outputs/torchrun-abc"]
-    assert folder_overrides(other, []) == ["hydra.run.dir=outputs/torchrun-abc", "hydra.output_subdir=null"]
-    assert folder_overrides(other, ["hydra.run.dir=here"]) == ["hydra.output_subdir=null"]
+    assert folder_overrides(other, []) == ["hydra.run.dir=outputs/torchrun-abc"]
+    assert folder_overrides(other, ["hydra.run.dir=here"]) == []
     with pytest.raises(UserError, match=r"hydra\.run\.dir: name the run's folder"):
         folder_overrides(replace(first, id=None), [])
 
