@@ -27,7 +27,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment
 from hybridlm.errors import RunFailed, UserError
 from hybridlm.hardware.device import CPU
 from hybridlm.hardware.machine import Machine
-from hybridlm.launcher import Launch, alone_with, launch, told_to_child
+from hybridlm.launcher import Launch, alone_with, is_child, launch, told_to_child
 from hybridlm.train.launch import this_job
 
 _LOOK_EVERY = 0.2  # seconds
@@ -213,7 +213,7 @@ def _lost(error: RuntimeError, children: Sequence[subprocess.Popen[bytes]]) -> s
     """The reason where ``error`` is only that another process of the run is not there any more."""
     if _GONE.search(str(error)) is None:
         return None
-    deadline = time.monotonic() + _GRACE / 2
+    deadline = time.monotonic() + (_GRACE if children or is_child() else 0)
     while time.monotonic() < deadline:  # the connection goes before the process does
         if (reason := _failure(children)) is not None:
             return reason
