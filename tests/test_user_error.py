@@ -123,7 +123,7 @@ def test_ctrl_c_in_a_verb_is_a_line(capsys, monkeypatch):
     assert (end.value.code, capsys.readouterr().err) == (130, "interrupted\n")
 
 
-MOMENTS = ("compose._load", "data.preparing.build._find_duplicates", "data.preparing.build._merged", "train.run.build_model")
+MOMENTS = ("compose.load_config", "data.preparing.build._find_duplicates", "data.preparing.build._merged", "train.run.build_model")
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -137,10 +137,10 @@ def test_a_start_that_was_interrupted_leaves_nothing_in_the_way_of_the_next(tiny
     with monkeypatch.context() as patch:
         patch.setattr(f"hybridlm.{moment}", interrupt)
         with pytest.raises(SystemExit) as end:
-            main([*arguments, f"hydra.run.dir={tmp_path}/first"])
+            main([*arguments, f"hydra.run.dir={tmp_path}/run"])
     assert (end.value.code, capsys.readouterr().err) == (130, "interrupted\n")
-    main([*arguments, f"hydra.run.dir={tmp_path}/second"])
-    assert RunFolder(tmp_path / "second").summary.exists()
+    main([*arguments, f"hydra.run.dir={tmp_path}/run", "ckpt=auto"])
+    assert RunFolder(tmp_path / "run").summary.exists()
     assert not list(tmp_path.rglob(".*.partial"))
 
 
