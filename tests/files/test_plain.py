@@ -79,8 +79,8 @@ def test_only_a_small_regular_file_of_text_is_read(tmp_path):
 
 PIECES = [
     "a", "- ", ": ", "\n", "  ", "{", "}", "[", "]", ",", "&a", "*a", "!!str", "!", "|", ">", "#", "'", '"', "\\", "%YAML 1.1", "---",
-    "...", "? ", "<<", "0x1f", "1:30", "1e400", "9" * 400, "2020-01-01", "~", "null", "true", ".inf", "\t", "\0", "\x85", "\ufeff", "\ud800",
-    "☃",     "!!python/object/apply:os.system [touch pwned]", "!!binary x", "__class__", "_target_: os.system", "${oc.env:HOME}",
+    "...", "? ", "<<", "0x1f", "1:30", "1e400", "9" * 400, "2020-01-01", "~", "null", "true", ".inf", "\t", "\0", "\x85", "\ufeff",
+    "\ud800", "☃", "!!python/object/apply:os.system [touch pwned]", "!!binary x", "__class__", "_target_: os.system", "${oc.env:HOME}",
 ]  # fmt: skip
 
 
