@@ -19,7 +19,7 @@ from hybridlm.files.plain import Unreadable, parse_json, read_text
 from hybridlm.train.metrics import COLUMNS, Metrics
 
 _MAX_BYTES = 2**28  # 400 thousand logged steps
-_ROW = TypeAdapter(dict[str, int | float | list[float]], config=ConfigDict(strict=True))
+_ROW = TypeAdapter(dict[str, int | float | list[int | float]], config=ConfigDict(strict=True))
 
 
 class Rows:
