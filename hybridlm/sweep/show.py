@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections import Counter
@@ -17,6 +16,7 @@ from rich.text import Text
 
 from hybridlm.config.duration import clock
 from hybridlm.errors import harmless
+from hybridlm.files.plain import Unreadable, open_regular, parse_json, read_json
 from hybridlm.run_folder import RunFolder
 from hybridlm.sweep.estimate import Work, seconds_left
 from hybridlm.sweep.job import LOG, Job
@@ -109,15 +109,15 @@ def last_row(metrics: Path) -> dict[str, Any]:
     """The newest value of each metric among the last rows of metrics.jsonl; empty where there is none yet."""
     found: dict[str, Any] = {}
     try:
-        with metrics.open("rb") as file:
+        with open_regular(metrics) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
             lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
+    except (OSError, Unreadable):
         return found
     for line in lines:
         try:
-            row = json.loads(line)
-        except ValueError:  # cut, or being written
+            row = parse_json(line)
+        except Unreadable:  # cut, or being written
             continue
         if isinstance(row, dict):
             found |= row
@@ -134,6 +134,8 @@ def _number(value: object, form: str) -> str:
 
 def _score(folder: Path) -> str:
     try:
-        return f"  {json.loads(RunFolder(folder).summary.read_text(encoding='utf-8'))['val/bpb']:.4f} bits per byte"
-    except (OSError, ValueError, KeyError, TypeError):
+        summary = read_json(RunFolder(folder).summary)
+    except Unreadable:
         return ""
+    score = summary.get("val/bpb") if isinstance(summary, dict) else None
+    return f"  {score:.4f} bits per byte" if isinstance(score, int | float) else ""

@@ -6,11 +6,15 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hybridlm.checkpoint import KEY, read_checkpoint
-from hybridlm.config.problems import show
-from hybridlm.errors import ConfigError, UserError
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from hybridlm.checkpoint import KEY, PREFIX, read_checkpoint, rebuilt, refuse_misfits
+from hybridlm.config.problems import recorded, show
+from hybridlm.config.section import Section
+from hybridlm.errors import ConfigError, UserError, printable
 from hybridlm.train.call import NothingLeft
 
 if TYPE_CHECKING:
@@ -20,6 +24,29 @@ if TYPE_CHECKING:
     from hybridlm.run_folder import RunFolder
 
 TEXT = "text"  # the content of the corpora, among data_facts
+
+
+class _Facts(Section):
+    model_config = ConfigDict(extra="ignore", arbitrary_types_allowed=True)
+
+
+class _Group(_Facts):
+    params: list[int | str]  # names where the parameters were sharded
+
+
+class _Optimizer(_Facts):
+    state: dict[int | str, dict[str, Tensor | float]]
+    param_groups: list[_Group]
+
+
+class TrainingState(_Facts):
+    """What Lightning and our callbacks take from a checkpoint beside the weights."""
+
+    epoch: int = Field(ge=0, lt=2**62)
+    optimizer_states: list[_Optimizer] = Field(min_length=1, max_length=1)
+    lr_schedulers: list[dict[str, object]] = Field(min_length=1, max_length=1)
+    loops: dict[str, dict[str, object]]
+    callbacks: dict[str, dict[str, object]] = {}
 
 
 class Resumed(NamedTuple):
@@ -35,6 +62,7 @@ class Resumed(NamedTuple):
     @staticmethod
     def read(checkpoint: Path) -> Resumed:
         content = read_checkpoint(checkpoint)
+        _refuse_damage(content, checkpoint)
         return Resumed(
             checkpoint, int(content["global_step"]), content[KEY]["tokenizer"], content[KEY]["accumulate"], content[KEY].get("data", {})
         )
@@ -90,3 +118,21 @@ def data_facts(config: RunConfig, global_batch: int, prepared: Prepared) -> dict
     if data.source == "synthetic":
         return found | {f"data.synthetic.{name}": value for name, value in data.synthetic.model_dump(mode="json").items()}
     return found | {"data.packing": data.packing, "data.isolate": data.isolate, TEXT: digest.hexdigest()}
+
+
+def _refuse_damage(content: Mapping[str, Any], path: Path) -> None:
+    """UserError: weights that are not those of the model it names, or a state of training that Lightning could not go on from."""
+    recorded(TrainingState, content, path)
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items() if name.startswith(PREFIX)}
+    refuse_misfits(rebuilt(content[KEY], path), weights, path)
+    for part in ("loops", "lr_schedulers"):
+        if (place := _no_count(content[part], part)) is not None:
+            raise UserError(f"{path}: {printable(place)} is no number that training counts")
+
+
+def _no_count(value: object, place: str) -> str | None:
+    """Where in a tree something else stands than numbers that are not negative, true and false."""
+    if isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        return next((found for key, item in items if (found := _no_count(item, f"{place}.{key}")) is not None), None)
+    return None if value is None or (isinstance(value, int | float) and 0 <= value < 2**62) else place

@@ -11,9 +11,15 @@ from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from pydantic import ConfigDict, TypeAdapter
 
+from hybridlm.errors import UserError
 from hybridlm.files.durable import replaced
+from hybridlm.files.plain import Unreadable, parse_json, read_text
 from hybridlm.train.metrics import COLUMNS, Metrics
+
+_MAX_BYTES = 2**28  # 400 thousand logged steps
+_ROW = TypeAdapter(dict[str, int | float | list[int | float]], config=ConfigDict(strict=True))
 
 
 class Rows:
@@ -99,16 +105,20 @@ class RunFiles(Logger):
 
 
 def _rows_until(jsonl: Path, step: int) -> list[Metrics]:
-    """The rows up to ``step``; a line cut short by a crash ends them."""
+    """The rows up to ``step``; a line that is none, such as one cut short by a crash, ends them. UserError: the file cannot be read."""
     rows: list[Metrics] = []
     if not jsonl.exists():
         return rows
-    for line in jsonl.read_text(encoding="utf-8").splitlines():
+    try:
+        lines = read_text(jsonl, _MAX_BYTES).splitlines()
+    except Unreadable as error:
+        raise UserError(f"{jsonl}: {error}; move it away to go on without the rows of earlier sessions") from None
+    for line in lines:
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = _ROW.validate_python(parse_json(line))
+        except ValueError:  # of both
             break
-        if row["step"] > step:
+        if not isinstance(row.get("step"), int) or row["step"] > step:  # type: ignore[operator]
             break
         rows.append(row)
     return rows
