@@ -14,6 +14,7 @@ import sys
 
 import pytest
 import typer
+import yaml
 from documented_commands import ROOT, Command, blocks, commands
 from typer.testing import CliRunner
 
@@ -78,8 +79,13 @@ def test_every_block_and_command_is_in_a_class():
 
 
 def test_a_yaml_block_is_an_experiment_that_composes(tmp_path):
+    """Or a sweep of W&B, whose parameters are fields of ours."""
     (tmp_path / "experiments").mkdir()
     for number, block in enumerate(block for block in blocks() if block.tag == "yaml"):
+        tree = yaml.safe_load(block.text)
+        if "parameters" in tree:
+            compose_config([f"{name}={values['values'][0]}" for name, values in tree["parameters"].items() if "values" in values])
+            continue
         (tmp_path / f"experiments/block{number}.yaml").write_text(f"# @package _global_\n{block.text}\n", encoding="utf-8")
         load_config(compose_line(split(["--config-dir", str(tmp_path), f"experiments=block{number}"])).tree)
 

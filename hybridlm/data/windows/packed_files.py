@@ -23,7 +23,7 @@ import numpy as np
 from hybridlm.data.files.bins import map_array
 from hybridlm.data.files.stream import TokenStream, opened
 from hybridlm.data.windows.packing import Packing, document_starts, pack
-from hybridlm.errors import ConfigError, UserError
+from hybridlm.errors import UserError
 from hybridlm.files.durable import replaced
 from hybridlm.files.plain import open_regular, parse_json, read_json
 
@@ -59,7 +59,7 @@ class PackedStream:
     def __init__(self, stream: TokenStream, seq_len: int, *, eos_id: int, folder: Path) -> None:
         """Packs what ``folder`` does not hold yet. eos_id: where documents end in files that do not say where they start.
 
-        ConfigError: there is no document.
+        UserError: there is no document.
         """
         self.stream, self.seq_len, self._eos_id, self._folder = stream, seq_len, eos_id, folder
         self._sound: set[int] = set()  # pieces whose files have been compared with their hashes
@@ -199,7 +199,7 @@ def _write(path: Path, blocks: Iterable[bytes]) -> None:
 
 
 def _scratch() -> Path:
-    """This process's folder for what can be kept nowhere else, removed when it ends. ConfigError: it cannot be made."""
+    """This process's folder for what can be kept nowhere else, removed when it ends. UserError: it cannot be made."""
     return Path(_temporary().name)
 
 
@@ -208,4 +208,4 @@ def _temporary() -> tempfile.TemporaryDirectory[str]:
     try:
         return tempfile.TemporaryDirectory(prefix="hybridlm-packed-")
     except OSError as error:
-        raise ConfigError(f"data.packing: packed windows can be written nowhere, not even for a while ({error})") from None
+        raise UserError(f"packed windows can be written nowhere, not even for a while ({error})") from None
