@@ -197,7 +197,7 @@ def gated_delta(
     *,
     initial_state: Tensor | None = None,
     starts: Tensor | None = None,
-    chunk: int = 64,
+    chunk: int = 32,
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence of this module's docstring. Returns o (B, T, H, Dv) in v's dtype and the final state (B, H, Dk, Dv), at least fp32.

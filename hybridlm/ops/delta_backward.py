@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hybridlm.ops.delta_chunks import Chunks, Tiles, tiles_of
 from hybridlm.ops.delta_pairs import pairs_backward
@@ -68,9 +69,10 @@ def _to_steps(chunks: Chunks, dsums: Tensor, dto_end: Tensor) -> Tensor:
     """Gradient of log_decay from those of its running sums and of log(to_end): sums over the tokens behind and before in the document."""
     if chunks.steps.shape[-1] == 1:
         dsums, dto_end = dsums.sum(-1, keepdim=True), dto_end.sum(-1, keepdim=True)
-    same = dsums.new_ones(dsums.shape[1], dsums.shape[1]).tril_() if chunks.same is None else chunks.same
-    dsteps = torch.matmul(same.transpose(-1, -2), dsums).add_(torch.matmul(same, dto_end)).sub_(dto_end)
-    return dsteps if chunks.began is None else dsteps.masked_fill_(chunks.began, 0.0)
+    if chunks.same is None or chunks.began is None:
+        return dsums.flip(1).cumsum(1).flip(1).add_(F.pad(dto_end[:, :-1], (0, 0, 1, 0)).cumsum(1))
+    dsteps = torch.bmm(chunks.same.transpose(1, 2), dsums).add_(torch.bmm(chunks.same, dto_end)).sub_(dto_end)
+    return dsteps.masked_fill_(chunks.began, 0.0)
 
 
 def _lengths_backward(chunks: Chunks, dkq: Tensor) -> Tensor:

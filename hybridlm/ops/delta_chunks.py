@@ -100,7 +100,7 @@ def tiles_of(chunks: Chunks) -> Tiles:
     A, P = tiles.unbind(1)
     P.diagonal(dim1=1, dim2=2).copy_((chunks.kq[:, 0] * chunks.kq[:, 1]).sum(-1))
     eye = torch.eye(A.shape[1], dtype=A.dtype, device=A.device).expand_as(A)
-    inverse = torch.linalg.solve_triangular(A * chunks.beta, eye, upper=False, unitriangular=True)
+    inverse = torch.linalg.solve_triangular(A * chunks.beta, eye, upper=False, left=False, unitriangular=True)
     return Tiles(A, P, weights, inverse, carry, to_end)
 
 

@@ -33,9 +33,8 @@ def pairs(kq: Tensor, steps: Tensor, same: Tensor | None) -> Pairs:
     if steps.shape[2] > 1:
         tiles, upto, behind = _by_channel(kq, steps)
         return Pairs(tiles if same is None else tiles.mul_(same.unsqueeze(1)), None, upto, behind)
-    lower = steps.new_ones(steps.shape[1], steps.shape[1]).tril_()
-    strict = lower.tril(-1)
-    sums = torch.matmul(lower, steps * strict)  # of each pair's own steps
+    strict = steps.new_ones(steps.shape[1], steps.shape[1]).tril_(-1)
+    sums = (steps * strict).cumsum(1)  # of each pair's own steps
     upto, behind = (sums[:, :, :1] + steps[:, :1]).exp2_(), sums[:, -1].unsqueeze(-1).exp2()
     weights = sums.exp2_().mul_(strict if same is None else same).tril_(-1)
     tiles = torch.bmm(kq.flatten(1, 2), kq[:, 0].transpose(1, 2)).view(*kq.shape[:3], -1).mul_(weights.unsqueeze(1))
