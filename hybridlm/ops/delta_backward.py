@@ -28,21 +28,21 @@ def backward(chunks: Chunks, incoming: Tensor, do: Tensor, dfinal: Tensor) -> Gr
     reading = chunks.kq * tiles.carry.unsqueeze(1)
     error = torch.baddbmm(chunks.v, reading[:, 0], incoming, alpha=-1)  # what the incoming state does not foretell of v
     delta = torch.bmm(tiles.inverse, error * chunks.beta)
-    reading[:, 0] *= -chunks.beta
+    reading[:, 0].mul_(-chunks.beta)
     dboth, doutgoing, dincoming = _states_backward(chunks, tiles, reading.flatten(1, 2), do, dfinal)
 
     dtiles = torch.bmm(dboth.flatten(1, 2), delta.transpose(1, 2)).view(*chunks.kq.shape[:3], -1)
     itself = dtiles[:, 1].diagonal(dim1=1, dim2=2).unsqueeze(-1).clone()
     dbeta = error.mul_(dboth[:, 0]).sum(-1, keepdim=True).sub_((dtiles[:, 0] * tiles.A).sum(-1, keepdim=True))
-    dtiles[:, 0] *= -chunks.beta
-    dboth[:, 0] *= chunks.beta
+    dtiles[:, 0].mul_(-chunks.beta)
+    dboth[:, 0].mul_(chunks.beta)
     up, down = pairs_backward(dtiles, chunks.kq, chunks.steps, chunks.same, tiles.weights)
     dread = torch.bmm(dboth.flatten(1, 2), incoming.transpose(1, 2)).view(up.shape)
     dk, dq = up[:, 0].addcmul_(dread[:, 0], tiles.carry, value=-1.0), up[:, 1].addcmul_(dread[:, 1], tiles.carry)
     dwriting = torch.bmm(delta, doutgoing.transpose(1, 2)).mul_(tiles.to_end)
 
     dsums = torch.sub(dk, down).mul_(keys).addcmul_(dq, queries)
-    dsums[:, -1] += tiles.carry[:, -1] * (incoming * doutgoing).sum(-1)
+    dsums[:, -1].addcmul_(tiles.carry[:, -1], (incoming * doutgoing).sum(-1))
     dlog_decay = _to_steps(chunks, dsums, keys * dwriting)
     dk.add_(down).add_(dwriting).addcmul_(queries, itself)  # a token in its own output
     dq.addcmul_(keys, itself)
@@ -81,5 +81,5 @@ def _lengths_backward(chunks: Chunks, dkq: Tensor) -> Tensor:
     unit, dkq = chunks.kq.view(of_groups)[:, :, :, 0], dkq.view(of_groups)
     dkq = dkq.sum(3) if dkq.shape[3] > 1 else dkq.squeeze(3)
     along = (unit * dkq).sum(-1, keepdim=True)
-    along[:, :, :, 1] *= unit.shape[-1]  # a query is Dk^-1/2 long
+    along[:, :, :, 1].mul_(unit.shape[-1])  # a query is Dk^-1/2 long
     return dkq.addcmul_(unit, along, value=-1.0).mul_(chunks.lengths)
