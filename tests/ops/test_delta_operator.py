@@ -96,3 +96,12 @@ def test_a_chunk_is_a_power_of_two(chunk):
     inputs = {name: tensor for name, tensor in make_inputs("gdn", 7).items() if name in NAMES}
     with pytest.raises(ValueError, match="power of two"):
         gated_delta(**inputs, chunk=chunk)
+
+
+@each_kind
+def test_compiled_as_one_graph(kind):
+    """Chunks, documents and the step of one token."""
+    whole = torch.compile(gated_delta, backend="aot_eager", fullgraph=True)
+    for time in (7, 1):
+        inputs, starts = make_inputs(kind, time), starts_of(BATCH, time)
+        assert_near(run(whole, inputs, starts=starts, chunk=4), run(gated_delta, inputs, starts=starts, chunk=4), 1e-14)
