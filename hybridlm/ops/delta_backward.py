@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hybridlm.ops.delta_chunks import Chunks, Tiles, tiles_of
 from hybridlm.ops.delta_pairs import pairs_backward
@@ -27,21 +28,21 @@ def backward(chunks: Chunks, incoming: Tensor, do: Tensor, dfinal: Tensor) -> Gr
     reading = chunks.kq * tiles.carry.unsqueeze(1)
     error = torch.baddbmm(chunks.v, reading[:, 0], incoming, alpha=-1)  # what the incoming state does not foretell of v
     delta = torch.bmm(tiles.inverse, error * chunks.beta)
-    reading[:, 0] *= -chunks.beta
+    reading[:, 0].mul_(-chunks.beta)
     dboth, doutgoing, dincoming = _states_backward(chunks, tiles, reading.flatten(1, 2), do, dfinal)
 
     dtiles = torch.bmm(dboth.flatten(1, 2), delta.transpose(1, 2)).view(*chunks.kq.shape[:3], -1)
     itself = dtiles[:, 1].diagonal(dim1=1, dim2=2).unsqueeze(-1).clone()
     dbeta = error.mul_(dboth[:, 0]).sum(-1, keepdim=True).sub_((dtiles[:, 0] * tiles.A).sum(-1, keepdim=True))
-    dtiles[:, 0] *= -chunks.beta
-    dboth[:, 0] *= chunks.beta
+    dtiles[:, 0].mul_(-chunks.beta)
+    dboth[:, 0].mul_(chunks.beta)
     up, down = pairs_backward(dtiles, chunks.kq, chunks.steps, chunks.same, tiles.weights)
     dread = torch.bmm(dboth.flatten(1, 2), incoming.transpose(1, 2)).view(up.shape)
     dk, dq = up[:, 0].addcmul_(dread[:, 0], tiles.carry, value=-1.0), up[:, 1].addcmul_(dread[:, 1], tiles.carry)
     dwriting = torch.bmm(delta, doutgoing.transpose(1, 2)).mul_(tiles.to_end)
 
     dsums = torch.sub(dk, down).mul_(keys).addcmul_(dq, queries)
-    dsums[:, -1] += tiles.carry[:, -1] * (incoming * doutgoing).sum(-1)
+    dsums[:, -1].addcmul_(tiles.carry[:, -1], (incoming * doutgoing).sum(-1))
     dlog_decay = _to_steps(chunks, dsums, keys * dwriting)
     dk.add_(down).add_(dwriting).addcmul_(queries, itself)  # a token in its own output
     dq.addcmul_(keys, itself)
@@ -68,9 +69,10 @@ def _to_steps(chunks: Chunks, dsums: Tensor, dto_end: Tensor) -> Tensor:
     """Gradient of log_decay from those of its running sums and of log(to_end): sums over the tokens behind and before in the document."""
     if chunks.steps.shape[-1] == 1:
         dsums, dto_end = dsums.sum(-1, keepdim=True), dto_end.sum(-1, keepdim=True)
-    same = dsums.new_ones(dsums.shape[1], dsums.shape[1]).tril_() if chunks.same is None else chunks.same
-    dsteps = torch.matmul(same.transpose(-1, -2), dsums).add_(torch.matmul(same, dto_end)).sub_(dto_end)
-    return dsteps if chunks.began is None else dsteps.masked_fill_(chunks.began, 0.0)
+    if chunks.same is None or chunks.began is None:
+        return dsums.flip(1).cumsum(1).flip(1).add_(F.pad(dto_end[:, :-1], (0, 0, 1, 0)).cumsum(1))
+    dsteps = torch.bmm(chunks.same.transpose(1, 2), dsums).add_(torch.bmm(chunks.same, dto_end)).sub_(dto_end)
+    return dsteps.masked_fill_(chunks.began, 0.0)
 
 
 def _lengths_backward(chunks: Chunks, dkq: Tensor) -> Tensor:
@@ -79,5 +81,5 @@ def _lengths_backward(chunks: Chunks, dkq: Tensor) -> Tensor:
     unit, dkq = chunks.kq.view(of_groups)[:, :, :, 0], dkq.view(of_groups)
     dkq = dkq.sum(3) if dkq.shape[3] > 1 else dkq.squeeze(3)
     along = (unit * dkq).sum(-1, keepdim=True)
-    along[:, :, :, 1] *= unit.shape[-1]  # a query is Dk^-1/2 long
+    along[:, :, :, 1].mul_(unit.shape[-1])  # a query is Dk^-1/2 long
     return dkq.addcmul_(unit, along, value=-1.0).mul_(chunks.lengths)

@@ -65,7 +65,7 @@ def cut(inputs: Inputs, chunk: int) -> Chunks:
     wide, heads = at_least_fp32(v.dtype), v.shape[2]
     kq = torch.stack([heads_first(k, chunk, wide), heads_first(q, chunk, wide)], 3)
     lengths = torch.linalg.vector_norm(kq, dim=-1, keepdim=True).square_().add_(EPS).rsqrt_()
-    lengths[:, :, :, 1] *= k.shape[3] ** -0.5
+    lengths[:, :, :, 1].mul_(k.shape[3] ** -0.5)
     kq *= lengths
     if heads > k.shape[2]:
         kq = kq.repeat_interleave(heads // k.shape[2], 2)
@@ -100,7 +100,7 @@ def tiles_of(chunks: Chunks) -> Tiles:
     A, P = tiles.unbind(1)
     P.diagonal(dim1=1, dim2=2).copy_((chunks.kq[:, 0] * chunks.kq[:, 1]).sum(-1))
     eye = torch.eye(A.shape[1], dtype=A.dtype, device=A.device).expand_as(A)
-    inverse = torch.linalg.solve_triangular(A * chunks.beta, eye, upper=False, unitriangular=True)
+    inverse = torch.linalg.solve_triangular(A * chunks.beta, eye, upper=False, left=False, unitriangular=True)
     return Tiles(A, P, weights, inverse, carry, to_end)
 
 

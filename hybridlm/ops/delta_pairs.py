@@ -33,11 +33,10 @@ def pairs(kq: Tensor, steps: Tensor, same: Tensor | None) -> Pairs:
     if steps.shape[2] > 1:
         tiles, upto, behind = _by_channel(kq, steps)
         return Pairs(tiles if same is None else tiles.mul_(same.unsqueeze(1)), None, upto, behind)
-    lower = steps.new_ones(steps.shape[1], steps.shape[1]).tril_()
-    strict = lower.tril(-1)
-    sums = torch.matmul(lower, steps * strict)  # of each pair's own steps
+    strict = steps.new_ones(steps.shape[1], steps.shape[1]).tril_(-1)
+    sums = (steps * strict).cumsum(1)  # of each pair's own steps
     upto, behind = (sums[:, :, :1] + steps[:, :1]).exp2_(), sums[:, -1].unsqueeze(-1).exp2()
-    weights = sums.exp2_().mul_(strict if same is None else same).tril_(-1)
+    weights = sums.exp2_().mul_(strict if same is None else strict * same)
     tiles = torch.bmm(kq.flatten(1, 2), kq[:, 0].transpose(1, 2)).view(*kq.shape[:3], -1).mul_(weights.unsqueeze(1))
     return Pairs(tiles, weights, upto, behind)
 
@@ -107,7 +106,8 @@ def _by_channel_backward(dtiles: Tensor, kq: Tensor, steps: Tensor) -> tuple[Ten
             late, early, from_border, to_border = level.meeting(kq)
             met = corners(dtiles, level.size).reshape(len(late), -1, level.size)
             dlate = halves(up, level.size)[:, :, :, 1].transpose(1, 2)
-            dlate.addcmul_(torch.bmm(met, early).view(dlate.shape), from_border.unsqueeze(2))
+            up_to_border = met * early if level.size == 1 else torch.bmm(met, early)
+            dlate.addcmul_(up_to_border.view(dlate.shape), from_border.unsqueeze(2))
             dearly = torch.bmm(met.transpose(1, 2), late).view(to_border.shape)
             halves(down, level.size)[:, :, 0].addcmul_(dearly, to_border)
     return up, down

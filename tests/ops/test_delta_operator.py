@@ -89,3 +89,19 @@ def test_only_the_gradient_of_the_state_or_of_the_output_is_asked_for():
         sums.append(torch.autograd.grad((result * inputs[upstream]).sum(), list(leaves.values()), materialize_grads=True))
     added = {f"d{name}": a + b for name, a, b in zip(NAMES, *sums, strict=True)}
     assert_near(added, {name: whole[name] for name in added}, 1e-12)
+
+
+@pytest.mark.parametrize("chunk", [0, -2, 3, 48])
+def test_a_chunk_is_a_power_of_two(chunk):
+    inputs = {name: tensor for name, tensor in make_inputs("gdn", 7).items() if name in NAMES}
+    with pytest.raises(ValueError, match="power of two"):
+        gated_delta(**inputs, chunk=chunk)
+
+
+@each_kind
+def test_compiled_as_one_graph(kind):
+    """Chunks, documents and the step of one token."""
+    whole = torch.compile(gated_delta, backend="aot_eager", fullgraph=True)
+    for time in (7, 1):
+        inputs, starts = make_inputs(kind, time), starts_of(BATCH, time)
+        assert_near(run(whole, inputs, starts=starts, chunk=4), run(gated_delta, inputs, starts=starts, chunk=4), 1e-14)
