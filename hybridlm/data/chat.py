@@ -39,7 +39,7 @@ class ChatRecords:
             return Bad(where, f"no field {wanted}", f"it has {', '.join(map(str, record)) or 'none'}")
         else:
             turns = _pair(where, record["prompt"], record["response"])
-        return turns if isinstance(turns, Bad) else Document(where, "", by_content=True, turns=turns)
+        return turns if isinstance(turns, Bad) else Document(where, "", turns=turns)
 
 
 def _turns(where: str, messages: object) -> tuple[Turn, ...] | Bad:

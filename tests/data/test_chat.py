@@ -52,7 +52,7 @@ TALK = (
 
 
 def talk(turns):
-    return Document("a.jsonl:1", "", by_content=True, turns=turns)
+    return Document("a.jsonl:1", "", turns=turns)
 
 
 def encoded(name, *conversations):
@@ -101,9 +101,9 @@ def test_messages_and_pairs_are_conversations():
     records = pickle.loads(pickle.dumps(ChatRecords()))
     assert records.columns == (("messages",), ("prompt", "response"))
     found = records.document("a.jsonl:3", {"messages": [{**turn._asdict(), "id": 7} for turn in TALK], "prompt": None, "lang": "en"})
-    assert found == Document("a.jsonl:3", "", by_content=True, turns=TALK)
+    assert found == Document("a.jsonl:3", "", turns=TALK)
     pair = record(prompt="a", response="b", source="web")
-    assert pair == Document("a.jsonl:3", "", by_content=True, turns=(Turn("user", "a"), Turn("assistant", "b")))
+    assert pair == Document("a.jsonl:3", "", turns=(Turn("user", "a"), Turn("assistant", "b")))
     assert pair.digest == record(messages=[message("user", "a"), message("assistant", "b")]).digest
     assert isinstance(record(messages=[message(), message()]), Document)  # turns need not alternate
 

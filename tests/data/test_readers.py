@@ -242,9 +242,3 @@ def test_a_python_source_is_decoded_as_python_does_or_named(tmp_path, data, text
         assert text in str(document)
         assert str(tmp_path) not in str(document)
         assert str(document).startswith("a.py: ")
-
-
-def test_the_key_of_one_of_many_is_its_content():
-    one, two = (Document(f"a.jsonl:{line}", "x", by_content=True) for line in (1, 2))
-    assert one.key == two.key == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
-    assert Document("os.py", "x").key == "os.py"

@@ -26,25 +26,22 @@ class Document:
     """One text, or one conversation.
 
     name: its path below the corpus' root with ``/``, and its line or row where a file holds many.
-    by_content: it is one of many in a file. The split into training and validation then hangs on its content instead of its name, so that
-    lines in front may come and go, and equal texts stay on one side.
     turns: the messages of a conversation, whose ``text`` is empty.
     """
 
     name: str
     text: str
-    by_content: bool = False
     turns: tuple[Turn, ...] = ()
-
-    @property
-    def key(self) -> str:
-        """What the split hangs on."""
-        return self.digest.hex() if self.by_content else self.name
 
     @property
     def size(self) -> int:
         """Characters of text."""
-        return len(self.text) or sum(len(turn.content) for turn in self.turns)
+        return sum(map(len, self.texts))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text, or the contents of the messages."""
+        return tuple(turn.content for turn in self.turns) or (self.text,)
 
     @cached_property
     def digest(self) -> bytes:
@@ -105,7 +102,7 @@ class TextRecords:
             return Bad(where, "empty")
         if not encodable(text):
             return Bad(where, f"{self.field!r} is not text", "half a surrogate pair")
-        return Document(where, text, by_content=True)
+        return Document(where, text)
 
 
 def encodable(text: str) -> bool:
