@@ -289,9 +289,9 @@ def test_a_lone_text_gives_its_end(tmp_path, name, kind):
 
 
 def test_a_lone_text_of_many_pieces_gives_its_end(tmp_path, monkeypatch):
-    from hybridlm.data.reading import scan
+    from hybridlm.data.reading import documents
 
-    monkeypatch.setattr(scan, "LONGEST_TEXT", 1000)
+    monkeypatch.setattr(documents, "LONGEST", 1000)
     text = "".join(f"line {number}\n" for number in range(2000))
     (tmp_path / "input.txt").write_text(text)
     train, val = kept_texts(prepare(config(tmp_path, path=f"{tmp_path}/input.txt", val_fraction=0.25, tokenizer=BYTES)))

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 from hybridlm.errors import printable
 
+LONGEST = 16_000_000  # bytes of a text or a record: memory holds one at a time, as text, as what JSON makes of it, and as ids
+TOO_LONG = f"more than {LONGEST:,} bytes"
 _SHOWN = 200  # characters of a detail
 
 
@@ -78,6 +80,14 @@ class Records(Protocol):
     def columns(self) -> tuple[tuple[str, ...], ...]:
         """The sets of columns that will do, in order of preference: a table is read by the first of which it has all."""
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Columns that are read too where they are there."""
+
+    @property
+    def texts(self) -> list[str]:
+        """The columns that hold nothing but a text."""
+
     def document(self, where: str, record: Mapping[str, Any]) -> Document | Bad:
         """The document of a record that was found at ``where``."""
 
@@ -92,6 +102,14 @@ class TextRecords:
     def columns(self) -> tuple[tuple[str, ...], ...]:
         return ((self.field,),)
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.field]
+
     def document(self, where: str, record: Mapping[str, Any]) -> Document | Bad:
         if self.field not in record:
             return Bad(where, f"no field {self.field!r}", f"it has {', '.join(map(str, record)) or 'none'}")
@@ -100,6 +118,8 @@ class TextRecords:
             return Bad(where, f"{self.field!r} is not text", "null" if text is None else type(text).__name__)
         if not text:
             return Bad(where, "empty")
+        if len(text) > LONGEST:
+            return Bad(where, TOO_LONG, f"{len(text):,} characters")
         if not encodable(text):
             return Bad(where, f"{self.field!r} is not text", "half a surrogate pair")
         return Document(where, text)

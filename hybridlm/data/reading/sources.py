@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hybridlm.config.data import CorpusConfig
-from hybridlm.data.chat import ChatRecords
+from hybridlm.data.reading.conversations import ChatRecords
 from hybridlm.data.reading.documents import Records, TextRecords
 from hybridlm.data.reading.file_units import SourceFile
 from hybridlm.data.reading.hub import open_hub
