@@ -252,14 +252,14 @@ def test_a_record_that_is_too_long_is_left_out_and_those_around_it_are_read(tmp_
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     table = pyarrow.table({"text": ["one", "x" * 5000, "two", "y" * 2000] + ["small"] * 30})
     parquet.write_table(table, tmp_path / "a.parquet")
-    shared = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1, 0, None]), pyarrow.array(["x" * 5000, "one"]))
+    shared = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1, 0, *[1] * 30]), pyarrow.array(["x" * 5000, "one"]))
     parquet.write_table(pyarrow.table({"text": shared}), tmp_path / "b.parquet")
     parquet.write_table(pyarrow.table({"text": ["x" * 5000, "one"]}), tmp_path / "c.parquet")
     for name, rows in (
         ("a.jsonl", [1, 3]),
         ("a.jsonl.gz", [1, 3]),
         ("a.parquet", [1, 3, *range(5, 35)]),
-        ("b.parquet", [2]),
+        ("b.parquet", [2, *range(4, 34)]),
         ("c.parquet", []),
     ):
         good, bad = found(tmp_path / name, name)
