@@ -489,3 +489,18 @@ def test_load_of_a_run_refuses_what_is_not_exact_as_it_stands(tmp_path):
         Tokenizer.load(write(tmp_path, sentencepiece()))
     with pytest.raises(UserError, match="puts a blank before texts"):
         Tokenizer.load(write(tmp_path, metaspace()))
+
+
+def test_a_token_that_a_template_only_lists_ends_no_document(tmp_path):
+    """And ours, which lists its own, is read back as it was, whichever other ends it has."""
+    library = train_bpe(["some words"], 300, ("<pad>", "</s>"))._library
+    library.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[("<pad>", 1)])
+    library.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path / "tokenizer.json").special_name(0) == "<|endoftext|>"
+    assert load_tokenizer(tmp_path / "tokenizer.json").eos_id == 0
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    named = load_tokenizer(tmp_path)
+    named.save(tmp_path / "own.json")
+    again = load_tokenizer(tmp_path / "own.json")
+    assert named.special_name(named.eos_id) == again.special_name(again.eos_id) == "</s>"
+    assert named.fingerprint == again.fingerprint
