@@ -24,6 +24,7 @@ HYDRA_FLAGS = (
 _INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~|)(?P<key>[^=+~][^=]*)(?:=(?P<value>.*))?", re.DOTALL)
 _PATHS = ("data.path", "data.val_path", "data.out", "data.tokenizer.path", "data.hf.id", "ckpt", "init_from")
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '\+*([^=]*)=(.*?)'(?: 1\. To use| requires)")  # Hydra's words
 
 
@@ -158,7 +159,7 @@ def _quoted_path(value: str, several: bool) -> str:
     comma outside of brackets and braces stands between two."""
     if value in ("", "null", "???") or (several and value.startswith(("choice(", "glob(", "shuffle("))) or os.path.exists(value):
         return value if value in ("", "null", "???") or not os.path.exists(value) else _quoted(value)
-    if len(value) > 1 and value[0] in "'\"" and value.find(value[0], 1) == len(value) - 1:
+    if _QUOTED.fullmatch(value):
         return value
     if value.startswith("[") and value.endswith("]"):
         return f"[{','.join(_quoted_path(piece.strip(), False) for piece in pieces(value[1:-1]))}]"
