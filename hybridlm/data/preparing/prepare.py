@@ -7,8 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -22,12 +21,12 @@ from hybridlm.data.files.tokenised import open_tokenised
 from hybridlm.data.keep import keep_json, kept_json, unwritable
 from hybridlm.data.preparing import build
 from hybridlm.data.preparing.build import MANIFEST, TOKENIZER, Manifest, Order
-from hybridlm.data.preparing.split import Refused, Split, find_split
+from hybridlm.data.preparing.source import Source
+from hybridlm.data.preparing.split import Refused
 from hybridlm.data.preparing.tokenise import NO_CUT, Mistakes, refusal
 from hybridlm.data.progress import ByteProgress
 from hybridlm.data.reading.documents import Bad
 from hybridlm.data.reading.sources import open_corpus
-from hybridlm.data.reading.units import Corpus
 from hybridlm.data.synthetic.source import announced
 from hybridlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 from hybridlm.data.tokenizer_pieces import OWN_CUTS, SPLIT_PATTERN, too_long
@@ -36,27 +35,6 @@ from hybridlm.files.home import expanded
 
 _VERIFIED = "verified.json"
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A corpus to be prepared: the only one, or a part of a mixture. weight: of its text in what a BPE is trained on."""
-
-    name: str
-    weight: float
-    config: CorpusConfig
-    corpus: Corpus
-    val_fraction: float
-
-    @cached_property
-    def split(self) -> Split:
-        """What is held out; asking may read the corpus."""
-        return find_split(self.corpus, self.val_fraction)
-
-    @property
-    def split_facts(self) -> list[object]:
-        """What the split hangs on besides the corpus."""
-        return ["named", self.corpus.named] if self.corpus.named is not None else ["hash", self.val_fraction]
 
 
 def prepare(config: DataConfig, report: Report = lambda line: None, *, whole: bool = False) -> Prepared:
@@ -103,7 +81,7 @@ def data_folder(config: DataConfig) -> Path:
         raise UserError("no place for prepared data: HOME is not set; name one with data.out, or with HYBRIDLM_CACHE") from None
 
 
-def _sources(config: DataConfig, report: Report, whole: bool) -> list[_Source]:
+def _sources(config: DataConfig, report: Report, whole: bool) -> list[Source]:
     corpora: list[tuple[str, float, CorpusConfig]] = [(config.source, 1.0, config)]
     if config.source == "mixture":
         corpora = [(name, part.weight, part) for name, part in config.parts.items()]
@@ -119,14 +97,14 @@ def _sources(config: DataConfig, report: Report, whole: bool) -> list[_Source]:
             opened = open_corpus(corpus, unit_bytes=config.shard_mb * 1_000_000, cache=data_folder(config), progress=advance)
             if whole and opened.named is None:
                 opened = replace(opened, named=0)
-            sources.append(_Source(name, weight, corpus, opened, config.val_fraction))
+            sources.append(Source(name, weight, corpus, opened, config.val_fraction))
     for source in sources:
         for note in source.corpus.notes:
             report(f"{source.name}: {note}")
     return sources
 
 
-def _fingerprint(config: DataConfig, source: _Source, tokenizer: Tokenizer) -> str:
+def _fingerprint(config: DataConfig, source: Source, tokenizer: Tokenizer) -> str:
     """SHA-256 of all that the prepared files depend on."""
     facts = {
         "formats": [build.FORMAT_VERSION, bins.FORMAT_VERSION],
@@ -139,7 +117,7 @@ def _fingerprint(config: DataConfig, source: _Source, tokenizer: Tokenizer) -> s
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _order(config: DataConfig, source: _Source, tokenizer: Tokenizer, folder: Path) -> Order:
+def _order(config: DataConfig, source: Source, tokenizer: Tokenizer, folder: Path) -> Order:
     return Order(
         name=source.name,
         corpus=source.corpus,
@@ -161,7 +139,7 @@ def _workers(config: DataConfig) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _tokenizer(config: DataConfig, sources: Sequence[_Source], report: Report) -> Tokenizer:
+def _tokenizer(config: DataConfig, sources: Sequence[Source], report: Report) -> Tokenizer:
     """The tokenizer of ``data.tokenizer``; a BPE is trained once for a corpus and kept."""
     settings = config.tokenizer
     if settings.path is not None:
@@ -185,7 +163,7 @@ def _tokenizer(config: DataConfig, sources: Sequence[_Source], report: Report) -
     return tokenizer
 
 
-def _trained(settings: TokenizerConfig, sources: Sequence[_Source], report: Report) -> Tokenizer:
+def _trained(settings: TokenizerConfig, sources: Sequence[Source], report: Report) -> Tokenizer:
     began = time.monotonic()
     texts = _sample(sources, settings.train_mb * 1_000_000)
     tokenizer = train_bpe(texts, settings.vocab_size, settings.special_tokens)
@@ -196,7 +174,7 @@ def _trained(settings: TokenizerConfig, sources: Sequence[_Source], report: Repo
     return tokenizer
 
 
-def _sample(sources: Sequence[_Source], limit: int) -> Iterator[str]:
+def _sample(sources: Sequence[Source], limit: int) -> Iterator[str]:
     """Training texts of about ``limit`` bytes at most: the beginning of every unit, and of each source its weight's share."""
     weights = sum(source.weight for source in sources)
     sizes = [sum(unit.size for unit in source.corpus.units) for source in sources]
@@ -227,7 +205,7 @@ def _sample(sources: Sequence[_Source], limit: int) -> Iterator[str]:
             raise Refused(f"{source.name}: none of its {bad} document(s) can be used; the first: {first}")
 
 
-def _open(source: _Source, folder: Path, report: Report) -> Part:
+def _open(source: Source, folder: Path, report: Report) -> Part:
     """A prepared folder; says what it holds, and what was left out of it."""
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
@@ -254,7 +232,7 @@ def _open(source: _Source, folder: Path, report: Report) -> Part:
     return Part(source.name, source.weight, train, val, folder)
 
 
-def _held_out(source: _Source, manifest: Manifest, val: TextSplit) -> str:
+def _held_out(source: Source, manifest: Manifest, val: TextSplit) -> str:
     """What is validated on, and why that."""
     if not manifest.val:
         return "none of it held out"
@@ -292,7 +270,7 @@ def _stamp(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _say_mistakes(source: _Source, mistakes: Sequence[Mistakes], good: int, report: Report) -> None:
+def _say_mistakes(source: Source, mistakes: Sequence[Mistakes], good: int, report: Report) -> None:
     first = mistakes[0]
     if source.config.on_bad == "fail":
         raise refusal(Bad(first.first, first.what, first.detail))
