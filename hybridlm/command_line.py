@@ -6,6 +6,7 @@ every mistake reaches our validation and is reported together; patterns are quot
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ HYDRA_FLAGS = (
 )
 _INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~|)(?P<key>[^=+~][^=]*)(?:=(?P<value>.*))?", re.DOTALL)
+_PATHS = ("data.path", "data.val_path", "data.out", "data.tokenizer.path", "data.hf.id", "ckpt", "init_from")
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '\+*([^=]*)=(.*?)'(?: 1\. To use| requires)")  # Hydra's words
 
 
@@ -111,11 +114,14 @@ def value_of(overrides: Sequence[str], key: str) -> str | None:
 
 
 def _unquoted(value: str) -> str:
-    return value[1:-1] if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"" else value
+    if len(value) < 2 or value[0] != value[-1] or value[0] not in "'\"":
+        return value
+    return re.sub(rf"(\\+)(?={value[0]}|$)", lambda found: found[1][: len(found[1]) // 2], value[1:-1])
 
 
-def repair(overrides: Sequence[str], groups: Collection[str]) -> list[str]:
-    """``overrides`` in the form in which they reach validation; ``groups`` are the names of the config groups.
+def repair(overrides: Sequence[str], groups: Collection[str], *, several: bool = False) -> list[str]:
+    """``overrides`` in the form in which they reach validation; ``groups`` are the names of the config groups; several: a comma in a path
+    separates points of a sweep.
 
     Raises:
         UserError: something that is no override at all.
@@ -123,7 +129,7 @@ def repair(overrides: Sequence[str], groups: Collection[str]) -> list[str]:
     wrong = [line for line in overrides if not (match := _OVERRIDE.fullmatch(line)) or (match["value"] is None and match["sign"] != "~")]
     if wrong:
         raise UserError([f"{line!r}: {_expected(line)}" for line in wrong])
-    return [_repaired(line, groups) for line in overrides]
+    return [_repaired(line, groups, several) for line in overrides]
 
 
 def _expected(word: str) -> str:
@@ -132,7 +138,7 @@ def _expected(word: str) -> str:
     return "expected field=value (trainer.max_steps=100) or group=option (model=transformer)"
 
 
-def _repaired(line: str, groups: Collection[str]) -> str:
+def _repaired(line: str, groups: Collection[str], several: bool) -> str:
     match = _OVERRIDE.fullmatch(line)
     if match is None or match["sign"] == "~":
         return line
@@ -143,7 +149,27 @@ def _repaired(line: str, groups: Collection[str]) -> str:
         return line
     if key in groups or "/" in key or "@" in key:
         return f"{key}={value}"  # a group of the defaults list is chosen without a sign, and an added one is the same choice
+    if key in _PATHS:
+        return f"++{key}={_quoted_path(value, several)}"
     return f"++{key}={quoted_pattern(value) if key == 'model.pattern' else value}"
+
+
+def _quoted_path(value: str, several: bool) -> str:
+    """A path, or a list of them in brackets, quoted so that Hydra's grammar takes every character. What exists is one path; in a sweep a
+    comma outside of brackets and braces stands between two."""
+    if value in ("", "null", "???") or (several and value.startswith(("choice(", "glob(", "shuffle("))) or os.path.exists(value):
+        return value if value in ("", "null", "???") or not os.path.exists(value) else _quoted(value)
+    if _QUOTED.fullmatch(value):
+        return value
+    if value.startswith("[") and value.endswith("]"):
+        return f"[{','.join(_quoted_path(piece.strip(), False) for piece in pieces(value[1:-1]))}]"
+    parts = list(pieces(value)) if several else [value]
+    return ",".join(_quoted(part) if part == value else _quoted_path(part, False) for part in parts)
+
+
+def _quoted(text: str) -> str:
+    # A backslash is an escape only before a quote, or before another one that stands before it.
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
 def quoted_pattern(value: str) -> str:

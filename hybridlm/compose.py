@@ -61,7 +61,7 @@ def _main(line: CommandLine, verb: tuple[str, ...]) -> None:
     if line.has(*_PASSED_THROUGH):
         run_hydra(line, lambda config: None)
         return
-    line = CommandLine(line.flags, tuple(repair(line.overrides, groups(config_dir(line)))))
+    line = CommandLine(line.flags, tuple(repair(line.overrides, groups(config_dir(line)), several=line.multirun)))
     if line.has("--help", "-h"):
         print(help_page(groups(config_dir(line)), composed(line).tree), end="")
     elif not line.multirun:

@@ -176,7 +176,7 @@ def _one_line(error: BaseException) -> str:
 
 def sweep_axes(overrides: Sequence[str]) -> list[Axis]:
     """What these overrides vary, in Hydra's own grammar of sweeps; the last of a key counts. Raises ConfigError."""
-    return list({axis.key: axis for axis in axes(CommandLine((), tuple(repair(overrides, groups()))))}.values())
+    return list({axis.key: axis for axis in axes(CommandLine((), tuple(repair(overrides, groups(), several=True))))}.values())
 
 
 def axes(line: CommandLine) -> list[Axis]:

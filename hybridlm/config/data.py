@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from hybridlm.config.section import Auto, Section, Strings
+from hybridlm.config.section import Auto, Paths, Section, Strings
 from hybridlm.config.synthetic import SyntheticConfig
 
 
@@ -39,12 +39,16 @@ class CorpusConfig(Section):
     source: Literal["stdlib", "files", "hf"] = Field(
         "stdlib", description="stdlib: the interpreter's own library; files: yours; hf: a data set of the hub"
     )
-    path: str | None = Field(
+    path: Paths | None = Field(
         None,
-        description="files: a glob of .jsonl (a document a line; or .gz), .parquet (a row), else UTF-8 text (a file); bins: of token files",
+        description="a file, a folder, a glob, or a list of these; files: .jsonl (a document a line; or .gz), .parquet (a row), else UTF-8 "
+        "text (a file); bins: token files",
+    )
+    val_path: Paths | None = Field(
+        None, description="for source=files and bins: what to validate on, named as path is; null: val_fraction of path is held out"
     )
     format: Literal["text", "chat"] = Field(
-        "text", description="chat: a record holds messages, or prompt and response; only the assistant's tokens are learned"
+        "text", description="chat: a record holds a conversation (docs/data.md has the forms); only the assistant's tokens are learned"
     )
     text_field: str = Field("text", min_length=1, description="field of .jsonl, column of .parquet that holds the text")
     on_bad: Literal["skip", "fail"] = Field("skip", description="what cannot be read: leave it out and say so, or refuse the corpus")
@@ -68,11 +72,12 @@ class DataConfig(CorpusConfig):
     )
     synthetic: SyntheticConfig = SyntheticConfig()
     parts: dict[str, PartConfig] = Field({}, description="for source=mixture: {web: {source: files, path: ..., weight: 3}, code: {...}}")
-    val_path: str | None = Field(None, description="token files held out, for source=bins; null: the last val_fraction of path")
     dtype: Literal["u16", "u32"] | None = Field(None, description="ids of token files without header or sidecar, for source=bins")
     out: str | None = Field(None, description="folder of prepared data; null: the user's cache folder")
     tokenizer: TokenizerConfig = TokenizerConfig()
-    val_fraction: float = Field(0.05, gt=0, lt=1, description="share of the documents held out, chosen by a hash of their path")
+    val_fraction: float = Field(
+        0.05, ge=0, lt=1, description="share of the documents held out, chosen by a hash of their text; of a lone text its end"
+    )
     shard_mb: int = Field(64, ge=1, description="MB of text per token file at most, about; less for a small corpus")
     prepare_workers: Auto = Field("auto", description="processes that tokenise; auto: one per core")
     seq_len: int = Field(256, ge=2, description="tokens per training window; of a synthetic task, per example")

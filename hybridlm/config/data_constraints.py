@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hybridlm.config.data import CorpusConfig, DataConfig, HfConfig
+from hybridlm.config.problems import show
 from hybridlm.config.synthetic import SyntheticConfig, synthetic_problems
 
 
@@ -19,9 +20,11 @@ def data_problems(data: DataConfig) -> list[str]:
         problems.append(f"data.parts = {{{', '.join(data.parts)}}}: only data.source=mixture reads them")
     if data.source == "bins":
         problems += _bins_problems(data)
-    else:
-        given = [name for name in ("val_path", "dtype") if getattr(data, name) is not None]
-        problems += [f"data.{name} = {getattr(data, name)!r}: only data.source=bins reads it" for name in given]
+    elif data.dtype is not None:
+        problems.append(f"data.dtype = {data.dtype!r}: only data.source=bins reads it")
+    held_out = all(part.val_path for part in data.parts.values()) if data.source == "mixture" else data.val_path
+    if not data.val_fraction and not held_out and data.source != "synthetic":
+        problems.append("data.val_fraction = 0: nothing is held out to validate on; legal is more than 0, or texts in data.val_path")
     if data.source == "synthetic":
         problems += _synthetic_problems(data)
     elif data.synthetic != SyntheticConfig():
@@ -34,9 +37,17 @@ def _corpus_problems(where: str, corpus: CorpusConfig | DataConfig) -> list[str]
     if corpus.source in ("stdlib", "hf", "mixture", "synthetic") and corpus.path is not None:
         files = "add data=files" if where == "data" else "add source: files"
         remedy = f"name the data set with {where}.hf.id" if corpus.source == "hf" else files
-        problems.append(f"{where}.path = {corpus.path!r}: {where}.source={corpus.source} does not read it; {remedy}")
-    if corpus.source == "files" and not corpus.path:
-        problems.append(f"{where}.path = null: {where}.source=files needs it; a glob of files, such as {where}.path='texts/**/*.txt'")
+        problems.append(f"{where}.path = {show(corpus.path)}: {where}.source={corpus.source} does not read it; {remedy}")
+    if corpus.val_path is not None and corpus.source not in ("files", "bins"):
+        problems.append(f"{where}.val_path = {show(corpus.val_path)}: only {where}.source=files and bins read it")
+    for name in ("path", "val_path"):
+        paths = getattr(corpus, name)
+        if paths in ("", ()) or (isinstance(paths, tuple) and not all(paths)):
+            problems.append(f"{where}.{name} = {show(paths)}: an empty path; legal is a file, a folder, a glob, or a list of these")
+    if corpus.source == "files" and corpus.path is None:
+        problems.append(
+            f"{where}.path = null: {where}.source=files needs it; a file, a folder or a glob, such as {where}.path='texts/**/*.txt'"
+        )
     if corpus.source == "hf" and corpus.hf.id is None:
         problems.append(
             f"{where}.hf.id = null: {where}.source=hf needs it; such as {where}.hf.id=roneneldan/TinyStories, or a local folder"
@@ -50,7 +61,7 @@ def _corpus_problems(where: str, corpus: CorpusConfig | DataConfig) -> list[str]
 
 def _bins_problems(data: DataConfig) -> list[str]:
     problems = []
-    if not data.path:
+    if data.path is None:
         problems.append("data.path = null: data.source=bins needs it; a token file, such as data.path=train.bin")
     if data.dedup:
         problems.append("data.dedup = true: data.source=bins holds tokens, whose documents are taken as they are")

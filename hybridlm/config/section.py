@@ -27,3 +27,4 @@ Pair = Annotated[tuple[float, float], BeforeValidator(to_tuple)]
 Limits = Annotated[tuple[Annotated[float, AllowInfNan(True)], Annotated[float, AllowInfNan(True)]], BeforeValidator(_to_limits)]
 Auto = Annotated[int, Field(ge=1)] | Literal["auto"]
 Strings = Annotated[tuple[str, ...], BeforeValidator(to_tuple)]
+Paths = str | Strings  # one or several

@@ -1,4 +1,4 @@
-"""Conversations: the records that hold them, the special tokens around each message, and which of the tokens are learned.
+"""Conversations as tokens: the special ones around each message, and which of all are learned.
 
 Learned is what an assistant has to write: the content of its messages and the token that ends each. All the rest is there to be read.
 """
@@ -10,94 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from hybridlm.data.reading.documents import Bad, Document, Turn, encodable
+from hybridlm.data.reading.conversations import ROLES
+from hybridlm.data.reading.documents import Document, Turn
 from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.errors import ConfigError
-
-ROLES = ("system", "user", "assistant")
-_SHOWN_CHARS = 40  # of a role that is none, which may be a whole text
-
-
-@dataclass(frozen=True)
-class ChatRecords:
-    """Records that hold ``messages``, a list of objects with ``role`` and ``content``, or the two texts ``prompt`` and ``response``."""
-
-    @property
-    def columns(self) -> tuple[tuple[str, ...], ...]:
-        return (("messages",), ("prompt", "response"))
-
-    def document(self, where: str, record: Mapping[str, Any]) -> Document | Bad:
-        """The conversation of a record: one message of the assistant or more, and a system message in front only."""
-        if "messages" in record:
-            turns = _turns(where, record["messages"])
-        elif lacking := [field for field in ("prompt", "response") if field not in record]:
-            wanted = "'messages', nor 'prompt' and 'response'" if len(lacking) == 2 else repr(lacking[0])
-            return Bad(where, f"no field {wanted}", f"it has {', '.join(map(str, record)) or 'none'}")
-        else:
-            turns = _pair(where, record["prompt"], record["response"])
-        return turns if isinstance(turns, Bad) else Document(where, "", by_content=True, turns=turns)
-
-
-def _turns(where: str, messages: object) -> tuple[Turn, ...] | Bad:
-    if not isinstance(messages, (list, tuple)):
-        return Bad(where, "'messages' is not a list", _type(messages))
-    if not messages:
-        return Bad(where, "'messages' is empty")
-    turns = []
-    for number, message in enumerate(messages, 1):
-        turn = _turn(where, number, message)
-        if isinstance(turn, Bad):
-            return turn
-        turns.append(turn)
-    if not any(turn.role == "assistant" for turn in turns):
-        return Bad(where, "no message of the assistant", f"{len(turns)} of others")
-    return tuple(turns)
-
-
-def _turn(where: str, number: int, message: object) -> Turn | Bad:
-    """One message; ``number`` counts from 1."""
-    place = f"message {number}"
-    if not isinstance(message, Mapping):
-        return Bad(where, "a message is not an object", f"{place}: {_type(message)}")
-    for field in ("role", "content"):
-        if field not in message:
-            return Bad(where, f"a message has no {field!r}", f"{place}: it has {', '.join(map(str, message)) or 'none'}")
-    role, content = message["role"], message["content"]
-    if not isinstance(role, str):
-        return Bad(where, "the role of a message is not text", f"{place}: {_type(role)}")
-    if role not in ROLES:
-        return Bad(where, f"unknown role {role[:_SHOWN_CHARS]!r}", f"{place}; legal is {', '.join(ROLES)}")
-    if role == "system" and number > 1:
-        return Bad(where, "role 'system' behind the first message", place)
-    if reason := _not_text(content):
-        return Bad(where, "the content of a message is not text", f"{place}: {reason}")
-    return Turn(role, content) if content else Bad(where, "the content of a message is empty", place)
-
-
-def _pair(where: str, prompt: Any, response: Any) -> tuple[Turn, ...] | Bad:
-    turns = []
-    for field, role, content in (("prompt", "user", prompt), ("response", "assistant", response)):
-        if reason := _not_text(content):
-            return Bad(where, f"{field!r} is not text", reason)
-        if not content:
-            return Bad(where, f"{field!r} is empty")
-        turns.append(Turn(role, content))
-    return tuple(turns)
-
-
-def _not_text(value: object) -> str | None:
-    """Why ``value`` is not text, None if it is."""
-    if not isinstance(value, str):
-        return _type(value)
-    return None if encodable(value) else "half a surrogate pair"
-
-
-def _type(value: object) -> str:
-    return "null" if value is None else type(value).__name__
 
 
 @dataclass(frozen=True)

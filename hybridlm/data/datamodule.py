@@ -77,6 +77,7 @@ class DataModule(lightning.LightningDataModule):
             world_size=world_size,
             limit_batches=self._val_batches,
             pin_memory=self._pin_memory,
+            masked=any(part.val.stream.masked for part in self.prepared.parts),
         )
 
     def teardown(self, stage: str) -> None:

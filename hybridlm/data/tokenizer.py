@@ -23,7 +23,7 @@ from hybridlm.data.reading.documents import encodable
 from hybridlm.data.tokenizer_bytes import MARK, byte_letters, byte_strings, check, is_byte_level, parts
 from hybridlm.data.tokenizer_files import EOS, read, saved_eos
 from hybridlm.data.tokenizer_library import LEGAL, failures, library_of, read_facts, reading
-from hybridlm.data.tokenizer_pieces import ACROSS_CUT, FOREIGN_CUT, PIECE_CHARS, SAFE_CUT, SPLIT_PATTERN, batches, cut
+from hybridlm.data.tokenizer_pieces import OWN_CUTS, PIECE_CHARS, SPLIT_PATTERN, batches, cut, places_to_cut, too_long
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.files.home import expanded
 
@@ -54,9 +54,7 @@ class Tokenizer:
         self._pieces = byte_strings(library, facts)
         self.eos_id: int = eos
         self._lossless = all(step["type"] != "NFC" for step in parts(facts["normalizer"]))
-        own = any(step.get("pattern") == {"Regex": SPLIT_PATTERN} for step in parts(facts["pre_tokenizer"]))
-        across = not own and any(ACROSS_CUT.search(piece) for piece in self._pieces)
-        self._safe_cut = SAFE_CUT if own else None if across else FOREIGN_CUT
+        self._cuts = places_to_cut(facts, self._pieces)
         # SentencePiece has one sign for a blank and for itself, so that sign goes around the library, as its three bytes.
         self._mark = None if is_byte_level(facts) else [library.token_to_id(f"<0x{value:02X}>") for value in MARK.encode()]
         self._borders = self._find_borders()
@@ -142,6 +140,10 @@ class Tokenizer:
         with reading(Path(path), "the tokenizer.json of prepared data or of a run"):
             return (SymbolTokenizer if of_symbols(facts) else cls)(library_of(facts, Path(path)))
 
+    def too_long(self, text: str) -> int:
+        """Characters of a stretch of ``text`` that would be encoded at once and take too much memory; 0: there is none."""
+        return too_long(text, self._cuts)
+
     def _encode_alone(self, text: str) -> list[int]:
         """``encode`` without the library's threads, which a process that forks later must not have started."""
         ids: list[int] = []
@@ -176,12 +178,12 @@ class Tokenizer:
         for match in self._borders.finditer(text) if self._borders else ():
             # The blank's sign stands alone, so that it is recognised.
             if match[0] == MARK and match.start() > begin:
-                yield from cut(text[begin : match.start()], PIECE_CHARS, self._safe_cut)
+                yield from cut(text[begin : match.start()], PIECE_CHARS, self._cuts)
                 begin = match.start()
-            yield from cut(text[begin : match.end()], PIECE_CHARS, self._safe_cut)
+            yield from cut(text[begin : match.end()], PIECE_CHARS, self._cuts)
             begin = match.end()
         if begin < len(text) or not text:
-            yield from cut(text[begin:], PIECE_CHARS, self._safe_cut)
+            yield from cut(text[begin:], PIECE_CHARS, self._cuts)
 
 
 def load_tokenizer(path: str | Path, special_tokens: Sequence[str] = ()) -> Tokenizer:
@@ -241,7 +243,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[st
         special_tokens=[_special(name) for name in specials],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    library.train_from_iterator(texts, trainer)
+    # In parts with the pieces of the whole: the library takes many times the memory of what it is given at once.
+    library.train_from_iterator((part for text in texts for part in cut(text, PIECE_CHARS, OWN_CUTS)), trainer)
     # The trainer gives a merge the id of the special token that is written like it, and its text would be lost.
     merged = {"".join(pair) for pair in json.loads(library.to_str())["model"]["merges"]}
     for name in specials:

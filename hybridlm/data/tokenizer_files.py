@@ -38,15 +38,20 @@ ENCODINGS: dict[str, tuple[str, dict[str, int]]] = {
 }
 # vocab.json and merges.txt do not say how text is split; these classes of transformers split as GPT-2 does.
 _GPT2_CLASSES = {"GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "CodeGenTokenizer", "LEDTokenizer", "LongformerTokenizer"}
+_MARK = "end of document"  # in the list of a template
 _SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}  # of an added token
 
 
-def saved_eos(facts: Mapping[str, Any]) -> str | None:
-    """The end-of-document token that a file of ours names, None: ``EOS``. The format lacks a field; a template that adds none lists it."""
+def saved_eos(facts: Mapping[str, Any], *, ours: bool = True) -> str | None:
+    """The end-of-document token that a file of ours names, None: ``EOS``. The format lacks a field; a template that adds none lists it.
+
+    ours: no other program made the file. One that may have is believed by our mark alone: others list tokens for no purpose."""
     processor = facts.get("post_processor") or {}
     if processor.get("type") != "TemplateProcessing" or len(processor["special_tokens"]) != 1:
         return None
-    return next(iter(processor["special_tokens"])) if all("Sequence" in piece for piece in processor["single"]) else None
+    ((name, listed),) = processor["special_tokens"].items()
+    believed = ours or listed["tokens"] == [_MARK]
+    return name if believed and all("Sequence" in piece for piece in processor["single"]) else None
 
 
 def read(path: Path, special_tokens: Sequence[str] = ()) -> LibraryTokenizer:
@@ -129,7 +134,7 @@ def _names(facts: Mapping[str, Any]) -> dict[str, int]:
 def _build(facts: dict[str, Any], eos: str | None, special_tokens: Sequence[str], path: Path) -> LibraryTokenizer:
     """The library's tokenizer of ``facts``, which this changes. ``eos``: its end-of-document token where something names it."""
     names = _names(facts)
-    eos = saved_eos(facts) or eos or next((name for name in _EOS_NAMES if name in names), None)
+    eos = saved_eos(facts, ours=False) or eos or next((name for name in _EOS_NAMES if name in names or name in special_tokens), None)
     added = facts["added_tokens"] = facts.get("added_tokens") or []
     if eos is None:
         own = ", ".join([token["content"] for token in added if token["special"]][:20]) or "none"
@@ -156,7 +161,7 @@ def _build(facts: dict[str, Any], eos: str | None, special_tokens: Sequence[str]
     if eos not in {token["content"] for token in added}:
         library.add_special_tokens([AddedToken(eos, special=True, normalized=False)])
     if eos != EOS:
-        listed = [(eos, names[eos])]  # see saved_eos
+        listed = [{"id": eos, "ids": [library.token_to_id(eos)], "tokens": [_MARK]}]  # see saved_eos
         library.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=listed)
     return library
 

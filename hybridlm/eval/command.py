@@ -135,7 +135,7 @@ def _prepared(asked: Evaluation, data: DataConfig, loaded: LoadedRun) -> Prepare
 
     words = " ".join(asked.overrides or loaded.folder.overrides())
     try:
-        prepared = prepare(data, report=lambda line: print(f"data  {line}", file=sys.stderr, flush=True))
+        prepared = prepare(data, report=lambda line: print(f"data  {line}", file=sys.stderr, flush=True), whole=_is_other(asked, loaded))
     except UserError as error:
         hint = "prepare it again with `hybridlm prepare " + words + "`, name other text (hybridlm eval RUN data=files data.path=...)"
         raise UserError(f"{error}; the loss needs the run's data: {hint}, or leave the loss out with --no-loss") from None
@@ -149,6 +149,14 @@ def _prepared(asked: Evaluation, data: DataConfig, loaded: LoadedRun) -> Prepare
             f" hybridlm eval RUN data.tokenizer.kind=file data.tokenizer.path={loaded.folder.tokenizer}"
         )
     return prepared
+
+
+def _is_other(asked: Evaluation, loaded: LoadedRun) -> bool:
+    """Whether other text than the run's is evaluated: then all of it, unless the command line says what is held out."""
+    if asked.data is None or any(line.lstrip("+").startswith("data.val_fraction") for line in asked.overrides):
+        return False
+    before = _config(loaded.folder).data
+    return any(getattr(asked.data, name) != getattr(before, name) for name in ("source", "path", "val_path", "hf", "parts", "text_field"))
 
 
 def _losses(asked: Evaluation, loaded: LoadedRun, prepared: Prepared, context: int) -> Iterator[Record]:

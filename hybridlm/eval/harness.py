@@ -56,7 +56,9 @@ class HarnessLM(TemplateLM):
         return answers
 
     def _row(self, context: list[int], continuation: list[int]) -> Row:
-        """The last ``max_length`` inputs and the target behind them."""
+        """The last ``max_length`` inputs and the target behind them. UserError: there is nothing to score, which would count as certain."""
+        if not continuation:
+            raise UserError("--tasks: a continuation (an answer to choose) is empty, which has no score; mend the task's data")
         kept = max(self.max_length, len(continuation)) + 1
         return Row(tuple((context + continuation)[-kept:]), len(continuation))
 

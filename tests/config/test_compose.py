@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hybridlm.command_line import merged, quoted_pattern, repair, split
+from hybridlm.command_line import merged, quoted_pattern, repair, split, value_of
 from hybridlm.compose import compose_config
 from hybridlm.composition import composed
 from hybridlm.config.load import load_config, to_yaml
@@ -246,3 +246,35 @@ def test_find_run(tmp_path):
     assert find_run("last", tmp_path) == (second, second.step_checkpoint(20))
     assert find_run("outputs/first", tmp_path) == (first, first.step_checkpoint(1))
     assert find_run("outputs/first/checkpoints/step-00000001.ckpt", tmp_path) == (first, first.step_checkpoint(1))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "a (1)/x=y #2.txt",
+        "[D]/x*.txt",
+        "a,b.txt",
+        "it's.txt",
+        'q".txt',
+        "语/*.{md,rst}",
+        "~/x",
+        "C:\\data\\x.txt",
+        "end\\",
+        "2024",
+        "\\'x",
+        "true",
+    ],
+)
+def test_a_path_needs_no_quoting_beyond_the_shells(path):
+    assert compose_config(["data=files", f"data.path={path}"]).data.path == path
+    assert value_of(repair([f"ckpt={path}"], set()), "ckpt") == path
+
+
+def test_lists_of_paths_and_sweeps_over_them(tmp_path, monkeypatch):
+    assert compose_config(["data=files", "data.path=[a.txt,b (1).txt]"]).data.path == ("a.txt", "b (1).txt")
+    assert repair(["data.path=a b,c(1).{x,y}"], set(), several=True) == ["++data.path='a b','c(1).{x,y}'"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a,b").mkdir()
+    assert repair(["data.path=a,b"], set(), several=True) == ["++data.path='a,b'"]  # it exists
+    once = repair(["data.path=it's"], set())
+    assert repair(once, set()) == once

@@ -2,18 +2,23 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pyarrow import parquet
 
 from hybridlm.compose import compose_config
 from hybridlm.data import tokenizer_pieces
-from hybridlm.data.chat import ChatRecords, encode_conversations, template_of
+from hybridlm.data.chat import encode_conversations, template_of
+from hybridlm.data.reading.conversations import ChatRecords
 from hybridlm.data.reading.documents import Bad, Document, Turn
+from hybridlm.data.reading.readers import read_lines, read_parquet
 from hybridlm.data.show import coloured, legend
 from hybridlm.data.tokenizer import EOS, byte_tokenizer, load_tokenizer, train_bpe
 from hybridlm.errors import UserError
@@ -52,7 +57,7 @@ TALK = (
 
 
 def talk(turns):
-    return Document("a.jsonl:1", "", by_content=True, turns=turns)
+    return Document("a.jsonl:1", "", turns=turns)
 
 
 def encoded(name, *conversations):
@@ -99,38 +104,126 @@ def message(role="assistant", content="yes"):
 
 def test_messages_and_pairs_are_conversations():
     records = pickle.loads(pickle.dumps(ChatRecords()))
-    assert records.columns == (("messages",), ("prompt", "response"))
     found = records.document("a.jsonl:3", {"messages": [{**turn._asdict(), "id": 7} for turn in TALK], "prompt": None, "lang": "en"})
-    assert found == Document("a.jsonl:3", "", by_content=True, turns=TALK)
+    assert found == Document("a.jsonl:3", "", turns=TALK)
     pair = record(prompt="a", response="b", source="web")
-    assert pair == Document("a.jsonl:3", "", by_content=True, turns=(Turn("user", "a"), Turn("assistant", "b")))
+    assert pair == Document("a.jsonl:3", "", turns=(Turn("user", "a"), Turn("assistant", "b")))
     assert pair.digest == record(messages=[message("user", "a"), message("assistant", "b")]).digest
     assert isinstance(record(messages=[message(), message()]), Document)  # turns need not alternate
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+CALLED = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+GIVEN = "<tool_response>\n{}\n</tool_response>"
+
+
+@pytest.mark.parametrize(
+    ("fields", "turns"),
+    [
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, [("user", "a"), ("assistant", "b")]),
+        (
+            {"conversations": [{"from": "system", "value": ""}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            [("user", "a"), ("assistant", "b")],
+        ),
+        (
+            {"system": "s", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            [("system", "s"), ("user", "a"), ("assistant", "b")],
+        ),
+        ({"messages": [message("developer", "s"), message(content="b")]}, [("system", "s"), ("assistant", "b")]),
+        (
+            {"messages": [message("user", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, "c"]), message()]},
+            [("user", "abc"), ("assistant", "yes")],
+        ),
+        ({"prompt": "a", "completion": "b"}, [("user", "a"), ("assistant", "b")]),
+        ({"prompt": [message("user", "a")], "completion": [message(content="b")]}, [("user", "a"), ("assistant", "b")]),
+        ({"instruction": "a", "input": "", "output": "b"}, [("user", "a"), ("assistant", "b")]),
+        ({"instruction": "a", "input": "x", "output": "b"}, [("user", "a\n\nx"), ("assistant", "b")]),
+        (
+            {
+                "messages": [
+                    message("user", "a"),
+                    {"role": "assistant", "content": None, "tool_calls": [CALL, CALL]},
+                    {"role": "tool", "tool_call_id": "1", "content": "2"},
+                    {"role": "tool", "tool_call_id": "2", "content": [{"type": "text", "text": "3"}]},
+                    message(content="b"),
+                ]
+            },
+            [
+                ("user", "a"),
+                ("assistant", f"{CALLED}\n{CALLED}"),
+                ("user", f"{GIVEN.format('2')}\n{GIVEN.format('3')}"),
+                ("assistant", "b"),
+            ],
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "now", "function_call": CALL["function"]}, message("function", "2"), message()]},
+            [("assistant", f"now\n{CALLED}"), ("user", GIVEN.format("2")), ("assistant", "yes")],
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "a"},
+                    {"from": "gpt", "value": "now"},
+                    {"from": "function_call", "value": "f"},
+                    {"from": "observation", "value": "2"},
+                    {"from": "gpt", "value": "b"},
+                ]
+            },
+            [
+                ("user", "a"),
+                ("assistant", "now\n<tool_call>\nf\n</tool_call>"),
+                ("user", GIVEN.format("2")),
+                ("assistant", "b"),
+            ],
+        ),
+    ],
+)
+def test_every_form_of_a_conversation_is_read(fields, turns):
+    assert record(**fields) == Document("a.jsonl:3", "", turns=tuple(Turn(*turn) for turn in turns))
+
+
+@pytest.mark.parametrize("name", ["chatparts", "chattool", "sharegpt"])
+def test_forms_of_other_programs_are_read_from_files(name, tmp_path):
+    path = Path(__file__).parent / f"conversations/{name}.jsonl"
+    with path.open("rb") as lines:
+        found = list(read_lines("a", lines, ChatRecords()))
+    assert len(found) == 6
+    assert all(isinstance(one, Document) for one in found)
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "a.parquet")
+    table = list(read_parquet("a", tmp_path / "a.parquet", ChatRecords(), range(1)))
+    assert [one.turns for one in table] == [one.turns for one in found]
+
+
+FIELDS = "no messages, conversations, prompt with response, or instruction with output"
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({}, "no field 'messages', nor 'prompt' and 'response' (it has none)"),
-        ({"text": "a", "id": 1}, "no field 'messages', nor 'prompt' and 'response' (it has text, id)"),
-        ({"prompt": "a", "id": 1}, "no field 'response' (it has prompt, id)"),
-        ({"response": "a"}, "no field 'prompt' (it has response)"),
+        ({}, f"{FIELDS} (it has none)"),
+        ({"prompt": "a", "id": 1}, f"{FIELDS} (it has prompt, id)"),
         ({"prompt": "a", "response": None}, "'response' is not text (null)"),
         ({"prompt": ["a"], "response": "b"}, "'prompt' is not text (list)"),
         ({"prompt": "", "response": "b"}, "'prompt' is empty"),
         ({"prompt": "a", "response": "\ud800"}, "'response' is not text (half a surrogate pair)"),
-        ({"messages": None}, "'messages' is not a list (null)"),
+        ({"messages": None}, f"{FIELDS} (it has messages)"),
         ({"messages": message()}, "'messages' is not a list (dict)"),
         ({"messages": []}, "'messages' is empty"),
         ({"messages": [message(), "hi"]}, "a message is not an object (message 2: str)"),
-        ({"messages": [{"from": "gpt", "value": "a"}]}, "a message has no 'role' (message 1: it has from, value)"),
+        ({"messages": [{"name": "gpt", "value": "a"}]}, "a message has no 'role' (message 1: it has name, value)"),
         ({"messages": [{"role": "user"}]}, "a message has no 'content' (message 1: it has role)"),
         ({"messages": [message(3)]}, "the role of a message is not text (message 1: int)"),
-        ({"messages": [message(), message("tool")]}, "unknown role 'tool' (message 2; legal is system, user, assistant)"),
-        ({"messages": [message("x" * 99)]}, f"unknown role '{'x' * 40}' (message 1; legal is system, user, assistant)"),
+        ({"messages": [message(), message("critic")]}, "unknown role 'critic' (message 2; legal are those of docs/data.md)"),
+        ({"messages": [message("x" * 99)]}, f"unknown role '{'x' * 40}' (message 1; legal are those of docs/data.md)"),
         ({"messages": [message("user"), message("system"), message()]}, "role 'system' behind the first message (message 2)"),
         ({"messages": [message("user"), message(content=None)]}, "the content of a message is not text (message 2: null)"),
-        ({"messages": [message("user", [{"type": "text"}])]}, "the content of a message is not text (message 1: list)"),
+        ({"messages": [message("user", [{"type": "text"}])]}, "the content of a message is not text (message 1: a part of type text)"),
+        (
+            {"messages": [message("user", [{"type": "image_url", "image_url": {}}]), message()]},
+            "the content of a message is not text (message 1: a part of type image_url)",
+        ),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "a call of a tool has no name (message 1)"),
         ({"messages": [message(content="\udfff")]}, "the content of a message is not text (message 1: half a surrogate pair)"),
         ({"messages": [message(content="")]}, "the content of a message is empty (message 1)"),
         ({"messages": [message("system"), message("user")]}, "no message of the assistant (2 of others)"),

@@ -22,7 +22,7 @@ class Given:
     size: int = 0
 
     def documents(self):
-        return (Bad("x", "bad") if text is None else Document(f"x:{i}", text, by_content=True) for i, text in enumerate(self.texts))
+        return (Bad("x", "bad") if text is None else Document(f"x:{i}", text) for i, text in enumerate(self.texts))
 
 
 def dropped(folder, units, bucket=1000):
@@ -76,7 +76,7 @@ def test_the_first_in_the_corpus_stays_in_whatever_order_the_units_are_read(tmp_
 def test_conversations_are_equal_if_all_their_messages_are(tmp_path):
     def conversation(*contents):
         turns = tuple(Turn(role, content) for role, content in zip(("user", "assistant"), contents, strict=True))
-        return Document("x", "", by_content=True, turns=turns)
+        return Document("x", "", turns=turns)
 
     class Conversations:
         size = 0

@@ -71,7 +71,6 @@ def test_every_row_is_a_document_in_order(tmp_path, streaming):
     assert [one if isinstance(one, Bad) else one.text for one in found][:3] == ["one", "two", "three"]
     assert [str(one).split(": ", 1)[1] for one in found if isinstance(one, Bad)] == ["empty", "'text' is not text (null)"]
     assert found[5].text == "four"
-    assert found[5].by_content
 
 
 def test_parquet_csv_and_gzipped_lines_are_read(tmp_path):

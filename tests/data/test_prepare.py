@@ -14,7 +14,8 @@ from hybridlm.data.corpus import Prepared, TextSplit
 from hybridlm.data.preparing import build, pool
 from hybridlm.data.preparing.build import Manifest
 from hybridlm.data.preparing.prepare import data_folder, prepare
-from hybridlm.data.reading.sources import position
+from hybridlm.data.preparing.split import position
+from hybridlm.data.reading.documents import Document
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.errors import UserError
 
@@ -35,9 +36,13 @@ def config(folder, **changes):
     return DataConfig(**values)
 
 
-def expected_text(folder, *, val):
-    paths = sorted(Path(folder, "text").glob("*.txt"))
-    return [path.read_text(encoding="utf-8") for path in paths if (position(path.name) < 0.2) == val]
+def expected_text(folder, *, val, below=0.2):
+    texts = [path.read_text(encoding="utf-8") for path in sorted(Path(folder, "text").glob("*.txt"))]
+    return [text for text in texts if (place_of(text) < below) == val]
+
+
+def place_of(text: str) -> float:
+    return position(Document("", text))
 
 
 def tokens_of(split: TextSplit) -> list[int]:
@@ -81,8 +86,8 @@ def test_the_streams_hold_every_document_and_the_counts_are_true(corpus, tokeniz
 
 def test_bpe_learns_from_the_training_documents_only(corpus):
     first = prepare(config(corpus)).tokenizer.fingerprint
-    held_out = next(path for path in sorted(Path(corpus, "text").iterdir()) if position(path.name) < 0.2)
-    held_out.write_text("entirely other text " * 99)
+    held_out = next(path for path in sorted(Path(corpus, "text").iterdir()) if place_of(path.read_text(encoding="utf-8")) < 0.2)
+    held_out.write_text(next(text for number in range(99) if place_of(text := f"entirely other text {number} " * 99) < 0.2))
     assert prepare(config(corpus)).tokenizer.fingerprint == first
 
 
@@ -237,19 +242,100 @@ def test_nothing_but_bad_documents_is_refused(corpus):
     assert folders(corpus / "out") == []
 
 
-def test_a_corpus_that_cannot_be_split_says_what_would(corpus):
+def kept_texts(prepared: Prepared) -> tuple[list[str], list[str]]:
+    (part,) = prepared.parts
+    return texts_of(prepared, part.train), texts_of(prepared, part.val)
+
+
+def test_of_few_documents_the_nearest_goes_to_the_side_that_would_be_empty(corpus):
     for path in sorted((corpus / "text").iterdir())[3:]:
         path.unlink()
-    places = sorted(position(f"{number:02}.txt") for number in range(3))
-    with pytest.raises(UserError, match=f"holds out none of the 3 documents .* above {places[0]:.6f} and up to {places[-1]:.6f}"):
-        prepare(config(corpus, val_fraction=places[0] / 2))
-    with pytest.raises(UserError, match="holds out all the 3 documents"):
-        prepare(config(corpus, val_fraction=(1 + places[-1]) / 2))
-    assert folders(corpus / "out") == []
-    for path in sorted((corpus / "text").iterdir())[1:]:
-        path.unlink()
-    with pytest.raises(UserError, match=r"has 1 document\(s\) with text, 2 or more are needed"):
-        prepare(config(corpus))
+    texts = sorted((path.read_text(encoding="utf-8") for path in (corpus / "text").iterdir()), key=place_of)
+    for fraction, held_out in ((place_of(texts[0]) / 2, texts[:1]), ((1 + place_of(texts[2])) / 2, texts[:2])):
+        lines = []
+        train, val = kept_texts(prepare(config(corpus, val_fraction=fraction), lines.append))
+        assert sorted(val, key=place_of) == held_out
+        assert sorted([*train, *val], key=place_of) == texts
+        assert any(f"data.val_fraction={fraction} alone leaves one side empty" in line for line in lines)
+
+
+def test_equal_texts_are_on_one_side_whatever_file_holds_them(corpus):
+    for number in range(30):
+        text = f"text {number % 10}"
+        (corpus / f"text/again{number}.txt").write_text(text)
+        (corpus / f"text/lines{number}.jsonl").write_text(json.dumps({"text": text}))
+    train, val = kept_texts(prepare(config(corpus, path=[f"{corpus}/text/again*", f"{corpus}/text/lines*"])))
+    assert len(train) + len(val) == 60
+    assert not set(train) & set(val)
+
+
+@pytest.mark.parametrize("name", ["input.txt", "input.jsonl"])
+@pytest.mark.parametrize("kind", ["bpe", "bytes"])
+def test_a_lone_text_gives_its_end(tmp_path, name, kind):
+    text = "".join(f"Line {number}: some words, again the same words\n" for number in range(400))
+    (tmp_path / name).write_text(text if name.endswith("txt") else json.dumps({"text": text}))
+    lines = []
+    tokenizer = TokenizerConfig(kind=kind, vocab_size=300)
+    prepared = prepare(config(tmp_path, path=f"{tmp_path}/{name}", val_fraction=0.1, tokenizer=tokenizer), lines.append)
+    (train,), (val,) = kept_texts(prepared)
+    assert train + val == text
+    assert train.endswith("\n")
+    assert 0.09 < len(val) / len(text) < 0.12
+    whole = prepared.tokenizer.encode(text)
+    assert [
+        token for token in tokens_of(prepared.parts[0].train) + tokens_of(prepared.parts[0].val) if token != prepared.tokenizer.eos_id
+    ] == whole
+    assert any("the last 0.1 is held out" in line for line in lines)
+
+
+def test_a_lone_text_of_many_pieces_gives_its_end(tmp_path, monkeypatch):
+    from hybridlm.data.reading import documents
+
+    monkeypatch.setattr(documents, "LONGEST", 1000)
+    text = "".join(f"line {number}\n" for number in range(2000))
+    (tmp_path / "input.txt").write_text(text)
+    train, val = kept_texts(prepare(config(tmp_path, path=f"{tmp_path}/input.txt", val_fraction=0.25, tokenizer=BYTES)))
+    assert "".join(train + val) == text
+    assert abs(len("".join(val)) / len(text) - 0.25) < 0.001
+
+
+def test_a_lone_text_without_line_ends_is_cut_at_a_blank_or_anywhere(tmp_path):
+    for text, end in (("some words " * 500, " "), ("x" * 500, "x"), ("ab", "b")):
+        (tmp_path / "input.txt").write_text(text)
+        (train,), (val,) = kept_texts(prepare(config(tmp_path, path=f"{tmp_path}/input.txt", tokenizer=BYTES)))
+        assert train + val == text
+        assert val[0] == end
+
+
+def test_named_texts_are_validated_on_and_not_trained_on(corpus):
+    lines = []
+    settings = config(corpus, val_path=f"{corpus}/text/0*.txt", val_fraction=0.0)
+    train, val = kept_texts(prepare(settings, lines.append))
+    texts = [path.read_text(encoding="utf-8") for path in sorted((corpus / "text").iterdir())]
+    assert (val, train) == (texts[:10], texts[10:])
+    assert any("left out: 10 files of data.val_path" in line for line in lines)
+    (corpus / "val.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in (texts[3], "new")))
+    train, val = kept_texts(prepare(config(corpus, val_path=f"{corpus}/val.jsonl", dedup=True)))
+    assert val == [texts[3], "new"]
+    assert sorted(train) == sorted([*texts[:3], *texts[4:]])
+    (corpus / "bad.jsonl").write_text("[]\n")
+    with pytest.raises(UserError, match="nothing to validate on"):
+        prepare(config(corpus, val_path=f"{corpus}/bad.jsonl"))
+
+
+def test_all_of_a_text_is_read_where_nothing_is_to_be_held_out(corpus):
+    prepared = prepare(config(corpus), whole=True)
+    train, val = kept_texts(prepared)
+    assert train == val == expected_text(corpus, val=False, below=0)
+    assert prepared.parts[0].folder != prepare(config(corpus)).parts[0].folder
+
+
+def test_one_conversation_is_not_cut(corpus):
+    settings = chat_config(corpus)
+    (corpus / "text/chat.jsonl").write_text(json.dumps(CHAT[0]))
+    with pytest.raises(UserError, match=r"one conversation, which is not cut: .*data\.val_path"):
+        prepare(settings)
+    assert not (corpus / "out").exists()
 
 
 def test_equal_texts_are_left_out_on_request(corpus):

@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from hybridlm.data.reading import readers
+from hybridlm.data.reading import documents, readers
 from hybridlm.data.reading.documents import Bad, Document, TextRecords
 from hybridlm.data.reading.file_units import SourceFile
 from hybridlm.data.reading.readers import read_python
@@ -244,7 +244,28 @@ def test_a_python_source_is_decoded_as_python_does_or_named(tmp_path, data, text
         assert str(document).startswith("a.py: ")
 
 
-def test_the_key_of_one_of_many_is_its_content():
-    one, two = (Document(f"a.jsonl:{line}", "x", by_content=True) for line in (1, 2))
-    assert one.key == two.key == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
-    assert Document("os.py", "x").key == "os.py"
+def test_a_record_that_is_too_long_is_left_out_and_those_around_it_are_read(tmp_path, monkeypatch):
+    """Whatever the file is; of a line no more than the limit is held."""
+    monkeypatch.setattr(documents, "LONGEST", 1000)
+    lines = [json.dumps({"text": text}) for text in ("one", "x" * 5000, "two", "y" * 2000)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    table = pyarrow.table({"text": ["one", "x" * 5000, "two", "y" * 2000] + ["small"] * 30})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    shared = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1, 0, *[1] * 30]), pyarrow.array(["x" * 5000, "one"]))
+    parquet.write_table(pyarrow.table({"text": shared}), tmp_path / "b.parquet")
+    parquet.write_table(pyarrow.table({"text": ["x" * 5000, "one"]}), tmp_path / "c.parquet")
+    for name, rows in (
+        ("a.jsonl", [1, 3]),
+        ("a.jsonl.gz", [1, 3]),
+        ("a.parquet", [1, 3, *range(5, 35)]),
+        ("b.parquet", [2, *range(4, 34)]),
+        ("c.parquet", []),
+    ):
+        good, bad = found(tmp_path / name, name)
+        assert [where for where, _ in good] == [f"{name}:{row}" for row in rows]
+        assert any("more than 16,000,000 bytes (5," in line for line in bad)
+    assert found(tmp_path / "a.jsonl", "a.jsonl")[1] == [
+        "a.jsonl:2: more than 16,000,000 bytes (5,013 bytes)",
+        "a.jsonl:4: more than 16,000,000 bytes (2,012 bytes)",
+    ]

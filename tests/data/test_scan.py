@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from hybridlm.data.reading import scan
+from hybridlm.data.reading import documents, scan
 from hybridlm.data.reading.documents import Bad, Document, TextRecords
 from hybridlm.data.reading.file_units import Broken, Lines, SourceFile, Texts, TextSlice
 from hybridlm.data.reading.scan import scan_files
@@ -103,13 +103,14 @@ def test_a_file_without_a_record(tmp_path, data, expected):
 
 
 def test_a_text_too_long_for_a_document_is_cut_between_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan, "LONGEST_TEXT", 10)
+    monkeypatch.setattr(documents, "LONGEST", 10)
     text = "é" * 30 + "\n" + "".join(f"{i} öä\n" for i in range(10)) + "ü" * 9
     corpus = scan_files(write(tmp_path, {"a.txt": text.encode(), "b.txt": b"short"}), RECORDS, 1000, tmp_path / "kept")
     found = read(corpus)
     assert [name for name, _ in found] == [f"a.txt#{i + 1}" for i in range(len(found) - 1)] + ["b.txt"]
     assert "".join(text for _, text in found[:-1]) == text
-    assert found[0][1] == "é" * 30 + "\n"
+    assert [text for _, text in found[:4]] == ["é" * 10, "é" * 10, "é" * 10, "\n0 öä\n1 öä\n"]
+    assert max(unit.size for unit in corpus.units[:-1]) <= 2 * 10 + 3
     assert all(isinstance(unit, TextSlice) for unit in corpus.units[:-1])
     assert read(scan_files(write(tmp_path, {"c.txt": b"\n\xe9" * 30}), RECORDS, 1000, tmp_path / "kept"))[1].startswith(
         "c.txt#2: not UTF-8"
@@ -290,7 +291,7 @@ def test_a_file_that_goes_or_changes_between_scan_and_reading_is_an_error_not_a_
         parquet.write_table(pyarrow.table({"text": ["x"]}), tmp_path / name)
         files = write(tmp_path, {name: (tmp_path / name).read_bytes()})
     else:
-        monkeypatch.setattr(scan, "LONGEST_TEXT", 4)
+        monkeypatch.setattr(documents, "LONGEST", 4 if name == "long.txt" else 100)
         text = b"one\ntwo\n" if name == "long.txt" else b"one" if name == "a.txt" else b'{"text": "x"}\n'
         files = write(tmp_path, {name: gzip.compress(text) if name.endswith("gz") else text})
     corpus = scan_files(files, RECORDS, 20, tmp_path / "kept")

@@ -82,7 +82,8 @@ def write_own(path, texts, masked=False):
 def test_our_own_files_join_at_an_end_of_text(folder):
     write_own(folder / "own0.bin", TEXTS[:2])
     write_own(folder / "own1.bin", TEXTS[2:])
-    (part,) = prepare(config(folder, path=f"{folder}/own*.bin", dtype=None, val_path=f"{folder}/own1.bin")).parts
+    write_own(folder / "val.bin", TEXTS[2:])
+    (part,) = prepare(config(folder, path=f"{folder}/own*.bin", dtype=None, val_path=f"{folder}/val.bin")).parts
     assert tokens_of(part.train).tolist() == [*STREAM.tolist(), EOS]
     assert (part.train.documents, part.train.text_bytes) == (4, len(b"".join(TEXTS)))
     other = TokenizerConfig(kind="file", path=f"{folder}/tokenizer.json", special_tokens=("<|x|>",))
@@ -92,7 +93,8 @@ def test_our_own_files_join_at_an_end_of_text(folder):
 
 def test_what_is_learned_of_our_own_files_is_kept(folder):
     write_own(folder / "own.bin", TEXTS, masked=True)
-    (part,) = prepare(config(folder, path=f"{folder}/own.bin", dtype=None, val_path=f"{folder}/own.bin")).parts
+    write_own(folder / "other.bin", TEXTS, masked=True)
+    (part,) = prepare(config(folder, path=f"{folder}/own.bin", dtype=None, val_path=f"{folder}/other.bin")).parts
     assert part.train.stream.masked
     assert part.train.text_bytes == sum(letter > ord("m") for text in TEXTS for letter in text)
     with pytest.raises(UserError, match=r"holds conversations, which are not cut: .* data\.val_path"):
@@ -165,10 +167,10 @@ def test_a_tokenizer_that_normalises_counts_the_bytes_that_it_gives_back(folder)
     facts = json.loads((folder / "tokenizer.json").read_text())
     (folder / "nfc.json").write_text(json.dumps({**facts, "normalizer": {"type": "NFC"}}))
     for i in range(30):
-        (folder / f"{i}.txt").write_text("\u0301 e\u0301 e", encoding="utf-8")
+        (folder / f"{i}.txt").write_text(f"\u0301 e\u0301 e{i:02}", encoding="utf-8")
     lines = []
     values = {"source": "files", "path": f"{folder}/*.txt", "out": f"{folder}/out", "val_fraction": 0.3}
     prepared = prepare(DataConfig(**values, tokenizer=TokenizerConfig(kind="file", path=f"{folder}/nfc.json")), lines.append)
     for split in (prepared.parts[0].train, prepared.parts[0].val):
-        assert split.text_bytes == prepared.tokenizer.token_bytes()[tokens_of(split)].sum() == 7 * split.documents
+        assert split.text_bytes == prepared.tokenizer.token_bytes()[tokens_of(split)].sum() == 9 * split.documents
     assert any("NFC" in line for line in lines)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,48 +14,48 @@ from hybridlm.data.corpus import Part, Prepared, TextSplit
 from hybridlm.data.files.foreign_bins import ForeignFile, open_foreign
 from hybridlm.data.files.stream import Piece, TokenStream
 from hybridlm.data.keep import keep_json, kept_json
+from hybridlm.data.reading.paths import find_files, shown
 from hybridlm.data.tokenizer import Tokenizer, load_tokenizer
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.files.home import expanded
 
 _BLOCK = 1 << 22  # tokens
+_ENDINGS = (".bin",)  # of the files of a folder
 
 
-def open_tokenised(config: DataConfig, folder: Path, report: Callable[[str], None]) -> Prepared:
-    """``data.source=bins``. folder: for what is found of the files. ConfigError: a file or the tokenizer is missing or does not fit."""
+def open_tokenised(config: DataConfig, folder: Path, report: Callable[[str], None], *, whole: bool = False) -> Prepared:
+    """``data.source=bins``. folder: for what is found of the files; whole: without ``data.val_path`` both splits are all of ``data.path``.
+
+    ConfigError: a file or the tokenizer is missing or does not fit.
+    """
     assert config.path is not None  # config.constraints has seen to both
     assert config.tokenizer.path is not None
     tokenizer = load_tokenizer(expanded(config.tokenizer.path), config.tokenizer.special_tokens)
-    known = _Known(folder, config, tokenizer)
-    train = [known.piece(path) for path in _matches("data.path", config.path)]
+    found = find_files("data.path", config.path, _ENDINGS)
+    named = None if config.val_path is None else find_files("data.val_path", config.val_path, _ENDINGS)
+    if named is not None:
+        found = found.without(named)
+    known = _Known(folder, f"{found.place}\0{'' if named is None else named.place}", config, tokenizer)
+    train = [known.piece(path) for path in found.files.values()]
     files = f"{len(train)} files of " if len(train) > 1 else ""
-    if config.val_path is None:
+    if named is not None:
+        val = [known.piece(path) for path in named.files.values()]
+        held = f"{sum(piece.size for piece in _joined(val)):,} of {named.shown}"
+    elif whole:
+        val, held = train, "none"
+    else:
         count = sum(piece.size for piece in _joined(train))
         held_out = max(1, round(count * config.val_fraction))
         if min(held_out, count - held_out) < 2:
-            raise ConfigError(f"data.path={config.path}: {count:,} tokens are too few to train on and to hold some out")
+            raise ConfigError(f"data.path={shown(config.path)}: {count:,} tokens are too few to train on and to hold some out")
         train, val = _cut(_joined(train), count - held_out, config)
         held = f"the last {held_out:,} of them"
-    else:
-        val = [known.piece(path) for path in _matches("data.val_path", config.val_path)]
-        held = f"{sum(piece.size for piece in _joined(val)):,} of {config.val_path}"
     splits = [known.described(_joined(pieces)) for pieces in (train, val)]
     known.keep()
     name = hashlib.sha256("".join(piece.key for split in splits for piece in split.stream.pieces).encode()).hexdigest()
-    total = len(splits[0].stream) + (len(splits[1].stream) if config.val_path is None else 0)
-    report(f"bins: {total:,} tokens in {files}{config.path}, {held} held out for validation")
+    total = len(splits[0].stream) + (0 if whole or named is not None else len(splits[1].stream))
+    report(f"bins: {total:,} tokens in {files}{found.shown}, {held} held out for validation")
     return Prepared((Part("bins", 1.0, splits[0], splits[1], folder / f"bins-{name[:12]}"),), tokenizer)
-
-
-def _matches(field: str, pattern: str) -> list[Path]:
-    """The token files of a glob, in order of name; a name without a wildcard is a file, there or not."""
-    expanded = os.path.expanduser(pattern)
-    if not glob.has_magic(expanded) or os.path.exists(expanded):
-        return [Path(expanded)]
-    paths = [Path(path) for path in sorted(glob.glob(expanded, recursive=True)) if os.path.isfile(path)]
-    if not paths:
-        raise UserError(f"{field}={pattern} matches no file (seen from {Path.cwd()})")
-    return paths
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
@@ -69,7 +67,9 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
 def _cut(pieces: Sequence[Piece], at: int, config: DataConfig) -> tuple[list[Piece], list[Piece]]:
     """``pieces`` before and behind token ``at`` of their stream."""
     if any(piece.masked for piece in pieces):
-        raise ConfigError(f"data.path={config.path} holds conversations, which are not cut: name others to validate on with data.val_path")
+        raise ConfigError(
+            f"data.path={shown(config.path)} holds conversations, which are not cut: name others to validate on with data.val_path"
+        )
     before: list[Piece] = []
     behind: list[Piece] = []
     for piece in pieces:
@@ -89,9 +89,9 @@ def _cut(pieces: Sequence[Piece], at: int, config: DataConfig) -> tuple[list[Pie
 class _Known:
     """What was found of each file and of each stretch of one; it holds as long as the file keeps its size and time."""
 
-    def __init__(self, folder: Path, config: DataConfig, tokenizer: Tokenizer) -> None:
-        place = f"{os.path.abspath(os.path.expanduser(config.path or ''))}\0{config.val_path}\0{config.dtype}\0{tokenizer.fingerprint}"
-        self._path = folder / "scans" / f"{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.json"
+    def __init__(self, folder: Path, place: str, config: DataConfig, tokenizer: Tokenizer) -> None:
+        name = f"{place}\0{config.dtype}\0{tokenizer.fingerprint}"
+        self._path = folder / "scans" / f"{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.json"
         self._old, self._new = kept_json(self._path), dict[str, list[object]]()
         self._config, self._tokenizer = config, tokenizer
         self._sizes = tokenizer.token_bytes().astype(np.int64)

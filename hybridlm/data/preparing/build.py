@@ -25,13 +25,14 @@ from hybridlm.data.files.bins import BinMeta, open_bin
 from hybridlm.data.keep import replace_text, unwritable
 from hybridlm.data.preparing import duplicates
 from hybridlm.data.preparing.pool import Work, work_on
-from hybridlm.data.preparing.tokenise import Mistakes, Refused, Task, UnitReport, tokenise
+from hybridlm.data.preparing.split import Refused, Split
+from hybridlm.data.preparing.tokenise import Mistakes, Task, UnitReport, tokenise
 from hybridlm.data.progress import ByteProgress
 from hybridlm.data.reading.units import Corpus, Unit
 from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.errors import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 _MEASURED = 4_000_000  # bytes of validation text; xz takes a second or two for one million
@@ -39,7 +40,8 @@ Report = Callable[[str], None]
 
 
 class Manifest(Section):
-    """What a prepared folder holds. train, val: its token files by stem, in order of the corpus."""
+    """What a prepared folder holds. train, val: its token files by stem, in order of the corpus. below: the place in the split up to which
+    documents are held out; cut: each document gives its end instead."""
 
     format_version: int
     tokenizer: str  # Tokenizer.fingerprint
@@ -50,11 +52,13 @@ class Manifest(Section):
     val: dict[str, BinMeta]
     gzip_bytes: int | None
     xz_bytes: int | None
+    below: float
+    cut: bool
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be built. name: of the corpus, for the screen."""
+    """What is to be built. name: of the corpus, for the screen; split: what finds it, which may read the corpus."""
 
     name: str
     corpus: Corpus
@@ -63,7 +67,7 @@ class Order:
     masked: bool
     dedup: bool
     fail_on_bad: bool
-    val_fraction: float
+    split: Callable[[], Split]
     shard_bytes: int
     workers: int
 
@@ -103,11 +107,11 @@ def _build(order: Order, report: Report) -> None:
         order.tokenizer.save(folder / TOKENIZER)
         if order.masked:
             template_of(order.tokenizer).save(folder)
-        task = Task(folder, folder / TOKENIZER, order.masked, order.val_fraction, order.fail_on_bad, order.shard_bytes)
         try:
+            task = Task(folder, folder / TOKENIZER, order.masked, order.split(), order.fail_on_bad, order.shard_bytes)
             if order.dedup:
                 _find_duplicates(order, folder, report)
-            manifest = _merged(order, _tokenised(order, task, report), report)
+            manifest = _merged(order, task.split, _tokenised(order, task, report), report)
         except Refused:  # another corpus will have another folder
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -174,7 +178,7 @@ def _run(what: str, work: Work, order: Order, todo: Sequence[tuple[int, Unit]], 
         work_on(work, todo, order.workers, lambda done: progress.update(before + done))
 
 
-def _merged(order: Order, reports: Sequence[UnitReport], report: Report) -> Manifest:
+def _merged(order: Order, split: Split, reports: Sequence[UnitReport], report: Report) -> Manifest:
     kinds: dict[str, Mistakes] = {}
     for mistake in (mistake for one in reports for mistake in one.mistakes):
         met = kinds.get(mistake.what)
@@ -189,28 +193,21 @@ def _merged(order: Order, reports: Sequence[UnitReport], report: Report) -> Mani
         val={stem: meta for one in reports for stem, meta in one.val.items()},
         gzip_bytes=None,
         xz_bytes=None,
+        below=split.below,
+        cut=split.cuts,
     )
     if not manifest.documents and manifest.mistakes:
         first = manifest.mistakes[0]
         bad = sum(mistake.count for mistake in manifest.mistakes)
         raise Refused(f"{order.name}: none of its {bad} document(s) can be used; the first: {first.first}: {first.what}")
-    if not manifest.train or not manifest.val:
-        raise Refused(f"{order.name}: " + _unsplit(order.val_fraction, manifest, [place for one in reports for place in one.places or ()]))
+    if not manifest.train or not (manifest.val or split.all_learned):
+        lacking = "train on" if not manifest.train else "validate on"
+        raise Refused(f"{order.name}: nothing to {lacking}: {manifest.documents} document(s) with text are too few, or of one side alone")
     began = time.monotonic()
     gzip_bytes, xz_bytes = (None, None) if order.masked else _compressed(order, manifest)
     if time.monotonic() - began > 5:
         report(f"compressed the validation text for comparison in {time.monotonic() - began:.0f} s")
     return manifest.model_copy(update={"gzip_bytes": gzip_bytes, "xz_bytes": xz_bytes})
-
-
-def _unsplit(fraction: float, manifest: Manifest, places: Sequence[float]) -> str:
-    if manifest.documents < 2:
-        return f"the corpus has {manifest.documents} document(s) with text, 2 or more are needed to hold one out: cut it into more files"
-    side = "none of" if not manifest.val else "all"
-    return (
-        f"data.val_fraction={fraction} holds out {side} the {manifest.documents} documents (the choice is by a hash of their names): "
-        f"legal is a value above {min(places):.6f} and up to {max(places):.6f}"
-    )
 
 
 def _compressed(order: Order, manifest: Manifest) -> tuple[int | None, int | None]:

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -21,14 +21,15 @@ from hybridlm.data.files.tokenised import open_tokenised
 from hybridlm.data.keep import keep_json, kept_json, unwritable
 from hybridlm.data.preparing import build
 from hybridlm.data.preparing.build import MANIFEST, TOKENIZER, Manifest, Order
-from hybridlm.data.preparing.tokenise import Mistakes, Refused, refusal
+from hybridlm.data.preparing.source import Source
+from hybridlm.data.preparing.split import Refused
+from hybridlm.data.preparing.tokenise import NO_CUT, Mistakes, refusal
 from hybridlm.data.progress import ByteProgress
 from hybridlm.data.reading.documents import Bad
-from hybridlm.data.reading.sources import open_corpus, position
-from hybridlm.data.reading.units import Corpus
+from hybridlm.data.reading.sources import open_corpus
 from hybridlm.data.synthetic.source import announced
 from hybridlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
-from hybridlm.data.tokenizer_pieces import SPLIT_PATTERN
+from hybridlm.data.tokenizer_pieces import OWN_CUTS, SPLIT_PATTERN, too_long
 from hybridlm.errors import UserError
 from hybridlm.files.home import expanded
 
@@ -36,27 +37,18 @@ _VERIFIED = "verified.json"
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A corpus to be prepared: the only one, or a part of a mixture. weight: of its text in what a BPE is trained on."""
-
-    name: str
-    weight: float
-    config: CorpusConfig
-    corpus: Corpus
-
-
-def prepare(config: DataConfig, report: Report = lambda line: None) -> Prepared:
+def prepare(config: DataConfig, report: Report = lambda line: None, *, whole: bool = False) -> Prepared:
     """The prepared data of ``config``, built on first use; nothing in it depends on a seed. ``report`` gets a line per stage.
 
+    whole: nothing is held out; both splits are all of the text.
     ConfigError: the corpus cannot be read or split, the folder cannot be written, or prepared files are damaged.
     """
     if config.source == "synthetic":
         return announced(config, report)
     if config.source == "bins":
-        return open_tokenised(config, data_folder(config), report)
+        return open_tokenised(config, data_folder(config), report, whole=whole)
     began = time.monotonic()
-    sources = _sources(config, report)
+    sources = _sources(config, report, whole)
     tokenizer = _tokenizer(config, sources, report)
     if any(source.config.format == "chat" for source in sources):
         template_of(tokenizer)  # refuses a tokenizer without the tokens that it takes
@@ -89,7 +81,7 @@ def data_folder(config: DataConfig) -> Path:
         raise UserError("no place for prepared data: HOME is not set; name one with data.out, or with HYBRIDLM_CACHE") from None
 
 
-def _sources(config: DataConfig, report: Report) -> list[_Source]:
+def _sources(config: DataConfig, report: Report, whole: bool) -> list[Source]:
     corpora: list[tuple[str, float, CorpusConfig]] = [(config.source, 1.0, config)]
     if config.source == "mixture":
         corpora = [(name, part.weight, part) for name, part in config.parts.items()]
@@ -103,24 +95,29 @@ def _sources(config: DataConfig, report: Report) -> list[_Source]:
 
         for name, weight, corpus in corpora:
             opened = open_corpus(corpus, unit_bytes=config.shard_mb * 1_000_000, cache=data_folder(config), progress=advance)
-            sources.append(_Source(name, weight, corpus, opened))
+            if whole and opened.named is None:
+                opened = replace(opened, named=0)
+            sources.append(Source(name, weight, corpus, opened, config.val_fraction))
+    for source in sources:
+        for note in source.corpus.notes:
+            report(f"{source.name}: {note}")
     return sources
 
 
-def _fingerprint(config: DataConfig, source: _Source, tokenizer: Tokenizer) -> str:
+def _fingerprint(config: DataConfig, source: Source, tokenizer: Tokenizer) -> str:
     """SHA-256 of all that the prepared files depend on."""
     facts = {
         "formats": [build.FORMAT_VERSION, bins.FORMAT_VERSION],
         "tokenizer": tokenizer.fingerprint,
         "corpus": source.corpus.fingerprint,
-        "val_fraction": config.val_fraction,
+        "split": source.split_facts,
         "dedup": source.config.dedup,
         "shard_mb": config.shard_mb,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _order(config: DataConfig, source: _Source, tokenizer: Tokenizer, folder: Path) -> Order:
+def _order(config: DataConfig, source: Source, tokenizer: Tokenizer, folder: Path) -> Order:
     return Order(
         name=source.name,
         corpus=source.corpus,
@@ -129,7 +126,7 @@ def _order(config: DataConfig, source: _Source, tokenizer: Tokenizer, folder: Pa
         masked=source.config.format == "chat",
         dedup=source.config.dedup,
         fail_on_bad=source.config.on_bad == "fail",
-        val_fraction=config.val_fraction,
+        split=lambda: source.split,
         shard_bytes=config.shard_mb * 1_000_000,
         workers=_workers(config),
     )
@@ -142,7 +139,7 @@ def _workers(config: DataConfig) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _tokenizer(config: DataConfig, sources: Sequence[_Source], report: Report) -> Tokenizer:
+def _tokenizer(config: DataConfig, sources: Sequence[Source], report: Report) -> Tokenizer:
     """The tokenizer of ``data.tokenizer``; a BPE is trained once for a corpus and kept."""
     settings = config.tokenizer
     if settings.path is not None:
@@ -152,12 +149,12 @@ def _tokenizer(config: DataConfig, sources: Sequence[_Source], report: Report) -
         return tokenizer
     if settings.kind == "bytes":
         return byte_tokenizer(settings.special_tokens)
-    made_of = [[source.corpus.fingerprint, source.weight] for source in sources]
-    facts = [made_of, settings.vocab_size, SPLIT_PATTERN, settings.special_tokens, settings.train_mb, config.val_fraction]
+    made_of = [[source.corpus.fingerprint, source.weight, *source.split_facts] for source in sources]
+    facts = [build.FORMAT_VERSION, made_of, settings.vocab_size, SPLIT_PATTERN, settings.special_tokens, settings.train_mb]
     kept = data_folder(config) / "tokenizers" / f"bpe-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}.json"
     if kept.exists():
         return Tokenizer.load(kept)
-    tokenizer = _trained(settings, config.val_fraction, sources, report)
+    tokenizer = _trained(settings, sources, report)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(kept)
@@ -166,9 +163,9 @@ def _tokenizer(config: DataConfig, sources: Sequence[_Source], report: Report) -
     return tokenizer
 
 
-def _trained(settings: TokenizerConfig, val_fraction: float, sources: Sequence[_Source], report: Report) -> Tokenizer:
+def _trained(settings: TokenizerConfig, sources: Sequence[Source], report: Report) -> Tokenizer:
     began = time.monotonic()
-    texts = _sample(sources, settings.train_mb * 1_000_000, val_fraction)
+    texts = _sample(sources, settings.train_mb * 1_000_000)
     tokenizer = train_bpe(texts, settings.vocab_size, settings.special_tokens)
     size = f"{tokenizer.vocab_size} ids"
     if tokenizer.vocab_size < settings.vocab_size:
@@ -177,7 +174,7 @@ def _trained(settings: TokenizerConfig, val_fraction: float, sources: Sequence[_
     return tokenizer
 
 
-def _sample(sources: Sequence[_Source], limit: int, val_fraction: float) -> Iterator[str]:
+def _sample(sources: Sequence[Source], limit: int) -> Iterator[str]:
     """Training texts of about ``limit`` bytes at most: the beginning of every unit, and of each source its weight's share."""
     weights = sum(source.weight for source in sources)
     sizes = [sum(unit.size for unit in source.corpus.units) for source in sources]
@@ -186,7 +183,7 @@ def _sample(sources: Sequence[_Source], limit: int, val_fraction: float) -> Iter
         share = limit * source.weight / weights
         good = bad = 0
         first: Bad | None = None
-        for unit in source.corpus.units:
+        for number, unit in enumerate(source.corpus.units):
             left = float("inf") if whole else share * unit.size / size if size else share / len(source.corpus.units)
             for document in unit.documents():
                 if isinstance(document, Bad):
@@ -194,18 +191,21 @@ def _sample(sources: Sequence[_Source], limit: int, val_fraction: float) -> Iter
                         raise refusal(document)
                     bad, first = bad + 1, first or document
                     continue
+                if any(too_long(text, OWN_CUTS) for text in document.texts):
+                    bad, first = bad + 1, first or Bad(document.name, NO_CUT)
+                    continue
                 good += 1
-                if position(document.key) >= val_fraction:
-                    texts = [turn.content for turn in document.turns] or [document.text]
-                    yield from texts
-                    left -= sum(map(len, texts))
+                for side, part in source.split.deal(number, document):
+                    if side == "train":
+                        yield from part.texts
+                        left -= part.size
                 if left <= 0:
                     break
         if bad and not good:
             raise Refused(f"{source.name}: none of its {bad} document(s) can be used; the first: {first}")
 
 
-def _open(source: _Source, folder: Path, report: Report) -> Part:
+def _open(source: Source, folder: Path, report: Report) -> Part:
     """A prepared folder; says what it holds, and what was left out of it."""
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
@@ -221,15 +221,27 @@ def _open(source: _Source, folder: Path, report: Report) -> Part:
         report(f"{source.name}: {manifest.duplicates:,} documents left out whose text came before (data.dedup=true)")
     stamp = _stamp(folder)
     known = kept_json(folder / _VERIFIED).get("stamp") == stamp
-    train, val = (_split(folder, files, known) for files in (manifest.train, manifest.val))
+    train, val = (_split(folder, files, known) for files in (manifest.train, manifest.val or manifest.train))
     if not known:
         keep_json(folder / _VERIFIED, {"stamp": stamp})
     val = TextSplit(val.stream, val.documents, val.text_bytes, manifest.gzip_bytes, manifest.xz_bytes)
     text = f"{(train.text_bytes + val.text_bytes) / 1e6:,.2f} MB of text{' to learn' if val.stream.masked else ''}"
-    report(f"{source.name}: {manifest.documents:,} documents, {text}, {val.documents:,} of them held out for validation")
+    report(f"{source.name}: {manifest.documents:,} documents, {text}, {_held_out(source, manifest, val)}")
     for name, side in (("train", train), ("val", val)):
         report(f"{name}: {len(side.stream):,} tokens{_yardstick(side)}")
     return Part(source.name, source.weight, train, val, folder)
+
+
+def _held_out(source: Source, manifest: Manifest, val: TextSplit) -> str:
+    """What is validated on, and why that."""
+    if not manifest.val:
+        return "none of it held out"
+    if source.corpus.named is not None:
+        return f"{val.documents:,} of them those of data.val_path, to validate on"
+    if manifest.cut:
+        return f"one text, of which the last {source.val_fraction:.3g} is held out for validation (data.val_path names other texts)"
+    why = "" if manifest.below == source.val_fraction else f" (data.val_fraction={source.val_fraction} alone leaves one side empty)"
+    return f"{val.documents:,} of them held out for validation{why}"
 
 
 def _yardstick(side: TextSplit) -> str:
@@ -258,7 +270,7 @@ def _stamp(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _say_mistakes(source: _Source, mistakes: Sequence[Mistakes], good: int, report: Report) -> None:
+def _say_mistakes(source: Source, mistakes: Sequence[Mistakes], good: int, report: Report) -> None:
     first = mistakes[0]
     if source.config.on_bad == "fail":
         raise refusal(Bad(first.first, first.what, first.detail))

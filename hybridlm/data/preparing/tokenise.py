@@ -20,17 +20,14 @@ from hybridlm.config.section import Section
 from hybridlm.data.chat import encode_conversations, template_of
 from hybridlm.data.files.bins import MAX_TOKENS, BinMeta, BinWriter
 from hybridlm.data.keep import replace_text
+from hybridlm.data.preparing.split import Refused, Side, Split
 from hybridlm.data.reading.documents import Bad, Document
-from hybridlm.data.reading.sources import position
 from hybridlm.data.reading.units import Unit
 from hybridlm.data.tokenizer import Tokenizer
-from hybridlm.errors import UserError
+from hybridlm.data.tokenizer_pieces import LONGEST_PART
 
+NO_CUT = f"more than {LONGEST_PART:,} characters without a blank, a line end or a mark (data.tokenizer.kind=bytes takes them)"
 _ROLL_AT = MAX_TOKENS - (1 << 28)  # tokens: no single document is that long
-
-
-class Refused(UserError):
-    """The corpus itself cannot be used: nothing that was made of it is worth keeping."""
 
 
 def refusal(bad: Bad) -> Refused:
@@ -48,12 +45,11 @@ class Mistakes(Section):
 
 
 class UnitReport(Section):
-    """What became of a unit. train, val: its token files by stem, in order. places: the lowest and highest of ``sources.position``."""
+    """What became of a unit. train, val: its token files by stem, in order."""
 
     documents: int  # that went into a token file
     duplicates: int
     mistakes: tuple[Mistakes, ...]
-    places: tuple[float, float] | None
     train: dict[str, BinMeta]
     val: dict[str, BinMeta]
 
@@ -65,7 +61,7 @@ class Task:
     folder: Path
     tokenizer: Path
     masked: bool
-    val_fraction: float
+    split: Split
     fail_on_bad: bool
     shard_bytes: int
 
@@ -87,7 +83,6 @@ class _Tally:
     documents: int = 0
     duplicates: int = 0
     mistakes: dict[str, Mistakes] = field(default_factory=dict)
-    places: list[float] = field(default_factory=list)  # lowest and highest
 
     def bad(self, bad: Bad) -> None:
         met = self.mistakes.get(bad.what)
@@ -95,9 +90,6 @@ class _Tally:
             self.mistakes[bad.what] = Mistakes(what=bad.what, count=1, first=bad.where, detail=bad.detail)
         else:
             self.mistakes[bad.what] = met.model_copy(update={"count": met.count + 1})
-
-    def place(self, place: float) -> None:
-        self.places = [min(place, *self.places), max(place, *self.places)] if self.places else [place, place]
 
 
 def tokenise(
@@ -114,19 +106,18 @@ def tokenise(
     Refused: with ``fail_on_bad`` there is something bad. OSError: a file cannot be written.
     """
     tally = _Tally()
-    read, again = tee(_chosen(task, unit, tally, dropped, progress or (lambda n: None)))
+    chosen = _chosen(task, unit, tokenizer, tally, dropped, progress or (lambda n: None))
+    read, again = tee(part for document in chosen for part in task.split.deal(number, document))
     with contextlib.ExitStack() as stack:
-        sides = {side: _Side(task, f"{side}-{number:06d}", tokenizer, stack) for side in ("train", "val")}
-        for document, (ids, learned, text_bytes) in zip(read, _encoded(again, tokenizer, task.masked), strict=True):
-            place = position(document.key)
-            tally.place(place)
-            tally.documents += 1
-            sides["val" if place < task.val_fraction else "train"].add(ids, learned, text_bytes)
+        sides: dict[Side, _Side] = {"train": _Side(task, f"train-{number:06d}", tokenizer, stack)}
+        sides["val"] = _Side(task, f"val-{number:06d}", tokenizer, stack)
+        documents = (document for _, document in again)
+        for (side, _), (ids, learned, text_bytes) in zip(read, _encoded(documents, tokenizer, task.masked), strict=True):
+            sides[side].add(ids, learned, text_bytes)
         report = UnitReport(
             documents=tally.documents,
             duplicates=tally.duplicates,
             mistakes=tuple(tally.mistakes.values()),
-            places=(tally.places[0], tally.places[1]) if tally.places else None,
             train=sides["train"].finish(),
             val=sides["val"].finish(),
         )
@@ -134,20 +125,31 @@ def tokenise(
     return report
 
 
-def _chosen(task: Task, unit: Unit, tally: _Tally, dropped: np.ndarray | None, progress: Callable[[int], None]) -> Iterator[Document]:
-    number = 0
+def _chosen(
+    task: Task, unit: Unit, tokenizer: Tokenizer, tally: _Tally, dropped: np.ndarray | None, progress: Callable[[int], None]
+) -> Iterator[Document]:
+    number = -1  # among the documents
     for document in unit.documents():
-        if isinstance(document, Bad):
-            if task.fail_on_bad:
-                raise refusal(document)
-            tally.bad(document)
-            continue
-        progress(document.size)
-        if dropped is not None and dropped[number]:
-            tally.duplicates += 1
+        found = document
+        if isinstance(document, Document):
+            number += 1
+            progress(document.size)
+            if dropped is not None and dropped[number]:
+                tally.duplicates += 1
+                continue
+            found = _encodable(document, tokenizer)
+        if isinstance(found, Document):
+            tally.documents += 1
+            yield found
+        elif task.fail_on_bad:
+            raise refusal(found)
         else:
-            yield document
-        number += 1
+            tally.bad(found)
+
+
+def _encodable(document: Document, tokenizer: Tokenizer) -> Document | Bad:
+    length = next((length for text in document.texts if (length := tokenizer.too_long(text))), 0)
+    return Bad(document.name, NO_CUT, f"{length:,} characters") if length else document
 
 
 def _encoded(documents: Iterable[Document], tokenizer: Tokenizer, masked: bool) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:

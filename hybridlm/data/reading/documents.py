@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 from hybridlm.errors import printable
 
+LONGEST = 16_000_000  # bytes of a text or a record: memory holds one at a time, as text, as what JSON makes of it, and as ids
+TOO_LONG = f"more than {LONGEST:,} bytes"
 _SHOWN = 200  # characters of a detail
 
 
@@ -26,25 +28,22 @@ class Document:
     """One text, or one conversation.
 
     name: its path below the corpus' root with ``/``, and its line or row where a file holds many.
-    by_content: it is one of many in a file. The split into training and validation then hangs on its content instead of its name, so that
-    lines in front may come and go, and equal texts stay on one side.
     turns: the messages of a conversation, whose ``text`` is empty.
     """
 
     name: str
     text: str
-    by_content: bool = False
     turns: tuple[Turn, ...] = ()
-
-    @property
-    def key(self) -> str:
-        """What the split hangs on."""
-        return self.digest.hex() if self.by_content else self.name
 
     @property
     def size(self) -> int:
         """Characters of text."""
-        return len(self.text) or sum(len(turn.content) for turn in self.turns)
+        return sum(map(len, self.texts))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text, or the contents of the messages."""
+        return tuple(turn.content for turn in self.turns) or (self.text,)
 
     @cached_property
     def digest(self) -> bytes:
@@ -81,6 +80,14 @@ class Records(Protocol):
     def columns(self) -> tuple[tuple[str, ...], ...]:
         """The sets of columns that will do, in order of preference: a table is read by the first of which it has all."""
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Columns that are read too where they are there."""
+
+    @property
+    def texts(self) -> list[str]:
+        """The columns that hold nothing but a text."""
+
     def document(self, where: str, record: Mapping[str, Any]) -> Document | Bad:
         """The document of a record that was found at ``where``."""
 
@@ -95,6 +102,14 @@ class TextRecords:
     def columns(self) -> tuple[tuple[str, ...], ...]:
         return ((self.field,),)
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.field]
+
     def document(self, where: str, record: Mapping[str, Any]) -> Document | Bad:
         if self.field not in record:
             return Bad(where, f"no field {self.field!r}", f"it has {', '.join(map(str, record)) or 'none'}")
@@ -103,9 +118,11 @@ class TextRecords:
             return Bad(where, f"{self.field!r} is not text", "null" if text is None else type(text).__name__)
         if not text:
             return Bad(where, "empty")
+        if len(text) > LONGEST:
+            return Bad(where, TOO_LONG, f"{len(text):,} characters")
         if not encodable(text):
             return Bad(where, f"{self.field!r} is not text", "half a surrogate pair")
-        return Document(where, text, by_content=True)
+        return Document(where, text)
 
 
 def encodable(text: str) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybridlm.data.reading.documents import Bad, Document, Records
-from hybridlm.data.reading.readers import read_lines, read_parquet, read_python, read_text, read_zipped, text_document
+from hybridlm.data.reading.readers import bounded_lines, read_lines, read_parquet, read_python, read_text, read_zipped, text_document
 from hybridlm.errors import UserError, printable
 
 _UNZIPPED = 4  # text shrinks to about a quarter
@@ -93,12 +93,12 @@ class Lines:
             yield Bad(self.file.name, "empty")
         with self.file.unchanged(), self.file.path.open("rb") as file:
             file.seek(self.begin)
-            yield from read_lines(self.file.name, self._until_end(file), self.records, self.first)
+            yield from read_lines(self.file.name, self._until_end(bounded_lines(file)), self.records, self.first)
 
-    def _until_end(self, file: Iterator[bytes]) -> Iterator[bytes]:
+    def _until_end(self, lines: Iterator[bytes | int]) -> Iterator[bytes | int]:
         place = self.begin
-        while place < self.end and (line := next(file, b"")):
-            place += len(line)
+        while place < self.end and (line := next(lines, b"")):
+            place += line if isinstance(line, int) else len(line)
             yield line
 
 

@@ -242,7 +242,7 @@ def _columns(config: HfConfig, records: Records, present: Sequence[str]) -> tupl
     """The first set of columns that is there."""
     for columns in records.columns:
         if set(columns) <= set(present):
-            return columns
+            return (*columns, *(name for name in records.optional if name in present))
     needed = " or ".join(" and ".join(columns) for columns in records.columns)
     raise ConfigError(f"data.hf.id={config.id} has the columns {', '.join(present) or '(none)'}, needed: {needed} (see data.text_field)")
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from hybridlm.data.keep import keep_json, kept_json
+from hybridlm.data.reading import documents
 from hybridlm.data.reading.documents import Bad, Records
 from hybridlm.data.reading.file_units import Broken, Lines, Rows, SourceFile, Texts, TextSlice, Zipped
 from hybridlm.data.reading.readers import NOT_PARQUET, kind_of, parquet_problem, unreadable
 from hybridlm.data.reading.units import Corpus, Unit
 
-LONGEST_TEXT = 64_000_000  # bytes; a longer file is several documents, as memory holds one at a time
 _BLOCK = 1 << 22  # bytes
 _SETTLED = 2e9  # nanoseconds after which a file that changes again shows another time
 
@@ -121,7 +121,7 @@ def _scan_of(facts: object) -> Scan | None:
 
 
 def _fingerprint(files: Sequence[SourceFile], scans: Sequence[Scan], records: Records, unit_bytes: int, python: bool) -> str:
-    digest = hashlib.sha256(f"{records!r}/{unit_bytes}/{LONGEST_TEXT}/{python}".encode())
+    digest = hashlib.sha256(f"{records!r}/{unit_bytes}/{documents.LONGEST}/{python}".encode())
     for file, scan in zip(files, scans, strict=True):
         # Not how the mistake is put, which is another in another version of a library or language.
         digest.update(json.dumps([file.name, scan.sha256, scan.broken is not None]).encode())
@@ -174,12 +174,11 @@ def _stat(path: Path) -> os.stat_result | None:
 def _scan(file: SourceFile, now: os.stat_result | None, unit_bytes: int, progress: Callable[[int], None]) -> Scan:
     kind = kind_of(file.path)
     size, changed = (0, 0) if now is None else (now.st_size, now.st_mtime_ns)
-    limit = {"lines": unit_bytes, "text": LONGEST_TEXT}.get(kind)
     try:
         with file.path.open("rb") as opened:
-            sha256, cuts = _read(opened, limit, progress)
-        if kind == "text":
-            cuts = [cut._replace(first=number) for number, cut in enumerate(cuts, 1)]
+            sha256, cuts = _read(opened, unit_bytes if kind == "lines" else None, progress)
+            if kind == "text":
+                cuts = _text_cuts(opened, cuts[0].size, documents.LONGEST)
         if kind == "parquet":
             found = _row_groups(file.path, unit_bytes)
             if isinstance(found, str):
@@ -214,6 +213,34 @@ def _read(file: IO[bytes], limit: int | None, progress: Callable[[int], None]) -
     if place > begin or not cuts:
         cuts.append(Cut(begin, place, first, place - begin))
     return digest.hexdigest(), cuts
+
+
+def _text_cuts(file: IO[bytes], size: int, limit: int) -> list[Cut]:
+    """Pieces of a text that are a document each, of ``limit`` to twice as many bytes but for the last."""
+    cuts: list[Cut] = []
+    begin = 0
+    while begin < size or not cuts:
+        end = size if size - begin <= limit else _text_end(file, begin + limit, min(begin + 2 * limit, size), size)
+        cuts.append(Cut(begin, end, len(cuts) + 1, end - begin))
+        begin = end
+    return cuts
+
+
+def _text_end(file: IO[bytes], first: int, last: int, size: int) -> int:
+    """Where a piece ends, between the bytes ``first`` and ``last`` of the file, about: behind a line end, else before a blank, else between
+    two characters of UTF-8."""
+    blank, place = -1, first - 1
+    file.seek(place)
+    while place < last and (block := file.read(min(_BLOCK, last - place))):
+        if (found := block.find(b"\n")) >= 0:
+            return place + found + 1
+        if blank < 0 and (found := block.find(b" ")) >= 0:
+            blank = place + found
+        place += len(block)
+    if last == size or blank >= 0:
+        return size if last == size else blank
+    file.seek(last)
+    return last + next((number for number, byte in enumerate(file.read(4)) if byte & 0xC0 != 0x80), 0)
 
 
 def _row_groups(path: Path, unit_bytes: int) -> list[Cut] | str:

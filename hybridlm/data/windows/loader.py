@@ -175,13 +175,18 @@ class ValLoader:
         world_size: int,
         limit_batches: int | None = None,
         pin_memory: bool = False,
+        masked: bool = False,
     ) -> None:
         """parts: of the text, one or more, see ``Chain``; token_bytes: (V,) bytes per id. limit_batches: batches over all ranks together,
-        spread evenly over the text."""
+        spread evenly over the text. masked: some windows may have no target that counts; these are passed over.
+
+        UserError: no window has one.
+        """
         self._windows, self._batch_size, self._pin_memory = Chain(parts), batch_size, pin_memory
         self._token_bytes = token_bytes.astype(np.int64)
-        limit = self._windows.numbers if limit_batches is None else limit_batches * batch_size
-        self._count = min(limit, self._windows.numbers)  # over all ranks
+        self._counting = _counting(self._windows) if masked else None
+        self._windows_left = self._windows.numbers if self._counting is None else self._counting.size
+        self._count = self._windows_left if limit_batches is None else min(limit_batches * batch_size, self._windows_left)  # over all ranks
         self._batches = -(-self._count // (batch_size * world_size))
         self._first = rank * self._batches * batch_size
 
@@ -192,7 +197,8 @@ class ValLoader:
         for index in range(self._batches):
             first = self._first + index * self._batch_size
             places = np.arange(first, min(first + self._batch_size, self._count), dtype=np.int64)  # maybe none on the last ranks
-            yield self._batch(spread(places, self._count, self._windows.numbers))
+            chosen = spread(places, self._count, self._windows_left)
+            yield self._batch(chosen if self._counting is None else self._counting[chosen])
 
     def _batch(self, chosen: np.ndarray) -> Batch:
         rows = self._filled(chosen)
@@ -211,6 +217,15 @@ class ValLoader:
         rows = self._windows.rows(np.concatenate([chosen, np.zeros(self._batch_size - len(chosen), dtype=np.int64)]))
         rows.targets[len(chosen) :] = IGNORE
         return rows
+
+
+def _counting(windows: Windows) -> np.ndarray:
+    """The numbers (int64) of the windows with a target that counts."""
+    blocks = (np.arange(first, min(first + _COUNTED, windows.numbers), dtype=np.int64) for first in range(0, windows.numbers, _COUNTED))
+    found = np.concatenate([block[windows.targets(block) > 0] for block in blocks])
+    if not found.size:
+        raise UserError("the validation text holds nothing to predict: its windows hold no word of an assistant; raise data.seq_len")
+    return found
 
 
 def _tensors(rows: Rows) -> Batch:

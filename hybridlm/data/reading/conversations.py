@@ -1,0 +1,202 @@
+"""Records that hold conversations, in the forms in which people keep them, as turns of system, user and assistant.
+
+Calls of tools become text of the assistant, which is learned, and their results text of the user, which is read; both are written as the
+templates of Hermes and Qwen write them. What cannot be told as such turns is left out as a whole, with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hybridlm.data.reading.documents import LONGEST, TOO_LONG, Bad, Document, Turn, encodable
+
+ROLES = ("system", "user", "assistant")
+_TOOL, _CALL = "tool", "call"
+# Names of the roles in OpenAI's form, in ShareGPT's and in those of other programs.
+_NAMES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response"), _TOOL),
+    **dict.fromkeys(("function_call", "tool_call"), _CALL),
+}
+_LISTS = ("messages", "conversations", "conversation")
+_PAIRS = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("instruction", "response"))
+_SHOWN_CHARS = 40  # of a role that is none, which may be a whole text
+
+
+class _Unfit(Exception):
+    """Why a record is no conversation: the kind of mistake, and more of it."""
+
+
+@dataclass(frozen=True)
+class ChatRecords:
+    """Records with a list of messages (``messages``, ``conversations``), or with a question and its answer in two fields."""
+
+    @property
+    def columns(self) -> tuple[tuple[str, ...], ...]:
+        return (*((name,) for name in _LISTS), *_PAIRS)
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        return ("system", "input")
+
+    @property
+    def texts(self) -> list[str]:
+        return sorted({name for pair in _PAIRS for name in pair} | {*self.optional})
+
+    def document(self, where: str, record: Mapping[str, Any]) -> Document | Bad:
+        """The conversation of a record: one message of the assistant or more, and a system message in front only."""
+        try:
+            turns = tuple(_joined(_messages(record)))
+            if not any(turn.role == "assistant" for turn in turns):
+                raise _Unfit("no message of the assistant", f"{len(turns)} of others")
+            if (size := sum(len(turn.content) for turn in turns)) > LONGEST:
+                raise _Unfit(TOO_LONG, f"{size:,} characters")
+        except _Unfit as unfit:
+            return Bad(where, *unfit.args)
+        return Document(where, "", turns=turns)
+
+
+def _messages(record: Mapping[str, Any]) -> Iterator[Turn]:
+    system = record.get("system")
+    if isinstance(system, str) and system:
+        yield Turn("system", _text("'system'", system))
+    if (field := next((name for name in _LISTS if record.get(name) is not None), None)) is not None:
+        yield from _turns(field, record[field], begun=bool(system))
+        return
+    pair = next((pair for pair in _PAIRS if all(name in record for name in pair)), None)
+    if pair is None:
+        raise _Unfit("no messages, conversations, prompt with response, or instruction with output", f"it has {_names(record)}")
+    prompt, answer = (record[name] for name in pair)
+    if isinstance(prompt, list | tuple) and isinstance(answer, list | tuple):
+        yield from _turns(pair[0], [*prompt, *answer], begun=bool(system))
+        return
+    question, more = _text(repr(pair[0]), prompt), record.get("input")
+    yield Turn("user", f"{question}\n\n{_text(repr('input'), more)}" if pair[0] == "instruction" and more else question)
+    yield Turn("assistant", _text(repr(pair[1]), answer))
+
+
+def _text(what: str, value: object) -> str:
+    if reason := _not_text(value):
+        raise _Unfit(f"{what} is not text", reason)
+    if not value:
+        raise _Unfit(f"{what} is empty")
+    return str(value)
+
+
+def _turns(field: str, messages: object, *, begun: bool) -> Iterator[Turn]:
+    """begun: there was a system message before."""
+    if not isinstance(messages, list | tuple):
+        raise _Unfit(f"{field!r} is not a list", _type(messages))
+    if not messages:
+        raise _Unfit(f"{field!r} is empty")
+    for number, message in enumerate(messages, 1):
+        place = f"message {number}"
+        if not isinstance(message, Mapping):
+            raise _Unfit("a message is not an object", f"{place}: {_type(message)}")
+        role = _role(place, message)
+        if role == "system" and (begun or number > 1):
+            raise _Unfit("role 'system' behind the first message", place)
+        content = _content(place, role, message)
+        if content:
+            yield Turn(role, content)
+        elif role != "system":  # an empty one says nothing
+            raise _Unfit("the content of a message is empty", place)
+
+
+def _role(place: str, message: Mapping[str, Any]) -> str:
+    name = message.get("role", message.get("from"))
+    if "role" not in message and "from" not in message:
+        raise _Unfit("a message has no 'role'", f"{place}: it has {_names(message)}")
+    if not isinstance(name, str):
+        raise _Unfit("the role of a message is not text", f"{place}: {_type(name)}")
+    if name.lower() not in _NAMES:
+        raise _Unfit(f"unknown role {name[:_SHOWN_CHARS]!r}", f"{place}; legal are those of docs/data.md")
+    return _NAMES[name.lower()]
+
+
+def _content(place: str, role: str, message: Mapping[str, Any]) -> str:
+    """The text of a message, the calls in it written out."""
+    calls = list(message.get("tool_calls") or []) if isinstance(message.get("tool_calls"), list | tuple) else []
+    calls += [message["function_call"]] if message.get("function_call") else []
+    value = message.get("content", message.get("value"))
+    if "content" not in message and "value" not in message and not calls:
+        raise _Unfit("a message has no 'content'", f"{place}: it has {_names(message)}")
+    if isinstance(value, list | tuple):
+        value = "".join(_part(place, part) for part in value)
+    text = "" if value is None and calls else value
+    if reason := _not_text(text):
+        raise _Unfit("the content of a message is not text", f"{place}: {reason}")
+    written = [text] if text else []
+    if role == _CALL:
+        written = [_tagged("tool_call", text) for text in written]
+    written += [_tagged("tool_call", _call(place, call)) for call in calls]
+    if role == _TOOL:
+        written = [_tagged("tool_response", "\n".join(written))]
+    return "\n".join(written)
+
+
+def _part(place: str, part: object) -> str:
+    """Of a content in parts; one that is no text (an image, a sound) is a mistake."""
+    text = part.get("text") if isinstance(part, Mapping) else part
+    if reason := _not_text(text):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        reason = f"a part of type {kind}" if isinstance(kind, str) else reason
+        raise _Unfit("the content of a message is not text", f"{place}: {reason}")
+    return str(text)
+
+
+def _call(place: str, call: object) -> str:
+    """A call of a tool in one line of JSON: its name, and the arguments as they are meant if they are JSON in a text."""
+    facts = call.get("function", call) if isinstance(call, Mapping) else call
+    if not isinstance(facts, Mapping) or not isinstance(facts.get("name"), str):
+        raise _Unfit("a call of a tool has no name", place)
+    arguments = facts.get("arguments")
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = json.loads(arguments)
+    line = json.dumps({"name": facts["name"], "arguments": {} if arguments is None else arguments}, ensure_ascii=False, default=str)
+    if not encodable(line):
+        raise _Unfit("the content of a message is not text", f"{place}: half a surrogate pair")
+    return line
+
+
+def _tagged(tag: str, text: str) -> str:
+    return f"<{tag}>\n{text}\n</{tag}>"
+
+
+def _joined(turns: Iterator[Turn]) -> Iterator[Turn]:
+    """With the roles that templates know. Results of several calls are one turn, and so are an answer and the call behind it."""
+    held: Turn | None = None
+    was = ""
+    for role, content in turns:
+        known = {_TOOL: "user", _CALL: "assistant"}.get(role, role)
+        if held is not None and ((role == was == _TOOL) or (role == _CALL and known == held.role)):
+            held = Turn(known, f"{held.content}\n{content}")
+        else:
+            if held is not None:
+                yield held
+            held = Turn(known, content)
+        was = role
+    if held is not None:
+        yield held
+
+
+def _names(fields: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, fields)) or "none"
+
+
+def _not_text(value: object) -> str | None:
+    """Why ``value`` is not text, None if it is."""
+    if not isinstance(value, str):
+        return _type(value)
+    return None if encodable(value) else "half a surrogate pair"
+
+
+def _type(value: object) -> str:
+    return "null" if value is None else type(value).__name__

@@ -1,0 +1,223 @@
+"""Which files ``data.path`` and ``data.val_path`` mean: a file, a folder, a glob, or a list of these.
+
+What exists under the very name is taken before it is read as a glob, so brackets and braces in a name need no quoting. Every real file
+comes once, under its shortest name, however many links and patterns lead to it.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hybridlm.errors import ConfigError, printable
+
+RECORD_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
+_PROSE = ".txt .text .md .markdown .rst .org .adoc .asciidoc .tex .html .htm .vtt .srt"
+_CODE = (
+    ".py .pyi .pyx .c .h .cc .cpp .cxx .hh .hpp .cu .cuh .rs .go .java .kt .scala .js .jsx .ts .tsx .rb .php .pl .lua .r .jl .swift .m .hs "
+    ".ml .lisp .el .clj .ex .erl .sh .bash .ps1 .sql .css .cmake .zig .nim .dart .f90 .asm"
+)
+# What is read of a folder that is named as such. A glob takes whatever it matches.
+TEXT_ENDINGS = tuple(f"{_PROSE} {_CODE}".split())
+_MOST_PATTERNS = 1000
+_SNIFFED = 8192  # bytes
+_SHOWN = 6  # reasons
+_BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
+
+
+@dataclass(frozen=True)
+class Found:
+    """field, patterns: where they were asked for, and how. files: path by name below the folder that they have in common, in order of name;
+    left_out: how many there are for each reason."""
+
+    field: str
+    patterns: str | Sequence[str]
+    files: dict[str, Path]
+    left_out: Counter[str]
+
+    @property
+    def shown(self) -> str:
+        """The patterns as they were asked for."""
+        return shown(self.patterns)
+
+    @property
+    def place(self) -> str:
+        """The patterns, seen from anywhere."""
+        patterns = [self.patterns] if isinstance(self.patterns, str) else self.patterns
+        return "\0".join(os.path.abspath(os.path.expanduser(pattern)) for pattern in patterns)
+
+    def without(self, others: Found) -> Found:
+        """Those that are not among ``others`` too. ConfigError: there is none."""
+        taken = {os.path.realpath(path) for path in others.files.values()}
+        left = {name: path for name, path in self.files.items() if os.path.realpath(path) not in taken}
+        if not left:
+            raise ConfigError(f"{others.field}: names all files of {self.field}, so that none is left")
+        count = len(self.files) - len(left)
+        return replace(self, files=left, left_out=self.left_out + Counter({f"files of {others.field}": count} if count else {}))
+
+    def note(self) -> str | None:
+        """A line about what is left out."""
+        if not self.left_out:
+            return None
+        return f"{self.field}: {len(self.files):,} file(s) are read; left out: {_counted(self.left_out)}"
+
+
+def shown(patterns: str | Sequence[str]) -> str:
+    """One pattern or several in a line."""
+    return printable(patterns if isinstance(patterns, str) else f"[{','.join(patterns)}]")
+
+
+def find_files(field: str, patterns: str | Sequence[str], endings: Sequence[str] = (*RECORD_ENDINGS, *TEXT_ENDINGS)) -> Found:
+    """The files of ``patterns``. field: their name for messages; endings: of the files that are taken from a folder.
+
+    ConfigError: one of them matches no file.
+    """
+    left_out: Counter[str] = Counter()
+    paths: list[str] = []
+    roots: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        expanded = os.path.expanduser(pattern)
+        if os.path.isdir(expanded):
+            mine, root = list(_of_folder(expanded, endings, left_out)), expanded
+        elif os.path.exists(expanded):
+            mine, root = [expanded], os.path.dirname(expanded)
+        else:
+            mine, root = _of_glob(field, expanded)
+        mine = [path for path in mine if os.path.isfile(path)]
+        if not mine:
+            detail = f"; left out: {_counted(left_out)}" if left_out and os.path.isdir(expanded) else ""
+            raise ConfigError(f"{field}={printable(pattern)} matches no file (seen from {Path.cwd()}){detail}")
+        paths += mine
+        roots.append(root)
+    return Found(field, patterns, _once(paths, _common(roots), left_out), left_out)
+
+
+def _counted(left_out: Counter[str]) -> str:
+    """The reasons with the most files, and how many there are for others."""
+    first, others = left_out.most_common(_SHOWN), left_out.total()
+    others -= sum(count for _, count in first)
+    return ", ".join([*(f"{count:,} {reason}" for reason, count in first), *([f"{others:,} others"] if others else [])])
+
+
+def _once(paths: Sequence[str], root: str, left_out: Counter[str]) -> dict[str, Path]:
+    """Every real file under one name."""
+    named = {os.path.relpath(path, root or os.curdir).replace(os.sep, "/"): Path(path) for path in paths}
+    seen: set[tuple[int, int]] = set()
+    chosen: dict[str, Path] = {}
+    for name in sorted(named, key=lambda name: (name.count("/"), name)):
+        stat = named[name].stat()
+        if (stat.st_dev, stat.st_ino) in seen:
+            left_out["links to a file that is read already"] += 1
+        else:
+            seen.add((stat.st_dev, stat.st_ino))
+            chosen[name] = named[name]
+    return dict(sorted(chosen.items()))
+
+
+def _common(roots: Sequence[str]) -> str:
+    if len(set(roots)) == 1:
+        return roots[0]
+    try:
+        return os.path.commonpath([os.path.abspath(root) for root in roots])
+    except ValueError:  # drives of Windows
+        return os.path.abspath(os.sep)
+
+
+def _of_folder(top: str, endings: Sequence[str], left_out: Counter[str]) -> Iterator[str]:
+    for folder in _folders(top, left_out):
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.is_file():
+                    continue
+                if entry.name.startswith("."):
+                    left_out["hidden"] += 1
+                elif not entry.name.lower().endswith(tuple(endings)):
+                    left_out[_ending(entry.name)] += 1
+                elif entry.name.lower().endswith(TEXT_ENDINGS) and _binary(entry.path):
+                    left_out["binary"] += 1
+                else:
+                    yield entry.path
+
+
+def _ending(name: str) -> str:
+    ending = os.path.splitext(name)[1].lower()
+    return f"{printable(ending)[:20]} files" if ending else "files without an ending"
+
+
+def _binary(path: str) -> bool:
+    """Whether a file begins like no text: text has no zero bytes. What cannot be read is not judged here."""
+    try:
+        with open(path, "rb") as file:
+            return b"\0" in file.read(_SNIFFED)
+    except OSError:
+        return False
+
+
+def _folders(top: str, left_out: Counter[str] | None = None) -> Iterator[str]:
+    """``top`` and every folder below it once, the nearest first, links followed; hidden ones are passed over."""
+    waiting, seen = [top], set[tuple[int, int]]()
+    for folder in waiting:  # grows as it is read
+        try:
+            stat = os.stat(folder)
+            if (stat.st_dev, stat.st_ino) in seen:
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            with os.scandir(folder) as entries:
+                below = sorted(entry.name for entry in entries if entry.is_dir())
+        except OSError:
+            if left_out is not None:
+                left_out["folders that cannot be read"] += 1
+            continue
+        yield folder
+        for name in below:
+            if not name.startswith("."):
+                waiting.append(os.path.join(folder, name))
+            elif left_out is not None:
+                left_out["hidden folders"] += 1
+
+
+def _of_glob(field: str, pattern: str) -> tuple[list[str], str]:
+    """What a pattern matches, and the folder above its first part with a sign of a pattern in it."""
+    parts = Path(pattern).parts
+    fixed = 0
+    # Parts that exist as they are written are no patterns.
+    while fixed < len(parts) - 1 and (os.path.isdir(os.path.join(*parts[: fixed + 1])) or not _has_signs(parts[fixed])):
+        fixed += 1
+    root = str(Path(*parts[:fixed]))
+    rest = os.path.join(*parts[fixed:], *([""] if pattern.endswith(os.sep) else [])) if parts else ""
+    found = [path for one in _braces(field, rest) for path in _globbed(root, one)]
+    return found, root
+
+
+def _has_signs(part: str) -> bool:
+    return glob.has_magic(part) or _BRACES.search(part) is not None
+
+
+def _braces(field: str, pattern: str) -> list[str]:
+    """``a.{md,rst}`` as a.md and a.rst."""
+    done, waiting = [], [pattern]
+    for one in waiting:
+        match = _BRACES.search(one)
+        if match is None:
+            done.append(one)
+        else:
+            waiting += [one[: match.start()] + choice + one[match.end() :] for choice in match[1].split(",")]
+        if len(waiting) > _MOST_PATTERNS:
+            raise ConfigError(f"{field}={printable(pattern)[:200]}: its braces stand for more than {_MOST_PATTERNS} patterns")
+    return done
+
+
+def _globbed(folder: str, pattern: str) -> list[str]:
+    """``glob.glob`` below a folder, but that ``**`` comes into every real folder once: it would run in circles of links."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return [os.path.join(folder, name) for name in glob.glob(pattern, root_dir=folder)]
+    at = parts.index("**")
+    before, behind = parts[:at], (*parts[at + 1 :], "") if pattern.endswith(os.sep) else parts[at + 1 :] or ("*",)
+    tops = _globbed(folder, os.path.join(*before)) if before else [folder]
+    return [path for top in tops if os.path.isdir(top) for below in _folders(top) for path in _globbed(below, os.path.join(*behind))]

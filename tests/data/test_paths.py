@@ -1,0 +1,63 @@
+"""Which files a path means."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from hybridlm.data.reading.paths import find_files
+from hybridlm.errors import UserError
+
+
+def write(folder, *names, content="x"):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content} {name}")
+
+
+def names(*patterns):
+    return list(find_files("data.path", patterns if len(patterns) > 1 else patterns[0]).files)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_means_its_text_files(here):
+    write(here, "n/a.txt", "n/deep/b.md", "n/c.jsonl", "n/.hidden.txt", "n/.git/d.txt", "n/e.png", "n/f.png", "n/LICENSE")
+    (here / "n/g.txt").write_bytes(b"\0\1")
+    found = find_files("data.path", "n")
+    assert list(found.files) == ["a.txt", "c.jsonl", "deep/b.md"]
+    assert found.left_out == {".png files": 2, "hidden folders": 1, "hidden": 1, "files without an ending": 1, "binary": 1}
+    assert found.note().startswith("data.path: 3 file(s) are read; left out: 2 .png files, ")
+
+
+def test_lists_and_braces(here):
+    write(here, "a/x.txt", "b/x.txt", "b/y.md", "b/z.rst", "b/w.html")
+    assert names("a", "b/*.{md,rst}") == ["a/x.txt", "b/y.md", "b/z.rst"]
+    assert names("b/{x,y}.*") == ["x.txt", "y.md"]
+    with pytest.raises(UserError, match="more than 1000 patterns"):
+        names("{a,b}" * 40)
+
+
+@pytest.mark.parametrize("folder", ["[D]", "a{b,c}", "x=1 #2 (3)", "语料", "it's"])
+def test_what_exists_is_taken_as_it_is_written(here, folder):
+    write(here, f"{folder}/a.txt", f"{folder}/b.md")
+    assert names(folder) == ["a.txt", "b.md"]
+    assert names(f"{folder}/*.txt") == ["a.txt"]
+    assert names(f"{folder}/a.txt") == ["a.txt"]
+
+
+def test_every_real_file_comes_once(here):
+    write(here, "c/a.txt", "c/d/b.txt")
+    (here / "c/loop").symlink_to(here / "c")
+    (here / "c/d/up").symlink_to(here / "c")
+    (here / "c/link.txt").symlink_to(here / "c/d/b.txt")
+    os.link(here / "c/a.txt", here / "c/z.txt")
+    assert names("c/**/*.txt") == ["a.txt", "link.txt"]
+    assert names("c", "c/*.txt", "c/a.txt") == ["a.txt", "link.txt"]
+    assert names("**/b.txt") == ["c/d/b.txt"]
