@@ -23,7 +23,7 @@ def test_the_training_step_sees_the_documents(tiny, corpus, isolate):
     machine, prepared = resolve_machine(config), prepare(config.data)
     data = run_module._datamodule(config, machine, prepared, val_batches=None)
     data.trainer = types.SimpleNamespace(global_rank=0, world_size=1)
-    module = run_module._module(config, machine, prepared)
+    module = run_module._module(config, machine, prepared, {})
     module._trainer = types.SimpleNamespace(world_size=1, accumulate_grad_batches=1)
     module._fabric = None
     batch = next(iter(data.train_dataloader()))
