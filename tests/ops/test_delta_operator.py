@@ -37,6 +37,7 @@ def test_gradcheck(time, kind):
     assert torch.autograd.gradcheck(function, list(inputs.values()), fast_mode=True)
 
 
+@pytest.mark.slow
 @each_kind
 @each_layout
 def test_opcheck(layout, kind):
@@ -49,6 +50,7 @@ def test_opcheck(layout, kind):
     torch.library.opcheck(operator, (*leaves[:-1], None, None, 4), test_utils=QUICK)
 
 
+@pytest.mark.slow
 @each_kind
 @each_layout
 def test_opcheck_of_the_backward(layout, kind):
@@ -98,6 +100,7 @@ def test_a_chunk_is_a_power_of_two(chunk):
         gated_delta(**inputs, chunk=chunk)
 
 
+@pytest.mark.slow
 @each_kind
 def test_compiled_as_one_graph(kind):
     """Chunks, documents and the step of one token."""

@@ -311,6 +311,7 @@ def test_a_run_id_that_wandb_refuses_is_refused_at_the_start(tiny, tmp_path, mon
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_documented_sweep_of_an_agent_runs(tiny, tmp_path, environment):
     """With the command and the arguments that W&B makes of the YAML in docs/sweeps.md, and the variables that its agent sets."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
