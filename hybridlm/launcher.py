@@ -25,6 +25,7 @@ from hybridlm.notices import INTERRUPTED, SIGNALLED
 
 LOOPBACK = "127.0.0.1"
 _BY_ITSELF = "trainer.devices"  # the name of a launch by the first process
+_WATCHED = (_BY_ITSELF, "torchrun", "srun")  # launchers that live as long as what they have started
 _LOOK_EVERY, _FAREWELL = 0.2, 3.0  # seconds
 _CHILD = "HYBRIDLM_RANK"  # what the first process of a run tells those that it starts
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # torch's variables: each process has all of them
@@ -73,15 +74,20 @@ def launch() -> Launch | None:
 
     UserError: part of the variables of a launcher, or such as contradict each other; nodes with different numbers of processes.
     """
+    launched = _launched()
+    return launched if launched is not None and launched.processes > 1 else None
+
+
+def _launched() -> Launch | None:
+    """The same, also of a launcher that has started one process alone."""
     found = {name: value for name, value in os.environ.items() if value}
     if _CHILD in found:
         return _child(found[_CHILD])
     if all(name in found for name in (*_PLACE, *_MEETING)):
-        launched = _torchrun(found)
-    else:
-        launched = _srun(found)
-        _refuse_remains(found, launched)
-    return launched if launched is not None and launched.processes > 1 else None
+        return _torchrun(found)
+    launched = _srun(found)
+    _refuse_remains(found, launched)
+    return launched
 
 
 def is_first_rank() -> bool:
@@ -100,8 +106,8 @@ def is_child() -> bool:
 def ending_together() -> Iterator[None]:
     """Around a whole command: no process of a run is left waiting for another one that has ended.
 
-    One that the first of them has started ends when that one does, however that was, and is watched by it. torchrun watches its own. srun
-    would let the others wait: where the command fails it ends its step.
+    One that the first of them, torchrun or srun has started ends when that one does, however that was. The first of them and torchrun watch
+    their own; srun would let the others wait: where the command fails it ends its step.
     """
     with suppress(UserError):  # which whoever asks next hears, too
         _end_with_parent()
@@ -140,8 +146,9 @@ def told_to_child(first: Launch, rank: int) -> dict[str, str]:
 
 
 def _end_with_parent() -> None:
-    """Not on Windows, where a process does not hear of it."""
-    if not is_child() or os.name != "posix":
+    """Where that is a launcher, which may be killed without a word. Not on Windows, where a process does not hear of it."""
+    launched = _launched()
+    if launched is None or launched.name not in _WATCHED or os.name != "posix":
         return
     parent = os.getppid()
 
