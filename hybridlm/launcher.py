@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -26,7 +27,7 @@ from hybridlm.notices import INTERRUPTED, SIGNALLED
 LOOPBACK = "127.0.0.1"
 _BY_ITSELF = "trainer.devices"  # the name of a launch by the first process
 _WATCHED = (_BY_ITSELF, "torchrun", "srun")  # launchers that live as long as what they have started
-_LOOK_EVERY, _FAREWELL = 0.2, 3.0  # seconds
+_LOOK_EVERY, _FAREWELL, _TO_SAVE = 0.2, 3.0, 30.0  # seconds
 _CHILD = "HYBRIDLM_RANK"  # what the first process of a run tells those that it starts
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # torch's variables: each process has all of them
 _NODE = ("NODE_RANK", "GROUP_RANK")
@@ -147,14 +148,16 @@ def told_to_child(first: Launch, rank: int) -> dict[str, str]:
 
 def _end_with_parent() -> None:
     """Where that is a launcher, which may be killed without a word. Not on Windows, where a process does not hear of it."""
-    launched = _launched()
+    launched, parent = _launched(), os.getppid()
     if launched is None or launched.name not in _WATCHED or os.name != "posix":
         return
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_LOOK_EVERY)
+        if launched.name != _BY_ITSELF:  # the others are there still: they save together, as they would had the launcher told them to end
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(_TO_SAVE)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -66,7 +66,7 @@ def test_killed_before_its_first_checkpoint_it_begins_anew(program, tiny, tmp_pa
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_no_process_outlives_torchrun(count, tiny, tmp_path, environment):
-    """Which may be killed, as by a system short of memory, and then ends nothing itself."""
+    """Which may be killed, as by a system short of memory, and then ends nothing itself: they save and end."""
     folder = tmp_path / "run"
     program = [f"--nproc_per_node={count}" if "nproc" in word else word for word in TORCHRUN]
     line = [*program, *arguments(tiny, folder), "trainer.max_steps=100000", "trainer.ckpt_every=100000"]
@@ -78,10 +78,11 @@ def test_no_process_outlives_torchrun(count, tiny, tmp_path, environment):
         assert len(workers) >= count
         process.kill()
         process.wait()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 15
         while any(map(lives, workers)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        assert len(RunFolder(folder).step_checkpoints()) == 1
     finally:
         process.kill()
         for one in filter(lives, workers):
