@@ -26,6 +26,7 @@ from slurm_cluster import Cluster, cluster, kill_node, missing, start_node
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 TRAIN = Path(__file__).parents[2] / "train.py"
 NODES = {1: ["--nodes=1", "--ntasks=2"], 2: ["--nodes=2", "--ntasks=2"]}
+SRUN = "srun --kill-on-bad-exit=1"  # as docs/clusters.md has it
 both = pytest.mark.parametrize("nodes", NODES)
 # Long enough to be caught in the middle, and nothing saved but at the end.
 STEPS = 400
@@ -126,7 +127,7 @@ def test_a_script_with_plain_python_starts_the_other_process_itself(here, train)
 @both
 def test_a_notice_saves_queues_again_and_the_end_is_that_of_an_unbroken_run(here, train, nodes):
     settings = [*LONG, "trainer.requeue=true", "ckpt=auto"]
-    job = here.submit(f"srun {train(*settings, 'hydra.run.dir=a')}", *NODES[nodes])
+    job = here.submit(f"{SRUN} {train(*settings, 'hydra.run.dir=a')}", *NODES[nodes])
     here.wait(lambda: logged(here.folder / "a") >= 3, job)
     here.run("scancel", "--signal=USR1", job)
     assert here.ended(job, restarts=1)["JobState"] == "COMPLETED", here.log(job)[-3000:]
@@ -165,7 +166,7 @@ def test_a_preempted_job_is_saved_and_goes_on(here, train, nodes):
 def test_a_notice_while_a_job_starts_queues_it_again(here, train, nodes):
     command = train("trainer.requeue=true", "ckpt=auto", "hydra.run.dir=a")
     (here.folder / "task.sh").write_text(f"touch begun.$SLURM_PROCID\nexec {command}\n")
-    job = here.submit("srun bash task.sh", *NODES[nodes])
+    job = here.submit(f"{SRUN} bash task.sh", *NODES[nodes])
     here.wait(lambda: all((here.folder / f"begun.{rank}").exists() for rank in (0, 1)), job)
     time.sleep(2)  # within the imports
     here.run("scancel", "--signal=USR1", job)
