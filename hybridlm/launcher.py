@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -28,6 +28,7 @@ LOOPBACK = "127.0.0.1"
 _BY_ITSELF = "trainer.devices"  # the name of a launch by the first process
 _WATCHED = (_BY_ITSELF, "torchrun", "srun")  # launchers that live as long as what they have started
 _LOOK_EVERY, _FAREWELL, _TO_SAVE = 0.2, 3.0, 30.0  # seconds
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _CHILD = "HYBRIDLM_RANK"  # what the first process of a run tells those that it starts
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # torch's variables: each process has all of them
 _NODE = ("NODE_RANK", "GROUP_RANK")
@@ -144,6 +145,22 @@ def alone_with(processes: int) -> Launch:
 def told_to_child(first: Launch, rank: int) -> dict[str, str]:
     """The variable that makes a process which this one starts the ``rank``-th beside the ``first``."""
     return {_CHILD: json.dumps({"rank": rank, "processes": first.processes, "port": first.port, "parent": os.getpid()})}
+
+
+def dies_with(parent: int, number: int) -> Callable[[], None] | None:
+    """What makes a child get signal ``number`` when ``parent`` ends; to be called in the child, before its program. None: not here."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl
+
+    def prepare() -> None:
+        prctl(_SET_PARENT_DEATH_SIGNAL, number)
+        if os.getppid() != parent:  # it died in between
+            os._exit(1)
+
+    return prepare
 
 
 def _end_with_parent() -> None:

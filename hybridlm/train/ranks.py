@@ -27,7 +27,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment
 from hybridlm.errors import RunFailed, UserError
 from hybridlm.hardware.device import CPU
 from hybridlm.hardware.machine import Machine
-from hybridlm.launcher import Launch, alone_with, is_child, launch, told_to_child
+from hybridlm.launcher import Launch, alone_with, dies_with, is_child, launch, told_to_child
 from hybridlm.train.launch import this_job
 
 _LOOK_EVERY = 0.2  # seconds
@@ -196,7 +196,8 @@ def _started(ours: Launch, port: int, verb: Sequence[str]) -> list[subprocess.Po
     for rank in range(1, ours.processes):
         environment = {**os.environ, **told_to_child(replace(ours, port=port), rank)}
         arguments = [*command, f"hydra.job.name=train_rank_{rank}"]  # which names its log
-        started.append(subprocess.Popen(arguments, env=environment, cwd=folder, stdin=subprocess.DEVNULL))
+        ends = dies_with(os.getpid(), signal.SIGKILL)  # also in the seconds before it could notice by itself
+        started.append(subprocess.Popen(arguments, env=environment, cwd=folder, stdin=subprocess.DEVNULL, preexec_fn=ends))
     return started
 
 
