@@ -76,6 +76,19 @@ def saved(folder: Path) -> int:
     return max((step_of(path) for path in RunFolder(folder).step_checkpoints()), default=0)
 
 
+def noted(here: Cluster, command: str) -> str:
+    """The script of a job whose tasks can be killed with ``kill_task``."""
+    (here.folder / "task.sh").write_text(f"echo $SLURM_PROCID $SLURMD_NODENAME $$ >> tasks\nexec {command}\n")
+    return "srun bash task.sh"
+
+
+def kill_task(here: Cluster, job: str, rank: int) -> None:
+    """By SIGKILL alone; scancel would send SIGTERM before."""
+    tasks = [line.split() for line in (here.folder / "tasks").read_text().splitlines()]
+    ((_, node, process),) = [task for task in tasks if task[0] == str(rank)]
+    here.run("srun", f"--jobid={job}", "--overlap", "-N1", "-n1", "-w", node, "kill", "-9", process)
+
+
 def assert_one_run(folder: Path, log: str, steps: int = 12) -> None:
     assert json.loads(RunFolder(folder).summary.read_text())["steps"] == steps, log[-3000:]
     assert json.loads(RunFolder(folder).summary.read_text())["devices"] == 2
@@ -178,10 +191,10 @@ def test_a_notice_while_a_job_starts_queues_it_again(here, train, nodes):
 
 @both
 def test_a_job_that_was_killed_before_its_first_checkpoint_begins_anew(here, train, nodes):
-    script = f"srun {train('ckpt=auto', 'hydra.run.dir=a', *LONG)}"
+    script = noted(here, train("ckpt=auto", "hydra.run.dir=a", *LONG))
     job = here.submit(script, *NODES[nodes])
     here.wait(lambda: logged(here.folder / "a") >= 3, job)
-    here.run("scancel", "--signal=KILL", job)
+    kill_task(here, job, 0)
     assert here.ended(job)["JobState"] == "FAILED", here.log(job)[-3000:]
     assert not saved(here.folder / "a")
     again = here.submit(script, *NODES[nodes])
@@ -208,13 +221,10 @@ def test_a_finished_job_that_is_queued_again_is_done(here, train, nodes):
 @both
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_job(here, train, nodes, rank):
-    (here.folder / "task.sh").write_text(f"echo $SLURM_PROCID $SLURMD_NODENAME $$ >> tasks\nexec {train(*LONG, 'hydra.run.dir=a')}\n")
-    job = here.submit("srun bash task.sh", *NODES[nodes])
+    job = here.submit(noted(here, train(*LONG, "hydra.run.dir=a")), *NODES[nodes])
     here.wait(lambda: logged(here.folder / "a") >= 3, job)
-    tasks = [line.split() for line in (here.folder / "tasks").read_text().splitlines()]
-    ((_, node, process),) = [task for task in tasks if task[0] == str(rank)]
     began = time.monotonic()
-    here.run("srun", f"--jobid={job}", "--overlap", "-N1", "-n1", "-w", node, "kill", "-9", process)
+    kill_task(here, job, rank)
     assert here.ended(job)["JobState"] == "FAILED", here.log(job)[-3000:]
     assert time.monotonic() - began < 10
 
