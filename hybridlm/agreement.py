@@ -90,11 +90,11 @@ class Agreement:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with suppress(OSError):
+        if self._state["state"] != "met":  # then nobody looks any more
             said = str(error).split("\n")[0] if isinstance(error, UserError | RunFailed) else "" if error is None else type(error).__name__
-            self._say({**self._state, "state": "gone", "problem": said})
-            if self._rank == 0:
-                self._tidy(patience=0.0 if "ready" in self._state and error is None else _FAREWELL)
+            with suppress(OSError):
+                self._say({**self._state, "state": "gone", "problem": said})
+        self._tidy(_FAREWELL)
         self._beats.set()
 
     def decide(self, word: Word | None) -> None:
@@ -110,6 +110,9 @@ class Agreement:
         """Waits until all processes have come here. UserError: one was refused; RunFailed: one does not answer."""
         self._say({**self._state, "ready": True})
         self._wait([rank for rank in self._all if rank != self._rank], lambda state: "ready" in state)
+        self._say({**self._state, "state": "met"})
+        if self._rank == 0:  # now, as a run that is killed later cannot
+            threading.Thread(target=self._tidy, args=(_ARRIVAL,), daemon=True).start()
 
     def _file(self, rank: int) -> Path:
         return self._folder / f"{rank}.json"
@@ -133,12 +136,12 @@ class Agreement:
             found = {rank: self._read(rank) for rank in ranks}
             for rank, state in found.items():
                 stamp = _stamp(self._file(rank))
-                if stamp != heard[rank][0]:
+                if stamp not in (0, heard[rank][0]):
                     heard[rank] = stamp, time.monotonic()
                 if state.get("problem"):
                     raise UserError(f"process {self._rank} ends with process {rank} ({state['problem']})")
                 silent = time.monotonic() - heard[rank][1]
-                if silent > (_SILENCE if stamp else _ARRIVAL):
+                if silent > (_SILENCE if heard[rank][0] else _ARRIVAL):
                     raise RunFailed(f"process {rank} of {len(self._all)} of this run has not been heard of for {silent:.0f} s")
             if all(enough(state) for state in found.values()):
                 return found
@@ -150,12 +153,17 @@ class Agreement:
                 os.utime(self._file(self._rank))
 
     def _tidy(self, patience: float) -> None:
-        """The files go once the others have read them."""
+        """The files go once the others have read them. The others stay until then: a launcher ends all as soon as one has failed."""
         end = time.monotonic() + patience
-        while time.monotonic() < end and any(self._read(rank).get("state") != "gone" for rank in self._all):
+        while self._folder.exists() and time.monotonic() < end and (self._rank > 0 or any(map(self._looks, self._all))):
             time.sleep(_LOOK_EVERY)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._rank == 0:
+            shutil.rmtree(self._folder, ignore_errors=True)
         remove_empty(self._folder.parent, self._made)
+
+    def _looks(self, rank: int) -> bool:
+        """Whether a process may still look at the files of the others."""
+        return self._read(rank).get("state") not in ("met", "gone")
 
 
 def _key(launched: Launch) -> str:

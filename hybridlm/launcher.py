@@ -10,12 +10,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -25,7 +26,9 @@ from hybridlm.notices import INTERRUPTED, SIGNALLED
 
 LOOPBACK = "127.0.0.1"
 _BY_ITSELF = "trainer.devices"  # the name of a launch by the first process
-_LOOK_EVERY, _FAREWELL = 0.2, 3.0  # seconds
+_WATCHED = (_BY_ITSELF, "torchrun", "srun")  # launchers that live as long as what they have started
+_LOOK_EVERY, _FAREWELL, _TO_SAVE = 0.2, 3.0, 30.0  # seconds
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _CHILD = "HYBRIDLM_RANK"  # what the first process of a run tells those that it starts
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # torch's variables: each process has all of them
 _NODE = ("NODE_RANK", "GROUP_RANK")
@@ -73,15 +76,20 @@ def launch() -> Launch | None:
 
     UserError: part of the variables of a launcher, or such as contradict each other; nodes with different numbers of processes.
     """
+    launched = _launched()
+    return launched if launched is not None and launched.processes > 1 else None
+
+
+def _launched() -> Launch | None:
+    """The same, also of a launcher that has started one process alone."""
     found = {name: value for name, value in os.environ.items() if value}
     if _CHILD in found:
         return _child(found[_CHILD])
     if all(name in found for name in (*_PLACE, *_MEETING)):
-        launched = _torchrun(found)
-    else:
-        launched = _srun(found)
-        _refuse_remains(found, launched)
-    return launched if launched is not None and launched.processes > 1 else None
+        return _torchrun(found)
+    launched = _srun(found)
+    _refuse_remains(found, launched)
+    return launched
 
 
 def is_first_rank() -> bool:
@@ -100,8 +108,8 @@ def is_child() -> bool:
 def ending_together() -> Iterator[None]:
     """Around a whole command: no process of a run is left waiting for another one that has ended.
 
-    One that the first of them has started ends when that one does, however that was, and is watched by it. torchrun watches its own. srun
-    would let the others wait: where the command fails it ends its step.
+    One that the first of them, torchrun or srun has started ends when that one does, however that was. The first of them and torchrun watch
+    their own; srun would let the others wait: where the command fails it ends its step.
     """
     with suppress(UserError):  # which whoever asks next hears, too
         _end_with_parent()
@@ -139,15 +147,34 @@ def told_to_child(first: Launch, rank: int) -> dict[str, str]:
     return {_CHILD: json.dumps({"rank": rank, "processes": first.processes, "port": first.port, "parent": os.getpid()})}
 
 
+def dies_with(parent: int, number: int) -> Callable[[], None] | None:
+    """What makes a child get signal ``number`` when ``parent`` ends; to be called in the child, before its program. None: not here."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl
+
+    def prepare() -> None:
+        prctl(_SET_PARENT_DEATH_SIGNAL, number)
+        if os.getppid() != parent:  # it died in between
+            os._exit(1)
+
+    return prepare
+
+
 def _end_with_parent() -> None:
-    """Not on Windows, where a process does not hear of it."""
-    if not is_child() or os.name != "posix":
+    """Where that is a launcher, which may be killed without a word. Not on Windows, where a process does not hear of it."""
+    launched, parent = _launched(), os.getppid()
+    if launched is None or launched.name not in _WATCHED or os.name != "posix":
         return
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_LOOK_EVERY)
+        if launched.name != _BY_ITSELF:  # the others are there still: they save together, as they would had the launcher told them to end
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(_TO_SAVE)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

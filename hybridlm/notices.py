@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,6 +20,7 @@ from types import FrameType
 SIGNALLED = 143  # exit code: what a shell shows for a process that SIGTERM ended
 INTERRUPTED = 130  # one that Ctrl-C ended
 NOTICE: signal.Signals | None = getattr(signal, "SIGUSR1", None)  # Windows has none
+_FIRST = 5.0  # seconds for the first process to ask for another turn
 _early: list[int] = []  # what came before it was known whether the job is to have another turn
 
 
@@ -36,7 +38,9 @@ def heeded(again: bool, first: bool) -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None:
         print(f"stopped by {signal.Signals(number).name}, with nothing to save", file=sys.stderr, flush=True)
-        if again and first:
+        if not first:
+            time.sleep(_FIRST)  # srun --kill-on-bad-exit ends all as soon as one has ended
+        elif again:
             requeue(lambda line: print(line, file=sys.stderr, flush=True))
         raise SystemExit(SIGNALLED)
 

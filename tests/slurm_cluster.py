@@ -106,14 +106,18 @@ class Cluster:
 
     def ended(self, job: str, seconds: float = 180, restarts: int = 0) -> dict[str, str]:
         """Waits for the end of a job that has been started again ``restarts`` times, and pushes it on where it waits for its turn."""
-        still = 0
+        since: float | None = None
 
         def over() -> bool:
-            nonlocal still
+            nonlocal since
             state = self.push(job)
             going = state in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED")
-            still = 0 if going or int(self.facts(job)["Restarts"]) < restarts else still + 1
-            return still > 5  # a job that is queued again seems to have failed for a moment
+            if going or int(self.facts(job)["Restarts"]) < restarts:
+                since = None
+            elif since is None:
+                since = time.monotonic()
+            # A job that is queued again seems to have failed for a moment, on a busy machine for seconds.
+            return since is not None and time.monotonic() - since > (1 if state == "COMPLETED" or not restarts else 10)
 
         self.wait(over, job, seconds)
         return self.facts(job)

@@ -59,6 +59,10 @@ def first(mine):
     time.sleep(0.3)  # it decides later than the others ask
     mine.decide(WORD)
     mine.meet()
+    end = time.monotonic() + 5
+    while mine._folder.exists():  # while it trains: a run that is killed leaves none
+        assert time.monotonic() < end
+        time.sleep(0.01)
     return "trained"
 
 

@@ -12,15 +12,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from hybridlm.config_files import root
 from hybridlm.errors import UserError
+from hybridlm.launcher import dies_with
 from hybridlm.sweep.job import LOCK, LOG
 
-_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _ERROR = re.compile(r"(config )?error: .+|([A-Za-z_]\w*\.)*\w*(Error|Exception|Interrupt|Exit)\b.*")
 _PROGRAM = (sys.executable, "-P", "-m", "hybridlm", "train")  # -P: no module is taken from the folder that a sweep names as its own
 _TAIL = 16_384  # bytes of a log that are searched for its last error
@@ -55,7 +55,7 @@ class JobProcess:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                     pass_fds=() if lock is None else (lock,),
-                    preexec_fn=_dies_with(os.getpid()),
+                    preexec_fn=dies_with(os.getpid(), signal.SIGTERM),
                 )
         finally:
             if lock is not None:
@@ -117,19 +117,3 @@ def is_held(path: Path) -> bool:
     if lock is not None and lock != BUSY:
         os.close(lock)
     return lock == BUSY
-
-
-def _dies_with(parent: int) -> Callable[[], None] | None:
-    """What makes a child end when ``parent`` does; to be called in the child, before its program."""
-    if sys.platform != "linux":
-        return None
-    import ctypes
-
-    prctl = ctypes.CDLL(None).prctl
-
-    def prepare() -> None:
-        prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-        if os.getppid() != parent:  # it died in between
-            os._exit(1)
-
-    return prepare

@@ -27,7 +27,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment
 from hybridlm.errors import RunFailed, UserError
 from hybridlm.hardware.device import CPU
 from hybridlm.hardware.machine import Machine
-from hybridlm.launcher import Launch, alone_with, is_child, launch, told_to_child
+from hybridlm.launcher import Launch, alone_with, dies_with, is_child, launch, told_to_child
 from hybridlm.train.launch import this_job
 
 _LOOK_EVERY = 0.2  # seconds
@@ -109,7 +109,9 @@ def together(machine: Machine, verb: Sequence[str]) -> Iterator[None]:
     over = threading.Event()
     try:
         try:
-            if ours.name != "torchrun":  # whose agent holds the store: there Lightning does the rest
+            if ours.name == "torchrun":  # there Lightning does the rest
+                _reach_agent(ours)
+            else:
                 store = _store(ours) if ours.rank == 0 else None
                 if launch() is None:
                     assert store is not None
@@ -140,6 +142,16 @@ def _store(ours: Launch) -> dist.TCPStore:
         return dist.TCPStore(ours.address, ours.port, None, True, timeout=timedelta(seconds=_PATIENCE), wait_for_workers=False)
     except RuntimeError as error:
         raise UserError(_no_meeting(ours, error)) from error
+
+
+def _reach_agent(ours: Launch) -> None:
+    """RunFailed: torchrun, whose agent holds the store before it starts a process, has ended; Lightning would wait for half an hour."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    try:
+        socket.create_connection((ours.address, ours.port), timeout=_GRACE).close()
+    except OSError as error:
+        raise RunFailed(f"{ours.name} does not answer at {ours.address}:{ours.port} ({_first_line(error)})") from error
 
 
 def _no_meeting(ours: Launch, error: Exception) -> str:
@@ -184,7 +196,8 @@ def _started(ours: Launch, port: int, verb: Sequence[str]) -> list[subprocess.Po
     for rank in range(1, ours.processes):
         environment = {**os.environ, **told_to_child(replace(ours, port=port), rank)}
         arguments = [*command, f"hydra.job.name=train_rank_{rank}"]  # which names its log
-        started.append(subprocess.Popen(arguments, env=environment, cwd=folder, stdin=subprocess.DEVNULL))
+        ends = dies_with(os.getpid(), signal.SIGKILL)  # also in the seconds before it could notice by itself
+        started.append(subprocess.Popen(arguments, env=environment, cwd=folder, stdin=subprocess.DEVNULL, preexec_fn=ends))
     return started
 
 

@@ -85,8 +85,10 @@ class Stopping(lightning.Callback):
         if reason == TIME_LIMIT:
             raise Stopped(0, reason)
         number = getattr(signal, reason)
-        if self._requeue and number == NOTICE and trainer.is_global_zero:
-            requeue(self._say)
+        if self._requeue and number == NOTICE:
+            if trainer.is_global_zero:
+                requeue(self._say)
+            trainer.strategy.barrier()  # srun --kill-on-bad-exit ends all as soon as one has ended
         if number in self._others:
             self._others[number](number, None)
         # A child that the first rank started itself must not fail: that would be the end of the first one in the midst of its own ending.

@@ -26,6 +26,7 @@ from slurm_cluster import Cluster, cluster, kill_node, missing, start_node
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 TRAIN = Path(__file__).parents[2] / "train.py"
 NODES = {1: ["--nodes=1", "--ntasks=2"], 2: ["--nodes=2", "--ntasks=2"]}
+SRUN = "srun --kill-on-bad-exit=1"  # as docs/clusters.md has it
 both = pytest.mark.parametrize("nodes", NODES)
 # Long enough to be caught in the middle, and nothing saved but at the end.
 STEPS = 400
@@ -73,6 +74,19 @@ def logged(folder: Path) -> int:
 
 def saved(folder: Path) -> int:
     return max((step_of(path) for path in RunFolder(folder).step_checkpoints()), default=0)
+
+
+def noted(here: Cluster, command: str) -> str:
+    """The script of a job whose tasks can be killed with ``kill_task``."""
+    (here.folder / "task.sh").write_text(f"echo $SLURM_PROCID $SLURMD_NODENAME $$ >> tasks\nexec {command}\n")
+    return "srun bash task.sh"
+
+
+def kill_task(here: Cluster, job: str, rank: int) -> None:
+    """By SIGKILL alone; scancel would send SIGTERM before."""
+    tasks = [line.split() for line in (here.folder / "tasks").read_text().splitlines()]
+    ((_, node, process),) = [task for task in tasks if task[0] == str(rank)]
+    here.run("srun", f"--jobid={job}", "--overlap", "-N1", "-n1", "-w", node, "kill", "-9", process)
 
 
 def assert_one_run(folder: Path, log: str, steps: int = 12) -> None:
@@ -126,7 +140,7 @@ def test_a_script_with_plain_python_starts_the_other_process_itself(here, train)
 @both
 def test_a_notice_saves_queues_again_and_the_end_is_that_of_an_unbroken_run(here, train, nodes):
     settings = [*LONG, "trainer.requeue=true", "ckpt=auto"]
-    job = here.submit(f"srun {train(*settings, 'hydra.run.dir=a')}", *NODES[nodes])
+    job = here.submit(f"{SRUN} {train(*settings, 'hydra.run.dir=a')}", *NODES[nodes])
     here.wait(lambda: logged(here.folder / "a") >= 3, job)
     here.run("scancel", "--signal=USR1", job)
     assert here.ended(job, restarts=1)["JobState"] == "COMPLETED", here.log(job)[-3000:]
@@ -165,7 +179,7 @@ def test_a_preempted_job_is_saved_and_goes_on(here, train, nodes):
 def test_a_notice_while_a_job_starts_queues_it_again(here, train, nodes):
     command = train("trainer.requeue=true", "ckpt=auto", "hydra.run.dir=a")
     (here.folder / "task.sh").write_text(f"touch begun.$SLURM_PROCID\nexec {command}\n")
-    job = here.submit("srun bash task.sh", *NODES[nodes])
+    job = here.submit(f"{SRUN} bash task.sh", *NODES[nodes])
     here.wait(lambda: all((here.folder / f"begun.{rank}").exists() for rank in (0, 1)), job)
     time.sleep(2)  # within the imports
     here.run("scancel", "--signal=USR1", job)
@@ -177,10 +191,10 @@ def test_a_notice_while_a_job_starts_queues_it_again(here, train, nodes):
 
 @both
 def test_a_job_that_was_killed_before_its_first_checkpoint_begins_anew(here, train, nodes):
-    script = f"srun {train('ckpt=auto', 'hydra.run.dir=a', *LONG)}"
+    script = noted(here, train("ckpt=auto", "hydra.run.dir=a", *LONG))
     job = here.submit(script, *NODES[nodes])
     here.wait(lambda: logged(here.folder / "a") >= 3, job)
-    here.run("scancel", "--signal=KILL", job)
+    kill_task(here, job, 0)
     assert here.ended(job)["JobState"] == "FAILED", here.log(job)[-3000:]
     assert not saved(here.folder / "a")
     again = here.submit(script, *NODES[nodes])
@@ -207,13 +221,10 @@ def test_a_finished_job_that_is_queued_again_is_done(here, train, nodes):
 @both
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_job(here, train, nodes, rank):
-    (here.folder / "task.sh").write_text(f"echo $SLURM_PROCID $SLURMD_NODENAME $$ >> tasks\nexec {train(*LONG, 'hydra.run.dir=a')}\n")
-    job = here.submit("srun bash task.sh", *NODES[nodes])
+    job = here.submit(noted(here, train(*LONG, "hydra.run.dir=a")), *NODES[nodes])
     here.wait(lambda: logged(here.folder / "a") >= 3, job)
-    tasks = [line.split() for line in (here.folder / "tasks").read_text().splitlines()]
-    ((_, node, process),) = [task for task in tasks if task[0] == str(rank)]
     began = time.monotonic()
-    here.run("srun", f"--jobid={job}", "--overlap", "-N1", "-n1", "-w", node, "kill", "-9", process)
+    kill_task(here, job, rank)
     assert here.ended(job)["JobState"] == "FAILED", here.log(job)[-3000:]
     assert time.monotonic() - began < 10
 

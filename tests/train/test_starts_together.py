@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from run_ends import lives
 
 from hybridlm.run_folder import RunFolder
 
@@ -35,17 +36,21 @@ def family(process):
     return [process, *(one for child in children for one in family(int(child)))]
 
 
+def wait_for_steps(process, folder):
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").is_file() or len(steps(folder)) < 5:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize("program", [ONE, TORCHRUN], ids=["devices", "torchrun"])
 def test_killed_before_its_first_checkpoint_it_begins_anew(program, tiny, tmp_path, environment):
     folder = tmp_path / "run"
     line = [*program, *arguments(tiny, folder), "ckpt=auto"]
     process = subprocess.Popen([*line, "trainer.max_steps=100000", "trainer.ckpt_every=100000"], env=environment)
     try:
-        deadline = time.monotonic() + 120
-        while not (folder / "metrics.jsonl").is_file() or len(steps(folder)) < 5:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for_steps(process, folder)
     finally:
         for one in reversed(family(process.pid)):  # torchrun gives each of its processes a session of its own
             os.kill(one, signal.SIGKILL)
@@ -57,6 +62,31 @@ def test_killed_before_its_first_checkpoint_it_begins_anew(program, tiny, tmp_pa
         assert said in done.stdout
         assert steps(folder) == list(range(1, last + 1))
     assert not [path for path in folder.iterdir() if path.name.startswith(".start")]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_process_outlives_torchrun(count, tiny, tmp_path, environment):
+    """Which may be killed, as by a system short of memory, and then ends nothing itself: they save and end."""
+    folder = tmp_path / "run"
+    program = [f"--nproc_per_node={count}" if "nproc" in word else word for word in TORCHRUN]
+    line = [*program, *arguments(tiny, folder), "trainer.max_steps=100000", "trainer.ckpt_every=100000"]
+    process = subprocess.Popen(line, env=environment)
+    workers = []
+    try:
+        wait_for_steps(process, folder)
+        workers = family(process.pid)[1:]
+        assert len(workers) >= count
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 15
+        while any(map(lives, workers)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert len(RunFolder(folder).step_checkpoints()) == 1
+    finally:
+        process.kill()
+        for one in filter(lives, workers):
+            os.kill(one, signal.SIGKILL)
 
 
 def test_a_refused_launch_ends_at_once(tiny, tmp_path, environment):

@@ -221,7 +221,10 @@ def test_who_waits_for_a_signal_hears_of_it_once_the_run_is_saved(tiny, tmp_path
 
 @pytest.mark.parametrize(("again", "first", "calls"), [(True, True, ["requeue 77"]), (True, False, []), (False, True, [])])
 @pytest.mark.parametrize("early", [True, False], ids=["before_the_configuration_is_read", "before_training"])
-def test_a_notice_before_training_ends_the_run(queued, capsys, again, first, calls, early):
+def test_a_notice_before_training_ends_the_run(queued, monkeypatch, capsys, again, first, calls, early):
+    waited: list[float] = []
+    monkeypatch.setattr("hybridlm.notices.time.sleep", waited.append)
+
     def take() -> None:
         with listening():
             if early:
@@ -234,6 +237,7 @@ def test_a_notice_before_training_ends_the_run(queued, capsys, again, first, cal
         take()
     assert ended.value.code == SIGNALLED
     assert queued() == calls
+    assert bool(waited) != first  # for the first one, which asks
     assert "stopped by SIGUSR1, with nothing to save" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from run_ends import second_rank, session
 
 from hybridlm.compose import compose_config
-from hybridlm.errors import UserError
+from hybridlm.errors import RunFailed, UserError
 from hybridlm.hardware.machine import resolve_machine
 from hybridlm.launcher import Launch, alone_with
 from hybridlm.run_folder import RunFolder
@@ -67,6 +67,18 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_written(tiny, tmp_pa
         refuse_taken_port(replace(machine, devices=1))
     refuse_taken_port(machine)
     assert alone_with(2).port == port
+
+
+def test_a_process_of_a_torchrun_that_has_ended_does_not_wait_for_it(tiny, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    torchrun = {"TORCHELASTIC_RUN_ID": "abc", "TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "1", "GROUP_RANK": "0"}
+    torchrun |= {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**torchrun, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    machine = resolve_machine(compose_config(tiny))
+    with pytest.raises(RunFailed, match=rf"^torchrun does not answer at 127\.0\.0\.1:{port} \(.*refused"), together(machine, ()):
+        pass
 
 
 def test_only_a_run_of_the_command_line_can_be_started_again(monkeypatch):
