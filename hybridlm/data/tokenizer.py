@@ -21,7 +21,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 
 from hybridlm.data.reading.documents import encodable
 from hybridlm.data.tokenizer_bytes import MARK, byte_letters, byte_strings, check, is_byte_level, parts
-from hybridlm.data.tokenizer_files import EOS, read, saved_eos
+from hybridlm.data.tokenizer_files import EOS, read, saved_eos, unmarked
 from hybridlm.data.tokenizer_library import LEGAL, failures, library_of, read_facts, reading
 from hybridlm.data.tokenizer_pieces import OWN_CUTS, PIECE_CHARS, SPLIT_PATTERN, batches, cut, places_to_cut, too_long
 from hybridlm.errors import ConfigError, UserError
@@ -73,8 +73,8 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the tokenizer's canonical JSON."""
-        canonical = json.dumps(json.loads(self._library.to_str()), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        """SHA-256 (hex) of the tokenizer's canonical JSON, without the mark that files of ours once lacked."""
+        canonical = json.dumps(unmarked(json.loads(self._library.to_str())), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def special_id(self, name: str) -> int | None:
