@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import faulthandler
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,8 +62,6 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, call: Call | 
     resume: a checkpoint of ``folder`` to go on from; start: that of ``planned``, None: made here.
     """
     call = call or Call()
-    if sys.__stderr__ is not None and not faulthandler.is_enabled():
-        faulthandler.enable(sys.__stderr__)  # where a signal (a page of a token file that has gone) ends the process, it says in which line
     began = time.perf_counter()
     quiet_lightning()
     if config.trainer.threads is not None:

@@ -7,8 +7,10 @@ because Lightning's own flag, ``should_stop``, would validate once more first.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -126,7 +128,10 @@ class Stopping(lightning.Callback):
 @contextmanager
 def signalled() -> Iterator[None]:
     """Gives two endings of Lightning's own, of which its loop may hear before ours, what says so: SIGTERM its exit code, and Ctrl-C, of
-    which Lightning makes an exit code, its exception."""
+    which Lightning makes an exit code, its exception. A signal that ends the process at once (SIGBUS of a token file whose disk has gone)
+    says in which line it came."""
+    if sys.__stderr__ is not None and not faulthandler.is_enabled():
+        faulthandler.enable(sys.__stderr__)
     try:
         yield
     except SIGTERMException:
