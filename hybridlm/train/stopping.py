@@ -23,6 +23,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybridlm.config.duration import seconds_of
+from hybridlm.errors import RunFailed
 from hybridlm.launcher import is_child, is_first_rank
 from hybridlm.notices import INTERRUPTED, NOTICE, SIGNALLED, requeue
 
@@ -129,7 +130,10 @@ class Stopping(lightning.Callback):
 def signalled() -> Iterator[None]:
     """Gives two endings of Lightning's own, of which its loop may hear before ours, what says so: SIGTERM its exit code, and Ctrl-C, of
     which Lightning makes an exit code, its exception. A signal that ends the process at once (SIGBUS of a token file whose disk has gone)
-    says in which line it came."""
+    says in which line it came.
+
+    RunFailed: a process of data.workers was ended by another than us, of which torch tells wherever this one is.
+    """
     if sys.__stderr__ is not None and not faulthandler.is_enabled():
         faulthandler.enable(sys.__stderr__)
     try:
@@ -140,3 +144,7 @@ def signalled() -> Iterator[None]:
         if isinstance(end.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # torch has no class for it
+            raise
+        raise RunFailed(f"a process of data.workers has ended before its time: {error}; go on from the last checkpoint") from error

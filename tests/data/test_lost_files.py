@@ -1,6 +1,5 @@
 """A token file or a packing that is cut or deleted while training reads it: a line, never a signal and never other tokens."""
 
-import multiprocessing
 import os
 
 import numpy as np
@@ -80,13 +79,3 @@ def test_a_packing_that_is_cut_is_a_line_and_one_that_is_gone_is_made_again(tmp_
     os.truncate(packing, 4096)
     with pytest.raises(RunFailed, match="was cut from"):
         windows.rows(np.array([0, 9]))
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
-def test_a_worker_that_somebody_ends_is_a_line(tmp_path):
-    training = batches(cut_windows(tmp_path), workers=1)
-    next(training)
-    (worker,) = multiprocessing.active_children()
-    worker.kill()
-    with pytest.raises(RunFailed, match=r"a process of data\.workers has ended before its time: .*worker"):
-        take(training)

@@ -49,13 +49,8 @@ class Ahead(Generic[_T]):
         self._end = weakref.finalize(self, self._batches._shutdown_workers)  # type: ignore[attr-defined]
 
     def take(self) -> _T:
-        """RunFailed: a file is not what it was, or a worker was ended by somebody."""
-        try:
-            batch: _T | RunFailed = next(self._batches)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):  # torch has no class for it
-                raise
-            raise RunFailed(f"a process of data.workers has ended before its time: {error}; go on from the last checkpoint") from error
+        """RunFailed: a file is not what it was."""
+        batch: _T | RunFailed = next(self._batches)
         if isinstance(batch, RunFailed):
             raise batch
         self.next += 1
