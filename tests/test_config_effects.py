@@ -165,7 +165,7 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "size.name": ("d12", ["model.sizes=[default]"]),
     "data.source": ("stdlib", []),
     "data.path": ("nowhere/*.txt", []),
-    "data.val_path": ("nowhere.bin", ["data.source=bins", "data.path=CORPUS/ids.bin", "data.dtype=u16", *FROM_FILE]),
+    "data.val_path": ("CORPUS/19.txt", []),
     "data.dtype": ("u16", ["data.source=bins", "data.path=CORPUS/ids.bin", *FROM_FILE]),
     "data.text_field": ("body", ["data.path=CORPUS/lines.jsonl"]),
     "data.on_bad": ("fail", ["data.path=CORPUS/lines.jsonl"]),

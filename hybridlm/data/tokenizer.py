@@ -21,9 +21,9 @@ from tokenizers import Tokenizer as LibraryTokenizer
 
 from hybridlm.data.reading.documents import encodable
 from hybridlm.data.tokenizer_bytes import MARK, byte_letters, byte_strings, check, is_byte_level, parts
-from hybridlm.data.tokenizer_files import EOS, read, saved_eos
+from hybridlm.data.tokenizer_files import EOS, read, saved_eos, unmarked
 from hybridlm.data.tokenizer_library import LEGAL, failures, library_of, read_facts, reading
-from hybridlm.data.tokenizer_pieces import OWN_CUTS, PIECE_CHARS, SPLIT_PATTERN, batches, cut, places_to_cut, too_long
+from hybridlm.data.tokenizer_pieces import PIECE_CHARS, SPLIT_PATTERN, batches, cut, places_to_cut, to_learn, too_long
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.files.home import expanded
 
@@ -73,8 +73,8 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the tokenizer's canonical JSON."""
-        canonical = json.dumps(json.loads(self._library.to_str()), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        """SHA-256 (hex) of the tokenizer's canonical JSON, without the mark that files of ours once lacked."""
+        canonical = json.dumps(unmarked(json.loads(self._library.to_str())), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def special_id(self, name: str) -> int | None:
@@ -243,8 +243,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[st
         special_tokens=[_special(name) for name in specials],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    # In parts with the pieces of the whole: the library takes many times the memory of what it is given at once.
-    library.train_from_iterator((part for text in texts for part in cut(text, PIECE_CHARS, OWN_CUTS)), trainer)
+    # In parts: the library takes many times the memory of what it is given at once.
+    library.train_from_iterator((part for text in texts for part in to_learn(text)), trainer)
     # The trainer gives a merge the id of the special token that is written like it, and its text would be lost.
     merged = {"".join(pair) for pair in json.loads(library.to_str())["model"]["merges"]}
     for name in specials:

@@ -39,6 +39,7 @@ ENCODINGS: dict[str, tuple[str, dict[str, int]]] = {
 # vocab.json and merges.txt do not say how text is split; these classes of transformers split as GPT-2 does.
 _GPT2_CLASSES = {"GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "CodeGenTokenizer", "LEDTokenizer", "LongformerTokenizer"}
 _MARK = "end of document"  # in the list of a template
+_BESIDE_OURS = ("config.yaml", "manifest.json")  # a run's and prepared data's: there even a tokenizer.json without the mark is ours
 _SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}  # of an added token
 
 
@@ -54,6 +55,14 @@ def saved_eos(facts: Mapping[str, Any], *, ours: bool = True) -> str | None:
     return name if believed and all("Sequence" in piece for piece in processor["single"]) else None
 
 
+def unmarked(facts: dict[str, Any]) -> dict[str, Any]:
+    """``facts``, which this changes, as a file of ours said them before there was a mark: the fingerprints of old runs stay."""
+    for name, listed in ((facts["post_processor"] or {}).get("special_tokens") or {}).items():
+        if listed["tokens"] == [_MARK]:
+            listed["tokens"] = [name]
+    return facts
+
+
 def read(path: Path, special_tokens: Sequence[str] = ()) -> LibraryTokenizer:
     """The tokenizer of a tokenizer.json, a folder or a .tiktoken file, with its end of document named. Any Exception: it cannot be used.
 
@@ -66,7 +75,8 @@ def read(path: Path, special_tokens: Sequence[str] = ()) -> LibraryTokenizer:
     elif path.suffix == ".model":
         raise UserError(_conversion(path.parent, "SentencePiece's own format is not read"))
     else:
-        facts, eos = read_facts(path), None
+        facts = read_facts(path)
+        eos = saved_eos(facts) if any(path.with_name(name).is_file() for name in _BESIDE_OURS) else None
     return _build(facts, eos, special_tokens, path)
 
 

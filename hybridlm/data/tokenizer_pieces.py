@@ -39,6 +39,13 @@ BATCH_CHARS = 1 << 20
 _PART_CHARS = 32  # a part costs the library about as much memory as so many characters, however short it is
 
 
+# What a BPE learns from takes memory and time by the distinct pieces that it is given: some 140 bytes for each of their bytes, and the
+# square of their length. Words repeat; stretches of a script without blanks hardly ever do.
+_RARE = re.compile(r"[^\W\d_]{9,}")
+_LEARNED_AT_ONCE = re.compile(r"[^\W\d_]{64}(?=[^\W\d_])")
+MOST_RARE = 6_000_000  # bytes of distinct pieces of nine letters or more
+_STRETCH, _WORTHWHILE = 1 << 16, 1 << 10  # characters of a text that are thinned at once, and that are taken at least
+
 LONGEST_PART = 2 * PIECE_CHARS  # characters without a place to cut that are encoded at once; a document with more of them is left out
 _LOOKED_BACK = 1 << 16  # characters
 
@@ -75,6 +82,48 @@ def too_long(text: str, places: Sequence[re.Pattern[str]]) -> int:
     if len(text) <= LONGEST_PART:
         return 0
     return next((len(part) for part in cut(text, PIECE_CHARS, places) if len(part) > LONGEST_PART), 0)
+
+
+def to_learn(text: str) -> Iterator[str]:
+    """``text`` in parts for the training of a BPE: bounded in size, and cut in stretches of letters too long to be words."""
+    for part in cut(text, PIECE_CHARS, OWN_CUTS):
+        begin = 0
+        for match in _LEARNED_AT_ONCE.finditer(part):
+            yield part[begin : match.end()]
+            begin = match.end()
+        yield part[begin:]
+
+
+def learnable(texts: Iterable[str]) -> float:
+    """The share of ``texts`` on which a BPE can be trained in bounded memory: 1, or how far they were read."""
+    seen = set[int]()
+    rare = size = good = 0
+    for text in texts:
+        for part in to_learn(text):
+            size += len(part)
+            if rare > MOST_RARE:
+                continue
+            good += len(part)
+            for found in _RARE.findall(part):
+                if (key := hash(found)) not in seen:
+                    seen.add(key)
+                    rare += len(found.encode())
+    return 1.0 if rare <= MOST_RARE else good / size
+
+
+def thinned(texts: Iterable[str], share: float) -> Iterator[str]:
+    """``share`` of ``texts``: short ones whole or not at all, the beginning of every ``_STRETCH`` of long ones."""
+    if share == 1:
+        yield from texts
+        return
+    due = 0.0
+    for text in texts:
+        for begin in range(0, len(text), _STRETCH):
+            stretch = text[begin : begin + _STRETCH]
+            due += share * len(stretch)
+            if due >= min(len(stretch), _WORTHWHILE):
+                yield stretch[: int(due)]
+                due -= min(int(due), len(stretch))
 
 
 def last_cut(text: str, at: int) -> int:

@@ -63,7 +63,12 @@ class Console(Logger):
             bpb = f"  {metrics['train/bpb']:.4f} bits/byte" if "train/bpb" in metrics else ""
             skipped = f"  {metrics['optim/skipped_steps']:.0f} skipped" if metrics.get("optim/skipped_steps") else ""
             rate = f"lr {metrics['optim/lr']:.2e}  {speed:,.0f} tokens/s"
-            print(f"{place}  loss {metrics.get('train/loss', float('nan')):.4f}{bpb}  {rate}{eta}{skipped}", flush=True)
+            loss = (
+                f"loss {metrics.get('train/loss', float('nan')):.4f}"
+                if metrics.get("data/targets", 1)
+                else "nothing to learn in its windows"
+            )
+            print(f"{place}  {loss}{bpb}  {rate}{eta}{skipped}", flush=True)
 
     def _update(self, metrics: dict[str, float], step: int) -> None:
         self.reach(step)

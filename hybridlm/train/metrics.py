@@ -50,6 +50,7 @@ COLUMNS = (
     "perf/ckpt_s",
     "perf/memory_gb",
     "data/tokens",
+    "data/targets",
     "data/epoch",
 )
 
@@ -89,7 +90,7 @@ class MetricsCallback(lightning.Callback):
         self._token_bytes = costs.token_bytes
         self._step = 0
         self._loss: Tensor | None = None  # sum over the micro-batches of the running step
-        self._bytes: Tensor | None = None
+        self._counted: Tensor | None = None  # (2,) bytes of text and targets, likewise
         self._rates: dict[str, float] = {}  # by role, of the last optimizer step
         self._steps_timed = 0
         self._seconds = 0.0  # of training alone: data, validation and checkpoints do not count
@@ -117,24 +118,27 @@ class MetricsCallback(lightning.Callback):
     ) -> None:
         share = outputs["loss_sum"] / outputs["n_targets"]
         self._loss = share if self._loss is None else self._loss + share
-        text = (self._token_bytes[batch["targets"].clamp(min=0)] * (batch["targets"] >= 0)).sum()
-        self._bytes = text if self._bytes is None else self._bytes + text
+        learned = batch["targets"] >= 0
+        counted = torch.stack([(self._token_bytes[batch["targets"].clamp(min=0)] * learned).sum(), learned.sum()])
+        self._counted = counted if self._counted is None else self._counted + counted
         stepped = trainer.global_step != self._step
         due = stepped and (trainer.global_step % self._log_every == 0 or trainer.global_step in (1, trainer.max_steps))
-        loss = text_bytes = 0.0
+        loss = text_bytes = targets = 0.0
         if due:  # Reading a number waits for the device, so that the clock is stopped after the work is really done.
             loss = float(trainer.strategy.reduce(self._loss, reduce_op="sum"))
-            text_bytes = float(trainer.strategy.reduce(self._bytes, reduce_op="sum"))
+            text_bytes, targets = trainer.strategy.reduce(self._counted, reduce_op="sum").tolist()
         self._seconds += time.perf_counter() - self._since
         if not stepped:
             return
-        self._step, self._loss, self._bytes = trainer.global_step, None, None
+        self._step, self._loss, self._counted = trainer.global_step, None, None
         self._steps_timed += 1
         if not due:
             return
-        metrics: Metrics = {"train/loss": loss, "train/ppl": perplexity(loss)}
+        metrics: Metrics = {"data/targets": int(targets)}
+        if targets:  # else there is no loss, and 0 would look like one
+            metrics |= {"train/loss": loss, "train/ppl": perplexity(loss)}
         if text_bytes:
-            metrics["train/bpb"] = loss * int(outputs["n_targets"]) / math.log(2) / text_bytes
+            metrics["train/bpb"] = loss * targets / math.log(2) / text_bytes
         metrics |= self._optimizer(trainer) | self._performance(trainer, pl_module) | self._position(trainer)
         self._write(trainer, metrics if self._more is None else metrics | self._more(trainer))
 

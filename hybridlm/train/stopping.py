@@ -7,8 +7,10 @@ because Lightning's own flag, ``should_stop``, would validate once more first.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybridlm.config.duration import seconds_of
+from hybridlm.errors import RunFailed
 from hybridlm.launcher import is_child, is_first_rank
 from hybridlm.notices import INTERRUPTED, NOTICE, SIGNALLED, requeue
 
@@ -128,7 +131,13 @@ class Stopping(lightning.Callback):
 @contextmanager
 def signalled() -> Iterator[None]:
     """Gives two endings of Lightning's own, of which its loop may hear before ours, what says so: SIGTERM its exit code, and Ctrl-C, of
-    which Lightning makes an exit code, its exception."""
+    which Lightning makes an exit code, its exception. A signal that ends the process at once (SIGBUS of a token file whose disk has gone)
+    says in which line it came.
+
+    RunFailed: a process of data.workers was ended by another than us, of which torch tells wherever this one is.
+    """
+    if sys.__stderr__ is not None and not faulthandler.is_enabled():
+        faulthandler.enable(sys.__stderr__)
     try:
         yield
     except SIGTERMException:
@@ -137,3 +146,7 @@ def signalled() -> Iterator[None]:
         if isinstance(end.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # torch has no class for it
+            raise
+        raise RunFailed(f"a process of data.workers has ended before its time: {error}; go on from the last checkpoint") from error

@@ -191,10 +191,10 @@ def byte_stream(name, ids, pieces=1):
     return raw_stream(Path(FOLDER.name) / name, np.array_split(np.array(ids), pieces))
 
 
-def val_batches(parts, *, world_size=1, batch_size=3, limit=None):
+def val_batches(parts, *, world_size=1, batch_size=3, limit=None, masked=False):
     bytes_of = byte_tokenizer().token_bytes()
     loaders = [
-        ValLoader(parts, batch_size=batch_size, token_bytes=bytes_of, rank=rank, world_size=world_size, limit_batches=limit)
+        ValLoader(parts, batch_size=batch_size, token_bytes=bytes_of, rank=rank, world_size=world_size, limit_batches=limit, masked=masked)
         for rank in range(world_size)
     ]
     assert len({len(loader) for loader in loaders}) == 1
@@ -265,6 +265,25 @@ def test_validation_counts_the_bytes_of_learned_tokens_alone(tmp_path, packed):
     assert sum(int(batch["n_bytes"]) for batch in batches) == text.text_bytes
     assert sum(int(batch["n_targets"]) for batch in batches) == text.text_bytes  # a byte is a token
     assert sum(int((batch["targets"] != IGNORE).sum()) for batch in batches) == text.text_bytes
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_validation_passes_over_windows_without_targets(tmp_path, packed, world_size):
+    """Conversations of long questions and an answer of two letters: most windows hold nothing to learn, and weigh nothing."""
+    documents = [[1] * (90 + number) + [2, 3] for number in range(12)]
+    text = split(tmp_path / "val", documents, learned=[[False] * (len(ids) - 2) + [True] * 2 for ids in documents])
+    kept = PackedStream(text.stream, 16, eos_id=EOS, folder=tmp_path / "packed")
+    parts = [PackedWindows(kept, 0, isolate=True) if packed else SideBySide(text.stream, 16)]
+    assert (parts[0].targets(np.arange(parts[0].numbers)) == 0).sum() > 50
+    whole = val_batches(parts, world_size=world_size, masked=True)
+    assert sum(int(batch["n_targets"]) for batch in whole) == 2 * 12
+    assert len(whole) <= -(-24 // (3 * world_size)) * world_size, "a batch holds no window in vain"
+    limited = val_batches(parts, world_size=1, limit=2, masked=True)
+    assert all(int((row != IGNORE).sum()) for batch in limited for row in batch["targets"])
+    nothing = split(tmp_path / "nothing", documents, learned=[[False] * len(ids) for ids in documents])
+    with pytest.raises(UserError, match="the validation text holds nothing to predict"):
+        val_batches([SideBySide(nothing.stream, 16)], masked=True)
 
 
 # Packed documents.

@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 from dataclasses import replace
@@ -98,8 +99,8 @@ def test_a_packing_is_made_once(stream, folder, monkeypatch):
 def test_opening_reads_no_packing(stream, folder, monkeypatch):
     opened(stream, folder)
     mapped = []
-    plain = packed_files.map_array
-    monkeypatch.setattr(packed_files, "map_array", lambda path, dtype, offset=0: mapped.append(path) or plain(path, dtype, offset))
+    plain = packed_files.Mapped
+    monkeypatch.setattr(packed_files, "Mapped", lambda path: mapped.append(path) or plain(path))
     packed = opened(stream, folder)
     assert not mapped
     windows = PackedWindows(packed, 0, isolate=False)
@@ -149,7 +150,7 @@ def test_where_nothing_can_be_written_it_packs_all_the_same(stream, tmp_path, fo
 
 def test_a_failed_write_leaves_nothing_behind(stream, folder, monkeypatch):
     def fail(*_):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(packed_files.os, "replace", fail)
     with pytest.raises(OSError, match="no space"):

@@ -7,11 +7,14 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hybridlm.config.data import DataConfig, PartConfig, TokenizerConfig
+from hybridlm.data import tokenizer_pieces
 from hybridlm.data.corpus import Prepared, TextSplit
 from hybridlm.data.preparing import build, pool
+from hybridlm.data.preparing import prepare as prepare_module
 from hybridlm.data.preparing.build import Manifest
 from hybridlm.data.preparing.prepare import data_folder, prepare
 from hybridlm.data.preparing.split import position
@@ -463,3 +466,24 @@ def test_where_prepared_data_lie(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     assert data_folder(DataConfig()) == tmp_path / ".cache" / "hybridlm" / "data"
+
+
+def test_what_a_bpe_learns_from_is_bounded_where_words_do_not_repeat(tmp_path, monkeypatch):
+    """Text without blanks is taken evenly from all of the corpus, as much of it as memory bears."""
+    monkeypatch.setattr(tokenizer_pieces, "MOST_RARE", 30_000)
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        letters = rng.integers(0x4E00 + 500 * number, 0x4E00 + 500 * (number + 1), 40_000)
+        (tmp_path / f"{number}.txt").write_text("".join(map(chr, letters)), encoding="utf-8")
+    taken = list[str]()
+    train = prepare_module.train_bpe
+    monkeypatch.setattr(prepare_module, "train_bpe", lambda texts, *rest: train((taken.append(text) or text for text in texts), *rest))
+    lines = list[str]()
+    prepare(config(tmp_path, path=f"{tmp_path}/*.txt", tokenizer=BPE, prepare_workers=1), lines.append)
+    characters = sum(map(len, taken))
+    assert 5_000 < characters <= 10_100
+    assert max(map(len, taken)) < characters / 2, "some of every file that is trained on"
+    assert any("of the text (words that hardly repeat" in line for line in lines)
+    parts = list(tokenizer_pieces.to_learn("字" * 1000 + " and words"))
+    assert "".join(parts) == "字" * 1000 + " and words"
+    assert max(map(len, parts)) == 64

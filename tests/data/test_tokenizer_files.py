@@ -1,6 +1,7 @@
 """Tokenizers of other models, made small here: every text comes back, every byte is counted, every refusal says why in one line."""
 
 import base64
+import hashlib
 import json
 import unicodedata
 
@@ -504,3 +505,23 @@ def test_a_token_that_a_template_only_lists_ends_no_document(tmp_path):
     again = load_tokenizer(tmp_path / "own.json")
     assert named.special_name(named.eos_id) == again.special_name(again.eos_id) == "</s>"
     assert named.fingerprint == again.fingerprint
+
+
+def test_a_tokenizer_of_an_old_run_is_still_its_own(tmp_path):
+    """Files of ours once had no mark at the end of document that they list."""
+    library = train_bpe(["some words"], 300, ("</s>",))._library
+    library.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    library.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[("</s>", 1)])
+    run = tmp_path / "run"
+    run.mkdir()
+    library.save(str(run / "tokenizer.json"))
+    (run / "config.yaml").write_text("seed: 0")
+    old = Tokenizer.load(run / "tokenizer.json")
+    assert old.special_name(old.eos_id) == "</s>"
+    facts = json.loads((run / "tokenizer.json").read_text())
+    as_it_was = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    assert old.fingerprint == hashlib.sha256(as_it_was.encode()).hexdigest()
+    assert load_tokenizer(tmp_path).fingerprint == old.fingerprint
+    again = load_tokenizer(run / "tokenizer.json")
+    assert (again.eos_id, again.fingerprint) == (old.eos_id, old.fingerprint)

@@ -84,6 +84,18 @@ def test_other_text_in_the_runs_tokens(trained, corpus):
     assert json.loads(own.stdout)[0]["metrics"]["documents"] > 4
 
 
+def test_all_of_another_text_is_evaluated(trained, tmp_path):
+    """One file or many, nothing is held out of it."""
+    for number, text in enumerate(("a text of its own\n", "and another one, é\n", "x")):
+        (tmp_path / f"{number}.txt").write_text(text * 30, encoding="utf-8")
+    for path, files in ((tmp_path / "0.txt", ["0.txt"]), (tmp_path, ["0.txt", "1.txt", "2.txt"])):
+        result = invoked(trained, "data=files", f"data.path={path}", "--json")
+        assert result.exit_code == 0, result.stderr
+        found = json.loads(result.stdout)[0]["metrics"]
+        assert found["documents"] == len(files)
+        assert found["bytes"] == sum((tmp_path / name).stat().st_size for name in files)
+
+
 def test_a_window_longer_than_any_document(trained):
     """Costs no memory, and is the same as any other window that holds them whole."""
     found = [json.loads(invoked(trained, "--context", context, "--json").stdout)[0] for context in ("1000000000", "65536")]

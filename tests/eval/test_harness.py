@@ -161,6 +161,12 @@ def test_a_setting_that_is_not_known_is_refused(model, tokenizer):
         harness(model, tokenizer).generate_until([asked("x", {"until": ["\n"], "num_beams": 4})])
 
 
+def test_an_empty_continuation_is_refused(model, tokenizer):
+    """It would count as certain, and win."""
+    with pytest.raises(UserError, match=r"a continuation .* is empty, which has no score"):
+        harness(model, tokenizer).loglikelihood([asked("the", " that"), asked("the", "")])
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The tasks of this folder, where they find their data; nothing is asked of the network."""

@@ -136,6 +136,25 @@ def test_bits_per_byte_of_a_training_step_are_those_of_its_text(tiny, tmp_path):
         assert row["train/bpb"] == pytest.approx(row["train/loss"] * targets.numel() / math.log(2) / text)
 
 
+def test_a_step_without_a_target_has_no_loss_and_changes_nothing(tiny, tmp_path, capsys):
+    """Conversations of long questions and short answers, in short windows."""
+    chats = [{"prompt": f"{number} and all " * 4, "response": "ok"} for number in range(30)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    folder = RunFolder(tmp_path / "run")
+    settings = ["data=chat", f"data.path={tmp_path}/chats.jsonl", "data.global_batch=1", "data.val_seq_len=32", "trainer.log_every=1"]
+    text = [line for line in tiny if not line.startswith(("data=", "data.path=", "data.global_batch=", "data.val_seq_len="))]
+    run(compose_config([*text, *settings, "callbacks=none"]), folder, None)
+    steps = [row for row in rows(folder.metrics_jsonl) if "optim/lr" in row]
+    empty = [row for row in steps if not row["data/targets"]]
+    assert 0 < len(empty) < len(steps) == 12
+    assert {"train/loss" in row for row in empty} == {False}
+    assert {row["optim/grad_norm"] for row in empty} == {0.0}
+    assert all(row["train/loss"] > 0 for row in steps if row["data/targets"])
+    assert {row["optim/skipped_steps"] for row in steps} == {0}
+    assert capsys.readouterr().out.count("nothing to learn in its windows") == len(empty)
+    assert json.loads(folder.summary.read_text())["val/loss"] > 0
+
+
 def test_no_peak_no_mfu(tiny, tmp_path):
     folder = RunFolder(tmp_path / "run")
     run(compose_config([*tiny, "trainer.max_steps=1", "trainer.val_every=null", "callbacks=none"]), folder, None)

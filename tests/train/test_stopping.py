@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from run_ends import assert_same_end, lives, rows, second_rank
 
 from hybridlm.compose import compose_config
 from hybridlm.config.duration import seconds_of
-from hybridlm.errors import UserError
+from hybridlm.errors import RunFailed, UserError
 from hybridlm.notices import INTERRUPTED, SIGNALLED, heeded, listening, requeue
 from hybridlm.run_folder import RunFolder
 from hybridlm.train import run as run_module
@@ -298,3 +299,15 @@ def test_a_signal_to_one_rank_stops_all(tiny, tmp_path, environment):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
     assert_same_end(folder, whole, end)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell of the end of a child")
+def test_a_loaders_process_that_somebody_ends_is_a_line(tiny, tmp_path, during):
+    def end_it():
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        time.sleep(1)
+
+    during(3, end_it)
+    with pytest.raises(RunFailed, match=r"a process of data\.workers has ended before its time: DataLoader worker .*last checkpoint"):
+        run(compose_config([*tiny, "data.workers=1", "callbacks=none", "trainer.max_steps=40"]), RunFolder(tmp_path / "run"), None)

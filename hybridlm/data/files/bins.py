@@ -11,7 +11,6 @@ closes the stream.
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from hybridlm.config.section import Section
+from hybridlm.data.files.mapped import Mapped
 from hybridlm.errors import UserError
 from hybridlm.files.plain import Unreadable, parse_json, read_text
 
@@ -58,17 +58,17 @@ class TokenFile:
     @cached_property
     def tokens(self) -> np.ndarray:
         """(count,) uint16 or uint32."""
-        return map_array(self.path, self.meta.dtype)
+        return Mapped(self.path).array(self.meta.dtype)
 
     @cached_property
     def starts(self) -> np.ndarray:
         """(documents + 1,) uint32: the places of the end-of-text before each document and of the closing one."""
-        return map_array(self.path.with_suffix(".idx"), "<u4")
+        return Mapped(self.path.with_suffix(".idx")).array("<u4")
 
     @cached_property
     def learned(self) -> np.ndarray | None:
         """(count,) bool: which tokens count as targets; None: all do."""
-        return map_array(self.path.with_suffix(".mask"), "?") if self.meta.masked else None
+        return Mapped(self.path.with_suffix(".mask")).array("?") if self.meta.masked else None
 
 
 class BinWriter:
@@ -146,15 +146,6 @@ def open_bin(path: str | Path, meta: BinMeta | None = None, *, verify: bool = Tr
     for ending in meta.sha256:
         _check(path.with_suffix(ending), sizes[ending], meta.sha256[ending] if verify else None)
     return TokenFile(path, meta)
-
-
-def map_array(path: Path, dtype: str, offset: int = 0) -> np.ndarray:
-    """A file as a flat read-only array, mapped into memory. ValueError: it is empty.
-
-    A plain array: slicing a np.memmap takes several times as long, and making one asks for every folder above the file.
-    """
-    with path.open("rb") as file:
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype, offset=offset)
 
 
 class _Hashed:

@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from hybridlm.data.files.bins import BinMeta, map_array, open_bin
+from hybridlm.data.files.bins import BinMeta, open_bin
+from hybridlm.data.files.mapped import Mapped
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.files.plain import Unreadable, open_regular
 
@@ -198,4 +199,4 @@ def _refuse_unknown_header(path: Path, head: bytes, size: int) -> None:
 
 
 def _map(path: Path, dtype: Dtype, offset_bytes: int) -> np.ndarray:
-    return map_array(path, f"<u{_WIDTHS[dtype]}", offset_bytes)
+    return Mapped(path).array(f"<u{_WIDTHS[dtype]}", offset_bytes)

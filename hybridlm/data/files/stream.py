@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from hybridlm.data.files.bins import TokenFile, map_array
+from hybridlm.data.files.bins import TokenFile
+from hybridlm.data.files.mapped import Mapped
 
 _T = TypeVar("_T")
 
@@ -34,14 +35,19 @@ _MOST_OPEN = _most_open()
 _opened: dict[Hashable, Any] = {}  # of this process, the oldest first
 
 
-def opened(key: Hashable, open_it: Callable[[], _T]) -> _T:
-    """What ``open_it`` returned when ``key`` was last opened in this process; the oldest of too many is forgotten."""
-    found: _T | None = _opened.get(key)
+def opened(key: Hashable, open_it: Callable[[], tuple[_T, Sequence[Mapped]]]) -> _T:
+    """What ``open_it`` made of the files beside it when ``key`` was last opened in this process; the oldest of too many is forgotten.
+
+    RunFailed: one of the files is not what it was.
+    """
+    found: tuple[_T, Sequence[Mapped]] | None = _opened.get(key)
     if found is None:
         if len(_opened) >= _MOST_OPEN:
             del _opened[next(iter(_opened))]
         found = _opened[key] = open_it()
-    return found
+    for file in found[1]:
+        file.refuse_cut()
+    return found[0]
 
 
 @dataclass(frozen=True)
@@ -68,17 +74,21 @@ class Piece:
         """Tokens in the stream."""
         return self.count - self.open_end
 
-    def tokens(self) -> np.ndarray:
-        """(count,) ids, mapped anew; with the closing eos, also where the stream goes on without it."""
-        return map_array(self.path, self.dtype, self.offset)[: self.count]
+    def mapped(self) -> list[Mapped]:
+        """Its file and, where there is one, its mask's, mapped anew."""
+        return [Mapped(path) for path in ([self.path, self.path.with_suffix(".mask")] if self.masked else [self.path])]
 
-    def learned(self) -> np.ndarray | None:
-        """(count,) bool, mapped anew: which tokens count as targets; None: all do."""
-        return map_array(self.path.with_suffix(".mask"), "?")[: self.count] if self.masked else None
+    def tokens(self, files: Sequence[Mapped] = ()) -> np.ndarray:
+        """(count,) ids, of ``mapped`` files or mapped anew; with the closing eos, also where the stream goes on without it."""
+        return (files or self.mapped())[0].array(self.dtype, self.offset, self.count)
+
+    def learned(self, files: Sequence[Mapped] = ()) -> np.ndarray | None:
+        """(count,) bool of the same: which tokens count as targets; None: all do."""
+        return (files or self.mapped())[1].array("?", 0, self.count) if self.masked else None
 
     def starts(self) -> np.ndarray | None:
         """(documents + 1,) uint32, mapped anew: the eos before each document and the closing one; None: they have to be looked for."""
-        return None if self.documents is None else map_array(self.path.with_suffix(".idx"), "<u4")
+        return None if self.documents is None else Mapped(self.path.with_suffix(".idx")).array("<u4", 0, self.documents + 1)
 
 
 def split_of(files: Iterable[TokenFile]) -> TokenStream:
@@ -147,10 +157,11 @@ class TokenStream:
         """The memory-mapped arrays of one of the pieces."""
         return opened((self._identity, piece), lambda: self._open(piece))
 
-    def _open(self, piece: int) -> Arrays:
+    def _open(self, piece: int) -> tuple[Arrays, Sequence[Mapped]]:
         this = self.pieces[piece]
-        tokens, learned = this.tokens(), this.learned()
-        return Arrays(tokens[: this.size], None if learned is None else learned[: this.size], tokens, learned)
+        files = this.mapped()
+        tokens, learned = this.tokens(files), this.learned(files)
+        return Arrays(tokens[: this.size], None if learned is None else learned[: this.size], tokens, learned), files
 
     def _learned(self, piece: int) -> np.ndarray:
         learned = self.arrays(piece).learned

@@ -29,7 +29,7 @@ from hybridlm.data.reading.documents import Bad
 from hybridlm.data.reading.sources import open_corpus
 from hybridlm.data.synthetic.source import announced
 from hybridlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
-from hybridlm.data.tokenizer_pieces import OWN_CUTS, SPLIT_PATTERN, too_long
+from hybridlm.data.tokenizer_pieces import OWN_CUTS, SPLIT_PATTERN, learnable, thinned, too_long
 from hybridlm.errors import UserError
 from hybridlm.files.home import expanded
 
@@ -165,11 +165,15 @@ def _tokenizer(config: DataConfig, sources: Sequence[Source], report: Report) ->
 
 def _trained(settings: TokenizerConfig, sources: Sequence[Source], report: Report) -> Tokenizer:
     began = time.monotonic()
-    texts = _sample(sources, settings.train_mb * 1_000_000)
-    tokenizer = train_bpe(texts, settings.vocab_size, settings.special_tokens)
+    limit, share = settings.train_mb * 1_000_000, 1.0
+    while (less := learnable(thinned(_sample(sources, limit), share))) < 1:
+        share *= min(less, 0.9)
+    tokenizer = train_bpe(thinned(_sample(sources, limit), share), settings.vocab_size, settings.special_tokens)
     size = f"{tokenizer.vocab_size} ids"
     if tokenizer.vocab_size < settings.vocab_size:
         size += f" instead of the {settings.vocab_size} asked for (no other pair occurs twice in this corpus)"
+    if share < 1:
+        size += f", of {share:.1%} of the text (words that hardly repeat, or no blanks between them, take much memory)"
     report(f"tokenizer: byte-level BPE with {size}, trained in {time.monotonic() - began:.1f} s")
     return tokenizer
 

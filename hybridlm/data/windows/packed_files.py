@@ -13,14 +13,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hybridlm.data.files.bins import map_array
+from hybridlm.data.files.mapped import Mapped
 from hybridlm.data.files.stream import TokenStream, opened
 from hybridlm.data.windows.packing import Packing, document_starts, pack
 from hybridlm.errors import UserError
@@ -79,16 +79,17 @@ class PackedStream:
         """The packing of one piece of the stream, memory-mapped; its places are those in ``Arrays.closed``."""
         return opened((self._identity, number), lambda: self._open(number))
 
-    def _open(self, number: int) -> Packing:
+    def _open(self, number: int) -> tuple[Packing, Sequence[Mapped]]:
         facts = _Facts(*self._facts[number].tolist())
         if number not in self._sound:
             if not _is_sound(self._path(number), facts, self._key(number)):
                 self._make(number)
             self._sound.add(number)
-        data = map_array(self._path(number), facts.dtype, _HEADER)
+        file = Mapped(self._path(number))
+        data = file.array(facts.dtype, _HEADER)
         windows = data[2 * facts.pieces : 2 * facts.pieces + facts.windows + 1]
         targets = data[2 * facts.pieces + facts.windows + 1 :]
-        return Packing(data[: 2 * facts.pieces].reshape(-1, 2), windows, targets, self.seq_len)
+        return Packing(data[: 2 * facts.pieces].reshape(-1, 2), windows, targets, self.seq_len), [file]
 
     def _all_facts(self) -> list[_Facts]:
         keys = [self._key(number) for number in range(len(self.stream.pieces))]
@@ -162,7 +163,7 @@ def _is_sound(path: Path, facts: _Facts, key: str) -> bool:
     if _facts_of(path, key) != facts:
         return False
     with path.open("rb") as file:
-        return file.read(_HEADER) == _header(facts, key, [map_array(path, "u1", _HEADER)])
+        return file.read(_HEADER) == _header(facts, key, [Mapped(path).array("u1", _HEADER)])
 
 
 def _size(path: Path) -> int:

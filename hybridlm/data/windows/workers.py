@@ -16,6 +16,8 @@ from typing import Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hybridlm.errors import RunFailed
+
 _T = TypeVar("_T")
 _PREFETCH = 4  # batches a worker
 _LOOK = 0.25  # seconds between two looks at the trainer
@@ -47,7 +49,10 @@ class Ahead(Generic[_T]):
         self._end = weakref.finalize(self, self._batches._shutdown_workers)  # type: ignore[attr-defined]
 
     def take(self) -> _T:
-        batch: _T = next(self._batches)
+        """RunFailed: a file is not what it was."""
+        batch: _T | RunFailed = next(self._batches)
+        if isinstance(batch, RunFailed):
+            raise batch
         self.next += 1
         return batch
 
@@ -56,12 +61,15 @@ class Ahead(Generic[_T]):
         self._end()
 
 
-class _Made(Dataset[_T]):
+class _Made(Dataset[_T | RunFailed]):
     def __init__(self, make: Callable[[int], _T]) -> None:
         self._make = make
 
-    def __getitem__(self, index: int) -> _T:
-        return self._make(index)
+    def __getitem__(self, index: int) -> _T | RunFailed:
+        try:
+            return self._make(index)
+        except RunFailed as error:  # as a result: torch would raise it again with this process's traceback in its text
+            return error
 
 
 class _From(Sampler[int]):
