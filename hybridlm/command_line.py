@@ -113,6 +113,13 @@ def value_of(overrides: Sequence[str], key: str) -> str | None:
     return _unquoted(values[-1]) if values else None
 
 
+def typed(override: str) -> str:
+    """A repaired override as it is typed: without signs, and without the quotes that a repair brings back."""
+    key, _, value = override.lstrip("+").partition("=")
+    bare = f"{key}={_unquoted(value)}"
+    return bare if _repaired(bare, (), several=False) == f"++{key}={value}" else f"{key}={value}"
+
+
 def _unquoted(value: str) -> str:
     if len(value) < 2 or value[0] != value[-1] or value[0] not in "'\"":
         return value

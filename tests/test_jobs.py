@@ -134,13 +134,15 @@ def test_a_run_that_has_saved_nothing_begins_anew(run, tiny, capfd):
 def test_every_hint_works(finished, run, capfd, monkeypatch):
     """As it is printed: a shell's words."""
     hints = [line.strip() for line in finished[1].partition("next:\n")[2].splitlines()]
-    assert [hint.rpartition("# ")[2] for hint in hints] == ["train on", "let it write", "try another model"]
-    on, write, another = (shlex.split(hint, comments=True) for hint in hints)
+    assert [hint.rpartition("# ")[2] for hint in hints] == ["train on", "let it write", "draw it", "try another model"]
+    on, write, draw, another = (shlex.split(hint, comments=True) for hint in hints)
     assert on == ["python", "train.py", "ckpt=last", "trainer.max_steps=24"]
     assert write[:4] == ["hybridlm", "generate", "last", "--prompt"]
     assert "def f" in write[4]
     written = CliRunner().invoke(app, write[1:])
     assert (written.exit_code, written.output.startswith(write[4])) == (0, True), written.output
+    drawn = CliRunner().invoke(app, draw[1:])
+    assert (drawn.exit_code, (run.path / "report.html").is_file()) == (0, True), drawn.output
     main(on[2:])
     main(another[2:])
     assert json.loads(run.summary.read_text())["steps"] == 24

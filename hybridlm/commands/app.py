@@ -39,4 +39,4 @@ def run_app(arguments: Sequence[str]) -> None:
                 raise
             where = error.ctx.command_path if error.ctx is not None else "hybridlm"  # type: ignore[attr-defined]
             said = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
-            raise UserError(f"{said}; `{where} --help` says what is legal") from None
+            raise UserError(f"{said}{' ' if said.endswith('?') else '; '}`{where} --help` says what is legal") from None

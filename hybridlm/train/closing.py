@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridlm.command_line import merged
+from hybridlm.command_line import merged, typed
 from hybridlm.config.load import load_config
 from hybridlm.errors import UserError
 from hybridlm.resume import quoted
@@ -91,7 +91,7 @@ def go_on(call: Call, folder: RunFolder) -> str:
 
 def _plain(call: Call) -> list[str]:
     """The overrides as they are typed."""
-    return [line.lstrip("+") for line in call.overrides]
+    return [typed(line) for line in call.overrides]
 
 
 def _command(call: Call, overrides: list[str]) -> str:

@@ -180,11 +180,11 @@ class MetricsCallback(lightning.Callback):
         self._validating = time.perf_counter()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.state.fn != "fit":
-            return
-        metrics: Metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(MEASURED)}
         seconds = time.perf_counter() - self._validating
         self._of_validation += seconds
+        if trainer.state.fn != "fit":  # the last one, on all held-out text, is in the summary
+            return
+        metrics: Metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(MEASURED)}
         self._write(trainer, metrics | {"val/ppl": perplexity(float(metrics["val/loss"])), "perf/val_s": seconds} | self._position(trainer))
 
     def _write(self, trainer: lightning.Trainer, metrics: Metrics) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hybridlm.command_line import merged, quoted_pattern, repair, split, value_of
+from hybridlm.command_line import merged, quoted_pattern, repair, split, typed, value_of
 from hybridlm.compose import compose_config
 from hybridlm.composition import composed
 from hybridlm.config.load import load_config, to_yaml
@@ -267,7 +267,16 @@ def test_find_run(tmp_path):
 )
 def test_a_path_needs_no_quoting_beyond_the_shells(path):
     assert compose_config(["data=files", f"data.path={path}"]).data.path == path
-    assert value_of(repair([f"ckpt={path}"], set()), "ckpt") == path
+    repaired = repair([f"ckpt={path}"], set())
+    assert value_of(repaired, "ckpt") == path
+    assert typed(repaired[0]) == f"ckpt={path}"  # as a hint prints it
+
+
+def test_a_hint_types_what_was_typed():
+    for line in ("model.pattern=(TM)*3", "data.path=docs/*.md", "optim.lr=1e-3", "model=mamba", "callbacks.samples.prompts=['a b']"):
+        (repaired,) = repair([line], {"model"})
+        assert typed(repaired) == line
+        assert repair([typed(repaired)], {"model"}) == [repaired]
 
 
 def test_lists_of_paths_and_sweeps_over_them(tmp_path, monkeypatch):

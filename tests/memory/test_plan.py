@@ -218,7 +218,7 @@ def test_the_command_refuses_in_lines_and_ends_with_code_2():
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("--jsn", "size=tiny"), "plan: unknown option --jsn; it takes --json"),
+        (("--jsn", "size=tiny"), "error: unknown option --jsn; legal: --json, --help and the overrides of train.py"),
         (("ckpt=last",), "ckpt = 'last': plan is of a run that starts anew"),
         (("data.global_batch=10", "data.batch_size=4"), "is not a multiple of data.batch_size"),
     ],

@@ -99,6 +99,7 @@ def test_what_is_documented_is_logged_and_what_is_logged_is_documented(tiny, tmp
 def check_figures(logged, folder):
     """The derived metrics, by hand from the others."""
     summary = json.loads(folder.summary.read_text())
+    assert summary["val_seconds"] > sum(row.get("perf/val_s", 0.0) for row in logged) > 0  # and the last one, on all held-out text
     for row in logged:
         assert row["data/tokens"] == row["step"] * 128
         if "train/loss" in row:
