@@ -77,6 +77,7 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, call: Call | 
     read = data_facts(config, machine.global_batch, prepared)
     if resumed is not None:
         resumed.refuse_other_data(read, prepared.tokenizer.fingerprint, config.data.changed, console.say)
+        _datamodule(config, machine, prepared, val_batches=None).refuse(resumed.position)
     _say_packing(config, prepared, console)
     module = _module(config, machine, prepared, read)
     module.model.kernels = kernels
