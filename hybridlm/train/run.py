@@ -155,6 +155,8 @@ def _refuse(config: RunConfig, machine: Machine, folder: RunFolder, resumed: Res
     strategy(config.trainer.strategy, machine)
     refuse_taken_port(machine)
     refuse_logger(config)
+    if config.logger.name == "wandb":
+        folder.wandb_run()
     refuse_missing_kernels(config.optim, machine.device)
     refuse_missing_compiler(config.trainer, machine.device)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import os
 import random
 import re
 import shutil
@@ -92,10 +93,10 @@ def test_what_is_read_can_be_trained_on_from_and_what_is_refused_touches_nothing
         shutil.copytree(folder.path, own.path)
         write(own.step_checkpoint(4), mutation(content, number))
         before = snapshot(own)
-        if refused_or_read(lambda own=own: run(config, own, own.step_checkpoint(4), Call(named=True))):
-            trained += 1
-            assert own.step_checkpoint(5).exists()
+        if refused_or_read(lambda own=own: Resumed.read(own.step_checkpoint(4), config)):
+            trained += refused_or_read(lambda own=own: run(config, own, own.step_checkpoint(4), Call(named=True)))
         else:
+            refused_or_read(lambda own=own: run(config, own, own.step_checkpoint(4), Call(named=True)))
             assert snapshot(own) == before
         shutil.rmtree(own.path)
     assert 0 < trained < len(seed)
@@ -116,6 +117,42 @@ def test_a_part_that_is_missing_or_none_is_refused(original, tmp_path, part):
     for changed in ({key: value for key, value in content.items() if key != part}, {**content, part: None}):
         write(path, changed)
         assert not refused_or_read(lambda: Resumed.read(path, config))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "train.lock", "train.log", "wandb_id.txt", "anything"])
+def test_a_run_whose_file_leads_elsewhere_is_not_written_to(original, tmp_path, name):
+    own = RunFolder(tmp_path / "run")
+    shutil.copytree(original[0].path, own.path)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (own.path / name).unlink(missing_ok=True)
+    for make in (lambda: (own.path / name).symlink_to(victim), lambda: os.mkfifo(own.path / name)):
+        make()
+        with pytest.raises(UserError, match="a link or no regular file"), own.training() as holding:
+            holding.sign()
+        (own.path / name).unlink()
+    assert victim.read_text() == "precious"
+
+
+def test_a_folder_of_checkpoints_may_lie_on_another_disk(original, tmp_path):
+    own = RunFolder(tmp_path / "run")
+    shutil.copytree(original[0].path, own.path)
+    shutil.move(own.checkpoints, tmp_path / "disk")
+    own.checkpoints.symlink_to(tmp_path / "disk")
+    with own.training():
+        assert own.newest_checkpoint() == own.step_checkpoint(4)
+
+
+@pytest.mark.parametrize("text", ["../../x\n", "a*\n", "a\nb/c\n", "", "a\x1b\n", "a\nb\nc\nd\n", "x" * 5000])
+def test_an_id_that_weights_and_biases_cannot_have_given_is_told(tmp_path, text):
+    folder = RunFolder(tmp_path)
+    assert folder.wandb_run() is None
+    folder.wandb_id.write_text(text)
+    assert not refused_or_read(folder.wandb_run)
+    folder.wandb_id.write_text("ab12\nmine\n\n")
+    assert folder.wandb_run() == {"id": "ab12", "project": "mine"}
+    folder.wandb_id.write_text("ab12\nmine\nus\n")
+    assert folder.wandb_run() == {"id": "ab12", "project": "mine", "entity": "us"}
 
 
 def at(tree: object, path: str, value: object) -> object:
@@ -144,7 +181,7 @@ MOMENTS = "optimizer_states/0/state/0"
         (f"{LOADER}/batches", -1, "batches"),
         (f"{LOADER}/batches", 5, "position in the data"),
         (f"{LOADER}/epoch", 2**39, "position in the data"),
-        (f"{LOADER}/global_batch", None, "global_batch"),
+        (f"{LOADER}/global_batch", None, "combined_loader"),
         (f"{LOOP}/epoch_loop.automatic_optimization.optim_progress/optimizer/step/total/completed", 3, "loops have not made"),
         (f"{LOOP}/epoch_loop.batch_progress/total/reset", 1, "reset"),
         (f"{LOOP}/epoch_loop.batch_progress/current/ready", 9, "other batches"),
