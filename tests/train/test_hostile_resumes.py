@@ -73,7 +73,7 @@ def nudged(value: object, generator: random.Random) -> object:
     return type(value)(generator.choice([0, 1, 2, value + 1, value - 1, 1000, 2**31, 2**39]))
 
 
-@pytest.mark.parametrize("seed", [range(100), pytest.param(range(100, 3_000), marks=pytest.mark.slow)], ids=["100", "2900"])
+@pytest.mark.parametrize("seed", [range(40), pytest.param(range(40, 3_000), marks=pytest.mark.slow)], ids=["40", "2960"])
 def test_a_mutated_checkpoint_is_refused_in_a_line_or_read(original, tmp_path, seed):
     _, config, content = original
     path = tmp_path / "step-00000004.ckpt"
@@ -84,7 +84,7 @@ def test_a_mutated_checkpoint_is_refused_in_a_line_or_read(original, tmp_path, s
         refused_or_read(lambda: Resumed.read(path, config))
 
 
-@pytest.mark.parametrize("seed", [range(8), pytest.param(range(8, 300), marks=pytest.mark.slow)], ids=["8", "292"])
+@pytest.mark.parametrize("seed", [range(6), pytest.param(range(6, 300), marks=pytest.mark.slow)], ids=["6", "294"])
 def test_what_is_read_can_be_trained_on_from_and_what_is_refused_touches_nothing(original, tmp_path, seed):
     folder, config, content = original
     trained = 0
