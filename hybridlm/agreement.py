@@ -22,9 +22,9 @@ from types import TracebackType
 
 from hybridlm.errors import RunFailed, UserError
 from hybridlm.files.durable import replaced
+from hybridlm.files.folders import first_missing, remove_empty
 from hybridlm.files.plain import Unreadable, read_json
 from hybridlm.launcher import Launch, is_first_rank
-from hybridlm.run_folder import first_missing, remove_empty
 
 VARIABLE = "HYBRIDLM_WORD"
 _LOOK_EVERY, _BEAT_EVERY = 0.1, 2.0  # seconds

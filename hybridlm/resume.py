@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybridlm.config.load import load_config
+from hybridlm.config.model import ModelConfig
 from hybridlm.config.problems import show
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import UserError
@@ -88,19 +89,23 @@ def quoted(value: str | Path) -> str:
 
 def refuse_other_model(folder: RunFolder, old: RunConfig, new: RunConfig) -> None:
     """UserError: with each field of the model section that differs, old -> new; or another optimizer, which keeps other state."""
-    before, after = dict(_leaves(old.model.model_dump(), "model")), dict(_leaves(new.model.model_dump(), "model"))
-    changes = [
-        f"{path}: {show(before.get(path))} -> {show(after.get(path))}"
-        for path in dict.fromkeys([*before, *after])
-        if before.get(path) != after.get(path)
-    ]
-    if changes:
+    if changes := model_changes(old.model, new.model):
         raise UserError(f"{folder.path} cannot go on with another architecture; {', '.join(changes)}; start a new run without ckpt")
     if old.optim.name != new.optim.name:
         raise UserError(
             f"{folder.path} cannot go on with another optimizer; optim.name: {show(old.optim.name)} -> {show(new.optim.name)}; "
             "start a new run without ckpt"
         )
+
+
+def model_changes(old: ModelConfig, new: ModelConfig) -> list[str]:
+    """Each field that differs, old -> new."""
+    before, after = dict(_leaves(old.model_dump(), "model")), dict(_leaves(new.model_dump(), "model"))
+    return [
+        f"{path}: {show(before.get(path))} -> {show(after.get(path))}"
+        for path in dict.fromkeys([*before, *after])
+        if before.get(path) != after.get(path)
+    ]
 
 
 def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:

@@ -16,12 +16,14 @@ from hybridlm.command_line import key_of
 from hybridlm.errors import UserError
 from hybridlm.files.checksum import damage
 from hybridlm.files.durable import remove_partials, replaced
+from hybridlm.files.folders import first_missing, refuse_links, remove_empty
 from hybridlm.files.held import Held, Holding, holding
 from hybridlm.files.home import expanded
-from hybridlm.files.plain import Unreadable, read_yaml
+from hybridlm.files.plain import Unreadable, read_text, read_yaml
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"(step|best)-(\d+)\.ckpt")
+_OF_WANDB = re.compile(r"[^/\\#?%:*\[\x00-\x1f\x7f]{1,128}")  # what W&B takes as a name, and no pattern of files
 _SUPERSEDED = ".superseded"  # behind the name of a checkpoint that a resumed run went back behind
 JOB, SWEEP = "job.json", "sweep.json"  # what `hybridlm sweep` says of one job, in its run's folder, and of all, in the folder above
 _RUN_ROOTS = ("outputs", "multirun")
@@ -126,6 +128,7 @@ class RunFolder:
             with ExitStack() as stack:
                 try:
                     self.path.mkdir(parents=True, exist_ok=True)
+                    refuse_links(self.path)
                     held = stack.enter_context(holding(self.path / "train.lock"))
                 except Held as error:
                     raise UserError(f"{self.path} is being trained by {error.who}") from None
@@ -216,6 +219,20 @@ class RunFolder:
         found = [path for path in self.checkpoints.glob(f"{kind}-*.ckpt") if _NAME.fullmatch(path.name)]
         return sorted(found, key=step_of, reverse=True)
 
+    def wandb_run(self) -> dict[str, str | None] | None:
+        """id, project and entity of the run at W&B, the last two as far as they are known; None: it has none yet. UserError: the file
+        holds none that W&B could have given."""
+        if not self.wandb_id.exists():
+            return None
+        try:
+            lines = read_text(self.wandb_id, 1000).rstrip("\n").split("\n")
+        except Unreadable as error:
+            raise UserError(f"{self.wandb_id}: {error}") from None
+        if len(lines) > 3 or not _OF_WANDB.fullmatch(lines[0]) or not all(_OF_WANDB.fullmatch(line) for line in lines[1:] if line):
+            raise UserError(f"{self.wandb_id}: expected the id, the project and the entity of a run at W&B, a line each; without the file "
+                            "a new run begins there")  # fmt: skip
+        return {name: line or None for name, line in zip(("id", "project", "entity"), lines, strict=False)}
+
     def overrides(self) -> list[str]:
         """The overrides the run was started with, to be shown: what goes on is config.yaml. None where they cannot be read."""
         try:
@@ -233,21 +250,6 @@ class RunFolder:
             if path == self.recorded_overrides or not path.exists():
                 with replaced(path) as new:
                     new.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-
-
-def first_missing(folder: Path) -> Path | None:
-    """The outermost of ``folder`` and its parents that is not there; None: all are."""
-    return next((path for path in reversed([folder, *folder.parents]) if not path.exists()), None)
-
-
-def remove_empty(folder: Path, top: Path | None) -> None:
-    """Removes ``folder`` and its parents up to ``top``, as far as nothing lies in them; None: nothing."""
-    while top is not None and folder.is_relative_to(top):
-        try:
-            folder.rmdir()
-        except OSError:
-            return
-        folder = folder.parent
 
 
 def step_of(checkpoint: Path) -> int:

@@ -98,7 +98,7 @@ def test_both_are_loaded_as_they_are(folder, content):
     load(write_weights(folder, {**content[KEY], "step": 3}, {k.removeprefix(PREFIX): t for k, t in content["state_dict"].items()}))
 
 
-@pytest.mark.parametrize("seed", [pytest.param(range(150), id="150"), pytest.param(range(150, 3000), id="2850", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [pytest.param(range(40), id="40"), pytest.param(range(40, 3000), id="2960", marks=pytest.mark.slow)])
 def test_a_mutated_checkpoint_is_refused_in_a_line_or_runs(folder, content, seed):
     for number in seed:
         generator = random.Random(number)
@@ -108,7 +108,7 @@ def test_a_mutated_checkpoint_is_refused_in_a_line_or_runs(folder, content, seed
         refused_or_read(lambda path=path: load(path))
 
 
-@pytest.mark.parametrize("seed", [pytest.param(range(100), id="100"), pytest.param(range(100, 2000), id="1900", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [pytest.param(range(40), id="40"), pytest.param(range(40, 2000), id="1960", marks=pytest.mark.slow)])
 def test_mutated_weights_likewise(folder, content, seed):
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items()}
     for number in seed:
@@ -133,15 +133,14 @@ def plain_tensor(generator: random.Random) -> torch.Tensor:
 def test_a_size_that_its_tensors_do_not_have_is_refused_before_anything_is_allocated(folder, content):
     leaves = list(whole_numbers(CONFIG.model_dump()))
     assert len(leaves) > 30
-    for path in leaves:
-        for value in (10**9, 2**62):
-            model = copy.deepcopy(CONFIG.model_dump())
-            holder = model
-            for key in path[:-1]:
-                holder = holder[key]
-            holder[path[-1]] = value
-            file = write(folder, {**content, KEY: {**content[KEY], "model": model}})
-            refused_or_read(lambda file=file: load(file))
+    for number, path in enumerate(leaves):
+        model = copy.deepcopy(CONFIG.model_dump())
+        holder = model
+        for key in path[:-1]:
+            holder = holder[key]
+        holder[path[-1]] = (10**9, 2**62)[number % 2]
+        file = write(folder, {**content, KEY: {**content[KEY], "model": model}})
+        refused_or_read(lambda file=file: load(file))
     for value in (1, 10**9):
         assert "embedding" in refusal(write(folder, {**content, KEY: {**content[KEY], "vocab_size": value}})) or value == 1
 

@@ -81,7 +81,7 @@ def _problem(cls: type[Section], loc: tuple[int | str, ...], tree: Mapping[str, 
     section, names = cls, list[str]()
     for part in loc:
         names.append(str(part))
-        info = section.model_fields.get(str(part))
+        info = next((field for name, field in section.model_fields.items() if part in (name, field.alias)), None)
         if info is None:
             return dotted(where, names), _unknown(cls, section, names, tree, where)
         inner = section_type(info.annotation)

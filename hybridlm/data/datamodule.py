@@ -9,7 +9,7 @@ import lightning
 from hybridlm.config.data import DataConfig
 from hybridlm.data.corpus import Prepared
 from hybridlm.data.synthetic.source import held_out
-from hybridlm.data.windows.loader import TrainLoader, ValLoader
+from hybridlm.data.windows.loader import Position, TrainLoader, ValLoader, placed, steps_of
 from hybridlm.data.windows.splits import train_source, val_windows
 from hybridlm.data.windows.window_sources import Windows
 
@@ -58,6 +58,11 @@ class DataModule(lightning.LightningDataModule):
             pin_memory=self._pin_memory,
         )
         return self._training
+
+    def refuse(self, position: Position) -> None:
+        """UserError: the training data cannot go on where a loader stood so."""
+        steps = steps_of(train_source(self.prepared, self._config, self._seed), self._global_batch)
+        placed(position, self._global_batch, self._accumulate, steps * self._accumulate)
 
     def val_dataloader(self) -> ValLoader | list[ValLoader]:
         """This rank's share of the held-out text: packed as the training text is, so that both are seen alike.

@@ -14,13 +14,12 @@ def log_to_wandb(config: RunConfig, folder: RunFolder, records: Sequence[Record]
     if config.logger.name != "wandb" or not folder.wandb_id.is_file():
         return
     try:
+        kept = folder.wandb_run() or {}
         import wandb
 
         logger = config.logger
         run = wandb.init(
-            project=logger.project,
-            entity=logger.entity,
-            id=folder.wandb_id.read_text(encoding="utf-8").strip(),
+            **({"project": logger.project, "entity": logger.entity} | kept),
             resume=None if logger.offline else "allow",
             mode="offline" if logger.offline else "online",
             dir=str(folder.path),

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from hybridlm.colours import COLOURS, MARKERS
 from hybridlm.eval.results import Record
+from hybridlm.files.durable import replaced
 
 _SHOWN = {"loss": "loss", "ppl": "ppl", "bpb": "bits/byte", "tokens": "tokens", "documents": "docs"}
 _BARS = 40  # signs of the longest bar
@@ -86,4 +87,5 @@ def plot_curves(records: Sequence[Record], path: Path) -> None:
     axes.set_title(f"Loss by position, {records[0].settings['split']} text, step {records[0].step}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    with replaced(path) as new:
+        figure.savefig(new, dpi=150, format="png")

@@ -152,7 +152,8 @@ def _print_all(steps: Iterator[Step], rows: Sequence[str], request: Request, sam
             if request.as_json:
                 sample = {"prompt": rows[printed], "sample": printed % request.samples, "seed": sampling.seed + printed}
                 ascii_only = not sys.stdout.encoding.lower().startswith("utf")  # a letter that is replaced would be another text
-                sys.stdout.write(json.dumps(sample | _as_json(done, sampling, tokenizer), ensure_ascii=ascii_only) + "\n")
+                line = json.dumps(sample | _as_json(done, sampling, tokenizer), ensure_ascii=ascii_only or sys.stdout.isatty())
+                sys.stdout.write(line.replace("\x7f", "\\u007f") + "\n")
             else:
                 text = rows[printed] + "".join(one.text for one in done)
                 sys.stdout.write((_BETWEEN if printed else "") + for_stream(text, sys.stdout))

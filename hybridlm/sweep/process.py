@@ -18,6 +18,7 @@ from pathlib import Path
 
 from hybridlm.config_files import root
 from hybridlm.errors import UserError
+from hybridlm.files.folders import refuse_links
 from hybridlm.launcher import dies_with
 from hybridlm.sweep.job import LOCK, LOG
 
@@ -38,6 +39,7 @@ class JobProcess:
         ConfigError: another process is at work in the folder.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(folder)
         self._log = folder / LOG
         self._offset = self._log.stat().st_size if self._log.exists() else 0
         self._began = time.monotonic()

@@ -10,7 +10,6 @@ import json
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -23,6 +22,7 @@ from hybridlm.optim.optimizer import HybridOptimizer
 from hybridlm.train.checkpoint_io import writer_of
 from hybridlm.train.ema import EMA
 from hybridlm.train.forensics import Cause, everyones, find_cause, fingerprint
+from hybridlm.train.saved_state import GuardState
 from hybridlm.train.writing import write_or_say
 
 if TYPE_CHECKING:
@@ -47,19 +47,6 @@ def spoiling(loss: Tensor) -> Tensor:
     return loss * (1 + (loss - loss).detach())
 
 
-@dataclass
-class GuardState:
-    """What a checkpoint holds of it, in plain types."""
-
-    skipped: int = 0  # bad steps of the run
-    streak: int = 0  # bad steps in a row, up to the last one
-    rollbacks: int = 0
-    rate_scale: float = 1.0
-    losses: list[float] = field(default_factory=list)  # of the last good steps, where spikes are looked for
-    bad: list[dict[str, Any]] = field(default_factory=list)  # the last bad steps: step, cause, batches
-    ranges: list[list[int]] = field(default_factory=list)  # of each rollback: first and last bad step, and the step it went back to
-
-
 class GuardCallback(lightning.Callback):
     """Counts and names the steps that the optimizer refused; rolls back after several in a row; stops the run if that does not help.
 
@@ -79,10 +66,10 @@ class GuardCallback(lightning.Callback):
         self._loss: float | None = None  # of the running step over all ranks, once it was asked for
 
     def state_dict(self) -> dict[str, Any]:
-        return asdict(self._state)
+        return self._state.model_dump()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._state = GuardState(**state_dict)
+        self._state = GuardState.model_validate(state_dict)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         optimizer = hybrid_optimizer(trainer)
@@ -196,7 +183,9 @@ class GuardCallback(lightning.Callback):
     def _stop(self, trainer: lightning.Trainer) -> None:
         state, path = self._state, self._folder.path / REPORT
         if trainer.is_global_zero:
-            text = json.dumps({"step": self._step, **{key: value for key, value in asdict(state).items() if key != "losses"}}, indent=2)
+            text = json.dumps(
+                {"step": self._step, **{key: value for key, value in state.model_dump().items() if key != "losses"}}, indent=2
+            )
             write_or_say(path, text + "\n", self._say)
         last = state.bad[-1]
         raise RunDiverged(

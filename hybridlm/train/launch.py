@@ -55,4 +55,5 @@ def this_job(verb: Sequence[str]) -> tuple[list[str], str]:
     folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     flags = ["--config-name", str(hydra.job.config_name), *(word for folder in folders for word in ("--config-dir", folder))]
     own = [f"hydra.run.dir={quoted(Path(hydra.runtime.output_dir))}", "hydra.output_subdir=null"]
-    return [sys.executable, *program, *flags, *hydra.overrides.task, *own], str(hydra.runtime.cwd)
+    safe = ["-P"] if sys.flags.safe_path else []  # as a sweep starts its jobs: in a folder that is not to be imported from
+    return [sys.executable, *safe, *program, *flags, *hydra.overrides.task, *own], str(hydra.runtime.cwd)

@@ -84,5 +84,11 @@ class LitLM(lightning.LightningModule):
         schedule = LambdaLR(optimizer, partial(lr_factor, config=self._optim, max_steps=self._max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The schedule stands at the step, and all else of it is that of today's settings (``ExactSteps``): of what the file says of it,
+        torch would make attributes."""
+        step = checkpoint["global_step"]
+        checkpoint["lr_schedulers"] = [{"last_epoch": step, "_step_count": step + 1, "lr_lambdas": []}]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self._facts

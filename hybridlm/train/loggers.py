@@ -136,7 +136,7 @@ class Loggers:
         backend: Backend | None = None
         match config.logger.name:
             case "wandb":
-                backend = Wandb(wandb_arguments(config, folder, sweep), folder.wandb_id, timeout=config.logger.timeout)
+                backend = Wandb(wandb_arguments(config, folder, sweep), folder, timeout=config.logger.timeout)
             case "tensorboard":
                 backend = TensorBoard(folder.tensorboard)
         if backend is not None:

@@ -8,64 +8,41 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import ConfigDict, Field
-from torch import Tensor
-
-from hybridlm.checkpoint import KEY, PREFIX, read_checkpoint, rebuilt, refuse_misfits
+from hybridlm.checkpoint import EMA_KEY, KEY, PREFIX, read_checkpoint, rebuilt, refuse_misfits
 from hybridlm.config.problems import recorded, show
-from hybridlm.config.section import Section
-from hybridlm.errors import ConfigError, UserError, printable
+from hybridlm.errors import ConfigError, UserError
+from hybridlm.resume import model_changes
 from hybridlm.train.call import NothingLeft
+from hybridlm.train.saved_state import TrainingState, misfit_optimizer
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
     from hybridlm.data.corpus import Prepared
+    from hybridlm.data.windows.loader import Position
     from hybridlm.hardware.machine import Machine
     from hybridlm.run_folder import RunFolder
 
 TEXT = "text"  # the content of the corpora, among data_facts
 
 
-class _Facts(Section):
-    model_config = ConfigDict(extra="ignore", arbitrary_types_allowed=True)
-
-
-class _Group(_Facts):
-    params: list[int | str]  # names where the parameters were sharded
-
-
-class _Optimizer(_Facts):
-    state: dict[int | str, dict[str, Tensor | float]]
-    param_groups: list[_Group]
-
-
-class TrainingState(_Facts):
-    """What Lightning and our callbacks take from a checkpoint beside the weights."""
-
-    epoch: int = Field(ge=0, lt=2**62)
-    optimizer_states: list[_Optimizer] = Field(min_length=1, max_length=1)
-    lr_schedulers: list[dict[str, object]] = Field(min_length=1, max_length=1)
-    loops: dict[str, dict[str, object]]
-    callbacks: dict[str, dict[str, object]] = {}
-
-
 class Resumed(NamedTuple):
     """What a checkpoint says of its run: the step it stands at, its tokenizer's fingerprint, micro-batches of a step per device, and what
-    decides which tokens a step reads (``data_facts``; empty where it does not say)."""
+    decides which tokens a step reads (``data_facts``; empty where it does not say), and where its loader stands."""
 
     path: Path
     step: int
     tokenizer: str
     accumulate: int
     data: Mapping[str, object]
+    position: Position
 
     @staticmethod
-    def read(checkpoint: Path) -> Resumed:
+    def read(checkpoint: Path, config: RunConfig) -> Resumed:
+        """config: of the run that is to go on. UserError: it cannot from here, whatever the file's checksum says."""
         content = read_checkpoint(checkpoint)
-        _refuse_damage(content, checkpoint)
-        return Resumed(
-            checkpoint, int(content["global_step"]), content[KEY]["tokenizer"], content[KEY]["accumulate"], content[KEY].get("data", {})
-        )
+        state, ours = _trusted(content, config, checkpoint), content[KEY]
+        position = state.loops.fit_loop.loader.combined_loader[0]
+        return Resumed(checkpoint, state.global_step, ours["tokenizer"], ours["accumulate"], ours.get("data", {}), position)
 
     def settle(self, config: RunConfig) -> RunConfig:
         """``config`` with this run's accumulation where nothing was said of it: a plan for another memory may not change it."""
@@ -120,19 +97,20 @@ def data_facts(config: RunConfig, global_batch: int, prepared: Prepared) -> dict
     return found | {"data.packing": data.packing, "data.isolate": data.isolate, TEXT: digest.hexdigest()}
 
 
-def _refuse_damage(content: Mapping[str, Any], path: Path) -> None:
-    """UserError: weights that are not those of the model it names, or a state of training that Lightning could not go on from."""
-    recorded(TrainingState, content, path)
+def _trusted(content: Mapping[str, Any], config: RunConfig, path: Path) -> TrainingState:
+    """UserError: weights or an average that are not those of the run's model, or a state of training that it could not go on from."""
+    state = recorded(TrainingState, content, path)
+    model = rebuilt(content[KEY], path)
+    if changes := model_changes(model.config, config.model):
+        raise UserError(f"{path}: its model is not that of the run: {', '.join(changes)}")
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items() if name.startswith(PREFIX)}
-    refuse_misfits(rebuilt(content[KEY], path), weights, path)
-    for part in ("loops", "lr_schedulers"):
-        if (place := _no_count(content[part], part)) is not None:
-            raise UserError(f"{path}: {printable(place)} is no number that training counts")
-
-
-def _no_count(value: object, place: str) -> str | None:
-    """Where in a tree something else stands than numbers that are not negative, true and false."""
-    if isinstance(value, Mapping | list | tuple):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        return next((found for key, item in items if (found := _no_count(item, f"{place}.{key}")) is not None), None)
-    return None if value is None or (isinstance(value, int | float) and 0 <= value < 2**62) else place
+    refuse_misfits(model, weights, path)
+    if (averages := content.get(EMA_KEY)) is not None:
+        refuse_misfits(model, {**weights, **averages}, path)
+        if missing := sorted(name for name, _ in model.named_parameters() if name not in averages):
+            raise UserError(f"{path}: its running average lacks {missing[0]}")
+    problem = state.miscounted(content[KEY]["accumulate"])
+    problem = problem or misfit_optimizer(model, config.optim, content["optimizer_states"][0])
+    if problem is not None:
+        raise UserError(f"{path}: no state that training can go on from ({problem})")
+    return state

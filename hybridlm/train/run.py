@@ -77,6 +77,7 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, call: Call | 
     read = data_facts(config, machine.global_batch, prepared)
     if resumed is not None:
         resumed.refuse_other_data(read, prepared.tokenizer.fingerprint, config.data.changed, console.say)
+        _datamodule(config, machine, prepared, val_batches=None).refuse(resumed.position)
     _say_packing(config, prepared, console)
     module = _module(config, machine, prepared, read)
     module.model.kernels = kernels
@@ -154,6 +155,8 @@ def _refuse(config: RunConfig, machine: Machine, folder: RunFolder, resumed: Res
     strategy(config.trainer.strategy, machine)
     refuse_taken_port(machine)
     refuse_logger(config)
+    if config.logger.name == "wandb":
+        folder.wandb_run()
     refuse_missing_kernels(config.optim, machine.device)
     refuse_missing_compiler(config.trainer, machine.device)
 

@@ -10,11 +10,12 @@ import os
 import secrets
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridlm.errors import UserError
+from hybridlm.files.durable import replaced
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
@@ -57,32 +58,33 @@ def refuse_bad_run_id() -> None:
         raise UserError(f"{_RUN_ID}={run_id}: {' '.join(str(error).split())}") from None
 
 
-def _run_id(kept: Sequence[str]) -> str:
+def _run_id(kept: Mapping[str, str | None] | None) -> str:
     """What to ask for: the id of the run's earlier starts, where it had any, else the one in the environment."""
     asked = os.environ.get(_RUN_ID)
     if asked and _AGENT in os.environ:
         return asked
-    return kept[0] if kept else asked or secrets.token_hex(4)
+    return (kept and kept["id"]) or asked or secrets.token_hex(4)
 
 
 class Wandb:
     """The backend of ``logger=wandb``."""
 
-    def __init__(self, arguments: dict[str, Any], id_file: Path, *, timeout: float) -> None:
-        """arguments: from ``wandb_arguments``; id_file: keeps id, project and entity of the run from start to start; timeout: in
+    def __init__(self, arguments: dict[str, Any], folder: RunFolder, *, timeout: float) -> None:
+        """arguments: from ``wandb_arguments``; folder: keeps id, project and entity of the run from start to start; timeout: in
         seconds, see LoggerConfig."""
-        self.arguments, self._id_file, self._timeout = arguments, id_file, timeout
+        self.arguments, self._folder, self._timeout = arguments, folder, timeout
         self._run: Any = None
         self._written = -1  # the last step that an earlier start wrote
         self._handed = -1  # the last one that W&B was handed
 
     def start(self, rows: Sequence[Metrics]) -> str:
-        kept = self._id_file.read_text(encoding="utf-8").split("\n") if self._id_file.exists() else []
-        if len(kept) > 2:  # the run goes on where it began
-            self.arguments |= {"project": kept[1], "entity": kept[2] or None}
+        kept = self._folder.wandb_run()
+        if kept is not None:  # the run goes on where it began
+            self.arguments |= {name: value for name, value in kept.items() if name != "id"}
         line = self._begin(_run_id(kept))
         run_id = self._run.id  # an agent of W&B may have made it another one than was asked for, in another project
-        self._id_file.write_text(f"{run_id}\n{self._run.project}\n{self._run.entity or ''}\n", encoding="utf-8")
+        with replaced(self._folder.wandb_id) as new:
+            new.write_text(f"{run_id}\n{self._run.project}\n{self._run.entity or ''}\n", encoding="utf-8")
         self._written = self._last_row(run_id)
         self._run.define_metric("data/tokens")
         self._run.define_metric("*", step_metric="data/tokens", step_sync=True)

@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
 from hybridlm.data.windows.order import IGNORE, spread, step_positions
 from hybridlm.data.windows.window_sources import Chain, Rows, Source, Windows
@@ -73,6 +76,41 @@ class _MicroBatches:
         return int(self._targets[2][inside - group * steps])
 
 
+@with_config(ConfigDict(strict=True))
+class Position(TypedDict):
+    """Of a ``TrainLoader`` in its data."""
+
+    epoch: Annotated[int, Field(ge=0, lt=2**40)]
+    batches: Annotated[int, Field(ge=0, lt=2**40)]  # handed out in this epoch
+    accumulate: Annotated[int, Field(ge=1, lt=2**31)]
+    global_batch: Annotated[int, Field(ge=1, lt=2**31)]
+
+
+def steps_of(source: Source, global_batch: int) -> int:
+    """Optimizer steps of an epoch."""
+    return max(1, source.windows // global_batch)
+
+
+def placed(state: Position, global_batch: int, accumulate: int, batches: int) -> tuple[int, int]:
+    """The epoch and the micro-batches handed out in it of a loader with ``batches`` to an epoch that goes on where ``state`` was taken.
+
+    UserError: it comes from another global batch or a larger corpus.
+    """
+    if state["global_batch"] != global_batch:
+        raise ConfigError(
+            f"data.global_batch={global_batch} differs from the checkpoint's {state['global_batch']}, "
+            f"in which its position in the data is counted: resume with data.global_batch={state['global_batch']}"
+        )
+    steps, inside = divmod(state["batches"], state["accumulate"])
+    # Inside a step only the same cut gives the same data; Lightning saves between steps.
+    done = steps * accumulate + (inside if state["accumulate"] == accumulate else 0)
+    if done > batches:
+        raise UserError(
+            f"the checkpoint stands at batch {done} of an epoch, which has {batches} here: it comes from other data or another data.seq_len"
+        )
+    return state["epoch"], done
+
+
 class TrainLoader:
     """The micro-batches of one rank, as a sized iterable that can be stopped and resumed exactly.
 
@@ -106,7 +144,7 @@ class TrainLoader:
         self._make = _MicroBatches(source, global_batch, micro_batch, accumulate, rank)
         self._global_batch, self._accumulate = global_batch, accumulate
         self._workers, self._context, self._pin_memory = workers, context, pin_memory
-        self._steps = max(1, source.windows // global_batch)  # optimizer steps of an epoch
+        self._steps = steps_of(source, global_batch)
         self._epoch = 0
         self._batches = 0  # handed out in this epoch
         self._ahead: Ahead[Batch] | None = None
@@ -129,26 +167,13 @@ class TrainLoader:
             self._ahead.close()
             self._ahead = None
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> Position:
         """Position after the last batch handed out; ``batches`` counts this rank's micro-batches at ``accumulate`` per step."""
         return {"epoch": self._epoch, "batches": self._batches, "accumulate": self._accumulate, "global_batch": self._global_batch}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where ``state`` was taken. ConfigError: it comes from another global batch or corpus size."""
-        if state["global_batch"] != self._global_batch:
-            raise ConfigError(
-                f"data.global_batch={self._global_batch} differs from the checkpoint's {state['global_batch']}, "
-                f"in which its position in the data is counted: resume with data.global_batch={state['global_batch']}"
-            )
-        steps, inside = divmod(state["batches"], state["accumulate"])
-        # Inside a step only the same cut gives the same data; Lightning saves between steps.
-        batches = steps * self._accumulate + (inside if state["accumulate"] == self._accumulate else 0)
-        if batches > len(self):
-            raise UserError(
-                f"the checkpoint stands at batch {batches} of an epoch, which has {len(self)} here: "
-                "it comes from other data or another data.seq_len"
-            )
-        self._epoch, self._batches = state["epoch"], batches
+    def load_state_dict(self, state: Position) -> None:
+        """Go on where ``state`` was taken. UserError: see ``placed``."""
+        self._epoch, self._batches = placed(state, self._global_batch, self._accumulate, len(self))
 
     def _batch(self, index: int) -> Batch:
         if not self._workers:

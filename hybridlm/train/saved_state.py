@@ -1,0 +1,171 @@
+"""What a resume takes from a checkpoint beside the weights: read in full, and held against the run that is to go on with it, before
+Lightning and the optimizer get to see it. They believe what they read, a good while after the run's folder was touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, JsonValue, with_config
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from hybridlm.config.optim import OptimConfig
+from hybridlm.config.section import Section
+from hybridlm.data.windows.loader import Position
+from hybridlm.errors import printable
+from hybridlm.model.lm import HybridLM
+from hybridlm.optim.optimizer import model_groups
+from hybridlm.optim.updates import RULES, fresh_state
+
+Count = Annotated[int, Field(ge=0, lt=2**40)]
+Number = Annotated[float, Field(ge=0, lt=1e30)]
+
+
+class GuardState(Section):
+    """What a checkpoint holds of ``GuardCallback``, which changes it in place."""
+
+    model_config = ConfigDict(frozen=False)
+
+    skipped: Count = 0  # bad steps of the run
+    streak: Count = 0  # bad steps in a row, up to the last one
+    rollbacks: Count = 0
+    rate_scale: float = Field(1.0, gt=0, le=1)
+    losses: list[float] = []  # of the last good steps, where spikes are looked for
+    bad: list[dict[str, JsonValue]] = []  # the last bad steps: step, cause, batches
+    ranges: list[list[Count]] = []  # of each rollback: first and last bad step, and the step it went back to
+
+
+class _Facts(Section):
+    model_config = ConfigDict(extra="ignore", arbitrary_types_allowed=True)
+
+
+class _Counts(Section):
+    """Lightning sets each of these as an attribute, whatever its name."""
+
+    ready: Count
+    completed: Count
+    started: Count = 0
+    processed: Count = 0
+
+
+class _Progress(_Facts):
+    total: _Counts
+    current: _Counts
+
+
+class _BatchProgress(_Progress):
+    is_last_batch: bool
+
+
+class _Steps(_Facts):
+    step: _Progress
+    zero_grad: _Progress
+
+
+class _Optimization(_Facts):
+    optimizer: _Steps
+
+
+class _Loader(_Facts):
+    combined_loader: list[Position] = Field(min_length=1, max_length=1)
+
+
+class _EpochLoop(_Facts):
+    stepped: Count = Field(alias="_batches_that_stepped")
+
+
+class _FitLoop(_Facts):
+    loader: _Loader = Field(alias="state_dict")
+    epoch: _Progress = Field(alias="epoch_progress")
+    state: _EpochLoop = Field(alias="epoch_loop.state_dict")
+    batches: _BatchProgress = Field(alias="epoch_loop.batch_progress")
+    rates: _Progress = Field(alias="epoch_loop.scheduler_progress")
+    steps: _Optimization = Field(alias="epoch_loop.automatic_optimization.optim_progress")
+    by_hand: _Progress = Field(alias="epoch_loop.manual_optimization.optim_step_progress")
+    validation: _BatchProgress = Field(alias="epoch_loop.val_loop.batch_progress")
+
+
+class _Loops(_Facts):
+    fit_loop: _FitLoop
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+class _Best(TypedDict):
+    best: dict[Count, float]
+
+
+class _Callbacks(_Facts):
+    guard: GuardState | None = Field(None, alias="GuardCallback")
+    best: _Best | None = Field(None, alias="Checkpoints")
+
+
+class _Group(_Facts):
+    params: list[int | str]  # names where the parameters were sharded
+
+
+class _Optimizer(_Facts):
+    state: dict[int | str, dict[str, Tensor | float]]
+    param_groups: list[_Group]
+
+
+class _Scale(Section):
+    """Of fp16's losses."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    scale: Number
+    growth_factor: Number
+    backoff_factor: Number
+    growth_interval: Count
+    growth_tracker: Count = Field(alias="_growth_tracker")
+
+
+class TrainingState(_Facts):
+    """What Lightning and our callbacks take from a checkpoint."""
+
+    lightning: str = Field(alias="pytorch-lightning_version", pattern=r"^2\.[1-9]\d{0,2}\.\d{1,3}(\.?(dev|rc|post)\d{0,8})?$")
+    global_step: Count
+    optimizer_states: list[_Optimizer] = Field(min_length=1, max_length=1)
+    loops: _Loops
+    callbacks: _Callbacks
+    scale: _Scale | None = Field(None, alias="MixedPrecision")
+    old_scale: Literal[None] = Field(None, alias="native_amp_scaling_state")  # of Lightning before 2.0
+
+    def miscounted(self, accumulate: int) -> str | None:
+        """Where it contradicts itself, in words. accumulate: micro-batches of a step per device."""
+        fit, step = self.loops.fit_loop, self.global_step
+        place = fit.loader.combined_loader[0]
+        if fit.steps.optimizer.step.total.completed + fit.by_hand.total.completed != step:
+            return f"its loops have not made the {step} steps that it has made"
+        if place["accumulate"] != accumulate or place["epoch"] > step or place["batches"] > step * accumulate:
+            return f"its position in the data is not that of {step} steps"
+        if fit.batches.current.ready > place["batches"] or fit.batches.total.ready > step * accumulate:
+            return "its loops have seen other batches than its loader gave out"
+        return None
+
+
+def misfit_optimizer(model: HybridLM, config: OptimConfig, saved: Mapping[str, Any]) -> str | None:
+    """Where the state of an optimizer is not what that of ``model`` would be, in words. saved: of ``TrainingState``'s types."""
+    groups = model_groups(model, config)
+    if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in groups]:
+        return "its groups of parameters are not those of the model"
+    keys = list(chain.from_iterable(group["params"] for group in saved["param_groups"]))
+    names = {id(parameter): f"model.{name}" for name, parameter in model.named_parameters()}
+    own = [(parameter, group["algorithm"]) for group in groups for parameter in group["params"]]
+    if keys not in (list(range(len(own))), [names[id(parameter)] for parameter, _ in own]) or not set(saved["state"]) <= set(keys):
+        return "its parameters are not those of the model"
+    for key, (parameter, algorithm) in zip(keys, own, strict=True):
+        found = saved["state"].get(key, {})
+        if not found or algorithm not in RULES:  # no step was taken yet; the library's own state, whose kernels are on the GPU
+            continue
+        expected = fresh_state(algorithm, parameter)
+        if found.keys() != expected.keys():
+            return f"of {names[id(parameter)]} it keeps {printable(', '.join(sorted(map(str, found)))[:80]) or 'nothing'}"
+        for name, tensor in expected.items():
+            value = found[name]
+            if not isinstance(value, Tensor) or (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
+                kind = f"has shape {tuple(value.shape)} and is {value.dtype}" if isinstance(value, Tensor) else "is no tensor"
+                return f"{name} of {names[id(parameter)]} {kind}"
+    return None
