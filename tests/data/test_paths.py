@@ -7,6 +7,7 @@ import os
 import pytest
 
 from hybridlm.data.reading.paths import find_files
+from hybridlm.errors import ConfigError
 from hybridlm.errors import UserError
 
 
@@ -61,3 +62,15 @@ def test_every_real_file_comes_once(here):
     assert names("c/**/*.txt") == ["a.txt", "link.txt"]
     assert names("c", "c/*.txt", "c/a.txt") == ["a.txt", "link.txt"]
     assert names("**/b.txt") == ["c/d/b.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in a file system")
+def test_a_pipe_is_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    found = find_files("data.path", str(tmp_path))
+    assert (list(found.files), found.left_out) == (["a.txt"], {"pipes, devices and dead links": 2})
+    assert list(find_files("data.path", f"{tmp_path}/*.txt").files) == ["a.txt"]
+    with pytest.raises(ConfigError, match=r"pipe\.txt is neither a file nor a folder, but a pipe"):
+        find_files("data.path", str(tmp_path / "pipe.txt"))

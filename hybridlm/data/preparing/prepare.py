@@ -229,8 +229,10 @@ def _open(source: Source, folder: Path, report: Report) -> Part:
     if not known:
         keep_json(folder / _VERIFIED, {"stamp": stamp})
     val = TextSplit(val.stream, val.documents, val.text_bytes, manifest.gzip_bytes, manifest.xz_bytes)
-    text = f"{(train.text_bytes + val.text_bytes) / 1e6:,.2f} MB of text{' to learn' if val.stream.masked else ''}"
-    report(f"{source.name}: {manifest.documents:,} documents, {text}, {_held_out(source, manifest, val)}")
+    size = train.text_bytes + val.text_bytes
+    text = f"{f'{size / 1e6:,.2f} MB' if size >= 100_000 else f'{size:,} bytes'} of text{' to learn' if val.stream.masked else ''}"
+    count = f"{manifest.documents:,} document{'s' if manifest.documents != 1 else ''}"
+    report(f"{source.name}: {count}, {text}, {_held_out(source, manifest, val)}")
     for name, side in (("train", train), ("val", val)):
         report(f"{name}: {len(side.stream):,} tokens{_yardstick(side)}")
     return Part(source.name, source.weight, train, val, folder)
@@ -243,7 +245,7 @@ def _held_out(source: Source, manifest: Manifest, val: TextSplit) -> str:
     if source.corpus.named is not None:
         return f"{val.documents:,} of them those of data.val_path, to validate on"
     if manifest.cut:
-        return f"one text, of which the last {source.val_fraction:.3g} is held out for validation (data.val_path names other texts)"
+        return f"of which the last {source.val_fraction:.3g} is held out for validation (data.val_path names other texts)"
     why = "" if manifest.below == source.val_fraction else f" (data.val_fraction={source.val_fraction} alone leaves one side empty)"
     return f"{val.documents:,} of them held out for validation{why}"
 

@@ -88,6 +88,8 @@ def find_files(field: str, patterns: str | Sequence[str], endings: Sequence[str]
             mine, root = [expanded], os.path.dirname(expanded)
         else:
             mine, root = _of_glob(field, expanded)
+        if mine == [expanded] and not os.path.isfile(expanded):
+            raise ConfigError(f"{field}={printable(pattern)} is neither a file nor a folder, but a pipe, a socket or a device")
         mine = [path for path in mine if os.path.isfile(path)]
         if not mine:
             detail = f"; left out: {_counted(left_out)}" if left_out and os.path.isdir(expanded) else ""
@@ -132,9 +134,11 @@ def _of_folder(top: str, endings: Sequence[str], left_out: Counter[str]) -> Iter
     for folder in _folders(top, left_out):
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.is_file():
+                if entry.is_dir():
                     continue
-                if entry.name.startswith("."):
+                if not entry.is_file():
+                    left_out["pipes, devices and dead links"] += 1
+                elif entry.name.startswith("."):
                     left_out["hidden"] += 1
                 elif not entry.name.lower().endswith(tuple(endings)):
                     left_out[_ending(entry.name)] += 1
