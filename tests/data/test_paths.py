@@ -7,8 +7,7 @@ import os
 import pytest
 
 from hybridlm.data.reading.paths import find_files
-from hybridlm.errors import ConfigError
-from hybridlm.errors import UserError
+from hybridlm.errors import ConfigError, UserError
 
 
 def write(folder, *names, content="x"):
