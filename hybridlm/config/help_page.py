@@ -14,26 +14,27 @@ _WIDTH, _INDENT = 110, 36
 
 COMMON = """hybridlm trains small hybrid language models: attention and Mamba layers in any order.
 
-  python train.py [group=option ...] [field=value ...]        the same as: hybridlm train ...
+  python train.py [group=option ...] [field=value ...]    the same as: hybridlm train ...
 
 Common tasks:
 
-  python train.py                                             the default model on the default text
-  python train.py data=files data.path='notes/**/*.txt'       your own text
-  python train.py model.pattern=TMTM                          another order of layers: T attention, M mamba
-  python train.py model=transformer size=d12                  an architecture at a size
-  python train.py trainer.max_steps=5000 optim.lr=1e-3        longer, at another rate
-  python train.py data.seq_len=512 data.global_batch=32       longer windows, other batches
-  python train.py hydra.run.dir=outputs/mine                  in a folder of that name
-  python train.py ckpt=last trainer.max_steps=2000            go on where the newest run stopped
-  python train.py experiments=smoke                           with a file of settings
-  python train.py logger=wandb logger.offline=false           metrics to W&B, too
-  hybridlm plan size=d12 hardware=rtx4060                     what fits, how fast and how long, on any card
-  hybridlm check model.pattern='(M3 L:moe)*4'                 does this model do what it should?
-  hybridlm sweep optim.lr=1e-3,3e-3 --seeds 3 --dry-run       several runs (python train.py -m: by Hydra)
-  hybridlm generate last --prompt 'def '                      let the newest run write; chat last: talk with it
+  python train.py                                         the default model on the default text
+  python train.py data=files data.path='notes/**/*.txt'   your own text
+  python train.py model.pattern=TMTM                      another order of layers: T attention, M mamba
+  python train.py model=transformer size=d12              an architecture at a size
+  python train.py trainer.max_steps=5000 optim.lr=1e-3    longer, at another rate
+  python train.py data.seq_len=512 data.global_batch=32   longer windows, other batches
+  python train.py hydra.run.dir=outputs/mine              in a folder of that name
+  python train.py ckpt=last trainer.max_steps=2000        go on where the newest run stopped
+  python train.py experiments=smoke                       with a file of settings
+  python train.py logger=wandb logger.offline=false       metrics to W&B, too
+  hybridlm plan size=d12 hardware=rtx4060                 what fits, how fast and how long, on any card
+  hybridlm check model.pattern='(M3 L:moe)*4'             does this model do what it should?
+  hybridlm sweep optim.lr=1e-3,3e-3 --seeds 3 --dry-run   several runs (python train.py -m: by Hydra)
+  hybridlm generate last --prompt 'def '                  let the newest run write; chat last: talk with it
 
---cfg job prints the composed configuration; --hydra-help lists Hydra's own flags; docs/pattern.md explains model.pattern.
+--cfg job prints the composed configuration; --hydra-help lists Hydra's own flags.
+docs/pattern.md explains model.pattern.
 """
 
 
