@@ -1,7 +1,7 @@
 """Which documents, or which part of a lone one, are held out for validation.
 
-A document is held out if a hash of its content lies below ``data.val_fraction``, so that the choice does not change when a corpus grows and
-equal texts stay on one side. Where that leaves a side empty the document nearest to it goes there. A lone text gives its end.
+A document is held out if a hash of its content (of its name in Python's standard library) lies below ``data.val_fraction``, so that the
+choice does not change when a corpus grows and equal texts stay on one side. Where that leaves a side empty the document nearest to it goes there. A lone text gives its end.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ class Refused(UserError):
 
 
 def position(document: Document) -> float:
-    """The place in [0, 1) of a document, by a hash of its content; no other document has a say."""
+    """The place in [0, 1) of a document, by a hash of its content or its key; no other document has a say."""
     # 53 bits, so that the quotient is exact in a double and never rounds up to 1.
-    return (int.from_bytes(hashlib.sha256(document.digest.hex().encode()).digest()[:8], "big") >> 11) / 2**53
+    key = (document.key or document.digest.hex()).encode("utf-8", errors="surrogateescape")
+    return (int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 11) / 2**53
 
 
 @dataclass(frozen=True)

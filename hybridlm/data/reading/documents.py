@@ -29,11 +29,13 @@ class Document:
 
     name: its path below the corpus' root with ``/``, and its line or row where a file holds many.
     turns: the messages of a conversation, whose ``text`` is empty.
+    key: what decides between training and validation, where that is not the content.
     """
 
     name: str
     text: str
     turns: tuple[Turn, ...] = ()
+    key: str = ""
 
     @property
     def size(self) -> int:

@@ -96,7 +96,8 @@ def text_document(name: str, data: bytes) -> Document | Bad:
 
 
 def read_python(name: str, path: Path) -> Document | Bad:
-    """A Python source, decoded as Python itself does (PEP 263, universal newlines)."""
+    """A Python source, decoded as Python itself does (PEP 263, universal newlines). Its name is its key: a release of Python that changes a
+    module does not move it to the other side."""
     try:
         with tokenize.open(path) as file:
             text = file.read()
@@ -105,7 +106,7 @@ def read_python(name: str, path: Path) -> Document | Bad:
         return Bad(name, "cannot be decoded", str(error).replace(str(path), name))
     if not encodable(text):  # some codings can write half of a surrogate pair
         return Bad(name, "cannot be decoded", "half a surrogate pair")
-    return Document(name, text) if text else Bad(name, "empty")
+    return Document(name, text, key=name) if text else Bad(name, "empty")
 
 
 def read_parquet(name: str, path: Path, records: Records, groups: range, first: int = 1) -> Iterator[Document | Bad]:
