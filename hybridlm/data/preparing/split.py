@@ -1,7 +1,8 @@
 """Which documents, or which part of a lone one, are held out for validation.
 
 A document is held out if a hash of its content (of its name in Python's standard library) lies below ``data.val_fraction``, so that the
-choice does not change when a corpus grows and equal texts stay on one side. Where that leaves a side empty the document nearest to it goes there. A lone text gives its end.
+choice does not change when a corpus grows and equal texts stay on one side. Where that leaves a side empty the document nearest to it goes
+there. A lone text gives its end.
 """
 
 from __future__ import annotations
