@@ -232,12 +232,12 @@ def test_a_killed_process_ends_the_job(here, train, nodes, rank):
 @both
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_refused_ends_the_job(here, train, nodes, rank):
-    """Before it has met the others, which wait for it."""
-    script = f"[ $SLURM_PROCID = {rank} ] && wrong=optim.lr=-1\nexec {train('hydra.run.dir=a')} $wrong\n"
+    """Before it has met the others, which wait for it. (Of the overrides those of the first process count.)"""
+    script = f"[ $SLURM_PROCID = {rank} ] && wrong=--nonsense\nexec {train('hydra.run.dir=a')} $wrong\n"
     (here.folder / "task.sh").write_text(script)
     job = here.submit("srun bash task.sh", *NODES[nodes])
     assert here.ended(job, 60)["JobState"] == "FAILED", here.log(job)[-3000:]
-    assert "config error: optim.lr" in here.log(job)
+    assert "error: unknown option --nonsense" in here.log(job)
     assert "Traceback" not in here.log(job)
 
 
