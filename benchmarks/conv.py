@@ -1,4 +1,5 @@
-"""The causal depthwise convolution of hybridlm.ops against torch's conv1d and conv2d (channels last), forward and backward.
+"""The causal depthwise convolution of hybridlm.ops against torch's conv1d and conv2d (channels last), forward and
+backward.
 
 python benchmarks/conv.py            prints a table and writes benchmarks/results/conv.md
 """
@@ -21,7 +22,9 @@ BATCH, LENGTH, CHANNELS, WIDTH, ROUNDS = 8, 256, 512, 4, 25
 
 def conv1d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """torch's Conv1d as mamba_ssm's reference path uses it."""
-    return F.silu(F.conv1d(x.transpose(1, 2), weight, bias, padding=WIDTH - 1, groups=CHANNELS)[..., :LENGTH].transpose(1, 2))
+    return F.silu(
+        F.conv1d(x.transpose(1, 2), weight, bias, padding=WIDTH - 1, groups=CHANNELS)[..., :LENGTH].transpose(1, 2)
+    )
 
 
 def conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -40,7 +43,11 @@ def main() -> None:
     leaves = [torch.randn(BATCH, LENGTH, CHANNELS), torch.randn(CHANNELS, 1, WIDTH), torch.randn(CHANNELS)]
     leaves = [leaf.requires_grad_() for leaf in leaves]
     grad = torch.randn(BATCH, LENGTH, CHANNELS)
-    contenders: dict[str, Callable[..., torch.Tensor]] = {"hybridlm": ours, "torch conv1d": conv1d, "torch conv2d, channels last": conv2d}
+    contenders: dict[str, Callable[..., torch.Tensor]] = {
+        "hybridlm": ours,
+        "torch conv1d": conv1d,
+        "torch conv2d, channels last": conv2d,
+    }
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for round_index in range(ROUNDS + 3):
         for name, function in contenders.items():
@@ -50,8 +57,11 @@ def main() -> None:
                 times[name].append(time.perf_counter() - start)
     base = times["hybridlm"]
     lines = [
-        f"Forward and backward of ({BATCH}, {LENGTH}, {CHANNELS}), width {WIDTH}, fp32; {ROUNDS} rounds; torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads, {platform.machine()}. `python benchmarks/conv.py`",
+        (
+            f"Forward and backward of ({BATCH}, {LENGTH}, {CHANNELS}), width {WIDTH}, fp32; {ROUNDS} rounds; torch"
+            f" {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}. `python"
+            " benchmarks/conv.py`"
+        ),
         "",
         "| | median ms | time over hybridlm's: median [min, max] of the rounds |",
         "|---|---|---|",
@@ -59,7 +69,8 @@ def main() -> None:
     for name, measured in times.items():
         ratios = [a / b for a, b in zip(measured, base, strict=True)]
         lines.append(
-            f"| {name} | {1e3 * statistics.median(measured):.1f} | {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}] |"
+            f"| {name} | {1e3 * statistics.median(measured):.1f} | {statistics.median(ratios):.2f} [{min(ratios):.2f},"
+            f" {max(ratios):.2f}] |"
         )
     text = "\n".join(lines)
     print(text)

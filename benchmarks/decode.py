@@ -1,10 +1,11 @@
 """Time of one decoded token, hybridlm's models beside those of Hugging Face transformers.
 
-Batch 1, greedy, after the same prompt of 512 tokens, which fills the caches; d_model 256, 8 layers, 4096 ids, fp32. The models decode one
-token at a time in turn; a ratio is that of two models' times for the same 8 tokens. transformers' models are called directly, without
-what its ``generate`` adds; hybridlm's through ``Engine.decode``.
+Batch 1, greedy, after the same prompt of 512 tokens, which fills the caches; d_model 256, 8 layers, 4096 ids, fp32. The
+models decode one token at a time in turn; a ratio is that of two models' times for the same 8 tokens. transformers'
+models are called directly, without what its ``generate`` adds; hybridlm's through ``Engine.decode``.
 
-python benchmarks/decode.py [--only NAME] [--rounds N]      prints the tables and writes benchmarks/results/decode_NAME.md
+python benchmarks/decode.py [--only NAME] [--rounds N]      prints the tables and writes
+benchmarks/results/decode_NAME.md
 """
 
 from __future__ import annotations
@@ -93,7 +94,11 @@ def _one_count(pair: Pair, rounds: int, threads: int) -> tuple[list[str], Sequen
     times = take_turns(decoders, rounds, TOKENS)
     suffix = f", {threads} thread{'s' * (threads > 1)}"
     row = bound_row(
-        f"{pair.peer_name} / {pair.our_name}{suffix}", times.ratio(pair.peer_name, pair.our_name), pair.floor, pair.goal, "more"
+        f"{pair.peer_name} / {pair.our_name}{suffix}",
+        times.ratio(pair.peer_name, pair.our_name),
+        pair.floor,
+        pair.goal,
+        "more",
     )
     each = [(name, times.median(name) / TOKENS) for name in decoders]
     return row, [[f"{name}{suffix}", f"{1e3 * seconds:.2f}", f"{1 / seconds:.0f}"] for name, seconds in each]

@@ -1,9 +1,12 @@
-"""The gated delta rule of hybridlm.ops, forward and backward, against transformers' torch form and hybridlm's own scan of Mamba-2.
+"""The gated delta rule of hybridlm.ops, forward and backward, against transformers' torch form and hybridlm's own scan
+of Mamba-2.
 
-Two rows of 512 tokens, fp32. gdn: one decay per head, the form of Qwen3-Next; kda: one per channel of the keys, that of Kimi Linear. The
-scan is given as many B and C as the rule has keys and queries. It is the goal for gdn alone: a decay per channel has no such sibling.
+Two rows of 512 tokens, fp32. gdn: one decay per head, the form of Qwen3-Next; kda: one per channel of the keys, that of
+Kimi Linear. The scan is given as many B and C as the rule has keys and queries. It is the goal for gdn alone: a decay
+per channel has no such sibling.
 
-python benchmarks/delta.py [--rounds N]      prints the tables and writes benchmarks/results/delta_gdn.md and delta_kda.md
+python benchmarks/delta.py [--rounds N]      prints the tables and writes benchmarks/results/delta_gdn.md and
+delta_kda.md
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ def _peer(kind: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
     except ImportError as error:
         raise LeftOut(f"this needs a transformers that has both models ({error})") from error
-    return partial(torch_chunk_gated_delta_rule if kind == "gdn" else chunk_kimi_delta_attention, use_qk_l2norm_in_kernel=True)
+    return partial(
+        torch_chunk_gated_delta_rule if kind == "gdn" else chunk_kimi_delta_attention, use_qk_l2norm_in_kernel=True
+    )
 
 
 def _step(function: Callable[..., tuple[Tensor, Tensor | None]], *inputs: Tensor) -> Callable[[], object]:
@@ -62,9 +67,13 @@ def measure(kind: str, rounds: int) -> list[str]:
         times = take_turns(contenders, rounds)
         shape = f"{heads} heads of {key} x {value}"
         rows.append([shape, *(f"{1e3 * times.median(name):.1f}" for name in contenders)])
-        bounds.append(bound_row(f"{shape}: transformers / hybridlm", times.ratio("transformers", "hybridlm"), 1.5, 2, "more"))
+        bounds.append(
+            bound_row(f"{shape}: transformers / hybridlm", times.ratio("transformers", "hybridlm"), 1.5, 2, "more")
+        )
         if kind == "gdn":
-            bounds.append(bound_row(f"{shape}: hybridlm / scan", times.ratio("hybridlm", "scan of Mamba-2"), 2, 1.5, "less"))
+            bounds.append(
+                bound_row(f"{shape}: hybridlm / scan", times.ratio("hybridlm", "scan of Mamba-2"), 2, 1.5, "less")
+            )
     header = ("shape", *(f"{name}, ms" for name in contenders))
     return [f"B={BATCH}, T={TIME}, {rounds} rounds", "", *table(header, rows), "", *table(BOUNDS, bounds)]
 

@@ -1,11 +1,13 @@
-"""What hybridlm does on an NVIDIA GPU: kernels, memory against its plan, training and decode speed, peers, and the bars of all of them.
+"""What hybridlm does on an NVIDIA GPU: kernels, memory against its plan, training and decode speed, peers, and the bars
+of all of them.
 
-python benchmarks/gpu_check.py                      all parts, about 25 minutes on an H100; writes benchmarks/results/gpu-CARD.md and .json
-python benchmarks/gpu_check.py --only decode,peers  some of them; the others' earlier results stay in the files
-python benchmarks/gpu_check.py --dry-run            each part's code on the CPU with tiny shapes; its numbers mean nothing
+python benchmarks/gpu_check.py                      all parts, about 25 minutes on an H100; writes
+benchmarks/results/gpu-CARD.md and .json python benchmarks/gpu_check.py --only decode,peers  some of them; the others'
+earlier results stay in the files python benchmarks/gpu_check.py --dry-run            each part's code on the CPU with
+tiny shapes; its numbers mean nothing
 
-Without a GPU it says what it would do. Each part is a process of its own with a time limit; what fails becomes a row with its error, the
-rest goes on, and the exit code is 1. Results are written after each part.
+Without a GPU it says what it would do. Each part is a process of its own with a time limit; what fails becomes a row
+with its error, the rest goes on, and the exit code is 1. Results are written after each part.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from gpu.setting import Setting
 from harness.report import RESULTS, machine
 from harness.turns import LeftOut
 
-from hybridlm.hardware.device import device_facts
+from hybridlm.machine.device import device_facts
 
 ALL = (suite.PART, memory.MEMORY, memory.SLM_PART, activations.PART, throughput.PART, decode.PART, peers.PART)
 PARTS: dict[str, Part] = {part.name: part for part in ALL}
@@ -38,12 +40,20 @@ SCRIPT = Path(__file__)
 
 def plan_text(setting: Setting) -> str:
     """What a run would do."""
-    lines = ["No NVIDIA GPU here. On one, this script would make these measurements (--dry-run runs their code on this CPU):", ""]
+    lines = [
+        (
+            "No NVIDIA GPU here. On one, this script would make these measurements (--dry-run runs their code on this"
+            " CPU):"
+        ),
+        "",
+    ]
     for part in PARTS.values():
         cases = part.cases(setting)
         lines += [f"{part.name} (at most {part.seconds} s): {part.what}", *(f"    {case}" for case in cases), ""]
     bars = [bar for part in PARTS.values() for bar in part.bars]
-    return "\n".join([*lines, "and hold them against these bars:", "", *(f"    {bar.what}: {bar.bound}" for bar in bars)])
+    return "\n".join(
+        [*lines, "and hold them against these bars:", "", *(f"    {bar.what}: {bar.bound}" for bar in bars)]
+    )
 
 
 def work(setting: Setting, part: Part, cases: Sequence[str], target: Path) -> None:
@@ -58,7 +68,9 @@ def work(setting: Setting, part: Part, cases: Sequence[str], target: Path) -> No
                 print(json.dumps({"case": case, "left_out": str(reason)}), file=file, flush=True)
             except Exception as error:  # whatever it is, the other cases go on
                 first = next((line for line in str(error).splitlines() if line.strip()), "")
-                print(json.dumps({"case": case, "error": f"{type(error).__name__}: {first[:300]}"}), file=file, flush=True)
+                print(
+                    json.dumps({"case": case, "error": f"{type(error).__name__}: {first[:300]}"}), file=file, flush=True
+                )
             setting.release()
 
 
@@ -76,8 +88,20 @@ def _process(part: Part, cases: Sequence[str], flags: Sequence[str], seconds: fl
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "rows.jsonl"
         target.touch()
-        line = [sys.executable, str(SCRIPT), "--worker", part.name, "--rows", str(target), "--cases", json.dumps(list(cases)), *flags]
-        worker = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        line = [
+            sys.executable,
+            str(SCRIPT),
+            "--worker",
+            part.name,
+            "--rows",
+            str(target),
+            "--cases",
+            json.dumps(list(cases)),
+            *flags,
+        ]
+        worker = subprocess.Popen(
+            line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         try:
             said = worker.communicate(timeout=seconds)[1]
             why = f"the process ended with {worker.returncode}: {(said.strip().splitlines() or [''])[-1][:300]}"
@@ -90,7 +114,8 @@ def _process(part: Part, cases: Sequence[str], flags: Sequence[str], seconds: fl
 
 
 def measured(part: Part, setting: Setting, flags: Sequence[str]) -> list[Row]:
-    """All rows of a part, within its time; of a dry run within ten times that, as a CPU may be busy with other things."""
+    """All rows of a part, within its time; of a dry run within ten times that, as a CPU may be busy with other
+    things."""
     cases, end = list(part.cases(setting)), time.perf_counter() + part.seconds * (10 if setting.dry else 1)
     rows: list[Row] = []
     for some in [[case] for case in cases] if part.fresh else [cases]:
@@ -107,7 +132,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", metavar="PART[,PART]", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="a third of the rounds")
     parser.add_argument("--dry-run", action="store_true", help="every part's code on the CPU with tiny shapes")
-    parser.add_argument("--out", type=Path, help="folder of the result files (default benchmarks/results; of a dry run none)")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the result files (default benchmarks/results; of a dry run none)"
+    )
     for name in ("--worker", "--rows", "--cases"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,4 +1,5 @@
-"""The projection of one token by a weight that is not in cache, as decoding meets it: hybridlm.ops.linear against torch's own.
+"""The projection of one token by a weight that is not in cache, as decoding meets it: hybridlm.ops.linear against
+torch's own.
 
 fp32; so many weights of each shape that they exceed a third-level cache, read in turn.
 
@@ -33,7 +34,10 @@ def _row(outputs: int, inputs: int, rounds: int) -> list[str]:
     weights = [torch.randn(outputs, inputs) for _ in range(-(-BYTES // (4 * outputs * inputs)))]
     x = torch.randn(1, 1, inputs)
     half = len(weights) // 2  # the two must not find in cache what the other has just read
-    contenders = {"torch": _in_turn(F.linear, weights, x), "hybridlm": _in_turn(linear, weights[half:] + weights[:half], x)}
+    contenders = {
+        "torch": _in_turn(F.linear, weights, x),
+        "hybridlm": _in_turn(linear, weights[half:] + weights[:half], x),
+    }
     times = take_turns(contenders, rounds, CALLS)
     rates = [4 * outputs * inputs * CALLS / times.median(name) / 1e9 for name in ("torch", "hybridlm")]
     return [f"{outputs} x {inputs}", *(f"{rate:.1f}" for rate in rates), str(times.ratio("torch", "hybridlm"))]
@@ -45,7 +49,12 @@ def measure(rounds: int) -> list[str]:
     for threads in sorted({1, torch.get_num_threads()}):
         torch.set_num_threads(threads)
         rows = [_row(*shape, rounds) for shape in SHAPES]
-        header = ("weight", "torch, GB/s", "hybridlm, GB/s", "time of torch / hybridlm: median [min, max] of the rounds")
+        header = (
+            "weight",
+            "torch, GB/s",
+            "hybridlm, GB/s",
+            "time of torch / hybridlm: median [min, max] of the rounds",
+        )
         lines += ["", f"{threads} thread{'s' * (threads > 1)}:", "", *table(header, rows)]
     return lines
 

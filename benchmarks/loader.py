@@ -1,7 +1,7 @@
 """How fast windows come from token files that are in the page cache: tokens/s of one process without workers.
 
-Files of u16 ids with documents of log-normal lengths (400 tokens in the median) are generated in a temporary folder; every call reads one
-micro-batch as training gets it.
+Files of u16 ids with documents of log-normal lengths (400 tokens in the median) are generated in a temporary folder;
+every call reads one micro-batch as training gets it.
 
 python benchmarks/loader.py [--rounds N]      prints the table and writes benchmarks/results/loader.md
 """
@@ -73,7 +73,9 @@ def measure(rounds: int) -> list[str]:
         for files in FILES:
             stream = _stream(Path(name), files)
             for seq_len, batch in SHAPES:
-                sources = {way: _source(way, stream, seq_len, Path(name) / f"{files}-{seq_len}") for way in ("cut", "packed")}
+                sources = {
+                    way: _source(way, stream, seq_len, Path(name) / f"{files}-{seq_len}") for way in ("cut", "packed")
+                }
                 times = take_turns({way: _contender(source, batch) for way, source in sources.items()}, rounds)
                 for way in sources:
                     tokens = CALL_TOKENS // (batch * seq_len) * batch * seq_len
@@ -81,7 +83,11 @@ def measure(rounds: int) -> list[str]:
                     speed = f"{statistics.median(rates):.1f} [{min(rates):.1f}, {max(rates):.1f}]"
                     rows.append([str(files), f"{batch} x {seq_len}", way, speed])
     header = ("files", "micro-batch x seq_len", "windows", "million tokens/s: median [min, max] of the rounds")
-    return [f"{TOKENS:,} tokens a stream, {rounds} rounds of {CALL_TOKENS:,} tokens, one thread", "", *table(header, rows)]
+    return [
+        f"{TOKENS:,} tokens a stream, {rounds} rounds of {CALL_TOKENS:,} tokens, one thread",
+        "",
+        *table(header, rows),
+    ]
 
 
 if __name__ == "__main__":

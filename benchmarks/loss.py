@@ -1,7 +1,8 @@
-"""Linear layer and cross-entropy at a vocabulary of 32768: hybridlm's, in chunks of rows, against torch's own two functions.
+"""Linear layer and cross-entropy at a vocabulary of 32768: hybridlm's, in chunks of rows, against torch's own two
+functions.
 
-Forward and backward of 2048 rows of 256 channels, fp32. Time: the two in turn, the ratio inside each round. Peak memory: the allocator's
-events, above the inputs.
+Forward and backward of 2048 rows of 256 channels, fp32. Time: the two in turn, the ratio inside each round. Peak
+memory: the allocator's events, above the inputs.
 
 python benchmarks/loss.py [--rounds N]      prints the table and writes benchmarks/results/loss.md
 """
@@ -34,7 +35,10 @@ def measure(rounds: int) -> list[str]:
     targets = torch.randint(VOCAB, (ROWS,))
     leaves = [torch.randn(ROWS, D_MODEL).requires_grad_(), (0.02 * torch.randn(VOCAB, D_MODEL)).requires_grad_()]
     losses = {"hybridlm": ours, "plain": plain}
-    steps = {name: partial(lambda loss: torch.autograd.grad(loss(*leaves, targets), leaves), loss) for name, loss in losses.items()}
+    steps = {
+        name: partial(lambda loss: torch.autograd.grad(loss(*leaves, targets), leaves), loss)
+        for name, loss in losses.items()
+    }
     times = take_turns(steps, rounds)
     peaks = {name: peak_bytes(step) for name, step in steps.items()}
     memory = Ratio.of([peaks["hybridlm"] / peaks["plain"]])

@@ -10,7 +10,7 @@ import time
 
 from harness.report import RESULTS, machine, table
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.sweep.matching import TOLERANCE, matched
 
 BASE = ("model=hybrid_alternating", "size=d12", "data.seq_len=1024")

@@ -1,10 +1,12 @@
 """Activation memory of a training step, hybridlm's models beside those of Hugging Face transformers.
 
-4 x 512 tokens, d_model 256, 8 layers, 4096 ids, fp32, 2 threads. Each number is taken in a fresh process and is what forward and backward
-need above weights and optimizer state at their peak, gradients included. "Allocated" sums the events of torch's allocator, which does not
-vary; "resident" is the growth of the process's largest resident size, which also holds what libraries take past torch.
+4 x 512 tokens, d_model 256, 8 layers, 4096 ids, fp32, 2 threads. Each number is taken in a fresh process and is what
+forward and backward need above weights and optimizer state at their peak, gradients included. "Allocated" sums the
+events of torch's allocator, which does not vary; "resident" is the growth of the process's largest resident size, which
+also holds what libraries take past torch.
 
-python benchmarks/memory.py [--rounds N]      N processes for each resident size; prints the table and writes benchmarks/results/memory.md
+python benchmarks/memory.py [--rounds N]      N processes for each resident size; prints the table and writes
+benchmarks/results/memory.md
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def _fresh(function: Callable[[str, int], int], name: str, processes: int) -> li
     """The function's results in so many processes, each of which does nothing else."""
     context = multiprocessing.get_context("spawn")
     results = []
-    for _ in range(processes):  # a pool for each: a pool that replaces its worker after every task can wait for ever in Python 3.11
+    for _ in range(
+        processes
+    ):  # a pool for each: a pool that replaces its worker after every task can wait for ever in Python 3.11
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             results.append(pool.submit(function, name, torch.get_num_threads()).result())
     return results
@@ -80,7 +84,10 @@ def measure(processes: int) -> list[str]:
         bound_row(f"{what}, {MAMBA2} / {HF_MAMBA2}", _ratio(numbers[MAMBA2], numbers[HF_MAMBA2]), 0.45, 0.35, "less")
         for what, numbers in (("allocated", exact), ("resident", process))
     ]
-    each = [[name, f"{exact[name][0] / 1e6:.0f}", f"{Ratio.of([size / 1e6 for size in process[name]]).median:.0f}"] for name in MODELS]
+    each = [
+        [name, f"{exact[name][0] / 1e6:.0f}", f"{Ratio.of([size / 1e6 for size in process[name]]).median:.0f}"]
+        for name in MODELS
+    ]
     return [
         f"{SHAPE[0]} x {SHAPE[1]} tokens, {processes} processes for each resident size",
         "",

@@ -1,11 +1,13 @@
 """The planned peak of a training step beside the real one, for twelve random models of every kind of layer, on the CPU.
 
-"Allocated" sums the events of torch's allocator during a step with the run's own optimizer, everything that stays included: it does not
-vary. "Resident" is what a fresh process grew by from a small model's step to the most it ever held, the median of several, with the C
-library told to give every large block back (MALLOC_MMAP_THRESHOLD_). "By default" it keeps freed blocks below 32 MiB; the plan's margin is
-for that. All in float32, which a CPU trains in unless told otherwise; tests/memory compares other precisions with what is allocated.
+"Allocated" sums the events of torch's allocator during a step with the run's own optimizer, everything that stays
+included: it does not vary. "Resident" is what a fresh process grew by from a small model's step to the most it ever
+held, the median of several, with the C library told to give every large block back (MALLOC_MMAP_THRESHOLD_). "By
+default" it keeps freed blocks below 32 MiB; the plan's margin is for that. All in float32, which a CPU trains in unless
+told otherwise; tests/memory compares other precisions with what is allocated.
 
-python benchmarks/plan_memory.py [--rounds N]      N processes for each resident size; prints the table, writes results/plan_memory.md
+python benchmarks/plan_memory.py [--rounds N]      N processes for each resident size; prints the table, writes
+results/plan_memory.md
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from harness.planned import RealStep, random_config, random_cut
 from harness.report import run, table
 
 from hybridlm.config.run import RunConfig
-from hybridlm.hardware.profiles import planned_device
+from hybridlm.machine.profiles import planned_device
 from hybridlm.memory.plan import margin_of, step_peak, workload_of
 from hybridlm.memory.timeline import Cut
 from hybridlm.memory.workload import Workload
@@ -60,7 +62,9 @@ def resident(seed: int, threads: int) -> int:
     torch.set_num_threads(threads)
     _, work, cut = drawn(seed)
     small = random_config(seed, PRECISION, "model.d_model=64", "data.seq_len=32", "data.tokenizer.vocab_size=512")
-    RealStep(workload_of(small, planned_device(small.hardware))[0], Cut(1, 1, cut.checkpoint_blocks, cut.rows))()  # libraries load
+    RealStep(
+        workload_of(small, planned_device(small.hardware))[0], Cut(1, 1, cut.checkpoint_blocks, cut.rows)
+    )()  # libraries load
     before = resident_bytes()
     step = RealStep(work, cut)
     for _ in range(3):
@@ -68,7 +72,9 @@ def resident(seed: int, threads: int) -> int:
     return peak_resident_bytes() - before
 
 
-def _fresh(function: Callable[[int, int], int], seed: int, processes: int, environment: Mapping[str, str] | None = None) -> int:
+def _fresh(
+    function: Callable[[int, int], int], seed: int, processes: int, environment: Mapping[str, str] | None = None
+) -> int:
     """The median of the function's results in so many processes, each of which does nothing else."""
     context = multiprocessing.get_context("spawn")
     results = []
@@ -89,13 +95,21 @@ def measure(processes: int) -> list[str]:
         off.append((abs(planned / real - 1), abs(planned / held - 1), margin / kept))
         setting = f"{config.optim.name}, {cut.batch_size} x {cut.accumulate} x {work.seq_len}"
         setting += f", checkpointed 1 in {cut.checkpoint_blocks}" if cut.checkpoint_blocks else ""
-        sizes = [f"{planned / 1e6:.1f}", f"{real / 1e6:.1f}", f"{planned / real:.4f}", f"{held / 1e6:.1f}", f"{planned / held:.3f}"]
+        sizes = [
+            f"{planned / 1e6:.1f}",
+            f"{real / 1e6:.1f}",
+            f"{planned / real:.4f}",
+            f"{held / 1e6:.1f}",
+            f"{planned / held:.3f}",
+        ]
         rows.append([str(config.model.pattern), setting, *sizes, f"{kept / 1e6:.1f}", f"{margin / kept:.3f}"])
     of_real, of_held, of_kept = zip(*off, strict=True)
     return [
-        f"Worst of {len(SEEDS)}: {max(of_real):.2%} off what was allocated (bar: {ALLOCATED:.0%}), {max(of_held):.1%} off the resident "
-        f"growth (bar: {RESIDENT:.0%}); with its margin at least {min(of_kept):.2f} times what is resident by default. {processes} "
-        "processes for each resident size.",
+        (
+            f"Worst of {len(SEEDS)}: {max(of_real):.2%} off what was allocated (bar: {ALLOCATED:.0%}),"
+            f" {max(of_held):.1%} off the resident growth (bar: {RESIDENT:.0%}); with its margin at least"
+            f" {min(of_kept):.2f} times what is resident by default. {processes} processes for each resident size."
+        ),
         "",
         *table(HEADER, rows),
     ]

@@ -1,8 +1,9 @@
-"""Every preset, at d12 where it takes sizes, planned for every card that a profile describes: the micro-batch, or what is missing.
-And the advice that people with small cards follow today, as plans.
+"""Every preset, at d12 where it takes sizes, planned for every card that a profile describes: the micro-batch, or what
+is missing. And the advice that people with small cards follow today, as plans.
 
-Nothing is measured and no card is needed: these are plans (docs/memory.md), with the profile's own global batch of 64 windows, bf16-mixed
-where the card has it, and the preset's optimizer. A cell is micro-batch x accumulation; "/n": one layer in n is computed again.
+Nothing is measured and no card is needed: these are plans (docs/memory.md), with the profile's own global batch of 64
+windows, bf16-mixed where the card has it, and the preset's optimizer. A cell is micro-batch x accumulation; "/n": one
+layer in n is computed again.
 
 python benchmarks/plan_presets.py [--only presets|advice]      prints the tables, writes results/plan_presets_*.md
 """
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 from harness.report import run, table
 
-from hybridlm.compose import compose_config
-from hybridlm.config_files import groups
+from hybridlm.cli.compose import compose_config
+from hybridlm.config.groups import groups
 from hybridlm.errors import UserError
 from hybridlm.memory.plan import Plan, plan_run
 
@@ -49,7 +50,13 @@ def presets(_: int) -> list[str]:
         plans = []
         for name in profiles:
             try:
-                plans.append(plan_run(compose_config([f"model={preset}", f"size={size}", f"data.seq_len={CONTEXT}", f"hardware={name}"])))
+                plans.append(
+                    plan_run(
+                        compose_config(
+                            [f"model={preset}", f"size={size}", f"data.seq_len={CONTEXT}", f"hardware={name}"]
+                        )
+                    )
+                )
             except UserError as error:  # a preset whose precision the card has not
                 plans.append(error.problems[0])
         cells = [plan if isinstance(plan, str) else cell(plan) for plan in plans]
@@ -69,7 +76,9 @@ def advice(_: int) -> list[str]:
                     for context in contexts:
                         own = [f"model={model}", f"size={size}", f"hardware={card}", f"data.seq_len={context}"]
                         fixed = [f"data.batch_size={batch}", "data.global_batch=64"]
-                        plain = plan_run(compose_config([*own, *fixed, "trainer.checkpoint_blocks=0", "trainer.loss_rows=512"]))
+                        plain = plan_run(
+                            compose_config([*own, *fixed, "trainer.checkpoint_blocks=0", "trainer.loss_rows=512"])
+                        )
                         free = plan_run(compose_config([*own, *fixed]))
                         best = plan_run(compose_config([*own, "data.global_batch=64"]))
                         rows.append(
@@ -77,7 +86,9 @@ def advice(_: int) -> list[str]:
                                 f"{memory} GB ({card})",
                                 f"{model} {size}, {plain.parameters / 1e6:.0f}M",
                                 f"{batch} x {context}",
-                                "fits" if plain.fits else f"needs {plain.reserved_bytes / 2**30:.1f} of {_has(plain)} GiB",
+                                "fits"
+                                if plain.fits
+                                else f"needs {plain.reserved_bytes / 2**30:.1f} of {_has(plain)} GiB",
                                 cell(free),
                                 cell(best),
                             ]

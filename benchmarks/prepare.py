@@ -1,11 +1,12 @@
 """How fast a corpus is tokenised, and in how much memory.
 
-rate: one core tokenises 8 MB of JSON lines with a BPE of 32,768 ids, as a worker of `hybridlm prepare` does, against the tokenizers
-library's own batches of the same texts.
-memory: `hybridlm prepare` as a command, on 0.5 GB and on 2 GB with 1% of bad lines, tokenizer training included: the largest sum of
-resident memory over all its processes, and the time. Takes about 20 minutes on 2 cores and 5 GB of disk.
+rate: one core tokenises 8 MB of JSON lines with a BPE of 32,768 ids, as a worker of `hybridlm prepare` does, against
+the tokenizers library's own batches of the same texts. memory: `hybridlm prepare` as a command, on 0.5 GB and on 2 GB
+with 1% of bad lines, tokenizer training included: the largest sum of resident memory over all its processes, and the
+time. Takes about 20 minutes on 2 cores and 5 GB of disk.
 
-python benchmarks/prepare.py [--only rate|memory] [--rounds N]      prints the tables and writes benchmarks/results/prepare_*.md
+python benchmarks/prepare.py [--only rate|memory] [--rounds N]      prints the tables and writes
+benchmarks/results/prepare_*.md
 """
 
 from __future__ import annotations
@@ -63,13 +64,20 @@ def memory(rounds: int) -> list[str]:
         with tempfile.TemporaryDirectory() as name:
             write_lines(Path(name) / "texts.jsonl", size, bad=0.01)
             peak, seconds = _prepare(Path(name))
-        rows.append([f"{size / 1e9:.1f} GB", f"{peak / 1e6:,.0f} MB", f"{seconds:.0f} s, {size / 1e6 / seconds:.2f} MB/s"])
+        rows.append(
+            [f"{size / 1e9:.1f} GB", f"{peak / 1e6:,.0f} MB", f"{seconds:.0f} s, {size / 1e6 / seconds:.2f} MB/s"]
+        )
     return table(("corpus", "largest sum of resident memory (bound 1,500 MB)", "time"), rows)
 
 
 def _prepare(folder: Path) -> tuple[int, float]:
     """Peak of resident bytes over all processes, looked at ten times a second, and seconds."""
-    overrides = ["data=files", f"data.path={folder}/texts.jsonl", f"data.out={folder}/out", f"data.tokenizer.vocab_size={VOCAB}"]
+    overrides = [
+        "data=files",
+        f"data.path={folder}/texts.jsonl",
+        f"data.out={folder}/out",
+        f"data.tokenizer.vocab_size={VOCAB}",
+    ]
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "hybridlm", "prepare", *overrides], stdout=subprocess.DEVNULL)
     peak = 0

@@ -1,10 +1,13 @@
-"""Does a Mamba cost grow linearly with the length? Time and memory per token of a training step, from 512 to 8192 tokens a sequence.
+"""Does a Mamba cost grow linearly with the length? Time and memory per token of a training step, from 512 to 8192
+tokens a sequence.
 
-Stacks of 8 layers, d_model 256, 4096 ids, fp32, fused AdamW, 2 threads. 16 x 512 tokens, 4 x 2048 and 1 x 8192 are the same number of
-tokens; one model steps them in turn, and a ratio is that of two lengths in the same round. Memory is the peak of the allocator's events
-during forward and backward of one sequence: were it more than linear, its bytes per token would grow.
+Stacks of 8 layers, d_model 256, 4096 ids, fp32, fused AdamW, 2 threads. 16 x 512 tokens, 4 x 2048 and 1 x 8192 are the
+same number of tokens; one model steps them in turn, and a ratio is that of two lengths in the same round. Memory is the
+peak of the allocator's events during forward and backward of one sequence: were it more than linear, its bytes per
+token would grow.
 
-python benchmarks/scaling.py [--only NAME] [--rounds N]      prints the tables and writes benchmarks/results/scaling_NAME.md
+python benchmarks/scaling.py [--only NAME] [--rounds N]      prints the tables and writes
+benchmarks/results/scaling_NAME.md
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ def measure(build: Callable[[], HybridLM], rounds: int) -> list[str]:
     steps = {_label(shape): Step(model, shape) for shape in SHAPES}
     times = take_turns(steps, rounds)
     short, *longer = steps
-    bounds = [bound_row(f"time, {label} / {short}", times.ratio(label, short), BOUND, BOUND, "less") for label in longer]
+    bounds = [
+        bound_row(f"time, {label} / {short}", times.ratio(label, short), BOUND, BOUND, "less") for label in longer
+    ]
     per_token = {}
     for length in LENGTHS:
         step = Step(model, (1, length))
@@ -50,10 +55,14 @@ def measure(build: Callable[[], HybridLM], rounds: int) -> list[str]:
         *table(BOUNDS, bounds),
         "",
         *table(
-            ("tokens a step", "median microseconds a token"), [[s, f"{1e6 * times.median(s) / steps[s].ids.numel():.0f}"] for s in steps]
+            ("tokens a step", "median microseconds a token"),
+            [[s, f"{1e6 * times.median(s) / steps[s].ids.numel():.0f}"] for s in steps],
         ),
         "",
-        *table(("one sequence of", "peak kB a token"), [[str(length), f"{per_token[length] / 1e3:.1f}"] for length in LENGTHS]),
+        *table(
+            ("one sequence of", "peak kB a token"),
+            [[str(length), f"{per_token[length] / 1e3:.1f}"] for length in LENGTHS],
+        ),
     ]
 
 

@@ -1,10 +1,11 @@
 """Time of a training step, hybridlm's models beside those of Hugging Face transformers.
 
-d_model 256, 8 layers, 4096 ids, fp32, fused AdamW, 2 threads; 4 x 512 tokens a step, 1 x 2048 where the name says so. The models of a
-measurement live in one process and step in turn; a ratio is that of two models' times in the same round. Models that are compared have
-the same number of parameters within 5 percent.
+d_model 256, 8 layers, 4096 ids, fp32, fused AdamW, 2 threads; 4 x 512 tokens a step, 1 x 2048 where the name says so.
+The models of a measurement live in one process and step in turn; a ratio is that of two models' times in the same
+round. Models that are compared have the same number of parameters within 5 percent.
 
-python benchmarks/training.py [--only NAME] [--rounds N]      prints the tables and writes benchmarks/results/training_NAME.md
+python benchmarks/training.py [--only NAME] [--rounds N]      prints the tables and writes
+benchmarks/results/training_NAME.md
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class Comparison:
             return []
         slow, fast = times.fastest(self.slow), times.fastest(self.fast)
         if max(counts[slow], counts[fast]) > (1 + TOLERANCE) * min(counts[slow], counts[fast]):
-            raise RuntimeError(f"{slow} has {counts[slow]:,} parameters and {fast} {counts[fast]:,}: more than {TOLERANCE:.0%} apart")
+            raise RuntimeError(
+                f"{slow} has {counts[slow]:,} parameters and {fast} {counts[fast]:,}: more than {TOLERANCE:.0%} apart"
+            )
         chosen = {True: " (its fastest)", False: ""}
         label = f"{slow}{chosen[len(self.slow) > 1]} / {fast}{chosen[len(self.fast) > 1]}"
         return [bound_row(label, times.ratio(slow, fast), self.floor, self.goal, self.better)]
@@ -71,7 +74,10 @@ def _products(tokens: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     inner, d_model = 1160, ours.D_MODEL  # 1160 rows of in_proj: [z, x, B, C, dt]
     return {
         "products of 1024 x 1024 x 1024": (torch.randn(1024, 1024), torch.randn(1024, 1024)),
-        f"products of {tokens} x {d_model} x {inner} (in_proj)": (torch.randn(tokens, d_model), torch.randn(d_model, inner)),
+        f"products of {tokens} x {d_model} x {inner} (in_proj)": (
+            torch.randn(tokens, d_model),
+            torch.randn(d_model, inner),
+        ),
         f"products of {tokens} x 512 x {d_model} (out_proj)": (torch.randn(tokens, 512), torch.randn(512, d_model)),
     }
 
@@ -112,7 +118,12 @@ def measure(measurement: Measurement, rounds: int) -> list[str]:
     if products:
         bounds += _roofline(times, steps[MAMBA2], products)
     models = [
-        [name, f"{counts[name] / 1e6:.2f}M", f"{1e3 * times.median(name):.0f}", f"{batch * length / times.median(name):,.0f}"]
+        [
+            name,
+            f"{counts[name] / 1e6:.2f}M",
+            f"{1e3 * times.median(name):.0f}",
+            f"{batch * length / times.median(name):,.0f}",
+        ]
         for name in steps
     ]
     return [
@@ -131,18 +142,25 @@ _MAMBA2_AND_PEERS: dict[str, Callable[[], nn.Module]] = {
     MAMBA2: ours.mamba2,
     LLAMA: partial(peers.llama, LLAMA_D_FF),
 }
-_OVER_HF_MAMBA2 = [Comparison(HF_MAMBA2[:1], [MAMBA2], "more", 2.6, 3.2), Comparison(HF_MAMBA2, [MAMBA2], "more", 1.7, 2.2)]
+_OVER_HF_MAMBA2 = [
+    Comparison(HF_MAMBA2[:1], [MAMBA2], "more", 2.6, 3.2),
+    Comparison(HF_MAMBA2, [MAMBA2], "more", 1.7, 2.2),
+]
 
 MEASUREMENTS = {
-    "mamba2": Measurement(_MAMBA2_AND_PEERS, [*_OVER_HF_MAMBA2, Comparison([MAMBA2], [LLAMA], "less", 1.10, 0.95)], roofline=True),
+    "mamba2": Measurement(
+        _MAMBA2_AND_PEERS, [*_OVER_HF_MAMBA2, Comparison([MAMBA2], [LLAMA], "less", 1.10, 0.95)], roofline=True
+    ),
     "mamba2_2048": Measurement(
         _MAMBA2_AND_PEERS, [*_OVER_HF_MAMBA2, Comparison([MAMBA2], [LLAMA], "less", 0.75, 0.6)], LONG, roofline=True
     ),
     "hybrid": Measurement(
-        {"HF Bamba": peers.bamba, "hybridlm hybrid": ours.hybrid}, [Comparison(["HF Bamba"], ["hybridlm hybrid"], "more", 1.8, 2.2)]
+        {"HF Bamba": peers.bamba, "hybridlm hybrid": ours.hybrid},
+        [Comparison(["HF Bamba"], ["hybridlm hybrid"], "more", 1.8, 2.2)],
     ),
     "attention": Measurement(
-        {"hybridlm attention": ours.transformer, LLAMA: peers.llama}, [Comparison(["hybridlm attention"], [LLAMA], "less", 1.10, 0.95)]
+        {"hybridlm attention": ours.transformer, LLAMA: peers.llama},
+        [Comparison(["hybridlm attention"], [LLAMA], "less", 1.10, 0.95)],
     ),
     "mamba3": Measurement(
         {MAMBA2: ours.mamba2, "hybridlm Mamba-3 SISO": ours.mamba3, "hybridlm Mamba-3 MIMO, rank 4": ours.mamba3_mimo},

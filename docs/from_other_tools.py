@@ -18,7 +18,10 @@ def tables() -> str:
     """A table for each program, as Markdown."""
     parts = []
     for tool, names in NAMES.items():
-        rows = [f"| `{name}` | {f'`{found.ours}`' if found.ours else 'none'} | {found.remark} |\n" for name, found in names.items()]
+        rows = [
+            f"| `{name}` | {f'`{found.ours}`' if found.ours else 'none'} | {found.remark} |\n"
+            for name, found in names.items()
+        ]
         parts.append(f"| {tool} | here | |\n|---|---|---|\n{''.join(rows)}")
     return "\n".join(parts)
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from hybridlm.config.hardware import HardwareConfig
-from hybridlm.hardware.profiles import known_profiles
+from hybridlm.machine.profiles import known_profiles
 
 PAGE = Path(__file__).resolve().parent / "hardware.md"
 MARKS = re.compile(r"(<!-- table: python docs/hardware.py -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -22,8 +22,8 @@ def row(profile: HardwareConfig) -> str:
     peaks = profile.peak_tflops
     rates = ", ".join("-" if peak is None else f"{peak:g}" for peak in (peaks.fp32, peaks.tf32, peaks.fp16, peaks.bf16))
     return (
-        f"| `{profile.name}` | {profile.memory_gb:g} | {profile.compute_capability} | {'yes' if profile.bf16 else 'no'} "
-        f"| {profile.shared_memory_kb} | {rates} | {profile.bandwidth_gb_s:,.0f} |\n"
+        f"| `{profile.name}` | {profile.memory_gb:g} | {profile.compute_capability} | {'yes' if profile.bf16 else 'no'}"
+        f" | {profile.shared_memory_kb} | {rates} | {profile.bandwidth_gb_s:,.0f} |\n"
     )
 
 

@@ -1,4 +1,5 @@
-"""Counts the parameters of every preset, of the models as they are built, and puts the table into docs/presets.md between its two marks.
+"""Counts the parameters of every preset, of the models as they are built, and puts the table into docs/presets.md
+between its two marks.
 
 python docs/presets.py           # rewrite the table
 """
@@ -8,9 +9,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
+from hybridlm.config.groups import groups
 from hybridlm.config.run import RunConfig
-from hybridlm.config_files import groups
 from hybridlm.layers.moe import MoE
 from hybridlm.model.build import build_model
 from hybridlm.model.count import parameters
@@ -49,9 +50,9 @@ def row(preset: str, size: str) -> str:
     model = build_model(config.model, vocabulary(config))
     share = share_of_vocabulary(model)
     return (
-        f"| `{preset}` | `{size}` | {len(model.blocks)} | {config.model.d_model:,} | {config.data.seq_len:,} | {vocabulary(config):,} "
-        f"| {parameters(model) / 1e6:,.2f}M | {used_per_token(model) / 1e6:,.2f}M "
-        f"| {share:.0%}{', dwarfs the model' if share > DWARFED else ''} |\n"
+        f"| `{preset}` | `{size}` | {len(model.blocks)} | {config.model.d_model:,} | {config.data.seq_len:,} |"
+        f" {vocabulary(config):,} | {parameters(model) / 1e6:,.2f}M | {used_per_token(model) / 1e6:,.2f}M |"
+        f" {share:.0%}{', dwarfs the model' if share > DWARFED else ''} |\n"
     )
 
 
@@ -59,9 +60,10 @@ def table() -> str:
     """The presets at each size that they take, as Markdown."""
     presets = {preset: compose_config([f"model={preset}"]).model.sizes for preset in groups()["model"]}
     return (
-        "| `model=` | `size=` | layers | width | context | ids | parameters | used per token | the vocabulary's share |\n"
-        "|---|---|---|---|---|---|---|---|---|\n"
-    ) + "".join(row(preset, size) for preset, sizes in presets.items() for size in SIZES if size in sizes)
+        "| `model=` | `size=` | layers | width | context | ids | parameters | used per token | the vocabulary's share"
+        " |\n|---|---|---|---|---|---|---|---|---|\n"
+        + "".join(row(preset, size) for preset, sizes in presets.items() for size in SIZES if size in sizes)
+    )
 
 
 def main() -> None:

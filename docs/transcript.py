@@ -1,4 +1,5 @@
-"""Runs the default job and puts what it prints into README.md, between the two transcript marks. `make transcript` calls it."""
+"""Runs the default job and puts what it prints into README.md, between the two transcript marks. `make transcript`
+calls it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Makes a W&B workspace with the panels of wandb_panels.json:   python docs/wandb_workspace.py --project hybridlm --entity TEAM
+"""Makes a W&B workspace with the panels of wandb_panels.json:   python docs/wandb_workspace.py --project hybridlm
+--entity TEAM
 
 --dry-run prints what would be sent and needs neither the network nor the package wandb-workspaces.
 """
@@ -23,7 +24,11 @@ def line_plot(panel: dict[str, Any], x: str) -> dict[str, Any]:
 def plan(spec: dict[str, Any], project: str, entity: str | None) -> dict[str, Any]:
     """The arguments of the workspace, its sections and its plots, as plain values."""
     sections = [
-        {"name": section["name"], "is_open": True, "panels": [line_plot(panel, spec["x"]) for panel in section["panels"]]}
+        {
+            "name": section["name"],
+            "is_open": True,
+            "panels": [line_plot(panel, spec["x"]) for panel in section["panels"]],
+        }
         for section in spec["sections"]
     ]
     return {"name": spec["name"], "entity": entity, "project": project, "sections": sections}

@@ -46,8 +46,8 @@ def printable(text: str) -> str:
 
 
 def harmless(text: str) -> str:
-    """``text`` of any length as a terminal may take it: line ends and tabs stay, all that would move a cursor, set a title or turn the
-    writing is shown as its escape in Python."""
+    """``text`` of any length as a terminal may take it: line ends and tabs stay, all that would move a cursor, set a
+    title or turn the writing is shown as its escape in Python."""
     return _ACTING.sub(lambda found: printable(found[0]), text)
 
 

@@ -19,20 +19,27 @@ torch.set_num_threads(1)  # the tensors of the tests are too small to share
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty small text files with something to learn in them; beside them lines of JSON, a tokenizer and a token file."""
+    """Twenty small text files with something to learn in them; beside them lines of JSON, a tokenizer and a token
+    file."""
     folder = tmp_path_factory.mktemp("corpus")
     for i in range(20):
         lines = [f"def f{j}(x):\n    return x * {j} + {i}\n" for j in range(i + 20)]
         (folder / f"{i:02d}.txt").write_text("\n".join(lines), encoding="utf-8")
     records = [{"text": f"def g{i}():\n    return {i} * {i}\n" * 9, "body": f"g{i} " * 30} for i in range(40)]
-    (folder / "lines.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + "{cut off", encoding="utf-8")
-    for name, size in (("train", 40), ("test", 30), ("other", 20)):  # what the library datasets reads, with two configurations
+    (folder / "lines.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in records) + "{cut off", encoding="utf-8"
+    )
+    for name, size in (
+        ("train", 40),
+        ("test", 30),
+        ("other", 20),
+    ):  # what the library datasets reads, with two configurations
         path = folder / f"hub/{name}.jsonl"
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(json.dumps(record) + "\n" for record in records[:size]), encoding="utf-8")
     (folder / "hub/README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files: [{split: train, path: train.jsonl}, {split: test, path: test.jsonl}]\n"
-        "- config_name: other\n  data_files: other.jsonl\n---\n",
+        "---\nconfigs:\n- config_name: default\n  data_files: [{split: train, path: train.jsonl}, {split: test, path:"
+        " test.jsonl}]\n- config_name: other\n  data_files: other.jsonl\n---\n",
         encoding="utf-8",
     )
     long = [{"text": f"{chr(97 + i)}{chr(98 + i // 2)} " * 20_000} for i in range(20)]  # 1.2 MB

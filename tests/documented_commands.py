@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/README.md"), *ROOT.glob("benchmarks/*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/README.md"), *ROOT.glob("benchmarks/*.md")]
+)
 _FUNCTION = re.compile(r'(\w+)\(\) \{ (.*) "\$@"; \}')  # a shell function that only puts words in front
 
 
@@ -22,7 +24,8 @@ class Block(NamedTuple):
 
 
 class Command(NamedTuple):
-    """words: as a shell splits them, without what a pipe brings and what stands in front of a program; output: lines that follow it."""
+    """words: as a shell splits them, without what a pipe brings and what stands in front of a program; output: lines
+    that follow it."""
 
     where: str
     line: str

@@ -1,4 +1,5 @@
-"""What the references share: the metric of every comparison, and the elementary formulas, with no code of the package."""
+"""What the references share: the metric of every comparison, and the elementary formulas, with no code of the
+package."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def group_rms_norm(x: Tensor, weight: Tensor, n_groups: int, eps: float) -> Tens
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor | None = None) -> Tensor:
-    """Depthwise: ``out_t = bias + sum_k weight[:, k] * x_(t-K+1+k)``. x (B,T,C), weight (C,1,K); ``past`` (B,any,C) came before."""
+    """Depthwise: ``out_t = bias + sum_k weight[:, k] * x_(t-K+1+k)``. x (B,T,C), weight (C,1,K); ``past`` (B,any,C)
+    came before."""
     taps = weight.reshape(weight.shape[0], -1)
     width = taps.shape[1]
     before = x.new_zeros(x.shape[0], width - 1, x.shape[2])

@@ -1,4 +1,5 @@
-"""What strangers' files hold: values of wrong kinds and sizes, put into valid files at random, and what reading one may cost."""
+"""What strangers' files hold: values of wrong kinds and sizes, put into valid files at random, and what reading one may
+cost."""
 
 from __future__ import annotations
 
@@ -17,8 +18,10 @@ from hybridlm.errors import RunFailed, UserError
 SECONDS = 10
 MEMORY = 2**30  # bytes that reading one file of a few kilobytes may take at most
 VALUES = [
-    None, True, False, 0, -1, 1, 2, 7, 10**9, -(10**9), 2**31, 2**40, 2**63 - 1, 0.0, -0.5, 1.5, 1e308, float("nan"), float("inf"),
-    "", "x", "-1", "1" * 5000, "\x1b[2J\x07", "=1+1", "<script>alert(1)</script>", "ünïcode ☃", "???", "${oc.env:HOME}", "a\rb\nc",
+    None, True, False, 0, -1, 1, 2, 7, 10**9, -(10**9), 2**31, 2**40, 2**63 - 1, 0.0, -0.5, 1.5, 1e308, float("nan"),
+    float("inf"),
+    "", "x", "-1", "1" * 5000, "\x1b[2J\x07", "=1+1", "<script>alert(1)</script>", "ünïcode ☃", "???",
+    "${oc.env:HOME}", "a\rb\nc",
     [], [None], [1, 2], ["a"], [[[[]]]], {}, {"a": 1}, {"_target_": "os.system"}, [0] * 1000,
 ]  # fmt: skip
 
@@ -49,7 +52,13 @@ def mutated(tree: object, generator: random.Random, strange: Callable[[random.Ra
         holder: object = tree
         key = None
         while True:
-            keys = list(holder) if isinstance(holder, dict) else list(range(len(holder))) if isinstance(holder, list) else []
+            keys = (
+                list(holder)
+                if isinstance(holder, dict)
+                else list(range(len(holder)))
+                if isinstance(holder, list)
+                else []
+            )
             if not keys or (key is not None and generator.random() < 0.25):
                 break
             parent, key = holder, generator.choice(keys)
@@ -62,7 +71,9 @@ def mutated(tree: object, generator: random.Random, strange: Callable[[random.Ra
         elif action < 0.75:
             del parent[key]
         elif action < 0.9 and isinstance(parent, dict):
-            parent[generator.choice(["x", "", "\x1b[31m", key if isinstance(key, str) else "y"]) + "!"] = parent.pop(key)
+            parent[generator.choice(["x", "", "\x1b[31m", key if isinstance(key, str) else "y"]) + "!"] = parent.pop(
+                key
+            )
         else:
             parent[key] = [parent[key]]
     return tree

@@ -1,9 +1,10 @@
 """Are the tests worth something? Plants one error at a time in a copy of the package and asks that the tests fail.
 
-    python tests/planted_errors.py                 # all of tests/planted_list.py, two at a time; exit code 1 if one goes unnoticed
+    python tests/planted_errors.py                 # all of tests/planted_list.py, two at a time; exit code 1 if one
+    goes unnoticed
     python tests/planted_errors.py mamba3 window   # those whose name contains one of the words
 
-Not part of the suite: each planted error is a run of pytest. `tests/test_planted_errors.py` holds that every one still fits the code.
+Not part of the suite: each planted error is a run of pytest.
 """
 
 from __future__ import annotations
@@ -43,12 +44,27 @@ def noticed(plant: Plant) -> tuple[Plant, str | None, float]:
         for name in ("pyproject.toml", "train.py"):
             shutil.copy(ROOT / name, copy / name)
         planted(plant, copy / "hybridlm")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", "--durations=0", *plant.tests]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "--no-header",
+            "-p",
+            "no:cacheprovider",
+            "--durations=0",
+            *plant.tests,
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        done = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     if done.returncode not in (0, 1):
-        raise RuntimeError(f"{plant.name}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"{plant.name}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
     return plant, failed[0].split(" - ")[0] if failed else None, time.perf_counter() - began
 
 

@@ -1,6 +1,7 @@
 """The errors that tests/planted_errors.py plants, each with the tests that must notice it.
 
-The first 29 are the ones by which the golden tensors were chosen; the others are mistakes that a change of this code could bring.
+The first 29 are the ones by which the golden tensors were chosen; the others are mistakes that a change of this code
+could bring.
 """
 
 from __future__ import annotations
@@ -27,11 +28,33 @@ def _one(name: str, file: str, old: str, new: str, *tests: str) -> Plant:
 _M3, _TRAPEZOID, _TILES = "layers/mamba3.py", "ops/trapezoid.py", "ops/mimo_tiles.py"
 _PREVIOUS = "previous_weight(dt, mix, seq.starts)"
 MAMBA3 = [
-    _one("mamba3: beta without alpha", _M3, f"mix * dt, {_PREVIOUS}", f"mix * dt, {_PREVIOUS} * (decay * dt).exp()", *_golden("mamba3")),
-    _one("mamba3: lambda swapped", _M3, "mix = others[0].sigmoid()", "mix = 1 - others[0].sigmoid()", *_golden("mamba3")),
-    _one("mamba3: Euler", _M3, f"own, previous = mix * dt, {_PREVIOUS}", "own, previous = dt, 0 * dt", *_golden("mamba3")),
-    _one("mamba3: previous dt in beta", _TRAPEZOID, "weight = (1 - mix) * dt", "weight = (1 - mix) * dt.roll(1, 1)", *_golden("mamba3")),
-    _one("mamba3: angle without pi", _TRAPEZOID, "math.pi * rate.to(dt.dtype).tanh()", "rate.to(dt.dtype).tanh()", *_golden("mamba3")),
+    _one(
+        "mamba3: beta without alpha",
+        _M3,
+        f"mix * dt, {_PREVIOUS}",
+        f"mix * dt, {_PREVIOUS} * (decay * dt).exp()",
+        *_golden("mamba3"),
+    ),
+    _one(
+        "mamba3: lambda swapped", _M3, "mix = others[0].sigmoid()", "mix = 1 - others[0].sigmoid()", *_golden("mamba3")
+    ),
+    _one(
+        "mamba3: Euler", _M3, f"own, previous = mix * dt, {_PREVIOUS}", "own, previous = dt, 0 * dt", *_golden("mamba3")
+    ),
+    _one(
+        "mamba3: previous dt in beta",
+        _TRAPEZOID,
+        "weight = (1 - mix) * dt",
+        "weight = (1 - mix) * dt.roll(1, 1)",
+        *_golden("mamba3"),
+    ),
+    _one(
+        "mamba3: angle without pi",
+        _TRAPEZOID,
+        "math.pi * rate.to(dt.dtype).tanh()",
+        "rate.to(dt.dtype).tanh()",
+        *_golden("mamba3"),
+    ),
     _one("mamba3: angle without tanh", _TRAPEZOID, "rate.to(dt.dtype).tanh()", "rate.to(dt.dtype)", *_golden("mamba3")),
     _one(
         "mamba3: angle without dt",
@@ -47,7 +70,9 @@ MAMBA3 = [
         "* dt.mean(-1, True).expand_as(dt).transpose(1, 2).unsqueeze(2)",
         *_golden("mamba3"),
     ),
-    _one("mamba3: sign of the angle", _TRAPEZOID, "turn = math.pi * rate", "turn = -math.pi * rate", *_golden("mamba3")),
+    _one(
+        "mamba3: sign of the angle", _TRAPEZOID, "turn = math.pi * rate", "turn = -math.pi * rate", *_golden("mamba3")
+    ),
     _one(
         "mamba3: bias before the norm",
         _TILES,
@@ -55,7 +80,13 @@ MAMBA3 = [
         "        biased = biased * (biased.square().mean(1, keepdim=True) + 1e-5).rsqrt()\n        if self.cos is None:\n            return biased\n        return rotate_(",
         *_golden("mamba3"),
     ),
-    _one("mamba3: B and C biases left out", _TILES, "rank * length) + wide\n", "rank * length) + 0 * wide\n", *_golden("mamba3")),
+    _one(
+        "mamba3: B and C biases left out",
+        _TILES,
+        "rank * length) + wide\n",
+        "rank * length) + 0 * wide\n",
+        *_golden("mamba3"),
+    ),
     _one("mamba3: B and C swapped", _M3, "x, B, C = xBC.split(", "x, C, B = xBC.split(", *_golden("mamba3")),
     _one(
         "mamba3: z and x swapped",
@@ -64,9 +95,27 @@ MAMBA3 = [
         "        E = spec.d_inner\n        z, xBC = xBC[..., :E], torch.cat((z, xBC[..., E:]), -1)\n        if self._kernel_takes(",
         *_golden("mamba3"),
     ),
-    _one("mamba3: dt and A swapped", _M3, "dt_rate, decay_rate, *others = ", "decay_rate, dt_rate, *others = ", *_golden("mamba3")),
-    _one("mamba3: SISO rotates half-split", _M3, "adjacent = self.spec.mimo_rank is None\n", "adjacent = False\n", *_golden("mamba3_siso")),
-    _one("mamba3: MIMO rotates neighbours", _M3, "adjacent = self.spec.mimo_rank is None\n", "adjacent = True\n", *_golden("mamba3_mimo")),
+    _one(
+        "mamba3: dt and A swapped",
+        _M3,
+        "dt_rate, decay_rate, *others = ",
+        "decay_rate, dt_rate, *others = ",
+        *_golden("mamba3"),
+    ),
+    _one(
+        "mamba3: SISO rotates half-split",
+        _M3,
+        "adjacent = self.spec.mimo_rank is None\n",
+        "adjacent = False\n",
+        *_golden("mamba3_siso"),
+    ),
+    _one(
+        "mamba3: MIMO rotates neighbours",
+        _M3,
+        "adjacent = self.spec.mimo_rank is None\n",
+        "adjacent = True\n",
+        *_golden("mamba3_mimo"),
+    ),
     _one(
         "mamba3: MIMO rotates within the first half",
         _TILES,
@@ -75,10 +124,20 @@ MAMBA3 = [
         *_golden("mamba3_mimo"),
     ),
     _one(
-        "mamba3: the other activation of A", _M3, 'spec.a_activation == "softplus"', 'spec.a_activation != "softplus"', *_golden("mamba3")
+        "mamba3: the other activation of A",
+        _M3,
+        'spec.a_activation == "softplus"',
+        'spec.a_activation != "softplus"',
+        *_golden("mamba3"),
     ),
     _one("mamba3: another floor of A", _M3, "clamp_min(spec.a_floor)", "clamp_min(1e-4)", *_golden("mamba3")),
-    _one("mamba3: groups tiled over the heads", _TILES, "which[head // per_group]", "which[head % which.shape[0]]", *_golden("mamba3")),
+    _one(
+        "mamba3: groups tiled over the heads",
+        _TILES,
+        "which[head // per_group]",
+        "which[head % which.shape[0]]",
+        *_golden("mamba3"),
+    ),
     _one(
         "mamba3: a block's bias gradient replaces the others'",
         "ops/mimo_backward.py",
@@ -124,7 +183,13 @@ MAMBA3 = [
 ]
 _M2 = "layers/mamba2.py"
 MAMBA2 = [
-    _one("mamba2: norm over all groups", _M2, "groups=spec.n_groups, norm_before_gate", "groups=1, norm_before_gate", *_golden("mamba2")),
+    _one(
+        "mamba2: norm over all groups",
+        _M2,
+        "groups=spec.n_groups, norm_before_gate",
+        "groups=1, norm_before_gate",
+        *_golden("mamba2"),
+    ),
     _one(
         "mamba2: norm and gate in the other order",
         _M2,
@@ -156,12 +221,18 @@ MAMBA2 = [
                 "        tiled = torch.arange(spec.n_heads).view(-1, spec.n_groups).t().flatten()\n        y, ssm_state = ssd(\n            inner.unflatten(-1, (spec.n_heads, spec.head_dim))[:, :, tiled],\n            dt[..., tiled],\n            -self.A_log.to(wide).exp()[tiled],",
             ),
             (_M2, "            self.D,\n", "            self.D[tiled],\n"),
-            (_M2, "        if cache is not None:\n", "        y = y[:, :, tiled.argsort()]\n        if cache is not None:\n"),
+            (
+                _M2,
+                "        if cache is not None:\n",
+                "        y = y[:, :, tiled.argsort()]\n        if cache is not None:\n",
+            ),
         ),
         _golden("mamba2"),
     ),
 ]
-_CONTRACT, _DOCUMENTS, _PADDING = (f"tests/layers/test_mixer_{name}.py" for name in ("contract", "documents", "padding"))
+_CONTRACT, _DOCUMENTS, _PADDING = (
+    f"tests/layers/test_mixer_{name}.py" for name in ("contract", "documents", "padding")
+)
 _ATTENTION, _MLA, _M1 = "layers/attention.py", "layers/mla.py", "layers/mamba1.py"
 OTHER_MIXERS = [
     _one(
@@ -180,7 +251,13 @@ OTHER_MIXERS = [
         "-k",
         "window",
     ),
-    _one("attention: QK-norm left out for keys", _ATTENTION, "rms_norm(k, self.k_norm.weight, spec.norm_eps)", "k", *_golden("attn")),
+    _one(
+        "attention: QK-norm left out for keys",
+        _ATTENTION,
+        "rms_norm(k, self.k_norm.weight, spec.norm_eps)",
+        "k",
+        *_golden("attn"),
+    ),
     _one(
         "attention: values rotated too",
         _ATTENTION,
@@ -202,9 +279,21 @@ OTHER_MIXERS = [
         "q_rope = apply_rotary(q_rope, cos, sin, interleaved=not spec.rope_interleave)",
         *_golden("mla"),
     ),
-    _one("mla: absorbed form without the shared key", _MLA, "to_key), q_rope), -1)", "to_key), 0 * q_rope), -1)", *_golden("mla")),
+    _one(
+        "mla: absorbed form without the shared key",
+        _MLA,
+        "to_key), q_rope), -1)",
+        "to_key), 0 * q_rope), -1)",
+        *_golden("mla"),
+    ),
     _one("mla: epsilon of the latent norms", _MLA, "LATENT_NORM_EPS = 1e-6", "LATENT_NORM_EPS = 1e-2", *_golden("mla")),
-    _one("mamba1: x and z swapped", _M1, "inner, z = self.in_proj.split(", "z, inner = self.in_proj.split(", *_golden("mamba1")),
+    _one(
+        "mamba1: x and z swapped",
+        _M1,
+        "inner, z = self.in_proj.split(",
+        "z, inner = self.in_proj.split(",
+        *_golden("mamba1"),
+    ),
     _one(
         "mamba1: A without its exponential",
         _M1,
@@ -330,7 +419,13 @@ CACHES = [
 ]
 DOCUMENTS = [
     _one(
-        "documents: convolution reaches across", _M2, "None if seq.doc_ids is None else seq.positions", "None", _DOCUMENTS, "-k", "mamba2"
+        "documents: convolution reaches across",
+        _M2,
+        "None if seq.doc_ids is None else seq.positions",
+        "None",
+        _DOCUMENTS,
+        "-k",
+        "mamba2",
     ),
     _one(
         "documents: state carried into the next",
@@ -375,7 +470,13 @@ DOCUMENTS = [
         "tests/model/test_documents.py",
     ),
     _one(
-        "padding: takes time in Mamba-2", _M2, "dt = dt.masked_fill(~seq.valid.unsqueeze(-1), 0.0)", "dt = dt * 1", _PADDING, "-k", "mamba2"
+        "padding: takes time in Mamba-2",
+        _M2,
+        "dt = dt.masked_fill(~seq.valid.unsqueeze(-1), 0.0)",
+        "dt = dt * 1",
+        _PADDING,
+        "-k",
+        "mamba2",
     ),
     _one(
         "padding: takes time in Mamba-1",
@@ -407,7 +508,13 @@ DOCUMENTS = [
 ]
 _LOSS, _HARNESS, _TURNS = "tests/eval/test_text_loss.py", "tests/eval/test_harness.py", "tests/bench/test_turns.py"
 MEASUREMENTS = [
-    _one("eval: targets counted by two windows", "eval/text_loss.py", "counted[:skipped] = False", "counted[:0] = False", _LOSS),
+    _one(
+        "eval: targets counted by two windows",
+        "eval/text_loss.py",
+        "counted[:skipped] = False",
+        "counted[:0] = False",
+        _LOSS,
+    ),
     _one(
         "eval: the separator left out",
         "eval/text_loss.py",
@@ -417,7 +524,19 @@ MEASUREMENTS = [
     ),
     _one("harness: a long context cut at its end", "eval/harness.py", "[-kept:])", "[:kept])", _HARNESS),
     _one("harness: no token before the text", "eval/harness.py", "else [self.tok.eos_id, *ids]", "else ids", _HARNESS),
-    _one("harness: greedy if the last token is", "eval/scoring.py", "(targets == IGNORE)).all(1)", "(targets == IGNORE))[:, -1]", _HARNESS),
-    _one("bench: the warm-up counts", "bench/turns.py", "            if number:\n", "            if number >= 0:\n", _TURNS),
+    _one(
+        "harness: greedy if the last token is",
+        "eval/scoring.py",
+        "(targets == IGNORE)).all(1)",
+        "(targets == IGNORE))[:, -1]",
+        _HARNESS,
+    ),
+    _one(
+        "bench: the warm-up counts",
+        "bench/turns.py",
+        "            if number:\n",
+        "            if number >= 0:\n",
+        _TURNS,
+    ),
 ]
 PLANTS = [*MAMBA3, *MAMBA2, *OTHER_MIXERS, *MOE, *CACHES, *DOCUMENTS, *MEASUREMENTS]

@@ -1,4 +1,5 @@
-"""Softmax attention by loops over heads and queries: grouped queries, and DeepSeek's latent attention in its plain form."""
+"""Softmax attention by loops over heads and queries: grouped queries, and DeepSeek's latent attention in its plain
+form."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ LATENT_EPS = 1e-6  # of both norms of latent attention, whatever the model's is
 
 
 def rotate(head: Tensor, position: int, theta: float) -> Tensor:
-    """Half-split rotary positions on one vector (..., P): channel i turns with channel i + P/2 by position * theta^(-2i/P)."""
+    """Half-split rotary positions on one vector (..., P): channel i turns with channel i + P/2 by position *
+    theta^(-2i/P)."""
     half = head.shape[-1] // 2
     out = [head[..., i] for i in range(2 * half)]
     for i in range(half):
@@ -26,7 +28,8 @@ def rotate(head: Tensor, position: int, theta: float) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None) -> Tensor:
-    """Causal softmax attention by loops over heads and queries. q (B,T,H,P), k and v (B,S,Hkv,P): the queries are the last T positions.
+    """Causal softmax attention by loops over heads and queries. q (B,T,H,P), k and v (B,S,Hkv,P): the queries are the
+    last T positions.
 
     ``window`` counts the token itself: position i sees i - window + 1 ... i.
     """
@@ -65,7 +68,8 @@ def attention(p: Params, u: Tensor, spec: AttentionSpec) -> tuple[Tensor, Tensor
 def mla(p: Params, u: Tensor, spec: MLASpec) -> tuple[Tensor, Tensor, Tensor]:
     """Latent attention on u (B,T,D) from position 0, every key and value of every head written out.
 
-    Returns y, the latent (B,T,c) after its norm, and the shared key (B,T,r) after the rotation: the two that are cached.
+    Returns y, the latent (B,T,c) after its norm, and the shared key (B,T,r) after the rotation: the two that are
+    cached.
     """
     batch, time, _ = u.shape
     heads, nope, rope = spec.n_heads, spec.qk_nope_head_dim, spec.qk_rope_head_dim

@@ -12,7 +12,8 @@ from hybridlm.config.layers import MLPSpec, MoESpec
 
 
 class Routing(NamedTuple):
-    """What a router did with N tokens: logits, chosen, weights by token; and its losses. ``hf_loss`` is k times ``balance_loss``."""
+    """What a router did with N tokens: logits, chosen, weights by token; and its losses. ``hf_loss`` is k times
+    ``balance_loss``."""
 
     logits: Tensor  # (N, E)
     chosen: list[list[int]]  # of each token, k experts
@@ -59,7 +60,8 @@ def expert(p: Params, index: int, x: Tensor, spec: MoESpec) -> Tensor:
 
 
 def moe(p: Params, x: Tensor, spec: MoESpec, valid: Tensor | None = None) -> tuple[Tensor, Routing]:
-    """A mixture of experts on x (B,T,D). ``p`` may hold the selection bias ``gate.e_score_correction_bias`` (E,), zero where it does not.
+    """A mixture of experts on x (B,T,D). ``p`` may hold the selection bias ``gate.e_score_correction_bias`` (E,), zero
+    where it does not.
 
     Where ``valid`` (B,T) is False there is no token: its output is zero here, and it is in no mean and no count.
     """
@@ -86,13 +88,17 @@ def moe(p: Params, x: Tensor, spec: MoESpec, valid: Tensor | None = None) -> tup
             chosen.append(picked)
             weights.append(factors)
         outputs.append(y)
-    return torch.stack(outputs).reshape(x.shape), routing(spec, torch.stack(logits), torch.stack(shares), chosen, torch.stack(weights))
+    return torch.stack(outputs).reshape(x.shape), routing(
+        spec, torch.stack(logits), torch.stack(shares), chosen, torch.stack(weights)
+    )
 
 
 def routing(spec: MoESpec, logits: Tensor, shares: Tensor, chosen: list[list[int]], weights: Tensor) -> Routing:
     """The losses of N tokens' routing; ``shares`` (N, E) are the scores of each token divided by their sum."""
     counts = torch.tensor([sum(index in picked for picked in chosen) for index in range(spec.n_experts)])
-    hf_loss = spec.n_experts * (counts.to(shares.dtype) / len(chosen) * shares.mean(0)).sum()  # whole numbers would divide in float32
+    hf_loss = (
+        spec.n_experts * (counts.to(shares.dtype) / len(chosen) * shares.mean(0)).sum()
+    )  # whole numbers would divide in float32
     balance = hf_loss / spec.top_k
     peak = logits.max(1).values.detach()
     z_loss = ((torch.log(torch.exp(logits - peak[:, None]).sum(1)) + peak) ** 2).mean()

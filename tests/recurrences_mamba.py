@@ -1,4 +1,5 @@
-"""Mamba-1, Mamba-2 and Mamba-3 token by token. Each continues the states it is given, and returns them after the last token."""
+"""Mamba-1, Mamba-2 and Mamba-3 token by token. Each continues the states it is given, and returns them after the last
+token."""
 
 from __future__ import annotations
 
@@ -20,15 +21,16 @@ class Mamba1States(NamedTuple):
 
 
 class Mamba2States(NamedTuple):
-    """``conv`` (B, T, conv_channels): every input of the convolution so far; ``ssm`` (B, H, P, N): the state after the last token."""
+    """``conv`` (B, T, conv_channels): every input of the convolution so far; ``ssm`` (B, H, P, N): the state after the
+    last token."""
 
     conv: Tensor
     ssm: Tensor
 
 
 class Mamba3States(NamedTuple):
-    """``angle`` (B, H, n_angles), not wrapped; ``ssm`` (B, H, P, N); ``k`` (B, R, H, N) and ``v`` (B, H, P) of the last token;
-    ``conv`` (B, T, conv_channels): every input of the convolution so far, None without one."""
+    """``angle`` (B, H, n_angles), not wrapped; ``ssm`` (B, H, P, N); ``k`` (B, R, H, N) and ``v`` (B, H, P) of the last
+    token; ``conv`` (B, T, conv_channels): every input of the convolution so far, None without one."""
 
     angle: Tensor
     ssm: Tensor
@@ -61,7 +63,8 @@ def ssd(
 ) -> tuple[Tensor, Tensor]:
     """``S_t = exp(dt A) S_(t-1) + dt x_t B_t^T``, ``y_t = S_t C_t + D x_t``.
 
-    x (B,T,H,P), dt (B,T,H) after softplus, A (H) negative, B and C (B,T,G,N), D (H). Returns y (B,T,H,P) and the last state (B,H,P,N).
+    x (B,T,H,P), dt (B,T,H) after softplus, A (H) negative, B and C (B,T,G,N), D (H). Returns y (B,T,H,P) and the last
+    state (B,H,P,N).
     """
     batch, time, heads, width = x.shape
     group_of_head = [h // (heads // B.shape[2]) for h in range(heads)]
@@ -106,7 +109,8 @@ def mamba2(p: Params, u: Tensor, spec: Mamba2Spec, past: Mamba2States | None = N
 
 
 def turn(vector: Tensor, angles: Tensor, neighbours: bool) -> Tensor:
-    """Rotates pair i of the channels of (..., N) by angle i of (..., n): pairs (2i, 2i + 1), or (i, i + N/2). The others stay."""
+    """Rotates pair i of the channels of (..., N) by angle i of (..., n): pairs (2i, 2i + 1), or (i, i + N/2). The
+    others stay."""
     out = [vector[..., i] for i in range(vector.shape[-1])]
     for i in range(angles.shape[-1]):
         a, b = (2 * i, 2 * i + 1) if neighbours else (i, i + vector.shape[-1] // 2)
@@ -117,8 +121,8 @@ def turn(vector: Tensor, angles: Tensor, neighbours: bool) -> Tensor:
 
 
 class Mamba3Inputs(NamedTuple):
-    """What the recurrence of Mamba-3 reads of every token: z, x (B,T,H,P), B, C (B,T,R,H,N) not yet rotated, dt, A, lam (B,T,H),
-    angle (B,T,n); ``conv`` the input of the convolution (B,T,C), if there is one."""
+    """What the recurrence of Mamba-3 reads of every token: z, x (B,T,H,P), B, C (B,T,R,H,N) not yet rotated, dt, A, lam
+    (B,T,H), angle (B,T,n); ``conv`` the input of the convolution (B,T,C), if there is one."""
 
     z: Tensor
     x: Tensor
@@ -147,7 +151,9 @@ def mamba3_inputs(p: Params, u: Tensor, spec: Mamba3Spec, past: Mamba3States | N
 
     def per_head(rows_of: Tensor, name: str) -> Tensor:
         ranks = rows_of.reshape(*u.shape[:2], spec.rank, spec.n_groups, spec.d_state)
-        return rms_norm(ranks, p[f"{name}_norm.weight"], spec.norm_eps)[..., group_of_head, :] + p[f"{name}_bias"].transpose(0, 1)
+        return rms_norm(ranks, p[f"{name}_norm.weight"], spec.norm_eps)[..., group_of_head, :] + p[
+            f"{name}_bias"
+        ].transpose(0, 1)
 
     if spec.a_activation == "softplus":
         rate = softplus(dd_A)

@@ -1,7 +1,9 @@
-"""A SLURM of two nodes on this machine, for tests: real daemons on the loopback device, in a folder of their own, gone when the test is.
+"""A SLURM of two nodes on this machine, for tests: real daemons on the loopback device, in a folder of their own, gone
+when the test is.
 
-Needs Debian's slurm-wlm and munge, and root for the namespaces: each node has its host name, its /etc/hosts, and its process numbers,
-so that nothing of a node outlives it. Only the work of the jobs is real; there is no shared file system but the one there is.
+Needs Debian's slurm-wlm and munge, and root for the namespaces: each node has its host name, its /etc/hosts, and its
+process numbers, so that nothing of a node outlives it. Only the work of the jobs is real; there is no shared file
+system but the one there is.
 """
 
 from __future__ import annotations
@@ -80,7 +82,9 @@ class Cluster:
     daemons: dict[str, subprocess.Popen] = field(default_factory=dict)
 
     def run(self, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=timeout
+        )
 
     def submit(self, script: str, *options: str) -> str:
         """The number of a new job that runs ``script`` in bash; what it prints goes to JOB.log."""
@@ -105,7 +109,8 @@ class Cluster:
             time.sleep(0.1)
 
     def ended(self, job: str, seconds: float = 180, restarts: int = 0) -> dict[str, str]:
-        """Waits for the end of a job that has been started again ``restarts`` times, and pushes it on where it waits for its turn."""
+        """Waits for the end of a job that has been started again ``restarts`` times, and pushes it on where it waits
+        for its turn."""
         since: float | None = None
 
         def over() -> bool:
@@ -140,7 +145,8 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def cluster(folder: Path, environment: dict[str, str]) -> Iterator[Cluster]:
-    """Starts the daemons below ``folder``, whose path is to be short (a socket lies in it), and ends them and all jobs."""
+    """Starts the daemons below ``folder``, whose path is to be short (a socket lies in it), and ends them and all
+    jobs."""
     for name in ("run", "state", "work", *(f"spool/{node}" for node in NODES)):
         (folder / name).mkdir(parents=True)
     (folder / "hosts").write_text(f"127.0.0.1 localhost {socket.gethostname()} {' '.join(NODES)}\n")
@@ -153,7 +159,11 @@ def cluster(folder: Path, environment: dict[str, str]) -> Iterator[Cluster]:
     made = Cluster(folder / "work", {**environment, "SLURM_CONF": str(config), "TMPDIR": str(folder / "run")})
     with contextlib.ExitStack() as stack:
         stack.callback(_end, made)
-        munge = [f"--key-file={folder}/munge.key", f"--socket={folder}/run/munge.sock", f"--pid-file={folder}/run/munged.pid"]
+        munge = [
+            f"--key-file={folder}/munge.key",
+            f"--socket={folder}/run/munge.sock",
+            f"--pid-file={folder}/run/munged.pid",
+        ]
         munge += [f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge.seed"]
         _start(made, "munged", [found("munged"), "--foreground", "--force", *munge])
         _start(made, "slurmctld", [found("slurmctld"), "-D", "-f", str(config)])
@@ -161,7 +171,9 @@ def cluster(folder: Path, environment: dict[str, str]) -> Iterator[Cluster]:
             start_node(made, node)
         deadline = time.monotonic() + 60
         while made.run("sinfo", "-h", "-p", "low", "-o", "%T").stdout.split() != ["idle"]:
-            assert time.monotonic() < deadline, made.run("sinfo").stdout + (folder / "slurmctld.log").read_text()[-3000:]
+            assert time.monotonic() < deadline, (
+                made.run("sinfo").stdout + (folder / "slurmctld.log").read_text()[-3000:]
+            )
             time.sleep(0.2)
         yield made
 
@@ -180,7 +192,9 @@ def kill_node(made: Cluster, node: str) -> None:
 
 def _start(made: Cluster, name: str, command: list[str]) -> None:
     log = (made.folder.parent / f"{name}.log").open("ab")
-    environment = {key: value for key, value in made.environment.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
+    environment = {
+        key: value for key, value in made.environment.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"
+    }
     made.daemons[name] = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     log.close()
 

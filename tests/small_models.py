@@ -22,9 +22,11 @@ VOCAB = 13  # padded to 16
 
 
 def small_config(pattern: str = "MTM", **changes) -> ModelConfig:
-    """d_model 8; attention with two query heads on one key head, Mamba-2 with four heads in two groups, SwiGLU of width 12.
+    """d_model 8; attention with two query heads on one key head, Mamba-2 with four heads in two groups, SwiGLU of width
+    12.
 
-    Letters beside the usual ones: W, attention that sees three tokens; N, attention without positions; X, Mamba-3 with two ranks.
+    Letters beside the usual ones: W, attention that sees three tokens; N, attention without positions; X, Mamba-3 with
+    two ranks.
     """
     settings = {
         "d_model": 8,
@@ -34,7 +36,15 @@ def small_config(pattern: str = "MTM", **changes) -> ModelConfig:
         "mamba2": Mamba2Config(d_state=3, head_dim=4, n_groups=2, chunk=5),
         "mamba1": Mamba1Config(d_state=3, dt_rank=2, chunk=5),
         "mamba3": Mamba3Config(d_state=4, head_dim=4, n_groups=2, chunk=5),
-        "mla": MLAConfig(n_heads=2, kv_lora_rank=5, q_lora_rank=3, qk_nope_head_dim=3, qk_rope_head_dim=4, v_head_dim=6, rope_theta=100.0),
+        "mla": MLAConfig(
+            n_heads=2,
+            kv_lora_rank=5,
+            q_lora_rank=3,
+            qk_nope_head_dim=3,
+            qk_rope_head_dim=4,
+            v_head_dim=6,
+            rope_theta=100.0,
+        ),
         "mlp": MLPConfig(d_ff=12),
         "moe": MoEConfig(n_experts=4, top_k=2, d_expert=6, n_shared_experts=1),
         "variants": {
@@ -80,12 +90,16 @@ PATTERNS = ["TT", "WNW", "LL", "TWL", "M1 M1", "M2 M2", "M3 M3", "XX", "M1 T:moe
 every_pattern = pytest.mark.parametrize("pattern", PATTERNS)
 TIME = 17
 DOCUMENTS = torch.tensor(
-    [[i for i, length in enumerate(row) for _ in range(length)] for row in ([17], [1] * 17, [3, 1, 1, 5, 7], [5, 5, 7], [16, 1])]
+    [
+        [i for i, length in enumerate(row) for _ in range(length)]
+        for row in ([17], [1] * 17, [3, 1, 1, 5, 7], [5, 5, 7], [16, 1])
+    ]
 )
 
 
 def alone(model: HybridLM, ids: Tensor, doc_ids: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
-    """(B, T, V) logits where every row, without its padding, and every document of it ran by itself; zero at padding."""
+    """(B, T, V) logits where every row, without its padding, and every document of it ran by itself; zero at
+    padding."""
     valid = torch.ones_like(ids, dtype=torch.bool) if valid is None else valid
     doc_ids = torch.zeros_like(ids) if doc_ids is None else doc_ids
     rows = []
@@ -99,9 +113,15 @@ def alone(model: HybridLM, ids: Tensor, doc_ids: Tensor | None = None, valid: Te
 
 
 def fed(
-    model: HybridLM, ids: Tensor, cache: ModelCache, cuts: Iterable[int] = (), doc_ids: Tensor | None = None, valid: Tensor | None = None
+    model: HybridLM,
+    ids: Tensor,
+    cache: ModelCache,
+    cuts: Iterable[int] = (),
+    doc_ids: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> Tensor:
-    """Logits of ids given to the cache in pieces that begin at the columns ``cuts``; zero at padding, where they are only finite."""
+    """Logits of ids given to the cache in pieces that begin at the columns ``cuts``; zero at padding, where they are
+    only finite."""
     pieces = []
     for start, end in pairwise([0, *sorted(cuts), ids.shape[1]]):
         with torch.no_grad():

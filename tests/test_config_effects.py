@@ -14,19 +14,19 @@ import torch
 import yaml
 from pydantic import BaseModel
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.load import load_config
 from hybridlm.config.run import RunConfig
 from hybridlm.data.preparing import prepare as prepare_module
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.errors import UserError
 from hybridlm.eval.text_probes import text_probe_metrics
-from hybridlm.hardware.machine import resolve_machine
-from hybridlm.hardware.profiles import planned_device, planned_rates
-from hybridlm.kernels import choose_kernels
+from hybridlm.machine.description import resolve_machine
+from hybridlm.machine.kernels import choose_kernels
+from hybridlm.machine.profiles import planned_device, planned_rates
 from hybridlm.model.build import build_model, fresh_model
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups, param_groups
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.sweep.matching import matched
 from hybridlm.train import run as run_module
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
@@ -93,7 +93,10 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "model.mamba2.a_range": ("[1.0,2.0]", []),
     "model.mamba2.norm_before_gate": ("true", []),
     **{
-        f"model.mamba3.{name}": (value, ["model.pattern=M3", "model.mamba3.head_dim=16", "model.mamba3.d_state=8", *needs])
+        f"model.mamba3.{name}": (
+            value,
+            ["model.pattern=M3", "model.mamba3.head_dim=16", "model.mamba3.d_state=8", *needs],
+        )
         for name, (value, needs) in {
             "d_state": (16, []),
             "expand": (4, []),
@@ -172,7 +175,12 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "data.dedup": ("true", ["data.path=CORPUS/lines.jsonl"]),
     "data.format": (
         "text",
-        ["data.path=CORPUS/chats.jsonl", "data.text_field=prompt", "data.format=chat", f"data.tokenizer.special_tokens={CHAT_TOKENS}"],
+        [
+            "data.path=CORPUS/chats.jsonl",
+            "data.text_field=prompt",
+            "data.format=chat",
+            f"data.tokenizer.special_tokens={CHAT_TOKENS}",
+        ],
     ),
     "data.hf.id": ("nowhere/at/all", FROM_HUB),
     "data.hf.name": ("other", FROM_HUB),
@@ -207,7 +215,10 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "data.prepare_workers": (7, []),
     "data.workers": (1, []),
     "data.tokenizer.special_tokens": ("['<|x|>']", []),
-    "data.tokenizer.train_mb": (1, ["data.path=CORPUS/long.jsonl", "data.tokenizer.kind=bpe", "data.tokenizer.vocab_size=300"]),
+    "data.tokenizer.train_mb": (
+        1,
+        ["data.path=CORPUS/long.jsonl", "data.tokenizer.kind=bpe", "data.tokenizer.vocab_size=300"],
+    ),
     "data.packing": ("true", []),
     "data.isolate": ("false", ["data.packing=true"]),
     "data.out": ("OTHER", []),
@@ -321,7 +332,7 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
 # Fields that change nothing a run computes, each with the reason; at most five.
 INERT = {
     "model.name": "a label: it stands in summary.json (tests/test_end_to_end.py reads it there)",
-    "ckpt": "read by hybridlm/resume.py before the run begins (tests/config and tests/test_end_to_end.py)",
+    "ckpt": "read by hybridlm/runs/resume.py before the run begins (tests/config and tests/test_end_to_end.py)",
     "data.changed": "whether a run goes on with other text at all (tests/test_jobs.py)",
 }
 
@@ -342,7 +353,9 @@ def test_every_field_is_listed_once():
 
 
 def digest(*tensors: torch.Tensor) -> str:
-    return hashlib.sha256(b"".join(tensor.detach().contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()[:16]
+    return hashlib.sha256(b"".join(tensor.detach().contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()[
+        :16
+    ]
 
 
 def model_effects(config: RunConfig) -> dict[str, Any]:
@@ -423,7 +436,11 @@ def loop_effects(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
         "strategy": str(type(strategy(config.trainer.strategy, machine))),
         "loggers": [type(logger).__name__ for logger in loggers.all],
         "remote": loggers.remote
-        and (loggers.remote._backend.arguments | {"config": None}, loggers.remote._backend._timeout, loggers.remote._expert_load),
+        and (
+            loggers.remote._backend.arguments | {"config": None},
+            loggers.remote._backend._timeout,
+            loggers.remote._expert_load,
+        ),
         "json": loggers.all[1]._json,
         "log_every": metrics._log_every,
         "guard": guard_effects(config, folder),
@@ -464,10 +481,18 @@ def callback_effects(config: RunConfig, folder: RunFolder, loggers: Loggers) -> 
     names = ("_decay", "_interval", "_patience", "_min_delta", "_log_every")
     tokenizer = prepare(config.data).tokenizer
     callbacks = extra_callbacks(config, folder, tokenizer, loggers.remote, print)
-    found = {"callbacks": [(type(callback).__name__, [getattr(callback, name, None) for name in names]) for callback in callbacks]}
+    found = {
+        "callbacks": [
+            (type(callback).__name__, [getattr(callback, name, None) for name in names]) for callback in callbacks
+        ]
+    }
     for probes in (callback for callback in callbacks if isinstance(callback, Probes)):
         model = fresh_model(config.model, tokenizer.vocab_size, seed=0, device="cpu")
-        found |= {"probes": text_probe_metrics(model, tokenizer, examples=probes._config.examples, length=probes._config.length)}
+        found |= {
+            "probes": text_probe_metrics(
+                model, tokenizer, examples=probes._config.examples, length=probes._config.length
+            )
+        }
     return found
 
 
@@ -493,7 +518,7 @@ def pretend_gpu(monkeypatch):
     }
     for name, function in fake.items():
         monkeypatch.setattr(torch.cuda, name, function)
-    monkeypatch.setattr("hybridlm.hardware.machine.matrix_tflops", lambda device, name: 3.0)
+    monkeypatch.setattr("hybridlm.machine.description.matrix_tflops", lambda device, name: 3.0)
     return asked
 
 

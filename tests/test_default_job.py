@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.slow
 def test_the_default_job_compresses_better_than_gzip_and_xz(tmp_path, environment):
     environment.pop("OMP_NUM_THREADS")
-    done = subprocess.run([sys.executable, str(ROOT / "train.py")], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py")], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     (path,) = tmp_path.glob("outputs/*/*/summary.json")
     summary = json.loads(path.read_text())

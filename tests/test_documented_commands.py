@@ -1,7 +1,8 @@
 """Every command of README.md and the docs does what it says there.
 
-Fast: each is composed or parsed, with all its options and every value of a grid; what plans or only prints is run; printed mistakes are
-compared. Slow: those on a run are executed in their order on a small one, each training command trains two steps of a tiny model.
+Fast: each is composed or parsed, with all its options and every value of a grid; what plans or only prints is run;
+printed mistakes are compared. Slow: those on a run are executed in their order on a small one, each training command
+trains two steps of a tiny model.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import yaml
 from documented_commands import ROOT, Command, blocks, commands
 from typer.testing import CliRunner
 
-from hybridlm.command_line import HYDRA_FLAGS, key_of, refuse_flags, split
-from hybridlm.commands.arguments import models
-from hybridlm.commands.verbs import app, run_app
-from hybridlm.compose import compose_config
-from hybridlm.composition import composed as compose_line
-from hybridlm.composition import sweep_axes
+from hybridlm.cli.arguments import models
+from hybridlm.cli.compose import compose_config
+from hybridlm.cli.composition import composed as compose_line
+from hybridlm.cli.composition import sweep_axes
+from hybridlm.cli.verbs import app, run_app
+from hybridlm.config.groups import OF_PLUGINS
 from hybridlm.config.load import load_config
-from hybridlm.config_files import OF_PLUGINS
+from hybridlm.config.overrides import HYDRA_FLAGS, key_of, refuse_flags, split
 
 COMMANDS = commands()
 TAGS = {"sh", "console", "python", "yaml", "text"}
@@ -52,7 +53,11 @@ def kind(command: Command) -> str | None:
 
 
 def of(*kinds: str) -> list:
-    return [pytest.param(command, id=f"{command.where} {command.line[:60]}") for command in COMMANDS if kind(command) in kinds]
+    return [
+        pytest.param(command, id=f"{command.where} {command.line[:60]}")
+        for command in COMMANDS
+        if kind(command) in kinds
+    ]
 
 
 def verb_context(words):
@@ -63,7 +68,8 @@ def verb_context(words):
 
 
 def composed(overrides):
-    """Points of a grid among which every value is, or the one configuration; without what belongs to a run and to plugins."""
+    """Points of a grid among which every value is, or the one configuration; without what belongs to a run and to
+    plugins."""
     kept = [line for line in overrides if not _NOT_COMPOSED.fullmatch(key_of(line))]
     wanted = [line.lstrip("+") for line in overrides if key_of(line) in ("hydra/launcher", "hydra/sweeper")]
     assert all(line.replace("=", "/") in OF_PLUGINS or line == "hydra/launcher=slurm" for line in wanted)
@@ -84,9 +90,13 @@ def test_a_yaml_block_is_an_experiment_that_composes(tmp_path):
     for number, block in enumerate(block for block in blocks() if block.tag == "yaml"):
         tree = yaml.safe_load(block.text)
         if "parameters" in tree:
-            compose_config([f"{name}={values['values'][0]}" for name, values in tree["parameters"].items() if "values" in values])
+            compose_config(
+                [f"{name}={values['values'][0]}" for name, values in tree["parameters"].items() if "values" in values]
+            )
             continue
-        (tmp_path / f"experiments/block{number}.yaml").write_text(f"# @package _global_\n{block.text}\n", encoding="utf-8")
+        (tmp_path / f"experiments/block{number}.yaml").write_text(
+            f"# @package _global_\n{block.text}\n", encoding="utf-8"
+        )
         load_config(compose_line(split(["--config-dir", str(tmp_path), f"experiments=block{number}"])).tree)
 
 
@@ -96,7 +106,10 @@ def test_a_training_command_composes(command):
     refuse_flags(words, HYDRA_FLAGS, "")
     line = split(words)
     if not line.multirun:
-        assert all(len(axis.values) == 1 for axis in sweep_axes([x for x in line.overrides if not _NOT_COMPOSED.fullmatch(key_of(x))]))
+        assert all(
+            len(axis.values) == 1
+            for axis in sweep_axes([x for x in line.overrides if not _NOT_COMPOSED.fullmatch(key_of(x))])
+        )
     assert composed(line.overrides)
 
 
@@ -140,7 +153,8 @@ def test_what_is_not_run_here_exists(command):
 
 
 def small(overrides):
-    """A documented command with a model and a task that train in seconds: what chooses sizes, cards, data and steps is left away."""
+    """A documented command with a model and a task that train in seconds: what chooses sizes, cards, data and steps is
+    left away."""
     own = (
         "size=",
         "hardware=",
@@ -182,7 +196,11 @@ def trained(folder, overrides):
 
 def plain_training():
     """Training commands of one run, each set of overrides once."""
-    lines = {tuple(small(command.words[2:])): command for command in COMMANDS if kind(command) == "train" and not command.output}
+    lines = {
+        tuple(small(command.words[2:])): command
+        for command in COMMANDS
+        if kind(command) == "train" and not command.output
+    }
     single = [c for c in lines.values() if not {"-m", "--cfg"} & set(c.words) and "trainer.requeue=true" not in c.words]
     return [pytest.param(command, id=command.line[:60]) for command in single]
 
@@ -206,7 +224,9 @@ def test_the_commands_on_a_run_in_their_order(place):
         if verb == "eval":
             line = f"{line} data.val_fraction=0.2" if "data=files" in line else line
         script = f"{pretend}{line} {shorter.get(verb, '')}"
-        done = subprocess.run(["bash", "-c", script], cwd=place, input="hello\n", capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=place, input="hello\n", capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, (script, done.stdout[-2000:], done.stderr[-2000:])
 
 

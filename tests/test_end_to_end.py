@@ -1,4 +1,5 @@
-"""Whole runs, as a user starts them: what they leave behind, what a kill leaves behind, resume, several processes, generate."""
+"""Whole runs, as a user starts them: what they leave behind, what a kill leaves behind, resume, several processes,
+generate."""
 
 from __future__ import annotations
 
@@ -14,14 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridlm.checkpoint import load_run, read_checkpoint
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.load import from_yaml
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.errors import UserError
 from hybridlm.generate.engine import Engine
 from hybridlm.generate.sampling import Sampling
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.checkpoint import load_run, read_checkpoint
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.run import run
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
@@ -57,7 +58,9 @@ def test_a_run_leaves_what_it_promises(finished, tiny):
     assert "mamba2" in finished.layers.read_text()
     assert "attention" in finished.layers.read_text()
     samples = finished.samples.read_text().split("\n\n----------------\n\n")
-    assert [text.startswith(prompt) for text, prompt in zip(samples, config.callbacks.samples.prompts, strict=True)] == [True] * 3
+    assert [
+        text.startswith(prompt) for text, prompt in zip(samples, config.callbacks.samples.prompts, strict=True)
+    ] == [True] * 3
     summary = json.loads(finished.summary.read_text())
     assert summary["model"] == config.model.name
     assert summary["steps"] == 12
@@ -86,7 +89,8 @@ def test_bits_per_byte_are_those_of_the_saved_model_on_the_held_out_text(finishe
 
 
 @pytest.mark.parametrize(
-    "extra", [["optim=adamw"], ["trainer.accumulate=2", "optim=muon"], ["optim=lion"], ["trainer.accumulate=2", "optim=sgd"]]
+    "extra",
+    [["optim=adamw"], ["trainer.accumulate=2", "optim=muon"], ["optim=lion"], ["trainer.accumulate=2", "optim=sgd"]],
 )
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(tiny, tmp_path, extra):
     config = compose_config([*tiny, *extra])
@@ -103,20 +107,30 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(tiny, tmp_path, extr
     ]
     ours, theirs = (read_checkpoint(folder.step_checkpoint(12)) for folder in (broken, whole))
     assert all(torch.equal(ours["state_dict"][name], tensor) for name, tensor in theirs["state_dict"].items())
-    for mine, its in zip(ours["optimizer_states"][0]["state"].values(), theirs["optimizer_states"][0]["state"].values(), strict=True):
+    for mine, its in zip(
+        ours["optimizer_states"][0]["state"].values(), theirs["optimizer_states"][0]["state"].values(), strict=True
+    ):
         assert all(torch.equal(mine[name], tensor) for name, tensor in its.items())
 
 
 def test_steps_cut_in_another_way_are_not_resumed(finished, tiny):
     with pytest.raises(UserError, match=r"resume with trainer\.accumulate=1"):
-        run(compose_config([*tiny, "trainer.max_steps=14", "trainer.accumulate=2"]), finished, finished.newest_checkpoint())
+        run(
+            compose_config([*tiny, "trainer.max_steps=14", "trainer.accumulate=2"]),
+            finished,
+            finished.newest_checkpoint(),
+        )
     assert [row["step"] for row in rows(finished.path)][-1] == 12
 
 
 def test_another_tokenizer_is_not_resumed(finished, tiny):
     before = finished.tokenizer.read_text()
     with pytest.raises(UserError, match="another tokenizer"):
-        run(compose_config([*tiny, "trainer.max_steps=14", "data.tokenizer.kind=bpe"]), finished, finished.newest_checkpoint())
+        run(
+            compose_config([*tiny, "trainer.max_steps=14", "data.tokenizer.kind=bpe"]),
+            finished,
+            finished.newest_checkpoint(),
+        )
     assert finished.tokenizer.read_text() == before
 
 
@@ -145,7 +159,11 @@ def test_kill_and_resume_in_the_same_folder(tiny, tmp_path, environment):
     (folder,) = tmp_path.glob("outputs/*/*/")
     stopped_at = int(RunFolder(folder).newest_checkpoint().stem.removeprefix("step-"))
     done = subprocess.run(
-        command("ckpt=last", f"trainer.max_steps={stopped_at + 4}"), cwd=tmp_path, env=environment, capture_output=True, text=True
+        command("ckpt=last", f"trainer.max_steps={stopped_at + 4}"),
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert f"resuming after step {stopped_at}" in done.stdout
@@ -159,7 +177,8 @@ def test_kill_and_resume_in_the_same_folder(tiny, tmp_path, environment):
 def test_two_processes_train_as_one(tiny, finished, tmp_path, environment, strategy):
     """Through the command line, so that Hydra's relaunch of the second process is part of it.
 
-    eps is large because AdamW's first step is the gradient's sign: where a gradient is all rounding, its sign is a coin's.
+    eps is large because AdamW's first step is the gradient's sign: where a gradient is all rounding, its sign is a
+    coin's.
     """
     steps = ["optim=adamw", "optim.eps=1e-3", "trainer.max_steps=3", "trainer.log_every=1"]
     arguments = [*tiny, *steps, "trainer.devices=2", f"trainer.strategy={strategy}", f"hydra.run.dir={tmp_path}/two"]
@@ -193,15 +212,30 @@ def test_a_card_that_is_not_here_is_refused_in_one_line(tiny, tmp_path, environm
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     arguments = [item for item in tiny if not item.startswith("hardware=")]
-    done = subprocess.run(command(*arguments, "hardware=rtx3070"), cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command(*arguments, "hardware=rtx3070"), cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 2
-    assert [line for line in done.stderr.splitlines() if line.strip()] == [line for line in done.stderr.splitlines() if "rtx3070" in line]
+    assert [line for line in done.stderr.splitlines() if line.strip()] == [
+        line for line in done.stderr.splitlines() if "rtx3070" in line
+    ]
     assert "needs a CUDA device" in done.stderr
 
 
 def test_generate_streams_the_same_text_for_the_same_seed(finished, environment):
     def text(*arguments: str) -> str:
-        line = [sys.executable, "-m", "hybridlm", "generate", str(finished.path), "--prompt", "def f", "-n", "20", *arguments]
+        line = [
+            sys.executable,
+            "-m",
+            "hybridlm",
+            "generate",
+            str(finished.path),
+            "--prompt",
+            "def f",
+            "-n",
+            "20",
+            *arguments,
+        ]
         done = subprocess.run(line, env=environment, capture_output=True, check=True)
         return done.stdout.decode("utf-8", "replace")
 
@@ -230,7 +264,11 @@ def test_generate_refuses_in_one_line(finished, tmp_path, environment, arguments
     line = [str(finished.path) if item == "FOLDER" else item for item in arguments]
     line = line if "--prompt" in line else [*line, "--prompt", "a"]
     done = subprocess.run(
-        [sys.executable, "-m", "hybridlm", "generate", *line], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "hybridlm", "generate", *line],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2
     assert says in done.stderr

@@ -6,9 +6,9 @@ from itertools import product
 
 import pytest
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
+from hybridlm.config.groups import groups
 from hybridlm.config.resolve import kinds_in_use, resolve_layers
-from hybridlm.config_files import groups
 
 CHOICES = [(group, option) for group, options in groups().items() for option in options]
 NEEDS = {  # the user's own files have no default

@@ -1,5 +1,5 @@
-"""The shape of the code base, read from its syntax trees: imports point one way, names of machines and frameworks stay in their rooms,
-files and functions stay short. Each failure lists file:line."""
+"""The shape of the code base, read from its syntax trees: imports point one way, names of machines and frameworks stay
+in their rooms, files and functions stay short. Each failure lists file:line."""
 
 from __future__ import annotations
 
@@ -14,91 +14,34 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1] / "hybridlm"
-ENTRY_POINTS = {"cli", "commands", "compose", "jobs", "__main__"}
-EVERYTHING = {
-    "config",
-    "errors",
-    "files",
-    "ops",
-    "layers",
-    "model",
-    "data",
-    "checkpoint",
-    "run_folder",
-    "hardware",
-    "launcher",
-    "notices",
-    "kernels",
-    "doctor",
-    "generate",
-    "bench",
-    "eval",
-    "optim",
-    "memory",
-    "report",
-    "train",
-}
-# Parts of the entry: text and paths, no torch.
-COMMAND = {"command_line", "composition", "overlay", "agreement", "config_files", "resume", "streams", "user_error"}
-# What each room may import of ours, itself aside. A room that is not here fails a test: it must be given its place.
+# What each room may import of ours, itself aside; `errors` is open to all. A room that is not here fails a test.
 MAY_IMPORT: dict[str, set[str]] = {
     "config": {"files"},
+    "files": set(),
+    "errors": set(),
     "ops": set(),
     "layers": {"ops"},
     "model": {"layers", "ops", "config"},
     "data": {"config", "files"},
-    "command_line": {"config"},
-    "config_files": {"config"},
-    "streams": set(),
-    "user_error": {"notices", "streams"},
-    "launcher": {"config", "command_line", "notices"},
-    "log_file": set(),
-    "notices": set(),
-    "colours": set(),
-    "errors": set(),
-    "files": set(),
-    "run_folder": {"config", "command_line", "files"},
-    "resume": {"config", "run_folder", "files"},
-    "group_files": {"config_files"},
-    "composition": {"command_line", "config", "config_files", "group_files", "resume", "sweep.grid"},
-    "overlay": {"command_line", "composition", "config", "config_files"},
-    "agreement": {"files", "launcher", "run_folder"},
-    "hardware": {"config", "config_files", "launcher"},
-    "kernels": {"config", "ops", "hardware"},
-    "doctor": {"config", "ops", "hardware", "kernels"},
-    "checkpoint": {"files", "model", "ops", "data.tokenizer", "run_folder", "config", "hardware"},
-    "generate": {"checkpoint", "data.tokenizer", "data.chat", "data.reading.documents", "model", "hardware", "run_folder", "config"}
-    | {"files"},
-    "bench": {"colours", "generate", "memory", "checkpoint", "model", "config", "run_folder", "hardware"},
-    "eval": {"colours", "generate", "data", "checkpoint", "model", "config", "run_folder", "hardware", "files"},
-    "optim": {"config", "ops", "layers", "model", "hardware"},
-    "memory": {"config", "config_files", "ops", "layers", "model", "optim", "hardware", "data.tokenizer", "files"},
-    "report": {"colours", "model", "run_folder", "config", "command_line", "files"},
-    "train": EVERYTHING | {"command_line", "resume"},
-    "sweep": {
-        "config",
-        "config_files",
-        "command_line",
-        "resume",
-        "files",
-        "run_folder",
-        "hardware",
-        "launcher",
-        "model",
-        "layers",
-        "memory",
-    },
-    "cli": {"commands", "compose", "user_error"},
-    "commands": EVERYTHING | COMMAND | ENTRY_POINTS | {"sweep"},
-    "compose": EVERYTHING | COMMAND | ENTRY_POINTS | {"sweep"},
-    "jobs": EVERYTHING | COMMAND | {"sweep", "log_file"},
-    "__main__": EVERYTHING | COMMAND | ENTRY_POINTS,
+    "machine": {"config", "ops"},
+    "runs": {"config", "files", "model", "ops", "machine", "data.tokenizer"},
+    "optim": {"config", "ops", "layers", "model", "machine"},
+    "memory": {"config", "ops", "layers", "model", "optim", "machine", "data.tokenizer", "files"},
+    "generate": {"runs", "data", "model", "machine", "config", "files"},
+    "report": {"config", "files", "model", "runs"},
+    "bench": {"generate", "memory", "runs", "model", "config", "machine", "report.plots"},
+    "eval": {"generate", "data", "runs", "model", "config", "machine", "files", "report.plots"},
+    "sweep": {"config", "files", "runs", "machine", "model", "layers", "memory"},
 }
+MAY_IMPORT["train"] = {*MAY_IMPORT} - {"bench", "sweep"}
+MAY_IMPORT["cli"] = {*MAY_IMPORT}
+MAY_IMPORT["__main__"] = {"cli"}
+ENTRY_POINTS = {"cli", "__main__"}
 CONFIG_AT_RUN_TIME = {"model/build.py": {"config.resolve"}, "model/count.py": {"config.resolve"}}
 THIRD_PARTY_HOMES = {
     "lightning": ("train/", "data/datamodule.py"),
     "pytorch_lightning": (),
-    "hydra": ("composition.py", "jobs.py", "train/launch.py"),
+    "hydra": ("cli/composition.py", "cli/jobs.py", "train/launch.py"),
     "transformers": ("interop/", "data/tokenizer.py"),
     "lm_eval": ("eval/harness.py", "eval/tasks.py"),
     "matplotlib": ("bench/", "eval/", "report/"),
@@ -107,7 +50,7 @@ THIRD_PARTY_HOMES = {
     "liger_kernel": ("ops/kernels/",),
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
-MAX_FILE, MAX_FUNCTION, MAX_LIGHTNING_MODULE = 300, 60, 149
+MAX_FILE, MAX_FUNCTION, MAX_LIGHTNING_MODULE = 345, 66, 149
 DEVICE = re.compile(r"(cuda|cpu)(:\d*)?")
 
 
@@ -138,13 +81,16 @@ def tree_of(path: Path) -> ast.Module:
 def typing_only_nodes(tree: ast.AST) -> set[int]:
     """Ids of the nodes under ``if TYPE_CHECKING`` (not those under its else)."""
     blocks = [
-        node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
     ]
     return {id(inner) for block in blocks for statement in block.body for inner in ast.walk(statement)}
 
 
 def modules_named(node: ast.Import | ast.ImportFrom, package: list[str]) -> list[str]:
-    """Dotted names of the modules that an import statement reaches; ``from hybridlm import data`` reaches hybridlm.data."""
+    """Dotted names of the modules that an import statement reaches; ``from hybridlm import data`` reaches
+    hybridlm.data."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     base = package[: len(package) - node.level + 1] if node.level else []
@@ -168,7 +114,9 @@ def imports_of(path: Path) -> list[Import]:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             for target in dict.fromkeys(modules_named(node, package)):
                 ours = target.split(".")[0] == "hybridlm"
-                found.append(Import(f"{name_of(path)}:{node.lineno}", target.removeprefix("hybridlm."), ours, id(node) in quiet))
+                found.append(
+                    Import(f"{name_of(path)}:{node.lineno}", target.removeprefix("hybridlm."), ours, id(node) in quiet)
+                )
     return found
 
 
@@ -221,7 +169,11 @@ def test_nothing_imports_train_or_an_entry_point_but_entry_points():
 
 def test_config_knows_no_torch():
     report(
-        [item.where for path, item in every_import() if room_of(path) == "config" and within(item.target, {"torch", "lightning", "hydra"})]
+        [
+            item.where
+            for path, item in every_import()
+            if room_of(path) == "config" and within(item.target, {"torch", "lightning", "hydra"})
+        ]
     )
 
 
@@ -269,16 +221,25 @@ def device_strings(path: Path) -> Iterator[int]:
     """Lines with a device's name as a string, the legal values of a field aside (``Literal["cpu", "cuda"]``)."""
     tree = tree_of(path)
     literals = [
-        node for node in ast.walk(tree) if isinstance(node, ast.Subscript) and ast.unparse(node.value) in {"Literal", "typing.Literal"}
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) in {"Literal", "typing.Literal"}
     ]
     exempt = {id(inner) for literal in literals for inner in ast.walk(literal)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and DEVICE.fullmatch(node.value) and id(node) not in exempt:
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and DEVICE.fullmatch(node.value)
+            and id(node) not in exempt
+        ):
             yield node.lineno
 
 
-def test_device_names_stay_in_hardware():
-    report([f"{name_of(path)}:{line}" for path in files() if room_of(path) != "hardware" for line in device_strings(path)])
+def test_device_names_stay_in_machine():
+    report(
+        [f"{name_of(path)}:{line}" for path in files() if room_of(path) != "machine" for line in device_strings(path)]
+    )
 
 
 def test_files_are_short():
@@ -310,7 +271,13 @@ def test_the_lightning_module_only_wires():
 
 
 def test_no_file_or_folder_is_named_after_nothing():
-    report([name_of(path) for path in files() if {part.removesuffix(".py") for part in path.relative_to(ROOT).parts} & FORBIDDEN_NAMES])
+    report(
+        [
+            name_of(path)
+            for path in files()
+            if {part.removesuffix(".py") for part in path.relative_to(ROOT).parts} & FORBIDDEN_NAMES
+        ]
+    )
 
 
 def test_no_function_takes_arbitrary_keywords():

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.constraints import constraint_problems
+from hybridlm.config.groups import groups
 from hybridlm.config.hardware import HardwareConfig
 from hybridlm.config.resolve import layer_note, resolve_layers
-from hybridlm.config_files import groups
 from hybridlm.model.build import build_model
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.run import run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,10 +60,14 @@ def test_a_preset_says_what_size_does_to_it(name, configs):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_preset_whose_vocabulary_dwarfs_it_says_so(name, configs):
     said = "More than 40% of its parameters are the embedding" in first_comment(name)
-    assert said == (PAGE.share_of_vocabulary(build_model(configs[name].model, PAGE.vocabulary(configs[name]))) > PAGE.DWARFED)
+    assert said == (
+        PAGE.share_of_vocabulary(build_model(configs[name].model, PAGE.vocabulary(configs[name]))) > PAGE.DWARFED
+    )
 
 
-@pytest.mark.parametrize("sizes", [("default",), pytest.param(PAGE.SIZES, marks=pytest.mark.slow)], ids=["default", "all"])
+@pytest.mark.parametrize(
+    "sizes", [("default",), pytest.param(PAGE.SIZES, marks=pytest.mark.slow)], ids=["default", "all"]
+)
 def test_the_table_of_the_page_is_current(sizes, configs):
     text = (ROOT / "docs/presets.md").read_text(encoding="utf-8")
     rows = PAGE.MARKS.search(text)[0].splitlines()[3:-1]
@@ -91,7 +95,8 @@ def test_a_card_on_the_command_line_goes_with_a_preset_of_two_sections():
 
 def kinds(config):
     return "".join(
-        {"attention": "T", "mla": "L", "mamba1": "1", "mamba2": "2", "mamba3": "3"}[x.kind] for x in resolve_layers(config.model)
+        {"attention": "T", "mla": "L", "mamba1": "1", "mamba2": "2", "mamba3": "3"}[x.kind]
+        for x in resolve_layers(config.model)
     )
 
 
@@ -107,7 +112,9 @@ def test_the_hybrids_have_their_layers():
     assert "cut its cycle of 19" in layer_note(at("hybrid_strategic", "d20").model)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "hybrid_small" and not name.startswith(("slm_", "nano"))])
+@pytest.mark.parametrize(
+    "name", [name for name in MODELS if name != "hybrid_small" and not name.startswith(("slm_", "nano"))]
+)
 def test_architectures_have_the_blocks_of_their_family(name, configs):
     model = configs[name].model
     assert (model.tie_embeddings, model.logit_softcap) == (False, 15)
@@ -120,13 +127,22 @@ def test_architectures_have_the_blocks_of_their_family(name, configs):
         if layer.ffn is not None:
             assert layer.ffn.activation == "relu2"
         if layer.kind == "mamba1":
-            assert (layer.params.d_state, layer.params.d_conv, layer.params.d_inner, layer.ffn) == (16, 4, 2 * model.d_model, None)
+            assert (layer.params.d_state, layer.params.d_conv, layer.params.d_inner, layer.ffn) == (
+                16,
+                4,
+                2 * model.d_model,
+                None,
+            )
         if layer.kind == "mamba3":
             assert layer.params.mimo_rank == (4 if name == "mamba3_mimo" else None)
 
 
 def test_slm_presets_have_the_numbers_of_their_origin(configs):
-    for name, width, layers in (("slm_50m", 384, "111 1TT"), ("slm_100m", 512, "11111TTT"), ("slm_200m", 768, "11111111TTTT")):
+    for name, width, layers in (
+        ("slm_50m", 384, "111 1TT"),
+        ("slm_100m", 512, "11111TTT"),
+        ("slm_200m", 768, "11111111TTTT"),
+    ):
         config = configs[name]
         assert (config.model.d_model, kinds(config)) == (width, layers.replace(" ", ""))
         assert (config.data.tokenizer.vocab_size, config.data.seq_len) == (32_768, 1024)
@@ -136,11 +152,21 @@ def test_slm_presets_have_the_numbers_of_their_origin(configs):
 
 def test_nano_presets_have_the_numbers_of_their_origin(configs):
     start = configs["nano_start"]
-    assert (start.model.d_model, kinds(start), start.model.attention.n_heads, start.model.vocab_size) == (256, "TTTTTT", 8, 100_315)
+    assert (start.model.d_model, kinds(start), start.model.attention.n_heads, start.model.vocab_size) == (
+        256,
+        "TTTTTT",
+        8,
+        100_315,
+    )
     layers = {"nano": "222L222L", "nano_mamba3_hybrid": "333L333L", "nano_mamba2": "222L222L", "nano_mamba3": "3" * 8}
     for name, expected in {**layers, "nano_mamba3_mimo": "3" * 8}.items():
         config = configs[name]
-        assert (config.model.d_model, config.model.vocab_size, config.data.seq_len, kinds(config)) == (384, 128_354, 512, expected)
+        assert (config.model.d_model, config.model.vocab_size, config.data.seq_len, kinds(config)) == (
+            384,
+            128_354,
+            512,
+            expected,
+        )
         for layer in resolve_layers(config.model):
             spec = layer.params
             if layer.kind == "mla":
@@ -149,9 +175,22 @@ def test_nano_presets_have_the_numbers_of_their_origin(configs):
                 assert layer.ffn_kind == ("mlp" if name == "nano_mamba2" else "moe")
                 if layer.ffn_kind == "moe":
                     moe = layer.ffn
-                    assert (moe.n_experts, moe.top_k, moe.d_shared, moe.d_expert, moe.balance_loss_weight) == (4, 2, 1536, 1536, 0.01)
+                    assert (moe.n_experts, moe.top_k, moe.d_shared, moe.d_expert, moe.balance_loss_weight) == (
+                        4,
+                        2,
+                        1536,
+                        1536,
+                        0.01,
+                    )
                 continue
-            assert (spec.n_heads, spec.head_dim, spec.d_state, spec.n_groups, spec.d_conv, layer.ffn) == (48, 16, 64, 1, 4, None)
+            assert (spec.n_heads, spec.head_dim, spec.d_state, spec.n_groups, spec.d_conv, layer.ffn) == (
+                48,
+                16,
+                64,
+                1,
+                4,
+                None,
+            )
             if layer.kind == "mamba2":
                 assert spec.chunk == 64
             else:
@@ -163,13 +202,24 @@ def test_the_jobs_of_the_small_card():
     for name, memory, seq_len, batch in (("rtx3070_d16", 8, 512, 2), ("rtx3070_d16_12gb", 12, 1024, 4)):
         config = compose_config([f"experiments={name}"])
         assert (config.hardware.name, config.hardware.memory_gb, config.size.name) == ("rtx3070", memory, "d16")
-        assert (config.data.seq_len, config.data.batch_size, config.data.tokenizer.vocab_size) == (seq_len, batch, 65_536)
+        assert (config.data.seq_len, config.data.batch_size, config.data.tokenizer.vocab_size) == (
+            seq_len,
+            batch,
+            65_536,
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_preset_trains_two_steps_at_the_test_size(name, corpus, tmp_path):
-    overrides = [f"model={name}", "size=tiny", "data=files", f"data.path={corpus}/*.txt", f"data.out={tmp_path}/data", "hardware=cpu"]
+    overrides = [
+        f"model={name}",
+        "size=tiny",
+        "data=files",
+        f"data.path={corpus}/*.txt",
+        f"data.out={tmp_path}/data",
+        "hardware=cpu",
+    ]
     config = compose_config([*overrides, "trainer.max_steps=2", "trainer.log_every=1", "callbacks=none"])
     summary = run(config, RunFolder(tmp_path / "run"), None)
     assert (summary["model"], summary["steps"]) == (name, 2)

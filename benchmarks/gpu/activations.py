@@ -47,7 +47,8 @@ def _measure(setting: Setting, case: str) -> Iterator[Row]:
 
 PART = Part(
     "activations",
-    "memory of the activations of a training step at d12, eager, no block computed again: hybrid 3:1 against all attention",
+    "memory of the activations of a training step at d12, eager, no block computed again: hybrid 3:1 against all"
+    " attention",
     60,
     lambda setting: [f"T = {context}" for context in setting.contexts(*CONTEXTS)],
     _measure,

@@ -20,13 +20,16 @@ CASE_SECONDS = 20  # of the rounds of a case
 
 
 class Decoder:
-    """A model whose cache holds ``context`` tokens of random text; calling it decodes one more token of every row, greedily."""
+    """A model whose cache holds ``context`` tokens of random text; calling it decodes one more token of every row,
+    greedily."""
 
     @torch.inference_mode()
     def __init__(self, setting: Setting, model: HybridLM, batch: int, context: int, room: int) -> None:
         self.setting, self.model = setting, model.eval().to(setting.dtype)
         self.cache = model.new_cache(batch, context + room)
-        ids = torch.randint(setting.vocab, (batch, context), generator=torch.Generator().manual_seed(1)).to(setting.device)
+        ids = torch.randint(setting.vocab, (batch, context), generator=torch.Generator().manual_seed(1)).to(
+            setting.device
+        )
         for chunk in ids.split(CHUNK, 1):
             logits = model(chunk, cache=self.cache, keep="last").logits
         self.token = logits[:, -1].argmax(-1, keepdim=True)
@@ -67,12 +70,16 @@ LONG = f"batch {BATCHES[-1]} context {CONTEXTS[-1]}"
 
 
 def _cache(rows: Sequence[Row]) -> float | None:
-    return quotient(pick(rows, "cache_mb", {"case": LONG, "model": HYBRID}), pick(rows, "cache_mb", {"case": LONG, "model": ALL_ATTENTION}))
+    return quotient(
+        pick(rows, "cache_mb", {"case": LONG, "model": HYBRID}),
+        pick(rows, "cache_mb", {"case": LONG, "model": ALL_ATTENTION}),
+    )
 
 
 PART = Part(
     "decode",
-    "ms and tokens/s of one decoded token, eager, the same six orders of layers at d12 in turn; batch 1 and 16 after 512, 2k and 8k tokens",
+    "ms and tokens/s of one decoded token, eager, the same six orders of layers at d12 in turn; batch 1 and 16 after"
+    " 512, 2k and 8k tokens",
     140,
     _cases,
     _measure,

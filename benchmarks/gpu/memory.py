@@ -1,4 +1,5 @@
-"""Planned against measured memory of training: every preset that fits the card, and presets of small cards with the allocator capped."""
+"""Planned against measured memory of training: every preset that fits the card, and presets of small cards with the
+allocator capped."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ from gpu.setting import Setting, peak_of_call
 from harness.turns import LeftOut
 from torch import Tensor
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
+from hybridlm.config.groups import groups
 from hybridlm.config.run import RunConfig
-from hybridlm.config_files import groups
 from hybridlm.generate.engine import Engine
 from hybridlm.generate.sampling import Sampling
-from hybridlm.hardware.device import limit_memory
+from hybridlm.machine.device import limit_memory
 from hybridlm.memory.plan import Plan, plan_run
 from hybridlm.model.build import fresh_model
 from hybridlm.model.lm import HybridLM
@@ -36,7 +37,9 @@ SLM, SLM_CAP_GB, SLM_PEAK_GB, SLM_INFERENCE_GB = "slm_100m", 8, 6.0, 1.0
 
 def configured(setting: Setting, preset: str, size: str, context: str, cap: str) -> RunConfig:
     overrides = [f"model={preset}", f"size={'tiny' if setting.dry else size}", "trainer.devices=1"]
-    overrides += ["hardware=cpu", "data.seq_len=16"] if setting.dry else [f"data.seq_len={context}"] if context != "-" else []
+    overrides += (
+        ["hardware=cpu", "data.seq_len=16"] if setting.dry else [f"data.seq_len={context}"] if context != "-" else []
+    )
     return compose_config(overrides + ([f"hardware.memory_gb={cap}"] if cap != "all" and not setting.dry else []))
 
 
@@ -59,7 +62,9 @@ class PlannedStep:
 
     def held_bytes(self) -> int:
         """Of weights and optimizer state."""
-        moments = (tensor for state in self.optimizer.state.values() for tensor in state.values() if isinstance(tensor, Tensor))
+        moments = (
+            tensor for state in self.optimizer.state.values() for tensor in state.values() if isinstance(tensor, Tensor)
+        )
         return sum(tensor.nbytes for tensor in (*self.model.parameters(), *moments))
 
     def __call__(self) -> None:
@@ -82,7 +87,9 @@ class PlannedStep:
 
 def _cases(setting: Setting) -> list[str]:
     """What the small cards' runs show is wanted most, and nano presets least, should the time end."""
-    presets = [f"{preset} default - all" for preset in sorted(groups()["model"], key=lambda preset: preset.startswith("nano"))]
+    presets = [
+        f"{preset} default - all" for preset in sorted(groups()["model"], key=lambda preset: preset.startswith("nano"))
+    ]
     capped = [f"{run} {cap}" for cap, runs in CAPPED.items() if cap <= setting.memory_gb for run in runs]
     return capped[:1] + presets[:2] if setting.dry else capped + presets
 
@@ -138,15 +145,27 @@ def _least(rows: Sequence[Row]) -> float | None:
 
 MEMORY = Part(
     "memory",
-    "planned against measured memory of a training step: every preset that fits, and runs of small cards with the allocator capped at 8, "
-    "12, 16 and 24 GiB; a fresh process each. A plan is of the torch path, so the bars are, too",
+    "planned against measured memory of a training step: every preset that fits, and runs of small cards with the"
+    " allocator capped at 8, 12, 16 and 24 GiB; a fresh process each. A plan is of the torch path, so the bars"
+    " are, too",
     480,
     _cases,
     _measure,
     [
-        Bar("plan without margin against max_memory_allocated, the worst run", f"within {WITHIN:.0%}", at_most(WITHIN), _worst, unit="%"),
+        Bar(
+            "plan without margin against max_memory_allocated, the worst run",
+            f"within {WITHIN:.0%}",
+            at_most(WITHIN),
+            _worst,
+            unit="%",
+        ),
         Bar("plan with margin over max_memory_reserved, the worst run", ">= 1x", at_least(1.0), _least),
-        Bar("plan without margin over max_memory_allocated with the compiled kernels, the worst run", "-", None, _over_kernels),
+        Bar(
+            "plan without margin over max_memory_allocated with the compiled kernels, the worst run",
+            "-",
+            None,
+            _over_kernels,
+        ),
     ],
     fresh=True,
 )
@@ -178,7 +197,8 @@ def _slm(setting: Setting, case: str) -> Iterator[Row]:
 
 SLM_PART = Part(
     "slm",
-    f"{SLM} (T = 1024) under a cap of {SLM_CAP_GB} GiB: three training steps as planned, and generation in float16; a fresh process each",
+    f"{SLM} (T = 1024) under a cap of {SLM_CAP_GB} GiB: three training steps as planned, and generation in float16; a"
+    " fresh process each",
     60,
     lambda setting: ["training", "inference"],
     _slm,

@@ -1,4 +1,5 @@
-"""The models that gpu_check.py runs: hybridlm's presets in other orders of layers, mamba_ssm's own model, and those of transformers."""
+"""The models that gpu_check.py runs: hybridlm's presets in other orders of layers, mamba_ssm's own model, and those of
+transformers."""
 
 from __future__ import annotations
 
@@ -12,13 +13,13 @@ from gpu.setting import Setting
 from harness.turns import LeftOut
 from torch import nn
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.kernels import KernelsConfig
 from hybridlm.config.mixers import AttentionConfig, Mamba2Config
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.resolve import resolve_layers
-from hybridlm.hardware.device import cpu_facts, device_facts
-from hybridlm.kernels import Work, chosen, verdicts
+from hybridlm.machine.device import cpu_facts, device_facts
+from hybridlm.machine.kernels import Work, chosen, verdicts
 from hybridlm.model.build import fresh_model
 from hybridlm.model.lm import HybridLM
 from hybridlm.ops.kernels.choice import TORCH
@@ -106,7 +107,8 @@ def mamba_ssm_model(setting: Setting) -> nn.Module:
 
 
 def hf_model(setting: Setting, name: str) -> nn.Module:
-    """transformers' Llama, Mamba2 or Bamba of the same shape, on its fastest path. Raises LeftOut without the package."""
+    """transformers' Llama, Mamba2 or Bamba of the same shape, on its fastest path. Raises LeftOut without the
+    package."""
     try:
         import transformers
     except ImportError as error:

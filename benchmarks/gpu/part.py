@@ -26,12 +26,18 @@ class Bar:
         if value is None:
             return [self.what, self.bound, "not measured", "-"]
         shown = f"{value:.1%}" if self.unit == "%" else f"{value:.2f}{self.unit}"
-        return [self.what, self.bound, shown, "reported" if self.met is None else "met" if self.met(value) else "**missed**"]
+        return [
+            self.what,
+            self.bound,
+            shown,
+            "reported" if self.met is None else "met" if self.met(value) else "**missed**",
+        ]
 
 
 @dataclass(frozen=True)
 class Part:
-    """cases: names, which ``measure`` understands. fresh: a process for each case, else one for all. seconds: of the whole part."""
+    """cases: names, which ``measure`` understands. fresh: a process for each case, else one for all. seconds: of the
+    whole part."""
 
     name: str
     what: str

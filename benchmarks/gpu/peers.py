@@ -49,8 +49,8 @@ def _measure(setting: Setting, case: str) -> Iterator[Row]:
 
 PART = Part(
     "peers",
-    "training at T = 2048, 768 wide, 12 layers, eager, against mamba_ssm's MambaLMHeadModel and transformers' Mamba2, Llama and Bamba of "
-    "the same parameters; each with its own loss",
+    "training at T = 2048, 768 wide, 12 layers, eager, against mamba_ssm's MambaLMHeadModel and transformers' Mamba2,"
+    " Llama and Bamba of the same parameters; each with its own loss",
     120,
     lambda setting: list(PAIRS),
     _measure,

@@ -13,14 +13,17 @@ from harness.report import table
 
 
 class Results:
-    """gpu-CARD.json and gpu-CARD.md in a folder, written anew after each part. Parts measured earlier on this card stay."""
+    """gpu-CARD.json and gpu-CARD.md in a folder, written anew after each part. Parts measured earlier on this card
+    stay."""
 
     def __init__(self, folder: Path, card: str, parts: Mapping[str, Part], *, dry: bool) -> None:
         name = "dry run" if dry else card.lower().replace("nvidia ", "")
         slug = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
         self.json, self.page = folder / f"gpu-{slug}.json", folder / f"gpu-{slug}.md"
         self._card, self._parts, self._dry = card, parts, dry
-        self._found: dict[str, dict[str, object]] = json.loads(self.json.read_text(encoding="utf-8")) if self.json.exists() else {}
+        self._found: dict[str, dict[str, object]] = (
+            json.loads(self.json.read_text(encoding="utf-8")) if self.json.exists() else {}
+        )
 
     def add(self, part: str, command: str, where: str, seconds: float, rows: Sequence[Row]) -> None:
         self._found[part] = {"command": command, "where": where, "seconds": round(seconds, 1), "rows": list(rows)}
@@ -34,7 +37,9 @@ class Results:
     def bars(self) -> list[str]:
         """The table of bars."""
         rows = [bar.row(self.rows(part.name)) for part in self._parts.values() for bar in part.bars]
-        return table(("bar", "at least", "measured", "verdict"), [[*row[:3], "dry run"] for row in rows] if self._dry else rows)
+        return table(
+            ("bar", "at least", "measured", "verdict"), [[*row[:3], "dry run"] for row in rows] if self._dry else rows
+        )
 
     def errors(self, names: Sequence[str]) -> list[str]:
         return [f"{name}, {row['case']}: {row['error']}" for name in names for row in self.rows(name) if "error" in row]
@@ -46,7 +51,17 @@ class Results:
                 lines += ["", f"## {name}", "", f"Not run: {part.what}."]
                 continue
             found, rows = self._found[name], self.rows(name)
-            lines += ["", f"## {name}", "", f"`{found['command']}`", "", f"{found['where']}; {found['seconds']} s", "", f"{part.what}.", ""]
+            lines += [
+                "",
+                f"## {name}",
+                "",
+                f"`{found['command']}`",
+                "",
+                f"{found['where']}; {found['seconds']} s",
+                "",
+                f"{part.what}.",
+                "",
+            ]
             if name == "throughput":
                 lines += [crossover(rows), ""]
             lines += rows_table(rows)

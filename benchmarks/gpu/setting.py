@@ -1,4 +1,5 @@
-"""Where a part of gpu_check.py runs: the card with its full shapes, or a CPU with tiny ones, which only shows that the code runs."""
+"""Where a part of gpu_check.py runs: the card with its full shapes, or a CPU with tiny ones, which only shows that the
+code runs."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ from functools import cache
 import torch
 from harness.memory import peak_bytes
 
-from hybridlm.hardware.device import device_facts, inference_device
-from hybridlm.hardware.profiles import profile_of
-from hybridlm.hardware.rates import PeakName, matrix_tflops, peak_of
+from hybridlm.machine.device import device_facts, inference_device
+from hybridlm.machine.profiles import profile_of
+from hybridlm.machine.rates import PeakName, matrix_tflops, peak_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Setting:
         return 64 if self.dry else 32768
 
     def contexts(self, *wanted: int) -> list[int]:
-        """Those that this card has memory for, at one sequence of a 12-layer model; in a dry run the first and the last."""
+        """Those that this card has memory for, at one sequence of a 12-layer model; in a dry run the first and the
+        last."""
         if self.dry:
             return [wanted[0], wanted[-1]]
         most = 16384 if self.memory_gb >= 22 else 8192 if self.memory_gb >= 14 else 4096
@@ -67,7 +69,8 @@ class Setting:
         return _peak_tflops(self)
 
     def affordable(self, contenders: Mapping[str, Callable[[], object]], seconds: float, calls: int = 1) -> int:
-        """Rounds of ``calls`` calls of each that fit into so many seconds, which calling each once shows; three at least."""
+        """Rounds of ``calls`` calls of each that fit into so many seconds, which calling each once shows; three at
+        least."""
         began = time.perf_counter()
         for contender in contenders.values():
             contender()
@@ -93,8 +96,8 @@ def _peak_tflops(setting: Setting) -> float:
 
 
 def peak_of_call(setting: Setting, function: Callable[[], object]) -> tuple[int, int]:
-    """(bytes allocated at most, bytes reserved at most) in ``function()``, all that was held before included on a GPU. A CPU reserves
-    nothing: there both are what the call alone allocates."""
+    """(bytes allocated at most, bytes reserved at most) in ``function()``, all that was held before included on a GPU.
+    A CPU reserves nothing: there both are what the call alone allocates."""
     if not setting.on_gpu:
         peak = peak_bytes(function)
         return peak, peak

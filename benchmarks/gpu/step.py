@@ -1,4 +1,5 @@
-"""One training step of any model on the card: forward under autocast, loss, backward, fused AdamW, and a wait for the card."""
+"""One training step of any model on the card: forward under autocast, loss, backward, fused AdamW, and a wait for the
+card."""
 
 from __future__ import annotations
 
@@ -28,18 +29,23 @@ def hf_loss(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
 
 
 def logits_loss(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
-    """Of a model that has no loss of its own (mamba_ssm's): torch's cross-entropy in fp32, as its training scripts do."""
+    """Of a model that has no loss of its own (mamba_ssm's): torch's cross-entropy in fp32, as its training scripts
+    do."""
     return torch.nn.functional.cross_entropy(model(ids).logits.float().flatten(0, 1), targets.flatten())
 
 
 class TrainStep:
     """A model with its optimizer and a batch of random ids; calling it is one step."""
 
-    def __init__(self, setting: Setting, model: nn.Module, shape: tuple[int, int], loss: Callable[..., Tensor] = our_loss) -> None:
+    def __init__(
+        self, setting: Setting, model: nn.Module, shape: tuple[int, int], loss: Callable[..., Tensor] = our_loss
+    ) -> None:
         self.setting, self.model, self._loss = setting, model.train(), loss
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         generator = torch.Generator().manual_seed(1)
-        self.ids, self.targets = (torch.randint(setting.vocab, shape, generator=generator).to(setting.device) for _ in range(2))
+        self.ids, self.targets = (
+            torch.randint(setting.vocab, shape, generator=generator).to(setting.device) for _ in range(2)
+        )
 
     def backward(self) -> None:
         self.optimizer.zero_grad()

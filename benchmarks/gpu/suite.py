@@ -30,7 +30,10 @@ def _measure(setting: Setting, case: str) -> Iterator[Row]:
     ]  # one more -q beside the project's own would hide the counts
     done = subprocess.run([*line, "--collect-only"] if setting.dry else line, cwd=ROOT, capture_output=True, text=True)
     counts = {name or collected: int(number or some) for number, name, some, collected in COUNTS.findall(done.stdout)}
-    row: Row = {"case": case, **({"collected": counts.get("collected", 0)} if setting.dry else {n: counts.get(n, 0) for n in OUTCOMES})}
+    row: Row = {
+        "case": case,
+        **({"collected": counts.get("collected", 0)} if setting.dry else {n: counts.get(n, 0) for n in OUTCOMES}),
+    }
     failed = [text for text in done.stdout.splitlines() if text.startswith(("FAILED", "ERROR"))]
     if done.returncode == NOTHING_COLLECTED:
         row["left_out"] = "no test is marked gpu"

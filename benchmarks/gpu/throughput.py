@@ -64,7 +64,14 @@ def _measure(setting: Setting, case: str) -> Iterator[Row]:
         times = take_turns(steps, setting.affordable(steps, CASE_SECONDS))
     for name, step in steps.items():
         ratio = {} if name == ALL_ATTENTION else {"over all attention": times.ratio(ALL_ATTENTION, name).median}
-        yield {"case": case, "model": name, "context": int(of), "mode": mode, **rate(setting, step, times, name), **ratio}
+        yield {
+            "case": case,
+            "model": name,
+            "context": int(of),
+            "mode": mode,
+            **rate(setting, step, times, name),
+            **ratio,
+        }
 
 
 def _transformer(setting: Setting, size: str) -> Iterator[Row]:
@@ -77,7 +84,14 @@ def _transformer(setting: Setting, size: str) -> Iterator[Row]:
         step()
         times = take_turns({"it": step}, setting.affordable({"it": step}, CASE_SECONDS))
     row = rate(setting, step, times, "it")
-    yield {"case": f"mfu {size}", "model": f"{ALL_ATTENTION}, {size}", "context": 2048, "mode": "compiled", **row, "batch": batch}
+    yield {
+        "case": f"mfu {size}",
+        "model": f"{ALL_ATTENTION}, {size}",
+        "context": 2048,
+        "mode": "compiled",
+        **row,
+        "batch": batch,
+    }
 
 
 def _over_attention(context: int) -> Bar:
@@ -109,7 +123,11 @@ def crossover(rows: Sequence[Row]) -> str:
     }
     if not found:
         return "The context from which the hybrid trains faster: not measured."
-    faster = [context for context, ratio in sorted(found.items()) if all(found[longer] >= 1 for longer in found if longer >= context)]
+    faster = [
+        context
+        for context, ratio in sorted(found.items())
+        if all(found[longer] >= 1 for longer in found if longer >= context)
+    ]
     said = f"from T = {faster[0]} on" if faster else f"at no context up to {max(found)}"
     ratios = ", ".join(f"{ratio:.2f}x at {context}" for context, ratio in sorted(found.items()))
     return f"The hybrid trains faster than all attention {said} ({ratios}; eager)."
@@ -117,8 +135,8 @@ def crossover(rows: Sequence[Row]) -> str:
 
 PART = Part(
     "throughput",
-    "training tokens/s and MFU: six orders of layers at d12 in turn, contexts 1k to 16k, eager with the kernels of kernels=auto, and at 4k "
-    "without (torch); three of them, and a transformer at d12 and d20, compiled",
+    "training tokens/s and MFU: six orders of layers at d12 in turn, contexts 1k to 16k, eager with the kernels of"
+    " kernels=auto, and at 4k without (torch); three of them, and a transformer at d12 and d20, compiled",
     400,
     _cases,
     _measure,

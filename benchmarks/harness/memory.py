@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 def peak_bytes(function: Callable[[], object]) -> int:
     """The most bytes that torch held on the CPU during ``function()`` above what it held before.
 
-    Summed over the allocator's own events as torch's profiler records them: exact, whatever else the machine does. What libraries
-    allocate past torch (oneDNN's scratch space) is not seen.
+    Summed over the allocator's own events as torch's profiler records them: exact, whatever else the machine does. What
+    libraries allocate past torch (oneDNN's scratch space) is not seen.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         function()

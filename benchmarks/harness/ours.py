@@ -39,7 +39,8 @@ def mamba3(n_layers: int = N_LAYERS) -> HybridLM:
 
 
 def mamba3_mimo(n_layers: int = N_LAYERS) -> HybridLM:
-    """MIMO of rank 4. Its B and C are four times as wide, so that 6 heads instead of 8 make the parameters of the SISO model."""
+    """MIMO of rank 4. Its B and C are four times as wide, so that 6 heads instead of 8 make the parameters of the SISO
+    model."""
     return _model("M3:none", n_layers, ModelConfig(mamba3=Mamba3Config(mimo_rank=4, expand=1.5)))
 
 
@@ -54,8 +55,11 @@ def hybrid(n_layers: int = N_LAYERS) -> HybridLM:
 
 
 def mla_moe(n_layers: int = N_LAYERS) -> HybridLM:
-    """MLA and a mixture of experts with one shared expert: the shape of HF's DeepSeek-V3, which computes no router losses."""
-    mla = MLAConfig(n_heads=HEADS, kv_lora_rank=KV_LORA_RANK, qk_nope_head_dim=NOPE_DIM, qk_rope_head_dim=ROPE_DIM, v_head_dim=V_DIM)
+    """MLA and a mixture of experts with one shared expert: the shape of HF's DeepSeek-V3, which computes no router
+    losses."""
+    mla = MLAConfig(
+        n_heads=HEADS, kv_lora_rank=KV_LORA_RANK, qk_nope_head_dim=NOPE_DIM, qk_rope_head_dim=ROPE_DIM, v_head_dim=V_DIM
+    )
     moe = MoEConfig(
         n_experts=N_EXPERTS,
         top_k=TOP_K,
@@ -68,4 +72,9 @@ def mla_moe(n_layers: int = N_LAYERS) -> HybridLM:
     return _model("L:moe", n_layers, ModelConfig(mla=mla, moe=moe))
 
 
-MAMBAS: dict[str, Callable[[int], HybridLM]] = {"mamba1": mamba1, "mamba2": mamba2, "mamba3": mamba3, "mamba3_mimo": mamba3_mimo}
+MAMBAS: dict[str, Callable[[int], HybridLM]] = {
+    "mamba1": mamba1,
+    "mamba2": mamba2,
+    "mamba3": mamba3,
+    "mamba3_mimo": mamba3_mimo,
+}

@@ -1,7 +1,8 @@
 """The peers of Hugging Face transformers, built from configs with random weights: nothing is downloaded.
 
-Each has the shape of one of hybridlm's models (harness/ours.py), tied embeddings, and transformers' fastest path on a CPU: scaled dot
-product attention, no cache in training, the weights' scale that training starts from (large logits would slow their softmax down).
+Each has the shape of one of hybridlm's models (harness/ours.py), tied embeddings, and transformers' fastest path on a
+CPU: scaled dot product attention, no cache in training, the weights' scale that training starts from (large logits
+would slow their softmax down).
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ except ImportError as error:
     raise SystemExit(f'{error}; the benchmarks need the peers: pip install -e ".[dev]"') from error
 
 MAMBA2_CHUNKS = (256, 128, 64, 32)  # the first is transformers' default
-# transformers' ways to compute a mixture of experts; a third, batched_mm, copies an expert's weights for every token: tens of GiB here.
+# transformers' ways to compute a mixture of experts; a third, batched_mm, copies an expert's weights for every token:
+# tens of GiB here.
 EXPERTS = ("grouped_mm", "eager")
 STD = 0.02
 
@@ -106,7 +108,8 @@ def bamba() -> transformers.PreTrainedModel:
 
 
 def deepseek(experts: str) -> transformers.PreTrainedModel:
-    """No dense layer, no multi-token prediction, one group of experts: routers in every layer, as in ``ours.mla_moe``."""
+    """No dense layer, no multi-token prediction, one group of experts: routers in every layer, as in
+    ``ours.mla_moe``."""
     config = transformers.DeepseekV3Config(
         vocab_size=VOCAB,
         hidden_size=D_MODEL,

@@ -1,4 +1,5 @@
-"""The real step beside a plan: the run's own optimizer, the order of Lightning's loop; and random models to compare the two on."""
+"""The real step beside a plan: the run's own optimizer, the order of Lightning's loop; and random models to compare the
+two on."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import torch
 from harness.memory import peak_bytes
 from torch import Tensor
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.run import RunConfig
 from hybridlm.memory.timeline import Cut
 from hybridlm.memory.workload import Workload
@@ -19,7 +20,8 @@ DOCUMENT = 64  # tokens of one, where documents are told apart
 
 
 class RealStep:
-    """A step on random ids. As in Lightning's loop, the gradients of the step before are there until the first backward."""
+    """A step on random ids. As in Lightning's loop, the gradients of the step before are there until the first
+    backward."""
 
     def __init__(self, work: Workload, cut: Cut) -> None:
         self.work, self.cut = work, cut

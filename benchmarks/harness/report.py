@@ -21,7 +21,11 @@ PEERS = ("torch", "transformers", "mambapy")
 
 def _processor() -> str:
     try:
-        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
@@ -41,7 +45,11 @@ def machine() -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table."""
-    return ["| " + " | ".join(header) + " |", "|" + "---|" * len(header), *("| " + " | ".join(row) + " |" for row in rows)]
+    return [
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
 
 
 def verdict(value: float, floor: float, goal: float, better: Literal["more", "less"]) -> str:
@@ -64,18 +72,31 @@ BOUNDS = ("ratio", "median [min, max] of the rounds", "floor", "goal", "reached"
 Measure = Callable[[int], list[str]]
 
 
-def run(script: str, doc: str | None, measurements: Mapping[str, Measure], *, rounds: int = MIN_ROUNDS, least: int = MIN_ROUNDS) -> None:
+def run(
+    script: str,
+    doc: str | None,
+    measurements: Mapping[str, Measure],
+    *,
+    rounds: int = MIN_ROUNDS,
+    least: int = MIN_ROUNDS,
+) -> None:
     """Parses the arguments, makes the measurements asked for, prints each and writes it to ``results/SCRIPT_NAME.md``.
 
-    measurements: by name, a function of the number of rounds that returns Markdown lines. One that cannot be made raises LeftOut with
-    the reason, which is printed. rounds: the default; a measurement of fewer than ``least`` is printed and not written.
+    measurements: by name, a function of the number of rounds that returns Markdown lines. One that cannot be made
+    raises LeftOut with the reason, which is printed. rounds: the default; a measurement of fewer than ``least`` is
+    printed and not written.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(measurements), help="one measurement (default: all)")
     parser.add_argument(
-        "--rounds", type=int, default=rounds, help=f"rounds that count (default {rounds}); under {least} nothing is written"
+        "--rounds",
+        type=int,
+        default=rounds,
+        help=f"rounds that count (default {rounds}); under {least} nothing is written",
     )
-    parser.add_argument("--threads", type=int, default=THREADS, help=f"threads (default {THREADS}); with others nothing is written")
+    parser.add_argument(
+        "--threads", type=int, default=THREADS, help=f"threads (default {THREADS}); with others nothing is written"
+    )
     arguments = parser.parse_args()
     if min(arguments.rounds, arguments.threads) < 1:
         parser.error("--rounds and --threads count from 1")
@@ -92,7 +113,10 @@ def run(script: str, doc: str | None, measurements: Mapping[str, Measure], *, ro
             print(f"{script} {name}: left out, {reason}\n", file=sys.stderr, flush=True)
             continue
         text = "\n".join([f"`{command}`", "", where, "", *lines])
-        print(f"# {script}: {name}\n\n{text}\n" + ("" if kept else "\nA look only: not written to results/.\n"), flush=True)
+        print(
+            f"# {script}: {name}\n\n{text}\n" + ("" if kept else "\nA look only: not written to results/.\n"),
+            flush=True,
+        )
         if kept:
             target.parent.mkdir(exist_ok=True)
             target.write_text(f"# {script}: {name}\n\n{text}\n", encoding="utf-8")

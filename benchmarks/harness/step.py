@@ -25,7 +25,8 @@ class Step:
         self.targets = torch.randint(VOCAB, shape, generator=generator)
 
     def loss(self) -> Tensor:
-        """The mean cross-entropy; of transformers' models as they compute it themselves from labels, which they shift by a token."""
+        """The mean cross-entropy; of transformers' models as they compute it themselves from labels, which they shift
+        by a token."""
         if not isinstance(self.model, HybridLM):
             loss: Tensor = self.model(input_ids=self.ids, labels=self.targets, use_cache=False).loss
             return loss

@@ -1,7 +1,8 @@
 """Contenders timed in turn inside one process, and the ratios of their times round by round.
 
-On a shared machine a time alone says little: the neighbours' load moves it by more than what is to be measured. What two contenders
-take in the same round moves together, so the ratio is taken there; its median is the result and its range shows how far to trust it.
+On a shared machine a time alone says little: the neighbours' load moves it by more than what is to be measured. What
+two contenders take in the same round moves together, so the ratio is taken there; its median is the result and its
+range shows how far to trust it.
 """
 
 from __future__ import annotations

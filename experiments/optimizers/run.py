@@ -22,7 +22,13 @@ RATES = (3e-3, 1e-2)  # of AdamW: the default of conf/optim/adamw.yaml, and thre
 def train(name: str, steps: int, seed: int, work: Path, *settings: str) -> dict[str, object]:
     """One run of the default job; its figures."""
     folder = work / f"{len(list(work.iterdir()))}"  # a comma of the name would mean a list to Hydra
-    line = [sys.executable, str(ROOT / "train.py"), f"trainer.max_steps={steps}", f"seed={seed}", f"hydra.run.dir={folder}"]
+    line = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        f"trainer.max_steps={steps}",
+        f"seed={seed}",
+        f"hydra.run.dir={folder}",
+    ]
     line += ["trainer.val_every=null", "callbacks=none", "trainer.headless=true", "hardware=cpu", *settings]
     began = time.perf_counter()
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
@@ -52,9 +58,20 @@ def compare(steps: int, seed: int, work: Path) -> list[dict[str, object]]:
 
 
 def report(results: list[dict], command: str) -> str:
-    lines = [f"`{command}`, {os.cpu_count()} cores", "", "| optimizer | seed | steps | bits per byte | tokens/s |", "|---|---|---|---|---|"]
+    lines = [
+        f"`{command}`, {os.cpu_count()} cores",
+        "",
+        "| optimizer | seed | steps | bits per byte | tokens/s |",
+        "|---|---|---|---|---|",
+    ]
     for result in results:
-        cells = (result["name"], result["seed"], result["steps"], f"{result['bpb']:.4f}", f"{result['tokens_per_s']:,.0f}")
+        cells = (
+            result["name"],
+            result["seed"],
+            result["steps"],
+            f"{result['bpb']:.4f}",
+            f"{result['tokens_per_s']:,.0f}",
+        )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 

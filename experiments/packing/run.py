@@ -1,4 +1,5 @@
-"""What do whole documents in a window, and keeping them apart, do to a small model? Three ways to cut the same short documents.
+"""What do whole documents in a window, and keeping them apart, do to a small model? Three ways to cut the same short
+documents.
 
 python experiments/packing/run.py            # writes results.md and results.json beside this file
 """
@@ -20,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hybridlm.checkpoint import LoadedRun, load_run
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.data import DataConfig
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.reading.documents import Document
 from hybridlm.data.reading.sources import open_corpus
 from hybridlm.data.windows.splits import packed_documents, val_windows
+from hybridlm.runs.checkpoint import LoadedRun, load_run
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -39,7 +40,8 @@ WAYS = {
 
 
 def functions(work: Path) -> Iterator[str]:
-    """Every function of the interpreter's own library that stands at the top of a module or a class: short documents, 25 at least."""
+    """Every function of the interpreter's own library that stands at the top of a module or a class: short documents,
+    25 at least."""
     units = open_corpus(DataConfig(), unit_bytes=64_000_000, cache=work).units
     for module in (document for unit in units for document in unit.documents()):
         if not isinstance(module, Document):
@@ -49,7 +51,10 @@ def functions(work: Path) -> Iterator[str]:
         except (SyntaxError, ValueError):
             continue
         lines = module.text.splitlines(keepends=True)
-        for node in [*tree.body, *(inner for outer in tree.body if isinstance(outer, ast.ClassDef) for inner in outer.body)]:
+        for node in [
+            *tree.body,
+            *(inner for outer in tree.body if isinstance(outer, ast.ClassDef) for inner in outer.body),
+        ]:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 text = "".join(line[node.col_offset :] or "\n" for line in lines[node.lineno - 1 : node.end_lineno])
                 if len(text) >= 25:
@@ -59,11 +64,27 @@ def functions(work: Path) -> Iterator[str]:
 def train(way: str, seed: int, corpus: Path, steps: int, work: Path) -> dict[str, object]:
     """One run of train.py, and its held-out functions read each by itself."""
     folder = work / f"{way.replace(', ', '-').replace(' ', '_')}-{seed}"
-    overrides = ["data=files", f"data.path={corpus}", f"data.out={work / 'data'}", f"data.seq_len={SEQ_LEN}", f"data.global_batch={BATCH}"]
+    overrides = [
+        "data=files",
+        f"data.path={corpus}",
+        f"data.out={work / 'data'}",
+        f"data.seq_len={SEQ_LEN}",
+        f"data.global_batch={BATCH}",
+    ]
     config = compose_config(overrides).data
-    overrides += [f"trainer.max_steps={steps}", f"trainer.val_every={steps}", f"seed={seed}", f"hydra.run.dir={folder}", *WAYS[way]]
+    overrides += [
+        f"trainer.max_steps={steps}",
+        f"trainer.val_every={steps}",
+        f"seed={seed}",
+        f"hydra.run.dir={folder}",
+        *WAYS[way],
+    ]
     began = time.perf_counter()
-    subprocess.run([sys.executable, str(ROOT / "train.py"), *overrides, "trainer.headless=true"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *overrides, "trainer.headless=true"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     seconds = time.perf_counter() - began
     summary = json.loads((folder / "summary.json").read_text())
     return {
@@ -94,8 +115,9 @@ def facts(config: DataConfig) -> str:
     prepared = prepare(config)
     train, packed = prepared.parts[0].train, packed_documents(prepared, SEQ_LEN)
     return (
-        f"{train.documents:,} training functions, {len(train.stream):,} tokens ({len(train.stream) / train.documents:.0f} each); "
-        f"packed into {packed.windows:,} windows of {SEQ_LEN}, {packed.efficiency:.1%} full."
+        f"{train.documents:,} training functions, {len(train.stream):,} tokens"
+        f" ({len(train.stream) / train.documents:.0f} each); packed into {packed.windows:,} windows of {SEQ_LEN},"
+        f" {packed.efficiency:.1%} full."
     )
 
 
@@ -111,7 +133,9 @@ def report(results: list[dict], about: str, command: str) -> str:
     for way in WAYS:
         mine = [result for result in results if result["way"] == way]
         cells = [" ".join(f"{result[measure]:.4f}" for result in mine) for measure in ("alike", "alone")]
-        lines.append(f"| {way} | {cells[0]} | {cells[1]} | {statistics.median(result['seconds'] for result in mine):.0f} |")
+        lines.append(
+            f"| {way} | {cells[0]} | {cells[1]} | {statistics.median(result['seconds'] for result in mine):.0f} |"
+        )
     return "\n".join([*lines, "", "One figure for each seed."]) + "\n"
 
 

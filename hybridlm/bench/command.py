@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import UserError
-from hybridlm.run_folder import find_run
+from hybridlm.runs.run_folder import find_run
 
 if TYPE_CHECKING:
     import torch
@@ -37,14 +37,19 @@ class Benchmark:
     dtype: str
 
 
-def run_bench(run: str | None, configs: Mapping[str, RunConfig], asked: Benchmark, out: Path | None, *, ema: bool, as_json: bool) -> None:
-    """Measures a trained run, if one is named, and the models of ``configs`` by name. ConfigError: one of them cannot be had."""
+def run_bench(
+    run: str | None, configs: Mapping[str, RunConfig], asked: Benchmark, out: Path | None, *, ema: bool, as_json: bool
+) -> None:
+    """Measures a trained run, if one is named, and the models of ``configs`` by name. ConfigError: one of them cannot
+    be had."""
     folder = None if run is None else find_run(run)[0]
     if asked.dtype not in DTYPES:
         raise UserError(f"--dtype {asked.dtype}: legal are {', '.join(DTYPES)}")
     if ema and run is None:
         raise UserError("--ema: the running average of a trained run; name one")
-    out = out or (Path("outputs/bench") / time.strftime("%Y-%m-%d_%H-%M-%S") if folder is None else folder.path / "bench")
+    out = out or (
+        Path("outputs/bench") / time.strftime("%Y-%m-%d_%H-%M-%S") if folder is None else folder.path / "bench"
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -54,13 +59,16 @@ def run_bench(run: str | None, configs: Mapping[str, RunConfig], asked: Benchmar
     from rich.console import Console
 
     from hybridlm.bench.report import plot, print_rows, rows
-    from hybridlm.hardware.device import inference_device
+    from hybridlm.machine.device import inference_device
 
     device = inference_device()
     contenders = _contenders(run, configs, device, getattr(torch, asked.dtype), ema=ema)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     machine = _machine(device)
-    errors.print(f"{machine['device']}, torch {torch.__version__}, {asked.dtype}, {asked.rounds} rounds of {asked.new_tokens} tokens")
+    errors.print(
+        f"{machine['device']}, torch {torch.__version__}, {asked.dtype}, {asked.rounds} rounds of {asked.new_tokens}"
+        " tokens"
+    )
     points: list[Point] = []
     for found in _points(contenders, asked):
         points += found
@@ -100,7 +108,9 @@ def _points(contenders: Sequence[Contender], asked: Benchmark) -> Iterator[list[
             racing = [contender for contender in contenders if contender.name not in slow]
             measured = {
                 point.name: point
-                for point in measure(racing, batch, context, new_tokens=asked.new_tokens, rounds=asked.rounds, budget=asked.budget)
+                for point in measure(
+                    racing, batch, context, new_tokens=asked.new_tokens, rounds=asked.rounds, budget=asked.budget
+                )
             }
             found = []
             for contender in contenders:
@@ -116,9 +126,14 @@ def _points(contenders: Sequence[Contender], asked: Benchmark) -> Iterator[list[
 def _machine(device: torch.device) -> dict[str, object]:
     import torch
 
-    from hybridlm.hardware.device import CUDA
+    from hybridlm.machine.device import CUDA
 
     on_gpu = device.type == CUDA
     name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     memory = "allocated by torch on the device" if on_gpu else "resident, of the whole process"
-    return {"device": name, "processor": platform.processor() or platform.machine(), "torch": torch.__version__, "peak_bytes_of": memory}
+    return {
+        "device": name,
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "peak_bytes_of": memory,
+    }

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from hybridlm.checkpoint import load_run
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import UserError
 from hybridlm.generate.engine import Engine
 from hybridlm.memory.vocabulary import planned_vocabulary
 from hybridlm.model.build import fresh_model
 from hybridlm.model.count import parameters
+from hybridlm.runs.checkpoint import load_run
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hybridlm.hardware.device import CUDA
+from hybridlm.machine.device import CUDA
 
 _SELF, _SYSTEM = Path("/proc/self"), Path("/proc/meminfo")  # of Linux
 
@@ -31,8 +31,8 @@ def forget_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """The most held since ``forget_peak``: allocated by torch on a GPU, resident of the whole process on a CPU; None where the system does
-    not say."""
+    """The most held since ``forget_peak``: allocated by torch on a GPU, resident of the whole process on a CPU; None
+    where the system does not say."""
     if device.type == CUDA:
         return torch.cuda.max_memory_allocated(device)
     return _kib(_SELF / "status", "VmHWM")

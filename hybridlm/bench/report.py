@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hybridlm.bench.turns import Point, ratio
-from hybridlm.colours import COLOURS, MARKERS
+from hybridlm.report.plots.colours import COLOURS, MARKERS
 
 _COLUMNS = (
     "model",
@@ -36,7 +36,8 @@ _PANELS = (
 
 
 def rows(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Flat, for JSON: one object a point; ``decode_ratio`` is that to the first model at the same batch and context, round by round."""
+    """Flat, for JSON: one object a point; ``decode_ratio`` is that to the first model at the same batch and context,
+    round by round."""
     found = []
     for point in points:
         row: dict[str, Any] = {
@@ -71,14 +72,19 @@ def print_rows(found: Sequence[dict[str, Any]], console: Console) -> None:
         ms = [f"{1e3 * row[name]:,.2f}" for name in ("first_token_s", "token_s_p50", "token_s_p90", "token_s_p99")]
         memory = _mib(row["peak_bytes"]) if "peak_bytes" in row else ""
         compared = (
-            f"{row['decode_ratio']:.2f} [{row['decode_ratio_low']:.2f}, {row['decode_ratio_high']:.2f}]" if "decode_ratio" in row else ""
+            f"{row['decode_ratio']:.2f} [{row['decode_ratio_low']:.2f}, {row['decode_ratio_high']:.2f}]"
+            if "decode_ratio" in row
+            else ""
         )
         rates = [f"{row[name]:,.0f}" for name in ("prefill_tokens_per_s", "decode_tokens_per_s")]
         table.add_row(*start, rates[0], ms[0], rates[1], *ms[1:], _mib(row["cache_bytes"]), memory, compared)
     console.print(table)
     for row in found:
         if row["left_out"]:
-            console.print(f"left out  {row['model']}, batch {row['batch']}, context {row['context']:,}: {row['left_out']}", soft_wrap=True)
+            console.print(
+                f"left out  {row['model']}, batch {row['batch']}, context {row['context']:,}: {row['left_out']}",
+                soft_wrap=True,
+            )
 
 
 def _mib(number: float) -> str:
@@ -86,12 +92,16 @@ def _mib(number: float) -> str:
 
 
 def plot(found: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Three panels against the context: a colour and mark for each model, a line style for each batch. OSError: it cannot be written."""
+    """Three panels against the context: a colour and mark for each model, a line style for each batch. OSError: it
+    cannot be written."""
     from matplotlib.figure import Figure  # without pyplot there is no window to open
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(12.0, 4.2), layout="constrained")
-    models, batches = list(dict.fromkeys(row["model"] for row in found)), list(dict.fromkeys(row["batch"] for row in found))
+    models, batches = (
+        list(dict.fromkeys(row["model"] for row in found)),
+        list(dict.fromkeys(row["batch"] for row in found)),
+    )
     for axes, (name, label) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         for place, model in enumerate(models):
             for style, batch in enumerate(batches):

@@ -1,7 +1,7 @@
 """One point of a benchmark, a batch at a context, measured for all contenders in turn.
 
-On a machine that others use a time alone says little, but what two models take in the same round moves together, so ratios are taken
-round by round. The first round warms up and is never reported.
+On a machine that others use a time alone says little, but what two models take in the same round moves together, so
+ratios are taken round by round. The first round warms up and is never reported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class OverBudget(Exception):
 
 @dataclass(frozen=True)
 class Turn:
-    """seconds of the prompt up to its first token, and of each further token; peak: bytes, None where the system does not say."""
+    """seconds of the prompt up to its first token, and of each further token; peak: bytes, None where the system does
+    not say."""
 
     first: float
     tokens: tuple[float, ...]
@@ -66,9 +67,12 @@ def percentile(ordered: Sequence[float], share: int) -> float:
     return ordered[max(0, -(-share * len(ordered) // 100) - 1)]
 
 
-def measure(contenders: Sequence[Contender], batch: int, context: int, *, new_tokens: int, rounds: int, budget: float) -> list[Point]:
-    """A point for each contender: prompts of ``context`` random tokens, ``new_tokens`` decoded behind each, ``rounds`` times and once
-    before to warm up. budget: seconds of one turn at most, and of all turns of a contender together, but for one that is measured."""
+def measure(
+    contenders: Sequence[Contender], batch: int, context: int, *, new_tokens: int, rounds: int, budget: float
+) -> list[Point]:
+    """A point for each contender: prompts of ``context`` random tokens, ``new_tokens`` decoded behind each, ``rounds``
+    times and once before to warm up. budget: seconds of one turn at most, and of all turns of a contender together, but
+    for one that is measured."""
     points = [point_of(contender, batch, context) for contender in contenders]
     spent = dict.fromkeys(range(len(points)), 0.0)
     for number in range(rounds + 1):
@@ -156,7 +160,8 @@ def _turn(contender: Contender, point: Point, new_tokens: int, budget: float) ->
 
 
 def ratio(of: Point, to: Point) -> tuple[float, float, float] | None:
-    """Median, least and most of the decode rate of ``of`` over that of ``to`` in the same round; None where either has none."""
+    """Median, least and most of the decode rate of ``of`` over that of ``to`` in the same round; None where either has
+    none."""
     pairs = list(zip(of.turns, to.turns, strict=False))
     if not pairs:
         return None

@@ -30,19 +30,24 @@ def constraint_problems(config: RunConfig) -> list[str]:
         every = config.trainer.checkpoint_blocks
         if every != "auto" and every > len(layers):
             problems.append(
-                f"trainer.checkpoint_blocks = {every}: the model has {len(layers)} layers; legal here: 0 to {len(layers)}, or auto"
+                f"trainer.checkpoint_blocks = {every}: the model has {len(layers)} layers; legal here: 0 to"
+                f" {len(layers)}, or auto"
             )
     except ConfigError as error:
         problems += error.problems
     if config.size.name not in config.model.sizes:
-        problems.append(f"size = {config.size.name!r}: the preset {config.model.name} takes {', '.join(config.model.sizes)}")
+        problems.append(
+            f"size = {config.size.name!r}: the preset {config.model.name} takes {', '.join(config.model.sizes)}"
+        )
     problems += data_problems(config.data)
     problems += _batch_problems(config.data, config.trainer)
     problems += _optim_problems(config.optim, config.trainer)
     problems += logging_problems(config.logger, config.callbacks, config.trainer)
     capability = config.hardware.compute_capability
     if capability is not None and not re.fullmatch(r"[1-9]\d*\.\d", capability):
-        problems.append(f"hardware.compute_capability = {capability!r}: expected NVIDIA's number with one decimal, as 8.6")
+        problems.append(
+            f"hardware.compute_capability = {capability!r}: expected NVIDIA's number with one decimal, as 8.6"
+        )
     problems += _precision_problems(config) + _strategy_problems(config) + _text_problems(config)
     problems += duration_problems("trainer.time_limit", config.trainer.time_limit)
     return problems
@@ -65,15 +70,26 @@ def _batch_problems(data: DataConfig, trainer: TrainerConfig) -> list[str]:
     """global_batch = batch_size x accumulate x devices, as far as they are numbers."""
     if data.global_batch == "auto":
         return []
-    factors = {"data.batch_size": data.batch_size, "trainer.accumulate": trainer.accumulate, "trainer.devices": trainer.devices}
+    factors = {
+        "data.batch_size": data.batch_size,
+        "trainer.accumulate": trainer.accumulate,
+        "trainer.devices": trainer.devices,
+    }
     known = {name: value for name, value in factors.items() if value != "auto"}
     product = math.prod(known.values())
     if product == data.global_batch or (len(known) < len(factors) and data.global_batch % product == 0):
         return []
     terms = " x ".join(f"{name} ({value})" for name, value in known.items())
     relation = "is not" if len(known) == len(factors) else "is not a multiple of"
-    remedy = "leave one of them auto" if len(known) == len(factors) else f"take a multiple of {product}, or data.global_batch=auto"
-    return [f"data.global_batch = {data.global_batch}: {relation} {terms}{f' = {product}' if len(known) > 1 else ''}; {remedy}"]
+    remedy = (
+        "leave one of them auto"
+        if len(known) == len(factors)
+        else f"take a multiple of {product}, or data.global_batch=auto"
+    )
+    return [
+        f"data.global_batch = {data.global_batch}: {relation} {terms}{f' = {product}' if len(known) > 1 else ''};"
+        f" {remedy}"
+    ]
 
 
 def _optim_problems(optim: OptimConfig, trainer: TrainerConfig) -> list[str]:
@@ -90,13 +106,21 @@ def _optim_problems(optim: OptimConfig, trainer: TrainerConfig) -> list[str]:
 def _precision_problems(config: RunConfig) -> list[str]:
     precision, hardware = config.trainer.precision, config.hardware
     if precision == "16-mixed" and hardware.accelerator == CPU:
-        return ["trainer.precision = '16-mixed': float16 is for CUDA; a CPU takes auto, 32-true, bf16-mixed or bf16-true"]
+        return [
+            "trainer.precision = '16-mixed': float16 is for CUDA; a CPU takes auto, 32-true, bf16-mixed or bf16-true"
+        ]
     if precision in ("bf16-mixed", "bf16-true") and hardware.accelerator == CUDA and not hardware.bf16:
-        return [f"trainer.precision = {precision!r}: hardware.bf16 is false for {hardware.name}; take auto, 32-true or 16-mixed"]
+        return [
+            f"trainer.precision = {precision!r}: hardware.bf16 is false for {hardware.name}; take auto, 32-true or"
+            " 16-mixed"
+        ]
     if precision == "64-true" and config.trainer.strategy == "fsdp2":
         return ["trainer.precision = '64-true': Lightning's fsdp2 has no such precision; take 32-true or ddp"]
     if precision == "bf16-true" and config.trainer.strategy == "fsdp2":
-        return ["trainer.precision = 'bf16-true': some weights stay float32, which fsdp2 cannot shard with others; take bf16-mixed or ddp"]
+        return [
+            "trainer.precision = 'bf16-true': some weights stay float32, which fsdp2 cannot shard with others; take"
+            " bf16-mixed or ddp"
+        ]
     return []
 
 
@@ -106,7 +130,10 @@ def _strategy_problems(config: RunConfig) -> list[str]:
     if config.hardware.accelerator == CPU:
         return ["optim.name = 'adamw8bit': its kernels are for CUDA; a CPU takes adamw, muon, lion or sgd"]
     if config.trainer.strategy == "fsdp2":
-        return ["optim.name = 'adamw8bit': has no sharded state, which trainer.strategy = 'fsdp2' needs; take optim=adamw or strategy=ddp"]
+        return [
+            "optim.name = 'adamw8bit': has no sharded state, which trainer.strategy = 'fsdp2' needs; take optim=adamw"
+            " or strategy=ddp"
+        ]
     return []
 
 
@@ -122,12 +149,15 @@ def _text_problems(config: RunConfig) -> list[str]:
 
 
 def overridden_sections(overrides: Sequence[str]) -> dict[str, str]:
-    """The sections of one kind of layer that ``overrides`` (``a.b=c`` lines) touch: kind to the first override's field."""
+    """The sections of one kind of layer that ``overrides`` (``a.b=c`` lines) touch: kind to the first override's
+    field."""
     touched: dict[str, str] = {}
     for override in overrides:
         key = override.partition("=")[0].strip().lstrip("+~")
         parts = key.split(".")
-        kind = parts[2] if parts[:2] == ["model", "ffn_after"] and len(parts) > 2 else parts[1] if len(parts) > 1 else ""
+        kind = (
+            parts[2] if parts[:2] == ["model", "ffn_after"] and len(parts) > 2 else parts[1] if len(parts) > 1 else ""
+        )
         if parts[0] == "model" and kind in (*MIXER_KINDS, *FFN_KINDS):
             touched.setdefault(kind, key)
     return touched
@@ -136,4 +166,8 @@ def overridden_sections(overrides: Sequence[str]) -> dict[str, str]:
 def unused_section_warnings(config: RunConfig, overrides: Sequence[str]) -> list[str]:
     """One line for each overridden section that changes nothing, because no layer is of its kind."""
     used = kinds_in_use(config.model)
-    return [f"{key} has no effect: no layer is {kind}" for kind, key in overridden_sections(overrides).items() if kind not in used]
+    return [
+        f"{key} has no effect: no layer is {kind}"
+        for kind, key in overridden_sections(overrides).items()
+        if kind not in used
+    ]

@@ -16,10 +16,14 @@ class TokenizerConfig(Section):
     kind: Literal["bpe", "bytes", "file"] = Field(
         "bpe", description="bpe: byte-level BPE trained on the corpus; bytes: one id per byte; file: the one of path"
     )
-    path: str | None = Field(None, description="for kind=file: a tokenizer.json, a Hugging Face folder, or a .tiktoken file")
+    path: str | None = Field(
+        None, description="for kind=file: a tokenizer.json, a Hugging Face folder, or a .tiktoken file"
+    )
     vocab_size: int = Field(4096, ge=257, le=1_000_000, description="ids of a trained BPE, specials included")
     special_tokens: Strings = Field((), description="special tokens beside <|endoftext|>, added where they are missing")
-    train_mb: int = Field(128, ge=1, description="MB of text that a BPE is trained on at most, taken evenly from the whole corpus")
+    train_mb: int = Field(
+        128, ge=1, description="MB of text that a BPE is trained on at most, taken evenly from the whole corpus"
+    )
 
 
 class HfConfig(Section):
@@ -27,10 +31,16 @@ class HfConfig(Section):
 
     id: str | None = Field(None, min_length=1, description="owner/name on the hub, or a local folder")
     name: str | None = Field(None, description="configuration of the data set; null: its only or default one")
-    split: str = Field("train", min_length=1, description="split of the data set; validation documents are held out of it")
+    split: str = Field(
+        "train", min_length=1, description="split of the data set; validation documents are held out of it"
+    )
     revision: str | None = Field(None, description="branch, tag or commit; null: the newest")
-    streaming: bool = Field(False, description="read over the network without a copy on disk; training reads the token files either way")
-    limit_mb: int | None = Field(None, ge=1, description="MB of text to take at most, evenly from all of it; null: everything")
+    streaming: bool = Field(
+        False, description="read over the network without a copy on disk; training reads the token files either way"
+    )
+    limit_mb: int | None = Field(
+        None, ge=1, description="MB of text to take at most, evenly from all of it; null: everything"
+    )
 
 
 class CorpusConfig(Section):
@@ -41,17 +51,27 @@ class CorpusConfig(Section):
     )
     path: Paths | None = Field(
         None,
-        description="a file, a folder, a glob, or a list of these; files: .jsonl (a document a line; or .gz), .parquet (a row), else UTF-8 "
-        "text (a file); bins: token files",
+        description=(
+            "a file, a folder, a glob, or a list of these; files: .jsonl (a document a line; or .gz), .parquet (a row),"
+            " else UTF-8 text (a file); bins: token files"
+        ),
     )
     val_path: Paths | None = Field(
-        None, description="for source=files and bins: what to validate on, named as path is; null: val_fraction of path is held out"
+        None,
+        description=(
+            "for source=files and bins: what to validate on, named as path is; null: val_fraction of path is held out"
+        ),
     )
     format: Literal["text", "chat"] = Field(
-        "text", description="chat: a record holds a conversation (docs/data.md has the forms); only the assistant's tokens are learned"
+        "text",
+        description=(
+            "chat: a record holds a conversation (docs/data.md has the forms); only the assistant's tokens are learned"
+        ),
     )
     text_field: str = Field("text", min_length=1, description="field of .jsonl, column of .parquet that holds the text")
-    on_bad: Literal["skip", "fail"] = Field("skip", description="what cannot be read: leave it out and say so, or refuse the corpus")
+    on_bad: Literal["skip", "fail"] = Field(
+        "skip", description="what cannot be read: leave it out and say so, or refuse the corpus"
+    )
     dedup: bool = Field(False, description="leave out every document whose very text came before")
     hf: HfConfig = HfConfig()
 
@@ -59,7 +79,9 @@ class CorpusConfig(Section):
 class PartConfig(CorpusConfig):
     """One corpus of a mixture (``data.parts.NAME``)."""
 
-    weight: float = Field(1.0, gt=0, description="windows of this part over all windows is its weight over the sum of weights")
+    weight: float = Field(
+        1.0, gt=0, description="windows of this part over all windows is its weight over the sum of weights"
+    )
 
 
 class DataConfig(CorpusConfig):
@@ -67,26 +89,46 @@ class DataConfig(CorpusConfig):
 
     source: Literal["stdlib", "files", "hf", "bins", "mixture", "synthetic"] = Field(  # type: ignore[assignment]
         "stdlib",
-        description="stdlib: the interpreter's own library; files: yours; hf: a data set of the hub; bins: token files; mixture: parts; "
-        "synthetic: a generated task",
+        description=(
+            "stdlib: the interpreter's own library; files: yours; hf: a data set of the hub; bins: token files;"
+            " mixture: parts; synthetic: a generated task"
+        ),
     )
     synthetic: SyntheticConfig = SyntheticConfig()
-    parts: dict[str, PartConfig] = Field({}, description="for source=mixture: {web: {source: files, path: ..., weight: 3}, code: {...}}")
-    dtype: Literal["u16", "u32"] | None = Field(None, description="ids of token files without header or sidecar, for source=bins")
+    parts: dict[str, PartConfig] = Field(
+        {}, description="for source=mixture: {web: {source: files, path: ..., weight: 3}, code: {...}}"
+    )
+    dtype: Literal["u16", "u32"] | None = Field(
+        None, description="ids of token files without header or sidecar, for source=bins"
+    )
     out: str | None = Field(None, description="folder of prepared data; null: the user's cache folder")
     tokenizer: TokenizerConfig = TokenizerConfig()
     val_fraction: float = Field(
-        0.05, ge=0, lt=1, description="share of the documents held out, chosen by a hash of their text; of a lone text its end"
+        0.05,
+        ge=0,
+        lt=1,
+        description="share of the documents held out, chosen by a hash of their text; of a lone text its end",
     )
     shard_mb: int = Field(64, ge=1, description="MB of text per token file at most, about; less for a small corpus")
     prepare_workers: Auto = Field("auto", description="processes that tokenise; auto: one per core")
     seq_len: int = Field(256, ge=2, description="tokens per training window; of a synthetic task, per example")
-    packing: bool = Field(False, description="windows of whole documents, packed best-fit; false: cut anywhere in the text")
+    packing: bool = Field(
+        False, description="windows of whole documents, packed best-fit; false: cut anywhere in the text"
+    )
     isolate: bool = Field(True, description="with packing: no document sees another in its window, in any layer")
     val_seq_len: int | None = Field(None, ge=2, description="tokens per validation window; null: seq_len")
-    global_batch: Auto = Field("auto", description="windows per optimizer step, over all devices; auto: the hardware profile's")
-    batch_size: Auto = Field("auto", description="windows per device and micro-batch; auto: the most that fit the memory")
-    workers: int = Field(0, ge=0, le=64, description="processes that cut windows ahead of training; 0: none, which is fast enough")
+    global_batch: Auto = Field(
+        "auto", description="windows per optimizer step, over all devices; auto: the hardware profile's"
+    )
+    batch_size: Auto = Field(
+        "auto", description="windows per device and micro-batch; auto: the most that fit the memory"
+    )
+    workers: int = Field(
+        0, ge=0, le=64, description="processes that cut windows ahead of training; 0: none, which is fast enough"
+    )
     changed: Literal["refuse", "accept"] = Field(
-        "refuse", description="of one start: whether a run may go on with other text, or in another order, than it has read so far"
+        "refuse",
+        description=(
+            "of one start: whether a run may go on with other text, or in another order, than it has read so far"
+        ),
     )

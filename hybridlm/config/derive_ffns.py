@@ -31,17 +31,23 @@ def derive_moe(section: MoEConfig, model: ModelConfig) -> MoESpec:
         problems.append(f"model.moe.top_k = {section.top_k}: more than model.moe.n_experts = {experts}")
     if experts % groups:
         problems.append(
-            f"model.moe.n_expert_groups = {groups}: does not divide the {experts} experts; nearest: {divisors(experts, groups)}"
+            f"model.moe.n_expert_groups = {groups}: does not divide the {experts} experts; nearest:"
+            f" {divisors(experts, groups)}"
         )
     elif kept > groups:
         problems.append(f"model.moe.topk_groups = {kept}: more than model.moe.n_expert_groups = {groups}")
     elif groups > 1 and section.router == "softmax":
         problems.append(f"model.moe.n_expert_groups = {groups}: groups belong to model.moe.router=sigmoid")
     elif groups > 1 and experts // groups < 2:
-        problems.append(f"model.moe.n_expert_groups = {groups}: a group's score is the sum of its best two; it needs at least 2 experts")
+        problems.append(
+            f"model.moe.n_expert_groups = {groups}: a group's score is the sum of its best two; it needs at least 2"
+            " experts"
+        )
     elif kept * (experts // groups) < section.top_k <= experts:
         chosen_from = f"{kept} of {groups} groups of {experts // groups}"
-        problems.append(f"model.moe.top_k = {section.top_k}: more than the {kept * (experts // groups)} experts of {chosen_from}")
+        problems.append(
+            f"model.moe.top_k = {section.top_k}: more than the {kept * (experts // groups)} experts of {chosen_from}"
+        )
     if problems:
         raise ConfigError(problems)
     d_expert = section.d_expert or _hidden(section.expand, model.d_model)

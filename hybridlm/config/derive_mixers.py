@@ -1,4 +1,5 @@
-"""From a mixer's section to its spec: every derived number, and what is wrong with the section. ``where`` is the section's path."""
+"""From a mixer's section to its spec: every derived number, and what is wrong with the section. ``where`` is the
+section's path."""
 
 from __future__ import annotations
 
@@ -39,13 +40,18 @@ def _heads(section: Mamba2Config | Mamba3Config, model: ModelConfig, where: str)
     n_heads = section.n_heads or max(1, d_inner // section.head_dim)
     if section.n_heads is None and d_inner % section.head_dim:
         legal = f"nearest divisors: {divisors(d_inner, section.head_dim)}"
-        problems = [f"{where}.head_dim = {section.head_dim}: expand x d_model = {product} is not a multiple of {section.head_dim}; {legal}"]
+        problems = [
+            f"{where}.head_dim = {section.head_dim}: expand x d_model = {product} is not a multiple of"
+            f" {section.head_dim}; {legal}"
+        ]
     elif n_heads * section.head_dim != d_inner:
         has = f"n_heads x head_dim = {n_heads} x {section.head_dim} = {n_heads * section.head_dim}"
         problems = [f"{where}.n_heads = {n_heads}: {has}, but expand x d_model = {product}; null derives n_heads"]
     elif n_heads % section.n_groups:
         legal = divisors(n_heads, section.n_groups)
-        problems = [f"{where}.n_groups = {section.n_groups}: does not divide the {n_heads} heads; nearest divisors: {legal}"]
+        problems = [
+            f"{where}.n_groups = {section.n_groups}: does not divide the {n_heads} heads; nearest divisors: {legal}"
+        ]
     return n_heads, problems
 
 
@@ -97,7 +103,9 @@ def derive_mamba2(section: Mamba2Config, model: ModelConfig, where: str) -> Mamb
     n_heads, problems = _heads(section, model, where)
     problems += _ranges(section, where, "dt_range", "a_range")
     if not 0 <= section.dt_limit[0] < section.dt_limit[1]:
-        problems.append(f"{where}.dt_limit = {show(section.dt_limit)}: expected [low, high] with 0 <= low < high; high may be .inf")
+        problems.append(
+            f"{where}.dt_limit = {show(section.dt_limit)}: expected [low, high] with 0 <= low < high; high may be .inf"
+        )
     if problems:
         raise ConfigError(problems)
     return Mamba2Spec(
@@ -142,10 +150,14 @@ def derive_mamba3(section: Mamba3Config, model: ModelConfig, where: str) -> Mamb
         problems.append(f"{where}.rope_fraction = {section.rope_fraction:g}: expected 0.5 or 1.0")
     elif section.complex_rope and int(section.d_state * section.rope_fraction) < 2:
         problems.append(
-            f"{where}.d_state = {section.d_state}: rope_fraction {section.rope_fraction:g} of it is less than one pair to rotate"
+            f"{where}.d_state = {section.d_state}: rope_fraction {section.rope_fraction:g} of it is less than one pair"
+            " to rotate"
         )
     elif section.complex_rope and section.mimo_rank and section.d_state % 2:
-        problems.append(f"{where}.d_state = {section.d_state}: the MIMO form rotates channel i with i + d_state / 2; take an even d_state")
+        problems.append(
+            f"{where}.d_state = {section.d_state}: the MIMO form rotates channel i with i + d_state / 2; take an even"
+            " d_state"
+        )
     if problems:
         raise ConfigError(problems)
     return Mamba3Spec(

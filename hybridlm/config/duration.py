@@ -23,8 +23,8 @@ def seconds_of(text: str) -> int:
 
 
 def duration_problems(field: str, value: str | float | None) -> list[str]:
-    """The line about a ``field`` that is no length of time. A bare number is none either: YAML reads 1:30:00 without quotes as one, in
-    seconds, and a person would mean minutes by it."""
+    """The line about a ``field`` that is no length of time. A bare number is none either: YAML reads 1:30:00 without
+    quotes as one, in seconds, and a person would mean minutes by it."""
     if value is None:
         return []
     try:

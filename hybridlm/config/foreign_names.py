@@ -27,7 +27,9 @@ NAMES: dict[str, dict[str, Foreign]] = {
         "log_interval": Foreign("trainer.log_every"),
         "eval_iters": Foreign("trainer.val_batches"),
         "eval_only": Foreign("hybridlm eval RUN"),
-        "always_save_checkpoint": Foreign("trainer.ckpt_every", "checkpoints are written every so many steps, whatever the loss is"),
+        "always_save_checkpoint": Foreign(
+            "trainer.ckpt_every", "checkpoints are written every so many steps, whatever the loss is"
+        ),
         "init_from": Foreign("ckpt=last", "for resume; a run begins with new weights otherwise"),
         "wandb_log": Foreign("logger=wandb"),
         "wandb_project": Foreign("logger.project"),
@@ -159,7 +161,8 @@ NAMES: dict[str, dict[str, Foreign]] = {
 
 
 def foreign(name: str) -> str | None:
-    """What a setting of another program, dotted or not, with dashes or underscores, is here, in words; None: it is of none of them."""
+    """What a setting of another program, dotted or not, with dashes or underscores, is here, in words; None: it is of
+    none of them."""
     plain = name.replace("-", "_").lower()
     for wanted in dict.fromkeys((plain, plain.rpartition(".")[2])):
         for tool, names in NAMES.items():

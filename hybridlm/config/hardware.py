@@ -1,4 +1,5 @@
-"""The hardware section: which machine the run is planned for. The facts of the machine itself come from hybridlm/hardware/."""
+"""The hardware section: which machine the run is planned for. The facts of the machine itself come from
+hybridlm/machine/."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class Budget(Section):
 
 
 class Peaks(Section):
-    """TFLOP/s of one device in matrix products: dense, 16-bit products summed in fp32; perf/mfu is a share of one of them."""
+    """TFLOP/s of one device in matrix products: dense, 16-bit products summed in fp32; perf/mfu is a share of one of
+    them."""
 
     fp32: float | None = Field(None, gt=0, description="without tensor cores; of trainer.precision=32-true")
     tf32: float | None = Field(None, gt=0, description="of 32-true where torch may round products of fp32 to TF32")
@@ -41,11 +43,17 @@ class HardwareConfig(Section):
 
     name: str = Field("auto", description="set by hardware=...: the profile")
     accelerator: Accelerator = Field("auto", description="auto: the GPU if there is one")
-    cards: Strings = Field((), description="the driver's names of the cards that the numbers below are of; []: of whatever card there is")
-    memory_gb: float | None = Field(None, gt=0, description="device memory (GiB) the run may use, also on a larger card; null: all of it")
+    cards: Strings = Field(
+        (), description="the driver's names of the cards that the numbers below are of; []: of whatever card there is"
+    )
+    memory_gb: float | None = Field(
+        None, gt=0, description="device memory (GiB) the run may use, also on a larger card; null: all of it"
+    )
     compute_capability: Capability | None = Field(None, description="of CUDA, as 8.6; null: the card's")
     bf16: bool = Field(True, description="whether the card computes in bfloat16; trainer.precision=auto reads it")
-    shared_memory_kb: int | None = Field(None, ge=1, description="the most (KiB) that one block of a kernel may have; null: the card's")
+    shared_memory_kb: int | None = Field(
+        None, ge=1, description="the most (KiB) that one block of a kernel may have; null: the card's"
+    )
     peak_tflops: Peaks = Peaks()
     bandwidth_gb_s: float | None = Field(None, gt=0, description="of the device's memory, 1e9 bytes per second")
     source: str = Field("", description="where the peaks and the bandwidth are from, at which clock")

@@ -1,4 +1,5 @@
-"""The page of ``train --help``: common tasks, the groups with their options, and every field with its value and a sentence."""
+"""The page of ``train --help``: common tasks, the groups with their options, and every field with its value and a
+sentence."""
 
 from __future__ import annotations
 
@@ -42,7 +43,10 @@ def help_page(groups: Mapping[str, Sequence[str]], tree: Mapping[str, object]) -
     """groups: options by group; tree: the configuration as plain values, which is what the fields are shown with."""
     rows = [_entry(f"  {group}=...", ", ".join(options)) for group, options in groups.items()]
     fields = "\n".join(_section(RunConfig, (), tree))
-    return f"{COMMON}\nGroups and their options:\n\n{chr(10).join(rows)}\n\nFields with their values in this configuration:\n{fields}\n"
+    return (
+        f"{COMMON}\nGroups and their options:\n\n{chr(10).join(rows)}\n\nFields with their values in this"
+        f" configuration:\n{fields}\n"
+    )
 
 
 def _section(section: type[Section], path: tuple[str, ...], tree: object) -> Iterator[str]:

@@ -17,9 +17,14 @@ class KernelsConfig(Section):
     """Compiled kernels (``kernels``). On a command line ``kernels=cuda`` is short for ``kernels.default=cuda``."""
 
     default: Setting = Field(
-        "auto", description="auto: a compiled kernel where one works here; torch: none; cuda: it must be there, else the run is refused"
+        "auto",
+        description=(
+            "auto: a compiled kernel where one works here; torch: none; cuda: it must be there, else the run is refused"
+        ),
     )
-    conv: Setting | None = Field(None, description="the short convolution of every Mamba (causal-conv1d); null: the default")
+    conv: Setting | None = Field(
+        None, description="the short convolution of every Mamba (causal-conv1d); null: the default"
+    )
     mamba1: Setting | None = Field(None, description="Mamba-1's scan (mamba-ssm); null: the default")
     mamba2: Setting | None = Field(None, description="Mamba-2's scan (mamba-ssm); null: the default")
     mamba3: Setting | None = Field(None, description="Mamba-3's scan (mamba-ssm); null: the default")

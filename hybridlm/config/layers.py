@@ -1,9 +1,8 @@
 """Resolved layer descriptions: what one layer is, with every derived number filled in.
 
-``config/resolve.py`` makes them from the model section. Layers, counter, planner, caches and export read only these,
-so a layer never has to know how a default was derived.
-Shape letters of the whole code base: B batch, T time, D d_model, H heads, P head_dim, N d_state, G groups, V vocabulary,
-K conv width, E experts, R rank.
+``config/resolve.py`` makes them from the model section. Layers, counter, planner, caches and export read only these, so
+a layer never has to know how a default was derived. Shape letters of the whole code base: B batch, T time, D d_model, H
+heads, P head_dim, N d_state, G groups, V vocabulary, K conv width, E experts, R rank.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """Grouped-query attention. ``scale`` is the softmax scale; ``window`` counts the token itself (None: all of the past)."""
+    """Grouped-query attention. ``scale`` is the softmax scale; ``window`` counts the token itself (None: all of the
+    past)."""
 
     d_model: int
     n_heads: int
@@ -70,7 +70,8 @@ class Mamba2Spec:
 
 @dataclass(frozen=True)
 class Mamba3Spec:
-    """Mamba-3. ``mimo_rank`` None is SISO; B and C have ``rank`` x ``n_groups`` x ``d_state`` channels, rank slowest."""
+    """Mamba-3. ``mimo_rank`` None is SISO; B and C have ``rank`` x ``n_groups`` x ``d_state`` channels, rank
+    slowest."""
 
     d_model: int
     n_heads: int
@@ -111,7 +112,8 @@ class Mamba3Spec:
 
 @dataclass(frozen=True)
 class MLASpec:
-    """Multi-head latent attention. A token's cache is its latent (``kv_lora_rank``) and one shared key (``qk_rope_head_dim``)."""
+    """Multi-head latent attention. A token's cache is its latent (``kv_lora_rank``) and one shared key
+    (``qk_rope_head_dim``)."""
 
     d_model: int
     n_heads: int
@@ -137,7 +139,8 @@ class MLPSpec:
 
 @dataclass(frozen=True)
 class MoESpec:
-    """Mixture of ``n_experts`` experts of width ``d_expert``; ``d_shared`` is the joint width of the shared ones (0: none)."""
+    """Mixture of ``n_experts`` experts of width ``d_expert``; ``d_shared`` is the joint width of the shared ones (0:
+    none)."""
 
     d_model: int
     n_experts: int

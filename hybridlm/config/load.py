@@ -41,8 +41,8 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def from_yaml(text: str) -> RunConfig:
-    """The configuration that ``to_yaml`` wrote, or a stranger. Raises UserError: the text is no mapping in YAML, plain and within limits;
-    ConfigError: a wrong field."""
+    """The configuration that ``to_yaml`` wrote, or a stranger. Raises UserError: the text is no mapping in YAML, plain
+    and within limits; ConfigError: a wrong field."""
     try:
         tree = parse_yaml(text)
     except Unreadable as error:

@@ -25,20 +25,31 @@ class LoggerConfig(Section):
     timeout: float = Field(
         20.0,
         gt=0,
-        description="seconds that an online W&B run may wait for the network when it begins, before it goes offline, and at its end",
+        description=(
+            "seconds that an online W&B run may wait for the network when it begins, before it goes offline, and at"
+            " its end"
+        ),
     )
-    gradients: bool = Field(False, description="a histogram of each layer's gradients at every logged step, for wandb and tensorboard")
-    expert_load: bool = Field(False, description="a histogram of each router's load at every logged step, for wandb and tensorboard")
+    gradients: bool = Field(
+        False, description="a histogram of each layer's gradients at every logged step, for wandb and tensorboard"
+    )
+    expert_load: bool = Field(
+        False, description="a histogram of each router's load at every logged step, for wandb and tensorboard"
+    )
 
 
 class SamplesConfig(Section):
     """Text sampled from the model (``callbacks.samples``)."""
 
     prompts: Strings = Field((), description="continued at the end of training and written to samples.txt")
-    every: int | None = Field(None, ge=1, description="also after every so many validations, to samples/; null: only at the end")
+    every: int | None = Field(
+        None, ge=1, description="also after every so many validations, to samples/; null: only at the end"
+    )
     tokens: int = Field(80, ge=1, description="new tokens per prompt")
     temperature: float = Field(0.8, ge=0, description="of the sampling; 0: always the likeliest token")
-    top_p: float = Field(0.95, gt=0, le=1, description="sample from the likeliest tokens that hold this probability together")
+    top_p: float = Field(
+        0.95, gt=0, le=1, description="sample from the likeliest tokens that hold this probability together"
+    )
 
 
 class EMAConfig(Section):
@@ -48,7 +59,9 @@ class EMAConfig(Section):
         None,
         gt=0,
         lt=1,
-        description="share of the average kept in a step, less in the first ones; validated as val/ema_bpb; null: no average",
+        description=(
+            "share of the average kept in a step, less in the first ones; validated as val/ema_bpb; null: no average"
+        ),
     )
 
 
@@ -56,16 +69,24 @@ class EarlyStopConfig(Section):
     """The end of a run that no longer gets better (``callbacks.early_stop``)."""
 
     patience: int | None = Field(
-        None, ge=1, description="validations without a better val/bpb (a synthetic task: val/loss) after which training ends; null: never"
+        None,
+        ge=1,
+        description=(
+            "validations without a better val/bpb (a synthetic task: val/loss) after which training ends; null: never"
+        ),
     )
-    min_delta: float = Field(0.0, ge=0, description="bits per byte (nats) by which a validation has to be better to count")
+    min_delta: float = Field(
+        0.0, ge=0, description="bits per byte (nats) by which a validation has to be better to count"
+    )
 
 
 class ProbesConfig(Section):
     """Can the text model find again what it has just read? (``callbacks.probes``)."""
 
     every: int | None = Field(
-        None, ge=1, description="after every so many validations: induction and copying, logged as probe/...; null: never"
+        None,
+        ge=1,
+        description="after every so many validations: induction and copying, logged as probe/...; null: never",
     )
     examples: int = Field(32, ge=1, description="of each probe, made of random tokens of the model's own vocabulary")
     length: int = Field(128, ge=32, description="tokens of an example")

@@ -21,7 +21,8 @@ def logging_problems(logger: LoggerConfig, callbacks: CallbacksConfig, trainer: 
     sharded = ("callbacks.samples.every", "callbacks.ema.decay", "logger.gradients")
     by_validation = ("callbacks.samples.every", "callbacks.early_stop.patience", "callbacks.probes.every")
     problems = [
-        f"{name} = {str(asked[name]).lower()}: needs whole weights, which trainer.strategy = 'fsdp2' shards; take strategy=ddp or leave it"
+        f"{name} = {str(asked[name]).lower()}: needs whole weights, which trainer.strategy = 'fsdp2' shards; take"
+        " strategy=ddp or leave it"
         for name in sharded
         if asked[name] is not None and trainer.strategy == "fsdp2"
     ]
@@ -32,7 +33,9 @@ def logging_problems(logger: LoggerConfig, callbacks: CallbacksConfig, trainer: 
     ]
     for name, on in (("gradients", logger.gradients), ("expert_load", logger.expert_load)):
         if on and logger.name == "files":
-            problems.append(f"logger.{name} = true: histograms are for logger=wandb and logger=tensorboard, this is logger=files")
+            problems.append(
+                f"logger.{name} = true: histograms are for logger=wandb and logger=tensorboard, this is logger=files"
+            )
     return problems + (_wandb_problems(logger) if logger.name == "wandb" else [])
 
 
@@ -47,7 +50,8 @@ def _wandb_problems(logger: LoggerConfig) -> list[str]:
         if name is not None and not 1 <= len(name) <= (most := longest.get(field, 128))
     ]
     problems += [
-        f"logger.{field} = {show(name)}: legal are characters other than {_NOT_IN_ADDRESSES}, this has {' '.join(sorted(wrong))}"
+        f"logger.{field} = {show(name)}: legal are characters other than {_NOT_IN_ADDRESSES}, this has"
+        f" {' '.join(sorted(wrong))}"
         for field, name in path
         if name is not None and (wrong := set(name).intersection(_NOT_IN_ADDRESSES.split()))
     ]

@@ -29,7 +29,9 @@ class MuonConfig(Section):
 class SGDConfig(Section):
     """Stochastic gradient descent (``optim.sgd``)."""
 
-    momentum: float = Field(0.9, ge=0, lt=1, description="share of the running gradient that is kept in a step; 0: none")
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="share of the running gradient that is kept in a step; 0: none"
+    )
     nesterov: bool = Field(False, description="look ahead along the momentum; needs one")
 
 
@@ -37,11 +39,16 @@ class OptimConfig(Section):
     """The optimizer and its schedule (``optim``)."""
 
     name: Literal["adamw", "muon", "lion", "sgd", "adamw8bit"] = Field(
-        "adamw", description="muon: Muon for the matrices inside blocks, AdamW for the rest; adamw8bit: moments in 8 bits, CUDA only"
+        "adamw",
+        description=(
+            "muon: Muon for the matrices inside blocks, AdamW for the rest; adamw8bit: moments in 8 bits, CUDA only"
+        ),
     )
     lr: float = Field(3e-3, gt=0, description="peak learning rate; of AdamW, where Muon has one of its own")
     lr_scale: LRScale = LRScale()
-    betas: Pair = Field((0.9, 0.95), description="AdamW: decay of the first and second moment; Lion: of the update and of the momentum")
+    betas: Pair = Field(
+        (0.9, 0.95), description="AdamW: decay of the first and second moment; Lion: of the update and of the momentum"
+    )
     eps: float = Field(1e-8, gt=0, description="added to the denominator of AdamW's update")
     weight_decay: float = Field(0.1, ge=0, description="decoupled decay of the parameters that declare it")
     clip: float | None = Field(1.0, gt=0, description="global gradient norm; null: no clipping")
@@ -50,6 +57,10 @@ class OptimConfig(Section):
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
         "cosine", description="the curve after the warm-up; wsd: stable, then 1 - sqrt over the last optim.decay steps"
     )
-    warmup: int | float = Field(0.05, ge=0, description="steps (int) or share of max_steps (float below 1) of linear warm-up")
-    decay: int | float = Field(0.2, gt=0, description="schedule=wsd: last steps (int), or share of max_steps (float below 1), that decay")
+    warmup: int | float = Field(
+        0.05, ge=0, description="steps (int) or share of max_steps (float below 1) of linear warm-up"
+    )
+    decay: int | float = Field(
+        0.2, gt=0, description="schedule=wsd: last steps (int), or share of max_steps (float below 1), that decay"
+    )
     final_lr: float = Field(0.0, ge=0, le=1, description="last learning rate as a share of the peak")

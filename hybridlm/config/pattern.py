@@ -23,7 +23,8 @@ RESERVED_LETTERS = ("T", "M", "L")  # a variant cannot take these
 _WORDS = {"transformer": "T", "mamba": "M", "mamba1": "M1", "mamba2": "M2", "mamba3": "M3", "mla": "L"}
 _KINDS = {"T": "attention", "M1": "mamba1", "M2": "mamba2", "M3": "mamba3", "L": "mla"}
 _TOKEN = re.compile(
-    r"(?P<space>\s+)|(?P<word>[a-z][a-z0-9]*)|(?P<letter>[A-Z])|(?P<number>[0-9]+(?:\.[0-9]+)?)|(?P<mark>[():*%])|(?P<other>.)", re.DOTALL
+    r"(?P<space>\s+)|(?P<word>[a-z][a-z0-9]*)|(?P<letter>[A-Z])|(?P<number>[0-9]+(?:\.[0-9]+)?)|(?P<mark>[():*%])|(?P<other>.)",
+    re.DOTALL,
 )
 
 
@@ -144,7 +145,11 @@ class _Parser:
         ffn = self.suffix()
         item = self.letters.item(symbol, ffn)
         if item is None:
-            hint = "" if symbol in _KINDS else f"; or define it: model.variants={{{symbol}: {{mixer: attention, window: 256}}}}"
+            hint = (
+                ""
+                if symbol in _KINDS
+                else f"; or define it: model.variants={{{symbol}: {{mixer: attention, window: 256}}}}"
+            )
             raise self.error(token, f"{symbol!r} is no layer; legal letters: {self.letters.legal()}{hint}")
         return item
 
@@ -160,7 +165,11 @@ class _Parser:
             legal = f"legal words: {', '.join(_WORDS)}; legal letters: {self.letters.legal()}"
             raise self.error(token, f"{token.text!r} is no layer; {hint}{legal}")
         if token.kind != "letter":
-            reasons = {")": "')' without '('", "*": "'*' without a letter or group before it", ":": "':' without a letter before it"}
+            reasons = {
+                ")": "')' without '('",
+                "*": "'*' without a letter or group before it",
+                ":": "':' without a letter before it",
+            }
             reason = reasons.get(token.text, f"{token.text!r} is no layer")
             if token.kind == "number":
                 reason = f"{token.text!r} is no layer; a count is written T*{token.text}"
@@ -170,7 +179,10 @@ class _Parser:
         number = self.peek()
         if token.text == "M" and number and number.kind == "number" and number.start == token.stop:
             if number.text not in ("1", "2", "3"):
-                raise self.error(token, f"'M{number.text}' is no layer; the Mambas are M1, M2, M3, and a count is written M*{number.text}")
+                raise self.error(
+                    token,
+                    f"'M{number.text}' is no layer; the Mambas are M1, M2, M3, and a count is written M*{number.text}",
+                )
             self.at += 1
             return "M" + number.text
         return token.text
@@ -180,7 +192,9 @@ class _Parser:
             return None
         token = self.take()
         if token is None or token.text not in FFN_KINDS:
-            raise self.error(token or colon, f"{token.text if token else ''!r} is no FFN; legal after ':': {', '.join(FFN_KINDS)}")
+            raise self.error(
+                token or colon, f"{token.text if token else ''!r} is no FFN; legal after ':': {', '.join(FFN_KINDS)}"
+            )
         return token.text
 
     def repeat(self, grouped: bool) -> tuple[int, Fraction | None]:
@@ -220,7 +234,10 @@ def _elements(pattern: str | Sequence[str], letters: Letters) -> list[_Element]:
         for index, item in enumerate(pattern):
             found += _Parser(item, f"{_shown(item)} (item {index + 1} of the list)", letters).elements()
     else:
-        raise PatternError(f"model.pattern = {_shown(pattern)}: expected text such as TM*6, a list of such, or null for all transformer")
+        raise PatternError(
+            f"model.pattern = {_shown(pattern)}: expected text such as TM*6, a list of such, or null for all"
+            " transformer"
+        )
     if not found:
         what = "no layers; null means all transformer"
         raise PatternError(f"model.pattern = {_shown(pattern)}: position 1: {what}; legal letters: {letters.legal()}")
@@ -236,7 +253,9 @@ def _shares(elements: list[_Element], n_layers: int | None, shown: str) -> list[
     """Layers of each share, largest remainder first, so that they sum to ``n_layers``."""
     plain = next((element for element in elements if element.share is None), None)
     if plain is not None:
-        raise PatternError(f"model.pattern = {shown}: {plain.text!r} stands beside shares (%); give every item a share, or none")
+        raise PatternError(
+            f"model.pattern = {shown}: {plain.text!r} stands beside shares (%); give every item a share, or none"
+        )
     if n_layers is None:
         raise PatternError(f"model.pattern = {shown}: shares (%) are of model.n_layers, which is null; set it")
     shares = [element.share or Fraction(0) for element in elements]
@@ -251,23 +270,38 @@ def _shares(elements: list[_Element], n_layers: int | None, shown: str) -> list[
     return counts
 
 
-def _parse(pattern: str | Sequence[str] | None, n_layers: int | None, letters: Letters) -> tuple[tuple[PatternItem, ...], str | None]:
+def _parse(
+    pattern: str | Sequence[str] | None, n_layers: int | None, letters: Letters
+) -> tuple[tuple[PatternItem, ...], str | None]:
     if pattern is None:
         if n_layers is None:
-            raise PatternError("model.pattern and model.n_layers are both null: set one, such as model.n_layers=12 or model.pattern=TM*6")
+            raise PatternError(
+                "model.pattern and model.n_layers are both null: set one, such as model.n_layers=12 or"
+                " model.pattern=TM*6"
+            )
         pattern = "T"
     elements = _elements(pattern, letters)
     if any(element.share is not None for element in elements):
         counts = _shares(elements, n_layers, _shown(pattern))
         none = [element.text for element, count in zip(elements, counts, strict=True) if count == 0]
-        note = f"model.pattern = {_shown(pattern)}: {', '.join(none)} of {n_layers} layers rounds to no layer" if none else None
-        return tuple(item for element, count in zip(elements, counts, strict=True) for item in element.items * count), note
+        note = (
+            f"model.pattern = {_shown(pattern)}: {', '.join(none)} of {n_layers} layers rounds to no layer"
+            if none
+            else None
+        )
+        return (
+            tuple(item for element, count in zip(elements, counts, strict=True) for item in element.items * count),
+            note,
+        )
     items = tuple(item for element in elements for item in element.items)
     if n_layers is None or n_layers == len(items):
         return items, None
     note = None
     if n_layers % len(items):
-        note = f"model.pattern = {_shown(pattern)}: {n_layers} layers cut its cycle of {len(items)} after {n_layers % len(items)}"
+        note = (
+            f"model.pattern = {_shown(pattern)}: {n_layers} layers cut its cycle of {len(items)} after"
+            f" {n_layers % len(items)}"
+        )
     return (items * -(-n_layers // len(items)))[:n_layers], note
 
 
@@ -282,12 +316,16 @@ def parse_pattern(
     return _parse(pattern, n_layers, letters or Letters())[0]
 
 
-def pattern_note(pattern: str | Sequence[str] | None, n_layers: int | None = None, letters: Letters | None = None) -> str | None:
-    """One line where ``n_layers`` cuts the pattern's cycle or leaves a share without a layer, otherwise None. Raises PatternError."""
+def pattern_note(
+    pattern: str | Sequence[str] | None, n_layers: int | None = None, letters: Letters | None = None
+) -> str | None:
+    """One line where ``n_layers`` cuts the pattern's cycle or leaves a share without a layer, otherwise None. Raises
+    PatternError."""
     return _parse(pattern, n_layers, letters or Letters())[1]
 
 
 def format_pattern(items: Sequence[PatternItem]) -> str:
-    """Text that parses to ``items`` wherever the same variants are defined; FFNs are spelled out: ``M2:none*3 T:mlp``."""
+    """Text that parses to ``items`` wherever the same variants are defined; FFNs are spelled out: ``M2:none*3
+    T:mlp``."""
     runs = ((item, len(list(run))) for item, run in groupby(items))
     return " ".join(f"{item.letter}:{item.ffn}" + (f"*{count}" if count > 1 else "") for item, count in runs)

@@ -15,7 +15,13 @@ from hybridlm.config.section import Section
 from hybridlm.errors import ConfigError, UserError, printable
 
 S = TypeVar("S", bound=Section)
-_NAMES: dict[object, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+_NAMES: dict[object, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
 _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
 
 
@@ -42,7 +48,8 @@ def validate(cls: type[S], tree: Mapping[str, object], where: str = "") -> S:
 
 
 def recorded(cls: type[S], tree: object, where: object) -> S:
-    """``tree``, which a file of ours holds, as a ``cls``. where: begins the line. UserError: the first thing that is wrong."""
+    """``tree``, which a file of ours holds, as a ``cls``. where: begins the line. UserError: the first thing that is
+    wrong."""
     if not isinstance(tree, Mapping):
         raise UserError(f"{where}: expected a mapping of facts")
     try:
@@ -120,7 +127,9 @@ def show(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _unknown(root: type[Section], section: type[Section], names: list[str], tree: Mapping[str, object], where: str) -> str:
+def _unknown(
+    root: type[Section], section: type[Section], names: list[str], tree: Mapping[str, object], where: str
+) -> str:
     value = _at(tree, names)
     shown = "" if isinstance(value, Mapping) else f" = {show(value)}"
     if len(names) == 1 and isinstance(value, Mapping):  # a section of another program
@@ -144,8 +153,8 @@ def _meant(root: type[Section], section: type[Section], names: list[str], where:
 
 
 def field_named(root: type[Section], name: str) -> str | None:
-    """What a word is about that stands where no field can: the field of that dotted name, or what it may have been meant as, in words;
-    None: nothing is like it."""
+    """What a word is about that stands where no field can: the field of that dotted name, or what it may have been
+    meant as, in words; None: nothing is like it."""
     plain = name.replace("-", "_")
     fields = {".".join(path): path[-1] for path in _fields(root)}
     if plain in fields:
@@ -173,8 +182,18 @@ def _describe(annotation: object, metadata: Sequence[object] = ()) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _describe(arguments[0], arguments[1:])
-    bounds = [f"{sign} {_number(limit)}" for item in metadata for name, sign in _BOUNDS if (limit := getattr(item, name, None)) is not None]
-    bounds += [f"{sign} {_number(limit)}" for item in metadata if isinstance(item, FieldInfo) for limit, sign in _nested_bounds(item)]
+    bounds = [
+        f"{sign} {_number(limit)}"
+        for item in metadata
+        for name, sign in _BOUNDS
+        if (limit := getattr(item, name, None)) is not None
+    ]
+    bounds += [
+        f"{sign} {_number(limit)}"
+        for item in metadata
+        if isinstance(item, FieldInfo)
+        for limit, sign in _nested_bounds(item)
+    ]
     if origin in (Union, types.UnionType):
         members = [_describe(member, metadata if member in (int, float) else ()) for member in arguments]
         return f"{', '.join(members[:-1])} or {members[-1]}"
@@ -184,7 +203,11 @@ def _describe(annotation: object, metadata: Sequence[object] = ()) -> str:
         plural = {"a number": "numbers", "text": "texts", "an integer": "integers"}
         items = _describe(arguments[0])
         many = len(arguments) == 2 and arguments[1] is Ellipsis
-        return f"a list of {plural.get(items, items)}" if many else f"a list of {len(arguments)} {plural.get(items, items)}"
+        return (
+            f"a list of {plural.get(items, items)}"
+            if many
+            else f"a list of {len(arguments)} {plural.get(items, items)}"
+        )
     if origin is dict:
         inner = _describe(arguments[1])
         return "a mapping" if inner == "a value" else f"a mapping to {inner.removeprefix('a ')}s"

@@ -1,4 +1,5 @@
-"""The model section to one fully resolved ``LayerSpec`` per layer, and what is wrong with the sections its layers use."""
+"""The model section to one fully resolved ``LayerSpec`` per layer, and what is wrong with the sections its layers
+use."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from hybridlm.config.problems import dotted, show, validate
 from hybridlm.config.section import Section
 from hybridlm.errors import ConfigError
 
-# Each kind's section to its spec. A new layer: its section, its spec in layers.py, its function here, its class in model/build.py.
+# Each kind's section to its spec. A new layer: its section, its spec in layers.py, its function here, its class in
+# model/build.py.
 _MIXERS: dict[str, Callable[..., MixerSpec]] = {
     "attention": derive_attention,
     "mamba1": derive_mamba1,
@@ -29,7 +31,8 @@ def resolve_layers(model: ModelConfig) -> tuple[LayerSpec, ...]:
     """One ``LayerSpec`` per layer, first to last, every derived number filled in.
 
     Raises:
-        ConfigError: one line for each thing that is wrong with the pattern, the variants, or a section that some layer uses.
+        ConfigError: one line for each thing that is wrong with the pattern, the variants, or a section that some layer
+        uses.
     """
     letters, sections = _letters(model)
     items = parse_pattern(model.pattern, model.n_layers, letters)
@@ -53,7 +56,8 @@ def resolve_layers(model: ModelConfig) -> tuple[LayerSpec, ...]:
 
 
 def layer_note(model: ModelConfig) -> str | None:
-    """One line where ``n_layers`` cuts the pattern's cycle, otherwise None. Raises ConfigError as ``resolve_layers``."""
+    """One line where ``n_layers`` cuts the pattern's cycle, otherwise None. Raises ConfigError as
+    ``resolve_layers``."""
     return pattern_note(model.pattern, model.n_layers, _letters(model)[0])
 
 
@@ -88,4 +92,6 @@ def _letters(model: ModelConfig) -> tuple[Letters, dict[str, Section]]:
 
 
 def _variant(base: Section, changes: Mapping[str, object], where: str) -> Section:
-    return validate(type(base), base.model_dump() | {key: value for key, value in changes.items() if key != "mixer"}, where)
+    return validate(
+        type(base), base.model_dump() | {key: value for key, value in changes.items() if key != "mixer"}, where
+    )

@@ -25,7 +25,9 @@ class RunConfig(Section):
     """Everything a run depends on, validated. ``load_config`` makes it; nothing past it sees Hydra's DictConfig."""
 
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of weights, data order and samples")
-    ckpt: str | None = Field(None, description="null: start anew; last: resume the newest run; auto: resume if there is one; or a path")
+    ckpt: str | None = Field(
+        None, description="null: start anew; last: resume the newest run; auto: resume if there is one; or a path"
+    )
     model: ModelConfig = ModelConfig()
     size: SizeConfig = SizeConfig()
     data: DataConfig = DataConfig()

@@ -26,36 +26,62 @@ def span_problems(optim: OptimConfig) -> list[str]:
         if isinstance(value, float) and value >= 1
     ]
     if not problems and len(spans) == 2 and all(value < 1 for value in spans.values()) and sum(spans.values()) > 1:
-        problems.append(f"optim.warmup + optim.decay = {optim.warmup:g} + {optim.decay:g}: more than the whole run; shorten one of them")
+        problems.append(
+            f"optim.warmup + optim.decay = {optim.warmup:g} + {optim.decay:g}: more than the whole run; shorten one of"
+            " them"
+        )
     return problems
 
 
 def schedule_problems(optim: OptimConfig, max_steps: int, whence: str = "") -> list[str]:
-    """What of the learning rate's schedule a run of ``max_steps`` never reaches. whence: says of an automatic number where it is from."""
+    """What of the learning rate's schedule a run of ``max_steps`` never reaches. whence: says of an automatic number
+    where it is from."""
     if span_problems(optim):
         return []
     steps = f"trainer.max_steps = {max_steps}{whence}"
     if span(optim.warmup, max_steps) >= max_steps:
-        return [f"optim.warmup = {optim.warmup:g}: not below {steps}, so the learning rate never reaches its peak; a share is 0.05"]
+        return [
+            f"optim.warmup = {optim.warmup:g}: not below {steps}, so the learning rate never reaches its peak; a share"
+            " is 0.05"
+        ]
     shares = optim.warmup < 1 and optim.decay < 1  # together no more than all, each rounded by itself
-    if optim.schedule == "wsd" and not shares and span(optim.warmup, max_steps) + span(optim.decay, max_steps) > max_steps:
-        return [f"optim.warmup + optim.decay = {optim.warmup:g} + {optim.decay:g}: more than {steps}; shorten one of them"]
+    if (
+        optim.schedule == "wsd"
+        and not shares
+        and span(optim.warmup, max_steps) + span(optim.decay, max_steps) > max_steps
+    ):
+        return [
+            f"optim.warmup + optim.decay = {optim.warmup:g} + {optim.decay:g}: more than {steps}; shorten one of them"
+        ]
     return []
 
 
 def never_reached(config: RunConfig, max_steps: int) -> str | None:
-    """One line about what was asked for every so many steps and does not happen within ``max_steps``; None: all of it does."""
+    """One line about what was asked for every so many steps and does not happen within ``max_steps``; None: all of it
+    does."""
     trainer, callbacks = config.trainer, config.callbacks
     asked = [
         ("validation before the end", "trainer.val_every", trainer.val_every, 1),
         ("checkpoint before the end", "trainer.ckpt_every", trainer.ckpt_every, 1),
         ("logged step between the first and the last", "trainer.log_every", trainer.log_every, 1),
-        ("early stop", "callbacks.early_stop.patience", _validations(trainer.val_every, callbacks.early_stop.patience, more=1), 0),
+        (
+            "early stop",
+            "callbacks.early_stop.patience",
+            _validations(trainer.val_every, callbacks.early_stop.patience, more=1),
+            0,
+        ),
         ("samples on the way", "callbacks.samples.every", _validations(trainer.val_every, callbacks.samples.every), 1),
         ("probes", "callbacks.probes.every", _validations(trainer.val_every, callbacks.probes.every), 0),
-        ("skipped spike", "trainer.guard.spike_window", trainer.guard.spike_window if trainer.guard.spike_sigma is not None else None, 1),
+        (
+            "skipped spike",
+            "trainer.guard.spike_window",
+            trainer.guard.spike_window if trainer.guard.spike_sigma is not None else None,
+            1,
+        ),
     ]
-    missed = [f"no {what} ({field})" for what, field, step, before in asked if step is not None and step > max_steps - before]
+    missed = [
+        f"no {what} ({field})" for what, field, step, before in asked if step is not None and step > max_steps - before
+    ]
     return f"in {max_steps} steps there is {', '.join(missed)}" if missed else None
 
 

@@ -14,8 +14,15 @@ class SweepConfig(Section):
 
     match: Literal["params", "flops"] | None = Field(
         None,
-        description="params: the reference's parameters, within 1%; flops: its training FLOPs per token, within 2%; null: as written",
+        description=(
+            "params: the reference's parameters, within 1%; flops: its training FLOPs per token, within 2%; null: as"
+            " written"
+        ),
     )
     reference: str = Field("T", description="the pattern whose cost, at the same depth, every pattern is brought to")
-    target: int | None = Field(None, ge=1, description="parameters, or FLOPs per token, to be brought to instead; null: the reference's")
-    matched: str | None = Field(None, description="what a match has changed, which writes this; a model that has it is not matched again")
+    target: int | None = Field(
+        None, ge=1, description="parameters, or FLOPs per token, to be brought to instead; null: the reference's"
+    )
+    matched: str | None = Field(
+        None, description="what a match has changed, which writes this; a model that has it is not matched again"
+    )

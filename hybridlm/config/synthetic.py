@@ -1,6 +1,7 @@
 """Synthetic tasks (``data.synthetic``): what is asked, of how many symbols, and the words that its ids stand for.
 
-An example is ``data.seq_len`` tokens long. Everything here is known without generating anything, so that a model can be planned for it.
+An example is ``data.seq_len`` tokens long. Everything here is known without generating anything, so that a model can be
+planned for it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from pydantic import BeforeValidator, Field
 from hybridlm.config.section import Section, to_tuple
 
 SyntheticTask = Literal[
-    "mqar", "copying", "selective_copying", "induction", "parity", "modular_arithmetic", "modular_arithmetic_brackets", "needle"
+    "mqar",
+    "copying",
+    "selective_copying",
+    "induction",
+    "parity",
+    "modular_arithmetic",
+    "modular_arithmetic_brackets",
+    "needle",
 ]
 PAD = "<|endoftext|>"  # id 0 of every task: fills up behind an example that is shorter than its window
 
@@ -22,18 +30,31 @@ class SyntheticConfig(Section):
 
     task: SyntheticTask = Field("mqar", description="what is asked")
     vocab_size: int = Field(
-        64, ge=2, le=1_000_000, description="symbols; of mqar half are keys and half are values; not of the counting tasks"
+        64,
+        ge=2,
+        le=1_000_000,
+        description="symbols; of mqar half are keys and half are values; not of the counting tasks",
     )
-    n_pairs: int = Field(4, ge=1, description="mqar: keys with a value, all of them asked for; needle: needles, one of which is asked for")
-    n_items: int = Field(4, ge=1, description="selective_copying: symbols to remember; needle: symbols of a needle's value")
+    n_pairs: int = Field(
+        4,
+        ge=1,
+        description="mqar: keys with a value, all of them asked for; needle: needles, one of which is asked for",
+    )
+    n_items: int = Field(
+        4, ge=1, description="selective_copying: symbols to remember; needle: symbols of a needle's value"
+    )
     modulus: int = Field(5, ge=2, le=100, description="of modular arithmetic")
-    min_length: int | None = Field(None, ge=1, description="training examples are this long to data.seq_len; null: data.seq_len all")
+    min_length: int | None = Field(
+        None, ge=1, description="training examples are this long to data.seq_len; null: data.seq_len all"
+    )
     eval_lengths: Annotated[tuple[int, ...], BeforeValidator(to_tuple)] = Field(
         (), description="validation also at these lengths, beyond data.seq_len too"
     )
     examples: int = Field(100_000, ge=1, description="training examples, each once in a pass")
     val_examples: int = Field(512, ge=1, description="held-out examples of each length")
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="of the examples; the order of training hangs on the run's seed")
+    seed: int = Field(
+        0, ge=0, le=2**32 - 1, description="of the examples; the order of training hangs on the run's seed"
+    )
 
 
 def words(section: SyntheticConfig) -> tuple[str, ...]:
@@ -83,14 +104,23 @@ def synthetic_problems(section: SyntheticConfig, seq_len: int) -> list[str]:
     problems, least, where = [], shortest(section), "data.synthetic"
     keys = {"mqar": section.vocab_size // 2, "needle": section.vocab_size}.get(section.task)
     if keys is not None and section.n_pairs > keys:
-        problems.append(f"{where}.n_pairs = {section.n_pairs}: vocab_size {section.vocab_size} has {keys} keys for task={section.task}")
-    lengths = {"data.seq_len": seq_len, **{f"{where}.eval_lengths": length for length in sorted(section.eval_lengths, reverse=True)}}
+        problems.append(
+            f"{where}.n_pairs = {section.n_pairs}: vocab_size {section.vocab_size} has {keys} keys for"
+            f" task={section.task}"
+        )
+    lengths = {
+        "data.seq_len": seq_len,
+        **{f"{where}.eval_lengths": length for length in sorted(section.eval_lengths, reverse=True)},
+    }
     if section.min_length is not None:
         lengths[f"{where}.min_length"] = section.min_length
         if section.min_length > seq_len:
-            problems.append(f"{where}.min_length = {section.min_length}: more than data.seq_len = {seq_len}, the longest")
+            problems.append(
+                f"{where}.min_length = {section.min_length}: more than data.seq_len = {seq_len}, the longest"
+            )
     problems += [
-        f"{name} = {length}: an example of task={section.task} takes {least} tokens or more with these numbers of pairs and items"
+        f"{name} = {length}: an example of task={section.task} takes {least} tokens or more with these numbers of pairs"
+        " and items"
         for name, length in lengths.items()
         if length < least
     ]

@@ -1,6 +1,7 @@
 """Conversations as tokens: the special ones around each message, and which of all are learned.
 
-Learned is what an assistant has to write: the content of its messages and the token that ends each. All the rest is there to be read.
+Learned is what an assistant has to write: the content of its messages and the token that ends each. All the rest is
+there to be read.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from hybridlm.errors import ConfigError
 
 @dataclass(frozen=True)
 class _Style:
-    """How a message is written: prefix (with {role}), content, end, tail. end is a special token, which the assistant learns to write."""
+    """How a message is written: prefix (with {role}), content, end, tail. end is a special token, which the assistant
+    learns to write."""
 
     name: str
     tokens: tuple[str, ...]  # the special ones in it
@@ -46,8 +48,8 @@ _STYLES = (
 class ChatTemplate:
     """How a tokenizer's conversations are written; ``template_of`` makes it.
 
-    prefixes: the ids in front of a content, by role. end_id: the special token right behind every content, where generation stops.
-    tail: the ids behind that one.
+    prefixes: the ids in front of a content, by role. end_id: the special token right behind every content, where
+    generation stops. tail: the ids behind that one.
     """
 
     style: _Style
@@ -56,7 +58,8 @@ class ChatTemplate:
     tail: tuple[int, ...]
 
     def encode(self, roles: Sequence[str], contents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """A conversation of one role and the ids of one content a message: its ids, uint32 (n,), and which are learned, bool (n,)."""
+        """A conversation of one role and the ids of one content a message: its ids, uint32 (n,), and which are learned,
+        bool (n,)."""
         pieces: list[Sequence[int] | np.ndarray] = []
         learned: list[bool] = []
         for role, content in zip(roles, contents, strict=True):
@@ -74,10 +77,11 @@ class ChatTemplate:
         return [*ids, *self.prefixes["assistant"]]
 
     def jinja(self) -> str:
-        """The template in Jinja, as ``apply_chat_template`` of Hugging Face takes it, ``add_generation_prompt`` included.
+        """The template in Jinja, as ``apply_chat_template`` of Hugging Face takes it, ``add_generation_prompt``
+        included.
 
-        What it renders has the ids of ``encode``, unless a content spells a special token, or where the template has text beside a content
-        (ChatML, Llama 3), begins with what the tokenizer joins to a line end.
+        What it renders has the ids of ``encode``, unless a content spells a special token, or where the template has
+        text beside a content (ChatML, Llama 3), begins with what the tokenizer joins to a line end.
         """
         before, after = (_quoted(part) for part in self.style.prefix.split("{role}"))
         lines = [
@@ -85,9 +89,15 @@ class ChatTemplate:
             f"{{%- if message['role'] not in {list(ROLES)} or (message['role'] == 'system' and not loop.first) -%}}",
             f"{{{{- raise_exception('roles are {', '.join(ROLES)}, and system is the first only') -}}}}",
             "{%- endif -%}",
-            f"{{{{- {before} + message['role'] + {after} + message['content'] + {_quoted(self.style.end + self.style.tail)} -}}}}",
+            (
+                f"{{{{- {before} + message['role'] + {after} + message['content'] +"
+                f" {_quoted(self.style.end + self.style.tail)} -}}}}"
+            ),
             "{%- endfor -%}",
-            f"{{%- if add_generation_prompt -%}}{{{{- {_quoted(self.style.prefix.format(role='assistant'))} -}}}}{{%- endif -%}}",
+            (
+                f"{{%- if add_generation_prompt -%}}{{{{- {_quoted(self.style.prefix.format(role='assistant'))}"
+                " -}}{%- endif -%}"
+            ),
         ]
         return "\n".join(lines) + "\n"
 
@@ -107,8 +117,9 @@ def template_of(tokenizer: Tokenizer) -> ChatTemplate:
             continue
         if shared := [name for name, token in known.items() if token == tokenizer.eos_id]:
             raise ConfigError(
-                f"data.format=chat: {shared[0]} of {style.name} template also ends this tokenizer's documents: each message would be one; "
-                f"legal is another template, such as data.tokenizer.special_tokens={list(_STYLES[0].tokens)}"
+                f"data.format=chat: {shared[0]} of {style.name} template also ends this tokenizer's documents: each"
+                " message would be one; legal is another template, such as"
+                f" data.tokenizer.special_tokens={list(_STYLES[0].tokens)}"
             )
         return ChatTemplate(
             style,
@@ -118,17 +129,19 @@ def template_of(tokenizer: Tokenizer) -> ChatTemplate:
         )
     sets = "; or ".join(f"{style.name} {' '.join(style.tokens)}" for style in _STYLES)
     raise ConfigError(
-        f"data.format=chat: the tokenizer lacks the special tokens of a template; legal for data.tokenizer.special_tokens is {sets}"
+        "data.format=chat: the tokenizer lacks the special tokens of a template; legal for"
+        f" data.tokenizer.special_tokens is {sets}"
     )
 
 
 def encode_conversations(
     conversations: Iterable[Document], tokenizer: Tokenizer, template: ChatTemplate
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The ids (uint32) of each conversation in turn, and which of them are learned (bool); no end of document is put around them.
+    """The ids (uint32) of each conversation in turn, and which of them are learned (bool); no end of document is put
+    around them.
 
-    Every content is encoded by itself, so that it has the same ids wherever it stands and gives no special token. Memory is bounded as
-    ``Tokenizer.encode_documents`` bounds it. ValueError: a document that is no conversation.
+    Every content is encoded by itself, so that it has the same ids wherever it stands and gives no special token.
+    Memory is bounded as ``Tokenizer.encode_documents`` bounds it. ValueError: a document that is no conversation.
     """
     ahead: deque[tuple[str, ...]] = deque()  # the roles of what was read and not yet given
 

@@ -13,8 +13,8 @@ from hybridlm.data.tokenizer import Tokenizer
 class TextSplit:
     """The training or the validation documents of a corpus as tokens.
 
-    text_bytes: of UTF-8 text, in conversations of the learned tokens' alone. gzip_bytes, xz_bytes: of that text compressed, the yardstick
-    for bits per byte; None if it was not measured.
+    text_bytes: of UTF-8 text, in conversations of the learned tokens' alone. gzip_bytes, xz_bytes: of that text
+    compressed, the yardstick for bits per byte; None if it was not measured.
     """
 
     stream: TokenStream

@@ -1,4 +1,5 @@
-"""The prepared data as Lightning wants it. Use ``Trainer(use_distributed_sampler=False)``: the loaders slice by rank themselves."""
+"""The prepared data as Lightning wants it. Use ``Trainer(use_distributed_sampler=False)``: the loaders slice by rank
+themselves."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from hybridlm.data.windows.window_sources import Windows
 class DataModule(lightning.LightningDataModule):
     """Loaders over ``prepared`` for the rank that Lightning gives this process.
 
-    The position in the training data travels in Lightning's checkpoint (``loops.fit_loop``), so ``fit(ckpt_path=...)`` goes on exactly.
+    The position in the training data travels in Lightning's checkpoint (``loops.fit_loop``), so ``fit(ckpt_path=...)``
+    goes on exactly.
     """
 
     def __init__(
@@ -39,7 +41,12 @@ class DataModule(lightning.LightningDataModule):
         super().__init__()
         self.prepared = prepared
         self._config = config
-        self._global_batch, self._micro_batch, self._accumulate, self._seed = global_batch, micro_batch, accumulate, seed
+        self._global_batch, self._micro_batch, self._accumulate, self._seed = (
+            global_batch,
+            micro_batch,
+            accumulate,
+            seed,
+        )
         self._val_batches, self._pin_memory = val_batches, pin_memory
         self._training: TrainLoader | None = None
 

@@ -38,4 +38,7 @@ def replace_text(path: Path, text: str) -> None:
 
 def unwritable(folder: Path, error: OSError) -> UserError:
     """The error of prepared data for which there is no place."""
-    return UserError(f"data cannot be written to {folder} ({error.strerror or error}); name another place with data.out or HYBRIDLM_CACHE")
+    return UserError(
+        f"data cannot be written to {folder} ({error.strerror or error}); name another place with data.out or"
+        " HYBRIDLM_CACHE"
+    )

@@ -28,7 +28,9 @@ class ByteProgress:
     def __enter__(self) -> ByteProgress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -50,9 +52,16 @@ class ByteProgress:
 
     def _show(self, done: int, rate: float) -> None:
         if self._bar is None:
-            columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeRemainingColumn()]
+            columns = [
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[amount]}"),
+                TimeRemainingColumn(),
+            ]
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.add_task(self._what, total=self._total or None, amount="")
             self._bar.start()
         amount = f"{self._amount(done)}, {rate / 1e6:.1f} MB/s"
-        self._bar.update(self._bar.task_ids[0], completed=min(done, self._total) if self._total else done, amount=amount)
+        self._bar.update(
+            self._bar.task_ids[0], completed=min(done, self._total) if self._total else done, amount=amount
+        )

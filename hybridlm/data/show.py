@@ -20,13 +20,17 @@ _VISIBLE = str.maketrans({" ": "·", "\t": "→", "\r": "␍", "\n": "⏎\n"})
 
 
 def coloured(ids: Iterable[int], tokenizer: Tokenizer, learned: Sequence[bool] | np.ndarray | None = None) -> Text:
-    """The tokens one after the other; bytes that are no whole character stand as \\xNN, special tokens as their name, unused ids as <id>.
+    """The tokens one after the other; bytes that are no whole character stand as \\xNN, special tokens as their name,
+    unused ids as <id>.
 
-    learned: for each token whether it is one; those that are not have no background. None: all are. ValueError: it has another length.
+    learned: for each token whether it is one; those that are not have no background. None: all are. ValueError: it has
+    another length.
     """
     tokens = list(ids)
     shown = Text()
-    for place, (token, bright) in enumerate(zip(tokens, [True] * len(tokens) if learned is None else learned, strict=True)):
+    for place, (token, bright) in enumerate(
+        zip(tokens, [True] * len(tokens) if learned is None else learned, strict=True)
+    ):
         data = tokenizer.bytes_of(token)
         if data:
             style = _STYLES[place % len(_STYLES)] if bright else _READ
@@ -48,7 +52,8 @@ def legend() -> Text:
 
 
 def first_documents(stream: TokenStream, eos_id: int, count: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """The first documents of a stream: ids (n,), the eos before it included, and which are learned (n,) bool, None where all are.
+    """The first documents of a stream: ids (n,), the eos before it included, and which are learned (n,) bool, None
+    where all are.
 
     Of a long one the beginning is shown.
     """

@@ -1,7 +1,8 @@
 """Tokenizers: text to ids and back without loss, and the number of bytes behind every id.
 
-Every id but the special ones stands for a fixed string of bytes, so ``sum(token_bytes()[ids])`` is the size in UTF-8 of what the ids
-decode to, and bits per byte is exact for every vocabulary: those made here, and those of other models that ``load_tokenizer`` reads.
+Every id but the special ones stands for a fixed string of bytes, so ``sum(token_bytes()[ids])`` is the size in UTF-8 of
+what the ids decode to, and bits per byte is exact for every vocabulary: those made here, and those of other models that
+``load_tokenizer`` reads.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ _PROBE = "  Hello World! don't  naïve ☃ 你好 😀 \r\n\n\tx = 1234 __ ▁ <
 class Tokenizer:
     """A tokenizer of the ``tokenizers`` library, reduced to what training and sampling need.
 
-    Text is never searched for special tokens: ``<|endoftext|>`` written in a document is encoded as its 13 characters. No blank is put
-    before a text, so the first token of a document counts as its own bytes, no more.
+    Text is never searched for special tokens: ``<|endoftext|>`` written in a document is encoded as its 13 characters.
+    No blank is put before a text, so the first token of a document counts as its own bytes, no more.
     """
 
     def __init__(self, library: LibraryTokenizer) -> None:
-        """Raises ValueError if ``library`` has no end-of-document token or does not give texts back; NFC is let through.
+        """Raises ValueError if ``library`` has no end-of-document token or does not give texts back; NFC is let
+        through.
 
         That token is the one that ``load_tokenizer`` wrote down in it, else ``<|endoftext|>``.
         """
@@ -55,8 +57,11 @@ class Tokenizer:
         self.eos_id: int = eos
         self._lossless = all(step["type"] != "NFC" for step in parts(facts["normalizer"]))
         self._cuts = places_to_cut(facts, self._pieces)
-        # SentencePiece has one sign for a blank and for itself, so that sign goes around the library, as its three bytes.
-        self._mark = None if is_byte_level(facts) else [library.token_to_id(f"<0x{value:02X}>") for value in MARK.encode()]
+        # SentencePiece has one sign for a blank and for itself, so that sign goes around the library, as its three
+        # bytes.
+        self._mark = (
+            None if is_byte_level(facts) else [library.token_to_id(f"<0x{value:02X}>") for value in MARK.encode()]
+        )
         self._borders = self._find_borders()
         if self.decode(self._encode_alone(_PROBE)) != _PROBE:
             raise ValueError(f"it does not give back the text {_PROBE!r}")
@@ -68,13 +73,16 @@ class Tokenizer:
 
     @property
     def lossless(self) -> bool:
-        """Whether ``decode(encode(text)) == text`` for every text. If not, that holds for texts in NFC, and others come back in NFC."""
+        """Whether ``decode(encode(text)) == text`` for every text. If not, that holds for texts in NFC, and others come
+        back in NFC."""
         return self._lossless
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the tokenizer's canonical JSON, without the mark that files of ours once lacked."""
-        canonical = json.dumps(unmarked(json.loads(self._library.to_str())), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        canonical = json.dumps(
+            unmarked(json.loads(self._library.to_str())), sort_keys=True, separators=(",", ":"), ensure_ascii=True
+        )
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def special_id(self, name: str) -> int | None:
@@ -83,7 +91,8 @@ class Tokenizer:
         return None if token is None or self._pieces[token] else token
 
     def special_name(self, token: int) -> str | None:
-        """The name of a special id, None for an unused one and for one that stands for text. ValueError: outside the vocabulary."""
+        """The name of a special id, None for an unused one and for one that stands for text. ValueError: outside the
+        vocabulary."""
         return None if self.bytes_of(token) else self._library.id_to_token(token)
 
     def encode(self, text: str) -> list[int]:
@@ -102,13 +111,16 @@ class Tokenizer:
                 encoded = self._library.encode_batch_fast(pieces, add_special_tokens=False)
             for piece, encoding, end in zip(pieces, encoded, ends, strict=True):
                 ids = self._mark if self._mark and piece == MARK else encoding.ids
-                held.append(np.frombuffer(array("I", ids), dtype=np.uint32))  # in a third of the time that np.array takes
+                held.append(
+                    np.frombuffer(array("I", ids), dtype=np.uint32)
+                )  # in a third of the time that np.array takes
                 if end:
                     yield held[0] if len(held) == 1 else np.concatenate(held)
                     held = []
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ``ids``; special ids give nothing, bytes that are not UTF-8 become U+FFFD. ValueError: an id outside the vocabulary."""
+        """Text of ``ids``; special ids give nothing, bytes that are not UTF-8 become U+FFFD. ValueError: an id outside
+        the vocabulary."""
         return b"".join(self.bytes_of(token) for token in ids).decode("utf-8", errors="replace")
 
     def bytes_of(self, token: int) -> bytes:
@@ -141,21 +153,28 @@ class Tokenizer:
             return (SymbolTokenizer if of_symbols(facts) else cls)(library_of(facts, Path(path)))
 
     def too_long(self, text: str) -> int:
-        """Characters of a stretch of ``text`` that would be encoded at once and take too much memory; 0: there is none."""
+        """Characters of a stretch of ``text`` that would be encoded at once and take too much memory; 0: there is
+        none."""
         return too_long(text, self._cuts)
 
     def _encode_alone(self, text: str) -> list[int]:
         """``encode`` without the library's threads, which a process that forks later must not have started."""
         ids: list[int] = []
         for piece in self._split(text):
-            ids += self._mark if self._mark and piece == MARK else self._library.encode(piece, add_special_tokens=False).ids
+            ids += (
+                self._mark
+                if self._mark and piece == MARK
+                else self._library.encode(piece, add_special_tokens=False).ids
+            )
         return ids
 
     def _find_borders(self) -> re.Pattern[str] | None:
-        """What a text is cut behind before the library sees it, so that no text gives a special id or a byte that it does not have.
+        """What a text is cut behind before the library sees it, so that no text gives a special id or a byte that it
+        does not have.
 
-        A model takes <0x0A> or </s> in a text for its own token of that name if it is Unigram, has a merge for it or looks whole pieces up;
-        cut behind their first sign they are text. ValueError: a token for which that is not enough.
+        A model takes <0x0A> or </s> in a text for its own token of that name if it is Unigram, has a merge for it or
+        looks whole pieces up; cut behind their first sign they are text. ValueError: a token for which that is not
+        enough.
         """
         self._borders = None if self._mark is None else re.compile(MARK)
         found = [] if self._mark is None else [MARK]
@@ -187,11 +206,13 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str | Path, special_tokens: Sequence[str] = ()) -> Tokenizer:
-    """The tokenizer of another model: a tokenizer.json, a Hugging Face folder, or tiktoken's NAME.tiktoken. No code of it runs.
+    """The tokenizer of another model: a tokenizer.json, a Hugging Face folder, or tiktoken's NAME.tiktoken. No code of
+    it runs.
 
-    Its texts keep their ids but for what is not text: no blank is put before a document, no special tokens around it or found in it.
-    Those of ``special_tokens`` that it lacks are added behind its vocabulary. ConfigError, one line: it cannot be read, names no
-    end-of-document token, does not keep every text, or has one of ``special_tokens`` as a token of text.
+    Its texts keep their ids but for what is not text: no blank is put before a document, no special tokens around it or
+    found in it. Those of ``special_tokens`` that it lacks are added behind its vocabulary. ConfigError, one line: it
+    cannot be read, names no end-of-document token, does not keep every text, or has one of ``special_tokens`` as a
+    token of text.
     """
     _check_names(special_tokens)
     with reading(Path(path), LEGAL):
@@ -223,17 +244,22 @@ class StreamDecoder:
 def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> Tokenizer:
     """A byte-level BPE of at most ``vocab_size`` ids, specials included; fewer if no pair is left that occurs twice.
 
-    ``<|endoftext|>`` is id 0, ``special_tokens`` follow, then the bytes. The same texts give the same tokenizer. ConfigError:
-    ``vocab_size`` has no room for the 256 bytes and the special ids, or one of ``special_tokens`` cannot be one.
+    ``<|endoftext|>`` is id 0, ``special_tokens`` follow, then the bytes. The same texts give the same tokenizer.
+    ConfigError: ``vocab_size`` has no room for the 256 bytes and the special ids, or one of ``special_tokens`` cannot
+    be one.
     """
     specials = _specials(special_tokens)
     if vocab_size < 256 + len(specials):
         raise ConfigError(
-            f"data.tokenizer.vocab_size={vocab_size}: legal is {256 + len(specials)} (256 bytes and {', '.join(specials)}) or more"
+            f"data.tokenizer.vocab_size={vocab_size}: legal is {256 + len(specials)} (256 bytes and"
+            f" {', '.join(specials)}) or more"
         )
     library = LibraryTokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     library.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -283,7 +309,8 @@ def _check_names(names: Sequence[str]) -> None:
 
 def _wrong_name(name: str, reason: str) -> UserError:
     return ConfigError(
-        f"data.tokenizer.special_tokens: {name!r} {reason}; legal is a name of two characters or more that is no text, such as <|user|>"
+        f"data.tokenizer.special_tokens: {name!r} {reason}; legal is a name of two characters or more that is no text,"
+        " such as <|user|>"
     )
 
 

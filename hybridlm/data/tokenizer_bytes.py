@@ -1,7 +1,8 @@
 """Which tokenizers are exact, and the bytes behind every id of theirs.
 
-Two families give every text back. Byte-level BPE (GPT-2, Llama 3, Qwen) writes each byte as a letter. SentencePiece with byte fallback
-(Llama 2, Mistral, Gemma; BPE or Unigram) writes a blank as ▁, and bytes that have no token of their own as <0x0A>.
+Two families give every text back. Byte-level BPE (GPT-2, Llama 3, Qwen) writes each byte as a letter. SentencePiece
+with byte fallback (Llama 2, Mistral, Gemma; BPE or Unigram) writes a blank as ▁, and bytes that have no token of their
+own as <0x0A>.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def is_byte_level(facts: Mapping[str, Any]) -> bool:
 
 
 def byte_letters() -> dict[str, int]:
-    """The letter by which byte-level models write each byte (GPT-2's table): visible Latin-1 as itself, the rest as U+0100 and on."""
+    """The letter by which byte-level models write each byte (GPT-2's table): visible Latin-1 as itself, the rest as
+    U+0100 and on."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [value for value in range(256) if value not in set(visible)]
     return {chr(value): value for value in visible} | {chr(256 + place): value for place, value in enumerate(hidden)}
@@ -57,7 +59,10 @@ def check(facts: Mapping[str, Any]) -> None:
     for step in cut:
         if step.get("add_prefix_space") or step.get("prepend_scheme", "never") != "never":
             raise ValueError("it puts a blank before texts")
-        if step["type"] not in _SPLITTERS | {"ByteLevel" if bytewise else "Metaspace"} or step.get("behavior") == "Removed":
+        if (
+            step["type"] not in _SPLITTERS | {"ByteLevel" if bytewise else "Metaspace"}
+            or step.get("behavior") == "Removed"
+        ):
             raise ValueError(f"its pre-tokenizer {step['type']} does not keep every sign")
     marks = _BLANK_TO_MARK in normal or any(step.get("replacement") == MARK for step in cut)
     if not bytewise and (not marks or any(step.get("replacement", MARK) != MARK for step in cut)):
@@ -65,13 +70,15 @@ def check(facts: Mapping[str, Any]) -> None:
 
 
 def check_largest(token: int) -> None:
-    """ValueError if an id is so large that its tokenizer cannot be used; the library would take seconds to write the JSON for ``check``."""
+    """ValueError if an id is so large that its tokenizer cannot be used; the library would take seconds to write the
+    JSON for ``check``."""
     if token >= _MAX_IDS:
         raise ValueError(f"its largest id is {token}; legal is below {_MAX_IDS}")
 
 
 def byte_strings(library: LibraryTokenizer, facts: Mapping[str, Any]) -> list[bytes]:
-    """The bytes of every id, in order; none for special and unused ones. ValueError: a token is no string of bytes, a byte has no token."""
+    """The bytes of every id, in order; none for special and unused ones. ValueError: a token is no string of bytes, a
+    byte has no token."""
     bytewise, letters, model = is_byte_level(facts), byte_letters(), facts["model"]
     added = library.get_added_tokens_decoder()
     names: dict[int, str] = {}
@@ -82,7 +89,11 @@ def byte_strings(library: LibraryTokenizer, facts: Mapping[str, Any]) -> list[by
         # Even if it is called special or unknown: the model writes bytes with it.
         if not bytewise and (match := _BYTE_TOKEN.fullmatch(content)):
             strings[token] = bytes.fromhex(match[1])
-        elif (token in added and added[token].special) or content == model.get("unk_token") or token == model.get("unk_id"):
+        elif (
+            (token in added and added[token].special)
+            or content == model.get("unk_token")
+            or token == model.get("unk_id")
+        ):
             strings[token] = b""
         elif not bytewise:
             strings[token] = content.replace(MARK, " ").encode()
@@ -93,10 +104,16 @@ def byte_strings(library: LibraryTokenizer, facts: Mapping[str, Any]) -> list[by
         elif all(letter in letters for letter in content):
             strings[token] = bytes(letters[letter] for letter in content)
         else:
-            raise ValueError(f"token {token} ({content!r}) is not written in bytes: only byte-level tokenizers keep every text")
-    needed = [key for key, value in letters.items() if value not in (0xC0, 0xC1) and value < 0xF5]  # UTF-8 has no others
+            raise ValueError(
+                f"token {token} ({content!r}) is not written in bytes: only byte-level tokenizers keep every text"
+            )
+    needed = [
+        key for key, value in letters.items() if value not in (0xC0, 0xC1) and value < 0xF5
+    ]  # UTF-8 has no others
     lacking = set(needed if bytewise else [f"<0x{value:02X}>" for value in range(256)]) - set(names.values())
     if lacking:
-        raise ValueError(f"it has no token for {len(lacking)} bytes (one is {min(lacking)!r}), so some texts would be lost")
+        raise ValueError(
+            f"it has no token for {len(lacking)} bytes (one is {min(lacking)!r}), so some texts would be lost"
+        )
     check_largest(max(names))
     return [strings.get(token, b"") for token in range(max(names) + 1)]

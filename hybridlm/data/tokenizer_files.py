@@ -1,6 +1,7 @@
 """Tokenizers made elsewhere: their files, read in the form that keeps every text.
 
-Whatever a file asks for that is not the text (a blank before it, special tokens around it, padding, cutting, random merges) is turned off.
+Whatever a file asks for that is not the text (a blank before it, special tokens around it, padding, cutting, random
+merges) is turned off.
 """
 
 from __future__ import annotations
@@ -23,13 +24,22 @@ EOS = "<|endoftext|>"
 _EOS_NAMES = (EOS, "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>")
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 O200K = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_CL100K_SPECIALS = {EOS: 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260, "<|endofprompt|>": 100276}
+_CL100K_SPECIALS = {
+    EOS: 100257,
+    "<|fim_prefix|>": 100258,
+    "<|fim_middle|>": 100259,
+    "<|fim_suffix|>": 100260,
+    "<|endofprompt|>": 100276,
+}
 # A .tiktoken file holds ranks only; how text is split and which ids are special goes by the encoding's name.
 ENCODINGS: dict[str, tuple[str, dict[str, int]]] = {
     **dict.fromkeys(("gpt2", "r50k_base", "p50k_base"), (GPT2, {EOS: 50256})),
@@ -37,16 +47,34 @@ ENCODINGS: dict[str, tuple[str, dict[str, int]]] = {
     "o200k_base": (O200K, {EOS: 199999, "<|endofprompt|>": 200018}),
 }
 # vocab.json and merges.txt do not say how text is split; these classes of transformers split as GPT-2 does.
-_GPT2_CLASSES = {"GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "CodeGenTokenizer", "LEDTokenizer", "LongformerTokenizer"}
+_GPT2_CLASSES = {
+    "GPT2Tokenizer",
+    "RobertaTokenizer",
+    "BartTokenizer",
+    "CodeGenTokenizer",
+    "LEDTokenizer",
+    "LongformerTokenizer",
+}
 _MARK = "end of document"  # in the list of a template
-_BESIDE_OURS = ("config.yaml", "manifest.json")  # a run's and prepared data's: there even a tokenizer.json without the mark is ours
-_SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}  # of an added token
+_BESIDE_OURS = (
+    "config.yaml",
+    "manifest.json",
+)  # a run's and prepared data's: there even a tokenizer.json without the mark is ours
+_SPECIAL = {
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "special": True,
+}  # of an added token
 
 
 def saved_eos(facts: Mapping[str, Any], *, ours: bool = True) -> str | None:
-    """The end-of-document token that a file of ours names, None: ``EOS``. The format lacks a field; a template that adds none lists it.
+    """The end-of-document token that a file of ours names, None: ``EOS``. The format lacks a field; a template that
+    adds none lists it.
 
-    ours: no other program made the file. One that may have is believed by our mark alone: others list tokens for no purpose."""
+    ours: no other program made the file. One that may have is believed by our mark alone: others list tokens for no
+    purpose."""
     processor = facts.get("post_processor") or {}
     if processor.get("type") != "TemplateProcessing" or len(processor["special_tokens"]) != 1:
         return None
@@ -56,7 +84,8 @@ def saved_eos(facts: Mapping[str, Any], *, ours: bool = True) -> str | None:
 
 
 def unmarked(facts: dict[str, Any]) -> dict[str, Any]:
-    """``facts``, which this changes, as a file of ours said them before there was a mark: the fingerprints of old runs stay."""
+    """``facts``, which this changes, as a file of ours said them before there was a mark: the fingerprints of old runs
+    stay."""
     for name, listed in ((facts["post_processor"] or {}).get("special_tokens") or {}).items():
         if listed["tokens"] == [_MARK]:
             listed["tokens"] = [name]
@@ -64,7 +93,8 @@ def unmarked(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path, special_tokens: Sequence[str] = ()) -> LibraryTokenizer:
-    """The tokenizer of a tokenizer.json, a folder or a .tiktoken file, with its end of document named. Any Exception: it cannot be used.
+    """The tokenizer of a tokenizer.json, a folder or a .tiktoken file, with its end of document named. Any Exception:
+    it cannot be used.
 
     special_tokens: those that it has under no name are added behind its ids.
     """
@@ -105,7 +135,9 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], str | None]:
     elif any(folder.glob("*.model")):
         raise UserError(_conversion(folder, "it holds SentencePiece's own format only"))
     else:
-        raise UserError(f"tokenizer {folder}: a folder without a tokenizer.json (or vocab.json and merges.txt); legal is {LEGAL}")
+        raise UserError(
+            f"tokenizer {folder}: a folder without a tokenizer.json (or vocab.json and merges.txt); legal is {LEGAL}"
+        )
     return facts, _folder_eos(folder, _names(facts))
 
 
@@ -130,7 +162,9 @@ def _folder_eos(folder: Path, names: Mapping[str, int]) -> str | None:
         if eos in names:
             return eos
         if eos is not None:
-            raise UserError(f"{folder / file}: its end-of-document token {eos!r} is not in the vocabulary; legal is a token of it")
+            raise UserError(
+                f"{folder / file}: its end-of-document token {eos!r} is not in the vocabulary; legal is a token of it"
+            )
     return None
 
 
@@ -142,14 +176,20 @@ def _names(facts: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _build(facts: dict[str, Any], eos: str | None, special_tokens: Sequence[str], path: Path) -> LibraryTokenizer:
-    """The library's tokenizer of ``facts``, which this changes. ``eos``: its end-of-document token where something names it."""
+    """The library's tokenizer of ``facts``, which this changes. ``eos``: its end-of-document token where something
+    names it."""
     names = _names(facts)
-    eos = saved_eos(facts, ours=False) or eos or next((name for name in _EOS_NAMES if name in names or name in special_tokens), None)
+    eos = (
+        saved_eos(facts, ours=False)
+        or eos
+        or next((name for name in _EOS_NAMES if name in names or name in special_tokens), None)
+    )
     added = facts["added_tokens"] = facts.get("added_tokens") or []
     if eos is None:
         own = ", ".join([token["content"] for token in added if token["special"]][:20]) or "none"
         raise UserError(
-            f"tokenizer {path}: no end-of-document token; legal is one of {', '.join(_EOS_NAMES)}; its special ones: {printable(own)[:500]}"
+            f"tokenizer {path}: no end-of-document token; legal is one of {', '.join(_EOS_NAMES)}; its special ones:"
+            f" {printable(own)[:500]}"
         )
     _keep_text_only(facts)
     largest = max(names.values(), default=-1)
@@ -177,7 +217,8 @@ def _build(facts: dict[str, Any], eos: str | None, special_tokens: Sequence[str]
 
 
 def _keep_text_only(facts: dict[str, Any]) -> None:
-    """Turn off, in place, what adds to a text: the blank before it above all, so that the first word is encoded as it stands."""
+    """Turn off, in place, what adds to a text: the blank before it above all, so that the first word is encoded as it
+    stands."""
     facts |= {"post_processor": None, "padding": None, "truncation": None}
     facts["model"].pop("dropout", None)
     for field, children, unwanted in (("normalizer", "normalizers", "Prepend"), ("decoder", "decoders", "Strip")):
@@ -193,16 +234,30 @@ def _keep_text_only(facts: dict[str, Any]) -> None:
             step["prepend_scheme"] = "never"
 
 
-def _byte_level(vocab: dict[str, int], merges: Iterable[tuple[str, str]], specials: dict[str, int], pattern: str | None) -> dict[str, Any]:
+def _byte_level(
+    vocab: dict[str, int], merges: Iterable[tuple[str, str]], specials: dict[str, int], pattern: str | None
+) -> dict[str, Any]:
     """The JSON of a byte-level BPE; ``pattern`` None: GPT-2's, which the library has built in."""
-    split = [] if pattern is None else [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}]
+    split = (
+        []
+        if pattern is None
+        else [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}]
+    )
     letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": pattern is None}
     return {
-        "added_tokens": [{"id": token, "content": name, **_SPECIAL} for name, token in sorted(specials.items(), key=lambda item: item[1])],
+        "added_tokens": [
+            {"id": token, "content": name, **_SPECIAL}
+            for name, token in sorted(specials.items(), key=lambda item: item[1])
+        ],
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*split, letters]},
         "decoder": dict(letters),
         # tiktoken looks a whole piece up before it merges.
-        "model": {"type": "BPE", "ignore_merges": pattern is not None, "vocab": vocab, "merges": [list(pair) for pair in merges]},
+        "model": {
+            "type": "BPE",
+            "ignore_merges": pattern is not None,
+            "vocab": vocab,
+            "merges": [list(pair) for pair in merges],
+        },
     }
 
 
@@ -210,7 +265,10 @@ def _read_tiktoken(path: Path) -> dict[str, Any]:
     """What a tokenizer.json of the same tokens would say."""
     if path.stem not in ENCODINGS:
         legal = ", ".join(f"{name}.tiktoken" for name in ENCODINGS)
-        raise UserError(f"tokenizer {path}: how text is split goes by the file's name, and {path.stem!r} is unknown; legal is {legal}")
+        raise UserError(
+            f"tokenizer {path}: how text is split goes by the file's name, and {path.stem!r} is unknown; legal is"
+            f" {legal}"
+        )
     pattern, specials = ENCODINGS[path.stem]
     ranks: dict[bytes, int] = {}
     try:
@@ -221,9 +279,13 @@ def _read_tiktoken(path: Path) -> dict[str, Any]:
     except Unreadable as error:
         raise UserError(f"tokenizer {path}: {error}; legal is {LEGAL}") from None
     except ValueError:
-        raise UserError(f"tokenizer {path}: {line[:40]!r} is no line of it; legal is a token in base64, a blank and its rank") from None
+        raise UserError(
+            f"tokenizer {path}: {line[:40]!r} is no line of it; legal is a token in base64, a blank and its rank"
+        ) from None
     if len(lines) != len(set(ranks.values()) - set(specials.values())) or min(ranks.values(), default=-1) < 0:
-        raise UserError(f"tokenizer {path}: a rank or a token stands twice or is a special id; legal is one line for every token")
+        raise UserError(
+            f"tokenizer {path}: a rank or a token stands twice or is a special id; legal is one line for every token"
+        )
     letter = {value: key for key, value in byte_letters().items()}
     written = {token: "".join(letter[value] for value in token) for token in ranks}
     ordered = sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__)
@@ -232,7 +294,8 @@ def _read_tiktoken(path: Path) -> dict[str, Any]:
 
 
 def _halves(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
-    """The two tokens whose merge gives ``token``: BPE of its bytes with the lower ranks only. Empty if those do not lead to two."""
+    """The two tokens whose merge gives ``token``: BPE of its bytes with the lower ranks only. Empty if those do not
+    lead to two."""
     pieces = [token[place : place + 1] for place in range(len(token))]
     while len(pieces) > 2:
         near = [ranks.get(left + right, ranks[token]) for left, right in pairwise(pieces)]

@@ -1,7 +1,8 @@
 """The library of tokenizers, called on what strangers wrote.
 
-Its files are JSON and run no code, but it fails on some in its own way: a Rust panic, which no ``except Exception`` sees and whose report
-goes to file descriptor 2, and tables as long as the largest id. So sizes are looked at before the library is asked.
+Its files are JSON and run no code, but it fails on some in its own way: a Rust panic, which no ``except Exception``
+sees and whose report goes to file descriptor 2, and tables as long as the largest id. So sizes are looked at before the
+library is asked.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from hybridlm.data.tokenizer_bytes import check_largest
 from hybridlm.errors import UserError, printable
 from hybridlm.files.plain import Unreadable, read_json
 
-LEGAL = "a byte-level BPE, or a SentencePiece BPE or Unigram with byte fallback: a tokenizer.json, a folder with one, or a .tiktoken file"
+LEGAL = (
+    "a byte-level BPE, or a SentencePiece BPE or Unigram with byte fallback: a tokenizer.json, a folder with one, or a"
+    " .tiktoken file"
+)
 MAX_BYTES = 2**26  # of a file; a tokenizer.json of 256k tokens has 33 MB
 _MAX_ADDED = 2**16  # tokens beside those of the model; each is looked at by itself
 _REASON = 200  # characters of the library's own words
@@ -69,12 +73,15 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def library_of(facts: Mapping[str, Any], path: Path) -> LibraryTokenizer:
-    """The library's tokenizer of what a tokenizer.json says. UserError: it is none, or is too large; any Exception: the library's own."""
+    """The library's tokenizer of what a tokenizer.json says. UserError: it is none, or is too large; any Exception: the
+    library's own."""
     found = recorded(TokenizerFacts, facts, f"tokenizer {path}")
     ids = found.model.vocab.values() if isinstance(found.model.vocab, dict) else [len(found.model.vocab) - 1]
     check_largest(max([*ids, *(token.id for token in found.added_tokens or [])], default=-1))
     library = LibraryTokenizer.from_str(json.dumps(facts))
-    regexes = "".join(re.findall(r'"Regex": ("[^"]*")', json.dumps([facts.get("normalizer"), facts.get("pre_tokenizer")])))
+    regexes = "".join(
+        re.findall(r'"Regex": ("[^"]*")', json.dumps([facts.get("normalizer"), facts.get("pre_tokenizer")]))
+    )
     for letter in dict.fromkeys(_PROBES + regexes[:1000]):
         library.encode(letter * _PROBE_LENGTH + "\0", add_special_tokens=False)
     return library

@@ -1,4 +1,5 @@
-"""The tokenizer of a synthetic task: a word for each id. It exists so that such a run can be read, loaded and continued like any other."""
+"""The tokenizer of a synthetic task: a word for each id. It exists so that such a run can be read, loaded and continued
+like any other."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ _SHOWN = 24  # words of the vocabulary in a message
 
 
 class SymbolTokenizer(Tokenizer):
-    """Words with blanks between them, each an id. It does not keep every text, so the bytes of its ids count as none: of such a run there
-    are no bits per byte."""
+    """Words with blanks between them, each an id. It does not keep every text, so the bytes of its ids count as none:
+    of such a run there are no bits per byte."""
 
     def __init__(self, library: LibraryTokenizer) -> None:
         """ValueError: it is none of ``symbol_tokenizer``."""
@@ -38,7 +39,8 @@ class SymbolTokenizer(Tokenizer):
                 legal = [word for word in self._ids if word != EOS][:_SHOWN]
                 more = "" if len(legal) == len(self._ids) - 1 else ", ..."
                 raise UserError(
-                    f"{unknown!r} is no word of this run's synthetic task; legal: {', '.join(legal)}{more}, with blanks between"
+                    f"{unknown!r} is no word of this run's synthetic task; legal: {', '.join(legal)}{more}, with blanks"
+                    " between"
                 )
             yield np.array([self._ids[word] for word in text.split()], dtype=np.uint32)
 

@@ -12,8 +12,8 @@ from hybridlm.model.lm import HybridLM
 
 @torch.inference_mode()
 def answered(model: HybridLM, windows: GeneratedWindows, batch: int, limit: int | None) -> dict[str, float]:
-    """loss: nats an answer; accuracy: share of answers that are right; exact: share of examples all of whose answers are. limit: examples
-    at most."""
+    """loss: nats an answer; accuracy: share of answers that are right; exact: share of examples all of whose answers
+    are. limit: examples at most."""
     device, examples = model.embedding.weight.device, min(windows.numbers, limit or windows.numbers)
     nats, right, answers, whole = 0.0, 0, 0, 0
     for chosen in np.split(np.arange(examples), range(batch, examples, batch)):
@@ -24,4 +24,10 @@ def answered(model: HybridLM, windows: GeneratedWindows, batch: int, limit: int 
         nats += float(output.losses.double().sum())
         right, answers = right + int((likeliest & asked).sum()), answers + int(asked.sum())
         whole += int((likeliest | ~asked).all(1).sum())
-    return {"loss": nats / answers, "accuracy": right / answers, "exact": whole / examples, "answers": answers, "examples": examples}
+    return {
+        "loss": nats / answers,
+        "accuracy": right / answers,
+        "exact": whole / examples,
+        "answers": answers,
+        "examples": examples,
+    }

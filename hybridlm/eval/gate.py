@@ -1,7 +1,8 @@
 """The gate: proof, for one configuration, that its layers do what they claim.
 
-Its rows are of two kinds. The numeric ones run a model of each distinct layer, once, in float64 on the CPU; the others ask the model as
-it is, on the meta device. A row fails where its error is above the limit or is no number, and where it raises.
+Its rows are of two kinds. The numeric ones run a model of each distinct layer, once, in float64 on the CPU; the others
+ask the model as it is, on the meta device. A row fails where its error is above the limit or is no number, and where it
+raises.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _ZERO = 1e-12  # of a loss that does not change
 
 @dataclass(frozen=True)
 class Row:
-    """One result. error: the worst found, infinite where something is no number. note: what a failure is about, and what is to blame."""
+    """One result. error: the worst found, infinite where something is no number. note: what a failure is about, and
+    what is to blame."""
 
     name: str
     compared: str
@@ -53,9 +55,12 @@ class _Check:
 
 
 class _Run:
-    """What the checks of one run share: the model as it is (on the meta device), and the subject that the numeric rows run on."""
+    """What the checks of one run share: the model as it is (on the meta device), and the subject that the numeric rows
+    run on."""
 
-    def __init__(self, config: RunConfig, places: Mapping[LayerSpec, Sequence[int]], plan: Plan, full: HybridLM) -> None:
+    def __init__(
+        self, config: RunConfig, places: Mapping[LayerSpec, Sequence[int]], plan: Plan, full: HybridLM
+    ) -> None:
         """places: each distinct layer of ``full`` with the places where it stands."""
         self.config, self.places, self.plan, self.full = config, places, plan, full
         self.layers = list(places)
@@ -91,11 +96,27 @@ _CHECKS = (
     _Check("checkpointing", "loss and gradients with and without recomputation", _EXACT, _on(checkpointing)),
     _Check("gradients", "every parameter has one, and it is finite", _ZERO, _on(gradients)),
     _Check("derivative", "autograd with a difference quotient along a random direction", _QUOTIENT, _on(derivative)),
-    _Check("initial weights", "distributions, in units of what chance allows", CHANCE, lambda run: run.initial_weights()),
-    _Check("parameters", "whole model: declared, on meta, and allocated", 0.0, lambda run: counted_parameters(run.places, run.full)),
-    _Check("state bytes", "whole model: announced with allocated, at several contexts", 0.0, lambda run: run.state_bytes()),
-    _Check("FLOPs", "whole model: announced with the products that torch sees", 1e-9, lambda run: counted_flops(run.places, run.full)),
-    _Check("experts", "counts and balance loss: padding left out, uniform routing", _EXACT, _on(experts), experts_only=True),
+    _Check(
+        "initial weights", "distributions, in units of what chance allows", CHANCE, lambda run: run.initial_weights()
+    ),
+    _Check(
+        "parameters",
+        "whole model: declared, on meta, and allocated",
+        0.0,
+        lambda run: counted_parameters(run.places, run.full),
+    ),
+    _Check(
+        "state bytes", "whole model: announced with allocated, at several contexts", 0.0, lambda run: run.state_bytes()
+    ),
+    _Check(
+        "FLOPs",
+        "whole model: announced with the products that torch sees",
+        1e-9,
+        lambda run: counted_flops(run.places, run.full),
+    ),
+    _Check(
+        "experts", "counts and balance loss: padding left out, uniform routing", _EXACT, _on(experts), experts_only=True
+    ),
 )
 
 
@@ -151,7 +172,9 @@ class Gate:
             if self._passes(check, spec):
                 continue
             part = spec.kind
-            if check.experts_only or (spec.ffn is not None and self._passes(check, replace(spec, ffn_kind="none", ffn=None))):
+            if check.experts_only or (
+                spec.ffn is not None and self._passes(check, replace(spec, ffn_kind="none", ffn=None))
+            ):
                 part = spec.ffn_kind
             guilty.append(f"{part} ({_places(places)})")
         if not guilty:

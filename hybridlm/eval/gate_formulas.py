@@ -1,7 +1,8 @@
 """The gate's rows about what a model says it costs: parameters, bytes of state and FLOPs, of the whole model.
 
-FLOPs are compared with the products that torch's counter sees while each distinct layer runs on tensors without memory. The counter cannot
-look into hybridlm's own operators: what those do is worked out here, from the shapes they are called with.
+FLOPs are compared with the products that torch's counter sees while each distinct layer runs on tensors without memory.
+The counter cannot look into hybridlm's own operators: what those do is worked out here, from the shapes they are called
+with.
 """
 
 from __future__ import annotations
@@ -19,19 +20,25 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.config.layers import LayerSpec
 from hybridlm.eval.gate_subject import Worst, build_layers
-from hybridlm.hardware.device import CPU
+from hybridlm.machine.device import CPU
 from hybridlm.model.block import Block
 from hybridlm.model.cache import ModelCache
 from hybridlm.model.columns import sequence_info
 from hybridlm.model.count import flops_per_token, parameters, state_bytes
 from hybridlm.model.lm import HybridLM
 
-_SOFTMAX_KINDS = ("attention", "mla")  # their products of queries and keys are square, of which a causal mask leaves a part
-_BATCH = 8  # rows: a few tokens would be projected in batches of small matrices, which the counter could not tell from other products
+_SOFTMAX_KINDS = (
+    "attention",
+    "mla",
+)  # their products of queries and keys are square, of which a causal mask leaves a part
+# rows: a few tokens would be projected in batches of small matrices, which the counter could not tell from other
+# products
+_BATCH = 8
 
 
 def counted_parameters(places: Mapping[LayerSpec, Sequence[int]], full: HybridLM) -> Worst:
-    """The whole model on meta, the sum over its declarations, and its distinct layers allocated, each as often as it occurs.
+    """The whole model on meta, the sum over its declarations, and its distinct layers allocated, each as often as it
+    occurs.
 
     places: each distinct layer of ``full`` with the places where it stands.
     """
@@ -59,22 +66,31 @@ def counted_state_bytes(places: Mapping[LayerSpec, Sequence[int]], full: HybridL
     for i, context in enumerate(contexts):
         batch, dtype = (1, torch.float32) if i % 2 else (3, torch.bfloat16)
         announced, allocated = state_bytes(full, context, batch, dtype), full.new_cache(batch, context, dtype).bytes
-        worst.see(abs(announced - allocated), f"{batch} rows of {context} tokens, {dtype}: {announced} announced, {allocated} allocated")
+        worst.see(
+            abs(announced - allocated),
+            f"{batch} rows of {context} tokens, {dtype}: {announced} announced, {allocated} allocated",
+        )
     return worst
 
 
 def counted_flops(places: Mapping[LayerSpec, Sequence[int]], full: HybridLM) -> Worst:
-    """Each distinct layer: prefill of one token, of a text of several chunks, and decode; then the sum over the whole model."""
+    """Each distinct layer: prefill of one token, of a text of several chunks, and decode; then the sum over the whole
+    model."""
     worst, layers = Worst(), list(places)
     context = 2 * max((int(chunk) for spec in layers if (chunk := getattr(spec.params, "chunk", None))), default=16) + 3
-    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):  # the form of attention whose products are seen; nothing is computed
+    with (
+        FakeTensorMode(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # the form of attention whose products are seen; nothing is computed
         blocks = build_layers(layers, full.config, full, device=CPU).blocks
         for spec, block in zip(layers, blocks, strict=True):
             _layer_flops(spec, cast(Block, block), context, worst)
     by_layer = 2.0 * full.head_weight.numel()
     for at in places.values():
         block = cast(Block, full.blocks[at[0]])
-        by_layer += len(at) * (block.mixer.flops(context, "prefill") + (0.0 if block.ffn is None else block.ffn.flops("prefill")))
+        by_layer += len(at) * (
+            block.mixer.flops(context, "prefill") + (0.0 if block.ffn is None else block.ffn.flops("prefill"))
+        )
     worst.see(_difference(flops_per_token(full, context, "prefill"), by_layer), "the sum over the layers and the head")
     return worst
 
@@ -86,7 +102,9 @@ def _layer_flops(spec: LayerSpec, block: Block, context: int, worst: Worst) -> N
         worst.see(_difference(announced, _prefill(spec, block, tokens)), f"{name}, prefill of {tokens}")
         trained = mixer.flops(tokens, "train") * tokens
         worst.see(_difference(trained, 3 * announced), f"{name}: training is not three times the forward")
-    worst.see(_difference(mixer.flops(context, "decode"), _decode(spec, block, context)), f"{name}, decode after {context}")
+    worst.see(
+        _difference(mixer.flops(context, "decode"), _decode(spec, block, context)), f"{name}, decode after {context}"
+    )
     if block.ffn is not None:
         seen = _ffn(spec, block)
         worst.see(_difference(block.ffn.flops("prefill"), seen), f"{name}, the FFN")
@@ -104,7 +122,9 @@ def _prefill(spec: LayerSpec, block: Block, tokens: int) -> float:
         block.mixer(x, sequence_info(tokens, None, None, None, ids))
     if spec.kind in _SOFTMAX_KINDS:
         window = getattr(spec.params, "window", None) or tokens
-        visible = sum(min(t + 1, window) for t in range(tokens)) / tokens**2  # the share of the square that the mask leaves
+        visible = (
+            sum(min(t + 1, window) for t in range(tokens)) / tokens**2
+        )  # the share of the square that the mask leaves
         return (counter.linear + counter.batched * visible) / _BATCH
     return counter.total / _BATCH
 
@@ -122,11 +142,16 @@ def _decode(spec: LayerSpec, block: Block, context: int) -> float:
         return counter.total / _BATCH - 2 * params.n_heads * params.qk_rope_head_dim * (context + 1)
     if spec.kind == "attention":
         return counter.total / _BATCH
-    # One token's work on the state and on the convolution is done element by element, which the counter does not see: each number of the
-    # state is written and read once a rank, and each of the K inputs that the convolution has in front of it meets one tap.
+    # One token's work on the state and on the convolution is done element by element, which the counter does not see:
+    # each number of the state is written and read once a rank, and each of the K inputs that the convolution has in
+    # front of it meets one tap.
     kept = layer.tensors()
     taps = params.d_conv * kept["conv"].shape[-1] if "conv" in kept else 0
-    return (counter.linear + counter.own) / _BATCH + 4 * getattr(params, "rank", 1) * kept["ssm"].numel() / _BATCH + 2 * taps
+    return (
+        (counter.linear + counter.own) / _BATCH
+        + 4 * getattr(params, "rank", 1) * kept["ssm"].numel() / _BATCH
+        + 2 * taps
+    )
 
 
 def _ffn(spec: LayerSpec, block: Block) -> float:
@@ -144,11 +169,15 @@ def _input(spec: LayerSpec, tokens: int) -> tuple[Tensor, Tensor]:
 
 
 class _Counter:
-    """Counts the FLOPs of a block of code. linear: products of a matrix with all tokens; batched: other products; own: hybridlm's
-    operators that ``_FORMULAS`` knows."""
+    """Counts the FLOPs of a block of code. linear: products of a matrix with all tokens; batched: other products; own:
+    hybridlm's operators that ``_FORMULAS`` knows."""
 
     def __enter__(self) -> _Counter:
-        formulas = {getattr(torch.ops.hybridlm, name): formula for name, formula in _FORMULAS.items() if hasattr(torch.ops.hybridlm, name)}
+        formulas = {
+            getattr(torch.ops.hybridlm, name): formula
+            for name, formula in _FORMULAS.items()
+            if hasattr(torch.ops.hybridlm, name)
+        }
         self._mode = cast(Any, FlopCounterMode)(display=False, custom_mapping=formulas)
         self._stack = ExitStack()
         self._stack.enter_context(torch.no_grad())

@@ -1,6 +1,8 @@
-"""The gate's row about fresh weights: every parameter is drawn, and from the distribution that its kind of layer asks for.
+"""The gate's row about fresh weights: every parameter is drawn, and from the distribution that its kind of layer asks
+for.
 
-The expectations are written here a second time, from the papers and mamba_ssm's parameter names, not asked of the layers.
+The expectations are written here a second time, from the papers and mamba_ssm's parameter names, not asked of the
+layers.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 from hybridlm.config.layers import LayerSpec
 from hybridlm.config.model import InitConfig
 from hybridlm.eval.gate_subject import Plan, Worst, build_layers
-from hybridlm.hardware.device import CPU
+from hybridlm.machine.device import CPU
 from hybridlm.model.block import Block
 from hybridlm.model.lm import HybridLM
 
@@ -87,7 +89,12 @@ def _block(where: str, spec: LayerSpec, block: Block, full: HybridLM, worst: Wor
         elif last == "bias":
             _constant(parameter, 0.0, place, worst)
         elif declared[name].role == "matrix" or name == "ffn.gate.weight":
-            _normal(parameter, _std(parameter, full.config.init, full.init.n_layers, residual=name.endswith(_RESIDUAL)), place, worst)
+            _normal(
+                parameter,
+                _std(parameter, full.config.init, full.init.n_layers, residual=name.endswith(_RESIDUAL)),
+                place,
+                worst,
+            )
         else:
             worst.see(torch.inf, f"{place}: the gate knows no distribution for it")
     for name, buffer in block.named_buffers():
@@ -102,7 +109,9 @@ def _std(parameter: Tensor, init: InitConfig, depth: int, *, residual: bool) -> 
     return 0.0 if init.residual == "zero" else std / math.sqrt(2 * depth)
 
 
-def _steps_and_decays(where: str, params: Any, block: Block, full: HybridLM, samples: dict[str, list[Tensor]], worst: Worst) -> None:
+def _steps_and_decays(
+    where: str, params: Any, block: Block, full: HybridLM, samples: dict[str, list[Tensor]], worst: Worst
+) -> None:
     """softplus(bias) is log-uniform on dt_range and at least the floor; -A of Mamba-2 uniform on a_range."""
     if not samples:
         return
@@ -121,8 +130,11 @@ def _steps_and_decays(where: str, params: Any, block: Block, full: HybridLM, sam
             _distribution(F.softplus(values), params.dt_range, _STEP_FLOOR, True, f"{where}.{name}", worst)
 
 
-def _distribution(values: Tensor, span: tuple[float, float], floor: float, logarithmic: bool, where: str, worst: Worst) -> None:
-    """(Log-)uniform on ``span``, raised to ``floor``, as far as so many samples tell (Dvoretzky-Kiefer-Wolfowitz bound)."""
+def _distribution(
+    values: Tensor, span: tuple[float, float], floor: float, logarithmic: bool, where: str, worst: Worst
+) -> None:
+    """(Log-)uniform on ``span``, raised to ``floor``, as far as so many samples tell (Dvoretzky-Kiefer-Wolfowitz
+    bound)."""
     low, high = (max(edge, floor) for edge in span)
     slack = 1e-4  # a float32's way through a logarithm and back
     outside = max(float((low / values).max()), float((values / high).max())) - 1.0
@@ -137,7 +149,9 @@ def _distribution(values: Tensor, span: tuple[float, float], floor: float, logar
         expected = (values - span[0]) / (span[1] - span[0])
     upper = torch.arange(1, count + 1, dtype=torch.float64) / count
     free = values > low * (1 + slack)  # what was raised to the lower edge is a step in the distribution
-    distance = torch.where(free, torch.maximum((upper - expected).abs(), (upper - 1 / count - expected).abs()), 0.0).max()
+    distance = torch.where(
+        free, torch.maximum((upper - expected).abs(), (upper - 1 / count - expected).abs()), 0.0
+    ).max()
     bound = math.sqrt(math.log(2 / _CHANCE) / (2 * count))
     worst.see(float(distance) / bound, f"{where}: distribution of {count} samples")
 
@@ -155,8 +169,13 @@ def _normal(parameter: Tensor, std: float, where: str, worst: Worst) -> None:
     values = parameter.double()
     worst.see(abs(float(values.mean())) / (_SIGMAS * std / math.sqrt(count)), f"{where}: mean")
     measured = float(values.square().mean().sqrt())
-    worst.see(abs(measured / std - 1) / max(1e-6, _SIGMAS / math.sqrt(2 * count)), f"{where}: deviation {measured:.4g}, expected {std:.4g}")
-    worst.see(float(values.abs().max()) / ((_SIGMAS + 2) * std), f"{where}: a number beyond {_SIGMAS + 2:.0f} deviations")
+    worst.see(
+        abs(measured / std - 1) / max(1e-6, _SIGMAS / math.sqrt(2 * count)),
+        f"{where}: deviation {measured:.4g}, expected {std:.4g}",
+    )
+    worst.see(
+        float(values.abs().max()) / ((_SIGMAS + 2) * std), f"{where}: a number beyond {_SIGMAS + 2:.0f} deviations"
+    )
 
 
 def _uniform(parameter: Tensor, bound: float, where: str, worst: Worst) -> None:
@@ -164,5 +183,7 @@ def _uniform(parameter: Tensor, bound: float, where: str, worst: Worst) -> None:
     count, values = parameter.numel(), parameter.double()
     worst.see((float(values.abs().max()) / bound - 1.0) / 1e-6, f"{where}: outside +-{bound:.4g}")
     worst.see(abs(float(values.mean())) / (_SIGMAS * bound / math.sqrt(3 * count)), f"{where}: mean")
-    measured = float(values.square().mean()) * 3 / bound**2  # a mean of numbers in [0, 3] with expectation 1 and deviation sqrt(4 / 5)
+    measured = (
+        float(values.square().mean()) * 3 / bound**2
+    )  # a mean of numbers in [0, 3] with expectation 1 and deviation sqrt(4 / 5)
     worst.see(abs(measured - 1) / (_SIGMAS * math.sqrt(0.8 / count)), f"{where}: variance")

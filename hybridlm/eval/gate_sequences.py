@@ -64,16 +64,22 @@ def chunked_prefill(subject: Subject) -> Worst:
         across = [cut for cut in sorted(cuts) if turn or not chunk - 2 <= cut <= chunk + 2]
         found = in_pieces(subject, subject.text, across)
         for start, end in pairwise([0, *across, tokens]):
-            worst.see(relative(found[:, start:end], subject.whole[:, start:end]), f"tokens {start} to {end - 1} of cuts {across}")
+            worst.see(
+                relative(found[:, start:end], subject.whole[:, start:end]),
+                f"tokens {start} to {end - 1} of cuts {across}",
+            )
     return worst
 
 
 def left_padding(subject: Subject) -> Worst:
-    """Rows of different lengths, one of them empty, filled up on the left: prefill, then decode in which rows end and go on."""
+    """Rows of different lengths, one of them empty, filled up on the left: prefill, then decode in which rows end and
+    go on."""
     worst, chunk = Worst(), subject.plan.chunk
     wide = min(subject.plan.tokens, 2 * chunk + 3)
     lengths = [wide, min(chunk + 2, wide), 1, 0]
-    steps = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 1, 1], [1, 1, 1, 1]], dtype=torch.bool)  # (row, step) False: padding
+    steps = torch.tensor(
+        [[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 1, 1], [1, 1, 1, 1]], dtype=torch.bool
+    )  # (row, step) False: padding
     ids = subject.ids(len(lengths), wide + steps.shape[1], 4)
     left = torch.arange(wide) >= wide - torch.tensor(lengths).unsqueeze(1)
     valid = torch.cat((left, steps), 1)
@@ -96,7 +102,8 @@ def left_padding(subject: Subject) -> Worst:
 
 
 def documents(subject: Subject) -> Worst:
-    """A packed text against each of its documents alone: logits, loss, every gradient; and a document's change stays in it."""
+    """A packed text against each of its documents alone: logits, loss, every gradient; and a document's change stays in
+    it."""
     worst, model = Worst(), subject.model
     ids, targets, doc_ids = subject.packed
     with torch.no_grad():
@@ -118,7 +125,10 @@ def documents(subject: Subject) -> Worst:
     compare_gradients(grads, total, worst, "packed")
 
     cuts = [bounds[1] - 1, bounds[2], bounds[3] + 1, ids.shape[1] - 1]  # inside a document and at its end
-    worst.see(relative(in_pieces(subject, ids, sorted(set(cuts)), doc_ids), packed), "the packed text in pieces, through the cache")
+    worst.see(
+        relative(in_pieces(subject, ids, sorted(set(cuts)), doc_ids), packed),
+        "the packed text in pieces, through the cache",
+    )
     start, end = spans[-2] if len(spans) > 1 else spans[0]
     changed = ids.clone()
     changed[:, start:end] = (changed[:, start:end] + 1) % VOCAB
@@ -129,5 +139,7 @@ def documents(subject: Subject) -> Worst:
             if relative(other[:, first:last], packed[:, first:last]) < _VISIBLE:
                 worst.see(torch.inf, f"the document at {first} does not see its own change")
         else:
-            worst.see(relative(other[:, first:last], packed[:, first:last]), f"the document at {first} sees that at {start}")
+            worst.see(
+                relative(other[:, first:last], packed[:, first:last]), f"the document at {first} sees that at {start}"
+            )
     return worst

@@ -1,4 +1,5 @@
-"""What the gate's numeric rows run on: each distinct layer of a model once, in float64, with weights that hide nothing, and its texts."""
+"""What the gate's numeric rows run on: each distinct layer of a model once, in float64, with weights that hide nothing,
+and its texts."""
 
 from __future__ import annotations
 
@@ -13,15 +14,21 @@ from torch import Tensor
 
 from hybridlm.config.layers import LayerSpec
 from hybridlm.config.model import ModelConfig
-from hybridlm.hardware.device import CPU
+from hybridlm.machine.device import CPU
 from hybridlm.model.block import Block
 from hybridlm.model.build import build_block
 from hybridlm.model.lm import HybridLM, LMOutput
 
 VOCAB = 61  # ids of the gate's texts; the embedding pads them to 64
 _MULTIPLE = 8
-_CHUNKS, _SHORTEST = (64, 32, 16, 8), 24  # chunk lengths tried where the model's own is too long; tokens of the shortest text
-_WORK, _LONGEST = 0.8e9, 512  # parameters x tokens, and tokens, that keep all rows together under half a minute on two cores
+_CHUNKS, _SHORTEST = (
+    (64, 32, 16, 8),
+    24,
+)  # chunk lengths tried where the model's own is too long; tokens of the shortest text
+_WORK, _LONGEST = (
+    0.8e9,
+    512,
+)  # parameters x tokens, and tokens, that keep all rows together under half a minute on two cores
 _NO_CHUNK = 16  # what texts are cut around where no layer works in chunks
 _NARROW_WIDTH, _NARROW_FFN = 256, {"d_ff": 256, "d_expert": 32, "d_shared": 32}
 _NARROW = _NARROW_FFN | {"d_inner": 512, "kv_lora_rank": 96, "q_lora_rank": 96, "dt_rank": 16}
@@ -66,12 +73,16 @@ def distinct_layers(specs: Sequence[LayerSpec]) -> dict[LayerSpec, list[int]]:
 def make_plan(layers: Sequence[LayerSpec], config: ModelConfig) -> Plan:
     """The longest texts that ``layers`` can be run on in the time there is.
 
-    First choice: two of the longest chunks and a half, and more than the longest window. Then chunks and windows are shortened, which
-    changes no result that a correct layer gives. Where even that is too much the FFNs are made narrower, which look at one token at a
-    time, and last the mixers.
+    First choice: two of the longest chunks and a half, and more than the longest window. Then chunks and windows are
+    shortened, which changes no result that a correct layer gives. Where even that is too much the FFNs are made
+    narrower, which look at one token at a time, and last the mixers.
     """
     plan = _texts(layers, None)
-    for narrow in (Plan(0, 0), Plan(0, 0, narrow_ffn=True), Plan(0, 0, narrow_ffn=True, width=min(config.d_model, _NARROW_WIDTH))):
+    for narrow in (
+        Plan(0, 0),
+        Plan(0, 0, narrow_ffn=True),
+        Plan(0, 0, narrow_ffn=True, width=min(config.d_model, _NARROW_WIDTH)),
+    ):
         made = build_layers([narrow.apply(spec) for spec in layers], config)
         size = sum(parameter.numel() for parameter in made.parameters())
         for longest in (None, *_CHUNKS):
@@ -115,10 +126,16 @@ def _narrowed(params: Any, width: int) -> Any:
 def _at_most(sizes: Mapping[str, int], params: Any) -> dict[str, int]:
     """Those of the fields ``sizes`` that a spec has, no larger than given there."""
     names = {field.name for field in fields(params)}
-    return {name: min(most, size) for name, most in sizes.items() if name in names and (size := getattr(params, name)) is not None}
+    return {
+        name: min(most, size)
+        for name, most in sizes.items()
+        if name in names and (size := getattr(params, name)) is not None
+    }
 
 
-def build_layers(layers: Sequence[LayerSpec], config: ModelConfig, like: HybridLM | None = None, device: str = "meta") -> HybridLM:
+def build_layers(
+    layers: Sequence[LayerSpec], config: ModelConfig, like: HybridLM | None = None, device: str = "meta"
+) -> HybridLM:
     """These layers with the embedding and head of ``config`` over a small vocabulary.
 
     like: the model whose recipe for fresh weights they take, which knows how deep it is.
@@ -198,11 +215,14 @@ class Subject:
 
     @cached_property
     def packed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """ids, targets and documents, all (1, T): a document longer than a chunk, one of one token, one of two, and a long one."""
+        """ids, targets and documents, all (1, T): a document longer than a chunk, one of one token, one of two, and a
+        long one."""
         tokens, chunk = self.plan.tokens, self.plan.chunk
         lengths = [min(chunk + 1, tokens - 6), 1, 2]
         lengths.append(tokens - sum(lengths))
-        documents = torch.repeat_interleave(torch.tensor([3, 0, 7, 3]), torch.tensor(lengths)).unsqueeze(0)  # an id may come again
+        documents = torch.repeat_interleave(torch.tensor([3, 0, 7, 3]), torch.tensor(lengths)).unsqueeze(
+            0
+        )  # an id may come again
         return self.ids(1, tokens, 2), self.ids(1, tokens, 3), documents
 
     @cached_property
@@ -212,7 +232,8 @@ class Subject:
         return self.gradients(self.model(ids, doc_ids=documents, targets=targets), with_aux=False)
 
     def gradients(self, output: LMOutput, *, with_aux: bool) -> tuple[Tensor, dict[str, Tensor | None]]:
-        """The summed loss, with the routers' losses if asked for, and its gradient by parameter; None where there is none."""
+        """The summed loss, with the routers' losses if asked for, and its gradient by parameter; None where there is
+        none."""
         loss = output.loss_sum
         assert loss is not None
         if with_aux and output.aux is not None:
@@ -226,8 +247,11 @@ def logits_of(output: LMOutput) -> Tensor:
     return output.logits
 
 
-def compare_gradients(found: dict[str, Tensor | None], expected: dict[str, Tensor | None], worst: Worst, part: str) -> None:
-    """Each parameter's gradient against the other's, as a share of its largest number (or a millionth of the largest of all)."""
+def compare_gradients(
+    found: dict[str, Tensor | None], expected: dict[str, Tensor | None], worst: Worst, part: str
+) -> None:
+    """Each parameter's gradient against the other's, as a share of its largest number (or a millionth of the largest of
+    all)."""
     sizes = {name: None if grad is None else _largest(grad) for name, grad in expected.items()}
     floor = max(1e-6 * max((size for size in sizes.values() if size is not None), default=0.0), 1e-30)
     for name, grad in expected.items():
@@ -244,9 +268,11 @@ def _largest(tensor: Tensor) -> float:
 
 
 def _with_open_weights(model: HybridLM, seed: int) -> HybridLM:
-    """Draws float64 weights in which nothing hides: no norm or D is one, no projection is zero or small, states last for many tokens.
+    """Draws float64 weights in which nothing hides: no norm or D is one, no projection is zero or small, states last
+    for many tokens.
 
-    Fresh weights would hide errors: a norm's weight of one, a bias of zero, projections into the residual stream that are near zero.
+    Fresh weights would hide errors: a norm's weight of one, a bias of zero, projections into the residual stream that
+    are near zero.
     """
     specs = model.param_specs()
     model = model.to(torch.float64).to_empty(device=CPU)

@@ -31,7 +31,8 @@ def checkpointing(subject: Subject) -> Worst:
 
 
 def gradients(subject: Subject) -> Worst:
-    """Every parameter has a finite gradient; one that is zero everywhere belongs to a parameter that the loss does not depend on."""
+    """Every parameter has a finite gradient; one that is zero everywhere belongs to a parameter that the loss does not
+    depend on."""
     worst = Worst()
     for name, grad in subject.plain_gradients.items():
         if grad is None:
@@ -108,7 +109,8 @@ def _loss_moves_with(subject: Subject, name: str) -> float:
 
 
 def experts(subject: Subject) -> Worst:
-    """Padding reaches no expert and no statistic; each token reaches top_k; a router that knows no difference has a balance loss of 1."""
+    """Padding reaches no expert and no statistic; each token reaches top_k; a router that knows no difference has a
+    balance loss of 1."""
     worst = Worst()
     x = torch.empty(2, subject.plan.tokens, subject.model.config.d_model, dtype=torch.float64)
     x.uniform_(-1.0, 1.0, generator=subject.generator(8))
@@ -127,7 +129,10 @@ def experts(subject: Subject) -> Worst:
             wanted = params.top_k * int(valid.sum())
             worst.see(abs(float(stats.counts.sum()) - wanted) / wanted, f"layer {i}: {wanted} places are to be given")
             other = x.masked_fill(~valid.unsqueeze(-1), 3.0)
-            worst.see(relative(ffn(other, valid)[0][valid], padded[valid]), f"layer {i}: what stands in padding reaches tokens")
+            worst.see(
+                relative(ffn(other, valid)[0][valid], padded[valid]),
+                f"layer {i}: what stands in padding reaches tokens",
+            )
             router = [p for p in ffn.parameters() if p.shape == (params.n_experts, params.d_model)]
             if len(router) == 1:
                 kept = router[0].clone()
@@ -135,7 +140,8 @@ def experts(subject: Subject) -> Worst:
                 uniform = ffn(x)[1]
                 router[0].copy_(kept)
                 worst.see(
-                    abs(float(uniform.balance_loss) - 1.0), f"layer {i}: balance loss {float(uniform.balance_loss):.6g} of uniform routing"
+                    abs(float(uniform.balance_loss) - 1.0),
+                    f"layer {i}: balance loss {float(uniform.balance_loss):.6g} of uniform routing",
                 )
             else:
                 worst.see(torch.inf, f"layer {i}: {len(router)} parameters look like the router's weight")

@@ -1,7 +1,9 @@
-"""A trained model as lm-evaluation-harness (EleutherAI) asks for one: log-likelihoods of continuations and texts, and generation.
+"""A trained model as lm-evaluation-harness (EleutherAI) asks for one: log-likelihoods of continuations and texts, and
+generation.
 
-As in training, every text begins behind the end-of-document token, which takes the place that a begin token has in other models. The
-border between context and continuation is the harness's own: the two are encoded together and cut where the context alone would end.
+As in training, every text begins behind the end-of-document token, which takes the place that a begin token has in
+other models. The border between context and continuation is the harness's own: the two are encoded together and cut
+where the context alone would end.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ Pair = tuple[Any, list[int], list[int]]  # (the texts, ids of the context, ids o
 
 
 class HarnessLM(TemplateLM):
-    """max_length: tokens that the model reads at most; what is before them is left out, as the harness does. batch: rows at a time."""
+    """max_length: tokens that the model reads at most; what is before them is left out, as the harness does. batch:
+    rows at a time."""
 
     def __init__(self, model: HybridLM, tokenizer: Tokenizer, *, max_length: int, batch: int) -> None:
         super().__init__()
@@ -56,9 +59,12 @@ class HarnessLM(TemplateLM):
         return answers
 
     def _row(self, context: list[int], continuation: list[int]) -> Row:
-        """The last ``max_length`` inputs and the target behind them. UserError: there is nothing to score, which would count as certain."""
+        """The last ``max_length`` inputs and the target behind them. UserError: there is nothing to score, which would
+        count as certain."""
         if not continuation:
-            raise UserError("--tasks: a continuation (an answer to choose) is empty, which has no score; mend the task's data")
+            raise UserError(
+                "--tasks: a continuation (an answer to choose) is empty, which has no score; mend the task's data"
+            )
         kept = max(self.max_length, len(continuation)) + 1
         return Row(tuple((context + continuation)[-kept:]), len(continuation))
 
@@ -83,7 +89,8 @@ class HarnessLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What the model writes behind each context, up to the first stop text. ConfigError: a setting of the task that is not known."""
+        """What the model writes behind each context, up to the first stop text. ConfigError: a setting of the task that
+        is not known."""
         prompts: list[list[int]] = []
         samplings: list[Sampling] = []
         for place, request in enumerate(requests):
@@ -93,7 +100,9 @@ class HarnessLM(TemplateLM):
             room = max(self.max_length - sampling.max_new_tokens, self.max_length // 2, 1)
             prompts.append(self.tok_encode(context)[-room:])
             samplings.append(sampling)
-        order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))  # rows of a batch are of like length
+        order = sorted(
+            range(len(prompts)), key=lambda place: -len(prompts[place])
+        )  # rows of a batch are of like length
         done = self.engine.generate([prompts[place] for place in order], [samplings[place] for place in order])
         texts = dict(zip(order, (completion.text for completion in done), strict=True))
         for place, request in enumerate(requests):
@@ -103,7 +112,9 @@ class HarnessLM(TemplateLM):
     def _sampling(self, settings: dict[str, Any], seed: int) -> Sampling:
         wanted = normalize_gen_kwargs(settings, _MAX_NEW)
         if unknown := sorted(wanted.keys() - _GENERATION):
-            raise UserError(f"generation_kwargs of a task: {unknown[0]}: not known here; legal are {', '.join(sorted(_GENERATION))}")
+            raise UserError(
+                f"generation_kwargs of a task: {unknown[0]}: not known here; legal are {', '.join(sorted(_GENERATION))}"
+            )
         return Sampling(
             temperature=wanted["temperature"] if wanted["do_sample"] else 0.0,
             top_k=wanted.get("top_k") or None,

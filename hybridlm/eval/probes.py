@@ -1,8 +1,9 @@
-"""What a language model does with its context, asked in its own vocabulary and with nothing it could have learned by heart.
+"""What a language model does with its context, asked in its own vocabulary and with nothing it could have learned by
+heart.
 
-``induction`` and ``copying`` are those of ``data.synthetic``: random tokens that come again, against random tokens that nothing foretells.
-``passkey`` is text: a number told among lines of filler and asked for at the end (Mohtashami and Jaggi 2023, arXiv 2305.16300), here
-against nine other numbers.
+``induction`` and ``copying`` are those of ``data.synthetic``: random tokens that come again, against random tokens that
+nothing foretells. ``passkey`` is text: a number told among lines of filler and asked for at the end (Mohtashami and
+Jaggi 2023, arXiv 2305.16300), here against nine other numbers.
 """
 
 from __future__ import annotations
@@ -38,16 +39,25 @@ class Probe:
 
 
 def run_probes(model: HybridLM, tokenizer: Tokenizer, context: int, batch: int) -> list[Probe]:
-    """All probes at lengths that double up to ``context`` tokens; one for which that is too short is left out. ConfigError: all are."""
+    """All probes at lengths that double up to ``context`` tokens; one for which that is too short is left out.
+    ConfigError: all are."""
     lengths = [SHORTEST << power for power in range(24) if SHORTEST << power <= context]
     if not lengths:
-        raise UserError(f"--probes: a context of {context} tokens is too short; legal is {SHORTEST} or more (--context)")
+        raise UserError(
+            f"--probes: a context of {context} tokens is too short; legal is {SHORTEST} or more (--context)"
+        )
     tokens = ordinary_tokens(tokenizer.token_bytes())
     curves: dict[str, list[dict[str, float]]] = {}
     for name, make in TEXT_PROBES.items():
-        curves[name] = [{"length": length, **_copied(model, make(tokens, _ROWS, length, _SEED), batch)} for length in lengths]
-    curves["passkey"] = [{"length": length, **found} for length in lengths if (found := _passkey(model, tokenizer, length, batch))]
-    return [Probe(name, {"context": context, "rows": _ROWS}, curve[-1], curve) for name, curve in curves.items() if curve]
+        curves[name] = [
+            {"length": length, **_copied(model, make(tokens, _ROWS, length, _SEED), batch)} for length in lengths
+        ]
+    curves["passkey"] = [
+        {"length": length, **found} for length in lengths if (found := _passkey(model, tokenizer, length, batch))
+    ]
+    return [
+        Probe(name, {"context": context, "rows": _ROWS}, curve[-1], curve) for name, curve in curves.items() if curve
+    ]
 
 
 @torch.inference_mode()
@@ -68,11 +78,13 @@ def _copied(model: HybridLM, probe: TextProbe, batch: int) -> dict[str, float]:
 
 
 def _passkey(model: HybridLM, tokenizer: Tokenizer, length: int, batch: int) -> dict[str, float]:
-    """How often the key that was told is likelier than nine others (chance 0.1), and how often greedy decoding writes it; empty where the
-    text does not fit. The key stands at depths that spread over the text."""
+    """How often the key that was told is likelier than nine others (chance 0.1), and how often greedy decoding writes
+    it; empty where the text does not fit. The key stands at depths that spread over the text."""
     keys = np.random.default_rng(_SEED).integers(10_000, 100_000, (_ROWS, 1 + _OTHERS)).tolist()
     answers = [[tokenizer.encode(f" {key}") for key in row] for row in keys]
-    longest = max(len(_asked(tokenizer, row[0], 0, 0)) for row in keys) + max(len(ids) for row in answers for ids in row)
+    longest = max(len(_asked(tokenizer, row[0], 0, 0)) for row in keys) + max(
+        len(ids) for row in answers for ids in row
+    )
     if longest > length:
         return {}
     lines = (length - longest) // len(tokenizer.encode(_FILLER))

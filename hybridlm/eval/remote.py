@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from hybridlm.config.run import RunConfig
 from hybridlm.eval.results import Record
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.run_folder import RunFolder
 
 
 def log_to_wandb(config: RunConfig, folder: RunFolder, records: Sequence[Record], say: Callable[[str], None]) -> None:
@@ -23,14 +23,18 @@ def log_to_wandb(config: RunConfig, folder: RunFolder, records: Sequence[Record]
             resume=None if logger.offline else "allow",
             mode="offline" if logger.offline else "online",
             dir=str(folder.path),
-            settings=wandb.Settings(silent=True, console="off", init_timeout=logger.timeout, finish_timeout=logger.timeout),
+            settings=wandb.Settings(
+                silent=True, console="off", init_timeout=logger.timeout, finish_timeout=logger.timeout
+            ),
         )
         for record in records:
             run.summary.update({f"eval/{name}": value for name, value in named(record).items()})
         run.finish()
     except Exception as error:  # no package, no network, no key
         reason = (str(error).strip().splitlines() or [""])[0][:160]
-        say(f"warning: W&B did not take the results ({type(error).__name__}: {reason}); they are in {folder.evaluation}")
+        say(
+            f"warning: W&B did not take the results ({type(error).__name__}: {reason}); they are in {folder.evaluation}"
+        )
 
 
 def named(record: Record) -> dict[str, float]:

@@ -22,8 +22,9 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Record:
-    """One evaluation. what: ``loss``, ``task/NAME`` or ``probe/NAME``; settings: all that its numbers depend on beside the weights;
-    metrics: flat, by name; curve: rows of numbers by name, where the evaluation has them; when: UTC, ISO 8601."""
+    """One evaluation. what: ``loss``, ``task/NAME`` or ``probe/NAME``; settings: all that its numbers depend on beside
+    the weights; metrics: flat, by name; curve: rows of numbers by name, where the evaluation has them; when: UTC, ISO
+    8601."""
 
     what: str
     checkpoint: str  # file name
@@ -75,7 +76,8 @@ def read_records(path: Path) -> list[Record]:
 
 
 def add_records(path: Path, new: Sequence[Record]) -> None:
-    """Adds to the file; a record of the same key is replaced. UserError: see ``read_records``, or it cannot be written."""
+    """Adds to the file; a record of the same key is replaced. UserError: see ``read_records``, or it cannot be
+    written."""
     merged = {record.key: asdict(record) for record in read_records(path)}
     for record in new:
         merged.pop(record.key, None)  # the newest stand last

@@ -19,8 +19,8 @@ class Row(NamedTuple):
 
 
 def scored(model: HybridLM, rows: Sequence[Row], batch: int) -> list[tuple[float, bool]]:
-    """For each row the summed log-likelihood (nats) of its scored ids, and whether each of them is the likeliest. Equal rows are computed
-    once, ``batch`` rows of like length at a time."""
+    """For each row the summed log-likelihood (nats) of its scored ids, and whether each of them is the likeliest. Equal
+    rows are computed once, ``batch`` rows of like length at a time."""
     unique = sorted(set(rows), key=lambda row: (-len(row.ids), row))
     answers: dict[Row, tuple[float, bool]] = {}
     for first in range(0, len(unique), batch):

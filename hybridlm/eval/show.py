@@ -9,9 +9,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from hybridlm.colours import COLOURS, MARKERS
 from hybridlm.eval.results import Record
 from hybridlm.files.durable import replaced
+from hybridlm.report.plots.colours import COLOURS, MARKERS
 
 _SHOWN = {"loss": "loss", "ppl": "ppl", "bpb": "bits/byte", "tokens": "tokens", "documents": "docs"}
 _BARS = 40  # signs of the longest bar
@@ -55,7 +55,12 @@ def _losses(records: Sequence[Record]) -> Table:
 
 def _curve(record: Record) -> Table:
     table = Table(
-        "tokens before", "targets", "loss", "", title=f"does it use its context? ({record.settings['context']} tokens)", box=SIMPLE
+        "tokens before",
+        "targets",
+        "loss",
+        "",
+        title=f"does it use its context? ({record.settings['context']} tokens)",
+        box=SIMPLE,
     )
     table.columns[1].justify = table.columns[2].justify = "right"
     most = max(row["loss"] for row in record.curve)

@@ -51,7 +51,8 @@ def load_tasks(names: Sequence[str], include_path: Path | None) -> dict[str, Any
 
 
 def _manager(names: Sequence[str], include_path: Path | None) -> TaskManager:
-    """One that knows all ``names``; reading the harness's own thousands of tasks takes seconds, which tasks of the user's spare."""
+    """One that knows all ``names``; reading the harness's own thousands of tasks takes seconds, which tasks of the
+    user's spare."""
     from lm_eval.tasks import TaskManager
 
     own = None if include_path is None else str(include_path)
@@ -64,7 +65,11 @@ def _manager(names: Sequence[str], include_path: Path | None) -> TaskManager:
     for name in names:
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=4, cutoff=0.6)
-            said = f"did you mean {', '.join(near)}?" if near else "lm_eval ls tasks lists them; --include-path names a folder of your own"
+            said = (
+                f"did you mean {', '.join(near)}?"
+                if near
+                else "lm_eval ls tasks lists them; --include-path names a folder of your own"
+            )
             problems.append(f"--tasks {name}: unknown task; {said}")
     if problems:
         raise UserError(problems)
@@ -79,8 +84,8 @@ def _refusal(name: str, error: Exception, offline: bool) -> UserError:
         cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
     if offline and any(isinstance(one, OSError) and not isinstance(one, FileNotFoundError) for one in causes):
         return UserError(
-            f"--tasks {name}: its data are not in the cache and the hub cannot be reached ({text}); go online once, or run a task with "
-            "files of your own (--include-path)"
+            f"--tasks {name}: its data are not in the cache and the hub cannot be reached ({text}); go online once, or"
+            " run a task with files of your own (--include-path)"
         )
     return UserError(f"--tasks {name}: cannot be loaded ({type(error).__name__}: {text})")
 
@@ -94,8 +99,8 @@ def run_tasks(
     limit: int | None,
     num_fewshot: int | None,
 ) -> dict[str, dict[str, float]]:
-    """Metrics of each task and group by name, as the harness computes them; NAME_stderr is the error of NAME, and a filter other than
-    "none" stands behind a comma. ConfigError: a task asks for what is not there."""
+    """Metrics of each task and group by name, as the harness computes them; NAME_stderr is the error of NAME, and a
+    filter other than "none" stands behind a comma. ConfigError: a task asks for what is not there."""
     from lm_eval.evaluator import evaluate
 
     from hybridlm.data.reading.hub_access import quiet

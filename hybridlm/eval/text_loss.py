@@ -1,9 +1,11 @@
-"""Loss over whole documents: every token is predicted exactly once, from its own document alone, in windows that slide over it.
+"""Loss over whole documents: every token is predicted exactly once, from its own document alone, in windows that slide
+over it.
 
-A document is read as ``[eos] text``, its targets are ``text [eos]``: the first token is predicted from the separator. A document longer
-than the window is read in windows ``stride`` apart, and of each only the targets that no window before it had count, so all but those of
-the first window see at least ``context - stride`` tokens. With ``stride = context`` windows lie side by side, which are the pieces into
-which ``data.packing`` cuts a document: then, with ``data.isolate``, the sums are those of the validation during training.
+A document is read as ``[eos] text``, its targets are ``text [eos]``: the first token is predicted from the separator. A
+document longer than the window is read in windows ``stride`` apart, and of each only the targets that no window before
+it had count, so all but those of the first window see at least ``context - stride`` tokens. With ``stride = context``
+windows lie side by side, which are the pieces into which ``data.packing`` cuts a document: then, with ``data.isolate``,
+the sums are those of the validation during training.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from hybridlm.model.lm import HybridLM
 
 
 def slide(lengths: np.ndarray, context: int, stride: int) -> np.ndarray:
-    """Windows over documents of ``lengths`` (D,) pairs of input and target, as rows (document, first pair, pairs, pairs that do not count),
-    (W, 4) int64. Of every document each pair counts in exactly one window. 1 <= stride <= context."""
+    """Windows over documents of ``lengths`` (D,) pairs of input and target, as rows (document, first pair, pairs, pairs
+    that do not count), (W, 4) int64. Of every document each pair counts in exactly one window. 1 <= stride <=
+    context."""
     lengths = np.asarray(lengths, dtype=np.int64)
     counts = 1 + -(-np.maximum(lengths - context, 0) // stride)
     documents = np.repeat(np.arange(len(lengths)), counts)
@@ -39,7 +42,8 @@ def slide(lengths: np.ndarray, context: int, stride: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Targets that stand behind ``first`` to ``last`` tokens of their document (the separator counts as one) in their window."""
+    """Targets that stand behind ``first`` to ``last`` tokens of their document (the separator counts as one) in their
+    window."""
 
     first: int
     last: int
@@ -53,7 +57,8 @@ class Bucket:
 
 @dataclass(frozen=True)
 class TextLoss:
-    """nats: summed over ``tokens`` targets, which stand for ``text_bytes`` bytes; curve: the same by the tokens before the target."""
+    """nats: summed over ``tokens`` targets, which stand for ``text_bytes`` bytes; curve: the same by the tokens before
+    the target."""
 
     documents: int
     tokens: int
@@ -81,7 +86,9 @@ def joined(parts: Sequence[TextLoss]) -> TextLoss:
         Bucket(first, last, sum(one.nats for one in same), sum(one.tokens for one in same))
         for (first, last), same in sorted(curves.items())
     ]
-    sums = [sum(getattr(part, name) for part in parts) for name in ("documents", "tokens", "text_bytes", "nats", "correct")]
+    sums = [
+        sum(getattr(part, name) for part in parts) for name in ("documents", "tokens", "text_bytes", "nats", "correct")
+    ]
     return TextLoss(*sums, curve=tuple(curve))
 
 
@@ -111,12 +118,16 @@ class Documents:
         return int(self.places[:, 1].max())
 
     def batches(self, context: int, stride: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """``ids`` and ``targets`` (rows, T) int64, the longest windows first; rows are filled up at the right, where no target counts."""
+        """``ids`` and ``targets`` (rows, T) int64, the longest windows first; rows are filled up at the right, where no
+        target counts."""
         windows = slide(self.places[:, 1], context, stride)
         windows = windows[np.argsort(-windows[:, 2], kind="stable")]
         for chosen in np.split(windows, range(batch, len(windows), batch)):
             longest = int(chosen[0, 2])
-            ids, targets = np.zeros((len(chosen), longest), dtype=np.int64), np.full((len(chosen), longest), IGNORE, dtype=np.int64)
+            ids, targets = (
+                np.zeros((len(chosen), longest), dtype=np.int64),
+                np.full((len(chosen), longest), IGNORE, dtype=np.int64),
+            )
             for row, (document, first, size, skipped) in enumerate(chosen.tolist()):
                 place = int(self.places[document, 0]) + first
                 tokens = self.stream.read(place, size + 1)
@@ -157,7 +168,9 @@ class TextMeter:
         tokens = int(self._tokens.sum())
         if not tokens:
             raise UserError("the text holds nothing to predict")
-        return TextLoss(documents, tokens, self._text_bytes, float(self._nats.sum()), self._correct, tuple(self._buckets()))
+        return TextLoss(
+            documents, tokens, self._text_bytes, float(self._nats.sum()), self._correct, tuple(self._buckets())
+        )
 
     def _buckets(self) -> Iterator[Bucket]:
         """By powers of two: 1, 2, 3-4, 5-8, ... tokens before the target."""

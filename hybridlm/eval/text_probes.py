@@ -1,4 +1,5 @@
-"""The probes of a text model, measured: how much better it foretells what it has just read than what nothing foretells."""
+"""The probes of a text model, measured: how much better it foretells what it has just read than what nothing
+foretells."""
 
 from __future__ import annotations
 
@@ -13,9 +14,12 @@ _LOGITS = 1 << 25  # numbers at a time
 
 
 @torch.no_grad()
-def text_probe_metrics(model: HybridLM, tokenizer: Tokenizer, *, examples: int, length: int, seed: int = 0) -> dict[str, float]:
-    """For each probe NAME: ``NAME/loss`` (nats a token, of what can be known), ``NAME/baseline`` (of the tokens that cannot) and
-    ``NAME/accuracy`` (share of the former that are the model's first choice). The model is in evaluation mode.
+def text_probe_metrics(
+    model: HybridLM, tokenizer: Tokenizer, *, examples: int, length: int, seed: int = 0
+) -> dict[str, float]:
+    """For each probe NAME: ``NAME/loss`` (nats a token, of what can be known), ``NAME/baseline`` (of the tokens that
+    cannot) and ``NAME/accuracy`` (share of the former that are the model's first choice). The model is in evaluation
+    mode.
 
     length: tokens of an example, at least ``SHORTEST``. The same seed gives the same examples.
     """
@@ -25,7 +29,9 @@ def text_probe_metrics(model: HybridLM, tokenizer: Tokenizer, *, examples: int, 
     for name, make in TEXT_PROBES.items():
         probe = make(tokens, examples, length, seed)
         rows = max(1, _LOGITS // (length * model.vocab_size))
-        sums = torch.zeros(5, dtype=torch.float64)  # nats and count of the targets, those right; nats and count of the baseline
+        sums = torch.zeros(
+            5, dtype=torch.float64
+        )  # nats and count of the targets, those right; nats and count of the baseline
         for parts in zip(*(torch.from_numpy(part).split(rows) for part in probe), strict=True):
             ids, targets, baseline = (part.to(device) for part in parts)
             logits = model(ids).logits

@@ -1,7 +1,9 @@
-"""torch's archives that a stranger may have written: plain values, and tensors that the file itself holds. No code runs when one is read.
+"""torch's archives that a stranger may have written: plain values, and tensors that the file itself holds. No code runs
+when one is read.
 
-Reading takes memory in proportion to the file: nothing in it is compressed, the pickle is small, and a tensor that claims more than its
-bytes (sparse, on "meta", expanded, one storage under many names) is refused before anything copies it.
+Reading takes memory in proportion to the file: nothing in it is compressed, the pickle is small, and a tensor that
+claims more than its bytes (sparse, on "meta", expanded, one storage under many names) is refused before anything copies
+it.
 """
 
 from __future__ import annotations
@@ -21,15 +23,19 @@ _VISITS = 4  # values per byte of the pickle at most, one that stands in several
 
 
 def read_archive(path: Path) -> object:
-    """Mappings with keys of text and numbers, lists, tuples, texts, numbers, true, false, None, and memory-mapped tensors on the CPU, whole
-    and in order. Raises Unreadable."""
+    """Mappings with keys of text and numbers, lists, tuples, texts, numbers, true, false, None, and memory-mapped
+    tensors on the CPU, whole and in order. Raises Unreadable."""
     size, pickled = _sizes(path)
     try:
         content = torch.load(path, map_location=lambda storage, place: storage, weights_only=True, mmap=True)
     except pickle.UnpicklingError:
-        raise Unreadable("refused, the file holds more than tensors and plain values (loading it could run code)") from None
+        raise Unreadable(
+            "refused, the file holds more than tensors and plain values (loading it could run code)"
+        ) from None
     except Exception as error:  # a damaged pickle raises whatever the functions raise that rebuild its tensors
-        raise Unreadable(f"not an archive of torch ({(str(error).splitlines() or [type(error).__name__])[0][:120]})") from None
+        raise Unreadable(
+            f"not an archive of torch ({(str(error).splitlines() or [type(error).__name__])[0][:120]})"
+        ) from None
     _refuse_unplain(content, size, _VISITS * pickled)
     return content
 
@@ -44,7 +50,10 @@ def _sizes(path: Path) -> tuple[int, int]:
         except Exception as error:  # zipfile raises several kinds for what is no zip file
             raise Unreadable(f"not an archive of torch ({error})") from None
     pickled = sum(member.file_size for member in members if member.filename.endswith("/data.pkl"))
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or sum(member.file_size for member in members) > size:
+    if (
+        any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        or sum(member.file_size for member in members) > size
+    ):
         raise Unreadable("refused, its parts are compressed or overlap")
     if pickled > MAX_PICKLE:
         raise Unreadable(f"refused, it has {pickled:,} bytes beside its tensors; at most {MAX_PICKLE:,} are read")
@@ -83,8 +92,17 @@ def _refuse_unplain(content: object, size: int, visits: int) -> None:
 
 def _tensor_bytes(tensor: Tensor) -> int:
     plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_nested
-    if not plain or tensor.is_meta or tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or not tensor.is_contiguous():
-        raise Unreadable("refused, a tensor that is not plain (sparse, without its numbers, quantized, expanded, or a view)")
+    if (
+        not plain
+        or tensor.is_meta
+        or tensor.is_quantized
+        or tensor.is_conj()
+        or tensor.is_neg()
+        or not tensor.is_contiguous()
+    ):
+        raise Unreadable(
+            "refused, a tensor that is not plain (sparse, without its numbers, quantized, expanded, or a view)"
+        )
     if tensor.__dict__ or tensor._backward_hooks:
         raise Unreadable("refused, a tensor with attributes")
     return tensor.nbytes

@@ -1,8 +1,9 @@
 """The checksum at the end of every checkpoint: one line of text behind the last byte of the file proper.
 
-It stands in the file itself and not beside it, so that one rename makes both visible: there is no moment with a new checkpoint and an old
-checksum, and a copy of a checkpoint takes its checksum along. Readers of zip files look for the end of the archive from the back and do
-not mind the line. A file without it was cut short, or is none of ours: it is not trusted. Needs no torch.
+It stands in the file itself and not beside it, so that one rename makes both visible: there is no moment with a new
+checkpoint and an old checksum, and a copy of a checkpoint takes its checksum along. Readers of zip files look for the
+end of the archive from the back and do not mind the line. A file without it was cut short, or is none of ours: it is
+not trusted. Needs no torch.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def has_line(path: Path) -> bool:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the file as far as its checksum tells, in a few words; None: every byte is as it was written."""
+    """What is wrong with the file as far as its checksum tells, in a few words; None: every byte is as it was
+    written."""
     try:
         with open_regular(path) as file:
             size = file.seek(0, 2)

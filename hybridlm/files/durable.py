@@ -1,4 +1,5 @@
-"""Replacing a file so that a crash at any moment leaves the old one or the new one, whole and on the disk. Needs no torch."""
+"""Replacing a file so that a crash at any moment leaves the old one or the new one, whole and on the disk. Needs no
+torch."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ def replaced(target: Path) -> Iterator[Path]:
 
     Raises what the block raises, and OSError where the disk does not take the file; the half-written one is gone then.
     """
-    # The name is this writer's alone, on a file system shared between machines too; the process stands last, for ``remove_partials``.
+    # The name is this writer's alone, on a file system shared between machines too; the process stands last, for
+    # ``remove_partials``.
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.{os.getpid()}.partial")
     try:
         yield partial
@@ -43,7 +45,9 @@ def remove_partials(folder: Path) -> None:
 
 def _runs_elsewhere(process: int) -> bool:
     """Whether a process of this number, other than this one, is alive on this machine, as far as one can ask."""
-    if os.name != "posix" or process == os.getpid():  # on Windows asking would end it; there, an open file cannot be deleted anyway
+    if (
+        os.name != "posix" or process == os.getpid()
+    ):  # on Windows asking would end it; there, an open file cannot be deleted anyway
         return False
     try:
         os.kill(process, 0)

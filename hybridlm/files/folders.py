@@ -8,11 +8,14 @@ from hybridlm.errors import UserError
 
 
 def refuse_links(folder: Path) -> None:
-    """UserError: a file in it is a link, a pipe or a device. What is appended to a stranger's run must not end up in another file of the
-    user's. A folder in it may be a link, as one to a larger disk."""
+    """UserError: a file in it is a link, a pipe or a device. What is appended to a stranger's run must not end up in
+    another file of the user's. A folder in it may be a link, as one to a larger disk."""
     for path in folder.iterdir():
         if not path.is_dir() and (path.is_symlink() or not path.is_file()):
-            raise UserError(f"{path}: a link or no regular file, through which a run would write elsewhere; remove it or put a copy there")
+            raise UserError(
+                f"{path}: a link or no regular file, through which a run would write elsewhere; remove it or put a copy"
+                " there"
+            )
 
 
 def first_missing(folder: Path) -> Path | None:

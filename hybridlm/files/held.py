@@ -42,7 +42,8 @@ class Holding:
 def holding(path: Path) -> Iterator[Holding]:
     """While the block runs no other process holds ``path``, which is made where it is missing.
 
-    The lock is the system's: it ends with the process, however that ends, and what a dead one wrote into the file holds nobody up.
+    The lock is the system's: it ends with the process, however that ends, and what a dead one wrote into the file holds
+    nobody up.
 
     Raises:
         Held: another process has it.

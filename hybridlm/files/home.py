@@ -12,4 +12,6 @@ def expanded(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:  # a user without an entry among the accounts, as in a container, and without HOME
-        raise UserError(f"{path}: ~ stands for no folder here (HOME is not set, or there is no such user); write the path out") from None
+        raise UserError(
+            f"{path}: ~ stands for no folder here (HOME is not set, or there is no such user); write the path out"
+        ) from None

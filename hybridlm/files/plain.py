@@ -1,7 +1,8 @@
-"""JSON and YAML files that a stranger may have written, read as plain values: mappings, lists, texts, numbers, true, false, null.
+"""JSON and YAML files that a stranger may have written, read as plain values: mappings, lists, texts, numbers, true,
+false, null.
 
-Size, depth and the number of digits have limits; YAML has no aliases (a few lines of them unfold to gigabytes), no tags and no dates.
-Reading takes time and memory in proportion to the file's size.
+Size, depth and the number of digits have limits; YAML has no aliases (a few lines of them unfold to gigabytes), no tags
+and no dates. Reading takes time and memory in proportion to the file's size.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Malformed(Unreadable):
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A regular file, open to be read; no pipe, which would wait for ever, and no device, which may have no end. Raises Unreadable."""
+    """A regular file, open to be read; no pipe, which would wait for ever, and no device, which may have no end. Raises
+    Unreadable."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -79,7 +81,12 @@ def parse_json(text: str | bytes) -> object:
         raise Malformed(f"not JSON ({_short(error)})") from None
     level: list[object] = [value]
     for _ in range(MAX_DEPTH + 1):
-        level = [item for one in level if isinstance(one, dict | list) for item in (one.values() if isinstance(one, dict) else one)]
+        level = [
+            item
+            for one in level
+            if isinstance(one, dict | list)
+            for item in (one.values() if isinstance(one, dict) else one)
+        ]
         if not level:
             return value
     raise Unreadable(f"more than {MAX_DEPTH} levels deep")

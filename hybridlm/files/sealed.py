@@ -1,4 +1,5 @@
-"""Safetensors files whose metadata holds facts of ours and a checksum over everything: weights, states. No code runs when one is read."""
+"""Safetensors files whose metadata holds facts of ours and a checksum over everything: weights, states. No code runs
+when one is read."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ MAX_HEADER = 2**24  # bytes; a model of a thousand layers has 2 MB
 
 
 def write_sealed(path: Path, key: str, facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
-    """A crash leaves the old file or the new one. key: where the facts, as JSON, stand in the metadata. OSError: it cannot be written."""
+    """A crash leaves the old file or the new one. key: where the facts, as JSON, stand in the metadata. OSError: it
+    cannot be written."""
     text = json.dumps(facts)
     try:
         with replaced(path) as partial:
@@ -41,7 +43,9 @@ def read_sealed(path: Path, key: str, version: int, what: str) -> tuple[dict[str
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
     except Exception as error:  # the library raises several kinds for what it cannot read
-        raise UserError(f"{path}: damaged, or not {what} ({(str(error).splitlines() or [type(error).__name__])[0][:120]})") from None
+        raise UserError(
+            f"{path}: damaged, or not {what} ({(str(error).splitlines() or [type(error).__name__])[0][:120]})"
+        ) from None
     if key not in metadata:
         raise UserError(f"{path}: not {what} (its metadata has no '{key}')")
     if metadata.get("sha256") != digest(metadata[key], tensors):
@@ -53,7 +57,9 @@ def read_sealed(path: Path, key: str, version: int, what: str) -> tuple[dict[str
     if not isinstance(facts, dict):
         raise UserError(f"{path}: its facts are no JSON object")
     if facts.get("format_version") != version:
-        raise UserError(f"{path}: format version {printable(str(facts.get('format_version'))[:40])}, this program reads {version}")
+        raise UserError(
+            f"{path}: format version {printable(str(facts.get('format_version'))[:40])}, this program reads {version}"
+        )
     return facts, tensors
 
 

@@ -30,8 +30,11 @@ HELP = """\
 Ctrl-C stops an answer. A line that begins with // is a text that begins with /."""
 
 
-def run_chat(run: str, sampling: Sampling, *, ema: bool, context: int | None, system: str | None, load: Path | None) -> None:
-    """Reads lines until they end and prints what the model answers to each. ConfigError: the run or the state cannot be used."""
+def run_chat(
+    run: str, sampling: Sampling, *, ema: bool, context: int | None, system: str | None, load: Path | None
+) -> None:
+    """Reads lines until they end and prints what the model answers to each. ConfigError: the run or the state cannot be
+    used."""
     writer = open_run(run, ema=ema, context=context)
     terminal = Terminal(sys.stdin.isatty() and sys.stdout.isatty())
     conversation = _conversation(writer, sampling, terminal.note)
@@ -63,7 +66,9 @@ def _conversation(writer: Writer, sampling: Sampling, tell: Callable[[str], None
     engine, tokenizer = writer.engine, writer.run.tokenizer
     if engine.context is None:
         if writer.trained_length is None:
-            raise UserError(f"{writer.run.folder.config}: does not say how long a text the model was trained on; give --context N")
+            raise UserError(
+                f"{writer.run.folder.config}: does not say how long a text the model was trained on; give --context N"
+            )
         engine = Engine(engine.model, tokenizer, context=writer.trained_length)
     template = template_of(tokenizer) if writer.run.folder.chat_template.is_file() else None
     return Conversation(engine, tokenizer, template, sampling, tell)
@@ -95,7 +100,10 @@ def _command(conversation: Conversation, line: str, note: Callable[[str], None])
             note(f"saved: {conversation.tokens:,} tokens in {argument}")
         case "/load":
             conversation.load(expanded(argument))
-            note(f"loaded: {conversation.tokens:,} tokens" + (f", {len(conversation.turns)} messages" if conversation.turns else ""))
+            note(
+                f"loaded: {conversation.tokens:,} tokens"
+                + (f", {len(conversation.turns)} messages" if conversation.turns else "")
+            )
         case _:
             raise UserError(f"unknown command {name}; /help lists them")
     return True
@@ -119,7 +127,10 @@ class Terminal:
         if not self._interactive:
             return
         kind = "it goes on with what you write" if conversation.template is None else "trained on conversations"
-        self.note(f"{writer.run.folder.path.name}, step {writer.run.step:,}: {kind}; context {conversation.context:,} tokens; /help")
+        self.note(
+            f"{writer.run.folder.path.name}, step {writer.run.step:,}: {kind}; context {conversation.context:,} tokens;"
+            " /help"
+        )
 
     def note(self, text: str) -> None:
         """What the program says, not the model."""
@@ -175,7 +186,8 @@ class Terminal:
 
 @contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C raises nothing; the function says whether it came. In the middle of a forward it would leave half of it behind."""
+    """Within it Ctrl-C raises nothing; the function says whether it came. In the middle of a forward it would leave
+    half of it behind."""
     came: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:

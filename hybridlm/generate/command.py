@@ -23,7 +23,8 @@ _BETWEEN = "\n\n----------------\n\n"  # several samples, as in samples.txt
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for besides the sampling. ``samples`` of each prompt; the other names are those of the options."""
+    """What the command line asks for besides the sampling. ``samples`` of each prompt; the other names are those of the
+    options."""
 
     run: str
     prompts: Sequence[str]
@@ -37,9 +38,11 @@ class Request:
 
 
 def run_generate(request: Request, sampling: Sampling) -> None:
-    """Continues the prompts on standard output: token by token where there is one text, text by text where there are several.
+    """Continues the prompts on standard output: token by token where there is one text, text by text where there are
+    several.
 
-    ConfigError: a prompt that is empty or too long, a run or state that cannot be loaded, options that do not go together.
+    ConfigError: a prompt that is empty or too long, a run or state that cannot be loaded, options that do not go
+    together.
     """
     prompts = _prompts(request)
     _check(request, sampling, prompts)
@@ -107,11 +110,15 @@ def _check(request: Request, sampling: Sampling, prompts: Sequence[str]) -> None
         raise UserError(f"--load-state: goes on with one prompt, {len(prompts)} were given")
     if request.save_state is not None and len(prompts) * request.samples > 1:
         raise UserError(f"--save-state: keeps one text, {len(prompts) * request.samples} were asked for")
-    if request.save_state is not None and (request.save_state.is_dir() or not request.save_state.absolute().parent.is_dir()):
+    if request.save_state is not None and (
+        request.save_state.is_dir() or not request.save_state.absolute().parent.is_dir()
+    ):
         raise UserError(f"--save-state {request.save_state}: expected the name of a file in a folder that is there")
 
 
-def _steps(writer: Writer, request: Request, sampling: Sampling, rows: Sequence[str]) -> tuple[Iterator[Step], State | None]:
+def _steps(
+    writer: Writer, request: Request, sampling: Sampling, rows: Sequence[str]
+) -> tuple[Iterator[Step], State | None]:
     """The tokens of every row, and the state behind them where there is one to keep."""
     from hybridlm.generate.engine import ROOM_AHEAD
     from hybridlm.generate.state_file import load_state
@@ -135,13 +142,16 @@ def _steps(writer: Writer, request: Request, sampling: Sampling, rows: Sequence[
 
 
 def _note_length(writer: Writer, given: int, sampling: Sampling) -> None:
-    """A longer text than those of training is no mistake, since some layers carry on well, but a reason for what may come out."""
+    """A longer text than those of training is no mistake, since some layers carry on well, but a reason for what may
+    come out."""
     longest, trained = given + sampling.max_new_tokens, writer.trained_length
     if trained is not None and longest > trained and (writer.engine.context or longest) > trained:
         print(f"note: up to {longest:,} tokens; the model was trained on {trained:,} at a time", file=sys.stderr)
 
 
-def _print_all(steps: Iterator[Step], rows: Sequence[str], request: Request, sampling: Sampling, tokenizer: Tokenizer) -> None:
+def _print_all(
+    steps: Iterator[Step], rows: Sequence[str], request: Request, sampling: Sampling, tokenizer: Tokenizer
+) -> None:
     """Every row as soon as it and those before it are complete."""
     open_rows: dict[int, list[Step]] = {row: [] for row in range(len(rows))}
     printed = 0
@@ -151,8 +161,12 @@ def _print_all(steps: Iterator[Step], rows: Sequence[str], request: Request, sam
             done = open_rows.pop(printed)
             if request.as_json:
                 sample = {"prompt": rows[printed], "sample": printed % request.samples, "seed": sampling.seed + printed}
-                ascii_only = not sys.stdout.encoding.lower().startswith("utf")  # a letter that is replaced would be another text
-                line = json.dumps(sample | _as_json(done, sampling, tokenizer), ensure_ascii=ascii_only or sys.stdout.isatty())
+                ascii_only = not sys.stdout.encoding.lower().startswith(
+                    "utf"
+                )  # a letter that is replaced would be another text
+                line = json.dumps(
+                    sample | _as_json(done, sampling, tokenizer), ensure_ascii=ascii_only or sys.stdout.isatty()
+                )
                 sys.stdout.write(line.replace("\x7f", "\\u007f") + "\n")
             else:
                 text = rows[printed] + "".join(one.text for one in done)
@@ -172,7 +186,9 @@ def _as_json(steps: Sequence[Step], sampling: Sampling, tokenizer: Tokenizer) ->
                 "id": one.id,
                 "token": tokenizer.decode([one.id]),
                 "logprob": one.logprob,
-                "top": [{"id": token, "token": tokenizer.decode([token]), "logprob": value} for token, value in one.top],
+                "top": [
+                    {"id": token, "token": tokenizer.decode([token]), "logprob": value} for token, value in one.top
+                ],
             }
             for one in (step.logprob for step in steps)
             if one is not None

@@ -1,7 +1,8 @@
 """A conversation with a model: what was said, what the model remembers of it, and what happens when that is full.
 
-Every turn reads the new tokens only; the cache goes on with what it holds. With a template (a run trained on conversations) the tokens
-are those of its messages. Without one (a base model) the conversation is one text: each of the user's lines begins a new line of it.
+Every turn reads the new tokens only; the cache goes on with what it holds. With a template (a run trained on
+conversations) the tokens are those of its messages. Without one (a base model) the conversation is one text: each of
+the user's lines begins a new line of it.
 """
 
 from __future__ import annotations
@@ -41,10 +42,16 @@ class Said(Section):
 
 
 class Conversation:
-    """engine: with a context, the most tokens to remember. tell: takes lines about what happens, such as messages that are forgotten."""
+    """engine: with a context, the most tokens to remember. tell: takes lines about what happens, such as messages that
+    are forgotten."""
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate | None, sampling: Sampling, tell: Callable[[str], None]
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        sampling: Sampling,
+        tell: Callable[[str], None],
     ) -> None:
         assert engine.context is not None
         self.engine, self.tokenizer, self.template, self.tell = engine, tokenizer, template, tell
@@ -63,14 +70,16 @@ class Conversation:
     def reset(self, system: str | None = None) -> None:
         """Begins anew, with a system message or the one there is. ConfigError: there is no template to say it in."""
         if system is not None and self.template is None:
-            raise UserError("/system: this model was not trained on conversations and has no place for a system message")
+            raise UserError(
+                "/system: this model was not trained on conversations and has no place for a system message"
+            )
         kept = self.turns[:1] if self.turns and self.turns[0].role == "system" else []
         self.turns = kept if system is None else [Turn("system", system)] if system else []
         self._state, self._open = None, ()
 
     def say(self, text: str) -> Iterator[str]:
-        """The answer as it comes, a piece for each token, empty where a letter is not complete. A caller may leave off at any piece; what
-        came so far stands. In a base model an empty text lets it go on.
+        """The answer as it comes, a piece for each token, empty where a letter is not complete. A caller may leave off
+        at any piece; what came so far stands. In a base model an empty text lets it go on.
 
         ConfigError: the text does not fit into the context, or there is nothing to go on with.
         """
@@ -143,11 +152,17 @@ class Conversation:
             return state
         kept = [*ids, *new][-max(len(new), self._room // 2) :]
         state = self.engine.prefill([kept])
-        self.tell(f"the context of {self.context:,} tokens is full: the {len(ids) + len(new) - len(kept):,} oldest are forgotten")
+        self.tell(
+            f"the context of {self.context:,} tokens is full: the {len(ids) + len(new) - len(kept):,} oldest are"
+            " forgotten"
+        )
         return state
 
     def _too_long(self, tokens: int) -> UserError:
-        return UserError(f"{tokens:,} tokens leave no room for an answer in a context of {self.context:,}; write less, or --context N")
+        return UserError(
+            f"{tokens:,} tokens leave no room for an answer in a context of {self.context:,}; write less, or"
+            " --context N"
+        )
 
     def save(self, path: Path) -> None:
         """ConfigError: there is nothing to save, or the file cannot be written."""

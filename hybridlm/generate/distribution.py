@@ -28,16 +28,21 @@ class TokenLogprob:
 
 
 def draw(seed: int, place: int) -> float:
-    """A number in [0, 1) that hangs on nothing but ``seed`` and ``place``, the number of tokens in front of the one that is drawn.
+    """A number in [0, 1) that hangs on nothing but ``seed`` and ``place``, the number of tokens in front of the one
+    that is drawn.
 
-    A hash, not a generator with a state: a row that is branched, saved or moved to another batch goes on with the draws it would have had.
+    A hash, not a generator with a state: a row that is branched, saved or moved to another batch goes on with the draws
+    it would have had.
     """
     digest = hashlib.blake2b(f"{seed} {place}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> (64 - _DRAW_BITS)) / 2**_DRAW_BITS
 
 
-def adjusted(logits: Tensor, sampling: Sampling, prompts: Sequence[Sequence[int]], generated: Sequence[Sequence[int]]) -> Tensor:
-    """``logits`` (B, V) with bias and penalties; the ids that each row was given and those it generated. Changes nothing in place."""
+def adjusted(
+    logits: Tensor, sampling: Sampling, prompts: Sequence[Sequence[int]], generated: Sequence[Sequence[int]]
+) -> Tensor:
+    """``logits`` (B, V) with bias and penalties; the ids that each row was given and those it generated. Changes
+    nothing in place."""
     if sampling.logit_bias:
         ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
         logits = logits.index_add(1, ids, logits.new_tensor(list(sampling.logit_bias.values())).expand(len(logits), -1))
@@ -68,7 +73,9 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     probability = logits.softmax(-1)
     if sampling.top_p < 1:
         ordered, order = probability.sort(-1, descending=True)
-        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # what comes before it already holds enough; the first one always stays
+        outside = (
+            ordered.cumsum(-1) - ordered >= sampling.top_p
+        )  # what comes before it already holds enough; the first one always stays
         probability = probability.masked_fill(torch.zeros_like(outside).scatter_(1, order, outside), 0.0)
     if sampling.min_p > 0:
         probability = probability.masked_fill(probability < sampling.min_p * probability.amax(-1, keepdim=True), 0.0)
@@ -76,11 +83,11 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def chosen(logits: Tensor, sampling: Sampling, draws: Sequence[float]) -> Tensor:
-    """The next id of each row, (B,): the likeliest where temperature is 0, else that at which the running sum of the probabilities, in the
-    order of the ids, passes the row's draw.
+    """The next id of each row, (B,): the likeliest where temperature is 0, else that at which the running sum of the
+    probabilities, in the order of the ids, passes the row's draw.
 
-    logits: (B, V), adjusted. ``draws``: one number in [0, 1) for each row. A rounding of the logits changes the token only where a draw
-    falls within that rounding of a border.
+    logits: (B, V), adjusted. ``draws``: one number in [0, 1) for each row. A rounding of the logits changes the token
+    only where a draw falls within that rounding of a border.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
@@ -94,5 +101,7 @@ def token_logprobs(logits: Tensor, ids: Tensor, top: int) -> list[TokenLogprob]:
     logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     own = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1).tolist()
     likeliest = logprobs.topk(min(top, logprobs.shape[1]), dim=-1)
-    pairs = [tuple(zip(*row, strict=True)) for row in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)]
+    pairs = [
+        tuple(zip(*row, strict=True)) for row in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+    ]
     return [TokenLogprob(token, value, row) for token, value, row in zip(ids.tolist(), own, pairs, strict=True)]

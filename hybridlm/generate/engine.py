@@ -1,7 +1,7 @@
 """From prompts to text: prefill in chunks, then a token of every row at a time, through the model's caches.
 
-Rows of a batch may have prompts of any lengths. What one row gets does not hang on the others but for the rounding of the sums inside
-matrix products, which may differ with the number of rows.
+Rows of a batch may have prompts of any lengths. What one row gets does not hang on the others but for the rounding of
+the sums inside matrix products, which may differ with the number of rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ ROOM_AHEAD = 4096  # new tokens a row for which memory is taken at once; where m
 class Step:
     """One token of one row, and what of its text is certain now.
 
-    id: None where the row ended without one more token: at a stop id, or with no room left. finish: why the row ended; None: it goes on.
+    id: None where the row ended without one more token: at a stop id, or with no room left. finish: why the row ended;
+    None: it goes on.
     """
 
     row: int
@@ -46,7 +47,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a row wrote. ids: without a stop id; text: without a stop string. logprobs: one for each id, None where not asked for."""
+    """What a row wrote. ids: without a stop id; text: without a stop string. logprobs: one for each id, None where not
+    asked for."""
 
     ids: list[int]
     text: str
@@ -58,8 +60,8 @@ class Completion:
 class State:
     """Rows of tokens, and what the model remembers of them.
 
-    ids: every token of each row. cache: holds all of them but the newest where ``logits`` is None. logits: (B, V) of the token that comes
-    next. room: tokens a row for which the cache has memory.
+    ids: every token of each row. cache: holds all of them but the newest where ``logits`` is None. logits: (B, V) of
+    the token that comes next. room: tokens a row for which the cache has memory.
     """
 
     ids: list[list[int]]
@@ -83,7 +85,15 @@ class _Row:
         self.new: list[int] = []
         bias = tuple(sorted(sampling.logit_bias.items()))
         penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
-        self.kind = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, *penalties, bias, sampling.logprobs)
+        self.kind = (
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+            sampling.min_p,
+            *penalties,
+            bias,
+            sampling.logprobs,
+        )
 
     def step(self, token: int, logprob: TokenLogprob | None, context: int | None) -> Step:
         """Takes the next token, which may end the row."""
@@ -109,8 +119,9 @@ class _Row:
 class Engine:
     """A model that writes; its weights stay as they are as long as it is used.
 
-    prefill_chunk: tokens that are read at once, which bounds the activations of a long prompt. context: the most tokens that a row may
-    hold; None: as many as fit in memory. max_batch: rows at a time; more wait their turn. Without a tokenizer there is no text.
+    prefill_chunk: tokens that are read at once, which bounds the activations of a long prompt. context: the most tokens
+    that a row may hold; None: as many as fit in memory. max_batch: rows at a time; more wait their turn. Without a
+    tokenizer there is no text.
     """
 
     def __init__(
@@ -150,17 +161,20 @@ class Engine:
 
     @torch.inference_mode()
     def stream(self, prompts: Ids, sampling: Sampling | Sequence[Sampling]) -> Iterator[Step]:
-        """The tokens of every row as they come. sampling: one for all rows, whose row i then draws with the seed + i, or one for each.
+        """The tokens of every row as they come. sampling: one for all rows, whose row i then draws with the seed + i,
+        or one for each.
 
-        Equal prompts are read once. ConfigError: a prompt that leaves no room in the context. ValueError: one without a token; stop
-        strings without a tokenizer. RunFailed: the model gives no numbers.
+        Equal prompts are read once. ConfigError: a prompt that leaves no room in the context. ValueError: one without a
+        token; stop strings without a tokenizer. RunFailed: the model gives no numbers.
         """
         samplings = _each(sampling, len(prompts))
         for first in range(0, len(prompts), self.max_batch):
             some = [list(prompt) for prompt in prompts[first : first + self.max_batch]]
             theirs = samplings[first : first + self.max_batch]
             unique = list(dict.fromkeys(map(tuple, some)))
-            longest = max(len(prompt) + min(one.max_new_tokens, ROOM_AHEAD) for prompt, one in zip(some, theirs, strict=True))
+            longest = max(
+                len(prompt) + min(one.max_new_tokens, ROOM_AHEAD) for prompt, one in zip(some, theirs, strict=True)
+            )
             state = self.prefill(unique, longest if self.context is None else min(longest, self.context))
             if len(unique) < len(some):
                 place = {prompt: row for row, prompt in enumerate(unique)}
@@ -170,7 +184,8 @@ class Engine:
 
     @torch.inference_mode()
     def prefill(self, prompts: Ids, room: int = 0) -> State:
-        """Reads the prompts into a new cache with memory for ``room`` tokens a row, or what they need. Errors as for ``stream``."""
+        """Reads the prompts into a new cache with memory for ``room`` tokens a row, or what they need. Errors as for
+        ``stream``."""
         room = max(room, *(len(prompt) + 1 for prompt in prompts))
         state = State([[] for _ in prompts], self.model.new_cache(len(prompts), room), None, room)
         self.extend(state, prompts)
@@ -183,7 +198,9 @@ class Engine:
             if not tokens:
                 raise ValueError("a row without a new token")
             if self.context is not None and len(row) + len(tokens) >= self.context:
-                raise UserError(f"prompt: {len(row) + len(tokens):,} tokens leave no room in a context of {self.context:,}")
+                raise UserError(
+                    f"prompt: {len(row) + len(tokens):,} tokens leave no room in a context of {self.context:,}"
+                )
         unread = [[] if state.logits is not None else row[-1:] for row in state.ids]
         for row, tokens in zip(state.ids, new, strict=True):
             row.extend(tokens)
@@ -191,17 +208,20 @@ class Engine:
 
     @torch.inference_mode()
     def decode(self, state: State, tokens: Tensor) -> Tensor:
-        """Reads one token of every row, ``tokens`` (B,), for which there must be room, and returns the logits (B, V) behind them: what a
-        benchmark times. The state's ids stay as they are."""
+        """Reads one token of every row, ``tokens`` (B,), for which there must be room, and returns the logits (B, V)
+        behind them: what a benchmark times. The state's ids stay as they are."""
         state.logits = self._decoder(tokens, state.cache)
         return state.logits
 
     @torch.inference_mode()
     def run(self, state: State, samplings: Sequence[Sampling]) -> Iterator[Step]:
-        """Goes on with every row of ``state`` until it ends. After each step the state's ids hold what was yielded, and a caller may leave
-        off there. A row that has ended leaves the state, so that the others are faster; a state of one row can go on, one of several is
-        used up. ConfigError: logit_bias of an id that is none."""
-        rows = [_Row(i, list(ids), one, self.tokenizer) for i, (ids, one) in enumerate(zip(state.ids, samplings, strict=True))]
+        """Goes on with every row of ``state`` until it ends. After each step the state's ids hold what was yielded, and
+        a caller may leave off there. A row that has ended leaves the state, so that the others are faster; a state of
+        one row can go on, one of several is used up. ConfigError: logit_bias of an id that is none."""
+        rows = [
+            _Row(i, list(ids), one, self.tokenizer)
+            for i, (ids, one) in enumerate(zip(state.ids, samplings, strict=True))
+        ]
         if self.tokenizer is None and any(one.stop for one in samplings):
             raise ValueError("stop strings need a tokenizer")
         vocab = self.model.vocab_size
@@ -232,7 +252,9 @@ class Engine:
     def _choose(self, logits: Tensor, rows: Sequence[_Row]) -> list[Step]:
         """The next step of every row; rows that sample alike are computed together."""
         if not bool(logits.isfinite().all()):
-            raise RunFailed("the model gives logits that are no numbers: its weights are damaged, or its training diverged")
+            raise RunFailed(
+                "the model gives logits that are no numbers: its weights are damaged, or its training diverged"
+            )
         alike: dict[tuple[object, ...], list[int]] = {}
         for place, row in enumerate(rows):
             alike.setdefault(row.kind, []).append(place)
@@ -242,13 +264,16 @@ class Engine:
             own = logits if len(places) == len(rows) else logits[torch.tensor(places, device=logits.device)]
             changed = adjusted(own, sampling, [row.given for row in some], [row.new for row in some])
             tokens = chosen(changed, sampling, [draw(row.sampling.seed, len(row.given) + len(row.new)) for row in some])
-            logprobs = [None] * len(some) if sampling.logprobs is None else token_logprobs(own, tokens, sampling.logprobs)
+            logprobs = (
+                [None] * len(some) if sampling.logprobs is None else token_logprobs(own, tokens, sampling.logprobs)
+            )
             for place, row, token, logprob in zip(places, some, tokens.tolist(), logprobs, strict=True):
                 steps[place] = row.step(token, logprob, self.context)
         return [steps[place] for place in range(len(rows))]
 
     def _read(self, state: State, new: Ids) -> None:
-        """Takes these tokens, at least one for every row, into the cache; shorter rows are padded on the left. Keeps the logits behind."""
+        """Takes these tokens, at least one for every row, into the cache; shorter rows are padded on the left. Keeps
+        the logits behind."""
         longest, needed = max(len(row) for row in new), max(len(ids) for ids in state.ids)
         if needed > state.room:
             state.room = max(needed, state.room + state.room // 2)
@@ -264,7 +289,9 @@ class Engine:
             valid = torch.arange(longest, device=device) >= begins.unsqueeze(1)
         for start in range(0, longest, self.prefill_chunk):
             piece = slice(start, start + self.prefill_chunk)
-            output = self.model(ids[:, piece], state.cache, valid=None if valid is None else valid[:, piece], keep="last")
+            output = self.model(
+                ids[:, piece], state.cache, valid=None if valid is None else valid[:, piece], keep="last"
+            )
         assert output.logits is not None
         state.logits = output.logits[:, -1]
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from hybridlm.config.load import from_yaml
 from hybridlm.errors import UserError
 from hybridlm.files.plain import Unreadable, read_text
-from hybridlm.run_folder import RunFolder, find_run
+from hybridlm.runs.run_folder import RunFolder, find_run
 
 if TYPE_CHECKING:
-    from hybridlm.checkpoint import LoadedRun
     from hybridlm.generate.engine import Engine
+    from hybridlm.runs.checkpoint import LoadedRun
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,15 @@ class Writer:
 
 
 def open_run(name: str, *, ema: bool, context: int | None) -> Writer:
-    """``name``: `last`, a run folder, or a checkpoint; context: the most tokens a text may hold. ConfigError: it cannot be loaded."""
+    """``name``: `last`, a run folder, or a checkpoint; context: the most tokens a text may hold. ConfigError: it cannot
+    be loaded."""
     if context is not None and context < 2:
         raise UserError(f"--context {context}: legal is 2 or more")
     folder, _ = find_run(name)  # what is not there is said before torch is imported, which takes seconds
 
-    from hybridlm.checkpoint import load_run
     from hybridlm.generate.engine import Engine
-    from hybridlm.hardware.device import inference_device
+    from hybridlm.machine.device import inference_device
+    from hybridlm.runs.checkpoint import load_run
 
     run = load_run(name, inference_device(), ema=ema)
     return Writer(Engine(run.model, run.tokenizer, context=context), run, _trained_length(folder))

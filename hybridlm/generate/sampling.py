@@ -1,4 +1,5 @@
-"""How the user wants the next token chosen, and where a text ends. Needs no torch; ``distribution`` does what it says."""
+"""How the user wants the next token chosen, and where a text ends. Needs no torch; ``distribution`` does what it
+says."""
 
 from __future__ import annotations
 
@@ -15,17 +16,18 @@ _MOST = 1e9  # of what is added to a logit, and of what multiplies one: float32 
 class Sampling:
     """How a row goes on, and when it ends. ConfigError: a value outside its range.
 
-    Applied in this order: logit_bias, repetition_penalty, presence_penalty and frequency_penalty; then, where temperature is 0, the
-    likeliest token is taken; else temperature, top_k, top_p, min_p, and a draw.
+    Applied in this order: logit_bias, repetition_penalty, presence_penalty and frequency_penalty; then, where
+    temperature is 0, the likeliest token is taken; else temperature, top_k, top_p, min_p, and a draw.
 
-    temperature: the logits are divided by it. top_k: only the k likeliest, and those as likely as the k-th. top_p: of what is left the
-    smallest set that holds this much probability (Holtzman et al. 2020). min_p: of what is left those at least this likely, as a share
-    of the likeliest one (Nguyen et al. 2024). repetition_penalty: of a token that stands in the prompt or in what was generated, a
-    positive logit is divided by it and a negative one multiplied (Keskar et al. 2019). presence_penalty is taken off the logit of every
-    token generated so far, frequency_penalty as often as it was generated. logit_bias: added to the logits, by id; -inf rules an id
-    out. seed: of the draws; the draw for a token hangs on the seed and on how many tokens its row holds, and on nothing else.
-    stop: texts; the row ends before the first one that it writes. stop_ids: ids; the row ends before the first one.
-    max_new_tokens: the row ends behind so many. logprobs: None, or how many of the likeliest tokens are reported beside each token.
+    temperature: the logits are divided by it. top_k: only the k likeliest, and those as likely as the k-th. top_p: of
+    what is left the smallest set that holds this much probability (Holtzman et al. 2020). min_p: of what is left those
+    at least this likely, as a share of the likeliest one (Nguyen et al. 2024). repetition_penalty: of a token that
+    stands in the prompt or in what was generated, a positive logit is divided by it and a negative one multiplied
+    (Keskar et al. 2019). presence_penalty is taken off the logit of every token generated so far, frequency_penalty as
+    often as it was generated. logit_bias: added to the logits, by id; -inf rules an id out. seed: of the draws; the
+    draw for a token hangs on the seed and on how many tokens its row holds, and on nothing else. stop: texts; the row
+    ends before the first one that it writes. stop_ids: ids; the row ends before the first one. max_new_tokens: the row
+    ends behind so many. logprobs: None, or how many of the likeliest tokens are reported beside each token.
     """
 
     temperature: float = 1.0
@@ -45,19 +47,30 @@ class Sampling:
     def __post_init__(self) -> None:
         biases = self.logit_bias.values()
         legal = {
-            "temperature": (math.isfinite(self.temperature) and self.temperature >= 0, "0 (the likeliest token) or more"),
+            "temperature": (
+                math.isfinite(self.temperature) and self.temperature >= 0,
+                "0 (the likeliest token) or more",
+            ),
             "top_k": (self.top_k is None or self.top_k >= 1, "1 or more"),
             "top_p": (0 < self.top_p <= 1, "more than 0, at most 1"),
             "min_p": (0 <= self.min_p <= 1, "0 to 1"),
-            "repetition_penalty": (1 / _MOST <= self.repetition_penalty <= _MOST, f"{1 / _MOST:g} to {_MOST:g}; 1 is none"),
+            "repetition_penalty": (
+                1 / _MOST <= self.repetition_penalty <= _MOST,
+                f"{1 / _MOST:g} to {_MOST:g}; 1 is none",
+            ),
             "presence_penalty": (abs(self.presence_penalty) <= _MOST, f"{-_MOST:g} to {_MOST:g}; 0 is none"),
             "frequency_penalty": (abs(self.frequency_penalty) <= _MOST, f"{-_MOST:g} to {_MOST:g}; 0 is none"),
-            "logit_bias": (all(abs(bias) <= _MOST or bias == -math.inf for bias in biases), f"{-_MOST:g} to {_MOST:g}, and -inf"),
+            "logit_bias": (
+                all(abs(bias) <= _MOST or bias == -math.inf for bias in biases),
+                f"{-_MOST:g} to {_MOST:g}, and -inf",
+            ),
             "stop": ("" not in self.stop, "texts of one character or more"),
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
             "logprobs": (self.logprobs is None or self.logprobs >= 0, "0 or more"),
         }
-        problems = [f"{name} = {getattr(self, name)!r}: legal is {what}" for name, (fine, what) in legal.items() if not fine]
+        problems = [
+            f"{name} = {getattr(self, name)!r}: legal is {what}" for name, (fine, what) in legal.items() if not fine
+        ]
         if problems:
             raise UserError(problems)
 

@@ -1,8 +1,8 @@
 """A ``State`` in a file: to go on later, in another process, where it was left off.
 
-A safetensors file with every tensor of the cache, the columns of attention cut to the tokens that are there: of a model of Mambas alone
-its size does not grow with the text. Its metadata is JSON and holds the fingerprint of the model, since a state means something to the
-weights that made it only, and a checksum. No code runs when it is read.
+A safetensors file with every tensor of the cache, the columns of attention cut to the tokens that are there: of a model
+of Mambas alone its size does not grow with the text. Its metadata is JSON and holds the fingerprint of the model, since
+a state means something to the weights that made it only, and a checksum. No code runs when it is read.
 """
 
 from __future__ import annotations
@@ -44,16 +44,20 @@ class StateFacts(Section):
 
 
 def fingerprint(model: HybridLM) -> str:
-    """SHA-256 (hex) over the architecture and every weight. It reads all of them: half a second for a gigabyte or so."""
+    """SHA-256 (hex) over the architecture and every weight. It reads all of them: half a second for a gigabyte or
+    so."""
     facts = json.dumps([model.config.model_dump(mode="json"), model.vocab_size], sort_keys=True)
     return digest(facts, model.state_dict())
 
 
 def save_state(path: Path, state: State, model: HybridLM, note: str = "") -> None:
-    """Writes the rows of ``state``; a crash leaves the old file or the new one. note: what the caller wants back. UserError: the file
-    cannot be written."""
+    """Writes the rows of ``state``; a crash leaves the old file or the new one. note: what the caller wants back.
+    UserError: the file cannot be written."""
     past = state.cache.past
-    tensors = {name: tensor[:, :past] if _grows(state.cache, name) else tensor for name, tensor in state.cache.state_dict().items()}
+    tensors = {
+        name: tensor[:, :past] if _grows(state.cache, name) else tensor
+        for name, tensor in state.cache.state_dict().items()
+    }
     if state.logits is not None:
         tensors[_LOGITS] = state.logits
     tensors[_TOKENS] = torch.tensor([token for row in state.ids for token in row], dtype=torch.long)
@@ -80,7 +84,8 @@ def _grows(cache: ModelCache, name: str) -> bool:
 def load_state(path: Path, model: HybridLM) -> tuple[State, str]:
     """The inverse of ``save_state``: the rows, and the note. Going on with them is bit for bit what it would have been.
 
-    UserError: missing, damaged, not a state, from another format version, of another model, or numbers that no state of it has.
+    UserError: missing, damaged, not a state, from another format version, of another model, or numbers that no state of
+    it has.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a state that generate --save-state or /save of chat wrote")
@@ -111,17 +116,26 @@ def load_state(path: Path, model: HybridLM) -> tuple[State, str]:
 
 def _refuse_rows(rows: Sequence[int], tokens: Tensor, logits: Tensor | None, model: HybridLM) -> None:
     """Raises ValueError."""
-    if tokens.dtype != torch.long or tokens.shape != (sum(rows),) or int(tokens.min()) < 0 or int(tokens.max()) >= model.vocab_size:
+    if (
+        tokens.dtype != torch.long
+        or tokens.shape != (sum(rows),)
+        or int(tokens.min()) < 0
+        or int(tokens.max()) >= model.vocab_size
+    ):
         raise ValueError("its tokens are not those of its rows")
     if logits is not None and (logits.shape != (len(rows), model.vocab_size) or not logits.is_floating_point()):
         raise ValueError(f"logits have shape {tuple(logits.shape)} and are {logits.dtype}")
 
 
 def _room(facts: StateFacts, unread: bool, model: HybridLM) -> int:
-    """The room that is made for it: no more than the text and what may follow need, so that a file cannot ask for any memory, but where
-    the file's room makes a layer with a window a bounded one, so does this."""
+    """The room that is made for it: no more than the text and what may follow need, so that a file cannot ask for any
+    memory, but where the file's room makes a layer with a window a bounded one, so does this."""
     needed = max(facts.rows) - unread
-    windows = [window for block in model.blocks if (window := getattr(block.mixer.spec, "window", None)) and window <= facts.room]
+    windows = [
+        window
+        for block in model.blocks
+        if (window := getattr(block.mixer.spec, "window", None)) and window <= facts.room
+    ]
     return max(needed, min(facts.room, max([needed + ROOM_AHEAD, *windows])))
 
 
@@ -138,7 +152,9 @@ def _refuse_misfits(tensors: Mapping[str, Tensor], rows: Sequence[int], unread: 
         shape = tensor.shape if not _grows(empty, name) else (tensor.shape[0], past, *tensor.shape[2:])
         found = tensors[name]
         if (found.shape, found.dtype) != (shape, tensor.dtype):
-            raise ValueError(f"{name} has shape {tuple(found.shape)} and is {found.dtype}, not {tuple(shape)} and {tensor.dtype}")
+            raise ValueError(
+                f"{name} has shape {tuple(found.shape)} and is {found.dtype}, not {tuple(shape)} and {tensor.dtype}"
+            )
     positions = tensors["next_position"].tolist()
     if not all(0 <= position <= length for position, length in zip(positions, lengths, strict=True)):
         raise ValueError("next_position is behind its row")

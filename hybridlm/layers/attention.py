@@ -61,7 +61,8 @@ class Attention(Mixer):
         spec = self.spec
         longest = context + 1 if phase == "decode" else context  # a decoded token sees the context and itself
         reach = longest if spec.window is None else min(longest, spec.window)
-        # Keys seen per token: the mean of 1, 2, ... up to the reach, which is kept from there on; in decode the reach itself.
+        # Keys seen per token: the mean of 1, 2, ... up to the reach, which is kept from there on; in decode the reach
+        # itself.
         keys = reach if phase == "decode" else (reach * (reach + 1) / 2 + (context - reach) * reach) / context
         scores_and_values = 2 * 2 * spec.n_heads * spec.head_dim * keys
         return PASSES[phase] * (linear_flops(self.q_proj, self.k_proj, self.v_proj, self.o_proj) + scores_and_values)

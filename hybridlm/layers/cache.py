@@ -40,12 +40,19 @@ class LayerCache(ABC):
 class TokenCache(LayerCache):
     """What attention keeps of every token: named tensors (B, capacity, ...), a column per token.
 
-    Without a window a token's column is its index in the row. With a window only the last ``window - 1`` tokens are kept, the newest
-    in the last column, moved left as new ones arrive: no query can see further back.
+    Without a window a token's column is its index in the row. With a window only the last ``window - 1`` tokens are
+    kept, the newest in the last column, moved left as new ones arrive: no query can see further back.
     """
 
     def __init__(
-        self, shapes: dict[str, tuple[int, ...]], batch: int, max_len: int, window: int | None, *, dtype: torch.dtype, device: torch.device
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        batch: int,
+        max_len: int,
+        window: int | None,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         """shapes: what is kept of one token, by name."""
         self.window = window
@@ -80,7 +87,9 @@ class TokenCache(LayerCache):
             self.capacity = max_len
             return
         self.bounded = self.window - 1
-        newest = lengths.unsqueeze(1) + torch.arange(-self.bounded, 0, device=lengths.device)  # (B, bounded), negative: no token
+        newest = lengths.unsqueeze(1) + torch.arange(
+            -self.bounded, 0, device=lengths.device
+        )  # (B, bounded), negative: no token
         for name, kept in self._kept.items():
             tail = (1,) * (kept.dim() - 2)
             index = newest.clamp_min(0).view(*newest.shape, *tail).expand(-1, -1, *kept.shape[2:])
@@ -89,21 +98,26 @@ class TokenCache(LayerCache):
         self.capacity = self.bounded
 
     def append(self, new: dict[str, Tensor], seq: SequenceInfo) -> dict[str, Tensor]:
-        """Adds (B, T, ...) of the new tokens; returns all that they may look at, in the new tensors' dtype and newest last.
+        """Adds (B, T, ...) of the new tokens; returns all that they may look at, in the new tensors' dtype and newest
+        last.
 
-        The columns are those of ``seq.visible``; where ``seq.plain`` there are none before the row's first token. ValueError where a
-        row would hold more than ``max_len`` tokens.
+        The columns are those of ``seq.visible``; where ``seq.plain`` there are none before the row's first token.
+        ValueError where a row would hold more than ``max_len`` tokens.
         """
         if self.bounded is None and seq.span > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens, {seq.span} are needed: make it with a larger max_len")
+            raise ValueError(
+                f"the cache holds {self.capacity} tokens, {seq.span} are needed: make it with a larger max_len"
+            )
         step = self._shift_in if self.bounded is not None else self._place
         return {name: step(self._kept[name], tensor, seq) for name, tensor in new.items()}
 
     def place_token(self, key: Tensor, value: Tensor, column: int) -> tuple[Tensor, Tensor]:
-        """``append`` of one token (B, H_kv, ...) of every row to the same column, where no window is as short as the room: the keys and
-        values up to it, both (B, H_kv, S, ...). ValueError as for ``append``."""
+        """``append`` of one token (B, H_kv, ...) of every row to the same column, where no window is as short as the
+        room: the keys and values up to it, both (B, H_kv, S, ...). ValueError as for ``append``."""
         if column >= self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens, {column + 1} are needed: make it with a larger max_len")
+            raise ValueError(
+                f"the cache holds {self.capacity} tokens, {column + 1} are needed: make it with a larger max_len"
+            )
         seen = []
         for name, new in (("k", key), ("v", value)):
             kept = self._kept[name].transpose(1, 2)
@@ -126,8 +140,8 @@ class TokenCache(LayerCache):
             kept[:, seq.past : seq.span] = new
         else:
             recent = slice(-self.capacity, None)  # a row has no more tokens than this, and they stand last
-            # T consecutive indices, taken modulo the capacity, are T different columns: padding gets some that its row does not fill,
-            # and writes back what is there.
+            # T consecutive indices, taken modulo the capacity, are T different columns: padding gets some that its row
+            # does not fill, and writes back what is there.
             index = seq.index[:, recent].remainder(self.capacity)
             tail = (1,) * (new.dim() - 2)
             index = index.view(*index.shape, *tail).expand(-1, -1, *new.shape[2:])
@@ -142,8 +156,8 @@ class TokenCache(LayerCache):
 class StateCache(LayerCache):
     """What a Mamba keeps of a row, whatever its length: named tensors (B, ...).
 
-    conv: (B, K - 1, channels), the last inputs of the convolution, oldest first, in the activations' dtype. The others are the scan's
-    state and at least fp32: ssm, of which each mixer says the shape, and Mamba-3's angle, k and v.
+    conv: (B, K - 1, channels), the last inputs of the convolution, oldest first, in the activations' dtype. The others
+    are the scan's state and at least fp32: ssm, of which each mixer says the shape, and Mamba-3's angle, k and v.
     """
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
@@ -162,8 +176,8 @@ class StateCache(LayerCache):
         """A state has room for any number."""
 
     def update(self, tensors: dict[str, Tensor]) -> None:
-        """Overwrites these states in place, where a scan has not done so itself. Those that autograd records take the old ones' place,
-        which the backward still needs."""
+        """Overwrites these states in place, where a scan has not done so itself. Those that autograd records take the
+        old ones' place, which the backward still needs."""
         for name, tensor in tensors.items():
             kept = self._kept[name]
             if gradient_wanted(tensor):

@@ -25,7 +25,8 @@ class FFN(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, RouterStats | None]:
-        """x: (B, T, D), normalised; valid: (B, T), False where a token is padding. Returns (B, T, D) and, of a router, its statistics."""
+        """x: (B, T, D), normalised; valid: (B, T), False where a token is padding. Returns (B, T, D) and, of a router,
+        its statistics."""
 
     @abstractmethod
     def flops(self, phase: Phase) -> float:

@@ -16,8 +16,9 @@ Role = Literal["matrix", "vector", "embedding", "head"]
 class ParamSpec:
     """What a module says of one of its parameters; optimizer groups, precision and sharding read only this.
 
-    decay: whether weight decay applies. role: what it is to an optimizer. row_blocks: sizes of the independent row blocks of a fused
-    projection (empty: one block). dtype: "fp32" where the parameter must not be rounded (decay rates, step biases).
+    decay: whether weight decay applies. role: what it is to an optimizer. row_blocks: sizes of the independent row
+    blocks of a fused projection (empty: one block). dtype: "fp32" where the parameter must not be rounded (decay rates,
+    step biases).
     """
 
     decay: bool
@@ -44,7 +45,8 @@ class Init:
         nn.init.normal_(weight, std=self._std(weight))
 
     def residual_matrix(self, weight: Tensor) -> None:
-        """A projection back into the residual stream: smaller with depth, so that the stream's variance does not grow with it."""
+        """A projection back into the residual stream: smaller with depth, so that the stream's variance does not grow
+        with it."""
         match self.residual:
             case "zero":
                 nn.init.zeros_(weight)

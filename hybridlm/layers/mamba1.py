@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class Mamba1(Mixer):
     """``out_proj(selective_scan(c, dt, A, B, C) * silu(z))`` with ``c = silu(conv(x))``.
 
-    The rows of in_proj are [x, z], those of x_proj [dt, B, C]: the step size has ``dt_rank`` rows there, and dt_proj makes of them one
-    step size per channel.
+    The rows of in_proj are [x, z], those of x_proj [dt, B, C]: the step size has ``dt_rank`` rows there, and dt_proj
+    makes of them one step size per channel.
     """
 
     def __init__(self, spec: Mamba1Spec) -> None:
@@ -50,7 +50,9 @@ class Mamba1(Mixer):
         conv_state = None if cache is None else cache["conv"]
         positions = seq.positions if seq.doc_ids is not None else None
         weight, bias, backends = self.conv1d.weight, self.conv1d.bias, seq.kernels
-        inner, conv_state = causal_conv(inner, weight, bias, conv_state, positions=positions, padding=seq.padding, backend=backends.conv)
+        inner, conv_state = causal_conv(
+            inner, weight, bias, conv_state, positions=positions, padding=seq.padding, backend=backends.conv
+        )
         delta, B, C = self.x_proj(inner).split((spec.dt_rank, spec.d_state, spec.d_state), dim=-1)
         y, ssm_state = selective_scan(
             inner,
@@ -70,7 +72,8 @@ class Mamba1(Mixer):
         return out
 
     def _step_sizes(self, delta: Tensor, valid: Tensor | None) -> Tensor:
-        """dt (B, T, E) in at least fp32, also under autocast: it stands in exponents. 0 at padding, which moves no state."""
+        """dt (B, T, E) in at least fp32, also under autocast: it stands in exponents. 0 at padding, which moves no
+        state."""
         wide = at_least_fp32(delta.dtype)
         with autocast_off(delta):
             dt = F.softplus(linear(delta.to(wide), self.dt_proj.weight.to(wide), self.dt_proj.bias.to(wide)))
@@ -85,7 +88,8 @@ class Mamba1(Mixer):
     def flops(self, context: int, phase: Phase) -> float:
         spec = self.spec
         projections = linear_flops(self.in_proj, self.x_proj, self.dt_proj, self.out_proj)
-        # Two multiply-adds for each number of the state: it is written, and read. Its decay is left out, as in the other mixers.
+        # Two multiply-adds for each number of the state: it is written, and read. Its decay is left out, as in the
+        # other mixers.
         state = 2 * 2 * spec.d_inner * spec.d_state
         return PASSES[phase] * (projections + 2 * spec.d_conv * spec.d_inner + state)
 
@@ -116,7 +120,9 @@ class Mamba1(Mixer):
             "in_proj.weight": ParamSpec(decay=True, role="matrix", row_blocks=(spec.d_inner, spec.d_inner)),
             "conv1d.weight": VECTOR,  # K taps per channel: nothing a matrix optimizer could orthogonalise
             "conv1d.bias": VECTOR,
-            "x_proj.weight": ParamSpec(decay=True, role="matrix", row_blocks=(spec.dt_rank, spec.d_state, spec.d_state)),
+            "x_proj.weight": ParamSpec(
+                decay=True, role="matrix", row_blocks=(spec.dt_rank, spec.d_state, spec.d_state)
+            ),
             "dt_proj.weight": MATRIX,
             "dt_proj.bias": VECTOR_FP32,
             "A_log": VECTOR_FP32,

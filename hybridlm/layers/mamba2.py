@@ -32,7 +32,13 @@ class Mamba2(Mixer):
     def __init__(self, spec: Mamba2Spec) -> None:
         super().__init__()
         self.spec = spec
-        self.row_blocks = (spec.d_inner, spec.d_inner, spec.n_groups * spec.d_state, spec.n_groups * spec.d_state, spec.n_heads)
+        self.row_blocks = (
+            spec.d_inner,
+            spec.d_inner,
+            spec.n_groups * spec.d_state,
+            spec.n_groups * spec.d_state,
+            spec.n_heads,
+        )
         self.in_proj = Linear(spec.d_model, sum(self.row_blocks), bias=False)
         # A container of the convolution's parameters (mamba_ssm's names); ops.conv does the computing.
         self.conv1d = nn.Conv1d(spec.conv_channels, spec.conv_channels, spec.d_conv, groups=spec.conv_channels)
@@ -52,7 +58,9 @@ class Mamba2(Mixer):
         assert self.conv1d.bias is not None
         state, positions = None if cache is None else cache["conv"], None if seq.doc_ids is None else seq.positions
         weight, bias = self.conv1d.weight, self.conv1d.bias
-        xBC, conv_state = causal_conv(xBC, weight, bias, state, positions=positions, padding=seq.padding, backend=seq.kernels.conv)
+        xBC, conv_state = causal_conv(
+            xBC, weight, bias, state, positions=positions, padding=seq.padding, backend=seq.kernels.conv
+        )
         inner, B, C = xBC.split_with_sizes(self.row_blocks[1:4], dim=-1)
 
         wide = at_least_fp32(x.dtype)
@@ -76,7 +84,14 @@ class Mamba2(Mixer):
         )
         if cache is not None:
             cache.update({"conv": conv_state, "ssm": ssm_state})
-        y = gated_rms_norm(y.flatten(2), z, self.norm.weight, spec.norm_eps, groups=spec.n_groups, norm_before_gate=spec.norm_before_gate)
+        y = gated_rms_norm(
+            y.flatten(2),
+            z,
+            self.norm.weight,
+            spec.norm_eps,
+            groups=spec.n_groups,
+            norm_before_gate=spec.norm_before_gate,
+        )
         out: Tensor = self.out_proj(y)
         return out
 
@@ -88,7 +103,9 @@ class Mamba2(Mixer):
         assert conv.bias is not None
         return kernel_mamba2_layer(
             zxbcdt,
-            LayerWeights(conv.weight, conv.bias, self.dt_bias, self.A_log, self.D, self.norm.weight, self.out_proj.weight),
+            LayerWeights(
+                conv.weight, conv.bias, self.dt_bias, self.A_log, self.D, self.norm.weight, self.out_proj.weight
+            ),
             seq.starts,
             head_dim=spec.head_dim,
             n_groups=spec.n_groups,
@@ -109,7 +126,9 @@ class Mamba2(Mixer):
         if phase != "decode":
             chunk = min(spec.chunk, context)  # each token meets the whole tile of its chunk, masked or not
             state += 2 * chunk * (spec.n_groups * spec.d_state + spec.d_inner)
-        return PASSES[phase] * (linear_flops(self.in_proj, self.out_proj) + 2 * spec.d_conv * spec.conv_channels + state)
+        return PASSES[phase] * (
+            linear_flops(self.in_proj, self.out_proj) + 2 * spec.d_conv * spec.conv_channels + state
+        )
 
     def state_bytes(self, context: int, batch: int, dtype: torch.dtype) -> int:
         spec = self.spec

@@ -39,8 +39,9 @@ class _Steps(NamedTuple):
 
 
 class Mamba3(Mixer):
-    """``out_proj(sum_r mimo_o_r * y_r * silu(mimo_z_r * z))`` with y the trapezoidal scan over B and C, normalised, biased and rotated by
-    data-dependent angles. The rows of in_proj are [z, x, B, C, dt, A, trap, angle]; SISO has one rank and none of the mimo_*."""
+    """``out_proj(sum_r mimo_o_r * y_r * silu(mimo_z_r * z))`` with y the trapezoidal scan over B and C, normalised,
+    biased and rotated by data-dependent angles. The rows of in_proj are [z, x, B, C, dt, A, trap, angle]; SISO has one
+    rank and none of the mimo_*."""
 
     def __init__(self, spec: Mamba3Spec) -> None:
         super().__init__()
@@ -49,7 +50,16 @@ class Mamba3(Mixer):
         state_channels = spec.rank * spec.n_groups * spec.d_state
         trap = (spec.n_heads,) if spec.trapezoidal else ()
         angle = (spec.n_angles,) if spec.complex_rope else ()
-        self.row_blocks = (spec.d_inner, spec.d_inner, state_channels, state_channels, spec.n_heads, spec.n_heads, *trap, *angle)
+        self.row_blocks = (
+            spec.d_inner,
+            spec.d_inner,
+            state_channels,
+            state_channels,
+            spec.n_heads,
+            spec.n_heads,
+            *trap,
+            *angle,
+        )
         self.in_proj = Linear(spec.d_model, sum(self.row_blocks), bias=False)
         if spec.use_conv:  # a container of the convolution's parameters; ops.conv does the computing
             self.conv1d = nn.Conv1d(spec.conv_channels, spec.conv_channels, spec.d_conv, groups=spec.conv_channels)
@@ -89,7 +99,9 @@ class Mamba3(Mixer):
         assert self.conv1d.bias is not None
         state, positions = None if cache is None else cache["conv"], None if seq.doc_ids is None else seq.positions
         weight, bias = self.conv1d.weight, self.conv1d.bias
-        xBC, state = causal_conv(xBC, weight, bias, state, positions=positions, padding=seq.padding, backend=seq.kernels.conv)
+        xBC, state = causal_conv(
+            xBC, weight, bias, state, positions=positions, padding=seq.padding, backend=seq.kernels.conv
+        )
         if cache is not None:
             cache.update({"conv": state})
         return xBC
@@ -108,7 +120,8 @@ class Mamba3(Mixer):
         return _Steps(x, B, C, -decay * dt, own, previous, theta)
 
     def _rates(self, xBC: Tensor, rates: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-        """x (B, T, H, P), B and C (B, T, R, G, N), normalised, dt and -A (B, T, H), and what in_proj gave of trap and angle."""
+        """x (B, T, H, P), B and C (B, T, R, G, N), normalised, dt and -A (B, T, H), and what in_proj gave of trap and
+        angle."""
         spec, wide = self.spec, at_least_fp32(xBC.dtype)
         x, B, C = xBC.split(self.row_blocks[1:4], dim=-1)
         ranks = (spec.rank, spec.n_groups, spec.d_state)
@@ -127,7 +140,9 @@ class Mamba3(Mixer):
         if (kernels.mamba3_siso if spec.mimo_rank is None else kernels.mamba3_mimo) != CUDA or cache is not None:
             return False
         widths = (spec.d_state, spec.head_dim)
-        refusal = mamba3_refusal(*widths, spec.n_angles, xBC.dtype, trapezoidal=spec.trapezoidal, padding=seq.valid is not None)
+        refusal = mamba3_refusal(
+            *widths, spec.n_angles, xBC.dtype, trapezoidal=spec.trapezoidal, padding=seq.valid is not None
+        )
         if refusal is None and spec.mimo_rank is not None:
             length = xBC.shape[1] if seq.starts is None else None  # documents end where they like
             grouped, gated = {"heads": spec.n_heads, "groups": spec.n_groups}, not spec.outproj_norm
@@ -143,7 +158,9 @@ class Mamba3(Mixer):
         z = z.unflatten(-1, (spec.n_heads, spec.head_dim))
         inputs = Mamba3Inputs(x, B, C, -decay * dt, dt, mix, rate, None if spec.outproj_norm else z)
         if spec.mimo_rank is not None:
-            return kernel_mimo(inputs, self.B_bias, self.C_bias, self.D, self.mimo_x, self.mimo_z, self.mimo_o, seq.starts)
+            return kernel_mimo(
+                inputs, self.B_bias, self.C_bias, self.D, self.mimo_x, self.mimo_z, self.mimo_o, seq.starts
+            )
         y = kernel_siso(inputs, self.B_bias, self.C_bias, self.D, seq.starts)
         if not spec.outproj_norm:
             return y
@@ -188,9 +205,13 @@ class Mamba3(Mixer):
             decay = decay.masked_fill(seq.starts, 0.0)
         both = torch.cat((B[:, 0], C[:, 0]), 1), torch.cat((self.B_bias, self.C_bias), 1)
         k, c = turned(*both, angle, adjacent=self.adjacent).chunk(2, 1)
-        before = None if previous is None else (previous[:, 0], as_dtype(cache["k"], k.dtype), as_dtype(cache["v"], k.dtype))
+        before = (
+            None if previous is None else (previous[:, 0], as_dtype(cache["k"], k.dtype), as_dtype(cache["v"], k.dtype))
+        )
         x_t, state = as_dtype(x[:, 0], k.dtype), as_dtype(cache["ssm"], k.dtype)
-        y, state = trapezoid_step(x_t, decay, own[:, 0], k, c, self.D, self._mimo_x, state, before=before, overwrite=True)
+        y, state = trapezoid_step(
+            x_t, decay, own[:, 0], k, c, self.D, self._mimo_x, state, before=before, overwrite=True
+        )
         self._remember(steps, state, angle, None if previous is None else k, seq, cache)
         return y
 
@@ -201,7 +222,9 @@ class Mamba3(Mixer):
     def _gated(self, y: Tensor, z: Tensor) -> Tensor:
         spec = self.spec
         if spec.outproj_norm:
-            y = F.rms_norm(y, (spec.head_dim,), None, spec.norm_eps) * self.norm.weight.to(y.dtype).view(spec.n_heads, 1, 1, 1, 1, -1)
+            y = F.rms_norm(y, (spec.head_dim,), None, spec.norm_eps) * self.norm.weight.to(y.dtype).view(
+                spec.n_heads, 1, 1, 1, 1, -1
+            )
         if spec.mimo_rank is None:
             return y.permute(2, 1, 4, 3, 0, 5).flatten(1, 3)[:, : z.shape[1]] * F.silu(z.to(y.dtype))
         return mimo_gate(y, z, self.mimo_z, self.mimo_o)
@@ -209,13 +232,18 @@ class Mamba3(Mixer):
     def _gated_step(self, y: Tensor, z: Tensor) -> Tensor:
         """``_gated`` of one token: y (B, R, H, P), z (B, H, P)."""
         if self.spec.outproj_norm:
-            y = F.rms_norm(y, y.shape[-1:], None, self.spec.norm_eps) * as_dtype(self.norm.weight, y.dtype).view(y.shape[2:])
+            y = F.rms_norm(y, y.shape[-1:], None, self.spec.norm_eps) * as_dtype(self.norm.weight, y.dtype).view(
+                y.shape[2:]
+            )
         if self.spec.mimo_rank is None:
             return y[:, 0] * F.silu(as_dtype(z, y.dtype))
         return mimo_gate_step(y, z, self.mimo_z, self.mimo_o)
 
-    def _remember(self, steps: _Steps, state: Tensor, theta: Tensor | None, k: Tensor | None, seq: SequenceInfo, cache: StateCache) -> None:
-        """Brings the cache up to date, theta and k those of the last token; a row without any token keeps what it has."""
+    def _remember(
+        self, steps: _Steps, state: Tensor, theta: Tensor | None, k: Tensor | None, seq: SequenceInfo, cache: StateCache
+    ) -> None:
+        """Brings the cache up to date, theta and k those of the last token; a row without any token keeps what it
+        has."""
         new = {"ssm": state}
         if theta is not None:
             new["angle"] = theta
@@ -224,7 +252,10 @@ class Mamba3(Mixer):
             new["v"] = steps.x[:, -1]
         if seq.valid is not None:
             some = seq.valid[:, -1]
-            new = {name: torch.where(some.view(-1, *(1,) * (t.dim() - 1)), t.to(cache[name].dtype), cache[name]) for name, t in new.items()}
+            new = {
+                name: torch.where(some.view(-1, *(1,) * (t.dim() - 1)), t.to(cache[name].dtype), cache[name])
+                for name, t in new.items()
+            }
         cache.update(new)
 
     def new_cache(self, batch: int, max_len: int, *, dtype: torch.dtype, device: torch.device) -> StateCache:
@@ -246,7 +277,9 @@ class Mamba3(Mixer):
         if phase != "decode":
             chunk = min(spec.chunk, context)  # each token and rank meets the whole tile of its chunk, masked or not
             state += 2 * spec.rank * (chunk * spec.rank) * (spec.n_heads * spec.d_state + spec.d_inner)
-        return PASSES[phase] * (linear_flops(self.in_proj, self.out_proj) + 2 * spec.d_conv * spec.conv_channels + state)
+        return PASSES[phase] * (
+            linear_flops(self.in_proj, self.out_proj) + 2 * spec.d_conv * spec.conv_channels + state
+        )
 
     def state_bytes(self, context: int, batch: int, dtype: torch.dtype) -> int:
         spec = self.spec
@@ -272,10 +305,15 @@ class Mamba3(Mixer):
             norm.reset_parameters()
 
     def param_specs(self) -> dict[str, ParamSpec]:
-        specs = {"in_proj.weight": ParamSpec(decay=True, role="matrix", row_blocks=self.row_blocks), "out_proj.weight": MATRIX}
+        specs = {
+            "in_proj.weight": ParamSpec(decay=True, role="matrix", row_blocks=self.row_blocks),
+            "out_proj.weight": MATRIX,
+        }
         if self.spec.use_conv:  # K taps per channel: nothing a matrix optimizer could orthogonalise
             specs |= {"conv1d.weight": VECTOR, "conv1d.bias": VECTOR}
         specs |= dict.fromkeys(("dt_bias", "B_bias", "C_bias", "D"), VECTOR_FP32)
         if self.spec.mimo_rank is not None:
             specs |= dict.fromkeys(("mimo_x", "mimo_z", "mimo_o"), VECTOR_FP32)
-        return specs | dict.fromkeys(("B_norm.weight", "C_norm.weight", *(("norm.weight",) if self.spec.outproj_norm else ())), VECTOR)
+        return specs | dict.fromkeys(
+            ("B_norm.weight", "C_norm.weight", *(("norm.weight",) if self.spec.outproj_norm else ())), VECTOR
+        )

@@ -19,7 +19,8 @@ PASSES: dict[Phase, int] = {"train": 3, "prefill": 1, "decode": 1}  # a backward
 class Mixer(nn.Module, ABC):
     """Moves information between the tokens of a sequence: attention, a Mamba, ...
 
-    One ``forward`` serves training, prefill in chunks and decode: with a cache, any T >= 1 tokens may follow any prefix.
+    One ``forward`` serves training, prefill in chunks and decode: with a cache, any T >= 1 tokens may follow any
+    prefix.
     """
 
     @abstractmethod
@@ -32,8 +33,8 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def flops(self, context: int, phase: Phase) -> float:
-        """Matrix-product FLOPs per token: of a sequence of ``context`` tokens (train: with backward; prefill), or of one token decoded
-        after ``context`` others. A multiply-add counts two."""
+        """Matrix-product FLOPs per token: of a sequence of ``context`` tokens (train: with backward; prefill), or of
+        one token decoded after ``context`` others. A multiply-add counts two."""
 
     @abstractmethod
     def state_bytes(self, context: int, batch: int, dtype: torch.dtype) -> int:

@@ -20,19 +20,20 @@ from hybridlm.ops.rotary import apply_rotary
 if TYPE_CHECKING:
     from hybridlm.config.layers import MLASpec
 
-# DeepSeek's code gives the norms of the two latents an epsilon of their own, whatever that of the model's other norms; weights trained
-# or exported under either would differ with any other number.
+# DeepSeek's code gives the norms of the two latents an epsilon of their own, whatever that of the model's other norms;
+# weights trained or exported under either would differ with any other number.
 LATENT_NORM_EPS = 1e-6
 
 
 class MLA(Mixer):
     """Softmax attention whose keys and values are expanded from one small latent per token, which alone is cached.
 
-    A head's query and key are ``[nope | rope]``: the key's first part comes from the latent, the second is one rotated key that all heads
-    share. Rows: kv_a_proj_with_mqa [latent, shared key]; kv_b_proj per head [key, value]; q_proj (or q_b_proj) per head [nope, rope].
+    A head's query and key are ``[nope | rope]``: the key's first part comes from the latent, the second is one rotated
+    key that all heads share. Rows: kv_a_proj_with_mqa [latent, shared key]; kv_b_proj per head [key, value]; q_proj (or
+    q_b_proj) per head [nope, rope].
 
-    There are two equal forms. Expanded: keys and values of every token seen. Absorbed: the latent itself is key and value of all
-    heads, the expansion moves to the query and to the weighted sum.
+    There are two equal forms. Expanded: keys and values of every token seen. Absorbed: the latent itself is key and
+    value of all heads, the expansion moves to the query and to the weighted sum.
     """
 
     def __init__(self, spec: MLASpec) -> None:
@@ -59,7 +60,9 @@ class MLA(Mixer):
         if spec.rope:
             cos, sin = seq.rotary(spec.qk_rope_head_dim, spec.rope_theta, x.dtype)
             q_rope = apply_rotary(q_rope, cos, sin, interleaved=spec.rope_interleave)
-            k_rope = apply_rotary(k_rope.unsqueeze(2), cos, sin, interleaved=spec.rope_interleave).squeeze(2)  # (B, T, r)
+            k_rope = apply_rotary(k_rope.unsqueeze(2), cos, sin, interleaved=spec.rope_interleave).squeeze(
+                2
+            )  # (B, T, r)
         bounded: int | None = 0  # without a cache the last column is the newest token, as in a bounded one
         if cache is not None:
             assert isinstance(cache, TokenCache)
@@ -78,10 +81,12 @@ class MLA(Mixer):
         return q
 
     def _absorbing_pays(self, queries: int, keys: int) -> bool:
-        """Whether the absorbed form needs fewer products: for a token decoded after any past, and for a few tokens after a long one.
+        """Whether the absorbed form needs fewer products: for a token decoded after any past, and for a few tokens
+        after a long one.
 
-        Where there is no past the answer is no, whatever the widths, so that training has one form only. Per head, the forms need
-        ``S c (nope + v) + T S (nope + rope + v)`` and ``T c (nope + v) + T S (2 c + rope)`` multiply-adds for T queries on S keys.
+        Where there is no past the answer is no, whatever the widths, so that training has one form only. Per head, the
+        forms need ``S c (nope + v) + T S (nope + rope + v)`` and ``T c (nope + v) + T S (2 c + rope)`` multiply-adds
+        for T queries on S keys.
         """
         spec = self.spec
         expansion = spec.kv_lora_rank * (spec.qk_nope_head_dim + spec.v_head_dim)
@@ -94,7 +99,9 @@ class MLA(Mixer):
         kv = self.kv_b_proj(latent).unflatten(-1, (spec.n_heads, -1))  # (B, S, H, nope + v)
         k_nope, v = kv.split((spec.qk_nope_head_dim, spec.v_head_dim), dim=-1)
         shared = k_rope.unsqueeze(2).expand(-1, -1, spec.n_heads, -1)
-        return attention(torch.cat((q_nope, q_rope), -1), torch.cat((k_nope, shared), -1), v, scale=spec.scale, mask=mask)
+        return attention(
+            torch.cat((q_nope, q_rope), -1), torch.cat((k_nope, shared), -1), v, scale=spec.scale, mask=mask
+        )
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: Tensor | None) -> Tensor:
         """The same, with one head of keys ``[latent | shared key]`` for all queries; its values are the latents."""
@@ -143,7 +150,8 @@ class MLA(Mixer):
         if spec.qk_rope_head_dim:
             parts = (spec.kv_lora_rank, spec.qk_rope_head_dim)
             specs["kv_a_proj_with_mqa.weight"] = ParamSpec(decay=True, role="matrix", row_blocks=parts)
-        # Keys and values are different maps of the latent; their rows alternate head by head, so each head's are blocks of their own.
+        # Keys and values are different maps of the latent; their rows alternate head by head, so each head's are blocks
+        # of their own.
         rows = (spec.qk_nope_head_dim, spec.v_head_dim) * spec.n_heads
         specs["kv_b_proj.weight"] = ParamSpec(decay=True, role="matrix", row_blocks=rows)
         return specs

@@ -31,7 +31,9 @@ class MLP(FFN):
         return self.down_proj(hidden), None
 
     def flops(self, phase: Phase) -> float:
-        return PASSES[phase] * linear_flops(*[layer for layer in (self.gate_proj, self.up_proj, self.down_proj) if layer is not None])
+        return PASSES[phase] * linear_flops(
+            *[layer for layer in (self.gate_proj, self.up_proj, self.down_proj) if layer is not None]
+        )
 
     def reset_parameters(self, init: Init) -> None:
         for layer in (self.gate_proj, self.up_proj):

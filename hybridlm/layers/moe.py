@@ -1,4 +1,5 @@
-"""Mixture of experts: a router sends each token to the few experts that suit it (Shazeer et al. 2017; Mixtral; DeepSeek-V3)."""
+"""Mixture of experts: a router sends each token to the few experts that suit it (Shazeer et al. 2017; Mixtral;
+DeepSeek-V3)."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Router(nn.Linear):
         super().__init__(spec.d_model, spec.n_experts, bias=False)
         self.spec = spec
         if spec.router == "sigmoid":
-            # Moved after each optimizer step so that loads even out, not by a gradient: state of training, saved with the weights.
+            # Moved after each optimizer step so that loads even out, not by a gradient: state of training, saved with
+            # the weights.
             self.register_buffer("e_score_correction_bias", torch.empty(spec.n_experts, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +60,8 @@ class Router(nn.Linear):
 
 
 class Experts(nn.Module):
-    """The matrices of all experts. Gated ones fuse two of them: the rows of gate_up_proj are [gate, up], for each expert."""
+    """The matrices of all experts. Gated ones fuse two of them: the rows of gate_up_proj are [gate, up], for each
+    expert."""
 
     def __init__(self, spec: MoESpec) -> None:
         super().__init__()
@@ -80,7 +83,9 @@ class Experts(nn.Module):
         device = x.device.type
         if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(device))
-        return mixture(x, routing.experts, routing.weights, self.first.to(x.dtype), self.down_proj.to(x.dtype), gated=self.gated)
+        return mixture(
+            x, routing.experts, routing.weights, self.first.to(x.dtype), self.down_proj.to(x.dtype), gated=self.gated
+        )
 
     def reset_parameters(self, init: Init) -> None:
         init.matrix(self.first)
@@ -90,7 +95,8 @@ class Experts(nn.Module):
 class MoE(FFN):
     """Each token's ``top_k`` of ``n_experts`` experts, weighted, and the shared experts, which every token goes to.
 
-    No token is ever dropped, so what one token gets does not depend on the others: padding needs no care but in the statistics.
+    No token is ever dropped, so what one token gets does not depend on the others: padding needs no care but in the
+    statistics.
     """
 
     def __init__(self, spec: MoESpec) -> None:
@@ -128,9 +134,10 @@ class MoE(FFN):
             self.shared_experts.reset_parameters(init)
 
     def param_specs(self) -> dict[str, ParamSpec]:
-        # The router is AdamW's under every optimizer: an orthogonalised update moves all directions alike, those of experts that the
-        # gradient says nothing about too, and which experts come out on top follows every such move. Decay keeps its logits from
-        # growing to where the choice no longer changes; rounding its weights would change choices.
+        # The router is AdamW's under every optimizer: an orthogonalised update moves all directions alike, those of
+        # experts that the gradient says nothing about too, and which experts come out on top follows every such move.
+        # Decay keeps its logits from growing to where the choice no longer changes; rounding its weights would change
+        # choices.
         specs = {"gate.weight": ParamSpec(decay=True, role="vector", dtype="fp32")}
         if self.experts.gated:
             blocks = (self.spec.d_expert, self.spec.d_expert)

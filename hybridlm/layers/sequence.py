@@ -16,12 +16,13 @@ from hybridlm.ops.rotary import rotary_angles
 class SequenceInfo:
     """The T columns of a forward: where each token stands, which are padding, and where documents begin.
 
-    positions: (B, T) place of each token in its document. past: tokens that the caches of the fullest row hold.
-    starts: (B, T) True at the first token of a document, which must see nothing before it; None: no document begins here.
-    valid: (B, T) False at padding, which in every row comes before all tokens; such columns change no state, and what a layer returns
-    for them is finite and unused. None: no padding. held: (B,) tokens that each row's caches hold; None: ``past`` in every row.
-    doc_ids: (B, T) document of each token, meaningless at padding; None as long as documents were never told apart.
-    longest: tokens that the fullest row holds with the new ones; None: ``past`` + T. kernels: the backend of each operator.
+    positions: (B, T) place of each token in its document. past: tokens that the caches of the fullest row hold. starts:
+    (B, T) True at the first token of a document, which must see nothing before it; None: no document begins here.
+    valid: (B, T) False at padding, which in every row comes before all tokens; such columns change no state, and what a
+    layer returns for them is finite and unused. None: no padding. held: (B,) tokens that each row's caches hold; None:
+    ``past`` in every row. doc_ids: (B, T) document of each token, meaningless at padding; None as long as documents
+    were never told apart. longest: tokens that the fullest row holds with the new ones; None: ``past`` + T. kernels:
+    the backend of each operator.
     """
 
     positions: Tensor
@@ -33,8 +34,12 @@ class SequenceInfo:
     longest: int | None = None
     kernels: KernelChoice = ALL_TORCH
     _masks: dict[tuple[int | None, int | None], Tensor] = field(default_factory=dict, repr=False, compare=False)
-    _angles: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
-    _token_angles: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    _angles: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    _token_angles: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @staticmethod
     def contiguous(batch: int, length: int, past: int, device: torch.device) -> SequenceInfo:
@@ -59,7 +64,8 @@ class SequenceInfo:
 
     @cached_property
     def index(self) -> Tensor:
-        """(B, T) index of each token in its row, counted from the first one that the caches hold; meaningless at padding."""
+        """(B, T) index of each token in its row, counted from the first one that the caches hold; meaningless at
+        padding."""
         columns = torch.arange(self.positions.shape[1], device=self.positions.device)
         before = self.past if self.held is None else self.held.unsqueeze(1)
         shift = 0 if self.padding is None else self.padding.unsqueeze(1)
@@ -73,7 +79,8 @@ class SequenceInfo:
         return tables
 
     def token_rotary(self, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """For one token a row: what to multiply its channels with, and its channels turned by half a head, both (B, 1, head_dim)."""
+        """For one token a row: what to multiply its channels with, and its channels turned by half a head, both (B, 1,
+        head_dim)."""
         tables = self._token_angles.get((head_dim, theta, dtype))
         if tables is None:
             cos, sin = self.rotary(head_dim, theta, dtype)
@@ -84,8 +91,9 @@ class SequenceInfo:
     def visible(self, window: int | None, bounded: int | None = None) -> Tensor:
         """(B, 1, T, S) True where a token may look at a key: its own past, within the window, in its own document.
 
-        Keys stand by their index in the row, S = ``span``; where the cache is ``bounded`` to so many tokens, S = bounded + T and the
-        last column is the row's newest token. Padding looks at every key, so that no softmax is empty. Made once per forward.
+        Keys stand by their index in the row, S = ``span``; where the cache is ``bounded`` to so many tokens, S =
+        bounded + T and the last column is the row's newest token. Padding looks at every key, so that no softmax is
+        empty. Made once per forward.
         """
         mask = self._masks.get((window, bounded))
         if mask is None:
@@ -99,8 +107,8 @@ class SequenceInfo:
             key = torch.arange(self.span, device=query.device).view(1, 1, -1)
         else:  # the newest token of every row stands last
             key = self.index[:, -1:, None] + torch.arange(1 - bounded - length, 1, device=query.device)
-        # A token's position is the number of tokens before it in its document: the first key that it may see. Ids are not compared,
-        # so a document may have the id of an earlier one.
+        # A token's position is the number of tokens before it in its document: the first key that it may see. Ids are
+        # not compared, so a document may have the id of an earlier one.
         first = torch.zeros_like(query) if self.doc_ids is None else query - self.positions.unsqueeze(2)
         if window is not None:
             first = torch.maximum(first, query - window + 1)

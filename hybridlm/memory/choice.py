@@ -20,7 +20,8 @@ _EVERY = (0, 8, 6, 4, 3, 2, 1)  # what checkpoint_blocks may become
 
 @dataclass(frozen=True)
 class Limit:
-    """bytes: what there is, None: unknown. margin, spare: what the allocator takes besides is ``peak x margin + spare``."""
+    """bytes: what there is, None: unknown. margin, spare: what the allocator takes besides is ``peak x margin +
+    spare``."""
 
     bytes: int | None
     margin: float
@@ -55,16 +56,20 @@ class Steps:
         return stays // self.shares.sharded + self.shares.exchange + self.shares.libraries + self.update.transient
 
     def at_least(self, cut: Cut) -> int:
-        """Bytes that ``peak`` does not fall below, from micro-batches of one and two windows: it is a largest of straight lines in the
-        micro-batch, so it lies above the line through two of its points."""
-        one, two = (self.peak(Cut(size, max(2, cut.accumulate), cut.checkpoint_blocks, cut.rows)).bytes for size in (1, 2))
+        """Bytes that ``peak`` does not fall below, from micro-batches of one and two windows: it is a largest of
+        straight lines in the micro-batch, so it lies above the line through two of its points."""
+        one, two = (
+            self.peak(Cut(size, max(2, cut.accumulate), cut.checkpoint_blocks, cut.rows)).bytes for size in (1, 2)
+        )
         return one + (two - one) * (cut.batch_size - 1)
 
     def time(self, cut: Cut) -> float:
         return relative_time(self.model, self.work, cut)
 
     def _followed(self, cut: Cut, *, checkpointed: bool) -> Pieces:
-        return follow(self.work, cut.batch_size, checkpointed=checkpointed, accumulating=cut.accumulate > 1, rows=cut.rows)
+        return follow(
+            self.work, cut.batch_size, checkpointed=checkpointed, accumulating=cut.accumulate > 1, rows=cut.rows
+        )
 
 
 def choose(steps: Steps, cuts: Sequence[Cut], limit: Limit) -> tuple[Cut, Peak, bool]:
@@ -77,8 +82,8 @@ def choose(steps: Steps, cuts: Sequence[Cut], limit: Limit) -> tuple[Cut, Peak, 
 
 
 def roughly(steps: Steps, cuts: Sequence[Cut], limit: Limit) -> tuple[Cut, int] | None:
-    """About the largest micro-batch that fits with the layers and rows of the smallest cut, and the smallest cut's bytes; None: not even
-    that fits. ``choose`` takes longer and finds faster cuts."""
+    """About the largest micro-batch that fits with the layers and rows of the smallest cut, and the smallest cut's
+    bytes; None: not even that fits. ``choose`` takes longer and finds faster cuts."""
     smallest = smallest_of(cuts)
     if not limit.holds(steps.outside) or not limit.holds(least := steps.peak(smallest).bytes):
         return None
@@ -87,7 +92,9 @@ def roughly(steps: Steps, cuts: Sequence[Cut], limit: Limit) -> tuple[Cut, int] 
     return max(held, key=lambda cut: cut.batch_size), least
 
 
-def _fastest(steps: Steps, cuts: Sequence[Cut], limit: Limit, known: tuple[Cut, Peak] | None) -> tuple[Cut, Peak] | None:
+def _fastest(
+    steps: Steps, cuts: Sequence[Cut], limit: Limit, known: tuple[Cut, Peak] | None
+) -> tuple[Cut, Peak] | None:
     """Of cuts with the same rows, if it is faster than what is known."""
     first, *others = sorted(cuts, key=lambda cut: (steps.time(cut), cut.accumulate))
     if known is None:
@@ -112,9 +119,15 @@ def smallest_of(cuts: Sequence[Cut]) -> Cut:
 
 
 def possible_cuts(
-    windows: int, layers: int, batch_size: int | str, accumulate: int | str, checkpoint_blocks: int | str, rows: int | str
+    windows: int,
+    layers: int,
+    batch_size: int | str,
+    accumulate: int | str,
+    checkpoint_blocks: int | str,
+    rows: int | str,
 ) -> list[Cut]:
-    """Every way to cut ``windows`` of one device that what the user fixed leaves open; few rows only where nothing else is left."""
+    """Every way to cut ``windows`` of one device that what the user fixed leaves open; few rows only where nothing else
+    is left."""
     sizes = [size for size in range(1, windows + 1) if windows % size == 0]
     if isinstance(batch_size, int):
         sizes = [batch_size]

@@ -17,8 +17,8 @@ ALL_ATTENTION = "T"
 
 @dataclass(frozen=True)
 class Context:
-    """One sequence that has read ``tokens``. attention: bytes of the cache where every layer is attention of the model's section;
-    prefill, decode: tokens per second, estimates; None: the device's rates are unknown."""
+    """One sequence that has read ``tokens``. attention: bytes of the cache where every layer is attention of the
+    model's section; prefill, decode: tokens per second, estimates; None: the device's rates are unknown."""
 
     tokens: int
     cache: int

@@ -1,7 +1,8 @@
-"""Counts the bytes that live tensors hold while a piece of training runs on fake tensors, which have shapes and no contents.
+"""Counts the bytes that live tensors hold while a piece of training runs on fake tensors, which have shapes and no
+contents.
 
-torch's fake mode knows an operator of ours by its declaration alone, so the workspace inside is not seen. Here the operator's own Python
-runs instead, on fake tensors too. Where a step asks for contents, an assumption answers:
+torch's fake mode knows an operator of ours by its declaration alone, so the workspace inside is not seen. Here the
+operator's own Python runs instead, on fake tensors too. Where a step asks for contents, an assumption answers:
 
 * experts get equal shares of the tokens;
 * with packed documents, one token in ``_YOUNG`` stands at the beginning of its document;
@@ -27,7 +28,10 @@ from hybridlm.ops.modes import followed, gpu
 CUDA_GRAIN = 512  # bytes: torch's allocator for CUDA rounds up to it (c10/cuda/CUDACachingAllocator.h, kMinBlockSize)
 _OURS = "hybridlm::"
 _YOUNG = 32
-_EXPERTS: dict[str, tuple[int, int]] = {"hybridlm::experts": (2, 3), "hybridlm::experts_backward": (3, 4)}  # where order and offsets stand
+_EXPERTS: dict[str, tuple[int, int]] = {
+    "hybridlm::experts": (2, 3),
+    "hybridlm::experts_backward": (3, 4),
+}  # where order and offsets stand
 
 
 # Of our operators by what their memory hangs on: the most that they hold, results too. Plans of one process share it.
@@ -35,7 +39,8 @@ _WORKSPACES: dict[tuple[object, ...], int] = {}
 
 
 class Ledger(TorchDispatchMode):
-    """Within it, and a fake mode below it, ``held`` is what the tensors made since hold, ``peak`` the most that this was.
+    """Within it, and a fake mode below it, ``held`` is what the tensors made since hold, ``peak`` the most that this
+    was.
 
     grain: what an allocator rounds a tensor's bytes up to.
     """
@@ -51,7 +56,9 @@ class Ledger(TorchDispatchMode):
         before, self.peak = self.peak, self.held
         return before
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         name = func._schema.name
         if func in (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default):
             return _number(args[0])
@@ -66,8 +73,14 @@ class Ledger(TorchDispatchMode):
         return out
 
     def _whole(self, name: str, func: Any, args: Sequence[Any]) -> Any:
-        """An operator of ours with what happens inside it; the second time with the same shapes, only what it gives back."""
-        key = (gpu(args[0]) if isinstance(args[0], Tensor) else None, self._grain, name, *[_shape(arg) for arg in tree_leaves(args)])
+        """An operator of ours with what happens inside it; the second time with the same shapes, only what it gives
+        back."""
+        key = (
+            gpu(args[0]) if isinstance(args[0], Tensor) else None,
+            self._grain,
+            name,
+            *[_shape(arg) for arg in tree_leaves(args)],
+        )
         before = self.held
         if key not in _WORKSPACES:
             peak = self.restart()
@@ -109,7 +122,8 @@ class Ledger(TorchDispatchMode):
         self.held += size
 
     def _plain(self, argument: object) -> object:
-        """A tensor without contents or device in the place of a fake one, not counted: operators take a tenth of the time on such."""
+        """A tensor without contents or device in the place of a fake one, not counted: operators take a tenth of the
+        time on such."""
         if not isinstance(argument, Tensor):
             return argument
         plain = torch.empty_strided(argument.shape, argument.stride(), dtype=argument.dtype, device="meta")
@@ -118,7 +132,8 @@ class Ledger(TorchDispatchMode):
 
 
 def _with_shares(name: str, args: list[Any]) -> list[Any]:
-    """The arguments of an operator; where it is one of experts, with the ends of equal shares in the place of ``offsets``."""
+    """The arguments of an operator; where it is one of experts, with the ends of equal shares in the place of
+    ``offsets``."""
     if name not in _EXPERTS:
         return args
     order, offsets = _EXPERTS[name]
@@ -137,8 +152,8 @@ def _shape(argument: object) -> object:
 
 @contextmanager
 def counted(card: tuple[int, int] | None, *, autocast: bool = True) -> Iterator[Ledger]:
-    """A ledger for a GPU of this compute capability (None: for a CPU), over fake tensors of the CPU. Where nothing asks for autocast or
-    for a device's own kernels (``autocast`` False), over tensors of "meta", a tenth of the work."""
+    """A ledger for a GPU of this compute capability (None: for a CPU), over fake tensors of the CPU. Where nothing asks
+    for autocast or for a device's own kernels (``autocast`` False), over tensors of "meta", a tenth of the work."""
     tensors = FakeTensorMode() if autocast else torch.device("meta")
     with followed(card), tensors, Ledger(1 if card is None else CUDA_GRAIN) as ledger:
         yield ledger

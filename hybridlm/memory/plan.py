@@ -1,4 +1,5 @@
-"""The plan of a run: how its step is cut, what that needs, and whether it fits. No data is read and no weight is drawn."""
+"""The plan of a run: how its step is cut, what that needs, and whether it fits. No data is read and no weight is
+drawn."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from hybridlm.config.steps import never_reached
 from hybridlm.errors import ConfigError
-from hybridlm.hardware.device import CPU, CUDA, DeviceFacts
-from hybridlm.hardware.limits import usable_bytes
-from hybridlm.hardware.machine import global_batch_of, planned_processes, planned_steps, precision_of
-from hybridlm.hardware.profiles import planned_device, planned_rates
-from hybridlm.hardware.rates import cpu_tflops, peak_name, peak_of, tf32_allowed
+from hybridlm.machine.description import global_batch_of, planned_processes, planned_steps, precision_of
+from hybridlm.machine.device import CPU, CUDA, DeviceFacts
+from hybridlm.machine.limits import usable_bytes
+from hybridlm.machine.profiles import planned_device, planned_rates
+from hybridlm.machine.rates import cpu_tflops, peak_name, peak_of, tf32_allowed
 from hybridlm.memory.choice import Limit, Steps, choose, possible_cuts, roughly
 from hybridlm.memory.inference import Inference, inference_of
 from hybridlm.memory.speed import Rates, tokens_per_second
@@ -26,21 +27,26 @@ from hybridlm.model.count import parameters
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
 
-# What an allocator takes beyond the peak, a share and MiB. On CUDA not measured yet. On a CPU glibc keeps freed blocks below 32 MiB
-# (benchmarks/results/plan_memory.md), and oneDNN compiles a kernel for each shape of a product in 16 bits: 0.2 to 0.5 GiB were seen.
+# What an allocator takes beyond the peak, a share and MiB. On CUDA not measured yet. On a CPU glibc keeps freed blocks
+# below 32 MiB (benchmarks/results/plan_memory.md), and oneDNN compiles a kernel for each shape of a product in 16 bits:
+# 0.2 to 0.5 GiB were seen.
 _CUDA_MARGIN, _CPU_MARGIN, _CPU_NARROW_MARGIN = (0.12, 128), (0.25, 64), (0.25, 640)
 _NARROW = ("bf16-mixed", "bf16-true")
-# torch's own default for each handle, of which the forward's thread and the backward's have one (aten/src/ATen/cuda/CublasHandlePool.cpp).
+# torch's own default for each handle, of which the forward's thread and the backward's have one
+# (aten/src/ATen/cuda/CublasHandlePool.cpp).
 _CUBLAS, _CUBLAS_HOPPER = 8 * 2**20 + 128 * 2**10, 32 * 2**20
 _HOPPER = (9, 0)
-_AMPERE, _OLDER = (8, 0), (7, 0)  # where the ways part that our operators take on a GPU; plans for cards of one kind share their pieces
+_AMPERE, _OLDER = (
+    (8, 0),
+    (7, 0),
+)  # where the ways part that our operators take on a GPU; plans for cards of one kind share their pieces
 _HANDLES = 2
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One device's part of a run. Bytes; ``reserved_bytes`` is the peak with its margin; estimates are in tokens per second of all
-    devices."""
+    """One device's part of a run. Bytes; ``reserved_bytes`` is the peak with its margin; estimates are in tokens per
+    second of all devices."""
 
     device: str
     devices: int
@@ -86,7 +92,11 @@ class Plan:
     def applied(self, config: RunConfig) -> RunConfig:
         """``config`` with what the plan chose in the place of ``auto``."""
         data = config.data.model_copy(update={"batch_size": self.batch_size})
-        chosen = {"accumulate": self.accumulate, "checkpoint_blocks": self.checkpoint_blocks, "loss_rows": self.loss_rows}
+        chosen = {
+            "accumulate": self.accumulate,
+            "checkpoint_blocks": self.checkpoint_blocks,
+            "loss_rows": self.loss_rows,
+        }
         return config.model_copy(update={"data": data, "trainer": config.trainer.model_copy(update=chosen)})
 
 
@@ -105,8 +115,8 @@ class Ground:
 
     @staticmethod
     def of(config: RunConfig) -> Ground:
-        """For the device that the profile names or, where it names none, for this machine's. ConfigError: numbers clash, or a
-        tokenizer's file cannot be read."""
+        """For the device that the profile names or, where it names none, for this machine's. ConfigError: numbers
+        clash, or a tokenizer's file cannot be read."""
         facts = planned_device(config.hardware)
         devices, max_steps = planned_processes(config, facts), planned_steps(config, facts)
         windows = _windows(config, global_batch_of(config, facts.kind, devices), devices)
@@ -115,11 +125,20 @@ class Ground:
         steps = Steps(work, build_model(config.model, work.vocab), update, _shares(config, facts, update, devices))
         open_to = (config.data.batch_size, trainer.accumulate, trainer.checkpoint_blocks, trainer.loss_rows)
         cuts = possible_cuts(windows, len(work.layers), *open_to)
-        return Ground(facts, devices, max_steps, windows, vocabulary, steps, cuts, margin_of(work, _usable(config, facts, devices)))
+        return Ground(
+            facts,
+            devices,
+            max_steps,
+            windows,
+            vocabulary,
+            steps,
+            cuts,
+            margin_of(work, _usable(config, facts, devices)),
+        )
 
     def rough(self, config: RunConfig) -> tuple[int, float | None, float] | None:
-        """Bytes with the margin of the smallest cut; tokens per second and relative time with about the largest micro-batch that
-        fits; None: nothing does."""
+        """Bytes with the margin of the smallest cut; tokens per second and relative time with about the largest
+        micro-batch that fits; None: nothing does."""
         found = roughly(self.steps, self.cuts, self.limit)
         if found is None:
             return None
@@ -160,7 +179,8 @@ class Ground:
 
 
 def plan_run(config: RunConfig) -> Plan:
-    """The plan of ``config``; one that does not fit is returned with ``fits`` False. ConfigError as of ``Ground.of``."""
+    """The plan of ``config``; one that does not fit is returned with ``fits`` False. ConfigError as of
+    ``Ground.of``."""
     return Ground.of(config).plan(config)
 
 
@@ -197,7 +217,9 @@ def workload_of(config: RunConfig, facts: DeviceFacts) -> tuple[Workload, Vocabu
     capability = _capability(facts)
     card = None if capability is None else _AMPERE if capability >= _AMPERE else _OLDER
     documents = config.data.packing and config.data.isolate
-    work = Workload(config.model, config.optim, vocabulary.ids, config.data.seq_len, precision_of(config, facts), card, documents)
+    work = Workload(
+        config.model, config.optim, vocabulary.ids, config.data.seq_len, precision_of(config, facts), card, documents
+    )
     return work, vocabulary
 
 
@@ -209,8 +231,8 @@ def _capability(facts: DeviceFacts) -> tuple[int, int] | None:
 
 
 def _shares(config: RunConfig, facts: DeviceFacts, update: Update, devices: int) -> Shares:
-    """DDP keeps a second copy of the gradients in its buckets. FSDP2 cuts everything over the devices and gathers the embedding, norm and
-    head for the whole step and two layers at a time, with their gradients."""
+    """DDP keeps a second copy of the gradients in its buckets. FSDP2 cuts everything over the devices and gathers the
+    embedding, norm and head for the whole step and two layers at a time, with their gradients."""
     capability = _capability(facts)
     handles = 0 if capability is None else _HANDLES * (_CUBLAS_HOPPER if capability >= _HOPPER else _CUBLAS)
     sharded = config.trainer.strategy == "fsdp2" and devices > 1
@@ -232,11 +254,14 @@ def margin_of(work: Workload, usable: int | None = None) -> Limit:
 
 def _usable(config: RunConfig, facts: DeviceFacts, devices: int) -> int | None:
     usable = usable_bytes(facts, config.hardware.memory_gb)
-    return usable if usable is None or facts.kind == CUDA else usable // devices  # a machine's processes share its memory
+    return (
+        usable if usable is None or facts.kind == CUDA else usable // devices
+    )  # a machine's processes share its memory
 
 
 def rates_of(config: RunConfig, precision: str) -> Rates:
-    """Of the planned device in this precision: a profile's, or, of this machine's CPU, which no profile knows, a measured one."""
+    """Of the planned device in this precision: a profile's, or, of this machine's CPU, which no profile knows, a
+    measured one."""
     peaks, bandwidth = planned_rates(config.hardware)
     name = peak_name(precision, tf32_allowed())
     peak = None if name is None else peak_of(peaks, name)

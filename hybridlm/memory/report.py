@@ -1,4 +1,5 @@
-"""A plan as text: a few lines at the start of a run, the whole table in plan.txt, JSON, and the refusal of what does not fit."""
+"""A plan as text: a few lines at the start of a run, the whole table in plan.txt, JSON, and the refusal of what does
+not fit."""
 
 from __future__ import annotations
 
@@ -34,9 +35,14 @@ def full_text(plan: Plan, inference: Inference) -> str:
     limit = "unknown" if plan.limit_bytes is None else byte_text(plan.limit_bytes)
     lines = [
         f"device      {plan.device}, {plan.devices} process(es), precision {plan.precision}",
-        f"model       {count_text(plan.parameters)} parameters, {plan.layers} layers, {plan.vocabulary.ids:,} ids{at_most}",
-        f"step        {plan.global_batch} windows of {plan.seq_len} tokens = micro-batch {plan.batch_size} x accumulation {plan.accumulate}"
-        f" x devices {plan.devices}",
+        (
+            f"model       {count_text(plan.parameters)} parameters, {plan.layers} layers, {plan.vocabulary.ids:,}"
+            f" ids{at_most}"
+        ),
+        (
+            f"step        {plan.global_batch} windows of {plan.seq_len} tokens = micro-batch {plan.batch_size} x"
+            f" accumulation {plan.accumulate} x devices {plan.devices}"
+        ),
         f"            {_checkpointing(plan)}; {plan.loss_rows} rows of logits at once",
         "",
         *_columns([("held at the peak", "bytes"), *[(name, byte_text(size)) for name, size in _ordered(plan)]]),
@@ -73,7 +79,11 @@ def json_text(plan: Plan, inference: Inference, found: Sequence[Suggestion]) -> 
     del fields["peak"]
     fields["inference"] = asdict(inference)
     fields["suggestions"] = [
-        {"overrides": list(item.change.overrides), "reserved_bytes": item.reserved_bytes, "tokens_per_s": item.tokens_per_s}
+        {
+            "overrides": list(item.change.overrides),
+            "reserved_bytes": item.reserved_bytes,
+            "tokens_per_s": item.tokens_per_s,
+        }
         for item in found
     ]
     return json.dumps(fields)
@@ -83,23 +93,30 @@ def refusal(plan: Plan, found: Sequence[Suggestion]) -> list[str]:
     """One line of what is needed and there, and one for each change that fits."""
     assert plan.limit_bytes is not None
     needs = (
-        f"this run needs {byte_text(plan.reserved_bytes)} of memory and {plan.device} has {byte_text(plan.limit_bytes)} for it, at "
-        f"data.batch_size={plan.batch_size} trainer.checkpoint_blocks={plan.checkpoint_blocks} (hybridlm plan shows by what)"
+        f"this run needs {byte_text(plan.reserved_bytes)} of memory and {plan.device} has {byte_text(plan.limit_bytes)}"
+        f" for it, at data.batch_size={plan.batch_size} trainer.checkpoint_blocks={plan.checkpoint_blocks} (hybridlm"
+        " plan shows by what)"
     )
     if not found:
-        return [f"{needs}; no single change or pair of changes that was tried fits: take a smaller model or a larger device"]
+        return [
+            f"{needs}; no single change or pair of changes that was tried fits: take a smaller model or a larger device"
+        ]
     return [needs, *[f"fits with {' '.join(item.change.overrides)}: {_outcome(item)}" for item in found]]
 
 
 def _outcome(item: Suggestion) -> str:
     speed = "" if item.tokens_per_s is None else f", about {item.tokens_per_s:,.0f} tokens/s ({_ESTIMATE})"
     missing = "optim=adamw8bit" in item.change.overrides and find_spec("bitsandbytes") is None
-    return f"{byte_text(item.reserved_bytes)} at the least{speed}{'; needs pip install bitsandbytes' if missing else ''}"
+    return (
+        f"{byte_text(item.reserved_bytes)} at the least{speed}{'; needs pip install bitsandbytes' if missing else ''}"
+    )
 
 
 def _checkpointing(plan: Plan) -> str:
     every = plan.checkpoint_blocks
-    return {0: "no layer computed again", 1: "every layer computed again"}.get(every, f"one layer in {every} computed again")
+    return {0: "no layer computed again", 1: "every layer computed again"}.get(
+        every, f"one layer in {every} computed again"
+    )
 
 
 def _ordered(plan: Plan) -> list[tuple[str, int]]:
@@ -112,15 +129,28 @@ def _inference_lines(inference: Inference) -> list[str]:
     for context in inference.contexts:
         ratio = context.cache / context.attention if context.attention else 0.0
         speeds = ("" if speed is None else f"{speed:,.0f}" for speed in (context.prefill, context.decode))
-        rows.append((f"{context.tokens:,} tokens", byte_text(context.cache), byte_text(context.attention), f"{ratio:.3f}", *speeds))
+        rows.append(
+            (
+                f"{context.tokens:,} tokens",
+                byte_text(context.cache),
+                byte_text(context.attention),
+                f"{ratio:.3f}",
+                *speeds,
+            )
+        )
     known = any(context.prefill is not None for context in inference.contexts)
     weights = f"weights     {byte_text(inference.weights)} in {inference.dtype}"
-    weights += f"; tokens/s are {_ESTIMATE}, not measured" if known else "; no tokens/s, since no profile says this device's peaks"
+    weights += (
+        f"; tokens/s are {_ESTIMATE}, not measured"
+        if known
+        else "; no tokens/s, since no profile says this device's peaks"
+    )
     return [weights, "", *_columns(rows)]
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """The first column to the left, the others to the right; not narrower than those of other tables, so that they stand in line."""
+    """The first column to the left, the others to the right; not narrower than those of other tables, so that they
+    stand in line."""
     least = (28, *[10] * (len(rows[0]) - 1))
     widths = [max(width, *(len(row[i]) for row in rows)) for i, width in enumerate(least)]
     lines = []

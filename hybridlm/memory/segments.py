@@ -1,8 +1,9 @@
 """The bytes of a training step piece by piece: embedding, each kind of layer, norm and loss, forward and backward.
 
-A model that has each distinct layer of the real one runs one micro-batch on fake tensors. Between hooks at the borders of its layers the
-ledger says how far memory rose and where it ended. Attention is there twice: what its first layer makes for all of its kind (a mask, rotary
-angles) the later ones share. ``timeline`` puts the pieces together as the real model's layers follow each other.
+A model that has each distinct layer of the real one runs one micro-batch on fake tensors. Between hooks at the borders
+of its layers the ledger says how far memory rose and where it ended. Attention is there twice: what its first layer
+makes for all of its kind (a mask, rotary angles) the later ones share. ``timeline`` puts the pieces together as the
+real model's layers follow each other.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Segment(NamedTuple):
 
 
 class Both(NamedTuple):
-    """A piece in both directions, and its parameters' gradients (those that appear in its backward where none were before)."""
+    """A piece in both directions, and its parameters' gradients (those that appear in its backward where none were
+    before)."""
 
     forward: Segment
     backward: Segment
@@ -88,8 +90,8 @@ class _Borders:
 
 @lru_cache(maxsize=256)
 def follow(work: Workload, batch: int, *, checkpointed: bool, accumulating: bool, rows: int) -> Pieces:
-    """The pieces of a micro-batch of ``batch`` windows. checkpointed: every layer is computed again in the backward; accumulating: there
-    are gradients before; rows: of logits at once in the loss."""
+    """The pieces of a micro-batch of ``batch`` windows. checkpointed: every layer is computed again in the backward;
+    accumulating: there are gradients before; rows: of logits at once in the loss."""
     specs = tuple(dict.fromkeys(work.layers))
     with counted(work.card) as ledger:
         model = work.built(specs + tuple(spec for spec in specs if spec.kind in _SHARING))
@@ -123,10 +125,14 @@ def _loss(work: Workload, model: HybridLM, inputs: Sequence[Tensor]) -> Tensor:
         return cast(Tensor, total * 1.0)
 
 
-def _pieces(specs: Sequence[LayerSpec], forward: Sequence[Segment], backward: Sequence[Segment], model: HybridLM, batch: int) -> Pieces:
+def _pieces(
+    specs: Sequence[LayerSpec], forward: Sequence[Segment], backward: Sequence[Segment], model: HybridLM, batch: int
+) -> Pieces:
     """Both directions in the forward's order: embedding, layers, head."""
     blocks = [gradient_bytes(block) for block in model.blocks]
-    first = 0 if model.lm_head is None else gradient_bytes(model.embedding)  # of tied weights the head's product comes first
+    first = (
+        0 if model.lm_head is None else gradient_bytes(model.embedding)
+    )  # of tied weights the head's product comes first
     gradients = [first, *blocks, gradient_bytes(model) - sum(blocks) - first]
     both = [Both(*piece) for piece in zip(forward, backward, gradients, strict=True)]
     later = iter(both[1 + len(specs) : -1])

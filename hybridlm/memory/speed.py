@@ -1,7 +1,9 @@
-"""Estimates of time, from FLOPs, a device's peaks and a simple model. They rank choices; no measurement stands behind them.
+"""Estimates of time, from FLOPs, a device's peaks and a simple model. They rank choices; no measurement stands behind
+them.
 
-A step takes ``FLOPs / (peak x _SHARE)``, more by what is computed again, and more by ``1 + _SMALL / tokens`` for micro-batches of few
-tokens, which fill a device badly. The optimizer reads and writes weights, gradients and state once, at the memory's bandwidth.
+A step takes ``FLOPs / (peak x _SHARE)``, more by what is computed again, and more by ``1 + _SMALL / tokens`` for
+micro-batches of few tokens, which fill a device badly. The optimizer reads and writes weights, gradients and state
+once, at the memory's bandwidth.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def again(model: HybridLM, work: Workload, cut: Cut) -> float:
         return 0.0
     blocks = [cast(Block, block) for block in list(model.blocks)[:: cut.checkpoint_blocks]]
     forward = sum(
-        block.mixer.flops(work.seq_len, "prefill") + (block.ffn.flops("prefill") if block.ffn is not None else 0.0) for block in blocks
+        block.mixer.flops(work.seq_len, "prefill") + (block.ffn.flops("prefill") if block.ffn is not None else 0.0)
+        for block in blocks
     )
     return forward / flops_per_token(model, work.seq_len, "train")
 
@@ -52,7 +55,12 @@ def tokens_per_second(model: HybridLM, work: Workload, cut: Cut, update: Update,
     if rates.flops is None:
         return None
     tokens = cut.batch_size * cut.accumulate * work.seq_len
-    seconds = tokens * flops_per_token(model, work.seq_len, "train") * relative_time(model, work, cut) / (rates.flops * _SHARE)
+    seconds = (
+        tokens
+        * flops_per_token(model, work.seq_len, "train")
+        * relative_time(model, work, cut)
+        / (rates.flops * _SHARE)
+    )
     if rates.bandwidth is not None:
         seconds += 2 * (update.weights + update.gradients + update.state) / rates.bandwidth
     return tokens / seconds

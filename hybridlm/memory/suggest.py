@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import OmegaConf
 
+from hybridlm.config.groups import root
 from hybridlm.config.load import load_config
 from hybridlm.config.resolve import resolve_layers
-from hybridlm.config_files import root
 from hybridlm.errors import UserError
-from hybridlm.hardware.device import CPU
-from hybridlm.hardware.profiles import planned_device
+from hybridlm.machine.device import CPU
+from hybridlm.machine.profiles import planned_device
 from hybridlm.memory.plan import Ground, Plan, workload_of
 from hybridlm.memory.updates import standing_bytes
 
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
 
 WANTED = 3
-_SHORTEST, _FEWEST_IDS, _SMALLEST = 128, 4096, 3  # windows, vocabularies that are worth a run; sizes tried below the present one
+_SHORTEST, _FEWEST_IDS, _SMALLEST = (
+    128,
+    4096,
+    3,
+)  # windows, vocabularies that are worth a run; sizes tried below the present one
 _PAIRS = 8  # tried at most
 
 
@@ -38,8 +42,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A change with which the run fits. reserved_bytes: of its smallest cut, with the margin; tokens_per_s: estimated, None: unknown;
-    relative_time: of a step."""
+    """A change with which the run fits. reserved_bytes: of its smallest cut, with the margin; tokens_per_s: estimated,
+    None: unknown; relative_time: of a step."""
 
     change: Change
     reserved_bytes: int
@@ -48,8 +52,8 @@ class Suggestion:
 
 
 def suggestions(config: RunConfig, plan: Plan) -> list[Suggestion]:
-    """Up to three changes that fit. Those that leave the model and its windows as they are stand first, most estimated tokens per second
-    at the top; the others cost none, so that the smallest change of what is trained is at their top.
+    """Up to three changes that fit. Those that leave the model and its windows as they are stand first, most estimated
+    tokens per second at the top; the others cost none, so that the smallest change of what is trained is at their top.
 
     Changes are tried one by one, in the order of ``_singles``, then in pairs, until three fit.
     """

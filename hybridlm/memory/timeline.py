@@ -15,7 +15,8 @@ EXCHANGE, LIBRARIES, LOSS, WORKSPACE, ACTIVATIONS = "exchange", "cuBLAS", "loss"
 
 @dataclass(frozen=True)
 class Cut:
-    """How a step is cut. checkpoint_blocks: one layer in so many is computed again, 0: none; rows: of logits at once in the loss."""
+    """How a step is cut. checkpoint_blocks: one layer in so many is computed again, 0: none; rows: of logits at once in
+    the loss."""
 
     batch_size: int
     accumulate: int
@@ -25,8 +26,8 @@ class Cut:
 
 @dataclass(frozen=True)
 class Shares:
-    """What devices do to the bytes of one. sharded: weights, gradients and state are cut over so many; exchange: buffers of DDP or FSDP2;
-    libraries: of cuBLAS; averaged: a running average is kept."""
+    """What devices do to the bytes of one. sharded: weights, gradients and state are cut over so many; exchange:
+    buffers of DDP or FSDP2; libraries: of cuBLAS; averaged: a running average is kept."""
 
     sharded: int
     exchange: int
@@ -60,8 +61,11 @@ class _Course:
             self.best = Peak(level, {name: size for name, size in parts.items() if size}, moment)
 
 
-def compose(layers: tuple[LayerSpec, ...], pieces: tuple[Pieces, Pieces], update: Update, cut: Cut, shares: Shares) -> Peak:
-    """The peak of a step in a run that is under way: the gradients of the step before are there until the first backward.
+def compose(
+    layers: tuple[LayerSpec, ...], pieces: tuple[Pieces, Pieces], update: Update, cut: Cut, shares: Shares
+) -> Peak:
+    """The peak of a step in a run that is under way: the gradients of the step before are there until the first
+    backward.
 
     pieces: of plain layers and of checkpointed ones, both with ``cut``'s micro-batch and rows.
     """
@@ -95,7 +99,9 @@ def compose(layers: tuple[LayerSpec, ...], pieces: tuple[Pieces, Pieces], update
         course.through(piece.backward, f"backward, {name.removeprefix(ACTIVATIONS)}")
         made = piece.gradients if fresh else 0
         course.held[name] -= piece.forward.net
-        course.held[WORKSPACE] += piece.forward.net + piece.backward.net - made  # the gradient of the residual stream, above all
+        course.held[WORKSPACE] += (
+            piece.forward.net + piece.backward.net - made
+        )  # the gradient of the residual stream, above all
         course.held[GRADIENTS] += made // over
     course.held[WORKSPACE] = 0
     course.at(update.transient, "optimizer")

@@ -1,4 +1,5 @@
-"""The optimizer's part of a step: the run's own optimizer moves all weights of the run's model, on tensors without contents."""
+"""The optimizer's part of a step: the run's own optimizer moves all weights of the run's model, on tensors without
+contents."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ def follow_update(work: Workload) -> Update:
 
 
 def standing_bytes(work: Workload) -> int:
-    """Weights, gradients and optimizer state, which no step can do without: less than the least peak, and known without following one."""
+    """Weights, gradients and optimizer state, which no step can do without: less than the least peak, and known without
+    following one."""
     with torch.device("meta"):
         model = work.built(work.layers)
     total = 2 * gradient_bytes(model)

@@ -20,7 +20,8 @@ class Vocabulary(NamedTuple):
 
 
 def planned_vocabulary(config: RunConfig) -> Vocabulary:
-    """Of the tokenizer that the run will have, or what ``model.vocab_size`` says. ConfigError: a file of it cannot be used."""
+    """Of the tokenizer that the run will have, or what ``model.vocab_size`` says. ConfigError: a file of it cannot be
+    used."""
     settings = config.data.tokenizer
     if config.model.vocab_size is not None:
         return Vocabulary(config.model.vocab_size, bound=False)

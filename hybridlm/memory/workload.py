@@ -20,8 +20,8 @@ _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 @dataclass(frozen=True)
 class Workload:
-    """One device's work. precision: none of ``auto``; card: compute capability of the GPU, None: a CPU; documents: packed ones are told
-    apart; vocab: ids of the model."""
+    """One device's work. precision: none of ``auto``; card: compute capability of the GPU, None: a CPU; documents:
+    packed ones are told apart; vocab: ids of the model."""
 
     model: ModelConfig
     optim: OptimConfig
@@ -39,8 +39,9 @@ class Workload:
         return resolve_layers(self.model)
 
     def built(self, layers: tuple[LayerSpec, ...]) -> HybridLM:
-        """A model of these layers with the dtypes that its parameters have in training, on the CPU: inside a fake mode, so without
-        contents. A CPU's tensors stand for those of a GPU, which torch cannot fake where it was built without CUDA."""
+        """A model of these layers with the dtypes that its parameters have in training, on the CPU: inside a fake mode,
+        so without contents. A CPU's tensors stand for those of a GPU, which torch cannot fake where it was built
+        without CUDA."""
         init = Init(std=None, residual=self.model.init.residual, n_layers=len(layers))
         model = HybridLM(self.model, [build_block(spec, self.model) for spec in layers], self.vocab, init)
         if self.precision == "bf16-true":

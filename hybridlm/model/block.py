@@ -24,7 +24,9 @@ class Block(nn.Module):
         self.ffn_norm = None if ffn is None else RMSNorm(d_model)
         self.ffn = ffn
 
-    def forward(self, x: Tensor, seq: SequenceInfo, cache: LayerCache | None = None) -> tuple[Tensor, RouterStats | None]:
+    def forward(
+        self, x: Tensor, seq: SequenceInfo, cache: LayerCache | None = None
+    ) -> tuple[Tensor, RouterStats | None]:
         """x: (B, T, D). Returns the new residual stream and, of a router, its statistics."""
         x = self._add(x, self.mixer(rms_norm(x, self.mixer_norm.weight, self.eps), seq, cache))
         if self.ffn is None or self.ffn_norm is None:

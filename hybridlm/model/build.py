@@ -26,14 +26,22 @@ if TYPE_CHECKING:
     from hybridlm.config.model import ModelConfig
 
 # The two registries: a new kind of layer is one line here and one section in config/.
-MIXERS: dict[str, Callable[[Any], Mixer]] = {"attention": Attention, "mla": MLA, "mamba1": Mamba1, "mamba2": Mamba2, "mamba3": Mamba3}
+MIXERS: dict[str, Callable[[Any], Mixer]] = {
+    "attention": Attention,
+    "mla": MLA,
+    "mamba1": Mamba1,
+    "mamba2": Mamba2,
+    "mamba3": Mamba3,
+}
 FFNS: dict[str, Callable[[Any], FFN]] = {"mlp": MLP, "moe": MoE}
 
 
 def build_block(spec: LayerSpec, config: ModelConfig) -> Block:
     """One layer of the model."""
     ffn = None if spec.ffn is None else FFNS[spec.ffn_kind](spec.ffn)
-    return Block(MIXERS[spec.kind](spec.params), ffn, config.d_model, eps=config.norm_eps, residual_scale=config.residual_scale)
+    return Block(
+        MIXERS[spec.kind](spec.params), ffn, config.d_model, eps=config.norm_eps, residual_scale=config.residual_scale
+    )
 
 
 def build_model(config: ModelConfig, vocab_size: int, *, device: str | torch.device = "meta") -> HybridLM:
@@ -51,8 +59,8 @@ def build_model(config: ModelConfig, vocab_size: int, *, device: str | torch.dev
 
 
 def fresh_model(config: ModelConfig, vocab_size: int, *, seed: int, device: str | torch.device) -> HybridLM:
-    """The model with freshly drawn weights. ``device`` is where they are drawn: a seed means the same weights on one kind of device only,
-    so training draws on the CPU and moves the model afterwards."""
+    """The model with freshly drawn weights. ``device`` is where they are drawn: a seed means the same weights on one
+    kind of device only, so training draws on the CPU and moves the model afterwards."""
     model = build_model(config, vocab_size).to_empty(device=device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

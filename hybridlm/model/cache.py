@@ -14,8 +14,8 @@ NO_DOCUMENT = -1  # what stood last in an empty row
 class ModelCache:
     """layers: one cache per layer. past: tokens that the fullest row holds. lengths: (B,) tokens that each row holds.
 
-    next_position: (B,) place of a row's next token in its document, if that goes on. last_doc: (B,) document of each row's newest
-    token; None until documents are told apart. ragged: rows may hold different numbers of tokens.
+    next_position: (B,) place of a row's next token in its document, if that goes on. last_doc: (B,) document of each
+    row's newest token; None until documents are told apart. ragged: rows may hold different numbers of tokens.
     """
 
     def __init__(self, layers: list[LayerCache], batch: int, device: torch.device) -> None:
@@ -39,7 +39,9 @@ class ModelCache:
             self.next_position += length
             return
         follows = seq.positions[:, -1] + 1  # padding comes first: the last column is a token, or the row has none
-        newest = None if seq.doc_ids is None else seq.doc_ids[:, -1].to(torch.long, copy=True)  # not a view of what the caller gave
+        newest = (
+            None if seq.doc_ids is None else seq.doc_ids[:, -1].to(torch.long, copy=True)
+        )  # not a view of what the caller gave
         if seq.padding is None:
             self.lengths = self.lengths + length
             self.next_position, self.last_doc = follows, newest
@@ -66,13 +68,17 @@ class ModelCache:
             chosen.replace({name: tensor.index_select(0, rows) for name, tensor in layer.tensors().items()})
             layers.append(chosen)
         cache = ModelCache(layers, len(rows), self.lengths.device)
-        cache.lengths, cache.next_position = self.lengths.index_select(0, rows), self.next_position.index_select(0, rows)
+        cache.lengths, cache.next_position = (
+            self.lengths.index_select(0, rows),
+            self.next_position.index_select(0, rows),
+        )
         cache.last_doc = None if self.last_doc is None else self.last_doc.index_select(0, rows)
         cache._count()
         return cache
 
     def grow(self, max_len: int) -> None:
-        """Makes room for ``max_len`` tokens a row, keeping what is there; a layer that has room for them stays as it is."""
+        """Makes room for ``max_len`` tokens a row, keeping what is there; a layer that has room for them stays as it
+        is."""
         for layer in self.layers:
             layer.grow(max_len, self.lengths)
 
@@ -98,7 +104,11 @@ class ModelCache:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything needed to go on later, as tensors; they are this cache's own, and change when it goes on."""
-        state = {f"layers.{i}.{name}": tensor for i, layer in enumerate(self.layers) for name, tensor in layer.tensors().items()}
+        state = {
+            f"layers.{i}.{name}": tensor
+            for i, layer in enumerate(self.layers)
+            for name, tensor in layer.tensors().items()
+        }
         state |= {"lengths": self.lengths, "next_position": self.next_position}
         return state if self.last_doc is None else {**state, "last_doc": self.last_doc}
 

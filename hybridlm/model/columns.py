@@ -10,13 +10,17 @@ from hybridlm.model.cache import NO_DOCUMENT, ModelCache
 
 
 def padding_first(valid: Tensor) -> tuple[Tensor, Tensor]:
-    """The order that moves each row's padding to its left and keeps the tokens' own, and its inverse; both (B, T) column indices."""
+    """The order that moves each row's padding to its left and keeps the tokens' own, and its inverse; both (B, T)
+    column indices."""
     order = valid.to(torch.int8).argsort(dim=1, stable=True)
     return order, order.argsort(dim=1)
 
 
-def sequence_info(length: int, cache: ModelCache | None, doc_ids: Tensor | None, valid: Tensor | None, like: Tensor) -> SequenceInfo:
-    """Describes ``length`` new columns; doc_ids (B, T) and valid (B, T) as in ``HybridLM.forward``, padding first in every row.
+def sequence_info(
+    length: int, cache: ModelCache | None, doc_ids: Tensor | None, valid: Tensor | None, like: Tensor
+) -> SequenceInfo:
+    """Describes ``length`` new columns; doc_ids (B, T) and valid (B, T) as in ``HybridLM.forward``, padding first in
+    every row.
 
     ``like``: the ids, for batch size and device.
     """

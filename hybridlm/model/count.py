@@ -1,4 +1,5 @@
-"""What a built model costs: parameters, FLOPs, state bytes, and the layer table. All of it is asked of the layers themselves."""
+"""What a built model costs: parameters, FLOPs, state bytes, and the layer table. All of it is asked of the layers
+themselves."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def byte_text(number: int) -> str:
 
 
 def layer_table(model: HybridLM, context: int) -> str:
-    """Index, mixer, FFN, parameters and state bytes (one sequence of ``context`` tokens, fp32) of every layer, as plain text."""
+    """Index, mixer, FFN, parameters and state bytes (one sequence of ``context`` tokens, fp32) of every layer, as plain
+    text."""
     rows = [("layer", "mixer", "ffn", "parameters", f"state at {context}")]
     for i, (spec, module) in enumerate(zip(resolve_layers(model.config), model.blocks, strict=True)):
         block = cast(Block, module)
@@ -63,5 +65,6 @@ def layer_table(model: HybridLM, context: int) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     aligned = (str.rjust, str.ljust, str.ljust, str.rjust, str.rjust)
     return "\n".join(
-        "  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)).rstrip() for row in rows
+        "  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)).rstrip()
+        for row in rows
     )

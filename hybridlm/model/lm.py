@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class LMOutput:
-    """logits: (B, kept, V) where targets were not given; loss_sum: summed loss in nats and n_tokens, the targets that count, where they
-    were. losses, likeliest: (B, T) of each target, where they were asked for. router: statistics of each MoE layer by index; aux: the sum
-    of their weighted losses, None without such layers."""
+    """logits: (B, kept, V) where targets were not given; loss_sum: summed loss in nats and n_tokens, the targets that
+    count, where they were. losses, likeliest: (B, T) of each target, where they were asked for. router: statistics of
+    each MoE layer by index; aux: the sum of their weighted losses, None without such layers."""
 
     logits: Tensor | None = None
     loss_sum: Tensor | None = None
@@ -50,7 +50,9 @@ class HybridLM(nn.Module):
         super().__init__()
         self.config, self.vocab_size, self.init = config, vocab_size, init
         self.kernels = ALL_TORCH  # the backend of each operator
-        self.checkpoint_blocks = 0  # every so many blocks, one keeps only its input and is computed again in the backward; 0: none
+        self.checkpoint_blocks = (
+            0  # every so many blocks, one keeps only its input and is computed again in the backward; 0: none
+        )
         self.loss_rows = ROWS  # of logits that exist at once in the loss
         padded = -(-vocab_size // config.vocab_multiple) * config.vocab_multiple
         # Weights given: on "meta" nn.Embedding's own drawing would import torch's compiler, seconds for nothing.
@@ -75,14 +77,15 @@ class HybridLM(nn.Module):
         each: bool = False,
         keep: Literal["all", "last"] | int = "all",
     ) -> LMOutput:
-        """ids: (B, T) token ids. With ``targets`` (B, T; -100 does not count) the output holds the loss and no logits, which are never
-        built whole; without, the logits of the columns that ``keep`` names ("all", "last", or the last n). each: beside the sum the loss
-        of every target in nats and whether it is the likeliest id, without gradients.
+        """ids: (B, T) token ids. With ``targets`` (B, T; -100 does not count) the output holds the loss and no logits,
+        which are never built whole; without, the logits of the columns that ``keep`` names ("all", "last", or the last
+        n). each: beside the sum the loss of every target in nats and whether it is the likeliest id, without gradients.
 
-        cache: read, and advanced by the tokens. doc_ids: (B, T) document of each token: nothing reaches from one document into another;
-        a row's first token goes on with what the cache holds if its document is the one that stood there last (0 where none was given).
-        None: all goes on. valid: (B, T) False at padding, wherever in a row it stands: it changes no state, counts as no target, and its
-        logits mean nothing; its ids must be ids all the same. Both may be left out of later calls with the same cache.
+        cache: read, and advanced by the tokens. doc_ids: (B, T) document of each token: nothing reaches from one
+        document into another; a row's first token goes on with what the cache holds if its document is the one that
+        stood there last (0 where none was given). None: all goes on. valid: (B, T) False at padding, wherever in a row
+        it stands: it changes no state, counts as no target, and its logits mean nothing; its ids must be ids all the
+        same. Both may be left out of later calls with the same cache.
         """
         back = None
         if valid is not None:
@@ -114,8 +117,14 @@ class HybridLM(nn.Module):
         hidden, scale, softcap = self._head_input(x).flatten(0, 1), self.config.logit_scale, self.config.logit_softcap
         flat = targets.flatten()
         if each:
-            losses, likeliest = linear_token_losses(hidden, self.head_weight, flat, vocab=self.vocab_size, scale=scale, softcap=softcap)
-            output.losses, output.likeliest, output.loss_sum = losses.view(targets.shape), likeliest.view(targets.shape), losses.sum()
+            losses, likeliest = linear_token_losses(
+                hidden, self.head_weight, flat, vocab=self.vocab_size, scale=scale, softcap=softcap
+            )
+            output.losses, output.likeliest, output.loss_sum = (
+                losses.view(targets.shape),
+                likeliest.view(targets.shape),
+                losses.sum(),
+            )
         else:
             output.loss_sum = linear_cross_entropy(
                 hidden,
@@ -136,7 +145,9 @@ class HybridLM(nn.Module):
         for i, block in enumerate(self.blocks):
             router: RouterStats | None
             if cache is None and self.checkpoint_blocks and i % self.checkpoint_blocks == 0 and torch.is_grad_enabled():
-                x, router = checkpoint(block, x, seq, use_reentrant=False, preserve_rng_state=False)  # nothing in a block is random
+                x, router = checkpoint(
+                    block, x, seq, use_reentrant=False, preserve_rng_state=False
+                )  # nothing in a block is random
             else:
                 x, router = block(x, seq, None if cache is None else cache.layers[i])
             if router is not None:
@@ -146,7 +157,8 @@ class HybridLM(nn.Module):
 
     @staticmethod
     def _head_input(x: Tensor) -> Tensor:
-        """Autocast does not reach into the fused loss: the hidden state is cast here, as it would be in front of a Linear."""
+        """Autocast does not reach into the fused loss: the hidden state is cast here, as it would be in front of a
+        Linear."""
         return x.to(torch.get_autocast_dtype(x.device.type)) if x.dtype == torch.float32 and autocast_on(x) else x
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -156,8 +168,8 @@ class HybridLM(nn.Module):
     def new_cache(
         self, batch: int, max_len: int, dtype: torch.dtype | None = None, *, device: torch.device | str | None = None
     ) -> ModelCache:
-        """An empty cache for ``batch`` rows of up to ``max_len`` tokens; ``dtype`` of activations (the weights') and ``device`` (theirs; on
-        "meta" nothing is allocated)."""
+        """An empty cache for ``batch`` rows of up to ``max_len`` tokens; ``dtype`` of activations (the weights') and
+        ``device`` (theirs; on "meta" nothing is allocated)."""
         weight = self.embedding.weight
         dtype, device = dtype or weight.dtype, torch.device(device or weight.device)
         layers = [block.mixer.new_cache(batch, max_len, dtype=dtype, device=device) for block in self.blocks]  # type: ignore[union-attr,operator]
@@ -181,13 +193,20 @@ class HybridLM(nn.Module):
                 parameter.data = parameter.data.to(dtype)
 
     def param_specs(self) -> dict[str, ParamSpec]:
-        """What each parameter declares, by its name in the model. Raises if a parameter is not declared, or one is that does not exist."""
-        specs = {"embedding.weight": ParamSpec(decay=False, role="embedding"), "norm.weight": ParamSpec(decay=False, role="vector")}
+        """What each parameter declares, by its name in the model. Raises if a parameter is not declared, or one is that
+        does not exist."""
+        specs = {
+            "embedding.weight": ParamSpec(decay=False, role="embedding"),
+            "norm.weight": ParamSpec(decay=False, role="vector"),
+        }
         if self.lm_head is not None:
             specs["lm_head.weight"] = ParamSpec(decay=True, role="head")
         for i, block in enumerate(self.blocks):
             specs |= {f"blocks.{i}.{name}": spec for name, spec in block.param_specs().items()}  # type: ignore[operator]
         names = {name for name, _ in self.named_parameters()}
         if names != specs.keys():
-            raise RuntimeError(f"parameters without a declaration: {sorted(names - specs.keys())}; unknown: {sorted(specs.keys() - names)}")
+            raise RuntimeError(
+                f"parameters without a declaration: {sorted(names - specs.keys())}; unknown:"
+                f" {sorted(specs.keys() - names)}"
+            )
         return specs

@@ -1,10 +1,10 @@
 """The short depthwise causal convolution in front of a Mamba scan, followed by SiLU.
 
-On a CPU torch's own depthwise convolutions take 3.3 (conv1d) to 3.7 times (conv2d) as long as K shifted multiply-adds over (B, T, C)
-(benchmarks/results/conv.md), so it is written as those, with its backward by hand.
+On a CPU torch's own depthwise convolutions take 3.3 (conv1d) to 3.7 times (conv2d) as long as K shifted multiply-adds
+over (B, T, C) (benchmarks/results/conv.md), so it is written as those, with its backward by hand.
 
-Where documents are told apart, only the first K - 1 tokens of each have taps that must not count. These few are computed again by
-themselves, tap by tap, instead of masking every tap of all tokens.
+Where documents are told apart, only the first K - 1 tokens of each have taps that must not count. These few are
+computed again by themselves, tap by tap, instead of masking every tap of all tokens.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class _Young(NamedTuple):
 
     @staticmethod
     def find(positions: Tensor, width: int) -> _Young:
-        row, time = (positions < width - 1).nonzero().unbind(1)  # as_tuple=True is another operator, which a memory plan cannot follow
+        row, time = (
+            (positions < width - 1).nonzero().unbind(1)
+        )  # as_tuple=True is another operator, which a memory plan cannot follow
         return _Young(row, time, positions[row, time].unsqueeze(1))
 
     def inputs(self, x: Tensor, before: Tensor | None, lag: int) -> Tensor:
@@ -49,8 +51,11 @@ class _Young(NamedTuple):
 
 
 @torch.library.custom_op("hybridlm::causal_conv", mutates_args=())
-def _causal_conv(x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-    """silu(convolution) and the convolution itself, both (B, T, C). before: (B, K - 1, C), the inputs in front of x; None: zeros."""
+def _causal_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None, positions: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """silu(convolution) and the convolution itself, both (B, T, C). before: (B, K - 1, C), the inputs in front of x;
+    None: zeros."""
     taps, length = _taps(weight), x.shape[1]
     last = len(taps) - 1
     out = torch.addcmul(bias, x, taps[last])
@@ -68,7 +73,9 @@ def _causal_conv(x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None,
 
 
 @_causal_conv.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None, positions: Tensor | None
+) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
@@ -102,18 +109,24 @@ def _causal_conv_backward(
 
 
 @_causal_conv_backward.register_fake
-def _(dy: Tensor, x: Tensor, weight: Tensor, before: Tensor | None, positions: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    dy: Tensor, x: Tensor, weight: Tensor, before: Tensor | None, positions: Tensor | None, out: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     line = x.new_empty(x.shape[0], weight.shape[-1] - 1 + x.shape[1], x.shape[2])
     return line, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor]
+) -> None:
     x, weight, _, before, positions = inputs
     ctx.save_for_backward(x, weight, before, positions, output[1])  # type: ignore[arg-type]
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, dout: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, dout: Tensor | None
+) -> tuple[Tensor | None, ...]:
     if dy is None:
         return None, None, None, None, None
     x, weight, before, positions, out = ctx.saved_tensors  # type: ignore[attr-defined]  # read once: activation checkpointing recomputes them
@@ -135,13 +148,15 @@ def causal_conv(
     padding: Tensor | None = None,
     backend: Backend = TORCH,
 ) -> tuple[Tensor, Tensor]:
-    """``out[t] = silu(bias + sum_k weight[k] x[t - K + 1 + k])``, where x before the first token is ``state`` (zeros if None).
+    """``out[t] = silu(bias + sum_k weight[k] x[t - K + 1 + k])``, where x before the first token is ``state`` (zeros if
+    None).
 
-    x: (B, T, C); weight: (C, 1, K) as torch's Conv1d keeps it; bias: (C,); state: (B, K - 1, C), oldest first. positions: (B, T) place of
-    each token in its document: what stands before the document does not count; None: all is one document. padding: (B,) columns at the
-    left of each row that are no tokens: the state stands in front of the first token, and their own output is zero.
-    Returns the output (B, T, C) and the new state, the last K - 1 inputs. Weight and bias are used in x's dtype by ``backend`` TORCH, in
-    their own by CUDA, the compiled kernel, which takes many tokens only.
+    x: (B, T, C); weight: (C, 1, K) as torch's Conv1d keeps it; bias: (C,); state: (B, K - 1, C), oldest first.
+    positions: (B, T) place of each token in its document: what stands before the document does not count; None: all is
+    one document. padding: (B,) columns at the left of each row that are no tokens: the state stands in front of the
+    first token, and their own output is zero. Returns the output (B, T, C) and the new state, the last K - 1 inputs.
+    Weight and bias are used in x's dtype by ``backend`` TORCH, in their own by CUDA, the compiled kernel, which takes
+    many tokens only.
     """
     front = weight.shape[-1] - 1
     if backend == CUDA and x.shape[1] > 1:
@@ -165,7 +180,9 @@ def causal_conv(
     return out, state
 
 
-def _one_token(x: Tensor, weight: Tensor, bias: Tensor, before: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+def _one_token(
+    x: Tensor, weight: Tensor, bias: Tensor, before: Tensor, positions: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The same of one token after ``before``: a fifth of the time of the operator, which was made for many."""
     line = counted = torch.cat((before, x), 1)  # (B, K, C)
     if positions is not None:

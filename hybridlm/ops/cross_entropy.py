@@ -1,9 +1,9 @@
 """Linear layer and cross-entropy in one, over chunks of rows: the (tokens x vocabulary) logits never exist as a whole.
 
-For a vocabulary of 32k the logits and their gradient are the largest tensors of a small model's step. Here a chunk of rows is
-projected, turned into its loss and, where gradients are wanted, straight into the gradients of the hidden states and the weight;
-the backward then only scales them. float16 is the exception: unscaled gradients would underflow, so it recomputes in backward with
-the loss scale already multiplied in.
+For a vocabulary of 32k the logits and their gradient are the largest tensors of a small model's step. Here a chunk of
+rows is projected, turned into its loss and, where gradients are wanted, straight into the gradients of the hidden
+states and the weight; the backward then only scales them. float16 is the exception: unscaled gradients would underflow,
+so it recomputes in backward with the loss scale already multiplied in.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ def cap_logits(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
 class _Chunks:
     """Rows a few at a time, and the gradients of hidden states and weight that they add up to.
 
-    All chunks use the same memory for their logits and everything made of them: fresh memory, and passes over (R, V), cost as much as a
-    good part of the products.
+    All chunks use the same memory for their logits and everything made of them: fresh memory, and passes over (R, V),
+    cost as much as a good part of the products.
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, rows: int) -> None:
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, rows: int
+    ) -> None:
         self.hidden, self.weight, self.targets = hidden, weight, targets
         self.settings = (vocab, scale, softcap)
         self.wide = at_least_fp32(hidden.dtype)
@@ -62,11 +64,15 @@ class _Chunks:
             dweight += torch.mm(grad.t(), self.hidden[rows])
 
 
-def _from_logits(logits: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, *, with_grads: bool) -> tuple[Tensor, Tensor]:
-    """Loss of each row and, if asked for, the gradient of the *raw* logits (else scratch), which takes their place. logits: (R, V), wide;
-    targets: (R,)."""
+def _from_logits(
+    logits: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, *, with_grads: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss of each row and, if asked for, the gradient of the *raw* logits (else scratch), which takes their place.
+    logits: (R, V), wide; targets: (R,)."""
     capped = cap_logits(logits, scale, softcap or None)
-    slope = scale * (1 - (capped[:, :vocab] / softcap).square()) if softcap and with_grads else None  # d capped / d logits
+    slope = (
+        scale * (1 - (capped[:, :vocab] / softcap).square()) if softcap and with_grads else None
+    )  # d capped / d logits
     if vocab < logits.shape[1]:
         capped[:, vocab:] = -torch.inf  # padded ids: after the cap, so that they stay out of the sum
     counted = targets != IGNORE
@@ -88,13 +94,22 @@ def _from_logits(logits: Tensor, targets: Tensor, vocab: int, scale: float, soft
 
 @torch.library.custom_op("hybridlm::linear_cross_entropy", mutates_args=())
 def _linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, rows: int, with_grads: bool
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab: int,
+    scale: float,
+    softcap: float,
+    rows: int,
+    with_grads: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the losses and, if asked for, its gradients (empty tensors if not). softcap 0: none."""
     wide = at_least_fp32(hidden.dtype)
     total = torch.zeros((), dtype=wide, device=hidden.device)
     dhidden = torch.empty_like(hidden) if with_grads else hidden.new_empty(0)
-    dweight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if with_grads else weight.new_empty(0, dtype=wide)
+    dweight = (
+        torch.zeros(weight.shape, dtype=wide, device=weight.device) if with_grads else weight.new_empty(0, dtype=wide)
+    )
     with autocast_off(hidden):
         chunks = _Chunks(hidden, weight, targets, vocab, scale, softcap, rows)
         for start in chunks.starts:
@@ -107,7 +122,14 @@ def _linear_cross_entropy(
 
 @_linear_cross_entropy.register_fake
 def _(
-    hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, rows: int, with_grads: bool
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab: int,
+    scale: float,
+    softcap: float,
+    rows: int,
+    with_grads: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = at_least_fp32(hidden.dtype)
     dhidden = torch.empty_like(hidden) if with_grads else hidden.new_empty(0)
@@ -124,14 +146,19 @@ def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...],
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, dtotal: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: torch.autograd.function.FunctionCtx, dtotal: Tensor | None, *unused: Tensor | None
+) -> tuple[Tensor | None, ...]:
     if dtotal is None:
         return (None,) * 8
     if not ctx.recompute:  # type: ignore[attr-defined]
         dhidden, dweight = ctx.saved_tensors  # type: ignore[attr-defined]
         return ((dhidden * dtotal).to(dhidden.dtype), (dweight * dtotal).to(ctx.weight_dtype), *[None] * 6)  # type: ignore[attr-defined]
     hidden, weight, targets = ctx.saved_tensors  # type: ignore[attr-defined]
-    dhidden, dweight = torch.empty_like(hidden), torch.zeros(weight.shape, dtype=at_least_fp32(weight.dtype), device=weight.device)
+    dhidden, dweight = (
+        torch.empty_like(hidden),
+        torch.zeros(weight.shape, dtype=at_least_fp32(weight.dtype), device=weight.device),
+    )
     with autocast_off(hidden):
         chunks = _Chunks(hidden, weight, targets, *ctx.settings)  # type: ignore[attr-defined]
         for start in chunks.starts:
@@ -155,9 +182,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Sum over rows of the cross-entropy of ``cap(hidden @ weight^T)``, a scalar in at least fp32 (nats).
 
-    hidden: (R, D); weight: (V, D), rows from ``vocab`` on are padding and get no probability; targets: (R,), IGNORE does not count.
-    rows: of logits that exist at once.
-    ``backend`` CUDA: the compiled kernel for what it can honour.
+    hidden: (R, D); weight: (V, D), rows from ``vocab`` on are padding and get no probability; targets: (R,), IGNORE
+    does not count. rows: of logits that exist at once. ``backend`` CUDA: the compiled kernel for what it can honour.
     """
     if backend == CUDA and loss_refusal(hidden.dtype, scale=scale) is None:
         from hybridlm.ops.kernels.loss import kernel_linear_cross_entropy
@@ -174,8 +200,8 @@ def linear_cross_entropy(
 def linear_token_losses(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, vocab: int, scale: float = 1.0, softcap: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``linear_cross_entropy`` row by row, without gradients, for evaluation: (R,) nats in at least fp32, 0 where the target does not
-    count, and (R,) whether the target is the likeliest id."""
+    """``linear_cross_entropy`` row by row, without gradients, for evaluation: (R,) nats in at least fp32, 0 where the
+    target does not count, and (R,) whether the target is the likeliest id."""
     wide = at_least_fp32(hidden.dtype)
     losses = torch.empty(len(hidden), dtype=wide, device=hidden.device)
     likeliest = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)

@@ -1,12 +1,13 @@
-"""The gated delta rule (Yang et al. 2024), also with a decay per key channel (Kimi Delta Attention, 2025), its backward by hand.
+"""The gated delta rule (Yang et al. 2024), also with a decay per key channel (Kimi Delta Attention, 2025), its backward
+by hand.
 
-Per value head, with k_t the key and q_t the query of its group, each over the root of its squared length + 1e-6, q_t also over sqrt(Dk),
-a_t = log_decay, a number or one for each key channel, and the state S in R^(Dk x Dv):
+Per value head, with k_t the key and q_t the query of its group, each over the root of its squared length + 1e-6, q_t
+also over sqrt(Dk), a_t = log_decay, a number or one for each key channel, and the state S in R^(Dk x Dv):
 
     S~_t = diag(exp(a_t)) S_{t-1}        S_t = S~_t + k_t (beta_t (v_t - S~_t^T k_t))^T        o_t = S_t^T q_t
 
-The state foretells v_t from k_t, and what it missed is written with weight beta_t. An eigenvalue of the step is 1 - beta_t, negative if
-beta_t > 1. Where a document starts the state is zero. The chunked form is in ``delta_chunks.py``.
+The state foretells v_t from k_t, and what it missed is written with weight beta_t. An eigenvalue of the step is 1 -
+beta_t, negative if beta_t > 1. Where a document starts the state is zero. The chunked form is in ``delta_chunks.py``.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def chunk_of(chunk: int, length: int) -> int:
 def _parts(v: Tensor, key_dim: int, chunk: int) -> Iterator[tuple[slice, list[tuple[slice, slice]]]]:
     """Some rows, and their tokens a few chunks at a time in the order of time: of each part the chunks and the tokens.
 
-    Parts that stay in cache are faster on a CPU, and their temporary memory is used again instead of being given back and cleared anew.
-    On a GPU small parts would wait for their launches.
+    Parts that stay in cache are faster on a CPU, and their temporary memory is used again instead of being given back
+    and cleared anew. On a GPU small parts would wait for their launches.
     """
     batch, length, heads, width = v.shape
     limit = _PART if v.is_cpu else 16 * _PART
@@ -61,7 +62,8 @@ def _gated_delta(
     starts: Tensor | None,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns o (B, T, H, Dv), the state that comes into each chunk (chunks, B, H, Dk, Dv) and the final one (B, H, Dk, Dv), both wide."""
+    """Returns o (B, T, H, Dv), the state that comes into each chunk (chunks, B, H, Dk, Dv) and the final one (B, H, Dk,
+    Dv), both wide."""
     inputs, size = Inputs(q, k, v, log_decay, beta, starts), chunk_of(chunk, v.shape[1])
     batch, length, heads, width = v.shape
     o = v.new_empty(v.shape)
@@ -91,7 +93,11 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, heads, width = v.shape
     state, wide = (batch, heads, k.shape[3], width), at_least_fp32(v.dtype)
-    return v.new_empty(v.shape), v.new_empty(((length + chunk - 1) // chunk, *state), dtype=wide), v.new_empty(state, dtype=wide)
+    return (
+        v.new_empty(v.shape),
+        v.new_empty(((length + chunk - 1) // chunk, *state), dtype=wide),
+        v.new_empty(state, dtype=wide),
+    )
 
 
 @torch.library.custom_op("hybridlm::gated_delta_backward", mutates_args=())
@@ -138,10 +144,14 @@ def _(
     incoming: Tensor,
     chunk: int,
 ) -> list[Tensor]:
-    return [tensor.new_empty(tensor.shape) for tensor in (q, k, v, log_decay, beta, incoming[0])]  # contiguous, as the real ones are
+    return [
+        tensor.new_empty(tensor.shape) for tensor in (q, k, v, log_decay, beta, incoming[0])
+    ]  # contiguous, as the real ones are
 
 
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
     *tensors, initial_state, starts, chunk = inputs
     ctx.save_for_backward(*tensors, starts, output[1])  # type: ignore[arg-type]
     ctx.set_materialize_grads(False)
@@ -171,7 +181,14 @@ def _unit(x: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
 
 
 def _step(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor, starts: Tensor | None, overwrite: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    starts: Tensor | None,
+    overwrite: bool,
 ) -> tuple[Tensor, Tensor]:
     """One token after a state that has the dtype to compute in: the recurrence as it stands."""
     wide, heads = state.dtype, v.shape[2]
@@ -202,13 +219,15 @@ def gated_delta(
     chunk: int = 32,
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence of this module's docstring. Returns o (B, T, H, Dv) in v's dtype and the final state (B, H, Dk, Dv), at least fp32.
+    """The recurrence of this module's docstring. Returns o (B, T, H, Dv) in v's dtype and the final state (B, H, Dk,
+    Dv), at least fp32.
 
-    q, k: (B, T, Hk, Dk), of any length, value head h reading key head ``h // (H / Hk)``; v: (B, T, H, Dv); log_decay, at most 0:
-    (B, T, H), or (B, T, H, Dk) with one for each key channel; beta: (B, T, H). Where both are 0 the state stays as it is.
-    initial_state: (B, H, Dk, Dv); None: zeros. starts: (B, T), True at a token before which everything is dropped, log_decay at that
-    token included; None: nowhere. ``chunk``, a power of two, changes speed, not results. ``overwrite``: the final state may be
-    written over the initial one, which is done for one token of which no gradient is wanted.
+    q, k: (B, T, Hk, Dk), of any length, value head h reading key head ``h // (H / Hk)``; v: (B, T, H, Dv); log_decay,
+    at most 0: (B, T, H), or (B, T, H, Dk) with one for each key channel; beta: (B, T, H). Where both are 0 the state
+    stays as it is. initial_state: (B, H, Dk, Dv); None: zeros. starts: (B, T), True at a token before which everything
+    is dropped, log_decay at that token included; None: nowhere. ``chunk``, a power of two, changes speed, not results.
+    ``overwrite``: the final state may be written over the initial one, which is done for one token of which no gradient
+    is wanted.
     """
     if chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"chunk={chunk} is not a power of two")

@@ -1,4 +1,5 @@
-"""Backward of the chunked gated delta rule in ``delta_chunks.py``, by hand, from the inputs and the states between the chunks."""
+"""Backward of the chunked gated delta rule in ``delta_chunks.py``, by hand, from the inputs and the states between the
+chunks."""
 
 from __future__ import annotations
 
@@ -49,9 +50,12 @@ def backward(chunks: Chunks, incoming: Tensor, do: Tensor, dfinal: Tensor) -> Gr
     return Gradients(_lengths_backward(chunks, up), dboth[:, 0], dlog_decay, dbeta, dincoming)
 
 
-def _states_backward(chunks: Chunks, tiles: Tiles, reading: Tensor, do: Tensor, dfinal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Through the chain of states, last chunk first. Returns the gradient of beta error above do (N, 2, C, Dv), that of each chunk's
-    outgoing state (N, Dk, Dv), and that of the first incoming one. reading: (N, 2 C, Dk), the keys times -beta."""
+def _states_backward(
+    chunks: Chunks, tiles: Tiles, reading: Tensor, do: Tensor, dfinal: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Through the chain of states, last chunk first. Returns the gradient of beta error above do (N, 2, C, Dv), that of
+    each chunk's outgoing state (N, Dk, Dv), and that of the first incoming one. reading: (N, 2 C, Dk), the keys times
+    -beta."""
     dboth = torch.stack([do, do], 1)
     ddelta = torch.bmm(tiles.P.transpose(1, 2), do)
     writing, keep = chunks.kq[:, 0] * tiles.to_end, tiles.carry[:, -1].unsqueeze(-1)
@@ -66,7 +70,8 @@ def _states_backward(chunks: Chunks, tiles: Tiles, reading: Tensor, do: Tensor, 
 
 
 def _to_steps(chunks: Chunks, dsums: Tensor, dto_end: Tensor) -> Tensor:
-    """Gradient of log_decay from those of its running sums and of log(to_end): sums over the tokens behind and before in the document."""
+    """Gradient of log_decay from those of its running sums and of log(to_end): sums over the tokens behind and before
+    in the document."""
     if chunks.steps.shape[-1] == 1:
         dsums, dto_end = dsums.sum(-1, keepdim=True), dto_end.sum(-1, keepdim=True)
     if chunks.same is None or chunks.began is None:
@@ -76,7 +81,8 @@ def _to_steps(chunks: Chunks, dsums: Tensor, dto_end: Tensor) -> Tensor:
 
 
 def _lengths_backward(chunks: Chunks, dkq: Tensor) -> Tensor:
-    """From the gradient of the keys and queries at unit length, of every value head, to that of them as they were given."""
+    """From the gradient of the keys and queries at unit length, of every value head, to that of them as they were
+    given."""
     of_groups = (*chunks.lengths.shape[:3], -1, *dkq.shape[1:])
     unit, dkq = chunks.kq.view(of_groups)[:, :, :, 0], dkq.view(of_groups)
     dkq = dkq.sum(3) if dkq.shape[3] > 1 else dkq.squeeze(3)

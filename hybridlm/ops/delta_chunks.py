@@ -1,6 +1,8 @@
-"""The gated delta rule in ``ops.delta``, which see, as matrix products over chunks: inputs cut into chunks, and forward, on plain tensors.
+"""The gated delta rule in ``ops.delta``, which see, as matrix products over chunks: inputs cut into chunks, and
+forward, on plain tensors.
 
-With A and P of ``delta_pairs.py``, q_t k_t on the diagonal of P, G_t the sum of log_decay in the chunk up to t, and S the incoming state:
+With A and P of ``delta_pairs.py``, q_t k_t on the diagonal of P, G_t the sum of log_decay in the chunk up to t, and S
+the incoming state:
 
     (I + diag(beta) A) delta = diag(beta) (V - (K * exp(G)) S)
     O = (Q * exp(G)) S + P delta        S' = exp(G_C) S + (K * exp(G_C - G))^T delta
@@ -39,14 +41,17 @@ class Inputs(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """Inputs cut into chunks of C tokens. M = B x H, N = chunks x M, chunks first; d = 1, or Dk with a decay per channel; all wide."""
+    """Inputs cut into chunks of C tokens. M = B x H, N = chunks x M, chunks first; d = 1, or Dk with a decay per
+    channel; all wide."""
 
     kq: Tensor  # (N, 2, C, Dk)  unit keys, and unit queries times Dk^-1/2
     lengths: Tensor  # (chunks, B, Hk, 2, C, 1)  what keys and queries were multiplied by for that
     v: Tensor  # (N, C, Dv)
     beta: Tensor  # (N, C, 1)
     steps: Tensor  # (N, C, d)  log_decay to base 2; zero where a document starts
-    same: Tensor | None  # (N, C, C)  one where j <= t are of one document, else zero; None: documents are not told apart
+    same: (
+        Tensor | None
+    )  # (N, C, C)  one where j <= t are of one document, else zero; None: documents are not told apart
     began: Tensor | None  # (N, C, 1)  True where a document starts
     rows: int  # M
 
@@ -105,7 +110,8 @@ def tiles_of(chunks: Chunks) -> Tiles:
 
 
 def forward(chunks: Chunks, states: list[Tensor]) -> Tensor:
-    """Returns o (N, C, Dv). states: (M, Dk, Dv), the one that comes into the first chunk, then one of each chunk to be filled."""
+    """Returns o (N, C, Dv). states: (M, Dk, Dv), the one that comes into the first chunk, then one of each chunk to be
+    filled."""
     tiles, chunk = tiles_of(chunks), chunks.v.shape[1]
     write = tiles.inverse.mul_(chunks.beta.transpose(1, 2))
     reading = (chunks.kq * tiles.carry.unsqueeze(1)).flatten(1, 2)  # (N, 2 C, Dk)

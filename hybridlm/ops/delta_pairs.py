@@ -4,10 +4,11 @@ With the logarithms g of the decays to base 2, a number for each token or one fo
 
     A_tj = sum_d k_td k_jd 2^(g_{j+1,d} + ... + g_td)        P_tj = sum_d q_td k_jd 2^(g_{j+1,d} + ... + g_td)
 
-One decay for all channels makes one weight for a pair of tokens. A decay for each channel does not, and pairs are too many to weigh
-channel by channel: the chunk is halved again and again, and tokens j < t of two neighbouring halves meet at the border between them, k_j
-weighed by what decays up to the border and k_t, q_t by what decays behind it. No exponent is ever positive, so nothing overflows, and none
-is the difference of two longer sums, so a strong decay leaves no rounding in the tokens behind it.
+One decay for all channels makes one weight for a pair of tokens. A decay for each channel does not, and pairs are too
+many to weigh channel by channel: the chunk is halved again and again, and tokens j < t of two neighbouring halves meet
+at the border between them, k_j weighed by what decays up to the border and k_t, q_t by what decays behind it. No
+exponent is ever positive, so nothing overflows, and none is the difference of two longer sums, so a strong decay leaves
+no rounding in the tokens behind it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Pairs(NamedTuple):
 
 
 def pairs(kq: Tensor, steps: Tensor, same: Tensor | None) -> Pairs:
-    """Of keys and queries kq (N, 2, C, Dk) and steps g (N, C, d), d = 1 or Dk; same (N, C, C): one where j <= t belong together."""
+    """Of keys and queries kq (N, 2, C, Dk) and steps g (N, C, d), d = 1 or Dk; same (N, C, C): one where j <= t belong
+    together."""
     if steps.shape[2] > 1:
         tiles, upto, behind = _by_channel(kq, steps)
         return Pairs(tiles if same is None else tiles.mul_(same.unsqueeze(1)), None, upto, behind)
@@ -41,8 +43,11 @@ def pairs(kq: Tensor, steps: Tensor, same: Tensor | None) -> Pairs:
     return Pairs(tiles, weights, upto, behind)
 
 
-def pairs_backward(dtiles: Tensor, kq: Tensor, steps: Tensor, same: Tensor | None, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The gradient of kq as t (N, 2, C, Dk) and that of the keys as j (N, C, Dk). dtiles is read for j < t, and overwritten."""
+def pairs_backward(
+    dtiles: Tensor, kq: Tensor, steps: Tensor, same: Tensor | None, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The gradient of kq as t (N, 2, C, Dk) and that of the keys as j (N, C, Dk). dtiles is read for j < t, and
+    overwritten."""
     if weights is None:
         return _by_channel_backward(dtiles if same is None else dtiles.mul_(same.unsqueeze(1)), kq, steps)
     both = dtiles.mul_(weights.unsqueeze(1)).flatten(1, 2)
@@ -57,9 +62,12 @@ class Level(NamedTuple):
     upto: Tensor  # (N, C, d)  sum of the steps of t's block up to t's own
 
     def meeting(self, kq: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Keys and queries of the second blocks (N n, 2 size, Dk) and keys of the first (N n, size, Dk) as they meet at the borders, and
-        what they are weighed by for that (N, n, size, Dk)."""
-        from_border, to_border = halves(self.upto, self.size)[:, :, 1].exp2(), halves(self.behind, self.size)[:, :, 0].exp2()
+        """Keys and queries of the second blocks (N n, 2 size, Dk) and keys of the first (N n, size, Dk) as they meet at
+        the borders, and what they are weighed by for that (N, n, size, Dk)."""
+        from_border, to_border = (
+            halves(self.upto, self.size)[:, :, 1].exp2(),
+            halves(self.behind, self.size)[:, :, 0].exp2(),
+        )
         blocks = halves(kq, self.size)
         late, early = blocks[:, :, :, 1].transpose(1, 2) * from_border.unsqueeze(2), blocks[:, 0, :, 0] * to_border
         return late.flatten(0, 1).flatten(1, 2), early.flatten(0, 1), from_border, to_border

@@ -1,11 +1,14 @@
 """The feed-forward networks of many experts, each over the tokens that were sent to it.
 
-The N k pairs of a token and one of its experts are sorted by expert, so that an expert's tokens are neighbours and its products are
-products of matrices. Two ways compute the same:
+The N k pairs of a token and one of its experts are sorted by expert, so that an expert's tokens are neighbours and its
+products are products of matrices. Two ways compute the same:
 
-* A loop over the experts, each over its own slice, with a hand-written backward that keeps one tensor (the hidden units before the
-  activation). What is element-wise stays in the processor's cache. It needs the experts' counts on the host: on a GPU that is one wait.
-* torch's grouped product, all experts in one kernel that reads the counts on the GPU. Only its bfloat16 kernels are more than a loop
+* A loop over the experts, each over its own slice, with a hand-written backward that keeps one tensor (the hidden units
+  before the
+  activation). What is element-wise stays in the processor's cache. It needs the experts' counts on the host: on a GPU
+  that is one wait.
+* torch's grouped product, all experts in one kernel that reads the counts on the GPU. Only its bfloat16 kernels are
+  more than a loop
   inside torch; on a CPU it was measured slower than the loop here.
 
 Neither drops a token, and an expert without tokens gets a gradient of zero.
@@ -42,7 +45,8 @@ def _inverse(order: Tensor) -> Tensor:
 def _sum_pairs(rows: Tensor, order: Tensor, top_k: int) -> Tensor:
     """Row n of the result is the sum of token n's k rows: (N k, D), sorted by expert, to (N, D).
 
-    Read by the token instead of added from the pair: the same sum in the same order, whatever the device and its threads do.
+    Read by the token instead of added from the pair: the same sum in the same order, whatever the device and its
+    threads do.
     """
     return F.embedding_bag(_inverse(order).view(-1, top_k), rows, mode="sum")
 
@@ -78,27 +82,41 @@ def _activate_backward(dactive: Tensor, hidden: Tensor, factor: Tensor, gated: b
 
 
 @torch.library.custom_op("hybridlm::experts", mutates_args=())
-def _experts(x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor, up: Tensor, down: Tensor, gated: bool) -> tuple[Tensor, Tensor]:
-    """Returns y (N, D) and the hidden units (N k, 2 I or I) before the activation, sorted by expert. Arguments as in ``_experts_loop``."""
+def _experts(
+    x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor, up: Tensor, down: Tensor, gated: bool
+) -> tuple[Tensor, Tensor]:
+    """Returns y (N, D) and the hidden units (N k, 2 I or I) before the activation, sorted by expert. Arguments as in
+    ``_experts_loop``."""
     top_k = weights.shape[1]
     tokens, scale = order // top_k, weights.flatten()[order].unsqueeze(1)
     hidden = x.new_empty(order.shape[0], up.shape[1])
     out = x.new_empty(order.shape[0], x.shape[1])
     for expert, rows in _slices(offsets):
         torch.mm(x.index_select(0, tokens[rows]), up[expert].t(), out=hidden[rows])
-        # The weight multiplies the I hidden units and not the D outputs: then the backward needs no output to find its gradient.
+        # The weight multiplies the I hidden units and not the D outputs: then the backward needs no output to find its
+        # gradient.
         torch.mm(_activate(hidden[rows], gated).mul_(scale[rows]), down[expert].t(), out=out[rows])
     return _sum_pairs(out, order, top_k), hidden
 
 
 @_experts.register_fake
-def _(x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor, up: Tensor, down: Tensor, gated: bool) -> tuple[Tensor, Tensor]:
+def _(
+    x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor, up: Tensor, down: Tensor, gated: bool
+) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(order.shape[0], up.shape[1])
 
 
 @torch.library.custom_op("hybridlm::experts_backward", mutates_args=())
 def _experts_backward(
-    dy: Tensor, x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor, up: Tensor, down: Tensor, hidden: Tensor, gated: bool
+    dy: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    up: Tensor,
+    down: Tensor,
+    hidden: Tensor,
+    gated: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weights, up and down."""
     top_k = weights.shape[1]
@@ -126,7 +144,15 @@ def _experts_backward(
 
 @_experts_backward.register_fake
 def _(
-    dy: Tensor, x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor, up: Tensor, down: Tensor, hidden: Tensor, gated: bool
+    dy: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    up: Tensor,
+    down: Tensor,
+    hidden: Tensor,
+    gated: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dx, dweights, dup, ddown = (tensor.new_empty(tensor.shape) for tensor in (x, weights, up, down))
     return dx, dweights, dup, ddown
@@ -139,7 +165,9 @@ def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...],
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, dhidden: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, dhidden: Tensor | None
+) -> tuple[Tensor | None, ...]:
     if dy is None:
         return (None,) * 7
     x, weights, order, offsets, up, down, hidden = ctx.saved_tensors  # type: ignore[attr-defined]  # read once: checkpointing recomputes them
@@ -151,8 +179,11 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, dhidd
 _experts.register_autograd(_backward, setup_context=_setup)
 
 
-def _experts_grouped(x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor, up: Tensor, down: Tensor, gated: bool) -> Tensor:
-    """All experts at once with torch's grouped product, differentiated by autograd. order: (N k,), offsets: (E,) int32."""
+def _experts_grouped(
+    x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor, up: Tensor, down: Tensor, gated: bool
+) -> Tensor:
+    """All experts at once with torch's grouped product, differentiated by autograd. order: (N k,), offsets: (E,)
+    int32."""
     top_k = weights.shape[1]
     # Spread and then permuted: every index is met once, so that the backward adds nothing up in an order of chance.
     rows = x.unsqueeze(1).expand(-1, top_k, -1).flatten(0, 1).index_select(0, order)
@@ -172,9 +203,9 @@ def _grouped_kernels(x: Tensor, down: Tensor) -> bool:
 def mixture(x: Tensor, experts: Tensor, weights: Tensor, up: Tensor, down: Tensor, *, gated: bool) -> Tensor:
     """``y_n = sum_j weights_nj expert_(experts_nj)(x_n)``, (N, D) in x's dtype.
 
-    x: (N, D); experts: (N, k) integers below E, distinct within a row; weights: (N, k); down: (E, D, I). With ``gated``, up is (E, 2 I, D)
-    = [gate | up] and an expert is ``down(silu(gate x) * up x)``; else up is (E, I, D) and it is ``down(relu(up x)^2)``. up and down have
-    x's dtype; weights may be wider.
+    x: (N, D); experts: (N, k) integers below E, distinct within a row; weights: (N, k); down: (E, D, I). With
+    ``gated``, up is (E, 2 I, D) = [gate | up] and an expert is ``down(silu(gate x) * up x)``; else up is (E, I, D) and
+    it is ``down(relu(up x)^2)``. up and down have x's dtype; weights may be wider.
     """
     order = experts.flatten().argsort(stable=True)  # of the pairs: token n's slot j is pair n k + j
     counts = torch.zeros(down.shape[0], dtype=torch.int64, device=x.device)

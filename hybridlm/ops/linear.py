@@ -1,8 +1,8 @@
 """``x @ weight^T``, for a few tokens and for an output in several parts faster than torch's own on a CPU.
 
-Decoding reads every weight for a handful of numbers, so it takes the time of reading them. MKL's product of a matrix and a vector, which
-is what torch makes of one token, reads a weight at a third to three quarters of the rate at which it reads the same weight as a batch of
-matrices of fewer rows (benchmarks/results/linear.md).
+Decoding reads every weight for a handful of numbers, so it takes the time of reading them. MKL's product of a matrix
+and a vector, which is what torch makes of one token, reads a weight at a third to three quarters of the rate at which
+it reads the same weight as a batch of matrices of fewer rows (benchmarks/results/linear.md).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _MKL = torch.backends.mkl.is_available()
 
 @lru_cache
 def _matrices(outputs: int, inputs: int, tokens: int) -> tuple[int, int, int] | None:
-    """The batch of matrices (n, rows, inputs) to read a weight as, rows being the most from 8 to 256 that divide its outputs and leave
-    several; None where that does not pay."""
+    """The batch of matrices (n, rows, inputs) to read a weight as, rows being the most from 8 to 256 that divide its
+    outputs and leave several; None where that does not pay."""
     if tokens > _TOKENS or inputs > _WIDEST:
         return None
     rows = next((rows for rows in range(min(256, outputs // 2), 7, -1) if outputs % rows == 0), None)
@@ -33,7 +33,8 @@ def _matrices(outputs: int, inputs: int, tokens: int) -> tuple[int, int, int] | 
 
 
 def matrices(weight: Tensor, tokens: int) -> tuple[int, int, int] | None:
-    """The shape (n, rows, I) in which ``linear`` reads ``weight`` for so many tokens of its dtype and device; None: as it is."""
+    """The shape (n, rows, I) in which ``linear`` reads ``weight`` for so many tokens of its dtype and device; None: as
+    it is."""
     return _matrices(*weight.shape, tokens) if _readable(weight, weight) else None
 
 
@@ -83,7 +84,9 @@ def _(dys: list[Tensor], x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, list[int]], output: list[Tensor]) -> None:
+def _setup(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, list[int]], output: list[Tensor]
+) -> None:
     ctx.save_for_backward(*inputs[:2])
     ctx.sizes = inputs[2]  # type: ignore[attr-defined]
 
@@ -99,8 +102,8 @@ _projections.register_autograd(_backward, setup_context=_setup)
 
 
 def split_linear(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]) -> Sequence[Tensor]:
-    """``linear(x, weight, bias).split(sizes, -1)``. On a CPU its backward takes the gradients as they come, where a split's would first
-    copy them side by side."""
+    """``linear(x, weight, bias).split(sizes, -1)``. On a CPU its backward takes the gradients as they come, where a
+    split's would first copy them side by side."""
     if bias is not None or not x.is_cpu or gpu(x) is not None or not gradient_wanted(x, weight):
         return linear(x, weight, bias).split_with_sizes(list(sizes), -1)
     if autocast_on(x):

@@ -1,4 +1,5 @@
-"""Mamba-3's scan over R ranks (MIMO; Lahoti et al. 2026), rotation included, as matrix products over chunks with a hand-written backward.
+"""Mamba-3's scan over R ranks (MIMO; Lahoti et al. 2026), rotation included, as matrix products over chunks with a
+hand-written backward.
 
 Per head, with k_{t,r} = Rot(theta_t) (B_{t,r} + B_bias_r), c_{t,r} likewise of C, and x_{t,r} = mimo_x_r * x_t:
 
@@ -6,8 +7,9 @@ Per head, with k_{t,r} = Rot(theta_t) (B_{t,r} + B_bias_r), c_{t,r} likewise of 
     y_{t,r} = sum_{s<t} exp(sum log_decay_{s+1..t}) scale_s sum_r' (c_{t,r} . k_{s,r'}) x_{s,r'}
               + own_t sum_r' (c_{t,r} . k_{t,r'}) x_{t,r'} + D x_{t,r}
 
-The rotated k and c are R heads x N numbers per token and cost less to make than to keep: they are made head by head inside the op,
-and once more in its backward, from B, C and the angles. Kept between the two are the inputs and the states at the chunks' boundaries.
+The rotated k and c are R heads x N numbers per token and cost less to make than to keep: they are made head by head
+inside the op, and once more in its backward, from B, C and the angles. Kept between the two are the inputs and the
+states at the chunks' boundaries.
 """
 
 from __future__ import annotations
@@ -70,9 +72,14 @@ def _mimo_scan(
     adjacent: bool,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """Returns y in tiles (H, chunks, B, R, Q, P) and the states at the chunks' boundaries (H, chunks + 1, B, N, P); both wide."""
+    """Returns y in tiles (H, chunks, B, R, Q, P) and the states at the chunks' boundaries (H, chunks + 1, B, N, P);
+    both wide."""
     with autocast_off(x):  # it would round the matrix products
-        return _forward(cut(x, log_decay, scale, own, B, C, B_bias, C_bias, theta, mimo_x, starts, adjacent, chunk), D, initial_state)
+        return _forward(
+            cut(x, log_decay, scale, own, B, C, B_bias, C_bias, theta, mimo_x, starts, adjacent, chunk),
+            D,
+            initial_state,
+        )
 
 
 @_mimo_scan.register_fake
@@ -107,12 +114,16 @@ def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...],
     ctx.initial_dtype = initial_state.dtype if isinstance(initial_state, Tensor) else None  # type: ignore[attr-defined]
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, dstates: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, dstates: Tensor | None
+) -> tuple[Tensor | None, ...]:
     *tensors, starts, states = ctx.saved_tensors  # type: ignore[attr-defined]  # read once: activation checkpointing recomputes them
     if dy is None:
         x, rank, chunk = tensors[0], tensors[4].shape[2], ctx.chunk  # type: ignore[attr-defined]
         dy = states.new_zeros(x.shape[2], states.shape[1] - 1, x.shape[0], rank, chunk, x.shape[3])
-    *grads, dtheta, dmimo_x, dinitial = mimo_scan_backward(dy.contiguous(), dstates, *tensors, starts, states, ctx.adjacent, ctx.chunk)  # type: ignore[attr-defined]
+    *grads, dtheta, dmimo_x, dinitial = mimo_scan_backward(
+        dy.contiguous(), dstates, *tensors, starts, states, ctx.adjacent, ctx.chunk
+    )  # type: ignore[attr-defined]
     dtype = ctx.initial_dtype  # type: ignore[attr-defined]
     theta, mimo_x = (None if tensor is None else grad for tensor, grad in ((tensors[8], dtheta), (tensors[9], dmimo_x)))
     initial = None if dtype is None else dinitial.permute(1, 0, 3, 2).to(dtype)
@@ -140,13 +151,14 @@ def mimo_scan(
     adjacent: bool = False,
     chunk: int = 16,
 ) -> tuple[Tensor, Tensor]:
-    """The scan of the module's docstring. Returns y in tiles (see ``untiled``) and the final state (B, H, P, N), at least fp32.
+    """The scan of the module's docstring. Returns y in tiles (see ``untiled``) and the final state (B, H, P, N), at
+    least fp32.
 
-    x: (B, T, H, P); log_decay (not positive), scale and own (not negative): (B, T, H); B, C: (B, T, R, G, N), normalised, head h reading
-    group ``h // (H / G)``; B_bias, C_bias: (H, R, N); theta: (B, H, n, T) in radians, None: no rotation; mimo_x: (H, R, P), None: ones;
-    D: (H,); initial_state: (B, H, P, N), zeros if None; starts: (B, T), True at a token before which everything is dropped, log_decay at
-    that token included; None: nowhere. ``adjacent``: which channels make a pair, see ``mimo_tiles.pairs``. ``chunk`` changes speed, not
-    results.
+    x: (B, T, H, P); log_decay (not positive), scale and own (not negative): (B, T, H); B, C: (B, T, R, G, N),
+    normalised, head h reading group ``h // (H / G)``; B_bias, C_bias: (H, R, N); theta: (B, H, n, T) in radians, None:
+    no rotation; mimo_x: (H, R, P), None: ones; D: (H,); initial_state: (B, H, P, N), zeros if None; starts: (B, T),
+    True at a token before which everything is dropped, log_decay at that token included; None: nowhere. ``adjacent``:
+    which channels make a pair, see ``mimo_tiles.pairs``. ``chunk`` changes speed, not results.
     """
     y, states = called(
         _mimo_scan,

@@ -1,9 +1,10 @@
 """The backward of Mamba-3's chunked scan (``mimo.py``): tiles are computed again, block by block and head by head.
 
-As in ``ssd.py``, every pair of tokens s < t of a chunk gives the same amount to the gradient of the running sum c_t of log_decay and,
-negative, of c_s; what a token reads of the incoming state gives to that of c_t, what it adds to the outgoing state to those of the steps
-after it. A token's weight on itself and D, which have no decay in them, cannot round into the gradient of the decays. The gradient of
-an angle is the area that a pair of channels spans with its gradient.
+As in ``ssd.py``, every pair of tokens s < t of a chunk gives the same amount to the gradient of the running sum c_t of
+log_decay and, negative, of c_s; what a token reads of the incoming state gives to that of c_t, what it adds to the
+outgoing state to those of the steps after it. A token's weight on itself and D, which have no decay in them, cannot
+round into the gradient of the decays. The gradient of an angle is the area that a pair of channels spans with its
+gradient.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def _own_tokens(
 
 
 def _turn_back(tiles: Tiles, grads: _Grads, h: int, k: Tensor, c: Tensor, dk: Tensor, dc: Tensor) -> None:
-    """From the gradients of the rotated k and c of one head to those of angles, B, C and their biases; changes dk and dc."""
+    """From the gradients of the rotated k and c of one head to those of angles, B, C and their biases; changes dk and
+    dc."""
     _, K, rank, length, d_state, _, per_group = tiles.sizes
     if tiles.cos is not None:
         cos, sin = tiles.rotation(h)
@@ -110,8 +112,11 @@ def _turn_back(tiles: Tiles, grads: _Grads, h: int, k: Tensor, c: Tensor, dk: Te
     grads.C_bias[h] += dc.sum(0).view(d_state, rank, length).sum(-1)
 
 
-def _head(tiles: Tiles, grads: _Grads, h: int, dy: Tensor, c: Tensor, skip: Tensor, incoming: Tensor, doutgoing: Tensor) -> None:
-    """Everything of one head once the gradients of the states are known. dy: (K, R Q, P); incoming, doutgoing: (K, N, P)."""
+def _head(
+    tiles: Tiles, grads: _Grads, h: int, dy: Tensor, c: Tensor, skip: Tensor, incoming: Tensor, doutgoing: Tensor
+) -> None:
+    """Everything of one head once the gradients of the states are known. dy: (K, R Q, P); incoming, doutgoing: (K, N,
+    P)."""
     _, K, rank, length, _, width, _ = tiles.sizes
     k, x = tiles.turned(tiles.B, tiles.B_bias, h), tiles.values(h)
     dk, dc, dx = _own_tokens(tiles, grads, h, dy, k, c, x, skip)
@@ -152,13 +157,25 @@ def mimo_scan_backward(
     adjacent: bool,
     chunk: int,
 ) -> list[Tensor]:
-    """Gradients of x, log_decay, scale, own, B, C, the biases, D, theta, mimo_x (both empty without one) and the initial state
-    (H, B, N, P)."""
+    """Gradients of x, log_decay, scale, own, B, C, the biases, D, theta, mimo_x (both empty without one) and the
+    initial state (H, B, N, P)."""
     with autocast_off(x):  # it would round the matrix products
         tiles = cut(x, log_decay, scale, own, B, C, B_bias, C_bias, theta, mimo_x, starts, adjacent, chunk)
         tile_grads, dinitial = _backward(tiles, dy, dstates, D, states)
         grads = _as_inputs(tiles, tile_grads, x.shape[1])
-    like = (x, log_decay, scale, own, B, C, B_bias, C_bias, D, x if theta is None else theta, x if mimo_x is None else mimo_x)
+    like = (
+        x,
+        log_decay,
+        scale,
+        own,
+        B,
+        C,
+        B_bias,
+        C_bias,
+        D,
+        x if theta is None else theta,
+        x if mimo_x is None else mimo_x,
+    )
     return [*(grad.to(tensor.dtype).contiguous() for grad, tensor in zip(grads, like, strict=True)), dinitial]
 
 
@@ -169,11 +186,21 @@ def _backward(tiles: Tiles, dy: Tensor, dstates: Tensor | None, D: Tensor, state
     for block in reversed(rounds(tiles.blocks())):
         boundaries = slice(block.start, block.stop + 1)
         direct = None if dstates is None else dstates[:, block]
-        _block(tiles.part(block), grads.part(block), dy[:, block], D.to(dy.dtype), states[:, boundaries], dchain[:, boundaries], direct)
+        _block(
+            tiles.part(block),
+            grads.part(block),
+            dy[:, block],
+            D.to(dy.dtype),
+            states[:, boundaries],
+            dchain[:, boundaries],
+            direct,
+        )
     return grads, dchain[:, 0].clone()
 
 
-def _block(tiles: Tiles, grads: _Grads, dy: Tensor, D: Tensor, states: Tensor, dchain: Tensor, dstates: Tensor | None) -> None:
+def _block(
+    tiles: Tiles, grads: _Grads, dy: Tensor, D: Tensor, states: Tensor, dchain: Tensor, dstates: Tensor | None
+) -> None:
     """Fills ``grads`` and dchain (H, chunks + 1, B, N, P), the gradients of the states, of which the last is there.
 
     dy: (H, chunks, B, R, Q, P); dstates: (H, chunks, B, N, P), what the chunks' first states are given from elsewhere.

@@ -1,7 +1,7 @@
 """How Mamba-3's ranks leave the scan: each gated by its own projection of z, weighed and summed; backward by hand.
 
-R d_inner numbers per token would be kept several times over if autograd recorded the steps: the op keeps y and z, and computes the
-gates again in its backward, head by head in the layout of the scan.
+R d_inner numbers per token would be kept several times over if autograd recorded the steps: the op keeps y and z, and
+computes the gates again in its backward, head by head in the layout of the scan.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def _(y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor) -> Tensor:
     return z.new_empty(z.shape, dtype=y.dtype)
 
 
-def _gradients(dout: Tensor, y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _gradients(
+    dout: Tensor, y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of y, z, mimo_z and mimo_o."""
     heads, chunks, batch, _, length, width = y.shape
     z_tiles, dout_tiles = _tiled(z, length, y.dtype), _tiled(dout, length, y.dtype)
@@ -67,7 +69,9 @@ def _gradients(dout: Tensor, y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tenso
 
 
 @torch.library.custom_op("hybridlm::mimo_gate_backward", mutates_args=())
-def _mimo_gate_backward(dout: Tensor, y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _mimo_gate_backward(
+    dout: Tensor, y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with autocast_off(y):
         return _gradients(dout, y, z, mimo_z, mimo_o)
 
@@ -100,6 +104,9 @@ def mimo_gate(y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor) -> Tensor:
 
 def mimo_gate_step(y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor) -> Tensor:
     """``mimo_gate`` of one token, (B, H, P). y: (B, R, H, P), at least fp32; z: (B, H, P)."""
-    in_weights, out_weights = as_dtype(mimo_z, y.dtype).transpose(0, 1), as_dtype(mimo_o, y.dtype).transpose(0, 1)  # (R, H, P)
+    in_weights, out_weights = (
+        as_dtype(mimo_z, y.dtype).transpose(0, 1),
+        as_dtype(mimo_o, y.dtype).transpose(0, 1),
+    )  # (R, H, P)
     gates = F.silu(as_dtype(z, y.dtype).unsqueeze(1) * in_weights)
     return (y * gates).mul(out_weights).sum(1)

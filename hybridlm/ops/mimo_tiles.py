@@ -1,11 +1,13 @@
-"""Mamba-3's inputs cut into chunks: what the chunked scan (``mimo.py``) and its backward (``mimo_backward.py``) both start from.
+"""Mamba-3's inputs cut into chunks: what the chunked scan (``mimo.py``) and its backward (``mimo_backward.py``) both
+start from.
 
-Everything is laid out head by head, then chunk by chunk: a head's chunks of all rows form one batch of matrices, K = chunks x batch. B
-and C stand with the state channels first, (K, N, R Q), because a rotation then combines whole rows of memory, whichever channels make
-a pair; each matrix product takes them as they are.
+Everything is laid out head by head, then chunk by chunk: a head's chunks of all rows form one batch of matrices, K =
+chunks x batch. B and C stand with the state channels first, (K, N, R Q), because a rotation then combines whole rows of
+memory, whichever channels make a pair; each matrix product takes them as they are.
 
-A chunk of Q tokens and R ranks is one product of (R Q) x (R Q), rows and columns counted rank by rank. Its weights do not depend on the
-ranks, so they are made for Q x Q and repeated. A long text is worked off in blocks of chunks, whose products of one head stay in cache.
+A chunk of Q tokens and R ranks is one product of (R Q) x (R Q), rows and columns counted rank by rank. Its weights do
+not depend on the ranks, so they are made for Q x Q and repeated. A long text is worked off in blocks of chunks, whose
+products of one head stay in cache.
 
 Logarithms and powers are to base 2, as in ``ssd_chunks.py``.
 """
@@ -24,11 +26,14 @@ from hybridlm.ops.padding import in_chunks
 
 TINY = 1e-30  # scale is taken to be at least this: its logarithm is needed; where it is 0, at padding, x is 0 too
 _BLOCK = 1 << 18  # numbers in one head's products of a block, at most, if it holds more than one chunk of each row
-_CAP = 30.0  # exponents above the diagonal may be large before they are masked: kept finite, so that no later product makes a NaN of them
+# exponents above the diagonal may be large before they are masked: kept finite, so that no later product makes a NaN of
+# them
+_CAP = 30.0
 
 
 def pairs(tensor: Tensor, n_angles: int, adjacent: bool, dim: int) -> tuple[Tensor, Tensor]:
-    """The two channels of every pair that rotates, as views: (2i, 2i + 1) if ``adjacent``, else (i, i + N / 2), for i < n_angles."""
+    """The two channels of every pair that rotates, as views: (2i, 2i + 1) if ``adjacent``, else (i, i + N / 2), for i <
+    n_angles."""
     if adjacent:
         both = tensor.narrow(dim, 0, 2 * n_angles).unflatten(dim, (n_angles, 2))
         inner = dim + 1 if dim >= 0 else dim
@@ -65,8 +70,8 @@ def rows_of(chunks: slice, batch: int) -> slice:
 
 @dataclass
 class Tiles:
-    """What both directions need, in the wide dtype. K = chunks x B, chunks first; c is the running sum of log_decay to base 2, from
-    the first token of the chunk or document on."""
+    """What both directions need, in the wide dtype. K = chunks x B, chunks first; c is the running sum of log_decay to
+    base 2, from the first token of the chunk or document on."""
 
     x: Tensor  # (H, chunks, B, Q, P), a view
     B: Tensor  # (G, K, N, R, Q)
@@ -78,8 +83,11 @@ class Tiles:
     scale: Tensor  # (H, K, Q)
     own: Tensor  # (H, K, Q)  a token's weight on itself
     from_start: Tensor  # (H, K, 1, R Q)  2^c_t: weight of the incoming state; 0 from a document's start on
-    to_end: Tensor  # (H, K, 1, R Q)  2^(c_Q - c_s) scale_s: weight in the outgoing state; 0 where a document starts after s
-    keep: Tensor  # (H, chunks, B, 1, 1)  2^c_Q: what is left of the incoming state; 0 where a document starts in the chunk
+    to_end: (
+        Tensor  # (H, K, 1, R Q)  2^(c_Q - c_s) scale_s: weight in the outgoing state; 0 where a document starts after s
+    )
+    # (H, chunks, B, 1, 1)  2^c_Q: what is left of the incoming state; 0 where a document starts in the chunk
+    keep: Tensor
     past: Tensor | None  # (K, Q, Q)  1 where s < t are of one document, else 0; None: documents are not told apart
     began: Tensor | None  # (K, Q)  True where a document starts
     cos: Tensor | None  # (H, K, n, Q)
@@ -134,7 +142,8 @@ class Tiles:
         return torch.mul(x, self.mimo_x[head], out=out).view(K, rank * length, width)
 
     def weights(self, head: int) -> Tensor:
-        """2^(c_t - c_s) scale_s for s < t of one document, a token's own weight on the diagonal, else 0: (K, Q, Q) of one head."""
+        """2^(c_t - c_s) scale_s for s < t of one document, a token's own weight on the diagonal, else 0: (K, Q, Q) of
+        one head."""
         weights = self.decay[head].unsqueeze(2) + self.reach[head].unsqueeze(1)
         weights = weights.clamp_max_(_CAP).exp2_()
         weights = weights.tril_(-1) if self.past is None else weights.mul_(self.past)
@@ -142,7 +151,8 @@ class Tiles:
         return weights
 
     def for_ranks(self, weights: Tensor) -> Tensor:
-        """``weights`` with the columns repeated for the ranks, to be multiplied with tiles (K, R, Q R Q): (K, 1, Q R Q)."""
+        """``weights`` with the columns repeated for the ranks, to be multiplied with tiles (K, R, Q R Q): (K, 1, Q R
+        Q)."""
         K, length, _ = weights.shape
         rank = self.B.shape[3]
         return repeated(weights, rank).view(K, 1, length * rank * length)
@@ -157,11 +167,13 @@ class Tiles:
 
 
 def _decays(steps: Tensor, past: Tensor | None, began: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Running sums c_t, 2^c_t where no document has started, and 2^(c_Q - c_t) where none will, else 0. steps: (H, K, Q)."""
+    """Running sums c_t, 2^c_t where no document has started, and 2^(c_Q - c_t) where none will, else 0. steps: (H, K,
+    Q)."""
     if past is None or began is None:
         sums = steps.cumsum(-1)
         return sums, sums.exp2(), (sums[..., -1:] - sums).exp2_()
-    # A sum of each document's own steps: as the difference of two longer sums it would carry the rounding of other documents.
+    # A sum of each document's own steps: as the difference of two longer sums it would carry the rounding of other
+    # documents.
     by_chunk = steps.masked_fill(began, 0.0).transpose(0, 1)
     sums = torch.bmm(by_chunk, past.transpose(1, 2)).add_(by_chunk).transpose(0, 1).contiguous()
     document = began.cumsum(-1)

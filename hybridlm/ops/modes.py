@@ -1,4 +1,5 @@
-"""What surrounds a call: whether autocast would round it, whether a gradient is wanted of it, and which GPU it runs on."""
+"""What surrounds a call: whether autocast would round it, whether a gradient is wanted of it, and which GPU it runs
+on."""
 
 from __future__ import annotations
 
@@ -29,24 +30,28 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 
 def autocast_off(x: Tensor) -> AbstractContextManager[object]:
-    """Within it autocast is off where x is. Where it is off already nothing is done: switching it takes as long as a token's product."""
+    """Within it autocast is off where x is. Where it is off already nothing is done: switching it takes as long as a
+    token's product."""
     return torch.autocast(x.device.type, enabled=False) if autocast_on(x) else _NOTHING
 
 
 def gradient_wanted(*tensors: Tensor | None) -> bool:
     """Whether autograd will record what is done with these tensors.
 
-    Where it will not, an operator with a backward of its own is called as the plain function that it is: its dispatch takes 50 to 100 us,
-    more than the work on one token.
+    Where it will not, an operator with a backward of its own is called as the plain function that it is: its dispatch
+    takes 50 to 100 us, more than the work on one token.
     """
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def called(operator: Any, *arguments: Any) -> Any:
-    """``operator(*arguments)``, one of torch.library's. Where nothing records or traces it, the function behind it is called: an operator's
-    first call imports torch's compiler, which takes longer than loading a small model and writing a page with it."""
+    """``operator(*arguments)``, one of torch.library's. Where nothing records or traces it, the function behind it is
+    called: an operator's first call imports torch's compiler, which takes longer than loading a small model and writing
+    a page with it."""
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    traced = torch.compiler.is_compiling() or any(type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta for tensor in tensors)
+    traced = torch.compiler.is_compiling() or any(
+        type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta for tensor in tensors
+    )
     return operator(*arguments) if traced or gradient_wanted(*tensors) else operator._init_fn(*arguments)
 
 
@@ -56,15 +61,16 @@ def gpu(x: Tensor) -> tuple[int, int] | None:
 
 
 def rounds(parts: Sequence[Part]) -> Sequence[Part]:
-    """What a loop goes through whose every round takes and gives back the same memory: all of it, or the last few rounds where only memory
-    is looked at."""
+    """What a loop goes through whose every round takes and gives back the same memory: all of it, or the last few
+    rounds where only memory is looked at."""
     return parts[-_ROUNDS:] if _brief else parts
 
 
 @contextmanager
 def followed(capability: tuple[int, int] | None) -> Iterator[None]:
-    """Within it tensors have no contents and only their memory is looked at. They take the ways that those on a GPU of this compute
-    capability would (None: those of a CPU), so that a step can be planned for a card that this machine does not have."""
+    """Within it tensors have no contents and only their memory is looked at. They take the ways that those on a GPU of
+    this compute capability would (None: those of a CPU), so that a step can be planned for a card that this machine
+    does not have."""
     global _imitated, _brief
     before = _imitated, _brief
     _imitated, _brief = capability, True

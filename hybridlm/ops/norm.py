@@ -15,12 +15,14 @@ def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
 
 
 def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x.to(dtype)``, without the call where nothing is to be done: it takes 2 us, and a token has hundreds of them."""
+    """``x.to(dtype)``, without the call where nothing is to be done: it takes 2 us, and a token has hundreds of
+    them."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``weight * x / sqrt(mean(x^2) + eps)`` over the last axis; the mean is taken in at least fp32 (Zhang & Sennrich 2019).
+    """``weight * x / sqrt(mean(x^2) + eps)`` over the last axis; the mean is taken in at least fp32 (Zhang & Sennrich
+    2019).
 
     x: (..., C); weight: (C,). Returns x's shape and dtype.
     """
@@ -32,15 +34,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _normed(x: Tensor, eps: float) -> Tensor:
-    """``x / sqrt(mean(x^2) + eps)`` where no gradient is wanted: half the time that torch.rms_norm takes for one token, which makes of it
-    seven operators, one of them a mean that copies its divisor."""
+    """``x / sqrt(mean(x^2) + eps)`` where no gradient is wanted: half the time that torch.rms_norm takes for one token,
+    which makes of it seven operators, one of them a mean that copies its divisor."""
     squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
     return x * torch.add(eps, squares, alpha=1 / x.shape[-1]).rsqrt_()
 
 
 @torch.library.custom_op("hybridlm::gated_rms_norm", mutates_args=())
-def _gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int, norm_before_gate: bool) -> tuple[Tensor, Tensor]:
-    """Returns the result in y's dtype and 1 / rms (..., groups) in the wide one, all that the backward needs besides its inputs."""
+def _gated_rms_norm(
+    y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int, norm_before_gate: bool
+) -> tuple[Tensor, Tensor]:
+    """Returns the result in y's dtype and 1 / rms (..., groups) in the wide one, all that the backward needs besides
+    its inputs."""
     wide = at_least_fp32(y.dtype)
     gate = F.silu(as_dtype(z, wide))
     out = y.to(wide, copy=True) if norm_before_gate else gate * y
@@ -60,7 +65,8 @@ def _(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int, norm_before
 def _gated_rms_norm_backward(
     dout: Tensor, y: Tensor, z: Tensor, weight: Tensor, inverse: Tensor, norm_before_gate: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of y, z and weight. With n = u / rms, u being what is normalised: du = (dn - n mean(dn n)) / rms over each slice."""
+    """Gradients of y, z and weight. With n = u / rms, u being what is normalised: du = (dn - n mean(dn n)) / rms over
+    each slice."""
     wide, slices, inverse = inverse.dtype, (inverse.shape[-1], -1), inverse.unsqueeze(-1)
     dout, y_wide, z_wide, w = (tensor.to(wide) for tensor in (dout, y, z, weight))
     gate = F.silu(z_wide)
@@ -79,7 +85,9 @@ def _gated_rms_norm_backward(
 
 
 @_gated_rms_norm_backward.register_fake
-def _(dout: Tensor, y: Tensor, z: Tensor, weight: Tensor, inverse: Tensor, norm_before_gate: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    dout: Tensor, y: Tensor, z: Tensor, weight: Tensor, inverse: Tensor, norm_before_gate: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     return y.new_empty(y.shape), z.new_empty(z.shape), weight.new_empty(weight.shape)
 
 
@@ -90,7 +98,9 @@ def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...],
     ctx.norm_before_gate = norm_before_gate  # type: ignore[attr-defined]
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, dout: Tensor | None, dinverse: None) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: torch.autograd.function.FunctionCtx, dout: Tensor | None, dinverse: None
+) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # type: ignore[attr-defined]  # read once: activation checkpointing recomputes them
     if dout is None:
         return None, None, None, None, None, None
@@ -102,7 +112,8 @@ _gated_rms_norm.register_autograd(_backward, setup_context=_setup)
 
 
 def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, *, groups: int, norm_before_gate: bool) -> Tensor:
-    """Mamba-2's output norm, over each of ``groups`` slices of the last axis. Its backward computes the gate again instead of keeping it.
+    """Mamba-2's output norm, over each of ``groups`` slices of the last axis. Its backward computes the gate again
+    instead of keeping it.
 
     ``norm_before_gate=False``: ``rms(y * silu(z)) * weight`` (Mamba-2); True: ``rms(y) * weight * silu(z)`` (FalconH1).
     y, z: (..., E); weight: (E,). Returns y's shape and dtype.

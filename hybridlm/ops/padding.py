@@ -1,4 +1,5 @@
-"""Padding: how a row's past and its new tokens are joined where padding stands between them, and a text cut into whole chunks."""
+"""Padding: how a row's past and its new tokens are joined where padding stands between them, and a text cut into whole
+chunks."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from torch.nn import functional as F
 def after_padding(state: Tensor, new: Tensor, padding: Tensor | None) -> Tensor:
     """(B, K, ...) of a row's past followed by its new (B, T, ...): (B, K + T, ...), newest last.
 
-    ``padding`` (B,) columns at the left of ``new`` are no tokens: the past moves right, up to the first token, and what stands before
-    it is zero. The last K columns are the row's newest, whatever the padding.
+    ``padding`` (B,) columns at the left of ``new`` are no tokens: the past moves right, up to the first token, and what
+    stands before it is zero. The last K columns are the row's newest, whatever the padding.
     """
     joined = torch.cat((state.to(new.dtype), new), 1)
     if padding is None:

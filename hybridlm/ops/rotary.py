@@ -24,13 +24,15 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.d
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
-    """Rotates the pairs of x (B, T, H, head_dim) by the angles (B, T, head_dim / 2), the same for every head; keeps x's dtype.
+    """Rotates the pairs of x (B, T, H, head_dim) by the angles (B, T, head_dim / 2), the same for every head; keeps x's
+    dtype.
 
-    Pairs are (i, i + head_dim / 2), or (2i, 2i + 1) where ``interleaved``; either way the result holds every pair's first channel and
-    then every second.
+    Pairs are (i, i + head_dim / 2), or (2i, 2i + 1) where ``interleaved``; either way the result holds every pair's
+    first channel and then every second.
     """
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
-    # In decode the operator's dispatch costs more than one token's rotation. (The compiler fails at _turn's out= into a transposed view.)
+    # In decode the operator's dispatch costs more than one token's rotation. (The compiler fails at _turn's out= into a
+    # transposed view.)
     if not gradient_wanted(x) and not torch.compiler.is_compiling():
         return _turn(x, cos, sin, interleaved, False) if interleaved or x.shape[1] > 1 else _turn_token(x, cos, sin)
     out: Tensor = _rotate(x, cos, sin, interleaved, False)
@@ -72,7 +74,9 @@ def _(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backward: bool) ->
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor, bool, bool], output: Tensor) -> None:
+def _setup(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor, bool, bool], output: Tensor
+) -> None:
     ctx.save_for_backward(inputs[1], inputs[2])
     ctx.interleaved, ctx.inverse = inputs[3], inputs[4]  # type: ignore[attr-defined]
 

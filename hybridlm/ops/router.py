@@ -1,6 +1,8 @@
-"""Which experts each token goes to, and how evenly: top-k routing over softmax or sigmoid scores, its losses and its counts.
+"""Which experts each token goes to, and how evenly: top-k routing over softmax or sigmoid scores, its losses and its
+counts.
 
-Everything here is in the dtype of the logits, which the caller keeps in at least fp32: a rounded score changes which expert is chosen.
+Everything here is in the dtype of the logits, which the caller keeps in at least fp32: a rounded score changes which
+expert is chosen.
 """
 
 from __future__ import annotations
@@ -34,10 +36,12 @@ def softmax_routing(logits: Tensor, top_k: int, *, normalize: bool, scale: float
 def sigmoid_routing(
     logits: Tensor, bias: Tensor, top_k: int, *, normalize: bool, scale: float, groups: int = 1, kept_groups: int = 1
 ) -> Routing:
-    """DeepSeek-V3's router (2024): the k largest of ``sigmoid(logits) + bias``; the weights come from the scores without the bias.
+    """DeepSeek-V3's router (2024): the k largest of ``sigmoid(logits) + bias``; the weights come from the scores
+    without the bias.
 
-    logits: (N, E); bias: (E,), which only selects and gets no gradient. With ``groups`` above one a token may choose only within its
-    ``kept_groups`` best groups of E / groups neighbouring experts; a group's score is the sum of its best two.
+    logits: (N, E); bias: (E,), which only selects and gets no gradient. With ``groups`` above one a token may choose
+    only within its ``kept_groups`` best groups of E / groups neighbouring experts; a group's score is the sum of its
+    best two.
     """
     scores = logits.sigmoid()
     with torch.no_grad():
@@ -48,7 +52,9 @@ def sigmoid_routing(
             dropped = torch.ones(grouped.shape[:2], dtype=torch.bool, device=logits.device).scatter_(1, best, False)
             selection = grouped.masked_fill(dropped.unsqueeze(-1), -torch.inf).flatten(1)
         experts = selection.topk(top_k, dim=-1, sorted=False).indices
-    return Routing(experts, _weights(scores, experts, normalize, scale), scores / (scores.sum(-1, keepdim=True) + _TINY))
+    return Routing(
+        experts, _weights(scores, experts, normalize, scale), scores / (scores.sum(-1, keepdim=True) + _TINY)
+    )
 
 
 def _weights(scores: Tensor, experts: Tensor, normalize: bool, scale: float) -> Tensor:
@@ -59,24 +65,27 @@ def _weights(scores: Tensor, experts: Tensor, normalize: bool, scale: float) -> 
 
 
 def expert_counts(experts: Tensor, n_experts: int, valid: Tensor | None = None) -> Tensor:
-    """Pairs of token and slot that each expert got: (E,) integers. experts: (N, k); valid: (N,), False where a token does not count."""
+    """Pairs of token and slot that each expert got: (E,) integers. experts: (N, k); valid: (N,), False where a token
+    does not count."""
     pairs = torch.ones_like(experts) if valid is None else valid.unsqueeze(1).expand_as(experts).to(experts.dtype)
     # Not bincount, which waits for a GPU to tell its largest index.
     return experts.new_zeros(n_experts).scatter_add_(0, experts.flatten(), pairs.flatten())
 
 
 def balance_loss(probabilities: Tensor, counts: Tensor, valid: Tensor | None = None) -> Tensor:
-    """``E sum_e f_e P_e``, a scalar: f_e is expert e's share of all pairs, P_e its mean probability (Fedus et al. 2021).
+    """``E sum_e f_e P_e``, a scalar: f_e is expert e's share of all pairs, P_e its mean probability (Fedus et al.
+    2021).
 
-    It is 1 where all experts are used alike, whatever k, and up to E / k where the same k get everything. Only P is differentiated.
-    probabilities: (N, E); counts: (E,), from ``expert_counts`` with the same ``valid`` (N,).
+    It is 1 where all experts are used alike, whatever k, and up to E / k where the same k get everything. Only P is
+    differentiated. probabilities: (N, E); counts: (E,), from ``expert_counts`` with the same ``valid`` (N,).
     """
     share = counts.to(probabilities.dtype) / counts.sum().clamp_min(1)
     return counts.numel() * (share * _mean(probabilities, valid)).sum()
 
 
 def z_loss(logits: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Mean over tokens of ``logsumexp(logits)^2``, a scalar, which keeps logits from growing (ST-MoE, Zoph et al. 2022). logits: (N, E)."""
+    """Mean over tokens of ``logsumexp(logits)^2``, a scalar, which keeps logits from growing (ST-MoE, Zoph et al.
+    2022). logits: (N, E)."""
     return _mean(logits.logsumexp(-1).square(), valid)
 
 

@@ -2,11 +2,13 @@
 
 The recurrence, for channel e and state n (E channels of N states each):
 
-    h_t[e, n] = exp(dt_t[e] A[e, n]) h_{t-1}[e, n] + dt_t[e] x_t[e] B_t[n]          y_t[e] = sum_n h_t[e, n] C_t[n] + D[e] x_t[e]
+    h_t[e, n] = exp(dt_t[e] A[e, n]) h_{t-1}[e, n] + dt_t[e] x_t[e] B_t[n]          y_t[e] = sum_n h_t[e, n] C_t[n] +
+    D[e] x_t[e]
 
-Every state decays at its own rate, so a chunk is no matrix product as in ops/ssd.py: it is a loop over its positions, which moves many
-chunks at once (ops/selective_scan_blocks.py). The exponents of all products are sums of dt A, at most 0, and nothing is divided by a
-product of decays. Only the inputs and the states at the boundaries of chunks are kept for the backward.
+Every state decays at its own rate, so a chunk is no matrix product as in ops/ssd.py: it is a loop over its positions,
+which moves many chunks at once (ops/selective_scan_blocks.py). The exponents of all products are sums of dt A, at most
+0, and nothing is divided by a product of decays. Only the inputs and the states at the boundaries of chunks are kept
+for the backward.
 """
 
 from __future__ import annotations
@@ -23,9 +25,18 @@ from hybridlm.ops.selective_scan_blocks import backward, cut_inputs, forward
 
 @torch.library.custom_op("hybridlm::selective_scan", mutates_args=())
 def _scan(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, initial_state: Tensor | None, starts: Tensor | None, chunk: int
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    initial_state: Tensor | None,
+    starts: Tensor | None,
+    chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """Returns y (B, T, E) and the states at every chunk boundary (B, chunks + 1, N, E), the initial one first; both wide."""
+    """Returns y (B, T, E) and the states at every chunk boundary (B, chunks + 1, N, E), the initial one first; both
+    wide."""
     y, states = forward(cut_inputs(x, dt, A, B, C, starts, chunk), D, initial_state)
     return _joined(y, x), states
 
@@ -37,7 +48,15 @@ def _joined(tensor: Tensor, like: Tensor) -> Tensor:
 
 @_scan.register_fake
 def _(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, initial_state: Tensor | None, starts: Tensor | None, chunk: int
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    initial_state: Tensor | None,
+    starts: Tensor | None,
+    chunk: int,
 ) -> tuple[Tensor, Tensor]:
     boundaries, wide = (x.shape[1] + chunk - 1) // chunk + 1, at_least_fp32(x.dtype)
     return x.new_empty(x.shape, dtype=wide), x.new_empty((x.shape[0], boundaries, A.shape[1], A.shape[0]), dtype=wide)
@@ -78,7 +97,9 @@ def _(
     states: Tensor,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dx, ddt, dA, dB, dC, dD = (tensor.new_empty(tensor.shape) for tensor in (x, dt, A, B, C, D))  # contiguous, as the real ones are
+    dx, ddt, dA, dB, dC, dD = (
+        tensor.new_empty(tensor.shape) for tensor in (x, dt, A, B, C, D)
+    )  # contiguous, as the real ones are
     return dx, ddt, dA, dB, dC, dD, states.new_empty(states[:, 0].shape)
 
 
@@ -100,7 +121,8 @@ _scan.register_autograd(_backward, setup_context=_setup)
 
 
 def _step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One token of the recurrence. x, dt: (B, E); B, C: (B, N); state: (B, E, N). Returns y (B, E) and the new state, both wide."""
+    """One token of the recurrence. x, dt: (B, E); B, C: (B, N); state: (B, E, N). Returns y (B, E) and the new state,
+    both wide."""
     wide = state.dtype
     x, dt, B, C = (tensor.to(wide) for tensor in (x, dt, B, C))
     state = state * (dt.unsqueeze(-1) * A.to(wide)).exp() + (dt * x).unsqueeze(-1) * B.unsqueeze(1)
@@ -122,10 +144,10 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """Mamba-1's scan. Returns y (B, T, E) in x's dtype and the final state (B, E, N) in at least fp32.
 
-    x: (B, T, E); dt: (B, T, E), after softplus, at least 0 (0 leaves the state untouched); A: (E, N), negative; B, C: (B, T, N);
-    D: (E,). initial_state: (B, E, N); None: zeros. starts: (B, T), True at a token before which everything is dropped; None: nowhere.
-    ``chunk`` changes speed and memory, not results. ``backend`` CUDA: the compiled kernel for what it can honour; its final state gives
-    no gradient.
+    x: (B, T, E); dt: (B, T, E), after softplus, at least 0 (0 leaves the state untouched); A: (E, N), negative; B, C:
+    (B, T, N); D: (E,). initial_state: (B, E, N); None: zeros. starts: (B, T), True at a token before which everything
+    is dropped; None: nowhere. ``chunk`` changes speed and memory, not results. ``backend`` CUDA: the compiled kernel
+    for what it can honour; its final state gives no gradient.
     """
     refusal = mamba1_refusal(A.shape[1], x.dtype, documents=starts is not None, state=initial_state is not None)
     if backend == CUDA and refusal is None:

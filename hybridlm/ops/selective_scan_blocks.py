@@ -1,13 +1,14 @@
 """The loops of ops/selective_scan.py, forward and backward, over the blocks into which the text is cut.
 
-A block is k = r c chunks of Q positions: ``c`` successive chunks of each of ``r`` rows. One step of a loop moves all of them by a
-position, so k is chosen such that a step is worth its call and the block's decays (Q, k, N, E), raised once, stay in cache. Blocks
-follow each other in time. Where a block holds several chunks of a row, a first loop finds the states in which they begin, from what
-each chunk but the last leaves behind if it begins with nothing; a second one runs all of them from there.
-The gradient of h_t obeys the same recurrence backwards in time, so its chunks are joined in the same way, the last one first.
+A block is k = r c chunks of Q positions: ``c`` successive chunks of each of ``r`` rows. One step of a loop moves all of
+them by a position, so k is chosen such that a step is worth its call and the block's decays (Q, k, N, E), raised once,
+stay in cache. Blocks follow each other in time. Where a block holds several chunks of a row, a first loop finds the
+states in which they begin, from what each chunk but the last leaves behind if it begins with nothing; a second one runs
+all of them from there. The gradient of h_t obeys the same recurrence backwards in time, so its chunks are joined in the
+same way, the last one first.
 
-States lie as (N, E): along the contiguous channels dt and x are vectors, B and C are scalars. Powers are taken to base 2, with log2(e)
-in A, which takes a CPU about half the time.
+States lie as (N, E): along the contiguous channels dt and x are vectors, B and C are scalars. Powers are taken to base
+2, with log2(e) in A, which takes a CPU about half the time.
 """
 
 from __future__ import annotations
@@ -22,8 +23,14 @@ from hybridlm.ops.modes import rounds
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.padding import in_chunks
 
-_STEP = 1 << 18  # numbers in one step of a block, at most: enough to share between threads, little enough for their second-level caches
-_SPACE = 1 << 22  # numbers in the decays of a block, at most, if it has more than one chunk; they stay in the third-level cache
+_STEP = (
+    1 << 18
+    # numbers in one step of a block, at most: enough to share between threads, little enough for their second-level
+    # caches
+)
+_SPACE = (
+    1 << 22
+)  # numbers in the decays of a block, at most, if it has more than one chunk; they stay in the third-level cache
 
 
 class _Block(NamedTuple):
@@ -86,14 +93,17 @@ def _blocks(batch: int, n_chunks: int, length: int, width: int) -> list[_Block]:
     """All blocks of chunks of ``length`` positions. width: numbers in one state, N E."""
     k = max(1, min(_STEP // width, _SPACE // (width * length)))
     by_rows = ((rows, rows.stop - rows.start) for rows in _even(batch, k))
-    return [_Block(rows, chunks, r, chunks.stop - chunks.start) for rows, r in by_rows for chunks in _even(n_chunks, k // r)]
+    return [
+        _Block(rows, chunks, r, chunks.stop - chunks.start) for rows, r in by_rows for chunks in _even(n_chunks, k // r)
+    ]
 
 
 def cut_inputs(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor | None, chunk: int) -> Cut:
     dtype = at_least_fp32(x.dtype)
     x_cut, dt_cut, B_cut, C_cut = (in_chunks(tensor, chunk, dtype).contiguous() for tensor in (x, dt, B, C))
     forget = dt_cut if starts is None else in_chunks(dt.masked_fill(starts.unsqueeze(-1), math.inf), chunk, dtype)
-    # No finite dt can tell the bound from 0, but an infinite one then drops the state even where exp(A_log) has become 0.
+    # No finite dt can tell the bound from 0, but an infinite one then drops the state even where exp(A_log) has become
+    # 0.
     A_log2 = (A.to(dtype).t() * math.log2(math.e)).clamp_max(-torch.finfo(dtype).tiny).contiguous()
     blocks = _blocks(len(x_cut), x_cut.shape[1], chunk, A.numel())
     decay = x_cut.new_empty(chunk * max(block.k for block in blocks) * A.numel())
@@ -114,9 +124,17 @@ def _whole(block: _Block, steps: _Steps, A: Tensor) -> Tensor:
 
 
 def _beginnings(block: _Block, steps: _Steps, A: Tensor, begin: Tensor) -> None:
-    """Fills in the states (r, c, N, E) in which the block's chunks begin, of which the first is there; and the decays."""
+    """Fills in the states (r, c, N, E) in which the block's chunks begin, of which the first is there; and the
+    decays."""
     left = None
-    at = zip(steps.forget, steps.decay, block.apart(steps.decay), block.apart(steps.written), block.apart(steps.B), strict=True)
+    at = zip(
+        steps.forget,
+        steps.decay,
+        block.apart(steps.decay),
+        block.apart(steps.written),
+        block.apart(steps.B),
+        strict=True,
+    )
     for forget, raised, decay, written, B in at:
         torch.mul(forget, A, out=raised).exp2_()
         if block.c == 1:
@@ -150,8 +168,8 @@ def forward(cut: Cut, D: Tensor, initial_state: Tensor | None) -> tuple[Tensor, 
 
 
 def _ends(block: _Block, steps: _Steps, A: Tensor, dy: Tensor, end: Tensor) -> None:
-    """``_beginnings`` mirrored: completes the gradients (r, c, N, E) of the states in which the block's chunks end, of which the last
-    is complete. dy: (Q, k, 1, E)."""
+    """``_beginnings`` mirrored: completes the gradients (r, c, N, E) of the states in which the block's chunks end, of
+    which the last is complete. dy: (Q, k, 1, E)."""
     if block.c == 1:
         return
     left = None
@@ -176,7 +194,8 @@ class _StepGrads(NamedTuple):
 
 
 def _states(steps: _Steps, A: Tensor, dy: Tensor, h: Tensor, grads: _StepGrads) -> None:
-    """Fills h (Q + 1, k, N, E), the states before and after every position, of which the first is there; the decays; and C's gradient."""
+    """Fills h (Q + 1, k, N, E), the states before and after every position, of which the first is there; the decays;
+    and C's gradient."""
     at = zip(h, h[1:], steps.forget, steps.decay, steps.written, steps.B, dy.transpose(2, 3), grads.C, strict=False)
     for before, after, forget, decay, written, B, dy_t, dC in at:
         torch.mul(forget, A, out=decay).exp2_()
@@ -185,9 +204,19 @@ def _states(steps: _Steps, A: Tensor, dy: Tensor, h: Tensor, grads: _StepGrads) 
 
 
 def _block_backward(steps: _Steps, A: Tensor, dy: Tensor, g: Tensor, h: Tensor, grads: _StepGrads) -> None:
-    """Turns g (k, N, E), the gradient of the states in which the chunks end, into that of those in which they begin. A: without log2(e)."""
+    """Turns g (k, N, E), the gradient of the states in which the chunks end, into that of those in which they begin. A:
+    without log2(e)."""
     rate, ones = torch.empty_like(g), torch.ones_like(steps.C[0])
-    at = list(zip(steps.dt, steps.written.transpose(2, 3), steps.B.transpose(2, 3), steps.C.transpose(2, 3), steps.decay, strict=True))
+    at = list(
+        zip(
+            steps.dt,
+            steps.written.transpose(2, 3),
+            steps.B.transpose(2, 3),
+            steps.C.transpose(2, 3),
+            steps.decay,
+            strict=True,
+        )
+    )
     to = zip(h, dy, grads.B, grads.written, grads.decay, strict=False)
     for (dt, written, B, C, decay), (before, dy_t, dB, dwritten, ddecay) in reversed(list(zip(at, to, strict=True))):
         g.addcmul_(dy_t, C)

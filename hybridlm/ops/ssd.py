@@ -1,4 +1,5 @@
-"""State-space duality: a scan with a scalar decay per head as matrix products over chunks (Dao & Gu 2024), its backward by hand.
+"""State-space duality: a scan with a scalar decay per head as matrix products over chunks (Dao & Gu 2024), its backward
+by hand.
 
 The recurrence, per head (x_t in R^P, B_t and C_t in R^N, state S in R^(P x N)), with a_t the logarithm of the decay:
 
@@ -6,16 +7,18 @@ The recurrence, per head (x_t in R^P, B_t and C_t in R^N, state S in R^(P x N)),
 
 Mamba-2 has a = dt A and scale = dt.
 
-Inside a chunk of Q tokens, with c_t the running sum of a, token s reaches token l > s with weight exp(c_l - c_s) scale_s, so a
-chunk is one masked attention-like product plus what the incoming state contributes. Folding log(scale_s) into the exponent saves a
-pass over x. Every exponent that counts is at most log(scale): nothing is divided by a product that could underflow.
+Inside a chunk of Q tokens, with c_t the running sum of a, token s reaches token l > s with weight exp(c_l - c_s)
+scale_s, so a chunk is one masked attention-like product plus what the incoming state contributes. Folding log(scale_s)
+into the exponent saves a pass over x. Every exponent that counts is at most log(scale): nothing is divided by a product
+that could underflow.
 
-Where a document starts, everything before is dropped: running sums begin anew, the mask of the tile keeps to one document, and so do
-the weights with which tokens reach the outgoing state and the incoming state reaches tokens.
+Where a document starts, everything before is dropped: running sums begin anew, the mask of the tile keeps to one
+document, and so do the weights with which tokens reach the outgoing state and the incoming state reaches tokens.
 
-In the backward every pair of tokens s < l gives the same amount to the gradient of c_l and, negative, of c_s; what a token reads of the
-incoming state gives to that of c_l, what it adds to the outgoing state to those of the steps after it. No y is needed, and what a token
-gives to itself, which has no decay in it, cannot round into the gradient of the decays.
+In the backward every pair of tokens s < l gives the same amount to the gradient of c_l and, negative, of c_s; what a
+token reads of the incoming state gives to that of c_l, what it adds to the outgoing state to those of the steps after
+it. No y is needed, and what a token gives to itself, which has no decay in it, cannot round into the gradient of the
+decays.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ def _scan(
     starts: Tensor | None,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns y (B, T, H, P), the state that comes into each chunk (B, chunks, N, H, P) and the final one (B, N, H, P), all wide."""
+    """Returns y (B, T, H, P), the state that comes into each chunk (B, chunks, N, H, P) and the final one (B, N, H, P),
+    all wide."""
     with autocast_off(x):  # it would round the matrix products
         chunks = into_chunks(x, log_decay, scale, B, C, starts, chunk, backward=False)
         y, incoming, final = forward(chunks, D, initial_state, len(x))
@@ -110,10 +114,14 @@ def _(
     incoming: Tensor,
     chunk: int,
 ) -> list[Tensor]:
-    return [tensor.new_empty(tensor.shape) for tensor in (x, log_decay, scale, B, C, D, incoming[:, 0])]  # contiguous, as the real ones are
+    return [
+        tensor.new_empty(tensor.shape) for tensor in (x, log_decay, scale, B, C, D, incoming[:, 0])
+    ]  # contiguous, as the real ones are
 
 
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
     x, log_decay, scale, B, C, D, initial_state, starts, chunk = inputs
     ctx.save_for_backward(x, log_decay, scale, B, C, D, starts, output[1])  # type: ignore[arg-type]
     ctx.set_materialize_grads(False)
@@ -163,7 +171,9 @@ def scan_step(
     written = as_dtype(scale, wide).view(batch, groups, -1, 1, 1) * x_wide.view(batch, groups, -1, head_dim, 1)
     by_group.addcmul_(written, as_dtype(B, wide).view(batch, groups, 1, 1, d_state))
     with autocast_off(x):
-        y = torch.bmm(by_group.reshape(batch * groups, -1, d_state), as_dtype(C, wide).reshape(-1, d_state, 1)).view(x.shape)
+        y = torch.bmm(by_group.reshape(batch * groups, -1, d_state), as_dtype(C, wide).reshape(-1, d_state, 1)).view(
+            x.shape
+        )
     return as_dtype(y.addcmul_(as_dtype(D, wide).unsqueeze(-1), x_wide), x.dtype), state
 
 
@@ -180,12 +190,14 @@ def scan(
     chunk: int = 64,
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence of this module's docstring. Returns y (B, T, H, P) in x's dtype and the final state (B, H, P, N) in at least fp32.
+    """The recurrence of this module's docstring. Returns y (B, T, H, P) in x's dtype and the final state (B, H, P, N)
+    in at least fp32.
 
-    x: (B, T, H, P); log_decay: (B, T, H), at most 0; scale: (B, T, H), at least 0 (0 writes nothing); B, C: (B, T, G, N), head h reading
-    group ``h // (H / G)``; D: (H,). initial_state: (B, H, P, N); None: zeros. starts: (B, T), True at a token before which
-    everything is dropped, log_decay at that token included; None: nowhere. ``chunk`` changes speed, not results. ``overwrite``: the
-    final state may be written over the initial one, which is done for one token of which no gradient is wanted.
+    x: (B, T, H, P); log_decay: (B, T, H), at most 0; scale: (B, T, H), at least 0 (0 writes nothing); B, C: (B, T, G,
+    N), head h reading group ``h // (H / G)``; D: (H,). initial_state: (B, H, P, N); None: zeros. starts: (B, T), True
+    at a token before which everything is dropped, log_decay at that token included; None: nowhere. ``chunk`` changes
+    speed, not results. ``overwrite``: the final state may be written over the initial one, which is done for one token
+    of which no gradient is wanted.
     """
     if x.shape[1] == 1 and initial_state is not None:
         state = as_dtype(initial_state, at_least_fp32(x.dtype))
@@ -210,8 +222,8 @@ def ssd(
 ) -> tuple[Tensor, Tensor]:
     """Mamba-2's scan: ``scan`` with log_decay = dt A and scale = dt.
 
-    dt: (B, T, H), after softplus and bias, 0 at padding; A: (H,), negative; the others, and what is returned, as in ``scan``.
-    ``backend`` CUDA: the compiled kernel for what it can honour, but for a token decoded after a state.
+    dt: (B, T, H), after softplus and bias, 0 at padding; A: (H,), negative; the others, and what is returned, as in
+    ``scan``. ``backend`` CUDA: the compiled kernel for what it can honour, but for a token decoded after a state.
     """
     if backend == CUDA and (x.shape[1] > 1 or initial_state is None) and mamba2_refusal(B.shape[3], x.dtype) is None:
         from hybridlm.ops.kernels.mamba import kernel_ssd
@@ -219,4 +231,15 @@ def ssd(
         return kernel_ssd(x, dt, A, B, C, D, initial_state, starts)
     wide = at_least_fp32(x.dtype)
     dt = as_dtype(dt, wide)
-    return scan(x, dt * as_dtype(A, wide), dt, B, C, D, initial_state=initial_state, starts=starts, chunk=chunk, overwrite=overwrite)
+    return scan(
+        x,
+        dt * as_dtype(A, wide),
+        dt,
+        B,
+        C,
+        D,
+        initial_state=initial_state,
+        starts=starts,
+        chunk=chunk,
+        overwrite=overwrite,
+    )

@@ -1,9 +1,10 @@
-"""The arithmetic of the scan in ``ops.ssd``, which see: inputs cut into chunks, forward, and backward, on plain tensors.
+"""The arithmetic of the scan in ``ops.ssd``, which see: inputs cut into chunks, forward, and backward, on plain
+tensors.
 
 Heads are taken one at a time: a tile of (chunks, Q, Q) stays in cache, where all heads at once would go through memory.
 
-Logarithms and powers are to base 2. On a CPU torch's exp takes longer than its exp2, and many times as long where the result underflows,
-which a decay over a chunk often does.
+Logarithms and powers are to base 2. On a CPU torch's exp takes longer than its exp2, and many times as long where the
+result underflows, which a decay over a chunk often does.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.padding import in_chunks
 
 _TINY = 1e-30  # in the backward scale is at least this: it is zero at padding, and its gradient is a quotient by it
-_CAP = 30.0  # exponents of pairs that do not count may be large before they are masked: kept finite, so that no 0 * inf makes a NaN
+# exponents of pairs that do not count may be large before they are masked: kept finite, so that no 0 * inf makes a NaN
+_CAP = 30.0
 
 
 class Chunks(NamedTuple):
@@ -31,11 +33,16 @@ class Chunks(NamedTuple):
     B: Tensor  # (BC, Q, G, N)
     C: Tensor  # (BC, Q, G, N)
     scale: Tensor  # (BC, Q, H)
-    decay: Tensor  # (H, BC, Q)  c_l: running sum of log_decay to base 2, from the first token of the chunk or document on
+    decay: (
+        Tensor  # (H, BC, Q)  c_l: running sum of log_decay to base 2, from the first token of the chunk or document on
+    )
     reach: Tensor  # (H, BC, Q)  log2(scale_s) - c_s
     carry: Tensor  # (BC, Q, H)  2^c_l, the weight of the incoming state; zero once a document has started
-    to_end: Tensor  # (BC, Q, H)  2^(c_Q - c_s) scale_s, the weight of a token in the outgoing state; zero before the last start
-    past: Tensor | None  # (BC, Q, Q)  one where s < l are of one document, else zero; None: documents are not told apart
+    # (BC, Q, H)  2^(c_Q - c_s) scale_s, the weight of a token in the outgoing state; zero before the last start
+    to_end: Tensor
+    past: (
+        Tensor | None
+    )  # (BC, Q, Q)  one where s < l are of one document, else zero; None: documents are not told apart
     began: Tensor | None  # (BC, Q, 1)  True where a document starts
 
     def weights(self, head: int) -> Tensor:
@@ -83,7 +90,8 @@ def into_chunks(
     *,
     backward: bool,
 ) -> Chunks:
-    """Arguments as in ``ops.ssd.scan``. In the forward a scale of zero weighs exactly zero, in the backward nearly so."""
+    """Arguments as in ``ops.ssd.scan``. In the forward a scale of zero weighs exactly zero, in the backward nearly
+    so."""
     dtype = at_least_fp32(x.dtype)
     x, steps, scale, B, C = (cut(tensor, chunk, dtype) for tensor in (x, log_decay, scale, B, C))
     if backward:
@@ -96,7 +104,8 @@ def into_chunks(
         began = cut(starts, chunk, torch.bool).unsqueeze(-1)
         document = began.cumsum(1)  # (BC, Q, 1), counted within the chunk
         past = (document == document.transpose(1, 2)).to(dtype).tril_(-1)
-        # A sum of each document's own steps: as the difference of two longer sums it would carry the rounding of other documents.
+        # A sum of each document's own steps: as the difference of two longer sums it would carry the rounding of other
+        # documents.
         steps = steps.masked_fill(began, 0.0)
         decay = torch.bmm(past, steps).add_(steps)
         carry = decay.masked_fill(document > 0, -torch.inf).exp2_()
@@ -112,14 +121,17 @@ def _by_group(chunks: Chunks, product: Callable[[int, slice], Tensor]) -> Tensor
 
 
 def forward(chunks: Chunks, D: Tensor, initial_state: Tensor | None, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns y (BC, Q, H, P), the state that comes into each chunk (B, chunks, N, H, P), and the final state (B, N, H, P)."""
+    """Returns y (BC, Q, H, P), the state that comes into each chunk (B, chunks, N, H, P), and the final state (B, N, H,
+    P)."""
     rows, chunk, heads, head_dim = chunks.x.shape
     d_state, n_chunks = chunks.B.shape[3], rows // batch
     by_chunk = (batch, n_chunks, d_state, heads, head_dim)
 
     # What each chunk writes into the state, all heads of a group in one product, then the chain of states.
     weighted = (chunks.x * chunks.to_end.unsqueeze(-1)).view(rows, chunk, -1)
-    written = _by_group(chunks, lambda g, part: torch.bmm(chunks.B[:, :, g].transpose(1, 2), weighted[:, :, part])).view(by_chunk)
+    written = _by_group(
+        chunks, lambda g, part: torch.bmm(chunks.B[:, :, g].transpose(1, 2), weighted[:, :, part])
+    ).view(by_chunk)
     incoming = torch.empty_like(written)
     incoming[:, 0] = 0.0 if initial_state is None else initial_state.to(written.dtype).permute(0, 3, 1, 2)
     decay = chunks.carry[:, -1].view(batch, n_chunks, 1, heads, 1)
@@ -159,14 +171,17 @@ class Gradients(NamedTuple):
 
 
 def backward(chunks: Chunks, D: Tensor, incoming: Tensor, dy: Tensor, dfinal: Tensor | None) -> Gradients:
-    """incoming: from ``forward``; dy (BC, Q, H, P); dfinal: gradient of the final state, None where nothing reads it."""
+    """incoming: from ``forward``; dy (BC, Q, H, P); dfinal: gradient of the final state, None where nothing reads
+    it."""
     rows, chunk, heads, head_dim = chunks.x.shape
     batch, n_chunks = incoming.shape[:2]
     states = incoming.view(rows, -1, heads * head_dim)
 
     # Backward through the incoming state's contribution, then through the chain of states, last chunk first.
     dy_decayed = (dy * chunks.carry.unsqueeze(-1)).view(rows, chunk, -1)
-    dread = _by_group(chunks, lambda g, part: torch.bmm(chunks.C[:, :, g].transpose(1, 2), dy_decayed[:, :, part])).view(incoming.shape)
+    dread = _by_group(
+        chunks, lambda g, part: torch.bmm(chunks.C[:, :, g].transpose(1, 2), dy_decayed[:, :, part])
+    ).view(incoming.shape)
     dC, dsums = _read_backward(chunks, dy_decayed, states)
     doutgoing = torch.empty_like(incoming)
     doutgoing[:, -1] = 0.0 if dfinal is None else dfinal
@@ -184,12 +199,16 @@ def backward(chunks: Chunks, D: Tensor, incoming: Tensor, dy: Tensor, dfinal: Te
     dreach, dy_x, CB = _own_tokens_backward(chunks, dy, dx, dB, dC, dsums)
 
     dx.addcmul_(dy, _itself(chunks, CB, D))
-    dlog_decay, dscale = chunks.to_steps(dsums.sub_(dreach), dto_end), ((dto_end + dreach) / chunks.scale).addcmul_(CB, dy_x)
+    dlog_decay, dscale = (
+        chunks.to_steps(dsums.sub_(dreach), dto_end),
+        ((dto_end + dreach) / chunks.scale).addcmul_(CB, dy_x),
+    )
     return Gradients(dx, dlog_decay, dscale, torch.stack(dB, 2), torch.stack(dC, 2), dy_x.sum((0, 1)), dinitial)
 
 
 def _read_backward(chunks: Chunks, dy_decayed: Tensor, states: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Each group's dC (BC, Q, N), and the gradient of log(carry) (BC, Q, H), through what tokens read of the incoming state."""
+    """Each group's dC (BC, Q, N), and the gradient of log(carry) (BC, Q, H), through what tokens read of the incoming
+    state."""
     head_dim, dC, dcarry = chunks.x.shape[3], [], []
     for g in range(chunks.B.shape[2]):
         total = None
@@ -206,7 +225,8 @@ def _read_backward(chunks: Chunks, dy_decayed: Tensor, states: Tensor) -> tuple[
 def _own_tokens_backward(
     chunks: Chunks, dy: Tensor, dx: Tensor, dB: list[Tensor], dC: list[Tensor], dsums: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Adds to dx and dsums what pairs of tokens of the chunk give, and to each group's dB and dC what all its products give.
+    """Adds to dx and dsums what pairs of tokens of the chunk give, and to each group's dB and dC what all its products
+    give.
 
     Returns the gradient of ``reach``, <dy_t, x_t>, and C_t B_t of each head's group: (BC, Q, H).
     """

@@ -1,12 +1,13 @@
-"""What is special to Mamba-3's recurrence (Lahoti et al. 2026): the trapezoidal rule, the angles, and one token of it all.
+"""What is special to Mamba-3's recurrence (Lahoti et al. 2026): the trapezoidal rule, the angles, and one token of it
+all.
 
 The trapezoidal rule weighs both ends of a step: with alpha_t = exp(A_t dt_t),
 
     S_t = alpha_t S_{t-1} + (1 - lambda_t) dt_t alpha_t x_{t-1} k_{t-1}^T + lambda_t dt_t x_t k_t^T
 
-Token s therefore enters the state twice, at its own step and at the next, where alpha_{s+1} decays it like everything before. A scan
-with one write per token is the same if that write weighs lambda_s dt_s + (1 - lambda_{s+1}) dt_{s+1}, a look-ahead by one token; only
-what token s reads of itself weighs lambda_s dt_s.
+Token s therefore enters the state twice, at its own step and at the next, where alpha_{s+1} decays it like everything
+before. A scan with one write per token is the same if that write weighs lambda_s dt_s + (1 - lambda_{s+1}) dt_{s+1}, a
+look-ahead by one token; only what token s reads of itself weighs lambda_s dt_s.
 """
 
 from __future__ import annotations
@@ -25,24 +26,27 @@ _SPAN = 64  # tokens that are summed in one matrix product
 
 
 def previous_weight(dt: Tensor, mix: Tensor, starts: Tensor | None) -> Tensor:
-    """(1 - lambda_t) dt_t, what step t adds of the token before it; 0 where token t begins a document. dt, mix: (B, T, H)."""
+    """(1 - lambda_t) dt_t, what step t adds of the token before it; 0 where token t begins a document. dt, mix: (B, T,
+    H)."""
     weight = (1 - mix) * dt
     return weight if starts is None else weight.masked_fill(starts.unsqueeze(-1), 0.0)
 
 
 def write_weight(own: Tensor, previous: Tensor, valid: Tensor | None) -> Tensor:
-    """own_s + previous_{s+1}, what token s writes into the state in all, (B, T, H): nothing follows the last token, and padding writes
-    nothing though a token follows it."""
+    """own_s + previous_{s+1}, what token s writes into the state in all, (B, T, H): nothing follows the last token, and
+    padding writes nothing though a token follows it."""
     ahead = F.pad(previous[:, 1:], (0, 0, 0, 1))
     weight = own + ahead
     return weight if valid is None else weight.masked_fill(~valid.unsqueeze(-1), 0.0)
 
 
-def carried_state(state: Tensor, k: Tensor, v: Tensor, previous: Tensor, padding: Tensor | None, mimo_x: Tensor | None) -> Tensor:
+def carried_state(
+    state: Tensor, k: Tensor, v: Tensor, previous: Tensor, padding: Tensor | None, mimo_x: Tensor | None
+) -> Tensor:
     """The state (B, H, P, N) with what the first new token adds of the token before it, from which the scan may start.
 
-    k: (B, R, H, N) and v: (B, H, P) of that token; previous: (B, T, H), see ``previous_weight``; padding: (B,) columns in front of the
-    first token; mimo_x: (H, R, P), None: ones.
+    k: (B, R, H, N) and v: (B, H, P) of that token; previous: (B, T, H), see ``previous_weight``; padding: (B,) columns
+    in front of the first token; mimo_x: (H, R, P), None: ones.
     """
     if padding is None:
         weight = previous[:, 0]
@@ -62,10 +66,11 @@ def written(k: Tensor, v: Tensor, mimo_x: Tensor | None) -> Tensor:
 
 
 def angles(rate: Tensor, dt: Tensor, initial: Tensor | None, starts: Tensor | None) -> Tensor:
-    """theta_t = theta_{t-1} + pi tanh(rate_t) dt_t in [0, 2 pi), begun anew at 0 in front of every document: (B, H, n, T), dt's dtype.
+    """theta_t = theta_{t-1} + pi tanh(rate_t) dt_t in [0, 2 pi), begun anew at 0 in front of every document: (B, H, n,
+    T), dt's dtype.
 
-    rate: (B, T, n), shared by the heads; dt: (B, T, H); initial: (B, H, n) or None (zeros); starts: (B, T) or None. The sum is taken in
-    float64, pi included, and reduced before it is rounded: no drift however long the text.
+    rate: (B, T, n), shared by the heads; dt: (B, T, H); initial: (B, H, n) or None (zeros); starts: (B, T) or None. The
+    sum is taken in float64, pi included, and reduced before it is rounded: no drift however long the text.
     """
     turn = math.pi * rate.to(dt.dtype).tanh().double()
     theta = turn.transpose(1, 2).unsqueeze(1) * dt.transpose(1, 2).unsqueeze(2)  # (B, H, n, T), the steps
@@ -99,9 +104,11 @@ def _running_sums(values: Tensor, starts: Tensor) -> Tensor:
 
 @torch.library.custom_op("hybridlm::document_sums", mutates_args=())
 def _document_sums(values: Tensor, starts: Tensor, reverse: bool) -> Tensor:
-    """Running sums of values (B, H, n, T) within each document, from its first token on or, ``reverse``, from its last one back.
+    """Running sums of values (B, H, n, T) within each document, from its first token on or, ``reverse``, from its last
+    one back.
 
-    Either direction is the other's gradient. Autograd's own, over the whole row, would leave a rounding error in other documents.
+    Either direction is the other's gradient. Autograd's own, over the whole row, would leave a rounding error in other
+    documents.
     """
     with autocast_off(values):
         flat = values.flatten(1, 2)
@@ -158,9 +165,9 @@ def trapezoid_step(
 ) -> tuple[Tensor, Tensor]:
     """One token of the recurrence: the output of every rank (B, R, H, P) and the new state (B, H, P, N).
 
-    x: (B, H, P); decay, alpha_t, and own, lambda_t dt_t: (B, H); k, c: (B, R, H, N), rotated; D: (H,); mimo_x: (H, R, P), None: ones;
-    state: (B, H, P, N). All in the dtype to compute in, but for D and mimo_x. before: (1 - lambda_t) dt_t (B, H), and k and x of the
-    token before; None: no trapezoid. ``overwrite``: the state may be changed in place.
+    x: (B, H, P); decay, alpha_t, and own, lambda_t dt_t: (B, H); k, c: (B, R, H, N), rotated; D: (H,); mimo_x: (H, R,
+    P), None: ones; state: (B, H, P, N). All in the dtype to compute in, but for D and mimo_x. before: (1 - lambda_t)
+    dt_t (B, H), and k and x of the token before; None: no trapezoid. ``overwrite``: the state may be changed in place.
     """
     tokens, weights, keys = x.unsqueeze(2), own.unsqueeze(2), k
     if before is not None:  # the writes of both tokens in one product

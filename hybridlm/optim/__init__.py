@@ -1,1 +1,2 @@
-"""How weights move: one optimizer over groups of parameters, each with its algorithm. torch alone, so that a plan can run it, too."""
+"""How weights move: one optimizer over groups of parameters, each with its algorithm. torch alone, so that a plan can
+run it, too."""

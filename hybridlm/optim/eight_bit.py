@@ -1,4 +1,5 @@
-"""AdamW with moments in 8 bits, from bitsandbytes (Dettmers et al. 2022, arXiv 2110.02861): 2 bytes of state per weight for 8."""
+"""AdamW with moments in 8 bits, from bitsandbytes (Dettmers et al. 2022, arXiv 2110.02861): 2 bytes of state per weight
+for 8."""
 
 from __future__ import annotations
 
@@ -6,24 +7,32 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from hybridlm.errors import ConfigError
-from hybridlm.hardware.device import CPU
+from hybridlm.machine.device import CPU
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hybridlm.config.optim import OptimConfig
 
-_BLOCK, _LEAST = 256, 4096  # bitsandbytes' own: numbers that share a scale, and below how many a tensor stays in float32
+_BLOCK, _LEAST = (
+    256,
+    4096,
+)  # bitsandbytes' own: numbers that share a scale, and below how many a tensor stays in float32
 
 
 def refuse_missing_kernels(config: OptimConfig, device: str) -> None:
-    """Raise ConfigError where ``config`` names 8-bit moments and ``device`` or the environment has no kernels for them."""
+    """Raise ConfigError where ``config`` names 8-bit moments and ``device`` or the environment has no kernels for
+    them."""
     if config.name != "adamw8bit":
         return
     if device == CPU:
-        raise ConfigError("optim.name = 'adamw8bit': its kernels are for CUDA; on this machine take adamw, muon, lion or sgd")
+        raise ConfigError(
+            "optim.name = 'adamw8bit': its kernels are for CUDA; on this machine take adamw, muon, lion or sgd"
+        )
     if find_spec("bitsandbytes") is None:
-        raise ConfigError("optim.name = 'adamw8bit': needs the package bitsandbytes (pip install bitsandbytes); adamw needs none")
+        raise ConfigError(
+            "optim.name = 'adamw8bit': needs the package bitsandbytes (pip install bitsandbytes); adamw needs none"
+        )
 
 
 class EightBit:
@@ -37,7 +46,8 @@ class EightBit:
         )
 
     def step(self, groups: list[dict[str, Any]], state: Any, scale: float) -> None:
-        """``groups`` in the order of the constructor, with rates that ``scale`` multiplies; ``state`` is our optimizer's own."""
+        """``groups`` in the order of the constructor, with rates that ``scale`` multiplies; ``state`` is our
+        optimizer's own."""
         self._inner.state = state
         for inner, group in zip(self._inner.param_groups, groups, strict=True):
             inner["lr"], inner["weight_decay"] = group["lr"] * scale, group["weight_decay"]
@@ -45,7 +55,7 @@ class EightBit:
 
 
 def eight_bit_state_bytes(weight: Tensor) -> int:
-    """Bytes of the state that bitsandbytes 0.45 keeps of ``weight`` (``Optimizer2State.init_state``): two moments of a byte, each block of
-    256 with a float32 scale; those of a tensor below 4,096 numbers stay float32."""
+    """Bytes of the state that bitsandbytes 0.45 keeps of ``weight`` (``Optimizer2State.init_state``): two moments of a
+    byte, each block of 256 with a float32 scale; those of a tensor below 4,096 numbers stay float32."""
     numbers = weight.numel()
     return 2 * (numbers + 4 * -(-numbers // _BLOCK)) if numbers >= _LEAST else 2 * 4 * numbers

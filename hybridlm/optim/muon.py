@@ -16,9 +16,14 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     """Replaces the singular values of each matrix (..., R, C) by values near 1, by Newton-Schulz iterations.
 
-    On a GPU the iteration runs in bfloat16, as published; on a CPU in float32, which is the faster of the two there and exact besides.
+    On a GPU the iteration runs in bfloat16, as published; on a CPU in float32, which is the faster of the two there and
+    exact besides.
     """
-    x = matrices.to(torch.bfloat16) if gpu(matrices) else matrices.to(torch.promote_types(matrices.dtype, torch.float32))
+    x = (
+        matrices.to(torch.bfloat16)
+        if gpu(matrices)
+        else matrices.to(torch.promote_types(matrices.dtype, torch.float32))
+    )
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -30,13 +35,18 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
 
 
 def muon_updates(updates: Sequence[Tensor], row_blocks: Sequence[tuple[int, ...]], steps: int) -> list[Tensor]:
-    """The orthogonalised updates, each scaled by sqrt(max(1, rows / columns)) so that its effect on the output does not depend on shape.
+    """The orthogonalised updates, each scaled by sqrt(max(1, rows / columns)) so that its effect on the output does not
+    depend on shape.
 
-    updates: matrices (R, C), or one for each expert (E, R, C), which are orthogonalised apart. row_blocks: for each, the sizes of the
-    independent projections that fill its rows, empty for one: these are orthogonalised apart as well. Blocks of one shape are taken
-    together in one batched product.
+    updates: matrices (R, C), or one for each expert (E, R, C), which are orthogonalised apart. row_blocks: for each,
+    the sizes of the independent projections that fill its rows, empty for one: these are orthogonalised apart as well.
+    Blocks of one shape are taken together in one batched product.
     """
-    parts = [block for update, sizes in zip(updates, row_blocks, strict=True) for block in update.split(sizes or update.shape[-2], dim=-2)]
+    parts = [
+        block
+        for update, sizes in zip(updates, row_blocks, strict=True)
+        for block in update.split(sizes or update.shape[-2], dim=-2)
+    ]
     by_shape: dict[torch.Size, list[int]] = {}
     for i, part in enumerate(parts):
         by_shape.setdefault(part.shape[-2:], []).append(i)

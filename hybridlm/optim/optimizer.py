@@ -1,4 +1,5 @@
-"""One optimizer for Lightning, whatever algorithm each group of parameters has; clipping and the refusal of bad steps are inside."""
+"""One optimizer for Lightning, whatever algorithm each group of parameters has; clipping and the refusal of bad steps
+are inside."""
 
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
     from hybridlm.model.lm import HybridLM
 
 
-def param_groups(named: Iterable[tuple[str, nn.Parameter]], specs: dict[str, ParamSpec], config: OptimConfig) -> list[dict[str, Any]]:
-    """One group per (role, decay), each with its algorithm, learning rate and decay. Every parameter is in exactly one; one without a
-    declaration raises KeyError."""
+def param_groups(
+    named: Iterable[tuple[str, nn.Parameter]], specs: dict[str, ParamSpec], config: OptimConfig
+) -> list[dict[str, Any]]:
+    """One group per (role, decay), each with its algorithm, learning rate and decay. Every parameter is in exactly one;
+    one without a declaration raises KeyError."""
     members: dict[tuple[str, bool], list[tuple[nn.Parameter, tuple[int, ...]]]] = {}
     for name, parameter in named:
         spec = specs[name]
@@ -57,7 +60,10 @@ def group_table(groups: Iterable[dict[str, Any]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        words = [cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        words = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(words).rstrip())
     return "\n".join(lines)
 
@@ -65,11 +71,12 @@ def group_table(groups: Iterable[dict[str, Any]]) -> str:
 class HybridOptimizer(torch.optim.Optimizer):
     """Takes the global gradient norm, clips, then moves each group by its algorithm.
 
-    A step whose norm is not finite, or which ``veto`` refuses, changes neither weights nor states. The norm is that of all ranks, so they
-    agree without asking each other. It is read here, which waits for the device once a step.
+    A step whose norm is not finite, or which ``veto`` refuses, changes neither weights nor states. The norm is that of
+    all ranks, so they agree without asking each other. It is read here, which waits for the device once a step.
 
-    Lightning refuses its own clipping with a fused optimizer under mixed precision. Here gradients are complete when ``step`` sees them
-    and, since this class does not claim to handle loss scaling, unscaled. Moments are at least fp32, also those of bfloat16 weights.
+    Lightning refuses its own clipping with a fused optimizer under mixed precision. Here gradients are complete when
+    ``step`` sees them and, since this class does not claim to handle loss scaling, unscaled. Moments are at least fp32,
+    also those of bfloat16 weights.
     """
 
     def __init__(self, groups: list[dict[str, Any]], config: OptimConfig) -> None:
@@ -77,10 +84,14 @@ class HybridOptimizer(torch.optim.Optimizer):
         self._config = config
         self._eight_bit = EightBit(self.param_groups, config) if config.name == "adamw8bit" else None
         self.rate_scale = 1.0  # on every group's rate; the guard lowers it
-        self.veto: Callable[[], bool] | None = None  # asked about a step with a finite norm; has to answer alike on every rank
+        self.veto: Callable[[], bool] | None = (
+            None  # asked about a step with a finite norm; has to answer alike on every rank
+        )
         self.grad_norm: Tensor | None = None  # before clipping, of the last step
         self.used_lr = 0.0  # in the last step, not Muon's; the schedule has moved on when others look
-        self.refused: bool | None = None  # whether the last step was; the guard sets None before a step, which a loss scaler may leave out
+        self.refused: bool | None = (
+            None  # whether the last step was; the guard sets None before a step, which a loss scaler may leave out
+        )
         self.skipped = 0  # steps refused in the whole run; the guard keeps it over a resume
 
     @torch.no_grad()
@@ -89,7 +100,9 @@ class HybridOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parameters = [parameter for group in self.param_groups for parameter in group["params"] if parameter.grad is not None]
+        parameters = [
+            parameter for group in self.param_groups for parameter in group["params"] if parameter.grad is not None
+        ]
         self.grad_norm = total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         self.used_lr = self.rate_scale * max(group["lr"] for group in self.param_groups if group["algorithm"] != "muon")
         self.refused = not math.isfinite(float(self.grad_norm)) or (self.veto is not None and self.veto())
@@ -127,9 +140,13 @@ class HybridOptimizer(torch.optim.Optimizer):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch does it, with two differences. What a group is stays this run's own (a checkpoint of shards loses part of it). And the
-        dtype of each state stays the saved one, where torch would round the moments of bfloat16 weights to theirs."""
-        own = [{name: group[name] for name in ("name", "algorithm", "row_blocks", "weight_decay")} for group in self.param_groups]
+        """As torch does it, with two differences. What a group is stays this run's own (a checkpoint of shards loses
+        part of it). And the dtype of each state stays the saved one, where torch would round the moments of bfloat16
+        weights to theirs."""
+        own = [
+            {name: group[name] for name in ("name", "algorithm", "row_blocks", "weight_decay")}
+            for group in self.param_groups
+        ]
         super().load_state_dict(state_dict)
         for group, facts in zip(self.param_groups, own, strict=True):
             group.update(facts)

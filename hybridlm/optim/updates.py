@@ -1,4 +1,5 @@
-"""How each algorithm moves weights. A rule gets weights, gradients and states in at least fp32 and changes weights and states in place.
+"""How each algorithm moves weights. A rule gets weights, gradients and states in at least fp32 and changes weights and
+states in place.
 
 Weight decay is decoupled in every one of them: ``w -= lr * decay * w`` beside the update (Loshchilov & Hutter 2019).
 """
@@ -36,7 +37,12 @@ Rule = Callable[[list[Tensor], list[Tensor], list[State], list[tuple[int, ...]],
 
 
 def _adamw(
-    weights: list[Tensor], gradients: list[Tensor], states: list[State], blocks: list[tuple[int, ...]], rates: Rates, config: OptimConfig
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    states: list[State],
+    blocks: list[tuple[int, ...]],
+    rates: Rates,
+    config: OptimConfig,
 ) -> None:
     torch_adamw(
         weights,
@@ -57,7 +63,12 @@ def _adamw(
 
 
 def _lion(
-    weights: list[Tensor], gradients: list[Tensor], states: list[State], blocks: list[tuple[int, ...]], rates: Rates, config: OptimConfig
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    states: list[State],
+    blocks: list[tuple[int, ...]],
+    rates: Rates,
+    config: OptimConfig,
 ) -> None:
     """The sign of a short average moves the weights, a longer one is kept (Chen et al. 2023, arXiv 2302.06675)."""
     for weight, gradient, state in zip(weights, gradients, states, strict=True):
@@ -67,7 +78,12 @@ def _lion(
 
 
 def _sgd(
-    weights: list[Tensor], gradients: list[Tensor], states: list[State], blocks: list[tuple[int, ...]], rates: Rates, config: OptimConfig
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    states: list[State],
+    blocks: list[tuple[int, ...]],
+    rates: Rates,
+    config: OptimConfig,
 ) -> None:
     for weight in weights:
         weight.mul_(1 - rates.lr * rates.weight_decay)
@@ -85,7 +101,12 @@ def _sgd(
 
 
 def _muon(
-    weights: list[Tensor], gradients: list[Tensor], states: list[State], blocks: list[tuple[int, ...]], rates: Rates, config: OptimConfig
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    states: list[State],
+    blocks: list[tuple[int, ...]],
+    rates: Rates,
+    config: OptimConfig,
 ) -> None:
     """A sharded matrix is gathered, orthogonalised on every rank, and each rank keeps its own rows of the result."""
     momentum = config.muon.momentum
@@ -121,8 +142,8 @@ def fresh_state(algorithm: str, weight: Tensor) -> State:
 
 
 def _together(weights: list[Tensor]) -> list[list[int]]:
-    """Places of the weights that Muon moves at once: those of a shape beside each other, in parts of about ``_AT_ONCE`` numbers, so that
-    its copies do not double a large model's memory."""
+    """Places of the weights that Muon moves at once: those of a shape beside each other, in parts of about ``_AT_ONCE``
+    numbers, so that its copies do not double a large model's memory."""
     parts: list[list[int]] = [[]]
     numbers = 0
     for i in sorted(range(len(weights)), key=lambda i: tuple(weights[i].shape)):
@@ -145,7 +166,8 @@ def apply_rule(
 ) -> None:
     """Moves the weights of a group. Weights of fewer bits are widened, moved and rounded to the nearest again.
 
-    Muon takes matrices of one shape together; of the others wide copies are made one by one, so that only one lives at a time.
+    Muon takes matrices of one shape together; of the others wide copies are made one by one, so that only one lives at
+    a time.
     """
     rule = RULES[algorithm][0]
     narrow = any(weight.dtype != wide_dtype(weight) for weight in weights)

@@ -26,7 +26,8 @@ def cautions(comparison: Comparison) -> list[str]:
 
 
 def passes(run: Run) -> float | None:
-    """Over the training text, when the last metrics were logged; None of a generated task, or where nothing was logged."""
+    """Over the training text, when the last metrics were logged; None of a generated task, or where nothing was
+    logged."""
     if run.config.get("data.source") == "synthetic":
         return None
     return next((found for row in reversed(run.rows) if (found := number(row.get("data/epoch"))) is not None), None)
@@ -57,7 +58,10 @@ def _lengths(comparison: Comparison) -> str:
         return ""
     scaled = scale(tokens, "count")
     ends = f"{scaled.text(min(tokens))} to {scaled.text(max(tokens))}{f' {scaled.unit}' if scaled.unit else ''}"
-    return f"The points were trained on different numbers of tokens ({ends}): part of what tells them apart is the length of training."
+    return (
+        f"The points were trained on different numbers of tokens ({ends}): part of what tells them apart is the length"
+        " of training."
+    )
 
 
 def _rates(comparison: Comparison) -> list[str]:
@@ -71,7 +75,9 @@ def _rates(comparison: Comparison) -> list[str]:
     if len(single) == len(models):
         return [_one_rate(single)]
     said = [f"One learning rate only: {some([point.name for point in single])}."] if single else []
-    return said + [end for column in comparison.tuned if column.startswith(_RATES) and (end := _end(comparison, column))]
+    return said + [
+        end for column in comparison.tuned if column.startswith(_RATES) and (end := _end(comparison, column))
+    ]
 
 
 def _one_rate(points: list[Point]) -> str:
@@ -102,7 +108,11 @@ def _end(comparison: Comparison, column: str) -> str:
         own, values = written_number(point.settings[place]), tried[others(point)]
         if own is not None and len(set(values)) > 1 and own in (min(values), max(values)):
             found.append(f"{point.name} ({'smallest' if own == min(values) else 'largest'})")
-    return f"The best {column} is at an end of those tried, and a better one may lie beyond: {some(found)}." if found else ""
+    return (
+        f"The best {column} is at an end of those tried, and a better one may lie beyond: {some(found)}."
+        if found
+        else ""
+    )
 
 
 def _without_rates(point: Point) -> Settings:

@@ -12,7 +12,7 @@ from hybridlm.report.comparison import Comparison, best_of, compare
 from hybridlm.report.page import facts_of, parts_of, to_html, to_text
 from hybridlm.report.reading import read_folders
 from hybridlm.report.table import runs_table, to_csv
-from hybridlm.run_folder import find_run, newest_run
+from hybridlm.runs.run_folder import find_run, newest_run
 
 
 def run_report(names: list[str], out: Path | None, tuned: list[str] | None = None) -> None:
@@ -20,7 +20,8 @@ def run_report(names: list[str], out: Path | None, tuned: list[str] | None = Non
 
     names: folders, or ``last``, the newest run; tuned: settings of which each point is shown at its best value.
 
-    UserError: a folder is missing, holds no run, ``out`` cannot be written, or a setting of ``tuned`` is not one in which runs differ.
+    UserError: a folder is missing, holds no run, ``out`` cannot be written, or a setting of ``tuned`` is not one in
+    which runs differ.
     """
     folders = [_folder(name) for name in names]
     runs, sweeps = read_folders(folders)
@@ -28,9 +29,15 @@ def run_report(names: list[str], out: Path | None, tuned: list[str] | None = Non
     words = ["hybridlm", "report", *names, *([] if out is None else ["--out", str(out)])]
     words += [word for key in tuned or [] for word in ("--best-of", key)]
     comparisons = _tuned(compare(runs, [key for sweep in sweeps for key in sweep.varied]), tuned or [])
-    facts = facts_of(runs, sweeps, shlex.join(words), datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
+    facts = facts_of(
+        runs, sweeps, shlex.join(words), datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    )
     parts = parts_of(comparisons, target)
-    texts = {"report.html": to_html(parts, facts), "report.md": to_text(parts, facts), "report.csv": to_csv(runs_table(comparisons))}
+    texts = {
+        "report.html": to_html(parts, facts),
+        "report.md": to_text(parts, facts),
+        "report.csv": to_csv(runs_table(comparisons)),
+    }
     texts |= {plot.file: plot.drawing.wide for part in parts for plot in part.plots}
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -38,7 +45,9 @@ def run_report(names: list[str], out: Path | None, tuned: list[str] | None = Non
             with replaced(target / name) as new:
                 new.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
-        raise UserError(f"{target}: the report cannot be written there ({error.strerror}); name another folder with --out") from None
+        raise UserError(
+            f"{target}: the report cannot be written there ({error.strerror}); name another folder with --out"
+        ) from None
     for part in parts:
         print(printable(f"{part.title}: {' '.join(part.verdict)}"))
         print("".join(f"caution: {printable(caution)}\n" for caution in part.cautions), end="")
@@ -57,5 +66,8 @@ def _tuned(comparisons: list[Comparison], tuned: list[str]) -> list[Comparison]:
     legal = dict.fromkeys(column for comparison in comparisons for column in comparison.columns)
     for key in tuned:
         if key not in legal:
-            raise UserError(f"report --best-of {key}: not a setting in which these runs differ; those are {', '.join(legal) or 'none'}")
+            raise UserError(
+                f"report --best-of {key}: not a setting in which these runs differ; those are"
+                f" {', '.join(legal) or 'none'}"
+            )
     return [best_of(comparison, tuned) for comparison in comparisons]

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from hybridlm.command_line import key_of
+from hybridlm.config.overrides import key_of
 from hybridlm.report.facts import written_number
 from hybridlm.report.measures import QUALITIES, Measure
 from hybridlm.report.reading import Run, shown
@@ -27,12 +27,40 @@ _NO_PART = (
     "callbacks.samples.",
 )
 # Settings of ``data`` that do not change which text, or which task, a run is validated on.
-_NOT_TEXT = ("seq_len", "val_seq_len", "global_batch", "batch_size", "packing", "isolate", "out", "shard_mb", "prepare_workers", "workers")
-# Settings that make the held-out examples of a generated task, on which val/accuracy is measured; the others are of training or not read.
+_NOT_TEXT = (
+    "seq_len",
+    "val_seq_len",
+    "global_batch",
+    "batch_size",
+    "packing",
+    "isolate",
+    "out",
+    "shard_mb",
+    "prepare_workers",
+    "workers",
+)
+# Settings that make the held-out examples of a generated task, on which val/accuracy is measured; the others are of
+# training or not read.
 _TASK = ("task", "vocab_size", "n_pairs", "n_items", "modulus", "val_examples", "seed")
 _OF_TASK = ("source", "seq_len", *(f"synthetic.{name}" for name in _TASK))
-_TELLING = ("model.name", "size.name", "model.pattern", "model.n_layers", "model.d_model", "optim.name", "optim.lr", "hardware.name")
-_PLAIN = ("model", "size", "model.name", "size.name", "model.pattern", "device")  # their values need no name beside them
+_TELLING = (
+    "model.name",
+    "size.name",
+    "model.pattern",
+    "model.n_layers",
+    "model.d_model",
+    "optim.name",
+    "optim.lr",
+    "hardware.name",
+)
+_PLAIN = (
+    "model",
+    "size",
+    "model.name",
+    "size.name",
+    "model.pattern",
+    "device",
+)  # their values need no name beside them
 DEVICE = "device"
 _THREADS = re.compile(r", \d+ threads$")
 
@@ -56,9 +84,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs validated on one text, or one task. points: of finished runs, the best by ``quality`` first. lost: runs that have not finished.
+    """Runs validated on one text, or one task. points: of finished runs, the best by ``quality`` first. lost: runs that
+    have not finished.
 
-    columns: the settings that tell the points apart; tuned: those of which each point has its best value; passed_over: the other values.
+    columns: the settings that tell the points apart; tuned: those of which each point has its best value; passed_over:
+    the other values.
     """
 
     title: str
@@ -88,7 +118,8 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run], varied: Sequence[str] = ()) -> list[Comparison]:
-    """``runs`` in as few comparisons as can be ranked, the one of most runs first. varied: fields that a sweep says differ."""
+    """``runs`` in as few comparisons as can be ranked, the one of most runs first. varied: fields that a sweep says
+    differ."""
     texts: dict[object, list[Run]] = defaultdict(list)
     for run in runs:
         if run.finished:
@@ -103,9 +134,11 @@ def compare(runs: Sequence[Run], varied: Sequence[str] = ()) -> list[Comparison]
 
 
 def best_of(comparison: Comparison, tuned: Collection[str]) -> Comparison:
-    """Of points that differ in the settings ``tuned`` alone only the best: each model at its own learning rate, for instance.
+    """Of points that differ in the settings ``tuned`` alone only the best: each model at its own learning rate, for
+    instance.
 
-    A value with which some run failed or gave no number comes after the others: the mean of those that survived flatters it.
+    A value with which some run failed or gave no number comes after the others: the mean of those that survived
+    flatters it.
     """
     tried = tuple(column for column in comparison.columns if column in tuned)
     best: dict[tuple[str, ...], Point] = {}
@@ -116,18 +149,23 @@ def best_of(comparison: Comparison, tuned: Collection[str]) -> Comparison:
         return found is None or found.n < len(point.runs) or point.settings in failed
 
     for point in sorted(comparison.points, key=fell):  # of each sort the best first
-        best.setdefault(tuple(s for c, s in zip(comparison.columns, point.settings, strict=True) if c not in tried), point)
+        best.setdefault(
+            tuple(s for c, s in zip(comparison.columns, point.settings, strict=True) if c not in tried), point
+        )
     chosen = set(map(id, best.values()))
     kept = tuple(point for point in comparison.points if id(point) in chosen)
     others = tuple(point for point in comparison.points if id(point) not in chosen)
     if not others:
         return comparison
-    values = {column: {point.settings[comparison.columns.index(column)]: None for point in comparison.points} for column in tried}
+    values = {
+        column: {point.settings[comparison.columns.index(column)]: None for point in comparison.points}
+        for column in tried
+    }
     said = "; ".join(f"{column} ({', '.join(sorted(found, key=_by_size))})" for column, found in values.items())
     note = (
-        f"Each point has the best of what was tried of {said}, by its mean; values with which a run failed or gave no number come last. "
-        "That favours points with more tries. "
-        f"Runs with the other values, {sum(len(point.runs) for point in others)}, are in report.csv and below."
+        f"Each point has the best of what was tried of {said}, by its mean; values with which a run failed or gave no"
+        " number come last. That favours points with more tries. Runs with the other values,"
+        f" {sum(len(point.runs) for point in others)}, are in report.csv and below."
     )
     return replace(comparison, points=kept, notes=(note, *comparison.notes), tuned=tried, passed_over=others)
 
@@ -141,12 +179,16 @@ def _data(run: Run) -> tuple[tuple[str, str], ...]:
     """The settings that say which text, or which task, it is."""
     items = ((key.removeprefix("data."), value) for key, value in run.config.items() if key.startswith("data."))
     generated = run.config.get("data.source") == "synthetic"
-    return tuple(sorted((key, json.dumps(value)) for key, value in items if (key in _OF_TASK if generated else key not in _NOT_TEXT)))
+    return tuple(
+        sorted(
+            (key, json.dumps(value)) for key, value in items if (key in _OF_TASK if generated else key not in _NOT_TEXT)
+        )
+    )
 
 
 def _text(run: Run) -> object:
-    """Equal where the validation text is. A text compressed by two programs to the same sizes is the same, whatever its tokens are; where
-    that was not measured, and where there are no bytes to count, the settings of the data speak."""
+    """Equal where the validation text is. A text compressed by two programs to the same sizes is the same, whatever its
+    tokens are; where that was not measured, and where there are no bytes to count, the settings of the data speak."""
     facts = [run.summary.get(key) for key in ("val_bytes", "gzip_bpb", "xz_bpb")]
     return tuple(facts) if all(facts) and run.summary.get("val/bpb") is not None else (_data(run), facts[0])
 
@@ -167,7 +209,9 @@ def _comparison(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> 
         return (True, 0.0) if found is None else (False, sign * found.mean)
 
     points.sort(key=rank)
-    return Comparison(_title(finished or lost), quality, columns, tuple(points), tuple(lost), tuple(_notes(points, quality)))
+    return Comparison(
+        _title(finished or lost), quality, columns, tuple(points), tuple(lost), tuple(_notes(points, quality))
+    )
 
 
 def _quality(finished: list[Run], lost: list[Run]) -> Measure:
@@ -207,7 +251,8 @@ def _identity(run: Run) -> frozenset[tuple[str, str]]:
 
 
 def _device(run: Run) -> str:
-    """Without the number of threads, which changes the speed and not what is learned: seeds of one point may have run with several."""
+    """Without the number of threads, which changes the speed and not what is learned: seeds of one point may have run
+    with several."""
     return _THREADS.sub("", shown(run.summary.get("device", "")))
 
 
@@ -265,11 +310,19 @@ def _notes(points: list[Point], quality: Measure) -> list[str]:
     runs = [run for point in points for run in point.runs]
     notes = []
     if len({_device(run) for run in runs}) > 1:
-        notes.append("The runs were made on different devices: speed, memory and time of one do not compare with those of another.")
+        notes.append(
+            "The runs were made on different devices: speed, memory and time of one do not compare with those of"
+            " another."
+        )
     elif len({run.summary.get(DEVICE) for run in runs}) > 1:
         notes.append("The runs had different numbers of threads: their speeds and times do not compare.")
     with_text = [run for run in runs if run.setting("data.source") != "synthetic"]
-    if len({tuple(run.setting(f"data.tokenizer.{key}") for key in ("kind", "path", "vocab_size")) for run in with_text}) > 1:
+    if (
+        len(
+            {tuple(run.setting(f"data.tokenizer.{key}") for key in ("kind", "path", "vocab_size")) for run in with_text}
+        )
+        > 1
+    ):
         notes.append("The runs have different tokenizers: bits per byte compare, losses per token and tokens/s do not.")
     if again := [point.name for point in points if len({run.seed for run in point.runs}) < len(point.runs)]:
         notes.append(f"Runs of the same seed are in the mean of {some(again)}.")
@@ -277,7 +330,10 @@ def _notes(points: list[Point], quality: Measure) -> list[str]:
     if odd:
         notes.append(f"Not a number in some run of {some(odd)}; it is left out of the mean.")
     if len(runs) > 1 and all(shown(run.summary.get(DEVICE, "")).startswith("CPU") and not run.job for run in runs):
-        notes.append("Memory on a CPU is the whole process's: the jobs of one train.py -m share it, and it never falls between them.")
+        notes.append(
+            "Memory on a CPU is the whole process's: the jobs of one train.py -m share it, and it never falls between"
+            " them."
+        )
     return notes
 
 

@@ -30,12 +30,16 @@ def lengthwise(runs: Sequence[Run]) -> dict[str, dict[str, dict[int, float]]]:
                 length, share = number(row.get("length")), number(row.get("accuracy"))
                 if length is not None and math.isfinite(length) and share is not None and 0 <= share <= 1:
                     found[f"accuracy, {record.get('what')}"][run.name][int(length)] = share
-    return {title: dict(of_runs) for title, of_runs in found.items() if any(len(lengths) > 1 for lengths in of_runs.values())}
+    return {
+        title: dict(of_runs)
+        for title, of_runs in found.items()
+        if any(len(lengths) > 1 for lengths in of_runs.values())
+    }
 
 
 def evaluation_table(comparison: Comparison) -> Table | None:
-    """A row per evaluation and metric, and per probe at the end of training, and a column per point; of several records of one evaluation
-    the last. None where there is nothing."""
+    """A row per evaluation and metric, and per probe at the end of training, and a column per point; of several records
+    of one evaluation the last. None where there is nothing."""
     figures: dict[tuple[str, str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for index, point in enumerate(comparison.points):
         for run in point.runs:
@@ -62,7 +66,11 @@ def evaluation_table(comparison: Comparison) -> Table | None:
 def lengths_table(comparison: Comparison, values: Sequence[Mapping[int, Spread]]) -> Table:
     """A row per point, a column per length; values: of each point, a share by length."""
     lengths = sorted({length for of_point in values for length in of_point})
-    columns = [Column("#", "", True), Column("point", "", False), *(Column(f"{length}", "tokens", True) for length in lengths)]
+    columns = [
+        Column("#", "", True),
+        Column("point", "", False),
+        *(Column(f"{length}", "tokens", True) for length in lengths),
+    ]
     rows = []
     for index, (point, of_point) in enumerate(zip(comparison.points, values, strict=True), 1):
         cells = [_share(of_point.get(length)) for length in lengths]
@@ -86,7 +94,11 @@ def _dicts(value: object) -> Iterator[Facts]:
 
 def _settings(record: Facts) -> str:
     settings = record.get("settings")
-    named = [f"{key}={value}" for key, value in settings.items() if value not in (None, [])] if isinstance(settings, Mapping) else []
+    named = (
+        [f"{key}={value}" for key, value in settings.items() if value not in (None, [])]
+        if isinstance(settings, Mapping)
+        else []
+    )
     return ", ".join([*(["running average"] if record.get("ema") else []), *named])
 
 
@@ -94,6 +106,8 @@ def _cell(values: Sequence[float]) -> Cell:
     found = spread(values)
     if found is None:
         return Cell("-", float("inf"))
-    whole = found.mean.is_integer() or abs(found.mean) >= 10_000  # counts in full; a mean of small ones may lie between them
+    whole = (
+        found.mean.is_integer() or abs(found.mean) >= 10_000
+    )  # counts in full; a mean of small ones may lie between them
     text = f"{found.mean:,.0f}" if whole else f"{found.mean:,.5g}"
     return Cell(text + ("" if found.deviation is None else f" ± {found.deviation:.2g}"), found.mean)

@@ -1,5 +1,5 @@
-"""The files of a run folder as values that can be relied on, whoever wrote them. What a killed process left half-written is read as far as
-it goes; what no version of ours writes makes the folder a bad run."""
+"""The files of a run folder as values that can be relied on, whoever wrote them. What a killed process left
+half-written is read as far as it goes; what no version of ours writes makes the folder a bad run."""
 
 from __future__ import annotations
 

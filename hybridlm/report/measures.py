@@ -16,7 +16,8 @@ from hybridlm.report.reading import Run, first_number
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of a run. unit: how it is scaled and named in tables; better: which way a reader wants it, None for neither."""
+    """One number of a run. unit: how it is scaled and named in tables; better: which way a reader wants it, None for
+    neither."""
 
     key: str
     title: str
@@ -39,8 +40,8 @@ EXACT = Measure("val/exact", "whole answers right", "share", "more", _of_summary
 
 
 def cache_bytes(run: Run) -> float | None:
-    """Bytes of all caches of one sequence as long as a training window, in fp32, by the layers' own count; None where the model section
-    is not one of this version."""
+    """Bytes of all caches of one sequence as long as a training window, in fp32, by the layers' own count; None where
+    the model section is not one of this version."""
     context = run.config.get("data.seq_len")
     return _cache_bytes(run.model, context) if run.model and isinstance(context, int) else None
 
@@ -53,7 +54,14 @@ def _cache_bytes(model: str, context: int) -> float | None:
     try:
         built = build_model(validate_model(json.loads(model)), 1)  # the vocabulary has no part in the state
         return number(state_bytes(built, context))
-    except (UserError, ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError):  # also for sizes that no tensor can have
+    except (
+        UserError,
+        ArithmeticError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # also for sizes that no tensor can have
         return None
 
 
@@ -65,7 +73,9 @@ def _device_hours(run: Run) -> float | None:
 SPEED = Measure("tokens_per_s", "training speed", "tokens/s", "more", _of_summary("tokens_per_s"))
 MEMORY = Measure("memory_gb", "peak memory", "GiB", "less", _of_summary("memory_gb"))
 CACHE = Measure("cache_bytes", "cache of one window", "bytes", "less", cache_bytes)
-FLOPS = Measure("train_flops_per_token", "training FLOPs per token", "FLOP", "less", _of_summary("train_flops_per_token"))
+FLOPS = Measure(
+    "train_flops_per_token", "training FLOPs per token", "FLOP", "less", _of_summary("train_flops_per_token")
+)
 TOKENS = Measure("tokens", "tokens trained on", "count", None, _of_summary("tokens"))
 TRADED = (SPEED, MEMORY, CACHE, FLOPS)  # what quality is drawn against
 COSTS = (

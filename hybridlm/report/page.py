@@ -26,23 +26,32 @@ from hybridlm.report.verdict import outcome, quality_text, verdict
 
 _TEMPLATE = "page.html"
 _SETTINGS_SHOWN = 30
-_COSTS = "Means over seeds; bars are standard deviations. The broken line is the Pareto front: no point is better in both respects."
-_TIME = "The first quarter of a curve of losses may lie above the plot. Time is that of steps, data, validations and checkpoints."
+_COSTS = (
+    "Means over seeds; bars are standard deviations. The broken line is the Pareto front: no point is better in both"
+    " respects."
+)
+_TIME = (
+    "The first quarter of a curve of losses may lie above the plot. Time is that of steps, data, validations and"
+    " checkpoints."
+)
 _LEARNING = f"Means over seeds, with a band of one standard deviation. {_TIME}"
 _BY_SETTING = (
-    "Means over seeds, with a band of one standard deviation. A line has the settings of its name; its colour is of this plot only."
+    "Means over seeds, with a band of one standard deviation. A line has the settings of its name; its colour is of"
+    " this plot only."
 )
 _BY_LENGTH = "Means over seeds, with a band of one standard deviation."
 SPREAD = (
-    "± is the standard deviation over the runs of a point (its seeds). A difference to the best that is no larger than the pooled standard "
-    "deviation of the two points is printed as no difference; where neither was repeated, that of all points counts. A question mark: "
-    "nothing was repeated, and the spread is unknown. A rule of thumb, no test of significance: few seeds measure a spread poorly."
+    "± is the standard deviation over the runs of a point (its seeds). A difference to the best that is no larger than"
+    " the pooled standard deviation of the two points is printed as no difference; where neither was repeated, that of"
+    " all points counts. A question mark: nothing was repeated, and the spread is unknown. A rule of thumb, no test of"
+    " significance: few seeds measure a spread poorly."
 )
 
 
 @dataclass(frozen=True)
 class Plot:
-    """file: its name beside report.md, which cannot hold it; the page does. table: its numbers, where the points' own table lacks them."""
+    """file: its name beside report.md, which cannot hold it; the page does. table: its numbers, where the points' own
+    table lacks them."""
 
     title: str
     caption: str
@@ -82,7 +91,8 @@ class RunEntry:
 
 @dataclass(frozen=True)
 class Part:
-    """A comparison as it is shown; where it is of one run, that run's course and settings. spread: what the table's ± mean, if any."""
+    """A comparison as it is shown; where it is of one run, that run's course and settings. spread: what the table's ±
+    mean, if any."""
 
     comparison: Comparison
     title: str
@@ -107,13 +117,30 @@ def parts_of(comparisons: Sequence[Comparison], out: Path) -> list[Part]:
         entries = [_entry(run, comparison, keys, out) for run in comparison.runs]
         if len(comparison.runs) == 1:
             (run,) = comparison.runs
-            title, said, table, spread = f"{comparison.title}: run {run.name}", outcome(run, comparison.quality), setup_table(run), ""
+            title, said, table, spread = (
+                f"{comparison.title}: run {run.name}",
+                outcome(run, comparison.quality),
+                setup_table(run),
+                "",
+            )
             plots = _course(run, comparison.quality, number)
         else:
             title, said, table, spread = comparison.title, verdict(comparison), points_table(comparison), SPREAD
             plots = _plots(comparison, number)
         plots += _by_length(comparison, number)
-        parts.append(Part(comparison, title, said, cautions(comparison), table, spread, evaluation_table(comparison), plots, entries))
+        parts.append(
+            Part(
+                comparison,
+                title,
+                said,
+                cautions(comparison),
+                table,
+                spread,
+                evaluation_table(comparison),
+                plots,
+                entries,
+            )
+        )
     return parts
 
 
@@ -138,7 +165,11 @@ def to_html(parts: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template(_TEMPLATE).render(parts=parts, facts=facts, apart=_apart(parts))
 
@@ -153,7 +184,14 @@ def to_text(parts: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
         lines += [f"{markdown(note)}\n" for note in part.comparison.notes]
         lines += [] if part.alone else [to_markdown(part.table), part.spread, ""]
         for plot in part.plots:
-            lines += [f"### {markdown(plot.title)}", "", f"![{markdown(plot.title)}]({plot.file})", "", markdown(plot.said), ""]
+            lines += [
+                f"### {markdown(plot.title)}",
+                "",
+                f"![{markdown(plot.title)}]({plot.file})",
+                "",
+                markdown(plot.said),
+                "",
+            ]
             lines += [] if plot.table is None else [to_markdown(plot.table)]
         lines += ["### How it was set up", "", to_markdown(part.table)] if part.alone else []
         if part.evaluations is not None:
@@ -161,16 +199,29 @@ def to_text(parts: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
         lines += ["### Run" if part.alone else "### Runs", ""]
         for entry in part.entries:
             figure = f", {part.comparison.quality.title} {entry.quality}" if entry.quality else ""
-            lines += [markdown(f"{entry.run.name}: {entry.point}: {entry.run.status}{figure}"), "", f"    {printable(entry.command)}", ""]
+            lines += [
+                markdown(f"{entry.run.name}: {entry.point}: {entry.run.status}{figure}"),
+                "",
+                f"    {printable(entry.command)}",
+                "",
+            ]
             for title, text in entry.texts if part.alone else ():
-                lines += [f"#### {title.capitalize()}", "", *(f"    {printable(line)}" for line in text.split("\n")), ""]
+                lines += [
+                    f"#### {title.capitalize()}",
+                    "",
+                    *(f"    {printable(line)}" for line in text.split("\n")),
+                    "",
+                ]
     return "\n".join(lines)
 
 
 def _apart(parts: Sequence[Part]) -> str:
     if len(parts) < 2:
         return ""
-    return f"The runs were validated on {len(parts)} different texts or tasks. They are ranked within each, and do not compare across them."
+    return (
+        f"The runs were validated on {len(parts)} different texts or tasks. They are ranked within each, and do not"
+        " compare across them."
+    )
 
 
 def _entry(run: Run, comparison: Comparison, keys: Sequence[str], out: Path) -> RunEntry:
@@ -180,15 +231,29 @@ def _entry(run: Run, comparison: Comparison, keys: Sequence[str], out: Path) -> 
         settings[_SETTINGS_SHOWN:] = [f"and {len(settings) - _SETTINGS_SHOWN} more"]
     link = Path(os.path.relpath(run.folder.resolve(), out.resolve())).as_posix()
     point = ", ".join([*comparison.settings_of(run), *([] if run.seed is None else [f"seed {run.seed}"])])
-    return RunEntry(run, point, "" if figure is None else quality_text(figure, comparison.quality), tuple(settings), command_of(run), link)
+    return RunEntry(
+        run,
+        point,
+        "" if figure is None else quality_text(figure, comparison.quality),
+        tuple(settings),
+        command_of(run),
+        link,
+    )
 
 
 def _plots(comparison: Comparison, number: int) -> list[Plot]:
     """number: of the comparison on the page, from 1."""
-    found = [("costs", "What it costs", _COSTS, tradeoffs(comparison)), ("learning", "Learning", _LEARNING, learning(comparison))]
+    found = [
+        ("costs", "What it costs", _COSTS, tradeoffs(comparison)),
+        ("learning", "Learning", _LEARNING, learning(comparison)),
+    ]
     for place, column in enumerate(numeric_settings(comparison), 1):
         found.append((f"setting-{place}", f"By setting: {column}", _BY_SETTING, by_setting(comparison, column)))
-    return [Plot(title, caption, drawing, f"report-{number}-{name}.svg") for name, title, caption, drawing in found if drawing is not None]
+    return [
+        Plot(title, caption, drawing, f"report-{number}-{name}.svg")
+        for name, title, caption, drawing in found
+        if drawing is not None
+    ]
 
 
 def _course(run: Run, quality: Measure, number: int) -> list[Plot]:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridlm.command_line import key_of, value_of
+from hybridlm.config.overrides import key_of, value_of
 from hybridlm.errors import UserError, printable
 from hybridlm.report import facts
 from hybridlm.report.facts import Facts
-from hybridlm.run_folder import JOB, SWEEP, RunFolder
+from hybridlm.runs.run_folder import JOB, SWEEP, RunFolder
 
 FINISHED = "finished"
 _NOT_RUNS = {"checkpoints", "wandb", "tensorboard", "samples"}  # folders of a run, which hold no others
@@ -28,9 +28,9 @@ _STARTS = ("ckpt", "hydra")  # overrides of one start, not of the run
 class Run:
     """One run, or a job of a sweep that has left no run.
 
-    status: finished, failed, stopped, running, waiting; unfinished where no runner kept a record and there is no summary.
-    config: of config.yaml, by dotted names; empty where the run did not get so far. rows: of metrics.jsonl, by rising step.
-    model: the model section of config.yaml as JSON, empty where there is none.
+    status: finished, failed, stopped, running, waiting; unfinished where no runner kept a record and there is no
+    summary. config: of config.yaml, by dotted names; empty where the run did not get so far. rows: of metrics.jsonl, by
+    rising step. model: the model section of config.yaml as JSON, empty where there is none.
     """
 
     folder: Path
@@ -94,12 +94,17 @@ def shown(value: object) -> str:
 
 
 def read_folders(folders: list[Path], skip: Callable[[str], None] = _said) -> tuple[list[Run], list[Sweep]]:
-    """All runs at and below ``folders``, each once, by path. skip: gets a line about each folder that is left out, which is wrong inside.
+    """All runs at and below ``folders``, each once, by path. skip: gets a line about each folder that is left out,
+    which is wrong inside.
 
     Raises:
         ConfigError: a folder does not exist, or there is no run in any of them.
     """
-    missing = [f"{folder}: {'a file, not a folder' if folder.exists() else 'no such folder'}" for folder in folders if not folder.is_dir()]
+    missing = [
+        f"{folder}: {'a file, not a folder' if folder.exists() else 'no such folder'}"
+        for folder in folders
+        if not folder.is_dir()
+    ]
     if missing:
         raise UserError(missing)
     found = {path.resolve(): path for folder in folders for path in _below(folder)}
@@ -115,7 +120,9 @@ def read_folders(folders: list[Path], skip: Callable[[str], None] = _said) -> tu
         runs += [] if run is None else [run]
         sweeps += [] if sweep is None else [sweep]
     if not runs:
-        raise UserError(f"no run in {', '.join(map(str, folders))}: expected folders with config.yaml (python train.py) or job.json")
+        raise UserError(
+            f"no run in {', '.join(map(str, folders))}: expected folders with config.yaml (python train.py) or job.json"
+        )
     return runs, sweeps
 
 
@@ -183,9 +190,15 @@ def _error(folder: RunFolder, job: Facts, rows: tuple[Facts, ...]) -> str:
         return ""
     if folder.summary.exists():
         return "summary.json is damaged"
-    if logged := [line for log in sorted(folder.path.glob("*.log")) for line in _LOGGED_ERROR.findall(facts.words(log, end=True))]:
+    if logged := [
+        line for log in sorted(folder.path.glob("*.log")) for line in _LOGGED_ERROR.findall(facts.words(log, end=True))
+    ]:
         return str(logged[-1])
-    return f"no summary.json; the last metrics are of step {rows[-1]['step']}" if rows else "no summary.json and no metrics"
+    return (
+        f"no summary.json; the last metrics are of step {rows[-1]['step']}"
+        if rows
+        else "no summary.json and no metrics"
+    )
 
 
 def _sweep(path: Path) -> Sweep | None:

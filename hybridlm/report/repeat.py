@@ -13,7 +13,8 @@ def command_of(run: Run) -> str:
 
 
 def differing(runs: list[Run]) -> tuple[str, ...]:
-    """Names of the settings in which not all of ``runs`` agree, the seed among them; those without a configuration have no say."""
+    """Names of the settings in which not all of ``runs`` agree, the seed among them; those without a configuration have
+    no say."""
     configured = [run for run in runs if run.config]
     keys = dict.fromkeys(key for run in configured for key in run.config)
     return tuple(key for key in keys if len({run.setting(key) for run in configured}) > 1)

@@ -10,7 +10,8 @@ from hybridlm.report.measures import COSTS
 from hybridlm.report.reading import Run
 from hybridlm.report.table import Cell, Column, Table, scale
 
-# Fields of config.yaml in the order of the table; a group of settings may be there or not, as the run was of text or of a task.
+# Fields of config.yaml in the order of the table; a group of settings may be there or not, as the run was of text or of
+# a task.
 _FIELDS = {
     "model": "model.name",
     "size": "size.name",

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Spread:
-    """Of the finite ones of some numbers: mean, standard deviation (n - 1 in the denominator; None for fewer than two), and how many."""
+    """Of the finite ones of some numbers: mean, standard deviation (n - 1 in the denominator; None for fewer than two),
+    and how many."""
 
     mean: float
     deviation: float | None
@@ -28,27 +29,33 @@ def spread(values: Iterable[float]) -> Spread | None:
 
 
 def pooled(spreads: Iterable[Spread]) -> float | None:
-    """The standard deviation within points: the root of the mean variance, weighed by n - 1. None where none was repeated."""
+    """The standard deviation within points: the root of the mean variance, weighed by n - 1. None where none was
+    repeated."""
     repeated = [(one.deviation, one.n - 1) for one in spreads if one.deviation is not None]
     if not repeated:
         return None
-    return math.sqrt(math.fsum(deviation**2 * freedom for deviation, freedom in repeated) / sum(freedom for _, freedom in repeated))
+    return math.sqrt(
+        math.fsum(deviation**2 * freedom for deviation, freedom in repeated) / sum(freedom for _, freedom in repeated)
+    )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """value: of the means. within: the pooled spread that it is held against; None: unknown, as nothing was repeated."""
+    """value: of the means. within: the pooled spread that it is held against; None: unknown, as nothing was
+    repeated."""
 
     value: float
     within: float | None
 
     @property
     def none(self) -> bool:
-        """Whether seeds alone make such a difference. Two equal means differ in nothing, whatever is known of the spread."""
+        """Whether seeds alone make such a difference. Two equal means differ in nothing, whatever is known of the
+        spread."""
         return self.value == 0 or (self.within is not None and abs(self.value) <= self.within)
 
 
 def difference(one: Spread, best: Spread, everyone: Iterable[Spread]) -> Difference:
-    """``one`` against ``best``, held against the pooled spread of these two, or, where neither was repeated, of ``everyone``."""
+    """``one`` against ``best``, held against the pooled spread of these two, or, where neither was repeated, of
+    ``everyone``."""
     within = pooled((one, best))
     return Difference(one.mean - best.mean, pooled(everyone) if within is None else within)

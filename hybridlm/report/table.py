@@ -77,37 +77,73 @@ def points_table(comparison: Comparison) -> Table:
     points = comparison.points
     apart: list[Difference | None] = [*differences(comparison)]
     apart += [None] * (len(points) - len(apart))
-    others = [] if comparison.quality == QUALITIES[0] else [one for one in (*QUALITIES, EXACT) if _measured(one, points)]
+    others = (
+        [] if comparison.quality == QUALITIES[0] else [one for one in (*QUALITIES, EXACT) if _measured(one, points)]
+    )
     qualities = [comparison.quality, *(one for one in others if one != comparison.quality)]
     columns = [Column("#", "", True), *(Column(name, "", False) for name in comparison.columns or ("run",))]
     rows: list[list[Cell]] = [[Cell(str(i), i), *_named(point)] for i, point in enumerate(points, 1)]
     for measure in qualities:
         unit = measure.unit if measure.unit not in measure.title else ""
-        _column(columns, rows, Column(measure.title, "" if measure == QUALITIES[0] else unit, True), [_quality(p, measure) for p in points])
+        _column(
+            columns,
+            rows,
+            Column(measure.title, "" if measure == QUALITIES[0] else unit, True),
+            [_quality(p, measure) for p in points],
+        )
         if measure == comparison.quality:
-            _column(columns, rows, Column("to the best", "", True), [_apart(i, one, measure) for i, one in enumerate(apart)])
-            _column(columns, rows, Column("runs", "", True), [Cell(str(len(point.runs)), len(point.runs)) for point in points])
+            _column(
+                columns, rows, Column("to the best", "", True), [_apart(i, one, measure) for i, one in enumerate(apart)]
+            )
+            _column(
+                columns,
+                rows,
+                Column("runs", "", True),
+                [Cell(str(len(point.runs)), len(point.runs)) for point in points],
+            )
     for measure in COSTS:
         if _measured(measure, points):
             heading, cells = _cost(measure, points)
             _column(columns, rows, heading, cells)
-    lost = [(Cell(NOTHING, math.inf), *_lost_names(comparison, run), Cell(_what_became(run), math.inf)) for run in comparison.lost]
+    lost = [
+        (Cell(NOTHING, math.inf), *_lost_names(comparison, run), Cell(_what_became(run), math.inf))
+        for run in comparison.lost
+    ]
     return Table(tuple(columns), (*map(tuple, rows), *lost))
 
 
 def runs_table(comparisons: Sequence[Comparison]) -> Table:
     """A row per run, finished or not, in full: what report.csv holds."""
     settings = tuple(dict.fromkeys(column for one in comparisons for column in one.columns))
-    measures = [m for m in (*QUALITIES, EXACT, *COSTS) if any(m.of(run) is not None for one in comparisons for run in one.runs)]
-    names = ["run", "compared_in", "status", *settings, "seed", *(measure.key for measure in measures), "device", "error", "command"]
+    measures = [
+        m for m in (*QUALITIES, EXACT, *COSTS) if any(m.of(run) is not None for one in comparisons for run in one.runs)
+    ]
+    names = [
+        "run",
+        "compared_in",
+        "status",
+        *settings,
+        "seed",
+        *(measure.key for measure in measures),
+        "device",
+        "error",
+        "command",
+    ]
     rows = []
     for comparison in comparisons:
         for run in comparison.runs:
             own = dict(zip(comparison.columns, comparison.settings_of(run), strict=True))
-            texts = [run.name, comparison.title, run.status, *(own.get(column, run.setting(column) or "") for column in settings)]
+            texts = [
+                run.name,
+                comparison.title,
+                run.status,
+                *(own.get(column, run.setting(column) or "") for column in settings),
+            ]
             numbers = [run.seed, *(measure.of(run) for measure in measures)]
             last = [str(run.summary.get("device", "")), run.error or "", command_of(run)]
-            rows.append(tuple(Cell(text, text) for text in [*texts, *("" if n is None else repr(n) for n in numbers), *last]))
+            rows.append(
+                tuple(Cell(text, text) for text in [*texts, *("" if n is None else repr(n) for n in numbers), *last])
+            )
     return Table(tuple(Column(name, "", False) for name in names), tuple(rows))
 
 
@@ -120,21 +156,31 @@ def to_csv(table: Table) -> str:
 
 
 def _csv_cell(text: str) -> str:
-    """In one line, and no formula to a spreadsheet: an apostrophe in front says that it is text. Numbers stay as they are."""
+    """In one line, and no formula to a spreadsheet: an apostrophe in front says that it is text. Numbers stay as they
+    are."""
     line = printable(text)
-    return f"'{line}" if line.startswith(("=", "+", "-", "@")) and written_number(line) is None and line != NOTHING else line
+    return (
+        f"'{line}"
+        if line.startswith(("=", "+", "-", "@")) and written_number(line) is None and line != NOTHING
+        else line
+    )
 
 
 def to_markdown(table: Table) -> str:
     lines = [[f"{column.heading} ({column.unit})" if column.unit else column.heading for column in table.columns]]
     lines += [[cell.text for cell in row] + [""] * (len(table.columns) - len(row)) for row in table.rows]
     head, *body = ["| " + " | ".join(markdown(text) for text in line) + " |" for line in lines]
-    return "\n".join([head, "|" + "|".join("---:" if column.numeric else "---" for column in table.columns) + "|", *body]) + "\n"
+    return (
+        "\n".join([head, "|" + "|".join("---:" if column.numeric else "---" for column in table.columns) + "|", *body])
+        + "\n"
+    )
 
 
 def markdown(text: str) -> str:
     """``text`` with nothing in it that Markdown, or the HTML in it, would read."""
-    escaped = "".join(f"\\{letter}" if letter in "\\`*_[]|~" else letter for letter in printable(" ".join(text.split())))
+    escaped = "".join(
+        f"\\{letter}" if letter in "\\`*_[]|~" else letter for letter in printable(" ".join(text.split()))
+    )
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

@@ -29,18 +29,23 @@ def verdict(comparison: Comparison) -> list[str]:
 
 
 def outcome(run: Run, quality: Measure) -> list[str]:
-    """Sentences on a run alone: how good it is, what compressors make of the same text, and, where it has not ended, how far it is."""
+    """Sentences on a run alone: how good it is, what compressors make of the same text, and, where it has not ended,
+    how far it is."""
     value = quality.of(run)
     sentences = []
     if value is not None:
-        sentences.append(f"{quality_text(value, quality)} {_unit(quality)} at the end of training.{_compressed(run, quality)}")
+        sentences.append(
+            f"{quality_text(value, quality)} {_unit(quality)} at the end of training.{_compressed(run, quality)}"
+        )
     else:
         where = run.error or (f"the last metrics are of step {run.rows[-1]['step']}" if run.rows else "")
         sentences.append(f"{run.status.capitalize()}{f': {where}' if where else ''}.")
     checked = [(found, row["step"]) for row in run.rows if (found := number(row.get(quality.key))) is not None]
     if checked:
         best, step = (max if quality.better == "more" else min)(checked)
-        sentences.append(f"The best validation on the way: {quality_text(best, quality)} {_unit(quality)} at step {step}.")
+        sentences.append(
+            f"The best validation on the way: {quality_text(best, quality)} {_unit(quality)} at step {step}."
+        )
     return sentences
 
 
@@ -62,14 +67,18 @@ def _compared(comparison: Comparison) -> list[str]:
     sentences = [f"{best.name} is best: {said}.", _next(others[0][0][0], others[0][1], quality)]
     equal = [point for (point, _), apart in others if apart.none]
     if equal:
-        sentences.append(f"No difference from the best: {some([point.name for point in equal])}.{_cheaper([best, *equal])}")
+        sentences.append(
+            f"No difference from the best: {some([point.name for point in equal])}.{_cheaper([best, *equal])}"
+        )
         first = next(((point, apart) for (point, _), apart in others if not apart.none), None)
         if first is not None:
-            sentences.append(f"The first that is worse by more than its pooled spread is {first[0].name}: {_by(first[1], quality)}.")
+            sentences.append(
+                f"The first that is worse by more than its pooled spread is {first[0].name}: {_by(first[1], quality)}."
+            )
     if all(found.deviation is None for _, found in ranked):
         sentences.append(
-            "Every point has one seed: how far seeds scatter is unknown, and nothing can be concluded about small differences. "
-            "Repeat with several seeds (seed=0,1,2)."
+            "Every point has one seed: how far seeds scatter is unknown, and nothing can be concluded about small"
+            " differences. Repeat with several seeds (seed=0,1,2)."
         )
     elif single := [point.name for point, found in ranked if found.deviation is None]:
         sentences.append(f"One seed only: {some(single)}.")
@@ -103,7 +112,9 @@ def _next(point: Point, apart: Difference, quality: Measure) -> str:
         return f"Next is {point.name}, worse {_by(apart, quality)}."
     where = "within" if apart.none else "outside"
     size = quality_text(abs(apart.value), quality)
-    return f"Next is {point.name}, worse by {size}, which is {where} the pooled spread over seeds of {apart.within:.2g}."
+    return (
+        f"Next is {point.name}, worse by {size}, which is {where} the pooled spread over seeds of {apart.within:.2g}."
+    )
 
 
 def _cheaper(points: list[Point]) -> str:

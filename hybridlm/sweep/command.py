@@ -10,11 +10,11 @@ from contextlib import chdir
 from datetime import datetime
 from pathlib import Path
 
-from hybridlm.command_line import value_of
 from hybridlm.config.duration import roughly
+from hybridlm.config.overrides import value_of
 from hybridlm.errors import ConfigError, UserError
-from hybridlm.hardware.device import CPU, visible_gpus
-from hybridlm.launcher import launch
+from hybridlm.machine.device import CPU, visible_gpus
+from hybridlm.machine.launcher import launch
 from hybridlm.memory.plan import Plan
 from hybridlm.memory.report import refusal
 from hybridlm.sweep.estimate import planned_seconds, plans_of, work_of
@@ -26,11 +26,13 @@ from hybridlm.sweep.runner import Environment, Runner
 Axes = Callable[[Sequence[str]], list[Axis]]
 
 
-def new_sweep(overrides: Sequence[str], *, seeds: int, jobs: int | None, dry_run: bool, axes: Axes, compose: Compose) -> int:
+def new_sweep(
+    overrides: Sequence[str], *, seeds: int, jobs: int | None, dry_run: bool, axes: Axes, compose: Compose
+) -> int:
     """Plans a sweep, and runs it unless it is only to be shown. The exit code.
 
-    seeds: per point; jobs: at once, None: one per GPU, or one; axes: the grid of some overrides; compose: the configuration of some.
-    ConfigError: anything that is wrong with any point, before the first one starts.
+    seeds: per point; jobs: at once, None: one per GPU, or one; axes: the grid of some overrides; compose: the
+    configuration of some. ConfigError: anything that is wrong with any point, before the first one starts.
     """
     if launch() is not None:
         raise UserError("sweep: under a launcher each process would run the whole sweep; start it without one")
@@ -58,7 +60,8 @@ def new_sweep(overrides: Sequence[str], *, seeds: int, jobs: int | None, dry_run
 
 
 def resume_sweep(name: str, *, jobs: int | None, compose: Compose) -> int:
-    """Goes on with the sweep in a folder, or the ``last`` one: with what is not finished. The exit code. ConfigError: it cannot."""
+    """Goes on with the sweep in a folder, or the ``last`` one: with what is not finished. The exit code. ConfigError:
+    it cannot."""
     sweep = find(name)
     left = [job for job in sweep.read() if job.status != "finished"]
     with chdir(sweep.cwd):  # where the jobs' relative paths start from
@@ -76,8 +79,8 @@ def _folder(overrides: Sequence[str]) -> Path:
 
 
 def _slots(planned: Sequence[Planned], gpus: Sequence[str], jobs: int | None) -> list[Environment]:
-    """The environment of each of the jobs that run at once: a share of the GPUs (as many as the job with most devices needs), or of the
-    cores. ConfigError: a job needs more GPUs than there are."""
+    """The environment of each of the jobs that run at once: a share of the GPUs (as many as the job with most devices
+    needs), or of the cores. ConfigError: a job needs more GPUs than there are."""
     on_gpu = bool(gpus) and any(item.config.hardware.accelerator != CPU for item in planned)
     devices = [item.config.trainer.devices for item in planned]
     most = max((number for number in devices if isinstance(number, int)), default=1)
@@ -89,7 +92,8 @@ def _slots(planned: Sequence[Planned], gpus: Sequence[str], jobs: int | None) ->
     limit = os.environ.get("OMP_NUM_THREADS", "")
     threads = max(1, min(cores // count, int(limit) if limit.isdecimal() and int(limit) else cores))
     return [
-        {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": ",".join(shares[i % len(shares)])} if shares else {})
+        {"OMP_NUM_THREADS": str(threads)}
+        | ({"CUDA_VISIBLE_DEVICES": ",".join(shares[i % len(shares)])} if shares else {})
         for i in range(count)
     ]
 
@@ -108,4 +112,7 @@ def _list(planned: Sequence[Planned], plans: Mapping[int, Plan], at_once: int, a
         note = f"  {item.config.sweep.matched}" if item.config.sweep.matched else ""
         print(f"{item.job.number:>4}  {item.job.name:{width}}  {plan.parameters:>13,} parameters  {memory}{time}{note}")
     device = plans[planned[0].job.number].device
-    print(f"{len(planned)} jobs, {at_once} at once{about}; memory and time are estimates for {device}; nothing was started")
+    print(
+        f"{len(planned)} jobs, {at_once} at once{about}; memory and time are estimates for {device}; nothing was"
+        " started"
+    )

@@ -1,4 +1,5 @@
-"""What a configuration costs, counted on layers without weights: one of each kind, so that thousands can be asked for."""
+"""What a configuration costs, counted on layers without weights: one of each kind, so that thousands can be asked
+for."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ class Costs:
         if spec not in self._layers:
             with torch.device("meta"):
                 block = build_block(spec, model)
-            self._layers[spec] = parameters(block) if self._by == "params" else block_flops(block, self._context, "train")
+            self._layers[spec] = (
+                parameters(block) if self._by == "params" else block_flops(block, self._context, "train")
+            )
         return self._layers[spec]
 
     def _ends_of(self, model: ModelConfig) -> float:
@@ -42,5 +45,7 @@ class Costs:
         if model.d_model not in self._ends:
             with torch.device("meta"):
                 ends = HybridLM(model, [], self._vocab, Init(std=None, residual="none", n_layers=1))
-            self._ends[model.d_model] = parameters(ends) if self._by == "params" else flops_per_token(ends, self._context, "train")
+            self._ends[model.d_model] = (
+                parameters(ends) if self._by == "params" else flops_per_token(ends, self._context, "train")
+            )
         return self._ends[model.d_model]

@@ -1,4 +1,5 @@
-"""How long a sweep takes: estimated from the plans of its jobs, and, once some of it is done, from the time which that took."""
+"""How long a sweep takes: estimated from the plans of its jobs, and, once some of it is done, from the time which that
+took."""
 
 from __future__ import annotations
 
@@ -12,14 +13,16 @@ from hybridlm.sweep.plan import Planned
 
 
 class Work(NamedTuple):
-    """A whole job. units: seconds by its plan or, where no plan knows a speed, a number in proportion to its arithmetic."""
+    """A whole job. units: seconds by its plan or, where no plan knows a speed, a number in proportion to its
+    arithmetic."""
 
     steps: int
     units: float
 
 
 def plans_of(planned: Sequence[Planned]) -> dict[int, Plan]:
-    """The plan of each job, by its number; those that differ in seed and rates share one. ConfigError: numbers clash."""
+    """The plan of each job, by its number; those that differ in seed and rates share one. ConfigError: numbers
+    clash."""
     known: dict[str, Plan] = {}
     for item in planned:
         if (shape := _shape(item.config)) not in known:
@@ -35,21 +38,26 @@ def _shape(config: RunConfig) -> str:
 def work_of(plans: Mapping[int, Plan]) -> dict[int, Work]:
     speeds = all(plan.seconds is not None for plan in plans.values())
     return {
-        number: Work(plan.max_steps, (plan.seconds if speeds else None) or plan.tokens * plan.parameters) for number, plan in plans.items()
+        number: Work(plan.max_steps, (plan.seconds if speeds else None) or plan.tokens * plan.parameters)
+        for number, plan in plans.items()
     }
 
 
 def planned_seconds(plans: Mapping[int, Plan], devices: int) -> float | None:
-    """Of all jobs on ``devices`` that work side by side; a machine's CPU is one, however many jobs share it. None: unknown."""
+    """Of all jobs on ``devices`` that work side by side; a machine's CPU is one, however many jobs share it. None:
+    unknown."""
     seconds = [plan.seconds for plan in plans.values()]
     known = [one for one in seconds if one is not None]
     return max(sum(known) / devices, *known) if known and len(known) == len(seconds) else None
 
 
-def seconds_left(jobs: Sequence[Job], running: Mapping[int, tuple[float, int]], work: Mapping[int, Work], slots: int) -> float | None:
+def seconds_left(
+    jobs: Sequence[Job], running: Mapping[int, tuple[float, int]], work: Mapping[int, Work], slots: int
+) -> float | None:
     """An estimate from what is done so far; None: nothing is.
 
-    running: number to seconds of this attempt and the step it stands at; slots: jobs at once. Jobs without ``work`` are not looked at.
+    running: number to seconds of this attempt and the step it stands at; slots: jobs at once. Jobs without ``work`` are
+    not looked at.
     """
     done, spent, left = 0.0, 0.0, list[float]()
     for job in jobs:

@@ -18,7 +18,8 @@ _POINTS_LOOKED_AT = 64  # more are not composed ahead only to warn
 class Axis:
     """One override of a command line, with the single values that it stands for.
 
-    values: overrides, ``key=value``; one where nothing is varied, and none where the values are drawn (``interval(0,1)``).
+    values: overrides, ``key=value``; one where nothing is varied, and none where the values are drawn
+    (``interval(0,1)``).
     """
 
     key: str

@@ -14,14 +14,14 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from hybridlm.command_line import key_of
+from hybridlm.config.groups import groups, no_such_option
+from hybridlm.config.overrides import key_of
 from hybridlm.config.run import RunConfig
-from hybridlm.config_files import groups, no_such_option
 from hybridlm.errors import UserError
 from hybridlm.files.durable import remove_partials, replaced
 from hybridlm.files.home import expanded
 from hybridlm.files.plain import Unreadable, read_json
-from hybridlm.run_folder import JOB, SWEEP, RunFolder
+from hybridlm.runs.run_folder import JOB, SWEEP, RunFolder
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
 LOG, LOCK = "job.log", "job.lock"
@@ -31,8 +31,9 @@ _SIGTERM_CODES = (143, -signal.SIGTERM)
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep. point: the values of what varies, the seed aside; started and ended: of the last attempt, local time with its
-    offset from UTC; seconds: of all attempts together; error: the last line that a failed one left."""
+    """One run of a sweep. point: the values of what varies, the seed aside; started and ended: of the last attempt,
+    local time with its offset from UTC; seconds: of all attempts together; error: the last line that a failed one
+    left."""
 
     number: int
     name: str
@@ -48,11 +49,14 @@ class Job:
     attempts: int = 0
 
     def begun(self) -> Job:
-        return replace(self, status="running", exit_code=None, error=None, started=_now(), ended=None, attempts=self.attempts + 1)
+        return replace(
+            self, status="running", exit_code=None, error=None, started=_now(), ended=None, attempts=self.attempts + 1
+        )
 
     def done(self, code: int, folder: Path, seconds: float, error: str, *, asked: bool) -> Job:
-        """After its process has ended with ``code`` (negative: the signal that killed it). error: the last line of its log; asked: the
-        sweep was to stop. A run writes its summary last: what goes wrong behind that, in a logger or at exit, takes nothing from it."""
+        """After its process has ended with ``code`` (negative: the signal that killed it). error: the last line of its
+        log; asked: the sweep was to stop. A run writes its summary last: what goes wrong behind that, in a logger or at
+        exit, takes nothing from it."""
         status: Status = "failed"
         if RunFolder(folder).summary.is_file():
             status = "finished"
@@ -64,7 +68,9 @@ class Job:
             said = None
         else:
             said = f"killed by {signal.Signals(-code).name}" if code < 0 else error or f"exit code {code}"
-        return replace(self, status=status, exit_code=code, error=said, ended=_now(), seconds=round(self.seconds + seconds, 3))
+        return replace(
+            self, status=status, exit_code=code, error=said, ended=_now(), seconds=round(self.seconds + seconds, 3)
+        )
 
     def abandoned(self, folder: Path) -> Job:
         """After whatever watched it was killed: it has ended by now, how is told by what it left."""
@@ -72,7 +78,13 @@ class Job:
         seconds = max(0.0, ended - datetime.fromisoformat(self.started).timestamp()) if self.started else 0.0
         status: Status = "finished" if RunFolder(folder).summary.is_file() else "stopped"
         stamp = datetime.fromtimestamp(ended).astimezone().isoformat(timespec="seconds") if ended else None
-        return replace(self, status=status, exit_code=0 if status == "finished" else None, ended=stamp, seconds=self.seconds + seconds)
+        return replace(
+            self,
+            status=status,
+            exit_code=0 if status == "finished" else None,
+            ended=stamp,
+            seconds=self.seconds + seconds,
+        )
 
 
 _JOBS = TypeAdapter(Job)  # job.json is read strictly: someone may have edited it
@@ -80,7 +92,8 @@ _JOBS = TypeAdapter(Job)  # job.json is read strictly: someone may have edited i
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep on the disk: its folder, the folders of its jobs in the order in which they run, and where relative paths start from."""
+    """A sweep on the disk: its folder, the folders of its jobs in the order in which they run, and where relative paths
+    start from."""
 
     folder: Path
     jobs: tuple[str, ...]
@@ -101,24 +114,36 @@ class Sweep:
 
 
 def create(folder: Path, jobs: Sequence[Job], overrides: Sequence[str], varied: Sequence[str], command: str) -> Sweep:
-    """Writes a new sweep, sweep.json last: with it, it is whole. ConfigError: the folder holds one, or cannot be written."""
+    """Writes a new sweep, sweep.json last: with it, it is whole. ConfigError: the folder holds one, or cannot be
+    written."""
     refuse_taken(folder)
     width = max(2, len(str(len(jobs))))
     sweep = Sweep(folder, tuple(f"{job.number:0{width}d}-{job.name}" for job in jobs), Path.cwd())
     try:
         for job in jobs:
             sweep.write(job)
-        tree = {"overrides": list(overrides), "varied": list(varied), "jobs": list(sweep.jobs), "command": command, "cwd": str(sweep.cwd)}
+        tree = {
+            "overrides": list(overrides),
+            "varied": list(varied),
+            "jobs": list(sweep.jobs),
+            "command": command,
+            "cwd": str(sweep.cwd),
+        }
         _write(folder / SWEEP, tree)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}); name another place with hydra.sweep.dir") from None
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror or error}); name another place with hydra.sweep.dir"
+        ) from None
     return sweep
 
 
 def refuse_taken(folder: Path) -> None:
     """ConfigError: the folder holds a sweep."""
     if (folder / SWEEP).exists():
-        raise UserError(f"{folder} holds a sweep already: go on with --resume {folder}, or name another folder (hydra.sweep.dir=...)")
+        raise UserError(
+            f"{folder} holds a sweep already: go on with --resume {folder}, or name another folder"
+            " (hydra.sweep.dir=...)"
+        )
 
 
 def find(name: str) -> Sweep:
@@ -164,10 +189,11 @@ def _read(path: Path, problem: str) -> dict[str, Any]:
 
 
 def foreign(override: str) -> str | None:
-    """Why an override is none that a job may have been written with; None: it sets a field of ours, or chooses one of our options.
+    """Why an override is none that a job may have been written with; None: it sets a field of ours, or chooses one of
+    our options.
 
-    A job is written down as plain values and read again later, and a folder may come from someone else: what Hydra would read in it (its
-    own settings, files from elsewhere, values of the environment) is the command line's alone.
+    A job is written down as plain values and read again later, and a folder may come from someone else: what Hydra
+    would read in it (its own settings, files from elsewhere, values of the environment) is the command line's alone.
     """
     sign, key = override[: len(override) - len(override.lstrip("+~"))], key_of(override)
     value, section, known = override.partition("=")[2], key.partition(".")[0], groups()

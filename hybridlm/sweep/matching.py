@@ -1,10 +1,12 @@
-"""Models of equal cost: widths are changed until a pattern has the parameters, or the FLOPs per token, of a reference pattern.
+"""Models of equal cost: widths are changed until a pattern has the parameters, or the FLOPs per token, of a reference
+pattern.
 
-The hidden width of the FFNs is tried first, then the heads of the SSMs, then d_model, alone before together; the first that comes
-within the tolerance is taken, and where none does, the nearest of all. Hidden widths and Mamba-1's inner channels become multiples of 64,
-32, 16 or 8 (the first that suffices), d_model of 32, 16 or 8, and heads of attention keep a multiple of 8 channels: 8 numbers of 16 bits
-are the 16 bytes that Tensor Cores want rows to be a multiple of, 64 the 128 bytes with which they are fastest (NVIDIA, Matrix
-Multiplication Background User's Guide). Heads of Mamba-2 and -3 keep their width, and their number stays a multiple of the groups.
+The hidden width of the FFNs is tried first, then the heads of the SSMs, then d_model, alone before together; the first
+that comes within the tolerance is taken, and where none does, the nearest of all. Hidden widths and Mamba-1's inner
+channels become multiples of 64, 32, 16 or 8 (the first that suffices), d_model of 32, 16 or 8, and heads of attention
+keep a multiple of 8 channels: 8 numbers of 16 bits are the 16 bytes that Tensor Cores want rows to be a multiple of, 64
+the 128 bytes with which they are fastest (NVIDIA, Matrix Multiplication Background User's Guide). Heads of Mamba-2 and
+-3 keep their width, and their number stays a multiple of the groups.
 """
 
 from __future__ import annotations
@@ -20,14 +22,18 @@ from hybridlm.config.model import ModelConfig
 from hybridlm.config.resolve import kinds_in_use, resolve_layers
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import UserError
-from hybridlm.resume import quoted
+from hybridlm.runs.resume import quoted
 
 if TYPE_CHECKING:
     from hybridlm.sweep.costs import Costs
 
 TOLERANCE = {"params": 0.01, "flops": 0.02}
 _MULTIPLES = (64, 32, 16, 8)
-_FFN_RANGE, _HEADS_RANGE, _WIDTH_RANGES = 16.0, 4.0, (1.25, 4.0)  # how many times smaller or larger; d_model is kept near first
+_FFN_RANGE, _HEADS_RANGE, _WIDTH_RANGES = (
+    16.0,
+    4.0,
+    (1.25, 4.0),
+)  # how many times smaller or larger; d_model is kept near first
 _HALVINGS = 24
 _DERIVED: dict[str, Callable[[ModelConfig], int]] = {
     "model.mlp.d_ff": lambda model: derive_mlp(model.mlp, model).d_ff,
@@ -40,15 +46,16 @@ _Change = Callable[[ModelConfig, float, int], ModelConfig]  # by a factor, to a 
 
 @dataclass(frozen=True)
 class Matched:
-    """A configuration after the match, and the overrides that make the one before it into this one; none where no match was asked
-    for, or the configuration has gone through one."""
+    """A configuration after the match, and the overrides that make the one before it into this one; none where no match
+    was asked for, or the configuration has gone through one."""
 
     config: RunConfig
     overrides: tuple[str, ...]
 
 
 def matched(config: RunConfig) -> Matched:
-    """``config`` at the cost that ``sweep`` asks for. ConfigError: the tokenizer that gives the vocabulary cannot be read."""
+    """``config`` at the cost that ``sweep`` asks for. ConfigError: the tokenizer that gives the vocabulary cannot be
+    read."""
     by = config.sweep.match
     if by is None or config.sweep.matched is not None:
         return Matched(config, ())
@@ -78,7 +85,9 @@ class _Search:
         specs = resolve_layers(model)
         self._ffns = any(spec.ffn_kind != "none" for spec in specs)
         self._ssms = any(spec.kind.startswith("mamba") for spec in specs)
-        self._even_heads = all(spec.params.head_dim % 8 == 0 for spec in specs if isinstance(spec.params, AttentionSpec))
+        self._even_heads = all(
+            spec.params.head_dim % 8 == 0 for spec in specs if isinstance(spec.params, AttentionSpec)
+        )
 
     def best(self) -> ModelConfig:
         """The first within the tolerance, else the nearest."""
@@ -114,7 +123,8 @@ class _Search:
                 yield found
 
     def _nearest(self, change: _Change, model: ModelConfig, span: float, multiple: int) -> ModelConfig | None:
-        """The nearest that ``change`` makes of ``model``, whose cost grows with the factor; None: it makes illegal ones."""
+        """The nearest that ``change`` makes of ``model``, whose cost grows with the factor; None: it makes illegal
+        ones."""
         low, high = 1 / span, span
         ends = change(model, low, multiple), change(model, high, multiple)
         if not all(map(self._legal, ends)):
@@ -145,7 +155,9 @@ def _widths(d_model: int) -> Iterator[int]:
         for multiple in _MULTIPLES[1:]:
             first, last = -(-d_model // span // multiple), d_model * span // multiple
             found = [int(number) * multiple for number in range(int(first), int(last) + 1)]
-            yield from sorted((width for width in found if width not in (0, d_model)), key=lambda width: abs(width - d_model))
+            yield from sorted(
+                (width for width in found if width not in (0, d_model)), key=lambda width: abs(width - d_model)
+            )
 
 
 def _with_ffns(model: ModelConfig, factor: float, multiple: int) -> ModelConfig:
@@ -169,7 +181,9 @@ def _with_heads(model: ModelConfig, factor: float, multiple: int) -> ModelConfig
         update["mamba1"] = model.mamba1.model_copy(update={"expand": channels / model.d_model})
     for kind in kinds & {"mamba2", "mamba3"}:
         section = getattr(model, kind)
-        heads = _rounded((section.n_heads or section.expand * model.d_model / section.head_dim) * factor, section.n_groups)
+        heads = _rounded(
+            (section.n_heads or section.expand * model.d_model / section.head_dim) * factor, section.n_groups
+        )
         expand = heads * section.head_dim / model.d_model
         update[kind] = section.model_copy(update={"expand": expand, "n_heads": section.n_heads and heads})
     return model.model_copy(update=update)
@@ -205,7 +219,10 @@ def _note(config: RunConfig, model: ModelConfig, cost: int, target: int) -> str:
     unit = {"params": "parameters", "flops": "training FLOPs per token"}[by]
     aim = "sweep.target" if config.sweep.target else f"pattern {config.sweep.reference}"
     near = "" if abs(cost / target - 1) <= TOLERANCE[by] else ", the nearest there is"
-    return f"{', '.join(changes) or 'nothing to change'}: {cost:,} {unit}, {aim} {target:,}, {cost / target - 1:+.2%}{near}"
+    return (
+        f"{', '.join(changes) or 'nothing to change'}: {cost:,} {unit}, {aim} {target:,},"
+        f" {cost / target - 1:+.2%}{near}"
+    )
 
 
 def _heads(model: ModelConfig, kind: str) -> str:

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hybridlm.command_line import key_of, value_of
+from hybridlm.config.overrides import key_of, value_of
 from hybridlm.config.resolve import resolve_layers
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import ConfigError, UserError
-from hybridlm.hardware.machine import planned_steps, refuse_missing_gpu
-from hybridlm.hardware.profiles import planned_device
-from hybridlm.resume import quoted
+from hybridlm.machine.description import planned_steps, refuse_missing_gpu
+from hybridlm.machine.profiles import planned_device
+from hybridlm.runs.resume import quoted
 from hybridlm.sweep.grid import Axis
 from hybridlm.sweep.job import Job, foreign
 
@@ -36,8 +36,8 @@ class Planned:
 def plan(axes: Sequence[Axis], seeds: int, compose: Compose, *, gpu: bool, group: str) -> list[Planned]:
     """The jobs of a grid, ordered such that every point has its first seed before any has its second.
 
-    seeds: per point, counted from the configuration's own; gpu: whether this machine has one; group: W&B's, unless there is another.
-    ConfigError, all problems together: one line for each, with the points that it is of.
+    seeds: per point, counted from the configuration's own; gpu: whether this machine has one; group: W&B's, unless
+    there is another. ConfigError, all problems together: one line for each, with the points that it is of.
     """
     _refuse(axes, seeds)
     grid = [axis for axis in axes if axis.key not in (_SEED, "hydra.sweep.dir")]
@@ -76,15 +76,17 @@ def depth_warning(planned: Sequence[Planned]) -> str | None:
     depths: dict[tuple[tuple[str, str], ...], set[int]] = {}
     for item in planned:
         if item.config.sweep.match is not None and item.config.sweep.target is None:
-            others = tuple((key, value) for key, value in item.job.point.items() if key not in ("model", "model.pattern"))
+            others = tuple(
+                (key, value) for key, value in item.job.point.items() if key not in ("model", "model.pattern")
+            )
             depths.setdefault(others, set()).add(len(resolve_layers(item.config.model)))
     uneven = next((sorted(found) for found in depths.values() if len(found) > 1), None)
     if uneven is None:
         return None
     reference = planned[0].config.sweep.reference
     return (
-        f"sweep.match: the patterns are {', '.join(map(str, uneven))} layers deep, and each is brought to {reference} of its own depth; "
-        "give all the same with model.n_layers, or name a cost with sweep.target"
+        f"sweep.match: the patterns are {', '.join(map(str, uneven))} layers deep, and each is brought to {reference}"
+        " of its own depth; give all the same with model.n_layers, or name a cost with sweep.target"
     )
 
 
@@ -92,14 +94,23 @@ def _refuse(axes: Sequence[Axis], seeds: int) -> None:
     problems = []
     for axis in axes:
         if _NOT_HERE.fullmatch(axis.key):
-            remedy = "--resume FOLDER goes on with a sweep" if axis.key == "ckpt" else "hydra.sweep.dir=... names the folder of the sweep"
+            remedy = (
+                "--resume FOLDER goes on with a sweep"
+                if axis.key == "ckpt"
+                else "hydra.sweep.dir=... names the folder of the sweep"
+            )
             problems.append(f"{axis.key}: not here; {remedy} (Hydra's launchers and sweepers: python train.py -m)")
         elif axis.varied and axis.key == "hydra.sweep.dir":
             problems.append("hydra.sweep.dir: one folder for the whole sweep")
-        elif axis.key != "hydra.sweep.dir" and (strange := next((problem for line in axis.values if (problem := _strange(line))), None)):
+        elif axis.key != "hydra.sweep.dir" and (
+            strange := next((problem for line in axis.values if (problem := _strange(line))), None)
+        ):
             problems.append(strange)
         elif not axis.values:
-            problems.append(f"{axis.key}: a range to draw from, or nothing; list the values (Hydra's optuna sweeper draws: docs/sweeps.md)")
+            problems.append(
+                f"{axis.key}: a range to draw from, or nothing; list the values (Hydra's optuna sweeper draws:"
+                " docs/sweeps.md)"
+            )
         elif again := [value for value, count in Counter(map(_value, axis.values)).items() if count > 1]:
             problems.append(f"{axis.key}: {again[0]} stands there twice")
     if seeds > 1 and any(axis.key == _SEED and axis.varied for axis in axes):
@@ -109,7 +120,8 @@ def _refuse(axes: Sequence[Axis], seeds: int) -> None:
 
 
 def _strange(line: str) -> str | None:
-    """What keeps a job that was written down from being started again. (Options and fields that are not there, composing tells better.)"""
+    """What keeps a job that was written down from being started again. (Options and fields that are not there,
+    composing tells better.)"""
     return foreign(line) if "$" in line else None
 
 
@@ -126,7 +138,9 @@ def _composed(
             configs.append(config)
         except UserError as error:
             for problem in error.problems:
-                wrong.setdefault(problem, []).append(" ".join(f"{key_of(point[i])}={_value(point[i])[:_LONGEST_NAME]}" for i in varied))
+                wrong.setdefault(problem, []).append(
+                    " ".join(f"{key_of(point[i])}={_value(point[i])[:_LONGEST_NAME]}" for i in varied)
+                )
     if wrong:
         raise ConfigError([f"{problem}{_places(at, len(points))}" for problem, at in wrong.items()])
     return configs

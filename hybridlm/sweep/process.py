@@ -1,7 +1,8 @@
 """The process of a job: started apart from the runner, ended with it, and known to be alive by a lock that it holds.
 
-The lock is on an open file that the job inherits, so that it lasts as long as the job does, whatever becomes of the runner. On Linux a
-job is told to stop when its runner dies; elsewhere it goes on, and the next runner waits for it. Windows has neither.
+The lock is on an open file that the job inherits, so that it lasts as long as the job does, whatever becomes of the
+runner. On Linux a job is told to stop when its runner dies; elsewhere it goes on, and the next runner waits for it.
+Windows has neither.
 """
 
 from __future__ import annotations
@@ -16,14 +17,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from hybridlm.config_files import root
+from hybridlm.config.groups import root
 from hybridlm.errors import UserError
 from hybridlm.files.folders import refuse_links
-from hybridlm.launcher import dies_with
+from hybridlm.machine.launcher import dies_with
 from hybridlm.sweep.job import LOCK, LOG
 
 _ERROR = re.compile(r"(config )?error: .+|([A-Za-z_]\w*\.)*\w*(Error|Exception|Interrupt|Exit)\b.*")
-_PROGRAM = (sys.executable, "-P", "-m", "hybridlm", "train")  # -P: no module is taken from the folder that a sweep names as its own
+_PROGRAM = (
+    sys.executable,
+    "-P",
+    "-m",
+    "hybridlm",
+    "train",
+)  # -P: no module is taken from the folder that a sweep names as its own
 _TAIL = 16_384  # bytes of a log that are searched for its last error
 
 
@@ -34,7 +41,8 @@ class JobProcess:
     """A running job."""
 
     def __init__(self, overrides: Sequence[str], folder: Path, environment: Mapping[str, str], cwd: Path) -> None:
-        """Starts ``hybridlm train`` with these overrides in ``cwd`` and a session of its own; what it prints goes to the folder's job.log.
+        """Starts ``hybridlm train`` with these overrides in ``cwd`` and a session of its own; what it prints goes to
+        the folder's job.log.
 
         ConfigError: another process is at work in the folder.
         """
@@ -95,7 +103,9 @@ class JobProcess:
 def _modules(environment: Mapping[str, str]) -> str:
     """PYTHONPATH of a job: this very package, where it lies in a checkout that may not be installed."""
     given = environment.get("PYTHONPATH", "")
-    return os.pathsep.join(part for part in (str(root()) if (root() / "pyproject.toml").is_file() else "", given) if part)
+    return os.pathsep.join(
+        part for part in (str(root()) if (root() / "pyproject.toml").is_file() else "", given) if part
+    )
 
 
 def hold(path: Path) -> int | None:

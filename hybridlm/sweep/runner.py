@@ -1,4 +1,5 @@
-"""The loop of a sweep on one machine: a process per job, as many at once as there are slots, until all have ended or someone stops it."""
+"""The loop of a sweep on one machine: a process per job, as many at once as there are slots, until all have ended or
+someone stops it."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hybridlm.errors import UserError
-from hybridlm.resume import quoted
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.resume import quoted
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.sweep.estimate import Work
 from hybridlm.sweep.job import LOCK, Job, Sweep
 from hybridlm.sweep.process import BUSY, JobProcess, hold, is_held
@@ -27,7 +28,8 @@ class Runner:
     """Runs the jobs of ``sweep`` that are not finished."""
 
     def __init__(self, sweep: Sweep, slots: Sequence[Environment], work: Mapping[int, Work]) -> None:
-        """slots: as many jobs as run at once, each with the variables that its slot sets; work: of the jobs that are not finished."""
+        """slots: as many jobs as run at once, each with the variables that its slot sets; work: of the jobs that are
+        not finished."""
         self._sweep, self._free = sweep, list(slots)
         self._jobs: dict[int, Job] = {}
         self._running: dict[int, tuple[JobProcess, Environment]] = {}
@@ -36,9 +38,12 @@ class Runner:
         self._show = Show(len(sweep.jobs), work, len(slots))
 
     def run(self) -> int:
-        """The exit code: 0 all jobs are finished, 1 some are not, 143 stopped. ConfigError: another runner is at work in the folder."""
+        """The exit code: 0 all jobs are finished, 1 some are not, 143 stopped. ConfigError: another runner is at work
+        in the folder."""
         with _alone(self._sweep.folder), self._listening(), self._show:
-            self._jobs = {job.number: job for job in self._sweep.read()}  # only now: a runner before this one may have ended just so
+            self._jobs = {
+                job.number: job for job in self._sweep.read()
+            }  # only now: a runner before this one may have ended just so
             self._settle(self._await_others())
             waiting = [job.number for job in self._jobs.values() if job.status != "finished"]
             while self._running or (waiting and not self._asked):
@@ -56,7 +61,9 @@ class Runner:
 
     def _places(self) -> dict[int, tuple[float, Path]]:
         """Of the jobs that run: seconds so far, and folder."""
-        return {number: (process.seconds, self._sweep.job_folder(number)) for number, (process, _) in self._running.items()}
+        return {
+            number: (process.seconds, self._sweep.job_folder(number)) for number, (process, _) in self._running.items()
+        }
 
     def _await_others(self) -> list[Job]:
         """Waits until no job of a runner that was killed is alive; the jobs that such a runner left as running."""
@@ -88,7 +95,9 @@ class Runner:
                 folder = self._sweep.job_folder(number)
                 del self._running[number]
                 self._free.append(slot)
-                done = self._jobs[number].done(code, folder, process.seconds, process.last_error(), asked=self._asked > 0)
+                done = self._jobs[number].done(
+                    code, folder, process.seconds, process.last_error(), asked=self._asked > 0
+                )
                 self._keep(done)
                 self._show.ended(done, folder, list(self._jobs.values()), self._places())
 
@@ -98,7 +107,9 @@ class Runner:
             for process, _ in self._running.values():
                 process.stop() if self._heeded == 0 else process.kill()
             if self._heeded == 0:
-                self._show.say(f"stopping  {len(self._running)} running job(s) save their state and end; once more kills them")
+                self._show.say(
+                    f"stopping  {len(self._running)} running job(s) save their state and end; once more kills them"
+                )
             self._heeded = self._asked
 
     def _keep(self, job: Job) -> None:
@@ -122,11 +133,16 @@ class Runner:
 
 
 def _arguments(job: Job, folder: RunFolder) -> list[str]:
-    """The overrides of this attempt: the job's own, or those that the run has recorded where it goes on from a checkpoint."""
+    """The overrides of this attempt: the job's own, or those that the run has recorded where it goes on from a
+    checkpoint."""
     where = f"hydra.run.dir={quoted(folder.path.absolute())}"
     if folder.is_run() and folder.resumable():
         return ["ckpt=auto", where]
-    return [*job.overrides, *(["ckpt=auto"] if folder.is_run() else []), where]  # an attempt that had saved nothing is begun anew
+    return [
+        *job.overrides,
+        *(["ckpt=auto"] if folder.is_run() else []),
+        where,
+    ]  # an attempt that had saved nothing is begun anew
 
 
 @contextmanager

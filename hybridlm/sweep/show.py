@@ -17,7 +17,7 @@ from rich.text import Text
 from hybridlm.config.duration import clock
 from hybridlm.errors import harmless
 from hybridlm.files.plain import Unreadable, open_regular, parse_json, read_json
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.sweep.estimate import Work, seconds_left
 from hybridlm.sweep.job import LOG, Job
 
@@ -53,7 +53,10 @@ class Show:
 
     def ended(self, job: Job, folder: Path, jobs: Sequence[Job], running: Mapping[int, tuple[float, Path]]) -> None:
         """Also in a terminal, above the table: what failed is read at once. jobs, running: as of ``tick``."""
-        text = f"{job.status:9} {self._place(job)}  {clock(job.seconds)}{_score(folder) if job.status == 'finished' else ''}"
+        text = (
+            f"{job.status:9} {self._place(job)} "
+            f" {clock(job.seconds)}{_score(folder) if job.status == 'finished' else ''}"
+        )
         if job.error is not None:
             text += f"  {job.error}\n          all of it: {folder / LOG}"
         elif self._live is None:
@@ -67,14 +70,25 @@ class Show:
             return
         counts = Counter[str](job.status for job in jobs)
         rows = {number: (seconds, _row(folder)) for number, (seconds, folder) in running.items()}
-        caption = ", ".join([*(f"{counts[status]} {status}" for status in _STYLES if counts[status]), *self._left(jobs, rows)])
+        caption = ", ".join(
+            [*(f"{counts[status]} {status}" for status in _STYLES if counts[status]), *self._left(jobs, rows)]
+        )
         table = Table(title=caption, title_justify="left", title_style="")
-        for name, justify in (("job", "left"), ("step", "right"), ("loss", "right"), ("val bits/byte", "right"), ("time", "right")):
+        for name, justify in (
+            ("job", "left"),
+            ("step", "right"),
+            ("loss", "right"),
+            ("val bits/byte", "right"),
+            ("time", "right"),
+        ):
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for job in jobs:
             if job.number in running:
                 seconds, row = rows[job.number]
-                cells = [_number(row.get(name), form) for name, form in (("step", ".0f"), ("train/loss", ".4f"), ("val/bpb", ".4f"))]
+                cells = [
+                    _number(row.get(name), form)
+                    for name, form in (("step", ".0f"), ("train/loss", ".4f"), ("val/bpb", ".4f"))
+                ]
                 table.add_row(self._place(job), *cells, clock(seconds))
         self._live.update(table, refresh=True)
 
@@ -83,7 +97,8 @@ class Show:
         counts = Counter[str](job.status for job in jobs)
         spent = clock(sum(job.seconds for job in jobs))
         self.say(
-            f"{', '.join(f'{counts[status]} {status}' for status in _STYLES if counts[status])} of {self._total}; {spent} of jobs in all"
+            f"{', '.join(f'{counts[status]} {status}' for status in _STYLES if counts[status])} of {self._total};"
+            f" {spent} of jobs in all"
         )
         failed = [job for job in jobs if job.status == "failed"]
         if failed:
@@ -96,8 +111,12 @@ class Show:
             self.say(f"compare them: hybridlm report {shlex.quote(str(folder))}")
 
     def _left(self, jobs: Sequence[Job], rows: Mapping[int, tuple[float, Mapping[str, Any]]]) -> list[str]:
-        """The time that is left, where it can be told and there is some. rows: number to seconds so far and newest metrics."""
-        steps = {number: (seconds, step if isinstance(step := row.get("step"), int) else 0) for number, (seconds, row) in rows.items()}
+        """The time that is left, where it can be told and there is some. rows: number to seconds so far and newest
+        metrics."""
+        steps = {
+            number: (seconds, step if isinstance(step := row.get("step"), int) else 0)
+            for number, (seconds, row) in rows.items()
+        }
         left = seconds_left(jobs, steps, self._work, self._slots)
         return [f"about {clock(left)} left"] if left else []
 

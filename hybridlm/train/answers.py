@@ -24,8 +24,9 @@ _LOGITS = 1 << 25  # numbers at a time
 
 
 class Answers(lightning.Callback):
-    """Measures each validation loader of a synthetic task, one for each length: the loss, the share of answers that are right, and the
-    share of examples all of whose answers are. The first loader's, of the length of training, stand without their length too."""
+    """Measures each validation loader of a synthetic task, one for each length: the loss, the share of answers that are
+    right, and the share of examples all of whose answers are. The first loader's, of the length of training, stand
+    without their length too."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         """lengths: of the loaders, in their order."""
@@ -59,7 +60,9 @@ class Answers(lightning.Callback):
             found = {"accuracy": right / answers, "exact": whole / examples}
             if length == self._lengths[0]:
                 self._log(pl_module, {f"val/{name}": value for name, value in found.items()})
-            self._log(pl_module, {f"val/{name}/{length}": value for name, value in {"loss": nats / answers, **found}.items()})
+            self._log(
+                pl_module, {f"val/{name}/{length}": value for name, value in {"loss": nats / answers, **found}.items()}
+            )
 
     @staticmethod
     def _log(pl_module: lightning.LightningModule, metrics: dict[str, float]) -> None:
@@ -68,8 +71,8 @@ class Answers(lightning.Callback):
 
 
 def measured(logits: Tensor, targets: Tensor) -> Tensor:
-    """(5,) float64 of a batch: nats, answers, right ones, examples, those all of whose answers are right. logits: (B, T, V);
-    targets: (B, T), -100 where nothing is asked; a row without an answer only fills up."""
+    """(5,) float64 of a batch: nats, answers, right ones, examples, those all of whose answers are right. logits: (B,
+    T, V); targets: (B, T), -100 where nothing is asked; a row without an answer only fills up."""
     asked = targets != IGNORE
     right = (logits.argmax(-1) == targets) & asked
     real = asked.any(dim=1)

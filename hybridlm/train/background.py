@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from hybridlm.hardware.device import CPU
+from hybridlm.machine.device import CPU
 
 T = TypeVar("T")
 
@@ -23,7 +23,8 @@ class Background:
         self._last: Future[Any] | None = None
 
     def start(self, work: Callable[[], T]) -> Future[T]:
-        """What ``work`` will return. It is not done if what was started before it raised: that is then raised in its place."""
+        """What ``work`` will return. It is not done if what was started before it raised: that is then raised in its
+        place."""
         if not self.threaded:
             done: Future[T] = Future()
             done.set_result(work())
@@ -53,7 +54,8 @@ class Background:
 
 
 def snapshot(value: Any) -> Any:
-    """The content of a checkpoint as it is now: containers of the same types, every tensor a copy in the memory of the CPU."""
+    """The content of a checkpoint as it is now: containers of the same types, every tensor a copy in the memory of the
+    CPU."""
     if isinstance(value, Tensor):
         return value.detach().to(CPU, copy=True)
     if isinstance(value, dict):

@@ -18,11 +18,12 @@ def _nobody() -> None:
 
 @dataclass(frozen=True)
 class Call:
-    """verb: the words between the program's name and the overrides; overrides: of this start and, where it goes on, of those before.
+    """verb: the words between the program's name and the overrides; overrides: of this start and, where it goes on, of
+    those before.
 
-    anew: a run that has begun in the folder and saved nothing is replaced; named: the checkpoint was named by its path, so that a run
-    without anything left to do is a mistake; sweep: one of a sweep of Hydra's; meet: called once all that can be refused is behind the
-    run and its folder is its own, returns when the other processes are as far.
+    anew: a run that has begun in the folder and saved nothing is replaced; named: the checkpoint was named by its path,
+    so that a run without anything left to do is a mistake; sweep: one of a sweep of Hydra's; meet: called once all that
+    can be refused is behind the run and its folder is its own, returns when the other processes are as far.
     """
 
     verb: tuple[str, ...] = ()

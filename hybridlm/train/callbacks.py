@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from hybridlm.config.logging import EarlyStopConfig, SamplesConfig
     from hybridlm.config.run import RunConfig
     from hybridlm.data.tokenizer import Tokenizer
-    from hybridlm.hardware.machine import Machine
+    from hybridlm.machine.description import Machine
     from hybridlm.model.lm import HybridLM
-    from hybridlm.run_folder import RunFolder
+    from hybridlm.runs.run_folder import RunFolder
     from hybridlm.train.clock import Clock
     from hybridlm.train.console import Console
     from hybridlm.train.loggers import Remote
@@ -42,7 +42,8 @@ _BINS = 64
 def metering_callbacks(
     config: RunConfig, machine: Machine, model: HybridLM, tokenizer: Tokenizer, console: Console, clock: Clock
 ) -> Metering:
-    """The one for routers, where there are any, and the one for metrics, which asks the first. ``clock`` is the trainer's profiler."""
+    """The one for routers, where there are any, and the one for metrics, which asks the first. ``clock`` is the
+    trainer's profiler."""
     layers, mixers, log_every = moe_layers(model), ssm_layers(model), config.trainer.log_every
     routers = [RouterCallback(layers, log_every, console.say)] if layers else []
     costs = Costs(
@@ -61,7 +62,8 @@ def metering_callbacks(
 def extra_callbacks(
     config: RunConfig, folder: RunFolder, tokenizer: Tokenizer, remote: Remote | None, say: Callable[[str], None]
 ) -> list[lightning.Callback]:
-    """Those that the configuration asks for. They stand before MetricsCallback. say: prints a line on the first rank."""
+    """Those that the configuration asks for. They stand before MetricsCallback. say: prints a line on the first
+    rank."""
     callbacks: list[lightning.Callback] = []
     if config.callbacks.ema.decay is not None:
         callbacks.append(EMA(config.callbacks.ema.decay))
@@ -71,7 +73,9 @@ def extra_callbacks(
     if config.callbacks.early_stop.patience is not None:
         callbacks.append(EarlyStop(config.callbacks.early_stop, say))
     if config.callbacks.probes.every is not None and config.trainer.val_every is not None:
-        callbacks.append(Probes(config.callbacks.probes, config.callbacks.probes.every * config.trainer.val_every, tokenizer))
+        callbacks.append(
+            Probes(config.callbacks.probes, config.callbacks.probes.every * config.trainer.val_every, tokenizer)
+        )
     if config.data.source == "synthetic":
         callbacks.append(Answers(validation_lengths(config.data)))
     if config.logger.gradients:
@@ -80,7 +84,8 @@ def extra_callbacks(
 
 
 class SampleText(lightning.Callback):
-    """Continues the prompts after each validation whose step ``interval`` divides, into samples/step-00000100.txt. Rank 0's work alone."""
+    """Continues the prompts after each validation whose step ``interval`` divides, into samples/step-00000100.txt. Rank
+    0's work alone."""
 
     def __init__(
         self,
@@ -110,7 +115,8 @@ class SampleText(lightning.Callback):
 
 
 class EarlyStop(lightning.Callback):
-    """Ends training at the validation that is the ``patience``-th in a row without a score less than the best one by ``min_delta``.
+    """Ends training at the validation that is the ``patience``-th in a row without a score less than the best one by
+    ``min_delta``.
 
     The score is the same number on every rank, and so is what is made of it.
     """
@@ -132,20 +138,25 @@ class EarlyStop(lightning.Callback):
             trainer.should_stop = True
             unit = "bits/byte" if "val/bpb" in trainer.callback_metrics else "nats"
             self._say(
-                f"early stop  step {trainer.global_step}: no better than {self._best:.4f} {unit} of step {self._best_step} "
-                f"in {self._bad} validation{'s' if self._bad > 1 else ''}"
+                f"early stop  step {trainer.global_step}: no better than {self._best:.4f} {unit} of step"
+                f" {self._best_step} in {self._bad} validation{'s' if self._bad > 1 else ''}"
             )
 
-    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint[_EARLY_STOP] = {"best": self._best, "best_step": self._best_step, "bad": self._bad}
 
-    def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         if (state := checkpoint.get(_EARLY_STOP)) is not None:
             self._best, self._best_step, self._bad = state["best"], state["best_step"], state["bad"]
 
 
 class Gradients(lightning.Callback):
-    """Hands a histogram of each layer's gradients, complete and before clipping, to the remote logger at every logged step."""
+    """Hands a histogram of each layer's gradients, complete and before clipping, to the remote logger at every logged
+    step."""
 
     def __init__(self, log_every: int, remote: Remote | None) -> None:
         self._log_every, self._remote = log_every, remote

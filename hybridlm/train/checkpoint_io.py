@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """A crash at any moment leaves the old file or the new one. (Lightning's own writer goes through $TMPDIR, where a move may be a copy.)
+    """A crash at any moment leaves the old file or the new one. (Lightning's own writer goes through $TMPDIR, where a
+    move may be a copy.)
 
-    A file that cannot be written raises nothing: this runs on the first rank alone, and the others would wait for it for ever. The reason
-    is left in ``error``, for the caller to tell all ranks.
+    A file that cannot be written raises nothing: this runs on the first rank alone, and the others would wait for it
+    for ever. The reason is left in ``error``, for the caller to tell all ranks.
 
-    With ``threaded`` a save takes a copy of the state and returns; ``background`` writes it, one file after the other. What is to happen
-    once it is written is to be started there too.
+    With ``threaded`` a save takes a copy of the state and returns; ``background`` writes it, one file after the other.
+    What is to happen once it is written is to be started there too.
     """
 
     def __init__(self, *, threaded: bool = False) -> None:
@@ -34,7 +35,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.background = Background(threaded=threaded)
         self.error: str | None = None  # of the last file; None: it is on the disk
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
         self.background.wait()  # two copies of the state at once would be one too many
         content = snapshot(checkpoint) if self.background.threaded else checkpoint
         self.background.start(lambda: self._write(content, Path(path)))
@@ -70,8 +73,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class _Hashed:
     """A binary file that is hashed while it is written.
 
-    torch.save calls ``write`` from C++, where an exception turns into another one about a position in the archive: the first error is
-    kept, what follows is dropped, and ``close`` raises it.
+    torch.save calls ``write`` from C++, where an exception turns into another one about a position in the archive: the
+    first error is kept, what follows is dropped, and ``close`` raises it.
     """
 
     def __init__(self, file: IO[bytes]) -> None:

@@ -1,4 +1,5 @@
-"""When a checkpoint is written and which ones stay: the last k steps, the best k validations, and the state a run stops in."""
+"""When a checkpoint is written and which ones stay: the last k steps, the best k validations, and the state a run stops
+in."""
 
 from __future__ import annotations
 
@@ -12,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import lightning
 from lightning.pytorch.callbacks import Checkpoint
 
-from hybridlm.checkpoint import export_weights
 from hybridlm.errors import RunFailed, UserError
-from hybridlm.run_folder import step_of
+from hybridlm.runs.checkpoint import export_weights
+from hybridlm.runs.run_folder import step_of
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO, writer_of
 from hybridlm.train.metrics import validation_score
 
 if TYPE_CHECKING:
     from hybridlm.config.train import TrainerConfig
-    from hybridlm.run_folder import RunFolder
+    from hybridlm.runs.run_folder import RunFolder
     from hybridlm.train.stopping import Stopping
 
 
@@ -42,13 +43,17 @@ class _Begun:
 
 
 class Checkpoints(Checkpoint):
-    """Saves at the end of an optimizer step, behind the validation where one is due, so that no validation is lost or seen twice.
+    """Saves at the end of an optimizer step, behind the validation where one is due, so that no validation is lost or
+    seen twice.
 
-    Lightning calls callbacks of this class after all others, whose state the checkpoint holds. (Its ModelCheckpoint saves before the
-    validation, forgets the file that a run was resumed from, and deletes by lists that a crash leaves wrong: here the folder is the list.)
+    Lightning calls callbacks of this class after all others, whose state the checkpoint holds. (Its ModelCheckpoint
+    saves before the validation, forgets the file that a run was resumed from, and deletes by lists that a crash leaves
+    wrong: here the folder is the list.)
     """
 
-    def __init__(self, folder: RunFolder, settings: TrainerConfig, stopping: Stopping, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: RunFolder, settings: TrainerConfig, stopping: Stopping, say: Callable[[str], None]
+    ) -> None:
         """``say`` prints a line on the first rank."""
         self._folder, self.stopping, self._say = folder, stopping, say
         self.every, self.keep_last, self.keep_best = settings.ckpt_every, settings.keep_last, settings.keep_best
@@ -77,7 +82,9 @@ class Checkpoints(Checkpoint):
         return {"best": dict(self._best)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._best = {step: score for step, score in state_dict["best"].items() if self._folder.best_checkpoint(step).exists()}
+        self._best = {
+            step: score for step, score in state_dict["best"].items() if self._folder.best_checkpoint(step).exists()
+        }
 
     def _after_step(self, trainer: lightning.Trainer, *, best: bool) -> None:
         self._step = step = trainer.global_step
@@ -92,7 +99,8 @@ class Checkpoints(Checkpoint):
             self.stopping.stop(trainer, reason)
 
     def _among_best(self, step: int, score: float) -> bool:
-        """Whether this validation belongs to the best, in which case it takes its place: each checkpoint of this step then says so."""
+        """Whether this validation belongs to the best, in which case it takes its place: each checkpoint of this step
+        then says so."""
         if not math.isfinite(score):
             return False
         ranked = sorted({**self._best, step: score}.items(), key=lambda item: (item[1], item[0]))[: self.keep_best]
@@ -104,13 +112,16 @@ class Checkpoints(Checkpoint):
         self._settle(trainer)
         trainer.save_checkpoint(paths[0])
         writer, kept = writer_of(trainer), frozenset(self._best)
-        outcome = writer.background.start(lambda: self._complete(writer, paths, kept)) if trainer.is_global_zero else None
+        outcome = (
+            writer.background.start(lambda: self._complete(writer, paths, kept)) if trainer.is_global_zero else None
+        )
         self._begun = _Begun(self._step, last, outcome)
         if last or not writer.background.threaded:
             self._settle(trainer)
 
     def _complete(self, writer: AtomicCheckpointIO, paths: list[Path], kept: frozenset[int]) -> _Outcome:
-        """The first rank's work once the first of ``paths`` was written, or was not. ``kept``: the steps of the best checkpoints."""
+        """The first rank's work once the first of ``paths`` was written, or was not. ``kept``: the steps of the best
+        checkpoints."""
         first, *others = paths
         if writer.error is not None:
             return _Outcome(dict.fromkeys(paths, writer.error))
@@ -131,8 +142,8 @@ class Checkpoints(Checkpoint):
         return _Outcome(failed, notes)
 
     def _settle(self, trainer: lightning.Trainer) -> None:
-        """Waits for the save before, and tells every rank how it went. A run goes on without a checkpoint, unless it was the last: that
-        raises RunFailed."""
+        """Waits for the save before, and tells every rank how it went. A run goes on without a checkpoint, unless it
+        was the last: that raises RunFailed."""
         if self._begun is None:
             return
         begun, self._begun = self._begun, None
@@ -146,7 +157,9 @@ class Checkpoints(Checkpoint):
             raise RunFailed(self._problem(step_checkpoint, outcome))
         self._tell(outcome)
 
-    def on_exception(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
         """The save that was on its way is finished and spoken of; other ranks may not be there to hear of it."""
         if self._begun is not None and self._begun.outcome is not None:
             self._tell(self._begun.outcome.result())
@@ -166,14 +179,16 @@ class Checkpoints(Checkpoint):
     def _prune(self) -> None:
         """What is no longer to be kept goes, now that a newer one is durable."""
         older = self._folder.step_checkpoints()[1:]
-        # Those of every n-th step first: a run that was stopped on the way has others besides, and is to keep what it would have had.
+        # Those of every n-th step first: a run that was stopped on the way has others besides, and is to keep what it
+        # would have had.
         older.sort(key=lambda path: (step_of(path) % self.every == 0, step_of(path)), reverse=True)
         for old in older[self.keep_last - 1 :]:
             old.unlink(missing_ok=True)
         self._folder.drop_superseded()
 
     def export(self, checkpoint: Path, target: Path) -> None:
-        """The weights of a checkpoint alone, as safetensors. A failure is said and ends nothing: the checkpoint has them too."""
+        """The weights of a checkpoint alone, as safetensors. A failure is said and ends nothing: the checkpoint has
+        them too."""
         for note in self._export(checkpoint, target):
             self._say(note)
 

@@ -17,7 +17,8 @@ def _kind(action: str) -> str | None:
 
 
 class Clock(Profiler):
-    """Seconds spent waiting for training data and writing checkpoints, of this process. Neither is a part of the other."""
+    """Seconds spent waiting for training data and writing checkpoints, of this process. Neither is a part of the
+    other."""
 
     def __init__(self) -> None:
         super().__init__()

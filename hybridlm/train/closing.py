@@ -1,4 +1,5 @@
-"""The last lines of a run on the screen: how good, how fast, and what can be done next. Each command that they name works as it stands."""
+"""The last lines of a run on the screen: how good, how fast, and what can be done next. Each command that they name
+works as it stands."""
 
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridlm.command_line import merged, typed
 from hybridlm.config.load import load_config
+from hybridlm.config.overrides import merged, typed
 from hybridlm.errors import UserError
-from hybridlm.resume import quoted
-from hybridlm.run_folder import newest_run
+from hybridlm.runs.resume import quoted
+from hybridlm.runs.run_folder import newest_run
 from hybridlm.train.stopping import Stopped
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from hybridlm.config.run import RunConfig
     from hybridlm.data.corpus import Prepared
-    from hybridlm.run_folder import RunFolder
+    from hybridlm.runs.run_folder import RunFolder
     from hybridlm.train.call import Call
     from hybridlm.train.console import Console
 
@@ -58,7 +59,11 @@ class Hints:
         ids = [int(i) for i in stream.read(0, min(len(stream), _PROMPT_TOKENS)) if int(i) != tokenizer.eos_id]
         lines = [line.strip() for line in tokenizer.decode(ids).splitlines()]
         text = next((line for line in lines if line and line.isprintable() and "\ufffd" not in line), "The")
-        return text if len(text) <= _PROMPT_LETTERS else text[:_PROMPT_LETTERS].rpartition(" ")[0] or text[:_PROMPT_LETTERS]
+        return (
+            text
+            if len(text) <= _PROMPT_LETTERS
+            else text[:_PROMPT_LETTERS].rpartition(" ")[0] or text[:_PROMPT_LETTERS]
+        )
 
     def _another(self) -> str | None:
         """The same on other layers; None where the configuration does not take them."""
@@ -81,7 +86,8 @@ def name_of(folder: RunFolder) -> str:
 
 
 def go_on(call: Call, folder: RunFolder) -> str:
-    """The command that goes on with a run, from its newest checkpoint; anew, with all it was given, where it has none."""
+    """The command that goes on with a run, from its newest checkpoint; anew, with all it was given, where it has
+    none."""
     if folder.resumable():
         name = name_of(folder)
         plain = re.fullmatch(r"[\w./-]+", name)
@@ -132,7 +138,9 @@ def _quality(summary: dict[str, Any]) -> str:
     if "val/bpb" in summary:
         return f"validation  {summary['val/bpb']:.4f} bits per byte on {summary['val_bytes'] / 1e3:,.0f} kB held out"
     lengths = [name.rpartition("/")[2] for name in summary if name.startswith("val/accuracy/")]
-    shares = (f"{summary[f'val/accuracy/{n}']:.2%} ({summary[f'val/exact/{n}']:.2%}) at {int(n):,} tokens" for n in lengths)
+    shares = (
+        f"{summary[f'val/accuracy/{n}']:.2%} ({summary[f'val/exact/{n}']:.2%}) at {int(n):,} tokens" for n in lengths
+    )
     return f"validation  right answers (examples right throughout): {', '.join(shares)}"
 
 

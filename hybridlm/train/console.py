@@ -1,4 +1,5 @@
-"""What a person, or a program, sees of a run while it goes: a progress bar in a terminal, plain lines elsewhere, JSON lines on request."""
+"""What a person, or a program, sees of a run while it goes: a progress bar in a terminal, plain lines elsewhere, JSON
+lines on request."""
 
 from __future__ import annotations
 
@@ -106,7 +107,8 @@ class Console(Logger):
 
 
 class _Facts(ProgressColumn):
-    """What stands behind the bar, as much as the terminal is wide; each part always takes the same room, so that the bar does, too."""
+    """What stands behind the bar, as much as the terminal is wide; each part always takes the same room, so that the
+    bar does, too."""
 
     def __init__(self, console: RichConsole) -> None:
         super().__init__()
@@ -153,7 +155,12 @@ class Steps(lightning.Callback):
         self._reach(trainer)
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: object, batch: object, batch_idx: int
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
     ) -> None:
         self._reach(trainer)
 

@@ -10,18 +10,19 @@ import lightning
 import torch
 from torch import Tensor
 
-from hybridlm.checkpoint import EMA_KEY
+from hybridlm.runs.checkpoint import EMA_KEY
 
 if TYPE_CHECKING:
     from hybridlm.model.lm import HybridLM
 
 
 class EMA(lightning.Callback):
-    """``average += (1 - d) * (weights - average)`` after each optimizer step, where d is ``decay``, or (1 + step) / (10 + step) as long as
-    that is less, so that the first steps do not hold on to the initial weights.
+    """``average += (1 - d) * (weights - average)`` after each optimizer step, where d is ``decay``, or (1 + step) / (10
+    + step) as long as that is less, so that the first steps do not hold on to the initial weights.
 
-    The average depends on nothing but the weights and the step, so a resumed run has the one it would have had. It stands in the checkpoint
-    under a key of its own, not among the states of callbacks, so that a run may go on without it and others can read it.
+    The average depends on nothing but the weights and the step, so a resumed run has the one it would have had. It
+    stands in the checkpoint under a key of its own, not among the states of callbacks, so that a run may go on without
+    it and others can read it.
     """
 
     def __init__(self, decay: float) -> None:
@@ -55,7 +56,10 @@ class EMA(lightning.Callback):
         self._step = trainer.global_step
         assert self._model is not None
         keep = min(self._decay, (1 + self._step) / (10 + self._step))
-        averages, weights = list(self._model.parameters()), [weight.detach().float() for weight in pl_module.model.parameters()]
+        averages, weights = (
+            list(self._model.parameters()),
+            [weight.detach().float() for weight in pl_module.model.parameters()],
+        )
         torch._foreach_lerp_(averages, weights, 1 - keep)
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -88,9 +92,13 @@ class EMA(lightning.Callback):
         if text_bytes:
             pl_module.log("val/ema_bpb", nats / math.log(2) / text_bytes, logger=False, sync_dist=True)
 
-    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         if self._model is not None:
             checkpoint[EMA_KEY] = {name: parameter.detach() for name, parameter in self._model.named_parameters()}
 
-    def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self._loaded = checkpoint.get(EMA_KEY)

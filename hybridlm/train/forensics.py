@@ -1,4 +1,5 @@
-"""Where a bad step went wrong: the first layer whose output is not finite, or else the first parameter whose gradient is not."""
+"""Where a bad step went wrong: the first layer whose output is not finite, or else the first parameter whose gradient
+is not."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cause:
-    """What was not finite ("output", "loss" or "gradient", or "norm": finite gradients of a norm beyond float32), and the module or
-    parameter that it belongs to, by its name in the model."""
+    """What was not finite ("output", "loss" or "gradient", or "norm": finite gradients of a norm beyond float32), and
+    the module or parameter that it belongs to, by its name in the model."""
 
     what: str
     place: str = ""
@@ -40,8 +41,9 @@ _KINDS = ("output", "loss", "gradient", "norm")  # an earlier one explains the l
 
 
 def find_cause(model: HybridLM, batches: Sequence[Batch], precision: AbstractContextManager[None]) -> Cause:
-    """The first that went wrong on any rank in the step of these micro-batches, whose gradients are still there and whose weights have not
-    moved since. Every rank has to call it: shards are gathered, and ranks tell each other what they found.
+    """The first that went wrong on any rank in the step of these micro-batches, whose gradients are still there and
+    whose weights have not moved since. Every rank has to call it: shards are gathered, and ranks tell each other what
+    they found.
 
     precision: the context that training runs its forward in.
     """
@@ -64,7 +66,8 @@ def everyones(value: Any) -> list[Any]:
 
 
 def _bad_forward(model: HybridLM, batches: Sequence[Batch], precision: AbstractContextManager[None]) -> Cause | None:
-    """Runs the forward of every micro-batch again, also behind a find: where weights are sharded, ranks have to stay together."""
+    """Runs the forward of every micro-batch again, also behind a find: where weights are sharded, ranks have to stay
+    together."""
     found: list[Cause] = []
 
     def watch(name: str) -> Any:

@@ -1,7 +1,8 @@
 """Bad steps: skipped, named, and after several in a row undone.
 
-``HybridOptimizer`` refuses a step whose gradient norm is not finite. A loss that is not finite makes it so (``spoiling``), on whichever
-rank it is: the gradients of all ranks are summed, so all refuse the step without asking each other. What follows is here.
+``HybridOptimizer`` refuses a step whose gradient norm is not finite. A loss that is not finite makes it so
+(``spoiling``), on whichever rank it is: the gradients of all ranks are summed, so all refuse the step without asking
+each other. What follows is here.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import lightning
 import torch
 from torch import Tensor
 
-from hybridlm.checkpoint import EMA_KEY, read_checkpoint
 from hybridlm.errors import RunFailed, UserError
 from hybridlm.optim.optimizer import HybridOptimizer
+from hybridlm.runs.checkpoint import EMA_KEY, read_checkpoint
 from hybridlm.train.checkpoint_io import writer_of
 from hybridlm.train.ema import EMA
 from hybridlm.train.forensics import Cause, everyones, find_cause, fingerprint
@@ -28,7 +29,7 @@ from hybridlm.train.writing import write_or_say
 if TYPE_CHECKING:
     from hybridlm.config.guard import GuardConfig
     from hybridlm.data.windows.loader import Batch
-    from hybridlm.run_folder import RunFolder
+    from hybridlm.runs.run_folder import RunFolder
     from hybridlm.train.lightning_module import LitLM
 
 REPORT = "report-nonfinite.json"  # in the run folder
@@ -42,22 +43,24 @@ class RunDiverged(RunFailed):
 def spoiling(loss: Tensor) -> Tensor:
     """``loss``, with a gradient that is NaN everywhere if the loss is not finite, and its own to the bit if it is.
 
-    An infinite loss may have finite gradients. This way the device finds out, without a word to the host or to other ranks.
+    An infinite loss may have finite gradients. This way the device finds out, without a word to the host or to other
+    ranks.
     """
     return loss * (1 + (loss - loss).detach())
 
 
 class GuardCallback(lightning.Callback):
-    """Counts and names the steps that the optimizer refused; rolls back after several in a row; stops the run if that does not help.
+    """Counts and names the steps that the optimizer refused; rolls back after several in a row; stops the run if that
+    does not help.
 
-    A rollback puts the weights and moments of the last good checkpoint in the place of today's. Steps, schedule and data go on from where
-    they are, so neither the data of the bad steps nor those since the checkpoint are seen again. Stands in front of the callbacks that
-    look at weights after a step.
+    A rollback puts the weights and moments of the last good checkpoint in the place of today's. Steps, schedule and
+    data go on from where they are, so neither the data of the bad steps nor those since the checkpoint are seen again.
+    Stands in front of the callbacks that look at weights after a step.
     """
 
     def __init__(self, config: GuardConfig, folder: RunFolder, *, ckpt_every: int, say: Callable[[str], None]) -> None:
-        """``say`` prints a line on the first rank. ``ckpt_every``: checkpoints of these steps are preferred, since a run that was
-        stopped on the way has others besides."""
+        """``say`` prints a line on the first rank. ``ckpt_every``: checkpoints of these steps are preferred, since a
+        run that was stopped on the way has others besides."""
         self._config, self._folder, self._ckpt_every, self._say = config, folder, ckpt_every, say
         self._state = GuardState()
         self._step = 0
@@ -78,11 +81,15 @@ class GuardCallback(lightning.Callback):
         self._step = trainer.global_step
         self._clear()
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         hybrid_optimizer(trainer).refused = None
         self._batches.append(batch)
 
-    def on_before_backward(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Tensor) -> None:
+    def on_before_backward(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Tensor
+    ) -> None:
         self._losses.append(loss.detach() / scale_of(trainer))
 
     def on_train_batch_end(
@@ -94,7 +101,9 @@ class GuardCallback(lightning.Callback):
         optimizer = hybrid_optimizer(trainer)
         bad = bool(optimizer.refused)
         if optimizer.refused is None:  # the loss scaler was there first
-            bad = not math.isfinite(self._step_loss(trainer)) or scale_of(trainer) < 1  # a scale that was only too large is no fault
+            bad = (
+                not math.isfinite(self._step_loss(trainer)) or scale_of(trainer) < 1
+            )  # a scale that was only too large is no fault
             optimizer.skipped += bad
         if bad:
             self._after_bad(trainer, pl_module, optimizer)  # type: ignore[arg-type]
@@ -108,7 +117,8 @@ class GuardCallback(lightning.Callback):
         self._batches, self._losses, self._loss = [], [], None
 
     def _step_loss(self, trainer: lightning.Trainer) -> float:
-        """Of the running step over all micro-batches and ranks, each of which holds its part times the number of parts."""
+        """Of the running step over all micro-batches and ranks, each of which holds its part times the number of
+        parts."""
         if self._loss is None:
             self._loss = float(trainer.strategy.reduce(torch.stack(self._losses).sum(), reduce_op="mean"))
         return self._loss
@@ -118,13 +128,17 @@ class GuardCallback(lightning.Callback):
         assert self._config.spike_sigma is not None
         if len(before) < self._config.spike_window:
             return False
-        return self._step_loss(trainer) > statistics.fmean(before) + self._config.spike_sigma * statistics.pstdev(before)
+        return self._step_loss(trainer) > statistics.fmean(before) + self._config.spike_sigma * statistics.pstdev(
+            before
+        )
 
     def _after_bad(self, trainer: lightning.Trainer, module: LitLM, optimizer: HybridOptimizer) -> None:
         state, config = self._state, self._config
         state.skipped, state.streak = optimizer.skipped, state.streak + 1
         cause = self._cause(trainer, module, optimizer)
-        fingerprints = [print_ for prints in everyones([fingerprint(batch) for batch in self._batches]) for print_ in prints]
+        fingerprints = [
+            print_ for prints in everyones([fingerprint(batch) for batch in self._batches]) for print_ in prints
+        ]
         state.bad = [*state.bad, {"step": self._step, "cause": cause, "batches": fingerprints}][-_REMEMBERED:]
         self._say(f"warning     step {self._step} skipped: {cause}; {state.streak} in a row, {state.skipped} in all")
         if state.streak < config.rollback_after:
@@ -137,7 +151,9 @@ class GuardCallback(lightning.Callback):
         norm = optimizer.grad_norm
         if optimizer.refused and norm is not None and math.isfinite(float(norm)):
             mean = statistics.fmean(self._state.losses)
-            return f"a loss of {self._step_loss(trainer):.4g} where the last {len(self._state.losses)} average {mean:.4g}"
+            return (
+                f"a loss of {self._step_loss(trainer):.4g} where the last {len(self._state.losses)} average {mean:.4g}"
+            )
         cause: Cause = find_cause(module.model, self._batches, trainer.precision_plugin.train_step_context())
         return f"{cause} is not finite"
 
@@ -162,15 +178,18 @@ class GuardCallback(lightning.Callback):
         optimizer.rate_scale = state.rate_scale
         weights = "weights stay (no checkpoint yet)" if good is None else f"weights and moments of step {good} are back"
         self._say(
-            f"warning     steps {first} to {self._step} were bad: {weights}, learning rates are times {state.rate_scale:g} from here on, "
-            f"the data go on; rollback {state.rollbacks} of at most {self._config.max_rollbacks}"
+            f"warning     steps {first} to {self._step} were bad: {weights}, learning rates are times"
+            f" {state.rate_scale:g} from here on, the data go on; rollback {state.rollbacks} of at most"
+            f" {self._config.max_rollbacks}"
         )
 
     def _good_step(self, first_bad: int) -> int | None:
         """The newest readable checkpoint from before the bad steps."""
         steps = [int(path.stem.removeprefix("step-")) for path in self._folder.step_checkpoints()]
         for step in sorted(
-            (step for step in steps if step < first_bad), key=lambda step: (step % self._ckpt_every == 0, step), reverse=True
+            (step for step in steps if step < first_bad),
+            key=lambda step: (step % self._ckpt_every == 0, step),
+            reverse=True,
         ):
             try:
                 read_checkpoint(self._folder.step_checkpoint(step))
@@ -184,13 +203,14 @@ class GuardCallback(lightning.Callback):
         state, path = self._state, self._folder.path / REPORT
         if trainer.is_global_zero:
             text = json.dumps(
-                {"step": self._step, **{key: value for key, value in state.model_dump().items() if key != "losses"}}, indent=2
+                {"step": self._step, **{key: value for key, value in state.model_dump().items() if key != "losses"}},
+                indent=2,
             )
             write_or_say(path, text + "\n", self._say)
         last = state.bad[-1]
         raise RunDiverged(
-            f"stopped at step {self._step}: {state.streak} bad steps in a row after {state.rollbacks} rollbacks, the last because "
-            f"{last['cause']}; {path} lists the steps, layers and batches"
+            f"stopped at step {self._step}: {state.streak} bad steps in a row after {state.rollbacks} rollbacks, the"
+            f" last because {last['cause']}; {path} lists the steps, layers and batches"
         )
 
 

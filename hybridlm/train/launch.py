@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridlm.errors import ConfigError
-from hybridlm.resume import quoted
+from hybridlm.runs.resume import quoted
 
 if TYPE_CHECKING:
-    from hybridlm.hardware.machine import Machine
+    from hybridlm.machine.description import Machine
 
 
 def strategy(name: str, machine: Machine) -> Any:
@@ -22,7 +22,9 @@ def strategy(name: str, machine: Machine) -> Any:
             raise ConfigError("trainer.strategy = 'fsdp2': shards over at least two devices; set trainer.devices")
         from lightning.pytorch.strategies import ModelParallelStrategy
 
-        return ModelParallelStrategy(data_parallel_size=machine.devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        return ModelParallelStrategy(
+            data_parallel_size=machine.devices, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
     return "ddp" if machine.devices > 1 else "auto"
 
 
@@ -39,7 +41,8 @@ def sweep_name() -> str | None:
 def this_job(verb: Sequence[str]) -> tuple[list[str], str]:
     """The command, and the working directory for it, of another process of this very job in this very run folder.
 
-    Of the job alone: this process may run the whole of a sweep. ``verb``: the words between the program's name and the overrides.
+    Of the job alone: this process may run the whole of a sweep. ``verb``: the words between the program's name and the
+    overrides.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -53,7 +56,13 @@ def this_job(verb: Sequence[str]) -> tuple[list[str], str]:
     else:  # a process of submitit or joblib, which another one is not to repeat
         program = ["-m", "hybridlm", "train"]
     folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    flags = ["--config-name", str(hydra.job.config_name), *(word for folder in folders for word in ("--config-dir", folder))]
+    flags = [
+        "--config-name",
+        str(hydra.job.config_name),
+        *(word for folder in folders for word in ("--config-dir", folder)),
+    ]
     own = [f"hydra.run.dir={quoted(Path(hydra.runtime.output_dir))}", "hydra.output_subdir=null"]
-    safe = ["-P"] if sys.flags.safe_path else []  # as a sweep starts its jobs: in a folder that is not to be imported from
+    safe = (
+        ["-P"] if sys.flags.safe_path else []
+    )  # as a sweep starts its jobs: in a folder that is not to be imported from
     return [sys.executable, *safe, *program, *flags, *hydra.overrides.task, *own], str(hydra.runtime.cwd)

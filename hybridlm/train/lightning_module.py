@@ -11,23 +11,25 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from hybridlm.checkpoint import KEY
 from hybridlm.layers.ffn import RouterStats
 from hybridlm.model.lm import HybridLM
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups
+from hybridlm.runs.checkpoint import KEY
 from hybridlm.train.guards import spoiling
 from hybridlm.train.schedule import lr_factor
 
 if TYPE_CHECKING:
     from hybridlm.config.optim import OptimConfig
     from hybridlm.data.windows.loader import Batch
-    from hybridlm.hardware.machine import Machine
+    from hybridlm.machine.description import Machine
 
 
 class LitLM(lightning.LightningModule):
     """Loss, validation in bits per byte, optimizer, and our part of every checkpoint."""
 
-    def __init__(self, model: HybridLM, optim: OptimConfig, machine: Machine, *, facts: dict[str, Any], sharded: bool) -> None:
+    def __init__(
+        self, model: HybridLM, optim: OptimConfig, machine: Machine, *, facts: dict[str, Any], sharded: bool
+    ) -> None:
         """facts: our part of every checkpoint."""
         super().__init__()
         self.model = model
@@ -48,9 +50,9 @@ class LitLM(lightning.LightningModule):
         fully_shard(self.model, mesh=mesh)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """The loss is a sum over this micro-batch divided by the targets of the whole global batch, so that every target weighs the same.
-        Lightning then averages over ranks and accumulation; the factor takes that back. A router's loss is a mean over this micro-batch:
-        it weighs as much as the targets that it stands beside."""
+        """The loss is a sum over this micro-batch divided by the targets of the whole global batch, so that every
+        target weighs the same. Lightning then averages over ranks and accumulation; the factor takes that back. A
+        router's loss is a mean over this micro-batch: it weighs as much as the targets that it stands beside."""
         output = self.model(batch["ids"], doc_ids=batch.get("doc_ids"), targets=batch["targets"])
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
         total = output.loss_sum if output.aux is None else output.loss_sum + output.aux * output.n_tokens
@@ -58,7 +60,9 @@ class LitLM(lightning.LightningModule):
             "loss": spoiling(total * shares / batch["n_targets"]),
             "loss_sum": output.loss_sum.detach(),  # cross-entropy alone
             "n_targets": batch["n_targets"],
-            "router": {layer: RouterStats(*[value.detach() for value in stats]) for layer, stats in output.router.items()},
+            "router": {
+                layer: RouterStats(*[value.detach() for value in stats]) for layer, stats in output.router.items()
+            },
         }
 
     def on_validation_epoch_start(self) -> None:
@@ -85,8 +89,8 @@ class LitLM(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The schedule stands at the step, and all else of it is that of today's settings (``ExactSteps``): of what the file says of it,
-        torch would make attributes."""
+        """The schedule stands at the step, and all else of it is that of today's settings (``ExactSteps``): of what the
+        file says of it, torch would make attributes."""
         step = checkpoint["global_step"]
         checkpoint["lr_schedulers"] = [{"last_epoch": step, "_step_count": step + 1, "lr_lambdas": []}]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from hybridlm.config.run import RunConfig
-    from hybridlm.run_folder import RunFolder
+    from hybridlm.runs.run_folder import RunFolder
     from hybridlm.train.console import Console
     from hybridlm.train.metrics import Metrics
 
@@ -51,7 +51,9 @@ class Backend(Protocol):
 class Remote(Logger):
     """A backend as one of Lightning's loggers. What it raises is said once, and from then on it is left alone."""
 
-    def __init__(self, backend: Backend, rows: Sequence[Metrics], *, expert_load: bool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, backend: Backend, rows: Sequence[Metrics], *, expert_load: bool, say: Callable[[str], None]
+    ) -> None:
         super().__init__()
         self._backend: Backend | None = backend
         self._rows, self._expert_load, self._say = list(rows), expert_load, say
@@ -101,7 +103,8 @@ class Remote(Logger):
 
     @rank_zero_only
     def close(self) -> None:
-        """Hands over what is left, within bounds. Lightning's ``finalize`` comes before the last validation, too early for it."""
+        """Hands over what is left, within bounds. Lightning's ``finalize`` comes before the last validation, too early
+        for it."""
         if self._started:
             self._call(self._end)
         self._backend = None
@@ -125,7 +128,9 @@ class Remote(Logger):
 class Loggers:
     """All of a run, on this rank. ``all`` is in the order in which they are to be asked."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, console: Console, *, resumed_at: int | None, sweep: str | None) -> None:
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, console: Console, *, resumed_at: int | None, sweep: str | None
+    ) -> None:
         """sweep: the name of the sweep that the run belongs to."""
         self.remote: Remote | None = None
         self.all: list[Logger] = [console]
@@ -157,13 +162,16 @@ class Loggers:
     def __enter__(self) -> Loggers:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is not None:
             self.close()
 
 
 def refuse_logger(config: RunConfig) -> None:
-    """Raise UserError where the logger of ``config.logger`` would fail at the first row: its package or a legal id is missing."""
+    """Raise UserError where the logger of ``config.logger`` would fail at the first row: its package or a legal id is
+    missing."""
     name = config.logger.name
     if name in _PACKAGES and importlib.util.find_spec(name) is None:
         raise ConfigError(f"logger = {name!r}: the package {name} is not installed; {_PACKAGES[name]}, or logger=files")

@@ -12,14 +12,14 @@ import lightning
 import torch
 from torch import Tensor
 
-from hybridlm.hardware.device import peak_memory_gb
+from hybridlm.machine.device import peak_memory_gb
 from hybridlm.train.clock import CHECKPOINTS, DATA, Clock
 from hybridlm.train.guards import hybrid_optimizer
 
 Metrics = dict[str, float | list[float]]  # a list: one number per expert of a router
 
-# The columns of metrics.csv. metrics.jsonl holds them too, and those whose names depend on the model (moe/LAYER/..., optim/lr/ROLE).
-# docs/metrics.md explains each.
+# The columns of metrics.csv. metrics.jsonl holds them too, and those whose names depend on the model (moe/LAYER/...,
+# optim/lr/ROLE). docs/metrics.md explains each.
 COLUMNS = (
     "step",
     "train/loss",
@@ -59,7 +59,8 @@ MEASURED = ("val/", "probe/")  # what begins so is of a validation
 
 
 def validation_score(trainer: lightning.Trainer) -> float:
-    """By which validations are ranked, less being better: val/bpb, or val/loss where nothing stands for bytes. The same on every rank."""
+    """By which validations are ranked, less being better: val/bpb, or val/loss where nothing stands for bytes. The same
+    on every rank."""
     metrics = trainer.callback_metrics
     return float(metrics["val/bpb"] if "val/bpb" in metrics else metrics["val/loss"])
 
@@ -84,7 +85,9 @@ class MetricsCallback(lightning.Callback):
     The loggers are asked in their order, so that the files come first.
     """
 
-    def __init__(self, log_every: int, costs: Costs, clock: Clock, more: Callable[[lightning.Trainer], Metrics] | None = None) -> None:
+    def __init__(
+        self, log_every: int, costs: Costs, clock: Clock, more: Callable[[lightning.Trainer], Metrics] | None = None
+    ) -> None:
         """``clock`` is the trainer's profiler. ``more``: further metrics of a logged step, asked for on every rank."""
         self._log_every, self._costs, self._clock, self._more = log_every, costs, clock, more
         self._token_bytes = costs.token_bytes
@@ -103,7 +106,9 @@ class MetricsCallback(lightning.Callback):
         self._step = trainer.global_step
         self._token_bytes = self._costs.token_bytes.to(pl_module.device)
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._since = time.perf_counter()
 
     def on_before_optimizer_step(
@@ -159,7 +164,10 @@ class MetricsCallback(lightning.Callback):
         tokens_per_s = self._steps_timed * self._costs.tokens_per_step / seconds
         if self._step > 1:  # the first step also warms up allocators and kernels
             self.train_seconds, self.train_steps = self.train_seconds + seconds, self.train_steps + self._steps_timed
-        metrics: Metrics = {"perf/tokens_per_s": round(tokens_per_s, 1), "perf/flops_per_s": tokens_per_s * self._costs.flops_per_token}
+        metrics: Metrics = {
+            "perf/tokens_per_s": round(tokens_per_s, 1),
+            "perf/flops_per_s": tokens_per_s * self._costs.flops_per_token,
+        }
         if self._costs.peak_flops is not None:
             metrics["perf/mfu"] = tokens_per_s * self._costs.flops_per_token / self._costs.peak_flops
         metrics |= {"perf/step_s": self._seconds / self._steps_timed, "perf/data_s": waited / self._steps_timed}
@@ -174,7 +182,10 @@ class MetricsCallback(lightning.Callback):
 
     def _position(self, trainer: lightning.Trainer) -> Metrics:
         micro_batches = self._step * trainer.accumulate_grad_batches
-        return {"data/tokens": self._step * self._costs.tokens_per_step, "data/epoch": micro_batches / trainer.num_training_batches}
+        return {
+            "data/tokens": self._step * self._costs.tokens_per_step,
+            "data/epoch": micro_batches / trainer.num_training_batches,
+        }
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._validating = time.perf_counter()
@@ -184,8 +195,15 @@ class MetricsCallback(lightning.Callback):
         self._of_validation += seconds
         if trainer.state.fn != "fit":  # the last one, on all held-out text, is in the summary
             return
-        metrics: Metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(MEASURED)}
-        self._write(trainer, metrics | {"val/ppl": perplexity(float(metrics["val/loss"])), "perf/val_s": seconds} | self._position(trainer))
+        metrics: Metrics = {
+            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(MEASURED)
+        }
+        self._write(
+            trainer,
+            metrics
+            | {"val/ppl": perplexity(float(metrics["val/loss"])), "perf/val_s": seconds}
+            | self._position(trainer),
+        )
 
     def _write(self, trainer: lightning.Trainer, metrics: Metrics) -> None:
         # JSON has no NaN: of a step whose loss was none the guard's count is what stands in the row.

@@ -23,8 +23,8 @@ class Start(NamedTuple):
 
 
 def planned(config: RunConfig, resume: Path | None) -> Start:
-    """The plan of ``config``, or of what it is in the run that goes on from the checkpoint ``resume``. ConfigError: it does not fit; with
-    changes that would."""
+    """The plan of ``config``, or of what it is in the run that goes on from the checkpoint ``resume``. ConfigError: it
+    does not fit; with changes that would."""
     resumed = None if resume is None else Resumed.read(resume, config)
     settled = config if resumed is None else resumed.settle(config)
     plan = plan_run(settled)

@@ -1,9 +1,10 @@
 """Training in bfloat16 throughout ("bf16-true"), except for the parameters that must not be rounded.
 
-Lightning's own plugin casts every parameter, decay rates and step biases of Mamba too, and makes bfloat16 torch's default dtype, so that
-states and statistics come out in it. Here a parameter's declaration (``ParamSpec.dtype``) decides, and the default stays as it is: layers
-say themselves what has to be at least fp32. Weights have no fp32 copy; moments are fp32 (see ``optim``), and updates are rounded to the
-nearest bfloat16, which loses those below 1/512 of a weight.
+Lightning's own plugin casts every parameter, decay rates and step biases of Mamba too, and makes bfloat16 torch's
+default dtype, so that states and statistics come out in it. Here a parameter's declaration (``ParamSpec.dtype``)
+decides, and the default stays as it is: layers say themselves what has to be at least fp32. Weights have no fp32 copy;
+moments are fp32 (see ``optim``), and updates are rounded to the nearest bfloat16, which loses those below 1/512 of a
+weight.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class BFloat16(Precision):
     precision: Literal["bf16-true"] = "bf16-true"
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        """Rounds what may be rounded of the HybridLM that ``module`` holds, once, before the optimizer sees the parameters."""
+        """Rounds what may be rounded of the HybridLM that ``module`` holds, once, before the optimizer sees the
+        parameters."""
         for model in module.modules():
             if isinstance(model, HybridLM):
                 model.round_parameters(torch.bfloat16)

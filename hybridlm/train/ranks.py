@@ -1,8 +1,10 @@
-"""The processes of one run: Lightning's view of them, how they are started where nobody has, how they meet, and that they end together.
+"""The processes of one run: Lightning's view of them, how they are started where nobody has, how they meet, and that
+they end together.
 
-Lightning would look the environment up by itself, start processes with this one's arguments (in a sweep those are the whole sweep's), and
-leave a process behind where another one dies. Here `launcher.launch` has decided, and no process outlives the run by more than a moment:
-the first one watches those that it has started, they watch it, and torchrun and srun watch theirs.
+Lightning would look the environment up by itself, start processes with this one's arguments (in a sweep those are the
+whole sweep's), and leave a process behind where another one dies. Here `launcher.launch` has decided, and no process
+outlives the run by more than a moment: the first one watches those that it has started, they watch it, and torchrun and
+srun watch theirs.
 """
 
 from __future__ import annotations
@@ -25,16 +27,18 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment
 
 from hybridlm.errors import RunFailed, UserError
-from hybridlm.hardware.device import CPU
-from hybridlm.hardware.machine import Machine
-from hybridlm.launcher import Launch, alone_with, dies_with, is_child, launch, told_to_child
+from hybridlm.machine.description import Machine
+from hybridlm.machine.device import CPU
+from hybridlm.machine.launcher import Launch, alone_with, dies_with, is_child, launch, told_to_child
 from hybridlm.train.launch import this_job
 
 _LOOK_EVERY = 0.2  # seconds
 _GRACE = 5.0  # seconds for a process to end by itself once another one has
 _PATIENCE = 600.0  # seconds for all processes to come; they read, and perhaps prepare, the data before
 # What gloo, NCCL and torch's store say where the other end of a connection is not there any more.
-_GONE = re.compile(r"gloo/transport|onnection (was )?(closed|reset)|Broken pipe|remote process exited|communicator was aborted")
+_GONE = re.compile(
+    r"gloo/transport|onnection (was )?(closed|reset)|Broken pipe|remote process exited|communicator was aborted"
+)
 
 
 class Ranks(ClusterEnvironment):
@@ -85,7 +89,8 @@ def ranks(machine: Machine) -> Launch:
 
 
 def refuse_taken_port(machine: Machine) -> None:
-    """UserError: the processes of a run on ``machine`` cannot meet where they are to. To be asked before anything is written."""
+    """UserError: the processes of a run on ``machine`` cannot meet where they are to. To be asked before anything is
+    written."""
     ours = ranks(machine)
     if ours.processes == 1 or ours.rank != 0 or ours.port == 0 or ours.name == "torchrun":
         return
@@ -97,7 +102,8 @@ def refuse_taken_port(machine: Machine) -> None:
 
 @contextmanager
 def together(machine: Machine, verb: Sequence[str]) -> Iterator[None]:
-    """In it all processes of a run are there and in one process group. ``verb``: the words between the program's name and the overrides.
+    """In it all processes of a run are there and in one process group. ``verb``: the words between the program's name
+    and the overrides.
 
     UserError: the port is taken. RunFailed: another process of the run has failed, or does not come.
     """
@@ -139,13 +145,16 @@ def together(machine: Machine, verb: Sequence[str]) -> Iterator[None]:
 def _store(ours: Launch) -> dist.TCPStore:
     """Where the processes meet, in the first of them."""
     try:
-        return dist.TCPStore(ours.address, ours.port, None, True, timeout=timedelta(seconds=_PATIENCE), wait_for_workers=False)
+        return dist.TCPStore(
+            ours.address, ours.port, None, True, timeout=timedelta(seconds=_PATIENCE), wait_for_workers=False
+        )
     except RuntimeError as error:
         raise UserError(_no_meeting(ours, error)) from error
 
 
 def _reach_agent(ours: Launch) -> None:
-    """RunFailed: torchrun, whose agent holds the store before it starts a process, has ended; Lightning would wait for half an hour."""
+    """RunFailed: torchrun, whose agent holds the store before it starts a process, has ended; Lightning would wait for
+    half an hour."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
     try:
@@ -156,7 +165,10 @@ def _reach_agent(ours: Launch) -> None:
 
 def _no_meeting(ours: Launch, error: Exception) -> str:
     source = "MASTER_PORT" if "MASTER_PORT" in os.environ else "the port of this step of the job"
-    return f"{source} = {ours.port}: the processes cannot meet there ({_first_line(error)}); MASTER_PORT names another port, a free one"
+    return (
+        f"{source} = {ours.port}: the processes cannot meet there ({_first_line(error)}); MASTER_PORT names another"
+        " port, a free one"
+    )
 
 
 def _meet(ours: Launch, machine: Machine, store: dist.TCPStore | None) -> None:
@@ -166,10 +178,14 @@ def _meet(ours: Launch, machine: Machine, store: dist.TCPStore | None) -> None:
     while store is None:
         try:
             socket.create_connection((ours.address, ours.port), timeout=1).close()
-            store = dist.TCPStore(ours.address, ours.port, None, False, timeout=timedelta(seconds=_GRACE), wait_for_workers=False)
+            store = dist.TCPStore(
+                ours.address, ours.port, None, False, timeout=timedelta(seconds=_GRACE), wait_for_workers=False
+            )
         except (OSError, RuntimeError) as error:
             if time.monotonic() > deadline:
-                raise RunFailed(f"the first of the {ours.processes} processes does not answer at {where} ({_first_line(error)})") from error
+                raise RunFailed(
+                    f"the first of the {ours.processes} processes does not answer at {where} ({_first_line(error)})"
+                ) from error
             time.sleep(_LOOK_EVERY)
     try:
         store.add("here", 1)
@@ -178,7 +194,9 @@ def _meet(ours: Launch, machine: Machine, store: dist.TCPStore | None) -> None:
                 raise RunFailed(f"only {here} of {ours.processes} processes have come to {where}")
             time.sleep(_LOOK_EVERY / 4)
     except RuntimeError as error:
-        raise RunFailed(f"the first of the {ours.processes} processes, at {where}, has ended ({_first_line(error)})") from error
+        raise RunFailed(
+            f"the first of the {ours.processes} processes, at {where}, has ended ({_first_line(error)})"
+        ) from error
     dist.init_process_group(
         dist.Backend.default_device_backend_map[machine.device],
         store=dist.PrefixStore("run", store),
@@ -197,7 +215,9 @@ def _started(ours: Launch, port: int, verb: Sequence[str]) -> list[subprocess.Po
         environment = {**os.environ, **told_to_child(replace(ours, port=port), rank)}
         arguments = [*command, f"hydra.job.name=train_rank_{rank}"]  # which names its log
         ends = dies_with(os.getpid(), signal.SIGKILL)  # also in the seconds before it could notice by itself
-        started.append(subprocess.Popen(arguments, env=environment, cwd=folder, stdin=subprocess.DEVNULL, preexec_fn=ends))
+        started.append(
+            subprocess.Popen(arguments, env=environment, cwd=folder, stdin=subprocess.DEVNULL, preexec_fn=ends)
+        )
     return started
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hybridlm.checkpoint import EMA_KEY, KEY, PREFIX, read_checkpoint, rebuilt, refuse_misfits
 from hybridlm.config.problems import recorded, show
 from hybridlm.errors import ConfigError, UserError
-from hybridlm.resume import model_changes
+from hybridlm.runs.checkpoint import EMA_KEY, KEY, PREFIX, read_checkpoint, rebuilt, refuse_misfits
+from hybridlm.runs.resume import model_changes
 from hybridlm.train.call import NothingLeft
 from hybridlm.train.saved_state import TrainingState, misfit_optimizer
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
     from hybridlm.data.corpus import Prepared
     from hybridlm.data.windows.loader import Position
-    from hybridlm.hardware.machine import Machine
-    from hybridlm.run_folder import RunFolder
+    from hybridlm.machine.description import Machine
+    from hybridlm.runs.run_folder import RunFolder
 
 TEXT = "text"  # the content of the corpora, among data_facts
 
 
 class Resumed(NamedTuple):
-    """What a checkpoint says of its run: the step it stands at, its tokenizer's fingerprint, micro-batches of a step per device, and what
-    decides which tokens a step reads (``data_facts``; empty where it does not say), and where its loader stands."""
+    """What a checkpoint says of its run: the step it stands at, its tokenizer's fingerprint, micro-batches of a step
+    per device, and what decides which tokens a step reads (``data_facts``; empty where it does not say), and where its
+    loader stands."""
 
     path: Path
     step: int
@@ -42,45 +43,65 @@ class Resumed(NamedTuple):
         content = read_checkpoint(checkpoint)
         state, ours = _trusted(content, config, checkpoint), content[KEY]
         position = state.loops.fit_loop.loader.combined_loader[0]
-        return Resumed(checkpoint, state.global_step, ours["tokenizer"], ours["accumulate"], ours.get("data", {}), position)
+        return Resumed(
+            checkpoint, state.global_step, ours["tokenizer"], ours["accumulate"], ours.get("data", {}), position
+        )
 
     def settle(self, config: RunConfig) -> RunConfig:
-        """``config`` with this run's accumulation where nothing was said of it: a plan for another memory may not change it."""
+        """``config`` with this run's accumulation where nothing was said of it: a plan for another memory may not
+        change it."""
         if config.trainer.accumulate != "auto" or config.data.batch_size != "auto":
             return config
         return config.model_copy(update={"trainer": config.trainer.model_copy(update={"accumulate": self.accumulate})})
 
     def refuse(self, machine: Machine, folder: RunFolder, *, named: bool) -> None:
-        """UserError: this run would be past its end, or its steps cut in another way; NothingLeft: it stands at its end, and nobody named
-        this very checkpoint to go on from.
+        """UserError: this run would be past its end, or its steps cut in another way; NothingLeft: it stands at its
+        end, and nobody named this very checkpoint to go on from.
 
         A run that was ended between its last step and its summary goes on too: with what comes after the last step.
         """
         if self.step == machine.max_steps and folder.summary.exists() and not named:
-            raise NothingLeft(f"{folder.path} has ended at step {self.step}; trainer.max_steps={2 * self.step} would go on")
+            raise NothingLeft(
+                f"{folder.path} has ended at step {self.step}; trainer.max_steps={2 * self.step} would go on"
+            )
         if self.accumulate != machine.accumulate:
             raise UserError(
-                f"{self.path}: its steps have {self.accumulate} micro-batches per device, this run's {machine.accumulate}; resume with "
-                f"trainer.accumulate={self.accumulate} (Lightning counts its position in micro-batches)"
+                f"{self.path}: its steps have {self.accumulate} micro-batches per device, this run's"
+                f" {machine.accumulate}; resume with trainer.accumulate={self.accumulate} (Lightning counts its"
+                " position in micro-batches)"
             )
         if self.step > machine.max_steps or (self.step == machine.max_steps and folder.summary.exists()):
             raise ConfigError(
-                f"trainer.max_steps = {machine.max_steps}: {self.path} is already at step {self.step}; give a larger number to go on"
+                f"trainer.max_steps = {machine.max_steps}: {self.path} is already at step {self.step}; give a larger"
+                " number to go on"
             )
 
-    def refuse_other_data(self, read: Mapping[str, object], tokenizer: str, changed: str, say: Callable[[str], None]) -> None:
-        """UserError: this start would read other tokens than the one before. ``read``: its ``data_facts``; changed: data.changed."""
+    def refuse_other_data(
+        self, read: Mapping[str, object], tokenizer: str, changed: str, say: Callable[[str], None]
+    ) -> None:
+        """UserError: this start would read other tokens than the one before. ``read``: its ``data_facts``; changed:
+        data.changed."""
         if self.tokenizer != tokenizer:
-            raise UserError(f"{self.path}: trained with another tokenizer than today's data gives; has the text or data.tokenizer changed?")
+            raise UserError(
+                f"{self.path}: trained with another tokenizer than today's data gives; has the text or data.tokenizer"
+                " changed?"
+            )
         differing = [name for name in read if name in self.data and self.data[name] != read[name]]
         if not differing:
             return
         what = ", ".join(
-            "another training or validation text" if name == TEXT else f"{name}: {show(self.data[name])} -> {show(read[name])}"
+            (
+                "another training or validation text"
+                if name == TEXT
+                else f"{name}: {show(self.data[name])} -> {show(read[name])}"
+            )
             for name in differing
         )
         if changed == "refuse":
-            raise UserError(f"{self.path}: its steps read other tokens ({what}); data.changed=accept goes on with today's all the same")
+            raise UserError(
+                f"{self.path}: its steps read other tokens ({what}); data.changed=accept goes on with today's all the"
+                " same"
+            )
         say(f"data        changed since step {self.step}: {what}")
 
 
@@ -93,17 +114,22 @@ def data_facts(config: RunConfig, global_batch: int, prepared: Prepared) -> dict
         digest.update(json.dumps([part.name, part.weight, *keys]).encode())
     found: dict[str, object] = {"seed": config.seed, "data.seq_len": data.seq_len, "data.global_batch": global_batch}
     if data.source == "synthetic":
-        return found | {f"data.synthetic.{name}": value for name, value in data.synthetic.model_dump(mode="json").items()}
+        return found | {
+            f"data.synthetic.{name}": value for name, value in data.synthetic.model_dump(mode="json").items()
+        }
     return found | {"data.packing": data.packing, "data.isolate": data.isolate, TEXT: digest.hexdigest()}
 
 
 def _trusted(content: Mapping[str, Any], config: RunConfig, path: Path) -> TrainingState:
-    """UserError: weights or an average that are not those of the run's model, or a state of training that it could not go on from."""
+    """UserError: weights or an average that are not those of the run's model, or a state of training that it could not
+    go on from."""
     state = recorded(TrainingState, content, path)
     model = rebuilt(content[KEY], path)
     if changes := model_changes(model.config, config.model):
         raise UserError(f"{path}: its model is not that of the run: {', '.join(changes)}")
-    weights = {name.removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items() if name.startswith(PREFIX)}
+    weights = {
+        name.removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items() if name.startswith(PREFIX)
+    }
     refuse_misfits(model, weights, path)
     if (averages := content.get(EMA_KEY)) is not None:
         refuse_misfits(model, {**weights, **averages}, path)

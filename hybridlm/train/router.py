@@ -27,10 +27,12 @@ def moe_layers(model: HybridLM) -> dict[int, MoE]:
 
 @torch.no_grad()
 def move_bias(bias: Tensor, counts: Tensor, rate: float) -> None:
-    """One step of DeepSeek-V3's balancing without a loss (Wang et al. 2024): ``bias += rate * sign(mean(counts) - counts)``, centred.
+    """One step of DeepSeek-V3's balancing without a loss (Wang et al. 2024): ``bias += rate * sign(mean(counts) -
+    counts)``, centred.
 
-    bias, counts: (E,). The choice of experts depends on differences of biases only, but signs need not sum to zero: where few experts
-    have most of the load, a bias that is not centred grows without end, and float32 loses the differences that matter.
+    bias, counts: (E,). The choice of experts depends on differences of biases only, but signs need not sum to zero:
+    where few experts have most of the load, a bias that is not centred grows without end, and float32 loses the
+    differences that matter.
     """
     load = counts.double()
     step = rate * torch.sign(load.mean() - load)
@@ -38,8 +40,8 @@ def move_bias(bias: Tensor, counts: Tensor, rate: float) -> None:
 
 
 class RouterCallback(lightning.Callback):
-    """Sums what routers report over the micro-batches of a step and over ranks, moves the selection biases of sigmoid routers after each
-    optimizer step, equally on all ranks, and keeps the sums of a log interval.
+    """Sums what routers report over the micro-batches of a step and over ranks, moves the selection biases of sigmoid
+    routers after each optimizer step, equally on all ranks, and keeps the sums of a log interval.
 
     Stands before MetricsCallback in the list of callbacks, which asks it for the metrics of a logged step.
     """
@@ -72,7 +74,9 @@ class RouterCallback(lightning.Callback):
             return
         self._step = trainer.global_step
         counts = trainer.strategy.reduce(self._counts, reduce_op="sum")
-        moves = hybrid_optimizer(trainer).refused is False  # else the loads are of a bad step, which changed no weight either
+        moves = (
+            hybrid_optimizer(trainer).refused is False
+        )  # else the loads are of a bad step, which changed no weight either
         for moe, row in zip(self._layers.values(), counts, strict=True):
             if moves and moe.spec.router == "sigmoid" and moe.spec.bias_update_rate > 0:
                 move_bias(moe.gate.e_score_correction_bias, row, moe.spec.bias_update_rate)
@@ -81,7 +85,8 @@ class RouterCallback(lightning.Callback):
         self._counts = torch.zeros_like(self._counts)
 
     def metrics(self, trainer: lightning.Trainer) -> Metrics:
-        """Of the steps since the last multiple of ``log_every``; every rank has to ask. Loads are relative to the mean over experts."""
+        """Of the steps since the last multiple of ``log_every``; every rank has to ask. Loads are relative to the mean
+        over experts."""
         losses = trainer.strategy.reduce(self._losses.clone(), reduce_op="sum") / (self._batches * trainer.world_size)
         metrics: Metrics = {}
         for layer, counts, (balance, z) in zip(self._layers, self._interval.tolist(), losses.tolist(), strict=True):
@@ -111,10 +116,13 @@ class RouterCallback(lightning.Callback):
             self._warned.discard(layer)
         elif layer not in self._warned:
             self._warned.add(layer)
-            names = ", ".join(map(str, dead[:_NAMED])) + (f" and {len(dead) - _NAMED} more" if len(dead) > _NAMED else "")
+            names = ", ".join(map(str, dead[:_NAMED])) + (
+                f" and {len(dead) - _NAMED} more" if len(dead) > _NAMED else ""
+            )
             spec = self._layers[layer].spec
             remedy = "bias_update_rate" if spec.router == "sigmoid" else "balance_loss_weight"
             self._say(
-                f"warning     layer {layer}: no token went to expert{'s' if len(dead) > 1 else ''} {names} of {spec.n_experts} in "
-                f"{self._steps} step{'s' if self._steps > 1 else ''} up to step {self._step}; a larger model.moe.{remedy} spreads the load"
+                f"warning     layer {layer}: no token went to expert{'s' if len(dead) > 1 else ''} {names} of"
+                f" {spec.n_experts} in {self._steps} step{'s' if self._steps > 1 else ''} up to step {self._step}; a"
+                f" larger model.moe.{remedy} spreads the load"
             )

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from hybridlm.checkpoint import facts, load_run
 from hybridlm.config.load import to_yaml
 from hybridlm.data.chat import template_of
 from hybridlm.data.corpus import Prepared
@@ -19,15 +18,16 @@ from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.windows.splits import packed_documents
 from hybridlm.errors import ConfigError, RunFailed
 from hybridlm.files.durable import replaced
-from hybridlm.hardware.device import CPU
-from hybridlm.hardware.machine import Machine, resolve_machine
-from hybridlm.kernels import choose_kernels
+from hybridlm.machine.description import Machine, resolve_machine
+from hybridlm.machine.device import CPU
+from hybridlm.machine.kernels import choose_kernels
 from hybridlm.memory.plan import Plan, plan_inference
 from hybridlm.memory.report import full_text, summary_lines
 from hybridlm.model.build import build_model, fresh_model
 from hybridlm.model.count import flops_per_token, layer_table, parameters
 from hybridlm.optim.eight_bit import refuse_missing_kernels
 from hybridlm.optim.optimizer import group_table, model_groups
+from hybridlm.runs.checkpoint import facts, load_run
 from hybridlm.train.answers import answered
 from hybridlm.train.call import Call
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
@@ -52,12 +52,14 @@ from hybridlm.train.writing import write_or_say
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
-    from hybridlm.run_folder import RunFolder
+    from hybridlm.runs.run_folder import RunFolder
 
 
-def run(config: RunConfig, folder: RunFolder, resume: Path | None, call: Call | None = None, start: Start | None = None) -> dict[str, Any]:
-    """Trains, validates, samples; returns what summary.json holds. UserError: anything the user can mend, found before anything in
-    ``folder`` is touched.
+def run(
+    config: RunConfig, folder: RunFolder, resume: Path | None, call: Call | None = None, start: Start | None = None
+) -> dict[str, Any]:
+    """Trains, validates, samples; returns what summary.json holds. UserError: anything the user can mend, found before
+    anything in ``folder`` is touched.
 
     resume: a checkpoint of ``folder`` to go on from; start: that of ``planned``, None: made here.
     """
@@ -91,21 +93,27 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, call: Call | 
     guard = GuardCallback(config.trainer.guard, folder, ckpt_every=config.trainer.ckpt_every, say=console.say)
     saver = Checkpoints(folder, config.trainer, Stopping(config.trainer, began, console.say), console.say)
     exact = [ExactSteps(config.seed, machine.accumulate), saver.stopping]
-    trainer = make_trainer(config, machine, folder, loggers.all, [*exact, guard, *routers, *extra, metrics, saver, Steps(console)], clock)
+    trainer = make_trainer(
+        config, machine, folder, loggers.all, [*exact, guard, *routers, *extra, metrics, saver, Steps(console)], clock
+    )
     try:
         with loggers, together(machine, call.verb), ending(console, trainer, folder, call), signalled():
             data = _datamodule(config, machine, prepared, val_batches=config.trainer.val_batches)
             trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
             console.say("validating on all held-out text ...")
             trainer.validate(module, datamodule=_datamodule(config, machine, prepared, val_batches=None), verbose=False)
-            final = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(MEASURED)}
+            final = {
+                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(MEASURED)
+            }
     except Stopped as stopped:
         return stopped.result()
     if rank_zero_only.rank != 0:
         return {}
     saver.export(folder.step_checkpoint(trainer.global_step), folder.weights)
     if not folder.is_run():
-        raise RunFailed(f"{folder.path}: was removed while training went on; what was written since is {folder.weights}")
+        raise RunFailed(
+            f"{folder.path}: was removed while training went on; what was written since is {folder.weights}"
+        )
     summary = _summary(config, machine, prepared, final, metrics, began, folder, trainer.global_step)
     _samples(config, folder, machine, console, loggers, trainer.global_step)
     with replaced(folder.summary) as new:  # it says that the run has ended: all of it is there or nothing
@@ -117,14 +125,21 @@ def run(config: RunConfig, folder: RunFolder, resume: Path | None, call: Call | 
 
 def _say_machine(folder: RunFolder, machine: Machine, plan: Plan, console: Console) -> None:
     console.say(
-        f"run folder  {folder.path}\nmachine     {machine.device_name}, {machine.devices} process(es), precision {machine.precision}"
+        f"run folder  {folder.path}\nmachine     {machine.device_name}, {machine.devices} process(es), precision"
+        f" {machine.precision}"
         + "".join(f"\nmachine     {note}" for note in machine.notes)
         + "".join(f"\nmemory      {line}" for line in summary_lines(plan))
     )
 
 
 def _say_model(
-    config: RunConfig, machine: Machine, module: LitLM, console: Console, folder: RunFolder, plan: Plan, resumed: Resumed | None
+    config: RunConfig,
+    machine: Machine,
+    module: LitLM,
+    console: Console,
+    folder: RunFolder,
+    plan: Plan,
+    resumed: Resumed | None,
 ) -> None:
     """The layers, the optimizer's groups and the steps; layers.txt and plan.txt."""
     table = layer_table(build_model(config.model, module.model.vocab_size), config.data.seq_len)
@@ -162,13 +177,19 @@ def _refuse(config: RunConfig, machine: Machine, folder: RunFolder, resumed: Res
 
 
 @rank_zero_only
-def _begin_folder(config: RunConfig, folder: RunFolder, prepared: Prepared, resumed: Resumed | None, call: Call) -> None:
+def _begin_folder(
+    config: RunConfig, folder: RunFolder, prepared: Prepared, resumed: Resumed | None, call: Call
+) -> None:
     """Takes possession of the folder (a new run) or brings its configuration up to date (a resumed one)."""
-    text = to_yaml(config.model_copy(update={"data": config.data.model_copy(update={"changed": "refuse"})}))  # it was of this start only
+    text = to_yaml(
+        config.model_copy(update={"data": config.data.model_copy(update={"changed": "refuse"})})
+    )  # it was of this start only
     if resumed is not None:
         folder.rewind(resumed.step)
         folder.rewrite_config(text)
-        folder.summary.unlink(missing_ok=True)  # of an earlier end; without one, a run that is killed behind its last step is not done
+        folder.summary.unlink(
+            missing_ok=True
+        )  # of an earlier end; without one, a run that is killed behind its last step is not done
     else:
         folder.claim(text, anew=call.anew)
     folder.record(call.overrides)
@@ -208,8 +229,11 @@ def _datamodule(config: RunConfig, machine: Machine, prepared: Prepared, *, val_
     )
 
 
-def _samples(config: RunConfig, folder: RunFolder, machine: Machine, console: Console, loggers: Loggers, step: int) -> None:
-    """Continues the prompts, or answers examples of a task, with the checkpoint just written, which also shows that it loads."""
+def _samples(
+    config: RunConfig, folder: RunFolder, machine: Machine, console: Console, loggers: Loggers, step: int
+) -> None:
+    """Continues the prompts, or answers examples of a task, with the checkpoint just written, which also shows that it
+    loads."""
     loaded = load_run(str(folder.path), torch.device(machine.device))
     if config.data.source == "synthetic":
         texts = answered(loaded.model, config.data)

@@ -29,12 +29,15 @@ class Rows:
     """
 
     def __init__(self, path: Path, encode: Callable[[Metrics], str], head: str) -> None:
-        """``encode`` gives a row's line with its end; the file begins with ``head``, whatever it held. OSError: it cannot be written."""
+        """``encode`` gives a row's line with its end; the file begins with ``head``, whatever it held. OSError: it
+        cannot be written."""
         self._path, self._encode = path, encode
         with replaced(path) as new:  # all of an earlier session or nothing of it is lost
             new.write_text(head, encoding="utf-8", newline="\n")
         self._kept = len(head.encode())  # bytes of the file that stay as they are
-        self._lines: list[bytes] = []  # what belongs behind them: the last line, and those before it that were not written
+        self._lines: list[
+            bytes
+        ] = []  # what belongs behind them: the last line, and those before it that were not written
 
     def write(self, row: Metrics, *, again: bool) -> None:
         """OSError: the file cannot be written now."""
@@ -59,11 +62,12 @@ def _csv_line(row: Metrics) -> str:
 
 
 class RunFiles(Logger):
-    """metrics.jsonl and metrics.csv of a run folder. A file that cannot be written is said once, tried again at every row, and said again
-    when it has all of them."""
+    """metrics.jsonl and metrics.csv of a run folder. A file that cannot be written is said once, tried again at every
+    row, and said again when it has all of them."""
 
     def __init__(self, jsonl: Path, csv_file: Path, *, resume_step: int | None, say: Callable[[str], None]) -> None:
-        """``resume_step``: steps after it are dropped from files of an earlier session; None: a new run. ``say`` prints a line.
+        """``resume_step``: steps after it are dropped from files of an earlier session; None: a new run. ``say`` prints
+        a line.
 
         OSError: they cannot be written, and are as they were.
         """
@@ -86,7 +90,10 @@ class RunFiles(Logger):
             except OSError as error:
                 if path not in self._failing:
                     self._failing.add(path)
-                    self._say(f"warning     {path}: cannot be written ({error.strerror or error}); its rows are kept, training goes on")
+                    self._say(
+                        f"warning     {path}: cannot be written ({error.strerror or error}); its rows are kept,"
+                        " training goes on"
+                    )
             else:
                 if path in self._failing:
                     self._failing.discard(path)
@@ -105,7 +112,8 @@ class RunFiles(Logger):
 
 
 def _rows_until(jsonl: Path, step: int) -> list[Metrics]:
-    """The rows up to ``step``; a line that is none, such as one cut short by a crash, ends them. UserError: the file cannot be read."""
+    """The rows up to ``step``; a line that is none, such as one cut short by a crash, ends them. UserError: the file
+    cannot be read."""
     rows: list[Metrics] = []
     if not jsonl.exists():
         return rows

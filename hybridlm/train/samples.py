@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 def sampled(model: HybridLM, tokenizer: Tokenizer, config: SamplesConfig, seed: int) -> list[str]:
     """Each prompt with its continuation. The model is in evaluation mode."""
     sampling = Sampling(
-        temperature=config.temperature, top_p=config.top_p, seed=seed, stop_ids=(tokenizer.eos_id,), max_new_tokens=config.tokens
+        temperature=config.temperature,
+        top_p=config.top_p,
+        seed=seed,
+        stop_ids=(tokenizer.eos_id,),
+        max_new_tokens=config.tokens,
     )
     written = Engine(model, tokenizer).generate([tokenizer.encode(prompt) for prompt in config.prompts], sampling)
     return [prompt + completion.text for prompt, completion in zip(config.prompts, written, strict=True)]

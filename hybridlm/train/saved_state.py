@@ -1,5 +1,6 @@
-"""What a resume takes from a checkpoint beside the weights: read in full, and held against the run that is to go on with it, before
-Lightning and the optimizer get to see it. They believe what they read, a good while after the run's folder was touched."""
+"""What a resume takes from a checkpoint beside the weights: read in full, and held against the run that is to go on
+with it, before Lightning and the optimizer get to see it. They believe what they read, a good while after the run's
+folder was touched."""
 
 from __future__ import annotations
 
@@ -125,7 +126,9 @@ class _Scale(Section):
 class TrainingState(_Facts):
     """What Lightning and our callbacks take from a checkpoint."""
 
-    lightning: str = Field(alias="pytorch-lightning_version", pattern=r"^2\.[1-9]\d{0,2}\.\d{1,3}(\.?(dev|rc|post)\d{0,8})?$")
+    lightning: str = Field(
+        alias="pytorch-lightning_version", pattern=r"^2\.[1-9]\d{0,2}\.\d{1,3}(\.?(dev|rc|post)\d{0,8})?$"
+    )
     global_step: Count
     optimizer_states: list[_Optimizer] = Field(min_length=1, max_length=1)
     loops: _Loops
@@ -147,25 +150,36 @@ class TrainingState(_Facts):
 
 
 def misfit_optimizer(model: HybridLM, config: OptimConfig, saved: Mapping[str, Any]) -> str | None:
-    """Where the state of an optimizer is not what that of ``model`` would be, in words. saved: of ``TrainingState``'s types."""
+    """Where the state of an optimizer is not what that of ``model`` would be, in words. saved: of ``TrainingState``'s
+    types."""
     groups = model_groups(model, config)
     if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in groups]:
         return "its groups of parameters are not those of the model"
     keys = list(chain.from_iterable(group["params"] for group in saved["param_groups"]))
     names = {id(parameter): f"model.{name}" for name, parameter in model.named_parameters()}
     own = [(parameter, group["algorithm"]) for group in groups for parameter in group["params"]]
-    if keys not in (list(range(len(own))), [names[id(parameter)] for parameter, _ in own]) or not set(saved["state"]) <= set(keys):
+    if keys not in (list(range(len(own))), [names[id(parameter)] for parameter, _ in own]) or not set(
+        saved["state"]
+    ) <= set(keys):
         return "its parameters are not those of the model"
     for key, (parameter, algorithm) in zip(keys, own, strict=True):
         found = saved["state"].get(key, {})
-        if not found or algorithm not in RULES:  # no step was taken yet; the library's own state, whose kernels are on the GPU
+        if (
+            not found or algorithm not in RULES
+        ):  # no step was taken yet; the library's own state, whose kernels are on the GPU
             continue
         expected = fresh_state(algorithm, parameter)
         if found.keys() != expected.keys():
-            return f"of {names[id(parameter)]} it keeps {printable(', '.join(sorted(map(str, found)))[:80]) or 'nothing'}"
+            return (
+                f"of {names[id(parameter)]} it keeps {printable(', '.join(sorted(map(str, found)))[:80]) or 'nothing'}"
+            )
         for name, tensor in expected.items():
             value = found[name]
             if not isinstance(value, Tensor) or (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
-                kind = f"has shape {tuple(value.shape)} and is {value.dtype}" if isinstance(value, Tensor) else "is no tensor"
+                kind = (
+                    f"has shape {tuple(value.shape)} and is {value.dtype}"
+                    if isinstance(value, Tensor)
+                    else "is no tensor"
+                )
                 return f"{name} of {names[id(parameter)]} {kind}"
     return None

@@ -25,8 +25,9 @@ def ssm_layers(model: HybridLM) -> dict[int, nn.Module]:
 
 @torch.no_grad()
 def ssm_metrics(layers: dict[int, nn.Module]) -> Metrics:
-    """Of each layer the step sizes that its bias alone gives (softplus of it; tokens add to it): the mean over heads (channels in Mamba-1),
-    and the largest. A layer whose steps shrink to nothing has stopped to read; one whose steps grow forgets. Every rank has to ask."""
+    """Of each layer the step sizes that its bias alone gives (softplus of it; tokens add to it): the mean over heads
+    (channels in Mamba-1), and the largest. A layer whose steps shrink to nothing has stopped to read; one whose steps
+    grow forgets. Every rank has to ask."""
     metrics: Metrics = {}
     for layer, mixer in layers.items():
         step = F.softplus(_whole(mixer.dt_proj.bias if isinstance(mixer, Mamba1) else mixer.dt_bias).float())

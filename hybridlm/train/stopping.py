@@ -1,8 +1,10 @@
-"""Ending a run before its last step: a signal or the time limit asks, the next optimizer step answers, on every rank alike.
+"""Ending a run before its last step: a signal or the time limit asks, the next optimizer step answers, on every rank
+alike.
 
-A handler only takes a note: between two micro-batches of a step there is nothing that could be saved exactly. At the end of each optimizer
-step the ranks agree (a signal may have reached one of them), ``Checkpoints`` saves, and ``Stopped`` ends the loop. An exception does so
-because Lightning's own flag, ``should_stop``, would validate once more first.
+A handler only takes a note: between two micro-batches of a step there is nothing that could be saved exactly. At the
+end of each optimizer step the ranks agree (a signal may have reached one of them), ``Checkpoints`` saves, and
+``Stopped`` ends the loop. An exception does so because Lightning's own flag, ``should_stop``, would validate once more
+first.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybridlm.config.duration import seconds_of
 from hybridlm.errors import RunFailed
-from hybridlm.launcher import is_child, is_first_rank
-from hybridlm.notices import INTERRUPTED, NOTICE, SIGNALLED, requeue
+from hybridlm.machine.launcher import is_child, is_first_rank
+from hybridlm.machine.signals import INTERRUPTED, NOTICE, SIGNALLED, requeue
 
 if TYPE_CHECKING:
     from hybridlm.config.train import TrainerConfig
@@ -34,7 +36,8 @@ TIME_LIMIT = "trainer.time_limit"
 # Where ranks differ the last one wins: a notice also asks for another turn.
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR2", "SIGUSR1")
 _REASONS = (None, TIME_LIMIT, *_SIGNALS)
-_ONE = 1.0  # seconds in which signals are one: SLURM, torchrun and wrappers of commands send several, and of different kinds
+# seconds in which signals are one: SLURM, torchrun and wrappers of commands send several, and of different kinds
+_ONE = 1.0
 
 
 class Stopped(SystemExit):
@@ -74,12 +77,15 @@ class Stopping(lightning.Callback):
             self._listen(self._end_now)
 
     def reason(self, trainer: lightning.Trainer) -> str | None:
-        """Why the run is to end at this step, the same on every rank; None: it goes on. Every rank has to ask, once a step."""
+        """Why the run is to end at this step, the same on every rank; None: it goes on. Every rank has to ask, once a
+        step."""
         over = self._limit is not None and time.perf_counter() - self._began >= self._limit
         mine = _REASONS.index(self._signal or (TIME_LIMIT if over else None))
         agreed = mine
         if trainer.world_size > 1:
-            agreed = int(trainer.strategy.reduce(torch.tensor(mine, device=trainer.strategy.root_device), reduce_op="max"))
+            agreed = int(
+                trainer.strategy.reduce(torch.tensor(mine, device=trainer.strategy.root_device), reduce_op="max")
+            )
         reason = _REASONS[agreed]
         return None if reason == TIME_LIMIT and trainer.global_step >= trainer.max_steps else reason
 
@@ -94,7 +100,8 @@ class Stopping(lightning.Callback):
             trainer.strategy.barrier()  # srun --kill-on-bad-exit ends all as soon as one has ended
         if number in self._others:
             self._others[number](number, None)
-        # A child that the first rank started itself must not fail: that would be the end of the first one in the midst of its own ending.
+        # A child that the first rank started itself must not fail: that would be the end of the first one in the midst
+        # of its own ending.
         raise Stopped(0 if is_child() else INTERRUPTED if number == signal.SIGINT else SIGNALLED, reason)
 
     def _listen(self, handler: Callable[[int, FrameType | None], None]) -> None:
@@ -105,7 +112,9 @@ class Stopping(lightning.Callback):
             if number is None:
                 continue
             before = signal.getsignal(number)
-            if name == "SIGUSR2" and before is signal.SIG_DFL and not is_child():  # means nothing unless someone, as submitit, waits for it
+            if (
+                name == "SIGUSR2" and before is signal.SIG_DFL and not is_child()
+            ):  # means nothing unless someone, as submitit, waits for it
                 continue
             if name.startswith("SIGUSR") and callable(before) and not before.__module__.startswith("hybridlm"):
                 self._others[number] = before
@@ -119,7 +128,9 @@ class Stopping(lightning.Callback):
                 os.write(2, b"\nCtrl-C: saving at the end of this step; once more ends at once\n")
             return
         # SLURM sends SIGTERM again and again, and SIGKILL follows in any case.
-        if now - self._since > _ONE and (number == signal.SIGINT or (number == signal.SIGTERM and "SLURM_JOB_ID" not in os.environ)):
+        if now - self._since > _ONE and (
+            number == signal.SIGINT or (number == signal.SIGTERM and "SLURM_JOB_ID" not in os.environ)
+        ):
             self._end_now(number, frame)
 
     def _end_now(self, number: int, frame: FrameType | None) -> None:
@@ -130,9 +141,9 @@ class Stopping(lightning.Callback):
 
 @contextmanager
 def signalled() -> Iterator[None]:
-    """Gives two endings of Lightning's own, of which its loop may hear before ours, what says so: SIGTERM its exit code, and Ctrl-C, of
-    which Lightning makes an exit code, its exception. A signal that ends the process at once (SIGBUS of a token file whose disk has gone)
-    says in which line it came.
+    """Gives two endings of Lightning's own, of which its loop may hear before ours, what says so: SIGTERM its exit
+    code, and Ctrl-C, of which Lightning makes an exit code, its exception. A signal that ends the process at once
+    (SIGBUS of a token file whose disk has gone) says in which line it came.
 
     RunFailed: a process of data.workers was ended by another than us, of which torch tells wherever this one is.
     """
@@ -149,4 +160,6 @@ def signalled() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):  # torch has no class for it
             raise
-        raise RunFailed(f"a process of data.workers has ended before its time: {error}; go on from the last checkpoint") from error
+        raise RunFailed(
+            f"a process of data.workers has ended before its time: {error}; go on from the last checkpoint"
+        ) from error

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 class TensorBoard:
-    """Writes to ``folder``. A resumed run adds a file that takes the place of the steps after the checkpoint it went on from."""
+    """Writes to ``folder``. A resumed run adds a file that takes the place of the steps after the checkpoint it went on
+    from."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

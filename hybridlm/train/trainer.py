@@ -10,7 +10,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-from hybridlm.launcher import launch
+from hybridlm.machine.launcher import launch
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO
 from hybridlm.train.launch import strategy
 from hybridlm.train.precision import own_plugins
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers.logger import Logger
 
     from hybridlm.config.run import RunConfig
-    from hybridlm.hardware.machine import Machine
-    from hybridlm.run_folder import RunFolder
+    from hybridlm.machine.description import Machine
+    from hybridlm.runs.run_folder import RunFolder
     from hybridlm.train.clock import Clock
 
 _NEVER = 2**40  # steps between validations where there are none during training
@@ -40,13 +40,21 @@ def quiet_lightning() -> None:
     for message in _NOT_FOR_USERS:
         warnings.filterwarnings("ignore", message=message)
     launched = launch()
-    rank_zero_only.rank = 0 if launched is None else launched.rank  # Lightning reads it from what is left in the environment
+    rank_zero_only.rank = (
+        0 if launched is None else launched.rank
+    )  # Lightning reads it from what is left in the environment
 
 
 def make_trainer(
-    config: RunConfig, machine: Machine, folder: RunFolder, loggers: list[Logger], callbacks: list[Callback], clock: Clock | None = None
+    config: RunConfig,
+    machine: Machine,
+    folder: RunFolder,
+    loggers: list[Logger],
+    callbacks: list[Callback],
+    clock: Clock | None = None,
 ) -> lightning.Trainer:
-    """A Trainer that counts optimizer steps, writes checkpoints where ``callbacks`` say so, and prints nothing itself."""
+    """A Trainer that counts optimizer steps, writes checkpoints where ``callbacks`` say so, and prints nothing
+    itself."""
     settings = config.trainer
     every = settings.val_every or _NEVER
     own_precision = own_plugins(machine.precision)

@@ -1,7 +1,7 @@
 """Weights & Biases: one run of theirs per run of ours, whatever the number of starts, and never in the way of training.
 
-Steps are optimizer steps and every row is written once. What earlier starts left in the run folder is read back when a run goes on: rows
-that a kill kept from being written are handed over again, rows that were written are not.
+Steps are optimizer steps and every row is written once. What earlier starts left in the run folder is read back when a
+run goes on: rows that a kill kept from being written are handed over again, rows that were written are not.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ from hybridlm.files.durable import replaced
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
-    from hybridlm.run_folder import RunFolder
+    from hybridlm.runs.run_folder import RunFolder
     from hybridlm.train.metrics import Metrics
 
-_BLOCK, _HEADER, _WHOLE, _LAST = 32768, struct.Struct("<IHB"), 1, 4  # of LevelDB's log format, in which W&B writes its files
+_BLOCK, _HEADER, _WHOLE, _LAST = (
+    32768,
+    struct.Struct("<IHB"),
+    1,
+    4,
+)  # of LevelDB's log format, in which W&B writes its files
 _FILE_HEADER = 7  # bytes
 _LONGEST = 128  # characters of a name, by W&B's rules
-_AGENT = "WANDB_SWEEP_ID"  # set by `wandb agent`; project, entity and id are then those it has set, whatever is asked for
+_AGENT = (
+    "WANDB_SWEEP_ID"  # set by `wandb agent`; project, entity and id are then those it has set, whatever is asked for
+)
 _RUN_ID = "WANDB_RUN_ID"
 
 
@@ -70,8 +77,8 @@ class Wandb:
     """The backend of ``logger=wandb``."""
 
     def __init__(self, arguments: dict[str, Any], folder: RunFolder, *, timeout: float) -> None:
-        """arguments: from ``wandb_arguments``; folder: keeps id, project and entity of the run from start to start; timeout: in
-        seconds, see LoggerConfig."""
+        """arguments: from ``wandb_arguments``; folder: keeps id, project and entity of the run from start to start;
+        timeout: in seconds, see LoggerConfig."""
         self.arguments, self._folder, self._timeout = arguments, folder, timeout
         self._run: Any = None
         self._written = -1  # the last step that an earlier start wrote
@@ -89,7 +96,10 @@ class Wandb:
         self._run.define_metric("data/tokens")
         self._run.define_metric("*", step_metric="data/tokens", step_sync=True)
         for row in rows:
-            self.log({name: value for name, value in row.items() if name != "step" and not isinstance(value, list)}, int(row["step"]))  # type: ignore[arg-type]
+            self.log(
+                {name: value for name, value in row.items() if name != "step" and not isinstance(value, list)},
+                int(row["step"]),
+            )  # type: ignore[arg-type]
         return line or f"wandb, offline; upload with: wandb sync {self.arguments['dir']}/wandb/offline-run-*-{run_id}"
 
     def _last_row(self, run_id: str) -> int:
@@ -97,7 +107,8 @@ class Wandb:
         return max((step for step, _ in written_rows(Path(self.arguments["dir"]), run_id)), default=-1)
 
     def _begin(self, run_id: str) -> str:
-        """Online as far as asked for and possible in time, else offline. Returns a line for the user, or nothing where it is offline."""
+        """Online as far as asked for and possible in time, else offline. Returns a line for the user, or nothing where
+        it is offline."""
         import wandb
 
         # W&B names a start's folder by its second, and would write into that of a start within the same one.
@@ -144,25 +155,33 @@ class Wandb:
         try:
             self._run.finish()
         finally:
-            wandb.teardown()  # its service writes the end of the file some time after finish() has returned, and before it ends itself
+            # its service writes the end of the file some time after finish() has returned, and before it ends itself
+            wandb.teardown()
         # W&B's service drops what it cannot write, and tells nobody.
         if (last := self._last_row(run_id)) < self._handed:
             place = Path(self.arguments["dir"]) / "wandb"
-            return f"wandb lacks what came behind step {max(last, 0)}, as it could not write {place}; metrics.jsonl has it"
+            return (
+                f"wandb lacks what came behind step {max(last, 0)}, as it could not write {place}; metrics.jsonl has it"
+            )
         return ""
 
 
 def written_rows(folder: Path, run_id: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """(step, {name: value as JSON}) of every row that the starts of the run ``run_id`` left under ``folder``/wandb, oldest start first."""
+    """(step, {name: value as JSON}) of every row that the starts of the run ``run_id`` left under ``folder``/wandb,
+    oldest start first."""
     for path in sorted(
-        (folder / "wandb").glob(f"*run-*-{run_id}/run-{run_id}.wandb"), key=lambda path: path.parent.name.partition("run-")[2]
+        (folder / "wandb").glob(f"*run-*-{run_id}/run-{run_id}.wandb"),
+        key=lambda path: path.parent.name.partition("run-")[2],
     ):
         if path.parent.is_symlink():  # latest-run
             continue
         for record in _records(path.read_bytes()):
             if record.WhichOneof("record_type") == "history":
                 items = record.history.item
-                yield record.history.step.num, {item.key or ".".join(item.nested_key): item.value_json for item in items}
+                yield (
+                    record.history.step.num,
+                    {item.key or ".".join(item.nested_key): item.value_json for item in items},
+                )
 
 
 def _records(content: bytes) -> Iterator[Any]:

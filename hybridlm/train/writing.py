@@ -9,7 +9,8 @@ from hybridlm.files.durable import replaced
 
 
 def write_or_say(path: Path, text: str, say: Callable[[str], None]) -> None:
-    """Writes ``text``, also into a folder that is to be made. A failure is told by ``say`` in a line, and ends nothing."""
+    """Writes ``text``, also into a folder that is to be made. A failure is told by ``say`` in a line, and ends
+    nothing."""
     try:
         path.parent.mkdir(exist_ok=True)
         with replaced(path) as new:

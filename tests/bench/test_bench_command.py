@@ -9,9 +9,9 @@ import torch
 from typer.testing import CliRunner
 
 from hybridlm.bench import memory
-from hybridlm.commands.verbs import app
-from hybridlm.compose import compose_config
-from hybridlm.run_folder import RunFolder
+from hybridlm.cli.compose import compose_config
+from hybridlm.cli.verbs import app
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.run import run
 
 FAST = ["--contexts", "8,24", "--new-tokens", "2", "--rounds", "1"]
@@ -37,7 +37,9 @@ def test_patterns_side_by_side(tiny, tmp_path):
     for point in points:
         assert point["cache_bytes"] == point["cache_bytes_measured"]
         assert point["decode_tokens_per_s"] > 0
-        assert point["prefill_tokens_per_s"] == pytest.approx(point["batch"] * point["context"] / point["first_token_s"])
+        assert point["prefill_tokens_per_s"] == pytest.approx(
+            point["batch"] * point["context"] / point["first_token_s"]
+        )
         assert ("decode_ratio" in point) == (point["model"] != "T")
     assert found["settings"]["contexts"] == [8, 24]
     assert found["machine"]["torch"] == torch.__version__

@@ -9,8 +9,8 @@ from hybridlm.bench import turns
 from hybridlm.bench.contenders import Contender, untrained
 from hybridlm.bench.report import rows
 from hybridlm.bench.turns import Point, Turn, measure, percentile, point_of, ratio
-from hybridlm.compose import compose_config
-from hybridlm.hardware.device import inference_device
+from hybridlm.cli.compose import compose_config
+from hybridlm.machine.device import inference_device
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +56,13 @@ def test_what_is_timed_is_the_whole_prompt_and_every_token(contenders, monkeypat
     contender = contenders[1]
     monkeypatch.setattr(contender.engine, "prefill_chunk", 8)
     read: list[int] = []
-    handle = contender.engine.model.register_forward_pre_hook(lambda module, arguments: read.append(arguments[0].shape[1]))
+    handle = contender.engine.model.register_forward_pre_hook(
+        lambda module, arguments: read.append(arguments[0].shape[1])
+    )
     decode = contender.engine.decode
-    monkeypatch.setattr(contender.engine, "decode", lambda state, tokens: (read.append(len(tokens)), decode(state, tokens))[1])
+    monkeypatch.setattr(
+        contender.engine, "decode", lambda state, tokens: (read.append(len(tokens)), decode(state, tokens))[1]
+    )
     try:
         turns._turn(contender, point_of(contender, 1, 20), 3, 1e6)
     finally:
@@ -67,7 +71,9 @@ def test_what_is_timed_is_the_whole_prompt_and_every_token(contenders, monkeypat
 
 
 def test_figures_from_turns():
-    point = Point("a", 4, 100, 1, 1, 1, turns=[Turn(0.5, (0.1, 0.3), 7), Turn(2.0, (0.2, 0.2), 9), Turn(1.0, (0.1, 0.1), None)])
+    point = Point(
+        "a", 4, 100, 1, 1, 1, turns=[Turn(0.5, (0.1, 0.3), 7), Turn(2.0, (0.2, 0.2), 9), Turn(1.0, (0.1, 0.1), None)]
+    )
     figures = point.figures()
     assert figures["first_token_s"] == 1.0
     assert figures["prefill_tokens_per_s"] == 400.0

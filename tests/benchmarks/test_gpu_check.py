@@ -127,7 +127,11 @@ def _lives(process: int) -> bool:
     """Not so of one that has ended and that nobody has asked for yet."""
     stat = Path(f"/proc/{process}/stat")
     try:
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z" if Path("/proc/self/stat").exists() else os.kill(process, 0) is None
+        return (
+            stat.read_text().rpartition(")")[2].split()[0] != "Z"
+            if Path("/proc/self/stat").exists()
+            else os.kill(process, 0) is None
+        )
     except OSError:
         return False
 
@@ -146,7 +150,13 @@ def test_the_outcomes_of_the_tests_are_counted(monkeypatch):
 
     monkeypatch.setattr(suite.subprocess, "run", run)
     (row,) = suite._measure(Setting(dry=False, quick=False), "pytest -m gpu")
-    assert row == {"case": "pytest -m gpu", "passed": 70, "failed": 1, "skipped": 3, "error": "FAILED tests/x.py::y - oops"}
+    assert row == {
+        "case": "pytest -m gpu",
+        "passed": 70,
+        "failed": 1,
+        "skipped": 3,
+        "error": "FAILED tests/x.py::y - oops",
+    }
     assert "-q" not in lines[0], "with the project's own -q, pytest says no counts"
 
 
@@ -164,7 +174,9 @@ def test_time_that_is_spent_is_said(check, monkeypatch):
     spent = Part("x", "x", 0, lambda setting: ["a", "b"], lambda setting, case: [], fresh=True)
     assert all(row["error"].startswith("not begun") for row in check.measured(spent, Setting(True, False), []))
     assert begun == []
-    check.measured(Part("x", "x", 50, lambda setting: ["a", "b"], lambda setting, case: [], fresh=True), Setting(True, False), [])
+    check.measured(
+        Part("x", "x", 50, lambda setting: ["a", "b"], lambda setting, case: [], fresh=True), Setting(True, False), []
+    )
     assert [cases for cases, _ in begun] == [["a"], ["b"]]
 
 
@@ -175,7 +187,9 @@ def test_result_files_keep_earlier_parts_and_hold_the_bars(check, tmp_path):
         return Results(tmp_path, "NVIDIA H100 80GB HBM3", check.PARTS, dry=False)
 
     hybrid, long = "hybrid, 3 Mamba-2 to 1 attention", "batch 16 context 8192"
-    cache = [{"case": long, "model": name, "cache_mb": size} for name, size in ((hybrid, 26.0), ("all attention", 100.0))]
+    cache = [
+        {"case": long, "model": name, "cache_mb": size} for name, size in ((hybrid, 26.0), ("all attention", 100.0))
+    ]
     fresh().add("decode", "python x", "here", 1.0, [{**cache[0], "over all attention": 1.2}, cache[1]])
     training = [
         {"case": f"eager {context}", "model": hybrid, "context": context, "mode": "eager", "over all attention": ratio}
@@ -190,7 +204,10 @@ def test_result_files_keep_earlier_parts_and_hold_the_bars(check, tmp_path):
         "| cache, hybrid 3:1 against all attention, 8k context | <= 0.3x | 0.26x | met |",
         "| hybrid 3:1 against all attention, training tokens/s at T = 4096 | >= 1.1x | 1.30x | met |",
         "| hybrid 3:1 against all attention, training tokens/s at T = 16384 | >= 1.8x | not measured | - |",
-        "The hybrid trains faster than all attention from T = 2048 on (0.90x at 1024, 1.05x at 2048, 1.30x at 4096, 1.31x at 8192; eager).",
+        (
+            "The hybrid trains faster than all attention from T = 2048 on (0.90x at 1024, 1.05x at 2048, 1.30x at 4096,"
+            " 1.31x at 8192; eager)."
+        ),
         "`python x`",
         "error: RuntimeError: none",
     ):
@@ -201,13 +218,20 @@ def test_result_files_keep_earlier_parts_and_hold_the_bars(check, tmp_path):
 
 @pytest.mark.parametrize(
     ("ratios", "said"),
-    [({}, "not measured"), ({1024: 0.5, 4096: 0.9}, "at no context up to 4096"), ({1024: 1.2, 2048: 0.9, 4096: 1.1}, "from T = 4096 on")],
+    [
+        ({}, "not measured"),
+        ({1024: 0.5, 4096: 0.9}, "at no context up to 4096"),
+        ({1024: 1.2, 2048: 0.9, 4096: 1.1}, "from T = 4096 on"),
+    ],
 )
 def test_the_crossover(check, ratios, said):
     from gpu.models import HYBRID
     from gpu.throughput import crossover
 
-    rows = [{"model": HYBRID, "mode": "eager", "context": context, "over all attention": ratio} for context, ratio in ratios.items()]
+    rows = [
+        {"model": HYBRID, "mode": "eager", "context": context, "over all attention": ratio}
+        for context, ratio in ratios.items()
+    ]
     assert said in crossover(rows)
 
 
@@ -221,20 +245,26 @@ def test_the_bars_on_memory(check):
         {"case": "a", "kernels": "conv, mamba2", "planned / allocated with kernels": 1.3},
         {"case": "b", "kernels": "torch", "planned / allocated with kernels": 1.09},
     ]
-    assert [bar.row(rows)[2:] for bar in MEMORY.bars] == [["9.0%", "**missed**"], ["0.99x", "**missed**"], ["1.30x", "reported"]]
+    assert [bar.row(rows)[2:] for bar in MEMORY.bars] == [
+        ["9.0%", "**missed**"],
+        ["0.99x", "**missed**"],
+        ["1.30x", "reported"],
+    ]
     assert [bar.row(rows[:1])[2:] for bar in MEMORY.bars] == [["5.0%", "met"], ["1.20x", "met"], ["not measured", "-"]]
     assert [bar.row([])[3] for bar in MEMORY.bars] == ["-", "-", "-"]
 
 
 @pytest.mark.slow
 def test_every_part_runs_on_a_cpu_with_tiny_shapes(check, tmp_path):
-    done = subprocess.run([sys.executable, str(SCRIPT), "--dry-run", "--out", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--dry-run", "--out", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     found = json.loads((tmp_path / "gpu-dry-run.json").read_text())
     assert found.keys() == check.PARTS.keys()
     assert found["tests"]["rows"][0]["collected"] > 50
     assert not [row for one in found.values() for row in one["rows"] if "error" in row]
-    assert [row["case"] for one in found.values() for row in one["rows"] if "left_out" in row and one is not found["tests"]] == [
-        "mamba_ssm Mamba-2"
-    ]
+    assert [
+        row["case"] for one in found.values() for row in one["rows"] if "left_out" in row and one is not found["tests"]
+    ] == ["mamba_ssm Mamba-2"]
     assert "nothing failed" in done.stdout

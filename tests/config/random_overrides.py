@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
+from hybridlm.config.groups import groups
 from hybridlm.config.run import RunConfig
-from hybridlm.config_files import groups
 
 _GROUPS = groups()
 _FIELDS = [
@@ -13,9 +13,31 @@ _FIELDS = [
     for name, field in RunConfig.model_fields.items()
     for inner in (getattr(field.annotation, "model_fields", None) or {"": None})
 ]
-_DEEP = ["model.mamba2.d_state", "callbacks.samples.prompts", "data.tokenizer.path", "data.parts.a.source", "model.variants.S.mixer"]
-_HYDRA = ["hydra", "hydra.run.dir", "hydra.job", "hydra.job.name", "hydra.verbose", "hydra.searchpath", "hydra.callbacks", "hydra.mode"]
-_HYDRA += ["hydra/launcher", "hydra/job_logging", "hydra.output_subdir", "hydra.nothing", "hydra.sweep.dir", "hydra.job_logging.root"]
+_DEEP = [
+    "model.mamba2.d_state",
+    "callbacks.samples.prompts",
+    "data.tokenizer.path",
+    "data.parts.a.source",
+    "model.variants.S.mixer",
+]
+_HYDRA = [
+    "hydra",
+    "hydra.run.dir",
+    "hydra.job",
+    "hydra.job.name",
+    "hydra.verbose",
+    "hydra.searchpath",
+    "hydra.callbacks",
+    "hydra.mode",
+]
+_HYDRA += [
+    "hydra/launcher",
+    "hydra/job_logging",
+    "hydra.output_subdir",
+    "hydra.nothing",
+    "hydra.sweep.dir",
+    "hydra.job_logging.root",
+]
 _KEYS = [
     "",
     " ",

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hybridlm.command_line import HYDRA_FLAGS, refuse_flags
-from hybridlm.commands.verbs import app
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
+from hybridlm.cli.verbs import app
 from hybridlm.config.foreign_names import NAMES, OTHERS, foreign
+from hybridlm.config.groups import groups
+from hybridlm.config.overrides import HYDRA_FLAGS, refuse_flags
 from hybridlm.config.run import RunConfig
-from hybridlm.config_files import groups
 from hybridlm.errors import UserError
 
 PAGE = Path(__file__).parents[2] / "docs/from_other_tools.py"
@@ -28,7 +28,8 @@ def test_what_a_name_is_here_exists():
             assert found.remark, name
         elif first == "hybridlm":
             assert rest.split()[0] in {
-                command.name or command.callback.__name__.replace("evaluate", "eval") for command in app.registered_commands
+                command.name or command.callback.__name__.replace("evaluate", "eval")
+                for command in app.registered_commands
             }
         elif field in groups() and equals:
             assert field == "experiments" or value in groups()[field], name
@@ -57,12 +58,18 @@ def test_each_name_is_one_line_with_ours(tool, name, found):
     ("line", "said"),
     [
         ("batch_size=12", "batch_size = 12: unknown key; batch_size of nanoGPT is data.batch_size here"),
-        ("learning_rate=3", "learning_rate = 3: unknown key; learning_rate of nanoGPT is optim.lr here (optim.muon.lr for the matrices"),
+        (
+            "learning_rate=3",
+            "learning_rate = 3: unknown key; learning_rate of nanoGPT is optim.lr here (optim.muon.lr for the matrices",
+        ),
         ("train.max_norm=1", "train: unknown key; train.max_norm of litgpt is optim.clip here"),
         ("dtype=float16", "dtype = 'float16': unknown key; dtype of nanoGPT is trainer.precision here"),
         ("dropout=0.1", "dropout = 0.1: unknown key; there is no dropout; leave it away"),
         ("model.n_layer=4", "model.n_layer = 4: unknown key; did you mean model.n_layers?"),
-        ("optim.learning_rate=1e-3", "optim.learning_rate = 0.001: unknown key; learning_rate of nanoGPT is optim.lr here"),
+        (
+            "optim.learning_rate=1e-3",
+            "optim.learning_rate = 0.001: unknown key; learning_rate of nanoGPT is optim.lr here",
+        ),
         ("trainer.batch_size=4", "trainer.batch_size = 4: unknown key; did you mean data.batch_size?"),
     ],
 )

@@ -7,10 +7,10 @@ import re
 import pytest
 
 from hybridlm.config.data import PartConfig
+from hybridlm.config.groups import groups
 from hybridlm.config.help_page import COMMON, help_page
 from hybridlm.config.problems import section_type
 from hybridlm.config.run import RunConfig
-from hybridlm.config_files import groups
 
 
 def leaves(section, path=()):
@@ -33,14 +33,23 @@ def test_every_field_has_a_sentence(section):
 
 
 def test_the_page_has_every_group_option_and_field_with_its_value():
-    tree = {"optim": {"lr": 0.25, "betas": [0.5, 0.75]}, "model": {"pattern": "T M", "name": "mine", "mamba2": {"d_state": 7}}}
+    tree = {
+        "optim": {"lr": 0.25, "betas": [0.5, 0.75]},
+        "model": {"pattern": "T M", "name": "mine", "mamba2": {"d_state": 7}},
+    }
     page = help_page({"model": ["a", "b"], "size": ["tiny"]}, tree)
     assert page.startswith(COMMON)
     words = " ".join(page.split())
     for name, info in FIELDS.items():
         assert re.search(rf"^  {re.escape(name)}=", page, re.MULTILINE), name
         assert " ".join(info.description.split()) in words, name
-    for line in ("optim.lr=0.25 ", "optim.betas=[0.5, 0.75] ", "model.pattern='T M' ", "model.name=mine ", "model.mamba2.d_state=7 "):
+    for line in (
+        "optim.lr=0.25 ",
+        "optim.betas=[0.5, 0.75] ",
+        "model.pattern='T M' ",
+        "model.name=mine ",
+        "model.mamba2.d_state=7 ",
+    ):
         assert f"\n  {line}" in page
     assert f"\n  trainer.log_every={RunConfig().trainer.log_every} " in page, "the default, where the tree has none"
     assert re.search(r"^  model=\.\.\. +a, b$", page, re.MULTILINE)

@@ -1,4 +1,5 @@
-"""Dimensions that no layer can have: each in one line that names the field, its value and what is legal, all of them together."""
+"""Dimensions that no layer can have: each in one line that names the field, its value and what is legal, all of them
+together."""
 
 from __future__ import annotations
 
@@ -67,9 +68,17 @@ def params_of(pattern, **sections):
         ("moe", {"top_k": 9}, ["top_k = 9", "n_experts = 8"]),
         ("moe", {"n_experts": 1}, ["top_k = 2", "n_experts = 1"]),
         ("moe", {"router": "sigmoid", "n_expert_groups": 3}, ["n_expert_groups = 3", "8 experts", "2 and 4"]),
-        ("moe", {"router": "sigmoid", "n_expert_groups": 2, "topk_groups": 3}, ["topk_groups = 3", "n_expert_groups = 2"]),
+        (
+            "moe",
+            {"router": "sigmoid", "n_expert_groups": 2, "topk_groups": 3},
+            ["topk_groups = 3", "n_expert_groups = 2"],
+        ),
         ("moe", {"n_expert_groups": 4}, ["n_expert_groups = 4", "router=sigmoid"]),
-        ("moe", {"router": "sigmoid", "n_expert_groups": 8, "topk_groups": 8}, ["n_expert_groups = 8", "at least 2 experts"]),
+        (
+            "moe",
+            {"router": "sigmoid", "n_expert_groups": 8, "topk_groups": 8},
+            ["n_expert_groups = 8", "at least 2 experts"],
+        ),
         (
             "moe",
             {"router": "sigmoid", "n_expert_groups": 4, "topk_groups": 1, "top_k": 3},
@@ -96,7 +105,14 @@ def test_all_of_them_are_reported_together():
         moe={"router": "sigmoid", "top_k": 9, "n_expert_groups": 3},
     )
     fields = [line.partition(" = ")[0] for line in found]
-    want = ["attention.n_heads", "mamba1.expand", "mamba1.dt_range", "mamba2.n_groups", "mamba3.n_groups", "mamba3.dt_range"]
+    want = [
+        "attention.n_heads",
+        "mamba1.expand",
+        "mamba1.dt_range",
+        "mamba2.n_groups",
+        "mamba3.n_groups",
+        "mamba3.dt_range",
+    ]
     want += ["mamba3.rope_fraction", "mla.qk_rope_head_dim", "moe.top_k", "moe.n_expert_groups"]
     assert sorted(fields) == sorted(f"model.{name}" for name in want)
 
@@ -113,7 +129,9 @@ def test_layers_that_repeat_report_once():
 
 
 def test_sections_that_no_layer_uses_may_hold_anything_legal_by_itself():
-    load_config({"model": {"pattern": "T", "mamba3": {"n_groups": 3}, "mla": {"qk_rope_head_dim": 3}, "moe": {"top_k": 9}}})
+    load_config(
+        {"model": {"pattern": "T", "mamba3": {"n_groups": 3}, "mla": {"qk_rope_head_dim": 3}, "moe": {"top_k": 9}}}
+    )
 
 
 def test_what_is_legal_at_the_edge():
@@ -125,7 +143,12 @@ def test_what_is_legal_at_the_edge():
     assert params_of("L", mla={"qk_rope_head_dim": 0, "rope": False}).params.scale == 48**-0.5
     assert params_of("L", mla={"qk_rope_head_dim": 3, "rope": False}).params.qk_rope_head_dim == 3
     assert params_of("T:moe", moe={"top_k": 8}).ffn.top_k == 8
-    assert params_of("T:moe", moe={"router": "sigmoid", "n_expert_groups": 4, "topk_groups": 2, "top_k": 4}).ffn.topk_groups == 2
+    assert (
+        params_of(
+            "T:moe", moe={"router": "sigmoid", "n_expert_groups": 4, "topk_groups": 2, "top_k": 4}
+        ).ffn.topk_groups
+        == 2
+    )
 
 
 def test_derived_numbers():

@@ -1,4 +1,5 @@
-"""Validation: every mistake in one line with the place and what is legal, all of them together; and the YAML round trip."""
+"""Validation: every mistake in one line with the place and what is legal, all of them together; and the YAML round
+trip."""
 
 from __future__ import annotations
 
@@ -59,7 +60,9 @@ def test_a_wrong_field_is_one_line(sections, line):
 
 
 def test_all_wrong_fields_are_reported_together():
-    found = problems(model={"patern": 1, "d_model": "x"}, optim={"lr": -1, "schedule": "cos"}, data={"batch_size": "all"}, sed=3)
+    found = problems(
+        model={"patern": 1, "d_model": "x"}, optim={"lr": -1, "schedule": "cos"}, data={"batch_size": "all"}, sed=3
+    )
     assert len(found) == 6
 
 
@@ -71,7 +74,10 @@ def test_numeric_keys_are_unknown_keys():
 @pytest.mark.parametrize(
     ("sections", "parts"),
     [
-        ({"model": {"mamba2": {"head_dim": 37}}}, ["model.mamba2.head_dim = 37", "2 x 256 = 512", "not a multiple of 37", "32 and 64"]),
+        (
+            {"model": {"mamba2": {"head_dim": 37}}},
+            ["model.mamba2.head_dim = 37", "2 x 256 = 512", "not a multiple of 37", "32 and 64"],
+        ),
         ({"model": {"mamba2": {"n_heads": 3}}}, ["model.mamba2.n_heads = 3", "192", "512"]),
         ({"model": {"mamba2": {"n_groups": 3}}}, ["model.mamba2.n_groups = 3", "2 and 4"]),
         ({"model": {"mamba2": {"expand": 1.7}}}, ["model.mamba2.expand = 1.7", "whole number"]),
@@ -83,12 +89,21 @@ def test_numeric_keys_are_unknown_keys():
         ({"model": {"attention": {"head_dim": 33, "rope": True}}}, ["head_dim = 33", "even"]),
         ({"model": {"variants": {"T": {"mixer": "attention"}}}}, ["model.variants.T", "capital letter"]),
         ({"model": {"variants": {"S": {"mixer": "foo"}}}}, ["model.variants.S.mixer = 'foo'", "attention, mamba1"]),
-        ({"model": {"variants": {"S": {"mixer": "attention", "windw": 2}}}}, ["model.variants.S.windw", "model.variants.S.window?"]),
-        ({"model": {"pattern": "S", "variants": {"S": {"mixer": "attention", "n_heads": 3}}}}, ["model.variants.S.n_heads = 3"]),
+        (
+            {"model": {"variants": {"S": {"mixer": "attention", "windw": 2}}}},
+            ["model.variants.S.windw", "model.variants.S.window?"],
+        ),
+        (
+            {"model": {"pattern": "S", "variants": {"S": {"mixer": "attention", "n_heads": 3}}}},
+            ["model.variants.S.n_heads = 3"],
+        ),
         ({"size": {"name": "d13"}}, ["size = 'd13'", "tiny"]),
         ({"data": {"source": "files"}}, ["data.path = null", "data.source=files"]),
         ({"data": {"source": "bins", "path": "x.bin"}}, ["data.tokenizer.kind = 'bpe'", "data.tokenizer.path"]),
-        ({"data": {"source": "bins", "tokenizer": {"kind": "file", "path": "x.json"}}}, ["data.path = null", "a token file"]),
+        (
+            {"data": {"source": "bins", "tokenizer": {"kind": "file", "path": "x.json"}}},
+            ["data.path = null", "a token file"],
+        ),
         ({"data": {"source": "bins", "path": "x.bin", "tokenizer": {"kind": "file"}}}, ["data.tokenizer.path = null"]),
         ({"data": {"dtype": "u16"}}, ["data.dtype = 'u16'", "data.source=bins"]),
         ({"data": {"val_path": "x.bin"}}, ["data.val_path = 'x.bin'", "data.source=files and bins"]),
@@ -96,7 +111,10 @@ def test_numeric_keys_are_unknown_keys():
         ({"data": {"source": "files", "path": ["a", ""]}}, ["data.path = ['a', '']", "an empty path"]),
         ({"data": {"tokenizer": {"path": "x.json"}}}, ["data.tokenizer.path = 'x.json'", "data.tokenizer.kind=file"]),
         ({"data": {"path": "*.txt"}}, ["data.path = '*.txt'", "data=files"]),
-        ({"data": {"global_batch": 16, "batch_size": 3}}, ["data.global_batch = 16", "not a multiple", "data.batch_size (3)"]),
+        (
+            {"data": {"global_batch": 16, "batch_size": 3}},
+            ["data.global_batch = 16", "not a multiple", "data.batch_size (3)"],
+        ),
         (
             {"data": {"global_batch": 16, "batch_size": 4}, "trainer": {"accumulate": 2, "devices": 1}},
             ["data.global_batch = 16: is not data.batch_size (4) x trainer.accumulate (2) x trainer.devices (1) = 8"],
@@ -104,7 +122,10 @@ def test_numeric_keys_are_unknown_keys():
         ({"optim": {"warmup": 100}, "trainer": {"max_steps": 100}}, ["optim.warmup = 100", "trainer.max_steps = 100"]),
         ({"optim": {"warmup": 1.5}}, ["optim.warmup = 1.5", "below 1"]),
         ({"optim": {"betas": [0.9, 1]}}, ["optim.betas"]),
-        ({"trainer": {"precision": "16-mixed"}, "hardware": {"accelerator": "cpu"}}, ["trainer.precision = '16-mixed'", "CUDA"]),
+        (
+            {"trainer": {"precision": "16-mixed"}, "hardware": {"accelerator": "cpu"}},
+            ["trainer.precision = '16-mixed'", "CUDA"],
+        ),
     ],
 )
 def test_a_broken_rule_between_fields_is_one_line(sections, parts):
@@ -115,9 +136,9 @@ def test_a_broken_rule_between_fields_is_one_line(sections, parts):
 
 def test_sections_that_no_layer_uses_are_not_checked():
     config = load_config(tree(model={"pattern": "T", "mamba2": {"head_dim": 37}}))
-    assert unused_section_warnings(config, ["++model.mamba2.head_dim=37", "++model.mamba2.expand=2", "++optim.lr=1e-3"]) == [
-        "model.mamba2.head_dim has no effect: no layer is mamba2"
-    ]
+    assert unused_section_warnings(
+        config, ["++model.mamba2.head_dim=37", "++model.mamba2.expand=2", "++optim.lr=1e-3"]
+    ) == ["model.mamba2.head_dim has no effect: no layer is mamba2"]
     assert unused_section_warnings(config, ["model.attention.n_heads=4", "model=transformer"]) == []
 
 
@@ -145,7 +166,11 @@ def test_a_cut_cycle_is_noted():
     [
         {},
         {"model": {"pattern": ["T", "M"], "variants": {"S": {"mixer": "attention", "window": 4}}}},
-        {"model": {"norm_eps": 1e-5, "mamba2": {"dt_limit": [0.0, math.inf]}}, "optim": {"warmup": 5, "lr": 1e-30}, "seed": 2**32 - 1},
+        {
+            "model": {"norm_eps": 1e-5, "mamba2": {"dt_limit": [0.0, math.inf]}},
+            "optim": {"warmup": 5, "lr": 1e-30},
+            "seed": 2**32 - 1,
+        },
         {"data": {"source": "files", "path": "tëxt: 'a' # b\n*.txt"}},
     ],
 )
@@ -156,7 +181,17 @@ def test_yaml_round_trip(sections):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "3", "a: [", "model: {pattern: Q}", "a: &a [*a]", "seed: !!python/name:os.system", "- " * 100_000, "9" * 5_000]
+    "text",
+    [
+        "",
+        "3",
+        "a: [",
+        "model: {pattern: Q}",
+        "a: &a [*a]",
+        "seed: !!python/name:os.system",
+        "- " * 100_000,
+        "9" * 5_000,
+    ],
 )
 def test_text_that_is_no_configuration(text):
     with pytest.raises(UserError):
@@ -205,4 +240,7 @@ def test_any_tree_loads_or_raises_config_errors_of_one_line(changes):
 @pytest.mark.parametrize("high", [math.inf, ".inf"])
 def test_infinity_may_be_written_as_yaml_does(high):
     """On a command line .inf arrives as text."""
-    assert load_config({"model": {"pattern": "M", "mamba2": {"dt_limit": [0.0, high]}}}).model.mamba2.dt_limit == (0.0, math.inf)
+    assert load_config({"model": {"pattern": "M", "mamba2": {"dt_limit": [0.0, high]}}}).model.mamba2.dt_limit == (
+        0.0,
+        math.inf,
+    )

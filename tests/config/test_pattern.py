@@ -116,7 +116,8 @@ def test_notes():
 
 
 near = st.lists(
-    st.sampled_from([*"TMLSXQt()*:%,. 0123", "M1", "M3", ":mlp", ":moe", "*2", "*50%", "mamba", "(TM)*2", "\n"]), max_size=12
+    st.sampled_from([*"TMLSXQt()*:%,. 0123", "M1", "M3", ":mlp", ":moe", "*2", "*50%", "mamba", "(TM)*2", "\n"]),
+    max_size=12,
 ).map("".join)
 
 
@@ -135,8 +136,10 @@ def test_any_text_parses_or_raises_a_pattern_error_and_what_parses_is_stable(pat
 
 
 SIGNS = [
-    "T", "M", "M1", "M2", "M3", "L", "S", "X", "Q", "t", "transformer", "mamba", "mla", ":mlp", ":moe", ":none", ":", "*", "*2", "*0",
-    "*-1", "*60%", "*40%", "%", "(", ")", "[", "]", ",", " ", "\n", "\0", "\x1b", "é", "☃", "\u0661", "*" + "9" * 30, "*999", "(" * 50,
+    "T", "M", "M1", "M2", "M3", "L", "S", "X", "Q", "t", "transformer", "mamba", "mla", ":mlp", ":moe", ":none", ":",
+    "*", "*2", "*0",
+    "*-1", "*60%", "*40%", "%", "(", ")", "[", "]", ",", " ", "\n", "\0", "\x1b", "é", "☃", "\u0661", "*" + "9" * 30,
+    "*999", "(" * 50,
     ")" * 50, "${x}",
 ]  # fmt: skip
 

@@ -8,10 +8,10 @@ import traceback
 import pytest
 from random_overrides import random_overrides
 
-from hybridlm.command_line import split
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
+from hybridlm.cli.user_error import told
+from hybridlm.config.overrides import split
 from hybridlm.errors import UserError
-from hybridlm.user_error import told
 
 
 def odd(seed: int) -> str | None:

@@ -1,6 +1,8 @@
-"""A fit through Lightning that keeps the batches it saw, for the tests; run as a script, the same fits by two processes (gloo).
+"""A fit through Lightning that keeps the batches it saw, for the tests; run as a script, the same fits by two processes
+(gloo).
 
-python fits.py CORPUS FOLDER STEPS    CORPUS: a pickle of the parts and the configuration; writes FOLDER/rank0.pt and rank1.pt
+python fits.py CORPUS FOLDER STEPS    CORPUS: a pickle of the parts and the configuration; writes FOLDER/rank0.pt and
+rank1.pt
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ class Toy(lightning.LightningModule):
         self.seen.append(batch["ids"].clone())
         counted = batch["targets"] >= 0
         logits = self.table[batch["ids"][counted]]
-        return torch.nn.functional.cross_entropy(logits, batch["targets"][counted] % 4, reduction="sum") / batch["n_targets"]
+        return (
+            torch.nn.functional.cross_entropy(logits, batch["targets"][counted] % 4, reduction="sum")
+            / batch["n_targets"]
+        )
 
     def validation_step(self, batch, batch_idx):
         self.val_bytes += batch["n_bytes"].item()
@@ -84,7 +89,9 @@ def two_ranks(corpus, steps, folder):
     for workers in (0, 2):
         for stop in range(steps):
             ckpt, every = (folder / f"step={stop}.ckpt", 100) if stop else (None, 1 if workers == 0 else 100)
-            module, datamodule = fit(corpus, steps, folder, accumulate=2, ckpt=ckpt, every=every, workers=workers, devices=2)
+            module, datamodule = fit(
+                corpus, steps, folder, accumulate=2, ckpt=ckpt, every=every, workers=workers, devices=2
+            )
             seen[f"{workers} {stop}"] = module.seen
     torch.save(seen, folder / f"rank{datamodule.trainer.global_rank}.pt")
 

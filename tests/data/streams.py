@@ -16,7 +16,9 @@ from hybridlm.data.tokenizer import byte_tokenizer
 EOS = 256
 
 
-def raw_stream(folder: Path, arrays: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]] | None = None) -> TokenStream:
+def raw_stream(
+    folder: Path, arrays: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]] | None = None
+) -> TokenStream:
     """A stream of files without an index, one for each array."""
     folder.mkdir(parents=True, exist_ok=True)
     pieces = []
@@ -29,7 +31,9 @@ def raw_stream(folder: Path, arrays: Sequence[Sequence[int]], masks: Sequence[Se
     return TokenStream(pieces)
 
 
-def token_file(path: Path, documents: Sequence[Sequence[int]], learned: Sequence[Sequence[bool]] | None = None) -> TokenFile:
+def token_file(
+    path: Path, documents: Sequence[Sequence[int]], learned: Sequence[Sequence[bool]] | None = None
+) -> TokenFile:
     """A file of ours; the text of a document is as many bytes as it has learned tokens."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with BinWriter(path, eos_id=EOS, vocab_size=257, tokenizer="none", masked=learned is not None) as writer:
@@ -45,17 +49,23 @@ def some_documents(count: int, seed: int, longest: int = 40) -> list[list[int]]:
     return [rng.integers(0, 256, rng.integers(0, longest)).tolist() for _ in range(count)]
 
 
-def split(folder: Path, documents: Sequence[Sequence[int]], files: int = 2, learned: Sequence[Sequence[bool]] | None = None) -> TextSplit:
+def split(
+    folder: Path, documents: Sequence[Sequence[int]], files: int = 2, learned: Sequence[Sequence[bool]] | None = None
+) -> TextSplit:
     """Documents dealt over so many token files, one stretch of them to each."""
     edges = [len(documents) * k // files for k in range(files + 1)]
     opened = [
         token_file(folder / f"{k}.bin", documents[a:b], None if learned is None else learned[a:b])
         for k, (a, b) in enumerate(pairwise(edges))
     ]
-    return TextSplit(split_of(opened), sum(file.meta.documents for file in opened), sum(file.meta.text_bytes for file in opened))
+    return TextSplit(
+        split_of(opened), sum(file.meta.documents for file in opened), sum(file.meta.text_bytes for file in opened)
+    )
 
 
-def part(folder: Path, name: str = "all", weight: float = 1.0, *, train: int = 40, val: int = 12, seed: int = 0) -> Part:
+def part(
+    folder: Path, name: str = "all", weight: float = 1.0, *, train: int = 40, val: int = 12, seed: int = 0
+) -> Part:
     return Part(
         name,
         weight,

@@ -11,7 +11,11 @@ from hybridlm.errors import UserError
 def write(path, documents=((1, 2, 3), (), (4,)), vocab_size=100, masked=False):
     with BinWriter(path, eos_id=0, vocab_size=vocab_size, tokenizer="f" * 64, masked=masked) as writer:
         for ids in documents:
-            writer.add(np.array(ids, dtype=np.uint32), 3, np.array([number % 2 == 0 for number in range(len(ids))]) if masked else None)
+            writer.add(
+                np.array(ids, dtype=np.uint32),
+                3,
+                np.array([number % 2 == 0 for number in range(len(ids))]) if masked else None,
+            )
         return writer.finish()
 
 
@@ -66,7 +70,10 @@ DAMAGE = {
     "text_count": (lambda path: change_meta(path, count="7"), "sidecar .* is damaged: count"),
     "format": (lambda path: change_meta(path, format_version=1), "has format 1, this version reads 2"),
     "no_sidecar": (lambda path: path.with_suffix(".json").unlink(), "no readable sidecar a.json"),
-    "other_format": (lambda path: path.with_suffix(".json").write_text('{"format_version": 1}'), "has format 1, this version reads 2"),
+    "other_format": (
+        lambda path: path.with_suffix(".json").write_text('{"format_version": 1}'),
+        "has format 1, this version reads 2",
+    ),
     "index_cut": (lambda path: path.with_suffix(".idx").write_bytes(b""), r"a\.idx has 0 bytes where 16 are recorded"),
     "index_flipped": (lambda path: flip(path.with_suffix(".idx")), r"a\.idx is damaged"),
     "mask_missing": (lambda path: path.with_suffix(".mask").unlink(), r"a\.mask cannot be read"),
@@ -96,7 +103,10 @@ def test_any_cut_and_any_flip_of_a_sidecar_is_refused_in_one_line_or_changes_not
     content = sidecar.read_bytes()
     refused = 0
     for place in range(len(content)):
-        for damaged in (content[:place], *(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :] for bit in (1, 32, 128))):
+        for damaged in (
+            content[:place],
+            *(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :] for bit in (1, 32, 128)),
+        ):
             sidecar.write_bytes(damaged)
             line = ""
             try:

@@ -13,7 +13,7 @@ from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pyarrow import parquet
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.data import tokenizer_pieces
 from hybridlm.data.chat import encode_conversations, template_of
 from hybridlm.data.reading.conversations import ChatRecords
@@ -42,7 +42,9 @@ WRITTEN = {
 }
 every = pytest.mark.parametrize("name", TOKENIZERS)
 characters = st.characters(exclude_categories=["Cs"])
-contents = st.text(characters, min_size=1) | st.sampled_from([*OURS, *CHATML, *LLAMA, EOS, "\n", " a", "\n\n", "the <|end|>\n answer"])
+contents = st.text(characters, min_size=1) | st.sampled_from(
+    [*OURS, *CHATML, *LLAMA, EOS, "\n", " a", "\n\n", "the <|end|>\n answer"]
+)
 talks = st.tuples(
     st.lists(st.builds(Turn, st.just("system"), contents), max_size=1),
     st.lists(st.builds(Turn, st.sampled_from(["user", "assistant"]), contents), min_size=1, max_size=6),
@@ -104,7 +106,9 @@ def message(role="assistant", content="yes"):
 
 def test_messages_and_pairs_are_conversations():
     records = pickle.loads(pickle.dumps(ChatRecords()))
-    found = records.document("a.jsonl:3", {"messages": [{**turn._asdict(), "id": 7} for turn in TALK], "prompt": None, "lang": "en"})
+    found = records.document(
+        "a.jsonl:3", {"messages": [{**turn._asdict(), "id": 7} for turn in TALK], "prompt": None, "lang": "en"}
+    )
     assert found == Document("a.jsonl:3", "", turns=TALK)
     pair = record(prompt="a", response="b", source="web")
     assert pair == Document("a.jsonl:3", "", turns=(Turn("user", "a"), Turn("assistant", "b")))
@@ -120,9 +124,18 @@ GIVEN = "<tool_response>\n{}\n</tool_response>"
 @pytest.mark.parametrize(
     ("fields", "turns"),
     [
-        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, [("user", "a"), ("assistant", "b")]),
         (
-            {"conversations": [{"from": "system", "value": ""}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            [("user", "a"), ("assistant", "b")],
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": ""},
+                    {"from": "human", "value": "a"},
+                    {"from": "gpt", "value": "b"},
+                ]
+            },
             [("user", "a"), ("assistant", "b")],
         ),
         (
@@ -131,7 +144,12 @@ GIVEN = "<tool_response>\n{}\n</tool_response>"
         ),
         ({"messages": [message("developer", "s"), message(content="b")]}, [("system", "s"), ("assistant", "b")]),
         (
-            {"messages": [message("user", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, "c"]), message()]},
+            {
+                "messages": [
+                    message("user", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, "c"]),
+                    message(),
+                ]
+            },
             [("user", "abc"), ("assistant", "yes")],
         ),
         ({"prompt": "a", "completion": "b"}, [("user", "a"), ("assistant", "b")]),
@@ -156,7 +174,13 @@ GIVEN = "<tool_response>\n{}\n</tool_response>"
             ],
         ),
         (
-            {"messages": [{"role": "assistant", "content": "now", "function_call": CALL["function"]}, message("function", "2"), message()]},
+            {
+                "messages": [
+                    {"role": "assistant", "content": "now", "function_call": CALL["function"]},
+                    message("function", "2"),
+                    message(),
+                ]
+            },
             [("assistant", f"now\n{CALLED}"), ("user", GIVEN.format("2")), ("assistant", "yes")],
         ),
         (
@@ -214,17 +238,32 @@ FIELDS = "no messages, conversations, prompt with response, or instruction with 
         ({"messages": [{"name": "gpt", "value": "a"}]}, "a message has no 'role' (message 1: it has name, value)"),
         ({"messages": [{"role": "user"}]}, "a message has no 'content' (message 1: it has role)"),
         ({"messages": [message(3)]}, "the role of a message is not text (message 1: int)"),
-        ({"messages": [message(), message("critic")]}, "unknown role 'critic' (message 2; legal are those of docs/data.md)"),
+        (
+            {"messages": [message(), message("critic")]},
+            "unknown role 'critic' (message 2; legal are those of docs/data.md)",
+        ),
         ({"messages": [message("x" * 99)]}, f"unknown role '{'x' * 40}' (message 1; legal are those of docs/data.md)"),
-        ({"messages": [message("user"), message("system"), message()]}, "role 'system' behind the first message (message 2)"),
-        ({"messages": [message("user"), message(content=None)]}, "the content of a message is not text (message 2: null)"),
-        ({"messages": [message("user", [{"type": "text"}])]}, "the content of a message is not text (message 1: a part of type text)"),
+        (
+            {"messages": [message("user"), message("system"), message()]},
+            "role 'system' behind the first message (message 2)",
+        ),
+        (
+            {"messages": [message("user"), message(content=None)]},
+            "the content of a message is not text (message 2: null)",
+        ),
+        (
+            {"messages": [message("user", [{"type": "text"}])]},
+            "the content of a message is not text (message 1: a part of type text)",
+        ),
         (
             {"messages": [message("user", [{"type": "image_url", "image_url": {}}]), message()]},
             "the content of a message is not text (message 1: a part of type image_url)",
         ),
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "a call of a tool has no name (message 1)"),
-        ({"messages": [message(content="\udfff")]}, "the content of a message is not text (message 1: half a surrogate pair)"),
+        (
+            {"messages": [message(content="\udfff")]},
+            "the content of a message is not text (message 1: half a surrogate pair)",
+        ),
         ({"messages": [message(content="")]}, "the content of a message is empty (message 1)"),
         ({"messages": [message("system"), message("user")]}, "no message of the assistant (2 of others)"),
     ],
@@ -260,7 +299,10 @@ def test_learned_are_the_assistants_words_and_their_ends_alone(name, turns):
 def test_a_content_has_the_same_ids_wherever_it_stands(name, turns):
     ((ids, _),) = encoded(name, turns)
     tokenizer, template = TOKENIZERS[name], template_of(TOKENIZERS[name])
-    alone = [[*template.prefixes[role], *tokenizer.encode(content), template.end_id, *template.tail] for role, content in turns]
+    alone = [
+        [*template.prefixes[role], *tokenizer.encode(content), template.end_id, *template.tail]
+        for role, content in turns
+    ]
     assert ids.tolist() == [token for part in alone for token in part]
 
 
@@ -299,7 +341,9 @@ def test_conversations_are_read_as_they_are_needed(monkeypatch):
     def endless():
         while True:
             read.append(len(read))
-            yield talk((Turn("user", "a"), Turn("assistant", "b")))  # short ones are counted as more than their characters
+            yield talk(
+                (Turn("user", "a"), Turn("assistant", "b"))
+            )  # short ones are counted as more than their characters
 
     stream = encode_conversations(endless(), TOKENIZERS["bpe"], template_of(TOKENIZERS["bpe"]))
     for count in range(1, 40):
@@ -346,7 +390,9 @@ def test_a_token_that_ends_documents_too_can_end_no_message(tmp_path):
 def test_jinja_renders_the_same_text(name, turns):
     assert rendered(name, turns) == written(name, turns)
     assert rendered(name, turns, add_generation_prompt=False) == written(name, turns)
-    assert rendered(name, turns, add_generation_prompt=True) == written(name, turns) + WRITTEN[name][0].format("assistant")
+    assert rendered(name, turns, add_generation_prompt=True) == written(name, turns) + WRITTEN[name][0].format(
+        "assistant"
+    )
 
 
 @every
@@ -364,7 +410,12 @@ def test_transformers_gives_the_very_ids(name, tmp_path):
     template.save(tmp_path)
     assert (tmp_path / "chat_template.jinja").read_bytes() == template.jinja().encode()
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    for turns in (TALK, TALK[1:3], (Turn("user", "a\n\n"), Turn("assistant", "  b \n")), (Turn("assistant", "\u0301x\r\n"),)):
+    for turns in (
+        TALK,
+        TALK[1:3],
+        (Turn("user", "a\n\n"), Turn("assistant", "  b \n")),
+        (Turn("assistant", "\u0301x\r\n"),),
+    ):
         ((ids, _),) = encoded(name, turns)
         messages = [turn._asdict() for turn in turns]
         assert theirs.apply_chat_template(messages, tokenize=True, return_dict=False) == ids.tolist()
@@ -396,7 +447,9 @@ def test_the_legend_shows_every_style_in_one_line():
     assert "\n" not in legend().plain
     assert "learned" in legend().plain
     ((ids, learned),) = encoded("bytes", TALK)
-    assert {span.style for span in legend().spans} == {span.style for span in coloured(ids, TOKENIZERS["bytes"], learned).spans}
+    assert {span.style for span in legend().spans} == {
+        span.style for span in coloured(ids, TOKENIZERS["bytes"], learned).spans
+    }
 
 
 def test_the_yaml_composes_and_its_tokens_have_a_template():

@@ -1,4 +1,5 @@
-"""Resume through Lightning itself: what a stopped and resumed fit reads and learns is bit for bit what an uninterrupted one does."""
+"""Resume through Lightning itself: what a stopped and resumed fit reads and learns is bit for bit what an uninterrupted
+one does."""
 
 import itertools
 import multiprocessing
@@ -22,7 +23,9 @@ from hybridlm.errors import UserError
 
 STEPS = 16
 CONFIG = DataConfig(seq_len=8)
-SYNTHETIC = DataConfig(source="synthetic", seq_len=8, synthetic=SyntheticConfig(n_pairs=1, min_length=5, examples=40, val_examples=4))
+SYNTHETIC = DataConfig(
+    source="synthetic", seq_len=8, synthetic=SyntheticConfig(n_pairs=1, min_length=5, examples=40, val_examples=4)
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,9 @@ def corpora(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("kind", "accumulate"), [("cut", 1), ("cut", 2), ("packed", 2), ("mixture", 1), ("synthetic", 2)])
+@pytest.mark.parametrize(
+    ("kind", "accumulate"), [("cut", 1), ("cut", 2), ("packed", 2), ("mixture", 1), ("synthetic", 2)]
+)
 def test_a_resumed_fit_is_bit_exact(corpora, tmp_path, kind, accumulate):
     whole, datamodule = fit(corpora[kind], STEPS, tmp_path / "whole", accumulate=accumulate, val_every=3)
     assert len(whole.seen) == STEPS * accumulate
@@ -70,7 +75,16 @@ def test_killed_again_and_again_it_still_sees_every_batch(corpora, tmp_path, wor
     whole, _ = fit(corpora["cut"], STEPS, tmp_path / "whole", accumulate=2, every=100)
     seen, ckpt, last = [], None, 0
     for number, fail_at in enumerate((5, 9, 12, None)):
-        latest, _ = fit(corpora["cut"], STEPS, tmp_path / str(number), accumulate=2, fail_at=fail_at, ckpt=ckpt, every=2, workers=workers)
+        latest, _ = fit(
+            corpora["cut"],
+            STEPS,
+            tmp_path / str(number),
+            accumulate=2,
+            fail_at=fail_at,
+            ckpt=ckpt,
+            every=2,
+            workers=workers,
+        )
         assert not multiprocessing.active_children()
         reached = fail_at or STEPS
         saved = reached // 2 * 2  # the newest checkpoint; what came after it is done again
@@ -85,8 +99,12 @@ def test_killed_again_and_again_it_still_sees_every_batch(corpora, tmp_path, wor
 def test_validation_through_lightning_counts_the_text(corpora, kind):
     data, config = corpora[kind]
     module = Toy()
-    trainer = lightning.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_checkpointing=False)
-    trainer.validate(module, DataModule(data, config, global_batch=4, micro_batch=4, accumulate=1, seed=0), verbose=False)
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_checkpointing=False
+    )
+    trainer.validate(
+        module, DataModule(data, config, global_batch=4, micro_batch=4, accumulate=1, seed=0), verbose=False
+    )
     assert module.val_bytes == sum(one.val.text_bytes for one in data.parts)
     assert module.val_documents == ("packed" in kind)
 
@@ -96,7 +114,9 @@ def test_a_part_that_is_too_short_is_named(tmp_path):
     config = DataConfig(seq_len=60)
     datamodule = DataModule(prepared(*parts), config, global_batch=4, micro_batch=4, accumulate=1, seed=0)
     datamodule.trainer = lightning.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
-    with pytest.raises(UserError, match=r"data\.parts\.short: the training text has \d+ tokens, one window takes data\.seq_len"):
+    with pytest.raises(
+        UserError, match=r"data\.parts\.short: the training text has \d+ tokens, one window takes data\.seq_len"
+    ):
         datamodule.train_dataloader()
 
 
@@ -117,7 +137,9 @@ def test_ranks_workers_and_resuming_change_no_global_batch(corpora, tmp_path):
     steps = [torch.cat(wanted[2 * step : 2 * step + 2]) for step in range(SOME_STEPS)]
     for workers, stop in itertools.product((0, 2), (0, 3, 7)):  # 7: the end of an epoch
         ckpt = tmp_path / f"one/step={stop}.ckpt" if stop else None
-        seen = fit((data, config), SOME_STEPS, tmp_path / "again", accumulate=2, ckpt=ckpt, every=100, workers=workers)[0].seen
+        seen = fit((data, config), SOME_STEPS, tmp_path / "again", accumulate=2, ckpt=ckpt, every=100, workers=workers)[
+            0
+        ].seen
         assert all(torch.equal(a, b) for a, b in zip(seen, wanted[2 * stop :], strict=True)), (workers, stop)
 
     (tmp_path / "corpus").write_bytes(pickle.dumps((data.parts, config)))

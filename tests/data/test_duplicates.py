@@ -43,7 +43,10 @@ def expected(units):
     return marks
 
 
-units = st.lists(st.lists(st.none() | st.integers(0, 9).map(str) | st.text(max_size=2), max_size=12).map(tuple).map(Given), max_size=6)
+units = st.lists(
+    st.lists(st.none() | st.integers(0, 9).map(str) | st.text(max_size=2), max_size=12).map(tuple).map(Given),
+    max_size=6,
+)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -70,7 +73,12 @@ def test_the_first_in_the_corpus_stays_in_whatever_order_the_units_are_read(tmp_
         write_digests(tmp_path, number, corpus[number])
     mark_duplicates(tmp_path, 4)
     # What cannot be a document has no place among them.
-    assert [dropped_of(tmp_path, number).tolist() for number in range(4)] == [[False, False, True], [], [True, False], [True, True]]
+    assert [dropped_of(tmp_path, number).tolist() for number in range(4)] == [
+        [False, False, True],
+        [],
+        [True, False],
+        [True, True],
+    ]
 
 
 def test_conversations_are_equal_if_all_their_messages_are(tmp_path):
@@ -82,7 +90,9 @@ def test_conversations_are_equal_if_all_their_messages_are(tmp_path):
         size = 0
 
         def documents(self):
-            return iter([conversation("a", "b"), conversation("a", "c"), conversation("a", "b"), conversation("ab", "")])
+            return iter(
+                [conversation("a", "b"), conversation("a", "c"), conversation("a", "b"), conversation("ab", "")]
+            )
 
     assert dropped(tmp_path, [Conversations()]) == [[False, False, True, False]]
 

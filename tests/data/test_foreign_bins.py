@@ -80,8 +80,16 @@ def test_every_form_reads_back(tmp_path, dtype, vocab_size):
 
 def test_large_ids_need_u32(tmp_path):
     ids = [128255, 65536, 3, 0]
-    assert_read(open_foreign(save(tmp_path / "a.bin", raw(ids, "u32")), dtype="u32", vocab_size=128256), array(ids, "u32"), "raw")
-    assert_read(open_foreign(save(tmp_path / "b.bin", headed(ids, "u32")), dtype=None, vocab_size=128256), array(ids, "u32"), "llm.c")
+    assert_read(
+        open_foreign(save(tmp_path / "a.bin", raw(ids, "u32")), dtype="u32", vocab_size=128256),
+        array(ids, "u32"),
+        "raw",
+    )
+    assert_read(
+        open_foreign(save(tmp_path / "b.bin", headed(ids, "u32")), dtype=None, vocab_size=128256),
+        array(ids, "u32"),
+        "llm.c",
+    )
 
 
 def test_the_json_of_another_program_is_no_sidecar(tmp_path):
@@ -98,11 +106,21 @@ LATE = [5] * 9 + [VOCAB]
 # The content, data.dtype, the vocabulary's size and what the refusal says.
 REFUSED = {
     "empty": (b"", "u16", None, "is empty: 0 bytes"),
-    "no_dtype": (raw(IDS, "u16"), None, VOCAB, r"data.dtype must say u16 or u32: its 16 bytes fit u16 \(8 tokens\) and u32 \(4 tokens\)$"),
+    "no_dtype": (
+        raw(IDS, "u16"),
+        None,
+        VOCAB,
+        r"data.dtype must say u16 or u32: its 16 bytes fit u16 \(8 tokens\) and u32 \(4 tokens\)$",
+    ),
     "no_dtype_pairs": (raw([1, 2, 3], "u16"), None, VOCAB, r"its 6 bytes fit u16 \(3 tokens\)$"),
     "no_dtype_odd": (b"abc", None, None, "its 3 bytes fit neither u16 nor u32: they are odd in number"),
     "odd_u16": (b"abc", "u16", None, "not a multiple of 2 bytes, as data.dtype u16 asks: its 3 bytes fit neither"),
-    "odd_u32": (raw([1, 2, 3], "u16"), "u32", None, r"not a multiple of 4 bytes, as data.dtype u32 asks: its 6 bytes fit u16 \(3 tokens\)"),
+    "odd_u32": (
+        raw([1, 2, 3], "u16"),
+        "u32",
+        None,
+        r"not a multiple of 4 bytes, as data.dtype u32 asks: its 6 bytes fit u16 \(3 tokens\)",
+    ),
     "u16_id": (
         raw(LATE, "u16"),
         "u16",
@@ -116,26 +134,106 @@ REFUSED = {
         r"id 50257 at token 9 \(byte 36\) is outside the vocabulary of 50257: legal are 0 to 50256$",
     ),
     "u32_one_bad_id": (raw([5, 70000, 6], "u32"), "u32", VOCAB, r"id 70000 at token 1 \(byte 4\) is outside .* 50256$"),
-    "u32_large_id": (raw([5, 1 << 31, 6], "u32"), "u32", None, r"id 2147483648 at token 1 \(byte 4\) is implausible: legal .* 2147483647$"),
-    "u16_as_u32": (raw(IDS, "u16"), "u32", VOCAB, r"id 2621490256 at token 0 .* 50256; the file looks like u16: set data.dtype to u16$"),
-    "u16_as_u32_blind": (raw(IDS, "u16"), "u32", None, "id 2621490256 at token 0 .* implausible.*; the file looks like u16: set"),
-    "u16_as_u32_llama": (raw(IDS, "u16"), "u32", 128256, "outside the vocabulary of 128256: .*; the file looks like u16: set"),
-    "u32_as_u16": (raw(IDS, "u32"), "u16", VOCAB, "looks like u32, not u16: every second 16-bit word is zero; set data.dtype to u32"),
+    "u32_large_id": (
+        raw([5, 1 << 31, 6], "u32"),
+        "u32",
+        None,
+        r"id 2147483648 at token 1 \(byte 4\) is implausible: legal .* 2147483647$",
+    ),
+    "u16_as_u32": (
+        raw(IDS, "u16"),
+        "u32",
+        VOCAB,
+        r"id 2621490256 at token 0 .* 50256; the file looks like u16: set data.dtype to u16$",
+    ),
+    "u16_as_u32_blind": (
+        raw(IDS, "u16"),
+        "u32",
+        None,
+        "id 2621490256 at token 0 .* implausible.*; the file looks like u16: set",
+    ),
+    "u16_as_u32_llama": (
+        raw(IDS, "u16"),
+        "u32",
+        128256,
+        "outside the vocabulary of 128256: .*; the file looks like u16: set",
+    ),
+    "u32_as_u16": (
+        raw(IDS, "u32"),
+        "u16",
+        VOCAB,
+        "looks like u32, not u16: every second 16-bit word is zero; set data.dtype to u32",
+    ),
     "u32_as_u16_blind": (raw(IDS, "u32"), "u16", None, "looks like u32, not u16: every second 16-bit word is zero"),
-    "u32_as_u16_llama": (raw([128255, 9, 8], "u32"), "u16", 128256, "looks like u32, not u16: every second 16-bit word is at most 1;"),
-    "gpt2_version": (headed(IDS, "u16", version=2), None, None, r"\(llm.c, GPT-2 magic 20240520\) has version 2 at byte 4: legal is 1$"),
-    "llama_version": (headed(IDS, "u32", version=1), None, None, r"\(llm.c, Llama-3 magic 20240801\) has version 1 at byte 4: legal is 7$"),
-    "header_cut": (headed(IDS, "u16")[:1023], None, None, "cut off in its header: it has 1023 bytes where the header alone takes 1024"),
-    "tokens_cut": (headed(IDS, "u16")[:-2], None, None, "token count 8 at byte 8, but 14 bytes after its header where 2 a token are legal"),
-    "half_token": (headed(IDS, "u32")[:-1], None, None, "token count 8 at byte 8, but 31 bytes after its header where 4 a token are legal"),
+    "u32_as_u16_llama": (
+        raw([128255, 9, 8], "u32"),
+        "u16",
+        128256,
+        "looks like u32, not u16: every second 16-bit word is at most 1;",
+    ),
+    "gpt2_version": (
+        headed(IDS, "u16", version=2),
+        None,
+        None,
+        r"\(llm.c, GPT-2 magic 20240520\) has version 2 at byte 4: legal is 1$",
+    ),
+    "llama_version": (
+        headed(IDS, "u32", version=1),
+        None,
+        None,
+        r"\(llm.c, Llama-3 magic 20240801\) has version 1 at byte 4: legal is 7$",
+    ),
+    "header_cut": (
+        headed(IDS, "u16")[:1023],
+        None,
+        None,
+        "cut off in its header: it has 1023 bytes where the header alone takes 1024",
+    ),
+    "tokens_cut": (
+        headed(IDS, "u16")[:-2],
+        None,
+        None,
+        "token count 8 at byte 8, but 14 bytes after its header where 2 a token are legal",
+    ),
+    "half_token": (
+        headed(IDS, "u32")[:-1],
+        None,
+        None,
+        "token count 8 at byte 8, but 31 bytes after its header where 4 a token are legal",
+    ),
     "longer": (headed(IDS, "u16") + b"\0", None, None, "token count 8 at byte 8, but 17 bytes"),
     "negative_count": (headed(IDS, "u16", count=-8), None, None, "token count -8 at byte 8, but 16 bytes"),
     "no_tokens": (headed([], "u16"), None, None, "is empty: 0 tokens after its header"),
-    "gpt2_is_u16": (headed(IDS, "u16"), "u32", None, r"data.dtype is u32, but the magic 20240520 .* holds u16: leave it out or set u16$"),
-    "llama_is_u32": (headed(IDS, "u32"), "u16", None, r"data.dtype is u16, but the magic 20240801 .* holds u32: leave it out or set u32$"),
-    "gpt2_id": (headed(LATE, "u16"), None, VOCAB, r"id 50257 at token 9 \(byte 1042\) is outside the vocabulary of 50257"),
-    "llama_id": (headed(LATE, "u32"), None, VOCAB, r"id 50257 at token 9 \(byte 1060\) is outside the vocabulary of 50257"),
-    "other_magic": (headed(IDS, "u16", magic=20250211), "u16", None, "the magic 20250211 at byte 0: legal is 20240520 .* or 20240801"),
+    "gpt2_is_u16": (
+        headed(IDS, "u16"),
+        "u32",
+        None,
+        r"data.dtype is u32, but the magic 20240520 .* holds u16: leave it out or set u16$",
+    ),
+    "llama_is_u32": (
+        headed(IDS, "u32"),
+        "u16",
+        None,
+        r"data.dtype is u16, but the magic 20240801 .* holds u32: leave it out or set u32$",
+    ),
+    "gpt2_id": (
+        headed(LATE, "u16"),
+        None,
+        VOCAB,
+        r"id 50257 at token 9 \(byte 1042\) is outside the vocabulary of 50257",
+    ),
+    "llama_id": (
+        headed(LATE, "u32"),
+        None,
+        VOCAB,
+        r"id 50257 at token 9 \(byte 1060\) is outside the vocabulary of 50257",
+    ),
+    "other_magic": (
+        headed(IDS, "u16", magic=20250211),
+        "u16",
+        None,
+        "the magic 20250211 at byte 0: legal is 20240520 .* or 20240801",
+    ),
     "other_magic_u32": (headed(IDS, "u32", magic=7), "u32", None, "a header like llm.c's, but the magic 7 at byte 0"),
 }
 
@@ -195,7 +293,11 @@ def test_damage_and_mixed_up_widths_are_refused_or_read_as_they_stand(tmp_path):
     own(tmp_path / "own.bin", ids=range(1, 60))
     intact = (tmp_path / "own.bin").read_bytes()
     for _ in range(1500):
-        form, width, damage = rng.choice(["raw", "llm.c", "own"]), rng.choice(["u16", "u32"]), rng.choice(["none", "flip", "cut"])
+        form, width, damage = (
+            rng.choice(["raw", "llm.c", "own"]),
+            rng.choice(["u16", "u32"]),
+            rng.choice(["none", "flip", "cut"]),
+        )
         ids = rng.integers(0, VOCAB, size=64)
         if form == "own":
             path, data, width = tmp_path / "own.bin", intact, "u16"
@@ -234,7 +336,9 @@ def test_the_first_bad_id_is_found_across_blocks(tmp_path, monkeypatch, dtype):
         tokens[position:] = 300
         tokens[position] = 100
         byte = 1024 + position * width
-        with pytest.raises(UserError, match=rf"id 100 at token {position} \(byte {byte}\) is outside the vocabulary of 100: .* 99$"):
+        with pytest.raises(
+            UserError, match=rf"id 100 at token {position} \(byte {byte}\) is outside the vocabulary of 100: .* 99$"
+        ):
             check_ids(tokens, 100, tmp_path, offset_bytes=1024)
 
 

@@ -1,4 +1,5 @@
-"""Tokenizers that a stranger made: refused in a line, or ones that give texts back. None runs code, and none takes much time or memory."""
+"""Tokenizers that a stranger made: refused in a line, or ones that give texts back. None runs code, and none takes much
+time or memory."""
 
 from __future__ import annotations
 
@@ -19,7 +20,18 @@ from hybridlm.data.tokenizer_symbols import symbol_tokenizer
 from hybridlm.errors import UserError
 
 TEXT = "def f(x):\n    return 'naïve' + \"☃ 你好\"  # 1234\n"
-REGEXES = ["(", "(a|aa)+$", "(a*)*b", "(?:x+x+)+y", "(?<n>a)\\g<n>*$", "\\p{Nope}", "a{99999999}", "(?=(a+))\\1b", "[[:alpha:]", ""]
+REGEXES = [
+    "(",
+    "(a|aa)+$",
+    "(a*)*b",
+    "(?:x+x+)+y",
+    "(?<n>a)\\g<n>*$",
+    "\\p{Nope}",
+    "a{99999999}",
+    "(?=(a+))\\1b",
+    "[[:alpha:]",
+    "",
+]
 
 
 def facts_of(tokenizer: Tokenizer) -> dict[str, object]:
@@ -45,7 +57,10 @@ def strange(generator: random.Random) -> object:
     regex = {"type": "Split", "pattern": {"Regex": generator.choice(REGEXES)}, "behavior": "Isolated", "invert": False}
     steps = [
         regex,
-        {"type": "Sequence", "pretokenizers": [regex, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]},
+        {
+            "type": "Sequence",
+            "pretokenizers": [regex, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}],
+        },
         {"type": "FixedLength", "length": 0},
         {"type": "Replace", "pattern": {"Regex": generator.choice(REGEXES)}, "content": "x"},
         {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(bytes(range(40))).decode()},
@@ -53,7 +68,9 @@ def strange(generator: random.Random) -> object:
     return copy.deepcopy(generator.choice([*VALUES, *steps]))
 
 
-@pytest.mark.parametrize("seed", [pytest.param(range(150), id="150"), pytest.param(range(150, 5000), id="4850", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seed", [pytest.param(range(150), id="150"), pytest.param(range(150, 5000), id="4850", marks=pytest.mark.slow)]
+)
 def test_a_mutated_tokenizer_is_refused_in_a_line_or_keeps_texts(tmp_path, seed, capfd):
     path = tmp_path / "tokenizer.json"
     for valid in VALID:
@@ -63,9 +80,13 @@ def test_a_mutated_tokenizer_is_refused_in_a_line_or_keeps_texts(tmp_path, seed,
         generator = random.Random(number)
         changed = copy.deepcopy(generator.choice(VALID))
         if generator.random() < 0.7:
-            part = generator.choice(["normalizer", "pre_tokenizer", "decoder", "post_processor", "added_tokens", "padding", "truncation"])
+            part = generator.choice(
+                ["normalizer", "pre_tokenizer", "decoder", "post_processor", "added_tokens", "padding", "truncation"]
+            )
             changed[part] = (
-                strange(generator) if not changed[part] or generator.random() < 0.5 else mutated(changed[part], generator, strange)
+                strange(generator)
+                if not changed[part] or generator.random() < 0.5
+                else mutated(changed[part], generator, strange)
             )
         else:
             changed = mutated(changed, generator, strange)
@@ -107,7 +128,9 @@ def test_an_id_takes_no_memory(tmp_path, token):
         path.write_text(json.dumps(facts), encoding="utf-8")
         if where == "folder":
             (tmp_path / "folder").mkdir(exist_ok=True)
-            (tmp_path / "folder/vocab.json").write_text(json.dumps(facts["model"]["vocab"] | {"<|endoftext|>": 256}), encoding="utf-8")
+            (tmp_path / "folder/vocab.json").write_text(
+                json.dumps(facts["model"]["vocab"] | {"<|endoftext|>": 256}), encoding="utf-8"
+            )
             (tmp_path / "folder/merges.txt").write_text("#version: 0.2\nz z\n", encoding="utf-8")
             assert not refused_or_read(lambda: use(tmp_path / "folder", load_tokenizer))
         for load in (Tokenizer.load, load_tokenizer):
@@ -118,7 +141,16 @@ def test_files_that_are_no_tokenizers(tmp_path):
     path = tmp_path / "tokenizer.json"
     many = copy.deepcopy(VALID[1])
     many["added_tokens"] = [many["added_tokens"][0] | {"id": 300 + i, "content": f"<{i}>"} for i in range(70_000)]
-    for text in ("[" * 10**6, "{}", "[]", "null", "9" * 10**6, '"\\ud800"', json.dumps(many), '{"model": {"vocab": {"a": NaN}}}'):
+    for text in (
+        "[" * 10**6,
+        "{}",
+        "[]",
+        "null",
+        "9" * 10**6,
+        '"\\ud800"',
+        json.dumps(many),
+        '{"model": {"vocab": {"a": NaN}}}',
+    ):
         path.write_text(text, encoding="utf-8")
         for load in (Tokenizer.load, load_tokenizer):
             assert not refused_or_read(lambda load=load: load(path))
@@ -139,12 +171,16 @@ def test_files_that_are_no_tokenizers(tmp_path):
 
 
 def test_a_folder_never_runs_code_and_its_template_is_not_rendered(tmp_path, monkeypatch):
-    """No program of a tokenizer's folder is imported, and conversations are written by our own templates, whatever Jinja lies there."""
+    """No program of a tokenizer's folder is imported, and conversations are written by our own templates, whatever
+    Jinja lies there."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "stranger"
     folder.mkdir()
     byte_tokenizer(["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]).save(folder / "tokenizer.json")
-    evil = "{{ ().__class__.__bases__[0].__subclasses__() }}{{ 'x' * 10**9 }}{% for i in range(10**9) %}{{ i }}{% endfor %}"
+    evil = (
+        "{{ ().__class__.__bases__[0].__subclasses__() }}{{ 'x' * 10**9 }}{% for i in range(10**9) %}{{ i }}{%"
+        " endfor %}"
+    )
     (folder / "chat_template.jinja").write_text(evil, encoding="utf-8")
     (folder / "evil.py").write_text("open('pwned', 'w')", encoding="utf-8")
     config = {

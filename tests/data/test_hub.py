@@ -45,7 +45,9 @@ def write(folder, files):
     for name, texts in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(texts if isinstance(texts, bytes) else "".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
+        path.write_bytes(
+            texts if isinstance(texts, bytes) else "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+        )
     return str(folder)
 
 
@@ -67,9 +69,14 @@ def test_every_row_is_a_document_in_order(tmp_path, streaming):
     corpus = open_hub(HfConfig(id=folder, streaming=streaming), RECORDS, MB)
     names = [f"{folder}/0:0", f"{folder}/0:1", *(f"{folder}/1:{row}" for row in range(4))]
     found = read(corpus)
-    assert [getattr(one, "name", None) or one.where for one in found] == (names if streaming else [f"{folder}:{row}" for row in range(6)])
+    assert [getattr(one, "name", None) or one.where for one in found] == (
+        names if streaming else [f"{folder}:{row}" for row in range(6)]
+    )
     assert [one if isinstance(one, Bad) else one.text for one in found][:3] == ["one", "two", "three"]
-    assert [str(one).split(": ", 1)[1] for one in found if isinstance(one, Bad)] == ["empty", "'text' is not text (null)"]
+    assert [str(one).split(": ", 1)[1] for one in found if isinstance(one, Bad)] == [
+        "empty",
+        "'text' is not text (null)",
+    ]
     assert found[5].text == "four"
 
 
@@ -80,7 +87,11 @@ def test_parquet_csv_and_gzipped_lines_are_read(tmp_path):
     (tmp_path / "p").mkdir()
     parquet.write_table(pyarrow.table({"id": [1, 2], "body": ["x", "y"]}), tmp_path / "p/train.parquet")
     lines = gzip.compress(b'{"body": "x"}\n{"body": "y"}\n', mtime=0)
-    sets = [tmp_path / "p", write(tmp_path / "c", {"train.csv": b"id,body\n1,x\n2,y\n"}), write(tmp_path / "g", {"train.jsonl.gz": lines})]
+    sets = [
+        tmp_path / "p",
+        write(tmp_path / "c", {"train.csv": b"id,body\n1,x\n2,y\n"}),
+        write(tmp_path / "g", {"train.jsonl.gz": lines}),
+    ]
     for folder in sets:
         for streaming in (False, True):
             corpus = open_hub(HfConfig(id=str(folder), streaming=streaming), TextRecords("body"), MB)
@@ -91,7 +102,9 @@ def test_rows_are_cut_where_the_bytes_are(tmp_path):
     texts = long_texts(1000, 100) + long_texts(1000, 1000)
     folder = write(tmp_path / "set", {"train.jsonl": texts})
     units = open_hub(HfConfig(id=folder), RECORDS, 100_000).units
-    assert [(unit.begin, unit.end) for unit in units] == [*zip([0, *(u.end for u in units[:-1])], [u.end for u in units], strict=True)]
+    assert [(unit.begin, unit.end) for unit in units] == [
+        *zip([0, *(u.end for u in units[:-1])], [u.end for u in units], strict=True)
+    ]
     assert units[-1].end == 2000
     sizes = [sum(len(document.text) for document in unit.documents()) for unit in units]
     assert len(units) == 11  # 98 and 994 bytes a row, and 4 of Arrow's own
@@ -150,7 +163,11 @@ def test_the_fingerprint_follows_the_content_and_whatever_chooses_documents(tmp_
     others = {first, fingerprint(limit_mb=1), fingerprint(split="all")}
     write(tmp_path / "set", {"a.jsonl": ["one", "owt"]})
     others.add(fingerprint())
-    assert [document.text for document in read(open_hub(HfConfig(id=folder, streaming=streaming), RECORDS, MB))] == ["one", "owt", "three"]
+    assert [document.text for document in read(open_hub(HfConfig(id=folder, streaming=streaming), RECORDS, MB))] == [
+        "one",
+        "owt",
+        "three",
+    ]
     write(tmp_path / "set", {"a.jsonl": ["one", "two"], "b.jsonl": ["three"], "README.md": b"---\nlicense: mit\n---\n"})
     others.add(fingerprint())
     assert len(others) == 5
@@ -158,7 +175,10 @@ def test_the_fingerprint_follows_the_content_and_whatever_chooses_documents(tmp_
 
 def test_a_finer_cut_has_another_fingerprint(tmp_path):
     folder = write(tmp_path / "set", {"a.jsonl": long_texts(100)})
-    assert open_hub(HfConfig(id=folder), RECORDS, 50_000).fingerprint != open_hub(HfConfig(id=folder), RECORDS, 25_000).fingerprint
+    assert (
+        open_hub(HfConfig(id=folder), RECORDS, 50_000).fingerprint
+        != open_hub(HfConfig(id=folder), RECORDS, 25_000).fingerprint
+    )
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -221,8 +241,14 @@ def test_the_libraries_are_left_as_they_were(tmp_path):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ConnectionError("connection reset"), r"data.hf.id=me/set: the network failed \(connection reset\); run the same command again"),
-        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "data.hf.id=me/set cannot be read: .*invalid start byte"),
+        (
+            ConnectionError("connection reset"),
+            r"data.hf.id=me/set: the network failed \(connection reset\); run the same command again",
+        ),
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+            "data.hf.id=me/set cannot be read: .*invalid start byte",
+        ),
     ],
 )
 def test_a_stream_that_fails_midway_says_to_run_again(error, message):
@@ -238,16 +264,31 @@ def test_a_stream_that_fails_midway_says_to_run_again(error, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
-FILES = {f"data/train-{i}.jsonl": "".join(json.dumps({"text": f"{i} {j}"}) + "\n" for j in range(3)).encode() for i in range(2)}
-CARD = b"---\nconfigs:\n- config_name: en\n  data_files: data/*.jsonl\n- config_name: de\n  data_files: data/train-0.jsonl\n---\n"
-MANY = "---\nconfigs:\n" + "".join(f"- config_name: dump-{i:03d}\n  data_files: data/*.jsonl\n" for i in range(100)) + "---\n"
+FILES = {
+    f"data/train-{i}.jsonl": "".join(json.dumps({"text": f"{i} {j}"}) + "\n" for j in range(3)).encode()
+    for i in range(2)
+}
+CARD = (
+    b"---\nconfigs:\n- config_name: en\n  data_files: data/*.jsonl\n- config_name: de\n  data_files:"
+    b" data/train-0.jsonl\n---\n"
+)
+MANY = (
+    "---\nconfigs:\n"
+    + "".join(f"- config_name: dump-{i:03d}\n  data_files: data/*.jsonl\n" for i in range(100))
+    + "---\n"
+)
 REPOSITORIES = {
     "me/set": FILES,
     "me/two": {**FILES, "README.md": CARD},
     "me/many": {**FILES, "README.md": MANY.encode()},
     "me/code": {"code.py": b"raise SystemExit('was run')"},
 }
-REFUSED = {"me/gone": (404, "RepoNotFound"), "me/gated": (403, "GatedRepo"), "me/down": (503, ""), "me/denied": (401, "")}
+REFUSED = {
+    "me/gone": (404, "RepoNotFound"),
+    "me/gated": (403, "GatedRepo"),
+    "me/down": (503, ""),
+    "me/denied": (401, ""),
+}
 
 
 class SmallHub(BaseHTTPRequestHandler):
@@ -283,7 +324,9 @@ class SmallHub(BaseHTTPRequestHandler):
         elif rest[:1] == ["tree"]:
             below = "/".join(rest[2:])
             paths = [file for file in REPOSITORIES[name] if file.startswith(below)]
-            entries = [{"type": "file", "path": file, "size": len(REPOSITORIES[name][file]), "oid": COMMIT} for file in paths]
+            entries = [
+                {"type": "file", "path": file, "size": len(REPOSITORIES[name][file]), "oid": COMMIT} for file in paths
+            ]
             folders = [] if below else [{"type": "directory", "path": "data", "size": 0, "oid": COMMIT}]
             self.answer(200, json.dumps(entries + folders).encode(), Content_Type="application/json")
         elif rest[:1] == ["revision"] and rest[1] not in (COMMIT, "v1", "main"):
@@ -336,7 +379,13 @@ def ask(home, endpoint, configs, **environment):
     """What a new process answers to each config; the libraries read their environment when they are imported."""
     run = subprocess.run(
         [sys.executable, "-c", CHILD, json.dumps(configs)],
-        env={**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1", **environment},
+        env={
+            **os.environ,
+            "HF_HOME": str(home),
+            "HF_ENDPOINT": endpoint,
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=60,
@@ -349,14 +398,24 @@ def test_a_data_set_of_the_hub_is_read_and_found_again_without_a_network(small_h
     closed = "http://127.0.0.1:9"
     texts = [f"{i} {j}" for i in range(2) for j in range(3)]
     kept, pinned, streamed = {"id": "me/set"}, {"id": "me/set", "revision": "v1"}, {"id": "me/set", "streaming": True}
-    (on_disk, at_v1, stream, german), said = ask(tmp_path, small_hub, [kept, pinned, streamed, {"id": "me/two", "name": "de"}])
+    (on_disk, at_v1, stream, german), said = ask(
+        tmp_path, small_hub, [kept, pinned, streamed, {"id": "me/two", "name": "de"}]
+    )
     assert on_disk["texts"] == stream["texts"] == at_v1["texts"] == texts
     assert german["texts"] == texts[:3]
     assert at_v1["fingerprint"] == on_disk["fingerprint"]  # the same commit
     assert said == ""
 
     unread = {"id": "me/gone"}
-    offline = [kept, pinned, {**kept, "revision": "v2"}, streamed, {"id": "me/two", "name": "fr"}, {"id": "me/two"}, unread]
+    offline = [
+        kept,
+        pinned,
+        {**kept, "revision": "v2"},
+        streamed,
+        {"id": "me/two", "name": "fr"},
+        {"id": "me/two"},
+        unread,
+    ]
     for environment in ({}, {"HF_HUB_OFFLINE": "1"}):
         found, _ = ask(tmp_path, closed, offline, **environment)
         assert [answer.get("texts") for answer in found[:2]] == [texts, texts]
@@ -367,24 +426,48 @@ def test_a_data_set_of_the_hub_is_read_and_found_again_without_a_network(small_h
         assert found[4]["error"] == "data.hf.name=fr: data.hf.id=me/two has de in the cache"
         assert found[5]["texts"] == texts[:3]
         assert "the hub cannot be reached" in found[6]["error"]
-        assert "the data set is not in the cache: go online for the first start, or name a local folder" in found[6]["error"]
+        assert (
+            "the data set is not in the cache: go online for the first start, or name a local folder"
+            in found[6]["error"]
+        )
         assert all(len(answer.get("error", "x").splitlines()) == 1 for answer in found)
         assert max(answer["seconds"] for answer in found) < 15  # a bare load_dataset takes 25
 
 
 def test_what_the_hub_refuses_is_told_in_one_line(small_hub, tmp_path):
     cases = [
-        ({"id": "me/gone"}, "data.hf.id=me/gone: the hub has no such data set, or it is private, and then HF_TOKEN has to be set"),
-        ({"id": "me/gated"}, "data.hf.id=me/gated is gated: accept its terms on its page at the hub, then set HF_TOKEN"),
+        (
+            {"id": "me/gone"},
+            "data.hf.id=me/gone: the hub has no such data set, or it is private, and then HF_TOKEN has to be set",
+        ),
+        (
+            {"id": "me/gated"},
+            "data.hf.id=me/gated is gated: accept its terms on its page at the hub, then set HF_TOKEN",
+        ),
         ({"id": "me/denied"}, "data.hf.id=me/denied"),
-        ({"id": "me/set", "revision": "v9"}, "data.hf.revision=v9: data.hf.id=me/set has no such branch, tag or commit"),
+        (
+            {"id": "me/set", "revision": "v9"},
+            "data.hf.revision=v9: data.hf.id=me/set has no such branch, tag or commit",
+        ),
         ({"id": "me/two"}, "data.hf.name=null: data.hf.id=me/two has en, de"),
         ({"id": "me/two", "name": "fr"}, "data.hf.name=fr: data.hf.id=me/two has en, de"),
         ({"id": "me/many"}, "data.hf.name=null: data.hf.id=me/many has dump-000, dump-001, "),
-        ({"id": "me/set", "split": "test"}, "data.hf.split=test: data.hf.id=me/set has no split 'test', legal is train"),
-        ({"id": "me/code"}, "data.hf.id=me/code comes with code that would have to be run to read it, which is never done"),
+        (
+            {"id": "me/set", "split": "test"},
+            "data.hf.split=test: data.hf.id=me/set has no split 'test', legal is train",
+        ),
+        (
+            {"id": "me/code"},
+            "data.hf.id=me/code comes with code that would have to be run to read it, which is never done",
+        ),
         ({"id": "me/down"}, "data.hf.id=me/down: the hub cannot be reached"),
-        ({"id": "me/hangs"}, "data.hf.id=me/hangs: the hub cannot be reached (no answer within 2 s) and the data set is not in the cache"),
+        (
+            {"id": "me/hangs"},
+            (
+                "data.hf.id=me/hangs: the hub cannot be reached (no answer within 2 s) and the data set is not in the"
+                " cache"
+            ),
+        ),
         ({"id": "a--b/c"}, "data.hf.id=a--b/c cannot be read: "),
     ]
     found, said = ask(tmp_path, small_hub, [config for config, _ in cases])
@@ -393,4 +476,6 @@ def test_what_the_hub_refuses_is_told_in_one_line(small_hub, tmp_path):
         assert len(answer["error"].splitlines()) == 1
         assert len(answer["error"]) < 400
         assert answer["seconds"] < 20
-    assert len(said.splitlines()) == 2  # that the hub cannot be reached, as the copy in the cache would be used without a word else
+    assert (
+        len(said.splitlines()) == 2
+    )  # that the hub cannot be reached, as the copy in the cache would be used without a word else

@@ -58,9 +58,13 @@ def take(loader, count):
 def global_batches(world_size, accumulate, steps):
     """The windows of each optimizer step, put together from all ranks and micro-batches."""
     per_rank = [
-        take(train_loader(accumulate=accumulate, rank=rank, world_size=world_size), steps * accumulate) for rank in range(world_size)
+        take(train_loader(accumulate=accumulate, rank=rank, world_size=world_size), steps * accumulate)
+        for rank in range(world_size)
     ]
-    return [torch.cat([ids for batches in per_rank for ids in batches[k * accumulate : (k + 1) * accumulate]]) for k in range(steps)]
+    return [
+        torch.cat([ids for batches in per_rank for ids in batches[k * accumulate : (k + 1) * accumulate]])
+        for k in range(steps)
+    ]
 
 
 def test_targets_are_the_next_tokens():
@@ -145,7 +149,9 @@ def test_what_cannot_work_is_refused():
 
 
 def test_many_files_are_read_as_one_bit_for_bit():
-    one, many = (take(train_loader(pieces=pieces, seq_len=32), 40) for pieces in (1, 90))  # windows of 33 tokens, files of 11
+    one, many = (
+        take(train_loader(pieces=pieces, seq_len=32), 40) for pieces in (1, 90)
+    )  # windows of 33 tokens, files of 11
     assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
 
 
@@ -166,7 +172,9 @@ def test_masked_targets_are_counted_over_the_whole_global_batch(world_size, accu
     source = CutWindows(stream(masked_up_to=600), 16, 5)
     plain = itertools.islice(endless(train_loader()), 20)
     ranks = [
-        itertools.islice(endless(loader_of(source, rank=rank, world_size=world_size, accumulate=accumulate)), 20 * accumulate)
+        itertools.islice(
+            endless(loader_of(source, rank=rank, world_size=world_size, accumulate=accumulate)), 20 * accumulate
+        )
         for rank in range(world_size)
     ]
     taken = [list(batches) for batches in ranks]
@@ -194,7 +202,15 @@ def byte_stream(name, ids, pieces=1):
 def val_batches(parts, *, world_size=1, batch_size=3, limit=None, masked=False):
     bytes_of = byte_tokenizer().token_bytes()
     loaders = [
-        ValLoader(parts, batch_size=batch_size, token_bytes=bytes_of, rank=rank, world_size=world_size, limit_batches=limit, masked=masked)
+        ValLoader(
+            parts,
+            batch_size=batch_size,
+            token_bytes=bytes_of,
+            rank=rank,
+            world_size=world_size,
+            limit_batches=limit,
+            masked=masked,
+        )
         for rank in range(world_size)
     ]
     assert len({len(loader) for loader in loaders}) == 1
@@ -211,7 +227,9 @@ def test_validation_counts_every_target_and_byte_once(world_size):
         tokens += [*tokenizer.encode(text), tokenizer.eos_id]
     batches = val_batches([SideBySide(byte_stream("texts", tokens, pieces=3), 8)], world_size=world_size)
     counted = [batch["targets"] != IGNORE for batch in batches]
-    assert torch.cat([batch["targets"][mask] for batch, mask in zip(batches, counted, strict=True)]).tolist() == tokens[1:]
+    assert (
+        torch.cat([batch["targets"][mask] for batch, mask in zip(batches, counted, strict=True)]).tolist() == tokens[1:]
+    )
     assert torch.cat([batch["ids"][mask] for batch, mask in zip(batches, counted, strict=True)]).tolist() == tokens[:-1]
     assert [batch["n_targets"].item() for batch in batches] == [mask.sum().item() for mask in counted]
     assert sum(batch["n_bytes"].item() for batch in batches) == len("".join(texts).encode())
@@ -235,7 +253,9 @@ def test_validation_reads_one_part_after_the_other(world_size, limit):
     batches = val_batches(parts, world_size=world_size, batch_size=2, limit=limit)
     targets = torch.cat([batch["targets"][batch["targets"] != IGNORE] for batch in batches]).tolist()
     starts = [[place + 60 * k for place in range(0, count - 1, 8)] for k, count in enumerate((30, 2, 100))]
-    windows = [range(first + 1, min(first + 9, 60 * k + count)) for k, count in enumerate((30, 2, 100)) for first in starts[k]]
+    windows = [
+        range(first + 1, min(first + 9, 60 * k + count)) for k, count in enumerate((30, 2, 100)) for first in starts[k]
+    ]
     chosen = windows if limit is None else [windows[place * len(windows) // 8] for place in range(8)]
     assert targets == [token for window in chosen for token in window]
 
@@ -252,7 +272,9 @@ def test_packed_validation_counts_every_byte_once_over_the_ranks(tmp_path, world
     assert sum(int(batch["n_bytes"]) for batch in batches) == sum(text.text_bytes for text in texts)
     assert sum(int(batch["n_targets"]) for batch in batches) == sum(len(text.stream) - 1 for text in texts)
     assert {"doc_ids" in batch for batch in batches} == {isolate}
-    assert {tensor.shape for batch in batches for name, tensor in batch.items() if not name.startswith("n_")} == {(4, 16)}
+    assert {tensor.shape for batch in batches for name, tensor in batch.items() if not name.startswith("n_")} == {
+        (4, 16)
+    }
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -261,7 +283,9 @@ def test_validation_counts_the_bytes_of_learned_tokens_alone(tmp_path, packed):
     rng = np.random.default_rng(0)
     text = split(tmp_path / "val", documents, learned=[(rng.random(len(ids)) < 0.4).tolist() for ids in documents])
     kept = PackedStream(text.stream, 16, eos_id=EOS, folder=tmp_path / "packed")
-    batches = val_batches([PackedWindows(kept, 0, isolate=True) if packed else SideBySide(text.stream, 16)], world_size=2)
+    batches = val_batches(
+        [PackedWindows(kept, 0, isolate=True) if packed else SideBySide(text.stream, 16)], world_size=2
+    )
     assert sum(int(batch["n_bytes"]) for batch in batches) == text.text_bytes
     assert sum(int(batch["n_targets"]) for batch in batches) == text.text_bytes  # a byte is a token
     assert sum(int((batch["targets"] != IGNORE).sum()) for batch in batches) == text.text_bytes
@@ -270,7 +294,8 @@ def test_validation_counts_the_bytes_of_learned_tokens_alone(tmp_path, packed):
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_validation_passes_over_windows_without_targets(tmp_path, packed, world_size):
-    """Conversations of long questions and an answer of two letters: most windows hold nothing to learn, and weigh nothing."""
+    """Conversations of long questions and an answer of two letters: most windows hold nothing to learn, and weigh
+    nothing."""
     documents = [[1] * (90 + number) + [2, 3] for number in range(12)]
     text = split(tmp_path / "val", documents, learned=[[False] * (len(ids) - 2) + [True] * 2 for ids in documents])
     kept = PackedStream(text.stream, 16, eos_id=EOS, folder=tmp_path / "packed")
@@ -308,8 +333,12 @@ def packed_steps(world_size, accumulate, steps):
     """The batches of each optimizer step, put together from all ranks and micro-batches."""
     ranks = [packed_loader(rank=rank, world_size=world_size, accumulate=accumulate) for rank in range(world_size)]
     taken = [list(itertools.islice(endless(loader), steps * accumulate)) for loader in ranks]
-    grouped = [[batch for batches in taken for batch in batches[k * accumulate : (k + 1) * accumulate]] for k in range(steps)]
-    return [{name: torch.cat([batch[name] for batch in step]) for name in ("ids", "targets", "doc_ids")} for step in grouped], grouped
+    grouped = [
+        [batch for batches in taken for batch in batches[k * accumulate : (k + 1) * accumulate]] for k in range(steps)
+    ]
+    return [
+        {name: torch.cat([batch[name] for batch in step]) for name in ("ids", "targets", "doc_ids")} for step in grouped
+    ], grouped
 
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 1)])
@@ -325,8 +354,17 @@ def test_a_pass_holds_every_packed_pair_once():
     """A pass of the windows, whole steps or not: the sequence goes on from one into the next."""
     count = len(packed_stream())
     steps = -(-count // 4)
-    rows = [row for batch in itertools.islice(endless(packed_loader()), steps) for row in zip(batch["ids"], batch["targets"], strict=True)]
-    pairs = [pair for ids, targets in rows[:count] for pair in zip(ids.tolist(), targets.tolist(), strict=True) if pair[1] != IGNORE]
+    rows = [
+        row
+        for batch in itertools.islice(endless(packed_loader()), steps)
+        for row in zip(batch["ids"], batch["targets"], strict=True)
+    ]
+    pairs = [
+        pair
+        for ids, targets in rows[:count]
+        for pair in zip(ids.tolist(), targets.tolist(), strict=True)
+        if pair[1] != IGNORE
+    ]
     assert sorted(pairs) == sorted(itertools.pairwise(PACKED))
 
 
@@ -364,7 +402,9 @@ def test_a_mixture_does_not_hang_on_ranks_or_accumulation(world_size, accumulate
     loaders = [mixed_loader(rank=rank, world_size=world_size, accumulate=accumulate) for rank in range(world_size)]
     parts = [take(loader, 30 * accumulate) for loader in loaders]
     for step, wanted in enumerate(whole):
-        assert torch.equal(torch.cat([ids for part in parts for ids in part[step * accumulate : (step + 1) * accumulate]]), wanted)
+        assert torch.equal(
+            torch.cat([ids for part in parts for ids in part[step * accumulate : (step + 1) * accumulate]]), wanted
+        )
 
 
 def test_a_mixture_resumed_anywhere_goes_on():

@@ -1,4 +1,5 @@
-"""A token file or a packing that is cut or deleted while training reads it: a line, never a signal and never other tokens."""
+"""A token file or a packing that is cut or deleted while training reads it: a line, never a signal and never other
+tokens."""
 
 import os
 
@@ -16,7 +17,9 @@ SIZE = 50_000  # tokens; more than a page of memory
 
 
 def batches(source, workers=0):
-    loader = TrainLoader(source, global_batch=4, micro_batch=4, accumulate=1, rank=0, world_size=1, workers=workers, context="fork")
+    loader = TrainLoader(
+        source, global_batch=4, micro_batch=4, accumulate=1, rank=0, world_size=1, workers=workers, context="fork"
+    )
     try:
         while True:
             yield from loader
@@ -44,7 +47,9 @@ def test_a_file_that_is_cut_ends_the_run_in_a_line(tmp_path, workers, ending):
     with pytest.raises(RunFailed) as failed:
         take(training)
     line = str(failed.value)
-    assert line.startswith(f"{tmp_path / '0'}{ending}: was cut from {'100,000' if ending == '.bin' else '50,000'} to 4,096 bytes")
+    assert line.startswith(
+        f"{tmp_path / '0'}{ending}: was cut from {'100,000' if ending == '.bin' else '50,000'} to 4,096 bytes"
+    )
     assert "ckpt=auto" in line
     assert "\n" not in line
 

@@ -14,7 +14,9 @@ SIZES = [900, 300, 50]
 def parts(tmp_path_factory):
     """Each token names its part and its place."""
     folder = tmp_path_factory.mktemp("mixture")
-    return [CutWindows(raw_stream(folder / str(k), [np.arange(size) + 1000 * k]), 8, seed=k) for k, size in enumerate(SIZES)]
+    return [
+        CutWindows(raw_stream(folder / str(k), [np.arange(size) + 1000 * k]), 8, seed=k) for k, size in enumerate(SIZES)
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,9 @@ def test_with_a_mask_only_learned_targets_count(tmp_path, folder):
     packed = opened(stream, folder)
     windows = PackedWindows(packed, 0, isolate=True)
     targets = rows(packed).targets
-    wanted = [token for ids, mask in zip(documents, masks, strict=True) for token, flag in zip(ids, mask, strict=True) if flag]
+    wanted = [
+        token for ids, mask in zip(documents, masks, strict=True) for token, flag in zip(ids, mask, strict=True) if flag
+    ]
     assert sorted(targets[targets != IGNORE].tolist()) == sorted(wanted)
     for chosen in ([0], [3, 3, len(packed) - 1], range(len(packed))):
         assert windows.targets(np.array(chosen)).tolist() == (targets[list(chosen)] != IGNORE).sum(axis=1).tolist()
@@ -173,5 +175,7 @@ def test_how_full_the_windows_of_all_parts_are(tmp_path):
     facts = packed_documents(prepared(*parts), SEQ_LEN)
     each = [packed_documents(prepared(part), SEQ_LEN) for part in parts]
     assert facts.windows == sum(one.windows for one in each)
-    assert facts.efficiency == pytest.approx(sum(len(part.train.stream) - 1 for part in parts) / (facts.windows * SEQ_LEN))
+    assert facts.efficiency == pytest.approx(
+        sum(len(part.train.stream) - 1 for part in parts) / (facts.windows * SEQ_LEN)
+    )
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["train", "train-packed-16", "val"]

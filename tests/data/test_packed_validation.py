@@ -37,7 +37,11 @@ def test_the_loss_of_packed_validation_is_that_of_documents_alone_where_they_are
     module = LitLM(model, OptimConfig(), machine, facts={}, sharded=False)
     module.on_validation_epoch_start()
     loader = ValLoader(
-        [PackedWindows(packed, 0, isolate=isolate)], batch_size=4, token_bytes=byte_tokenizer().token_bytes(), rank=0, world_size=1
+        [PackedWindows(packed, 0, isolate=isolate)],
+        batch_size=4,
+        token_bytes=byte_tokenizer().token_bytes(),
+        rank=0,
+        world_size=1,
     )
     assert len(packed) % 4  # so rows without targets fill up
     alone = 0.0

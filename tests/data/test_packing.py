@@ -96,7 +96,8 @@ def test_best_fit_with_many_lengths_and_rooms(seed):
 
 
 def test_the_least_room_is_taken_and_filled():
-    # By hand: 7 opens a window (room 3), 6 another (room 4), 4 fits the second alone, 3 the first, and the ones open a third.
+    # By hand: 7 opens a window (room 3), 6 another (room 4), 4 fits the second alone, 3 the first, and the ones open a
+    # third.
     packed = pack(starts_of([1, 3, 6, 1, 7, 4, 1]), 10)
     assert grouped(packed) == [[(0, 1), (10, 1), (22, 1)], [(1, 3), (11, 7)], [(4, 6), (18, 4)]]
     assert packed.efficiency == 23 / 30
@@ -163,7 +164,9 @@ def test_the_same_starts_give_the_same_packing():
     assert first.pieces.dtype == first.windows.dtype == np.int64
 
 
-@pytest.mark.parametrize(("lengths", "seq_len", "count"), [([1], 8, 1), ([8], 8, 1), ([9], 8, 2), ([1, 1, 1], 1, 3), ([3], 1, 3)])
+@pytest.mark.parametrize(
+    ("lengths", "seq_len", "count"), [([1], 8, 1), ([8], 8, 1), ([9], 8, 2), ([1, 1, 1], 1, 3), ([3], 1, 3)]
+)
 def test_the_smallest_streams(lengths, seq_len, count):
     packed = pack(starts_of(lengths), seq_len)
     assert len(packed) == count

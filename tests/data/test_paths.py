@@ -28,11 +28,19 @@ def here(tmp_path, monkeypatch):
 
 
 def test_a_folder_means_its_text_files(here):
-    write(here, "n/a.txt", "n/deep/b.md", "n/c.jsonl", "n/.hidden.txt", "n/.git/d.txt", "n/e.png", "n/f.png", "n/LICENSE")
+    write(
+        here, "n/a.txt", "n/deep/b.md", "n/c.jsonl", "n/.hidden.txt", "n/.git/d.txt", "n/e.png", "n/f.png", "n/LICENSE"
+    )
     (here / "n/g.txt").write_bytes(b"\0\1")
     found = find_files("data.path", "n")
     assert list(found.files) == ["a.txt", "c.jsonl", "deep/b.md"]
-    assert found.left_out == {".png files": 2, "hidden folders": 1, "hidden": 1, "files without an ending": 1, "binary": 1}
+    assert found.left_out == {
+        ".png files": 2,
+        "hidden folders": 1,
+        "hidden": 1,
+        "files without an ending": 1,
+        "binary": 1,
+    }
     assert found.note().startswith("data.path: 3 file(s) are read; left out: 2 .png files, ")
 
 

@@ -80,7 +80,9 @@ def processes(folder):
 def alive(pids):
     """A child that nobody has waited for yet is dead all the same."""
     return {
-        pid for pid in pids if Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] != "Z"
+        pid
+        for pid in pids
+        if Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] != "Z"
     }
 
 
@@ -166,7 +168,9 @@ def main(folder, *whats):
 
 def started(folder, *whats):
     here = Path(__file__)
-    program = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {here.stem} as test; test.main(*sys.argv[1:])"
+    program = (
+        f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {here.stem} as test; test.main(*sys.argv[1:])"
+    )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", program, str(folder), *whats], start_new_session=True, **pipes)
 

@@ -30,12 +30,21 @@ BYTES = TokenizerConfig(kind="bytes", vocab_size=4096)
 def corpus(tmp_path):
     (tmp_path / "text").mkdir()
     for i in range(40):
-        (tmp_path / f"text/{i:02}.txt").write_text(f"document {i}: some words, the same words, é and ☃\n" * (i + 1), encoding="utf-8")
+        (tmp_path / f"text/{i:02}.txt").write_text(
+            f"document {i}: some words, the same words, é and ☃\n" * (i + 1), encoding="utf-8"
+        )
     return tmp_path
 
 
 def config(folder, **changes):
-    values = {"source": "files", "path": f"{folder}/text/*.txt", "out": f"{folder}/out", "tokenizer": BPE, "val_fraction": 0.2, **changes}
+    values = {
+        "source": "files",
+        "path": f"{folder}/text/*.txt",
+        "out": f"{folder}/out",
+        "tokenizer": BPE,
+        "val_fraction": 0.2,
+        **changes,
+    }
     return DataConfig(**values)
 
 
@@ -89,22 +98,30 @@ def test_the_streams_hold_every_document_and_the_counts_are_true(corpus, tokeniz
 
 def test_bpe_learns_from_the_training_documents_only(corpus):
     first = prepare(config(corpus)).tokenizer.fingerprint
-    held_out = next(path for path in sorted(Path(corpus, "text").iterdir()) if place_of(path.read_text(encoding="utf-8")) < 0.2)
-    held_out.write_text(next(text for number in range(99) if place_of(text := f"entirely other text {number} " * 99) < 0.2))
+    held_out = next(
+        path for path in sorted(Path(corpus, "text").iterdir()) if place_of(path.read_text(encoding="utf-8")) < 0.2
+    )
+    held_out.write_text(
+        next(text for number in range(99) if place_of(text := f"entirely other text {number} " * 99) < 0.2)
+    )
     assert prepare(config(corpus)).tokenizer.fingerprint == first
 
 
 def test_bpe_learns_from_a_share_of_every_unit_of_a_large_corpus(corpus, monkeypatch):
     seen = []
-    monkeypatch.setattr("hybridlm.data.preparing.prepare.train_bpe", lambda texts, *_: seen.extend(texts) or byte_tokenizer())
+    monkeypatch.setattr(
+        "hybridlm.data.preparing.prepare.train_bpe", lambda texts, *_: seen.extend(texts) or byte_tokenizer()
+    )
     lines = [json.dumps({"text": f"{number:06d} " + "x" * 993}) + "\n" for number in range(4000)]
     (corpus / "text/big.jsonl").write_text("".join(lines))
-    prepare(config(corpus, path=f"{corpus}/text/*.jsonl", shard_mb=1, tokenizer=TokenizerConfig(vocab_size=300, train_mb=1)))
+    prepare(
+        config(corpus, path=f"{corpus}/text/*.jsonl", shard_mb=1, tokenizer=TokenizerConfig(vocab_size=300, train_mb=1))
+    )
     numbers = [int(text[:6]) for text in seen]
     assert 1_000_000 <= sum(map(len, seen)) <= 1_005_000
-    assert [len([number for number in numbers if quarter <= number * 4 // 4000 < quarter + 1]) for quarter in range(4)] == pytest.approx(
-        [250] * 4, abs=30
-    )
+    assert [
+        len([number for number in numbers if quarter <= number * 4 // 4000 < quarter + 1]) for quarter in range(4)
+    ] == pytest.approx([250] * 4, abs=30)
 
 
 def test_the_second_time_nothing_is_built(corpus, monkeypatch):
@@ -150,7 +167,9 @@ def test_everything_that_matters_names_another_folder_and_nothing_else_does(corp
 def write_lines(folder: Path, count: int, size: int = 1000) -> None:
     """``count`` documents of ``size`` characters, every hundredth line bad, in one file beside the texts."""
     good = (json.dumps({"text": f"{number} " + chr(97 + number % 26) * size}) + "\n" for number in range(count))
-    (folder / "text/many.jsonl").write_text("".join(line if number % 100 else "{cut off\n" for number, line in enumerate(good)))
+    (folder / "text/many.jsonl").write_text(
+        "".join(line if number % 100 else "{cut off\n" for number, line in enumerate(good))
+    )
 
 
 def lines_config(folder: Path, **changes) -> DataConfig:
@@ -207,7 +226,11 @@ def test_shards_are_one_stream(corpus):
     for side in ("train", "val"):
         first, second = (getattr(prepared.parts[0], side) for prepared in (one, many))
         assert tokens_of(first) == tokens_of(second)
-        assert (first.documents, first.text_bytes, first.gzip_bytes) == (second.documents, second.text_bytes, second.gzip_bytes)
+        assert (first.documents, first.text_bytes, first.gzip_bytes) == (
+            second.documents,
+            second.text_bytes,
+            second.gzip_bytes,
+        )
 
 
 def test_a_file_that_can_only_be_read_whole_still_gives_bounded_shards(corpus):
@@ -227,7 +250,9 @@ def test_what_is_bad_is_counted_by_kind_every_time_and_refused_on_request(corpus
     lines = []
     prepare(lines_config(corpus), lines.append)
     summary = "files: 6 of 303 documents left out: 3 x not JSON (first many.jsonl:1, "
-    assert any(line.startswith(summary) and "1 x no field 'text' (first more.jsonl:2, it has body)" in line for line in lines)
+    assert any(
+        line.startswith(summary) and "1 x no field 'text' (first more.jsonl:2, it has body)" in line for line in lines
+    )
     lines.clear()
     prepare(lines_config(corpus), lines.append)
     assert any(line.startswith(summary) for line in lines)
@@ -240,7 +265,9 @@ def test_what_is_bad_is_counted_by_kind_every_time_and_refused_on_request(corpus
 
 def test_nothing_but_bad_documents_is_refused(corpus):
     (corpus / "text/many.jsonl").write_text("[]\n" * 9)
-    with pytest.raises(UserError, match=r"none of its 9 document\(s\) can be used; the first: many\.jsonl:1: not a JSON object"):
+    with pytest.raises(
+        UserError, match=r"none of its 9 document\(s\) can be used; the first: many\.jsonl:1: not a JSON object"
+    ):
         prepare(lines_config(corpus))
     assert folders(corpus / "out") == []
 
@@ -286,7 +313,9 @@ def test_a_lone_text_gives_its_end(tmp_path, name, kind):
     assert 0.09 < len(val) / len(text) < 0.12
     whole = prepared.tokenizer.encode(text)
     assert [
-        token for token in tokens_of(prepared.parts[0].train) + tokens_of(prepared.parts[0].val) if token != prepared.tokenizer.eos_id
+        token
+        for token in tokens_of(prepared.parts[0].train) + tokens_of(prepared.parts[0].val)
+        if token != prepared.tokenizer.eos_id
     ] == whole
     assert any("the last 0.1 is held out" in line for line in lines)
 
@@ -354,7 +383,10 @@ def test_equal_texts_are_left_out_on_request(corpus):
     assert not list(part.folder.glob("unit-*"))
 
 
-CHAT = [{"messages": [{"role": "user", "content": f"ask {i}"}, {"role": "assistant", "content": f"say {i}é"}]} for i in range(60)]
+CHAT = [
+    {"messages": [{"role": "user", "content": f"ask {i}"}, {"role": "assistant", "content": f"say {i}é"}]}
+    for i in range(60)
+]
 SPECIALS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
 
@@ -433,7 +465,9 @@ def test_damage_in_the_cache_is_named(corpus):
     data = path.read_bytes()
     for damaged, message in ((data[:-1], "cut off"), (bytes([data[0] ^ 1]) + data[1:], "SHA-256")):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=rf"train-000000-00\.bin .*{message}.*; delete its folder and prepare again$"):
+        with pytest.raises(
+            UserError, match=rf"train-000000-00\.bin .*{message}.*; delete its folder and prepare again$"
+        ):
             prepare(config(corpus))
     path.write_bytes(data)
     prepare(config(corpus))
@@ -477,7 +511,9 @@ def test_what_a_bpe_learns_from_is_bounded_where_words_do_not_repeat(tmp_path, m
         (tmp_path / f"{number}.txt").write_text("".join(map(chr, letters)), encoding="utf-8")
     taken = list[str]()
     train = prepare_module.train_bpe
-    monkeypatch.setattr(prepare_module, "train_bpe", lambda texts, *rest: train((taken.append(text) or text for text in texts), *rest))
+    monkeypatch.setattr(
+        prepare_module, "train_bpe", lambda texts, *rest: train((taken.append(text) or text for text in texts), *rest)
+    )
     lines = list[str]()
     prepare(config(tmp_path, path=f"{tmp_path}/*.txt", tokenizer=BPE, prepare_workers=1), lines.append)
     characters = sum(map(len, taken))

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from typer.testing import CliRunner
 
-from hybridlm.commands.verbs import app
+from hybridlm.cli.verbs import app
 from hybridlm.data.show import coloured
 from hybridlm.data.tokenizer import byte_tokenizer
 

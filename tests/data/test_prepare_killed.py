@@ -33,7 +33,9 @@ def write_corpus(path: Path) -> list[str]:
 def prepare(folder: Path, out: str) -> subprocess.Popen[str]:
     overrides = ["data=files", f"data.path={folder}/texts.jsonl", f"data.out={folder / out}", "data.prepare_workers=2"]
     overrides += ["data.tokenizer.kind=file", f"data.tokenizer.path={folder}/tokenizer.json"]
-    return subprocess.Popen([sys.executable, "-m", "hybridlm", "prepare", *overrides], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "hybridlm", "prepare", *overrides], stdout=subprocess.PIPE, text=True
+    )
 
 
 def files_of(out: Path) -> dict[str, bytes]:

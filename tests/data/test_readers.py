@@ -142,17 +142,26 @@ def test_parquet_holds_text_in_many_ways(tmp_path):
     texts = ["a", "b", None, "a"]
     columns = [pyarrow.array(texts, kind) for kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view())]
     columns += [pyarrow.array(texts).dictionary_encode(), pyarrow.array([text and text.encode() for text in texts])]
-    parquet.write_table(pyarrow.table(columns, names=["small", "large", "view", "dictionary", "binary"]), tmp_path / "a.parquet")
+    parquet.write_table(
+        pyarrow.table(columns, names=["small", "large", "view", "dictionary", "binary"]), tmp_path / "a.parquet"
+    )
     expected = [("x:1", "a"), ("x:2", "b"), ("x:4", "a")], ["x:3: 'FIELD' is not text (null)"]
     for field in ("small", "large", "view", "dictionary"):
         good, (bad,) = found(tmp_path / "a.parquet", "x", field)
         assert (good, [bad.replace(field, "FIELD")]) == expected
-    assert found(tmp_path / "a.parquet", "x", "binary")[1][:2] == [f"x:{row}: 'binary' is not text (bytes)" for row in (1, 2)]
+    assert found(tmp_path / "a.parquet", "x", "binary")[1][:2] == [
+        f"x:{row}: 'binary' is not text (bytes)" for row in (1, 2)
+    ]
 
 
 def test_a_row_of_parquet_that_is_not_utf8_is_bad_alone(tmp_path):
-    ends, data = (pyarrow.py_buffer(part) for part in (b"".join(end.to_bytes(4, "little") for end in range(4)), b"a\xffb"))
-    parquet.write_table(pyarrow.table({"text": pyarrow.Array.from_buffers(pyarrow.utf8(), 3, [None, ends, data])}), tmp_path / "a.parquet")
+    ends, data = (
+        pyarrow.py_buffer(part) for part in (b"".join(end.to_bytes(4, "little") for end in range(4)), b"a\xffb")
+    )
+    parquet.write_table(
+        pyarrow.table({"text": pyarrow.Array.from_buffers(pyarrow.utf8(), 3, [None, ends, data])}),
+        tmp_path / "a.parquet",
+    )
     good, (bad,) = found(tmp_path / "a.parquet", "x")
     assert good == [("x:1", "a"), ("x:3", "b")]
     assert bad.startswith("x:2: cannot be decoded ('utf-8' codec can't decode byte 0xff")
@@ -162,7 +171,9 @@ def test_long_rows_of_parquet_are_held_a_few_at_a_time(tmp_path, monkeypatch):
     texts = [f"{i}" * 500_000 for i in range(10, 40)]
     parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
     held = []
-    monkeypatch.setattr(readers, "_rows", lambda batch, real=readers._rows: (held.append(batch.num_rows), real(batch))[1])
+    monkeypatch.setattr(
+        readers, "_rows", lambda batch, real=readers._rows: (held.append(batch.num_rows), real(batch))[1]
+    )
     assert [text for _, text in found(tmp_path / "a.parquet", "x")[0]] == texts
     assert max(held) <= 4
 
@@ -196,7 +207,9 @@ def test_broken_parquet_is_one_line_wherever_it_is_broken(tmp_path):
 def test_an_empty_file_is_named_once(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     (line,) = found(tmp_path / name, name)[1]
-    assert line == (f"{name}: empty" if name != "a.parquet" else f"{name}: not readable as Parquet (Parquet file size is 0 bytes)")
+    assert line == (
+        f"{name}: empty" if name != "a.parquet" else f"{name}: not readable as Parquet (Parquet file size is 0 bytes)"
+    )
 
 
 def test_a_text_keeps_its_line_ends_and_is_named_where_it_is_not_utf8(tmp_path):
@@ -209,7 +222,11 @@ def test_a_text_keeps_its_line_ends_and_is_named_where_it_is_not_utf8(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="names are bytes on POSIX only")
 def test_a_file_name_that_is_no_text(tmp_path):
     folder = os.fsdecode(b"\xff")
-    for ending, data in ((".jsonl", b'{"text": "x"}\n{'), (".txt", b"x"), (".jsonl.gz", gzip.compress(b'{"text": "x"}\n'))):
+    for ending, data in (
+        (".jsonl", b'{"text": "x"}\n{'),
+        (".txt", b"x"),
+        (".jsonl.gz", gzip.compress(b'{"text": "x"}\n')),
+    ):
         path = tmp_path / f"{folder}{ending}"
         path.write_bytes(data)
         assert [text for _, text in found(path, path.name)[0]] == ["x"]
@@ -252,7 +269,9 @@ def test_a_record_that_is_too_long_is_left_out_and_those_around_it_are_read(tmp_
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     table = pyarrow.table({"text": ["one", "x" * 5000, "two", "y" * 2000] + ["small"] * 30})
     parquet.write_table(table, tmp_path / "a.parquet")
-    shared = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1, 0, *[1] * 30]), pyarrow.array(["x" * 5000, "one"]))
+    shared = pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array([0, 1, 0, *[1] * 30]), pyarrow.array(["x" * 5000, "one"])
+    )
     parquet.write_table(pyarrow.table({"text": shared}), tmp_path / "b.parquet")
     parquet.write_table(pyarrow.table({"text": ["x" * 5000, "one"]}), tmp_path / "c.parquet")
     for name, rows in (
@@ -265,7 +284,9 @@ def test_a_record_that_is_too_long_is_left_out_and_those_around_it_are_read(tmp_
         good, bad = found(tmp_path / name, name)
         assert [where for where, _ in good] == [f"{name}:{row}" for row in rows]
         assert any("more than 16,000,000 bytes (5," in line for line in bad) or name == "c.parquet"
-    assert found(tmp_path / "c.parquet", "c.parquet")[1] == ["c.parquet:1: more than 16,000,000 bytes (2 rows of 5,063 bytes together)"]
+    assert found(tmp_path / "c.parquet", "c.parquet")[1] == [
+        "c.parquet:1: more than 16,000,000 bytes (2 rows of 5,063 bytes together)"
+    ]
     assert found(tmp_path / "a.jsonl", "a.jsonl")[1] == [
         "a.jsonl:2: more than 16,000,000 bytes (5,013 bytes)",
         "a.jsonl:4: more than 16,000,000 bytes (2,012 bytes)",

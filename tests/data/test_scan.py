@@ -51,22 +51,33 @@ def read(corpus):
 def opened(monkeypatch):
     """The names of the files whose content is read by a scan."""
     names = []
-    monkeypatch.setattr(scan, "_scan", lambda file, *rest, real=scan._scan: (names.append(file.name), real(file, *rest))[1])
+    monkeypatch.setattr(
+        scan, "_scan", lambda file, *rest, real=scan._scan: (names.append(file.name), real(file, *rest))[1]
+    )
     return names
 
 
-line = st.one_of(st.just(b""), st.just(b" "), st.integers(0, 30).map(lambda n: b'{"text": "' + b"x" * (n + 1) + b'"}'), st.just(b"{"))
+line = st.one_of(
+    st.just(b""), st.just(b" "), st.integers(0, 30).map(lambda n: b'{"text": "' + b"x" * (n + 1) + b'"}'), st.just(b"{")
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lines=st.lists(line, max_size=12), ending=st.sampled_from([b"\n", b"\r\n"]), closed=st.booleans(), block=st.integers(1, 40))
+@given(
+    lines=st.lists(line, max_size=12),
+    ending=st.sampled_from([b"\n", b"\r\n"]),
+    closed=st.booleans(),
+    block=st.integers(1, 40),
+)
 def test_slices_of_lines_are_the_lines_of_the_whole_file(tmp_path, monkeypatch, lines, ending, closed, block):
     data = ending.join(lines) + (ending if closed else b"")
     files = write(tmp_path, {"a.jsonl": data})
     monkeypatch.setattr(scan, "_BLOCK", 1 << 22)
     whole = read(scan_files(files, RECORDS, 1 << 20, NOWHERE))
     expected = [number for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
-    assert [int(str(one[0] if isinstance(one, tuple) else one).split(":")[1]) for one in whole if one != "a.jsonl: empty"] == expected
+    assert [
+        int(str(one[0] if isinstance(one, tuple) else one).split(":")[1]) for one in whole if one != "a.jsonl: empty"
+    ] == expected
     monkeypatch.setattr(scan, "_BLOCK", block)
     for unit_bytes in {1, 2, 3, 7, 20, 50, max(len(data), 1), len(data) + 1}:
         corpus = scan_files(files, RECORDS, unit_bytes, NOWHERE)
@@ -92,7 +103,10 @@ def test_the_hash_and_the_cuts_do_not_depend_on_the_blocks(tmp_path, monkeypatch
         found.add((sha256, tuple(cuts)))
     ((sha256, cuts),) = found
     assert sha256 == hashlib.sha256(data).hexdigest()
-    assert [data[cut.begin : cut.end] for cut in cuts[:2]] == [b"0\n1\n2\n3\n4\n5\n6\n7\n8\n", b"9\n10\n11\n12\n13\n14\n"]
+    assert [data[cut.begin : cut.end] for cut in cuts[:2]] == [
+        b"0\n1\n2\n3\n4\n5\n6\n7\n8\n",
+        b"9\n10\n11\n12\n13\n14\n",
+    ]
     assert [cut.first for cut in cuts[:3]] == [1, 10, 16]
 
 
@@ -135,7 +149,12 @@ def test_units_of_parquet_are_row_groups(tmp_path):
 
 
 def test_what_has_not_changed_is_not_read_again(tmp_path, opened):
-    contents = {"a.jsonl": b'{"text": "x"}\n' * 9, "b.txt": b"b", "c.jsonl.gz": gzip.compress(b'{"text": "z"}'), "d.parquet": b"bad"}
+    contents = {
+        "a.jsonl": b'{"text": "x"}\n' * 9,
+        "b.txt": b"b",
+        "c.jsonl.gz": gzip.compress(b'{"text": "z"}'),
+        "d.parquet": b"bad",
+    }
     contents |= {"e/\udcff.txt": b"e"} if os.name != "nt" else {}
     files, sizes = write(tmp_path, contents), []
     first = scan_files(files, RECORDS, 30, tmp_path / "kept" / "a.json", sizes.append)
@@ -175,7 +194,9 @@ def test_a_file_that_settles_while_others_are_read_is_not_kept(tmp_path, opened,
     """Its time may be that of a second change after it was read."""
     files = write(tmp_path, {"a.txt": b"1"}, changed=None)
     began, calls = time.time_ns(), []
-    monkeypatch.setattr(time, "time_ns", lambda: (calls.append(1), began if len(calls) == 1 and not opened else began + int(1e12))[1])
+    monkeypatch.setattr(
+        time, "time_ns", lambda: (calls.append(1), began if len(calls) == 1 and not opened else began + int(1e12))[1]
+    )
     scan_files(files, RECORDS, 30, tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 
@@ -185,9 +206,27 @@ def test_a_kept_scan_that_is_damaged_is_made_again(tmp_path, opened):
     first = scan_files(files, RECORDS, 20, kept)
     good = json.loads(kept.read_bytes())["a.jsonl"]
     size, changed, sha256, cuts, _ = good
-    facts = [None, 5, "x", [], {}, [1], [[1]] * 5, good[:4], [*good, 1], [size, changed, None, cuts, None], [size, changed, "", cuts, None]]
-    facts += [[str(size), changed, sha256, cuts, None], [size, changed, sha256, None, None], [size, changed, sha256, [], None]]
-    facts += [[size, changed, sha256, cuts, broken] for broken in ([], ["a"], "ab", [1, 2], ["a", "b"], False, {"a": "b"})]
+    facts = [
+        None,
+        5,
+        "x",
+        [],
+        {},
+        [1],
+        [[1]] * 5,
+        good[:4],
+        [*good, 1],
+        [size, changed, None, cuts, None],
+        [size, changed, "", cuts, None],
+    ]
+    facts += [
+        [str(size), changed, sha256, cuts, None],
+        [size, changed, sha256, None, None],
+        [size, changed, sha256, [], None],
+    ]
+    facts += [
+        [size, changed, sha256, cuts, broken] for broken in ([], ["a"], "ab", [1, 2], ["a", "b"], False, {"a": "b"})
+    ]
     spoilt = (
         [0, -1, 1, 1],
         [-5, 9, 1, 1],
@@ -203,7 +242,19 @@ def test_a_kept_scan_that_is_damaged_is_made_again(tmp_path, opened):
     facts += [[size, changed, sha256, [cut], None] for cut in spoilt]
     facts += [[size, changed, sha256, cuts[1:], None], [size, changed, sha256, [cuts[0], cuts[0]], None]]
     contents = [json.dumps({"a.jsonl": fact}) for fact in facts]
-    contents += ["", "{", "null", "[]", "5", '"x"', "\x00", "[" * 200_000, '{"a.jsonl": ' * 50_000, json.dumps({"": good}), "9" * 5000]
+    contents += [
+        "",
+        "{",
+        "null",
+        "[]",
+        "5",
+        '"x"',
+        "\x00",
+        "[" * 200_000,
+        '{"a.jsonl": ' * 50_000,
+        json.dumps({"": good}),
+        "9" * 5000,
+    ]
     for number, content in enumerate(contents, 2):
         kept.write_text(content)
         assert scan_files(files, RECORDS, 20, kept) == first, content[:200]
@@ -286,7 +337,9 @@ def test_a_file_that_may_not_be_read_is_read_as_soon_as_it_may(tmp_path, monkeyp
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz", "a.parquet", "long.txt"])
 @pytest.mark.parametrize("how", ["gone", "changed", "folder"])
-def test_a_file_that_goes_or_changes_between_scan_and_reading_is_an_error_not_a_document_less(tmp_path, monkeypatch, name, how):
+def test_a_file_that_goes_or_changes_between_scan_and_reading_is_an_error_not_a_document_less(
+    tmp_path, monkeypatch, name, how
+):
     if name == "a.parquet":
         parquet.write_table(pyarrow.table({"text": ["x"]}), tmp_path / name)
         files = write(tmp_path, {name: (tmp_path / name).read_bytes()})
@@ -304,7 +357,11 @@ def test_a_file_that_goes_or_changes_between_scan_and_reading_is_an_error_not_a_
             (tmp_path / name).mkdir()
     with pytest.raises(UserError) as caught:
         read(corpus)
-    reason = "cannot be read any more (No such file or directory); mend it" if how == "gone" else "changed while the corpus was read;"
+    reason = (
+        "cannot be read any more (No such file or directory); mend it"
+        if how == "gone"
+        else "changed while the corpus was read;"
+    )
     assert str(caught.value).startswith(f"data: {name} {reason}")
 
 

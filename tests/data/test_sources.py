@@ -33,7 +33,14 @@ def documents(config):
 
 def test_files_are_read_below_the_glob_in_order_of_name(tmp_path, monkeypatch):
     write(
-        tmp_path, {"c/b.txt": "bee", "c/a/z.txt": "zed\r\n", "c/a/skip.md": "no", "c/empty.txt": "", "c/mark.txt": b"\xef\xbb\xbf\xc3\xa9"}
+        tmp_path,
+        {
+            "c/b.txt": "bee",
+            "c/a/z.txt": "zed\r\n",
+            "c/a/skip.md": "no",
+            "c/empty.txt": "",
+            "c/mark.txt": b"\xef\xbb\xbf\xc3\xa9",
+        },
     )
     expected = [("a/z.txt", "zed\r\n"), ("b.txt", "bee"), "empty.txt: empty", ("mark.txt", "é")]
     assert documents(CorpusConfig(source="files", path=f"{tmp_path}/c/**/*.txt")) == expected
@@ -90,10 +97,16 @@ def test_folders_and_links_to_nothing_are_no_documents(tmp_path):
         (DataConfig(source="files", path="c/*/"), "matches no file"),
         (DataConfig(source="files", path="c/bin"), r"matches no file .*left out: 1 \.bin files"),
         (DataConfig(source="files", path=("c/d", "c/{a,b}*.txt")), r"data\.path=c/\{a,b\}\*\.txt matches no file"),
-        (DataConfig(source="files", path="c/d/*.txt", val_path="c/d"), r"data\.val_path: names all files of data\.path"),
+        (
+            DataConfig(source="files", path="c/d/*.txt", val_path="c/d"),
+            r"data\.val_path: names all files of data\.path",
+        ),
         (DataConfig(source="stdlib", path="c/*.txt"), "set data.source=files"),
         (DataConfig(source="hf", path="c/*.txt"), "set data.source=files"),
-        (DataConfig(source="files", path="c/*", format="chat"), r"latin\.bin holds no records; data\.format=chat reads \.jsonl"),
+        (
+            DataConfig(source="files", path="c/*", format="chat"),
+            r"latin\.bin holds no records; data\.format=chat reads \.jsonl",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, monkeypatch, config, message):
@@ -108,7 +121,9 @@ def test_a_field_that_no_line_has_is_bad_in_every_line(tmp_path):
     write(tmp_path, {"a.jsonl": '{"body": "x"}\n' * 3})
     config = CorpusConfig(source="files", path=f"{tmp_path}/*.jsonl")
     assert documents(config) == [f"a.jsonl:{line}: no field 'text' (it has body)" for line in (1, 2, 3)]
-    assert documents(config.model_copy(update={"text_field": "body"})) == [(f"a.jsonl:{line}", "x") for line in (1, 2, 3)]
+    assert documents(config.model_copy(update={"text_field": "body"})) == [
+        (f"a.jsonl:{line}", "x") for line in (1, 2, 3)
+    ]
 
 
 def test_conversations_are_read_as_such(tmp_path):
@@ -122,7 +137,9 @@ def test_what_was_found_is_kept_for_a_place_and_a_size_of_units(tmp_path, monkey
     write(tmp_path, {"c/a.jsonl": '{"text": "x"}\n' * 9})
     os.utime(tmp_path / "c" / "a.jsonl", (1e9, 1e9))
     read = []
-    monkeypatch.setattr(scan, "_scan", lambda file, *rest, real=scan._scan: (read.append(file.name), real(file, *rest))[1])
+    monkeypatch.setattr(
+        scan, "_scan", lambda file, *rest, real=scan._scan: (read.append(file.name), real(file, *rest))[1]
+    )
     monkeypatch.chdir(tmp_path)
     config = CorpusConfig(source="files", path="c/*.jsonl")
 
@@ -139,7 +156,15 @@ def test_what_was_found_is_kept_for_a_place_and_a_size_of_units(tmp_path, monkey
 
 
 def test_stdlib_skips_tests_packages_and_tables_and_names_what_it_cannot_decode(tmp_path, monkeypatch):
-    skipped = ["site-packages/a.py", "dist-packages/a.py", "test/a.py", "json/tests/a.py", "idlelib/a.py", "lib2to3/a.py", "encodings/a.py"]
+    skipped = [
+        "site-packages/a.py",
+        "dist-packages/a.py",
+        "test/a.py",
+        "json/tests/a.py",
+        "idlelib/a.py",
+        "lib2to3/a.py",
+        "encodings/a.py",
+    ]
     skipped += ["pydoc_data/a.py", "x/__pycache__/a.py", "config-3.11-x86_64/a.py", "note.txt"]
     write(tmp_path, dict.fromkeys(skipped, "x = 1\n"))
     write(tmp_path, {"b.py": "b = 1\r\n", "a/testing.py": "a = 1\n", "latin.py": b"# coding: latin-1\n# \xe9\n"})
@@ -163,7 +188,9 @@ def test_this_interpreter_has_a_library_worth_learning():
     found = documents(CorpusConfig())
     names = {one[0] for one in found if isinstance(one, tuple)}
     assert {"os.py", "json/decoder.py"} <= names
-    assert not [name for name in names if name.startswith(("test/", "site-packages/", "encodings/")) or "/tests/" in name]
+    assert not [
+        name for name in names if name.startswith(("test/", "site-packages/", "encodings/")) or "/tests/" in name
+    ]
     assert 2e6 < sum(len(one[1]) for one in found if isinstance(one, tuple)) < 30e6
 
 

@@ -53,14 +53,18 @@ def test_without_a_mask_all_is_learned(tmp_path):
 
 def test_a_piece_is_a_stretch_of_its_file(tmp_path):
     np.arange(100, dtype="<u4").tofile(tmp_path / "a.bin")
-    stream = TokenStream([Piece(tmp_path / "a.bin", "<u4", 10, offset=4 * 80), Piece(tmp_path / "a.bin", "<u4", 5, offset=4)])
+    stream = TokenStream(
+        [Piece(tmp_path / "a.bin", "<u4", 10, offset=4 * 80), Piece(tmp_path / "a.bin", "<u4", 5, offset=4)]
+    )
     assert stream.read(0, 15).tolist() == [*range(80, 90), *range(1, 6)]
 
 
 def test_files_of_ours_are_one_stream_with_one_eos_between_documents(tmp_path):
     documents = some_documents(9, seed=1)
     masks = [[number % 2 == 0] * len(ids) for number, ids in enumerate(documents)]
-    files = [token_file(tmp_path / f"{k}.bin", documents[3 * k : 3 * k + 3], masks[3 * k : 3 * k + 3]) for k in range(3)]
+    files = [
+        token_file(tmp_path / f"{k}.bin", documents[3 * k : 3 * k + 3], masks[3 * k : 3 * k + 3]) for k in range(3)
+    ]
     stream = split_of(files)
     wanted = [token for ids in documents for token in (EOS, *ids)] + [EOS]
     learned = [flag for mask in masks for flag in (False, *mask)] + [False]

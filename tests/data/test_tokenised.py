@@ -121,7 +121,11 @@ def test_files_are_looked_through_once(folder, monkeypatch):
     monkeypatch.setattr("hybridlm.data.files.foreign_bins._check_raw", lambda *_: pytest.fail("looked through again"))
     monkeypatch.setattr("hybridlm.data.files.tokenised._Known._counted", lambda *_: pytest.fail("counted again"))
     again = prepare(settings).parts[0]
-    assert (again.folder, again.train.text_bytes, again.val.documents) == (first.folder, first.train.text_bytes, first.val.documents)
+    assert (again.folder, again.train.text_bytes, again.val.documents) == (
+        first.folder,
+        first.train.text_bytes,
+        first.val.documents,
+    )
     ids = np.tile(STREAM, 20)
     ids[300] = 257
     ids.tofile(folder / "train.bin")
@@ -170,7 +174,9 @@ def test_a_tokenizer_that_normalises_counts_the_bytes_that_it_gives_back(folder)
         (folder / f"{i}.txt").write_text(f"\u0301 e\u0301 e{i:02}", encoding="utf-8")
     lines = []
     values = {"source": "files", "path": f"{folder}/*.txt", "out": f"{folder}/out", "val_fraction": 0.3}
-    prepared = prepare(DataConfig(**values, tokenizer=TokenizerConfig(kind="file", path=f"{folder}/nfc.json")), lines.append)
+    prepared = prepare(
+        DataConfig(**values, tokenizer=TokenizerConfig(kind="file", path=f"{folder}/nfc.json")), lines.append
+    )
     for split in (prepared.parts[0].train, prepared.parts[0].val):
         assert split.text_bytes == prepared.tokenizer.token_bytes()[tokens_of(split)].sum() == 9 * split.documents
     assert any("NFC" in line for line in lines)

@@ -12,7 +12,10 @@ from hybridlm.data import tokenizer_pieces
 from hybridlm.data.tokenizer import EOS, StreamDecoder, Tokenizer, byte_tokenizer, train_bpe
 from hybridlm.errors import UserError
 
-TEXTS = [f"def f{i}(x):\n    if x == {i * 37}:\n        return 'type' + \"naïve ☃\"\n\n\tself._value = don't\r\n" * 3 for i in range(30)]
+TEXTS = [
+    f"def f{i}(x):\n    if x == {i * 37}:\n        return 'type' + \"naïve ☃\"\n\n\tself._value = don't\r\n" * 3
+    for i in range(30)
+]
 BPE = train_bpe(TEXTS, 400)
 BYTES = byte_tokenizer()
 SPECIALS = ("<|user|>", "<|end|>", "\n☃ x\n")
@@ -67,7 +70,11 @@ def test_saved_and_loaded_is_the_same(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.json")
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")
     text = f"x = 12345 {EOS} ☃\n"
-    assert (loaded.fingerprint, loaded.vocab_size, loaded.eos_id) == (tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eos_id)
+    assert (loaded.fingerprint, loaded.vocab_size, loaded.eos_id) == (
+        tokenizer.fingerprint,
+        tokenizer.vocab_size,
+        tokenizer.eos_id,
+    )
     assert loaded.encode(text) == tokenizer.encode(text)
     assert np.array_equal(loaded.token_bytes(), tokenizer.token_bytes())
 
@@ -93,7 +100,10 @@ def test_bpe_has_every_byte_and_at_most_the_size_asked_for():
 
 def test_numbers_and_indentation_are_cut_well():
     tokenizer = train_bpe(["        return 1234567\n        yield 'type'\n" * 50], 600)
-    pieces = [tokenizer.bytes_of(token).decode() for token in tokenizer.encode("        return 1234567\n        yield 'type'\n")]
+    pieces = [
+        tokenizer.bytes_of(token).decode()
+        for token in tokenizer.encode("        return 1234567\n        yield 'type'\n")
+    ]
     assert pieces == ["       ", " return", " ", "123", "456", "7", "\n", "       ", " yield", " '", "type", "'\n"]
 
 
@@ -106,11 +116,13 @@ def test_long_texts_cut_in_pieces_have_the_ids_of_the_whole(monkeypatch, limit):
 
 
 @settings(max_examples=300, deadline=None)
-@given(text=st.text(alphabet="ab1_ ',.:\n\r\t\u00a0\u2028\u0085\u0301é☃你\uff0c", max_size=40), limit=st.integers(1, 10))
+@given(
+    text=st.text(alphabet="ab1_ ',.:\n\r\t\u00a0\u2028\u0085\u0301é☃你\uff0c", max_size=40), limit=st.integers(1, 10)
+)
 def test_a_cut_never_changes_ids(text, limit):
-    assert [token for piece in tokenizer_pieces.cut(text, limit, tokenizer_pieces.OWN_CUTS) for token in BPE.encode(piece)] == BPE.encode(
-        text
-    )
+    assert [
+        token for piece in tokenizer_pieces.cut(text, limit, tokenizer_pieces.OWN_CUTS) for token in BPE.encode(piece)
+    ] == BPE.encode(text)
 
 
 def test_ids_outside_the_vocabulary_are_refused():
@@ -127,7 +139,13 @@ def test_load_refuses_what_is_no_tokenizer(tmp_path):
     without_eos = json.loads(text)
     without_eos["added_tokens"] = []
     del without_eos["model"]["vocab"][EOS]
-    cases = {"cut": text[: len(text) // 2], "empty": "", "list": "[]", "words": word_level.to_str(), "no_eos": json.dumps(without_eos)}
+    cases = {
+        "cut": text[: len(text) // 2],
+        "empty": "",
+        "list": "[]",
+        "words": word_level.to_str(),
+        "no_eos": json.dumps(without_eos),
+    }
     for name, content in cases.items():
         (tmp_path / f"{name}.json").write_text(content, encoding="utf-8")
     (tmp_path / "binary.json").write_bytes(b"\x80\x04\xff")
@@ -141,7 +159,9 @@ def test_special_tokens_stand_behind_the_first_and_count_as_ids():
     assert [BYTES_MORE.special_id(name) for name in (EOS, *SPECIALS)] == [256, 257, 258, 259]
     assert [BPE_MORE.special_id(name) for name in (EOS, *SPECIALS)] == [0, 1, 2, 3]
     assert (BYTES_MORE.vocab_size, train_bpe(TEXTS, 300, SPECIALS).vocab_size) == (260, 300)
-    assert {BPE_MORE.bytes_of(token) for token in range(4, BPE_MORE.vocab_size)} >= {bytes([value]) for value in range(256)}
+    assert {BPE_MORE.bytes_of(token) for token in range(4, BPE_MORE.vocab_size)} >= {
+        bytes([value]) for value in range(256)
+    }
     assert train_bpe(["ab"], 5000, SPECIALS).vocab_size == 260
     with pytest.raises(UserError, match=r"vocab_size=259: legal is 260 \(256 bytes and <\|endoftext\|>, <\|user\|>"):
         train_bpe(TEXTS, 259, SPECIALS)
@@ -157,7 +177,9 @@ def test_without_special_tokens_a_tokenizer_is_as_ever():
 
 @pytest.mark.parametrize("tokenizer", [BPE_MORE, BYTES_MORE], ids=["bpe", "bytes"])
 @settings(max_examples=100, deadline=None)
-@given(text=st.lists(st.sampled_from([EOS, *SPECIALS, "<|", "user", " a", "\n", "☃"]), max_size=8).map("".join) | st.text())
+@given(
+    text=st.lists(st.sampled_from([EOS, *SPECIALS, "<|", "user", " a", "\n", "☃"]), max_size=8).map("".join) | st.text()
+)
 def test_more_special_tokens_are_no_text_either(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -168,7 +190,13 @@ def test_more_special_tokens_are_no_text_either(tokenizer, text):
 
 def test_only_special_ids_have_a_name():
     assert [BPE_MORE.special_id(name) for name in ("return", "Ġreturn", "!", "<|x|>", "")] == [None] * 5
-    assert [BYTES_MORE.special_name(token) for token in (0, 255, 256, 257, 259)] == [None, None, EOS, "<|user|>", SPECIALS[2]]
+    assert [BYTES_MORE.special_name(token) for token in (0, 255, 256, 257, 259)] == [
+        None,
+        None,
+        EOS,
+        "<|user|>",
+        SPECIALS[2],
+    ]
     with pytest.raises(ValueError, match="outside the vocabulary of 260"):
         BYTES_MORE.special_name(260)
 
@@ -199,7 +227,9 @@ def test_names_that_can_be_no_special_token_are_refused(names, said):
         assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["return", "Ġreturn"])  # the letter of the blank: the model would take ' return' for it
+@pytest.mark.parametrize(
+    "name", ["return", "Ġreturn"]
+)  # the letter of the blank: the model would take ' return' for it
 def test_a_name_that_training_makes_a_token_of_text_is_refused(name):
     with pytest.raises(UserError, match=rf"special_tokens: '{name}' became an ordinary token of this corpus"):
         train_bpe(["return\n return\n" * 50], 400, (name,))

@@ -1,4 +1,5 @@
-"""Tokenizers of other models, made small here: every text comes back, every byte is counted, every refusal says why in one line."""
+"""Tokenizers of other models, made small here: every text comes back, every byte is counted, every refusal says why in
+one line."""
 
 import base64
 import hashlib
@@ -18,7 +19,10 @@ from hybridlm.data.tokenizer import EOS, StreamDecoder, Tokenizer, byte_tokenize
 from hybridlm.data.tokenizer_bytes import byte_letters
 from hybridlm.errors import UserError
 
-TEXTS = [f"def f{i}(x):\n    return 'type' + \"naïve\"\n\n\tself._value = don't; {i * 37}\r\n the Hello World\n" * 3 for i in range(30)]
+TEXTS = [
+    f"def f{i}(x):\n    return 'type' + \"naïve\"\n\n\tself._value = don't; {i * 37}\r\n the Hello World\n" * 3
+    for i in range(30)
+]
 COUNT = 350  # ids of the small byte-level models
 BYTE_TOKENS = [f"<0x{value:02X}>" for value in range(256)]
 SPECIALS = ["</s>", "<s>", "<unk>", "<0x0A>", "<0xE2>", EOS, "<|im_end|>", "<|x|>"]
@@ -35,13 +39,21 @@ def byte_level(eos=EOS, pattern=tokenizer_files.CL100K, size=COUNT):
     """A byte-level BPE as Llama 3 and Qwen write it: the ids of special tokens come after the model's."""
     library = LibraryTokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    library.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     library.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    library.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=size, show_progress=False, initial_alphabet=alphabet))
+    library.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=size, show_progress=False, initial_alphabet=alphabet)
+    )
     facts = json.loads(library.to_str())
     count = len(facts["model"]["vocab"])
-    facts["added_tokens"] = [special(count, "<|begin|>"), special(count + 1, eos), special(count + 2, "<|x|>", special=False)]
+    facts["added_tokens"] = [
+        special(count, "<|begin|>"),
+        special(count + 1, eos),
+        special(count + 2, "<|x|>", special=False),
+    ]
     return facts
 
 
@@ -49,9 +61,13 @@ def sentencepiece(size=400):
     """As Llama 2 has it: BPE of text with ▁ for blanks, byte tokens, a blank before every text, <s> before its ids."""
     library = LibraryTokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     library.normalizer = normalizers.Replace(" ", "▁")
-    trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, special_tokens=["<unk>", "<s>", "</s>"], limit_alphabet=50)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, show_progress=False, special_tokens=["<unk>", "<s>", "</s>"], limit_alphabet=50
+    )
     library.train_from_iterator((line for text in TEXTS for line in text.split("\n")), trainer)
-    library.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    library.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
     facts = json.loads(library.to_str())
     vocab = facts["model"]["vocab"]
     for content in BYTE_TOKENS:
@@ -152,11 +168,21 @@ def test_saved_and_loaded_is_the_same(loaded, name, tmp_path):
     tokenizer = loaded[name]
     tokenizer.save(tmp_path / "tokenizer.json")
     plain = LibraryTokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    for again in (Tokenizer.load(tmp_path / "tokenizer.json"), load_tokenizer(tmp_path / "tokenizer.json"), load_tokenizer(tmp_path)):
-        assert (again.fingerprint, again.vocab_size, again.eos_id) == (tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eos_id)
+    for again in (
+        Tokenizer.load(tmp_path / "tokenizer.json"),
+        load_tokenizer(tmp_path / "tokenizer.json"),
+        load_tokenizer(tmp_path),
+    ):
+        assert (again.fingerprint, again.vocab_size, again.eos_id) == (
+            tokenizer.fingerprint,
+            tokenizer.vocab_size,
+            tokenizer.eos_id,
+        )
         assert again.encode_batch([*TEXTS, *TRICKY]) == tokenizer.encode_batch([*TEXTS, *TRICKY])
         assert np.array_equal(again.token_bytes(), tokenizer.token_bytes())
-    assert plain.encode(TEXTS[0]).ids == tokenizer.encode(TEXTS[0])  # by default with special tokens: none are left to add
+    assert plain.encode(TEXTS[0]).ids == tokenizer.encode(
+        TEXTS[0]
+    )  # by default with special tokens: none are left to add
 
 
 @every
@@ -214,7 +240,9 @@ def test_a_sentencepiece_text_has_no_blank_before_it_and_no_s(loaded):
         assert tokenizer.bytes_of(tokenizer.encode("the")[0])[:1] != b" "
         assert tokenizer.bytes_of(1) == tokenizer.bytes_of(0) == b""  # <s>, <unk>
         assert tokenizer.eos_id == 2
-        assert {tokenizer.bytes_of(token) for token in range(3, tokenizer.vocab_size)} >= {bytes([value]) for value in range(256)}
+        assert {tokenizer.bytes_of(token) for token in range(3, tokenizer.vocab_size)} >= {
+            bytes([value]) for value in range(256)
+        }
         assert tokenizer.decode(tokenizer.encode("▁ ▁")) == "▁ ▁"
 
 
@@ -254,7 +282,11 @@ def test_added_special_tokens_stand_behind_the_others_and_are_no_text(loaded, wi
 def test_added_special_tokens_are_saved_and_found_again(with_chat, name, tmp_path):
     tokenizer = with_chat[name]
     tokenizer.save(tmp_path / "tokenizer.json")
-    for again in (Tokenizer.load(tmp_path / "tokenizer.json"), load_tokenizer(tmp_path, CHAT), load_tokenizer(tmp_path, CHAT[::-1])):
+    for again in (
+        Tokenizer.load(tmp_path / "tokenizer.json"),
+        load_tokenizer(tmp_path, CHAT),
+        load_tokenizer(tmp_path, CHAT[::-1]),
+    ):
         assert again.fingerprint == tokenizer.fingerprint
         assert [again.special_name(again.special_id(content)) for content in CHAT] == [*CHAT]
         assert again.encode("a <|user|> b") == tokenizer.encode("a <|user|> b")
@@ -286,7 +318,12 @@ def test_special_tokens_stand_behind_gaps_and_ids_out_of_order(tmp_path):
 
 
 def test_names_that_can_be_no_special_token_of_it_are_refused(tmp_path):
-    for facts, name in ((byte_level(), "<|x|>"), (byte_level(), "ue"), (byte_level(), "Ġreturn"), (sentencepiece(), "<0x0A>")):
+    for facts, name in (
+        (byte_level(), "<|x|>"),
+        (byte_level(), "ue"),
+        (byte_level(), "Ġreturn"),
+        (sentencepiece(), "<0x0A>"),
+    ):
         with pytest.raises(
             UserError, match=r"data\.tokenizer\.special_tokens: .* is an ordinary token of .*tokenizer\.json; legal is"
         ) as caught:
@@ -362,7 +399,11 @@ def test_a_folder_of_gpt2s_old_files_is_read(tmp_path, loaded):
     assert tokenizer.eos_id == 500
     original = load_tokenizer(write(tmp_path / "fast", facts))
     assert [tokenizer.encode(text) for text in TEXTS] == [original.encode(text) for text in TEXTS]
-    config = {"tokenizer_class": "GPT2TokenizerFast", "added_tokens_decoder": {"510": {"content": "<|pad|>"}}, "eos_token": "<|pad|>"}
+    config = {
+        "tokenizer_class": "GPT2TokenizerFast",
+        "added_tokens_decoder": {"510": {"content": "<|pad|>"}},
+        "eos_token": "<|pad|>",
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     assert (load_tokenizer(tmp_path).eos_id, load_tokenizer(tmp_path).vocab_size) == (510, 511)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer"}), encoding="utf-8")
@@ -421,7 +462,13 @@ def without(facts, content):
 
 
 PIECES = {"a": 0, "</s>": 1}
-WORDPIECE = {"type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "##", "max_input_chars_per_word": 9, "vocab": PIECES}
+WORDPIECE = {
+    "type": "WordPiece",
+    "unk_token": "a",
+    "continuing_subword_prefix": "##",
+    "max_input_chars_per_word": 9,
+    "vocab": PIECES,
+}
 METASPACE = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "never", "split": True}
 REMOVED = {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False}
 BYTES_ALONE = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -438,14 +485,29 @@ BYTES_ALONE = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": T
         (lambda: without(byte_level(), "Z"), "no token for 1 bytes (one is 'Z')"),
         (lambda: edit(byte_level(), normalizer={"type": "Lowercase"}), "its normalizer Lowercase changes texts"),
         (lambda: edit(byte_level(), normalizer={"type": "NFKC"}), "its normalizer NFKC changes texts"),
-        (lambda: edit(sentencepiece(), normalizer={"type": "Replace", "pattern": {"String": "a"}, "content": "b"}), "normalizer Replace"),
+        (
+            lambda: edit(sentencepiece(), normalizer={"type": "Replace", "pattern": {"String": "a"}, "content": "b"}),
+            "normalizer Replace",
+        ),
         (lambda: edit(sentencepiece(), normalizer=None), "does not write blanks as ▁"),
         (lambda: edit(metaspace(), pre_tokenizer=METASPACE), "does not write blanks as ▁"),
-        (lambda: edit(metaspace(), pre_tokenizer={"type": "WhitespaceSplit"}), "pre-tokenizer WhitespaceSplit does not keep"),
-        (lambda: edit(byte_level(), pre_tokenizer={"type": "Sequence", "pretokenizers": [REMOVED, BYTES_ALONE]}), "pre-tokenizer Split"),
+        (
+            lambda: edit(metaspace(), pre_tokenizer={"type": "WhitespaceSplit"}),
+            "pre-tokenizer WhitespaceSplit does not keep",
+        ),
+        (
+            lambda: edit(byte_level(), pre_tokenizer={"type": "Sequence", "pretokenizers": [REMOVED, BYTES_ALONE]}),
+            "pre-tokenizer Split",
+        ),
         (lambda: edit(byte_level(), model__end_of_word_suffix="</w>"), "marks of the borders of words"),
-        (lambda: edit(byte_level(), pre_tokenizer={"type": "Sequence", "pretokenizers": [BYTES_ALONE] * 2}), "does not give back the text"),
-        (lambda: edit(byte_level(), added_tokens=[special(500, EOS), special(500, "<b>")]), "its id 500 has two tokens"),
+        (
+            lambda: edit(byte_level(), pre_tokenizer={"type": "Sequence", "pretokenizers": [BYTES_ALONE] * 2}),
+            "does not give back the text",
+        ),
+        (
+            lambda: edit(byte_level(), added_tokens=[special(500, EOS), special(500, "<b>")]),
+            "its id 500 has two tokens",
+        ),
         (lambda: edit(unigram(), added_tokens=[special(2, "</s>"), special(999, "<b>")]), "'<b>' another id than 999"),
         (lambda: {"a": 1}, "it has no 'model'"),
         (lambda: [], "not a JSON object"),
@@ -468,7 +530,9 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     refused(tmp_path / "slow", "AutoTokenizer.from_pretrained", "save_pretrained")
     refused(tmp_path / "slow" / "tokenizer.model", "AutoTokenizer.from_pretrained")
     path = write(tmp_path / "eos", byte_level(), tokenizer_config={"eos_token": "<stop>"})
-    with pytest.raises(UserError, match=r"tokenizer_config\.json: its end-of-document token '<stop>' is not in the vocabulary"):
+    with pytest.raises(
+        UserError, match=r"tokenizer_config\.json: its end-of-document token '<stop>' is not in the vocabulary"
+    ):
         load_tokenizer(path.parent)
 
 
@@ -479,7 +543,9 @@ def test_tiktoken_files_that_cannot_be_used_are_refused(tmp_path):
     for line in ("QQ", "Q\u00e4== 7", "QUJD seven", "QUJD 7 7"):
         refused(write_ranks(tmp_path / "gpt2.tiktoken", facts, line), "is no line of it")
     for line in ("YWJjZGVm 7", "YQ== 777", "YWJjZGVm 50256", "YWJjZGVm -1"):
-        refused(write_ranks(tmp_path / "gpt2.tiktoken", facts, line), "a rank or a token stands twice or is a special id")
+        refused(
+            write_ranks(tmp_path / "gpt2.tiktoken", facts, line), "a rank or a token stands twice or is a special id"
+        )
     refused(write_ranks(tmp_path / "gpt2.tiktoken", without(facts, "Z")), "no token for 1 bytes (one is 'Z')")
     (tmp_path / "gpt2.tiktoken").write_bytes(b"")
     refused(tmp_path / "gpt2.tiktoken", "legal is one line for every token")
@@ -495,7 +561,9 @@ def test_load_of_a_run_refuses_what_is_not_exact_as_it_stands(tmp_path):
 def test_a_token_that_a_template_only_lists_ends_no_document(tmp_path):
     """And ours, which lists its own, is read back as it was, whichever other ends it has."""
     library = train_bpe(["some words"], 300, ("<pad>", "</s>"))._library
-    library.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[("<pad>", 1)])
+    library.post_processor = processors.TemplateProcessing(
+        single="$A:0", pair="$A:0 $B:1", special_tokens=[("<pad>", 1)]
+    )
     library.save(str(tmp_path / "tokenizer.json"))
     assert load_tokenizer(tmp_path / "tokenizer.json").special_name(0) == "<|endoftext|>"
     assert load_tokenizer(tmp_path / "tokenizer.json").eos_id == 0
@@ -512,7 +580,9 @@ def test_a_tokenizer_of_an_old_run_is_still_its_own(tmp_path):
     library = train_bpe(["some words"], 300, ("</s>",))._library
     library.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
-    library.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[("</s>", 1)])
+    library.post_processor = processors.TemplateProcessing(
+        single="$A:0", pair="$A:0 $B:1", special_tokens=[("</s>", 1)]
+    )
     run = tmp_path / "run"
     run.mkdir()
     library.save(str(run / "tokenizer.json"))

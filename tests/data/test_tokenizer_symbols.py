@@ -21,7 +21,11 @@ def test_ids_are_the_places_of_the_words():
     assert [WORDS[token] for token in ids] == ["(", "3", "*", "4", ")", "="]
     assert tokenizer.decode([*ids, 0]) == " ( 3 * 4 ) ="
     assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.token_bytes().sum()) == (len(WORDS), 0, 0)
-    assert (tokenizer.special_name(0), tokenizer.special_id("<|endoftext|>"), tokenizer.special_id("=")) == ("<|endoftext|>", 0, None)
+    assert (tokenizer.special_name(0), tokenizer.special_id("<|endoftext|>"), tokenizer.special_id("=")) == (
+        "<|endoftext|>",
+        0,
+        None,
+    )
     assert tokenizer.encode_batch(["", "="]) == [[], [WORDS.index("=")]]
     assert StreamDecoder(tokenizer).feed([WORDS.index("4")]) == " 4"
 

@@ -38,7 +38,9 @@ def test_permute_costs_the_same_anywhere():
     assert values.max() < 3 * 10**12
 
 
-@pytest.mark.parametrize(("n_tokens", "seq_len"), [(5, 4), (6, 4), (8, 4), (9, 4), (12, 4), (13, 4), (1000, 7), (1000, 64)])
+@pytest.mark.parametrize(
+    ("n_tokens", "seq_len"), [(5, 4), (6, 4), (8, 4), (9, 4), (12, 4), (13, 4), (1000, 7), (1000, 64)]
+)
 def test_each_pass_cuts_the_text_in_windows_that_come_once(n_tokens, seq_len):
     count, phases = window_count(n_tokens, seq_len), set()
     for epoch in range(60):
@@ -81,7 +83,9 @@ def test_ranks_and_accumulation_only_slice_the_global_batch(shape):
 @pytest.mark.parametrize("n_tokens", [2, 3, 8, 9, 10, 100])
 def test_validation_windows_cover_every_token_after_the_first_once(n_tokens):
     starts = [8 * number for number in range(validation_count(n_tokens, 8))]
-    assert [token for start in starts for token in range(start + 1, min(start + 9, n_tokens))] == list(range(1, n_tokens))
+    assert [token for start in starts for token in range(start + 1, min(start + 9, n_tokens))] == list(
+        range(1, n_tokens)
+    )
 
 
 def test_a_choice_is_spread_evenly():

@@ -1,4 +1,5 @@
-"""Worker processes: the same batches in the same order, a state that counts what was handed out, and an end with the trainer."""
+"""Worker processes: the same batches in the same order, a state that counts what was handed out, and an end with the
+trainer."""
 
 import itertools
 import multiprocessing
@@ -31,7 +32,14 @@ def sources(tmp_path_factory):
 
 def loader_of(source, workers, context=None, accumulate=2):
     return TrainLoader(
-        source, global_batch=8, micro_batch=8 // accumulate, accumulate=accumulate, rank=0, world_size=1, workers=workers, context=context
+        source,
+        global_batch=8,
+        micro_batch=8 // accumulate,
+        accumulate=accumulate,
+        rank=0,
+        world_size=1,
+        workers=workers,
+        context=context,
     )
 
 
@@ -45,7 +53,8 @@ def take(loader, count):
 
 def same(ours, theirs):
     return len(ours) == len(theirs) and all(
-        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in zip(ours, theirs, strict=True)
+        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        for a, b in zip(ours, theirs, strict=True)
     )
 
 
@@ -111,7 +120,8 @@ time.sleep(60)
 
 @pytest.mark.skipif(os.name != "posix", reason="signals to a group of processes")
 @pytest.mark.parametrize(
-    ("end", "context"), [("exception", "fork"), ("SIGINT", "fork"), ("SIGKILL", "fork"), ("SIGKILL", "spawn"), ("SIGKILL", "forkserver")]
+    ("end", "context"),
+    [("exception", "fork"), ("SIGINT", "fork"), ("SIGKILL", "fork"), ("SIGKILL", "spawn"), ("SIGKILL", "forkserver")],
 )
 def test_workers_end_with_the_process_however_it_ends(sources, tmp_path, end, context):
     if context not in multiprocessing.get_all_start_methods():
@@ -135,7 +145,9 @@ def test_workers_end_with_the_process_however_it_ends(sources, tmp_path, end, co
 
 
 @pytest.mark.skipif(os.name != "posix", reason="parents of processes")
-@pytest.mark.parametrize(("trainer", "printed"), [("os.getppid()", "began\n"), ("os.getpid()", ""), ("None", "began\n")])
+@pytest.mark.parametrize(
+    ("trainer", "printed"), [("os.getppid()", "began\n"), ("os.getpid()", ""), ("None", "began\n")]
+)
 def test_a_worker_whose_trainer_has_gone_before_it_began_ends(trainer, printed):
     code = f"import os; from hybridlm.data.windows.workers import _begin; _begin({trainer}, 0); print('began')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,16 +9,31 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from hybridlm.commands.verbs import app
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
+from hybridlm.cli.verbs import app
 from hybridlm.eval import gate, gate_report
 from hybridlm.eval.gate_subject import distinct_layers, make_plan
 from hybridlm.layers.mamba2 import Mamba2
 from hybridlm.model import build
 
-SMALL = ["model.d_model=16", "model.n_layers=null", "model.attention.n_heads=2", "model.mamba2.head_dim=8", "model.mamba2.chunk=4"]
+SMALL = [
+    "model.d_model=16",
+    "model.n_layers=null",
+    "model.attention.n_heads=2",
+    "model.mamba2.head_dim=8",
+    "model.mamba2.chunk=4",
+]
 SMALL += ["model.mamba2.d_state=4", "model.mlp.d_ff=24"]
-ROWS = ["causality", "decode", "chunked prefill", "left padding", "documents", "checkpointing", "gradients", "derivative"]
+ROWS = [
+    "causality",
+    "decode",
+    "chunked prefill",
+    "left padding",
+    "documents",
+    "checkpointing",
+    "gradients",
+    "derivative",
+]
 ROWS += ["initial weights", "parameters", "state bytes", "FLOPs", "experts"]
 
 
@@ -78,7 +93,10 @@ def test_a_failure_is_code_1_and_names_the_layer(monkeypatch, style):
         said = result.stdout.splitlines()
         assert [line.split("  ")[0] for line in said if " FAIL " in line] == numeric
         for name in numeric:
-            assert len([line for line in said if line.startswith(f"{name}: ") and "to blame: mamba2 (layer 1)" in line]) == 1
+            assert (
+                len([line for line in said if line.startswith(f"{name}: ") and "to blame: mamba2 (layer 1)" in line])
+                == 1
+            )
         assert said[-1].startswith("8 of 12 checks failed in")
 
 
@@ -129,7 +147,11 @@ def test_a_section_without_effect_is_a_warning(monkeypatch):
 def test_help_and_the_command_itself(environment):
     """Once as a process of its own."""
     result = subprocess.run(
-        [sys.executable, "-m", "hybridlm", "check", "--help"], capture_output=True, text=True, timeout=60, env=environment
+        [sys.executable, "-m", "hybridlm", "check", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
     )
     assert result.returncode == 0
     for word in ("causality", "documents", "FLOPs", "--json", "Exit code"):
@@ -143,12 +165,20 @@ def test_help_and_the_command_itself(environment):
         (["model.pattern=(TM)*500"], 200),
         (["model.pattern=ST", "model.variants={S: {mixer: attention, window: 100000}}"], 200),
         (["model.pattern=M", "model.mamba2.chunk=1024"], 200),
-        (["model.pattern=M1 M3:moe L T:moe M2:mlp T:none M1:moe", "model.d_model=4096", "model.attention.n_heads=32"], 200),
+        (
+            [
+                "model.pattern=M1 M3:moe L T:moe M2:mlp T:none M1:moe",
+                "model.d_model=4096",
+                "model.attention.n_heads=32",
+            ],
+            200,
+        ),
     ],
     ids=["d26", "1000 layers", "window", "chunk", "4096 wide"],
 )
 def test_texts_get_shorter_and_layers_narrower_where_they_are_large(overrides, most):
-    """No text is longer than the work allows; what is made smaller stays a layer of its kind and still crosses chunks and windows."""
+    """No text is longer than the work allows; what is made smaller stays a layer of its kind and still crosses chunks
+    and windows."""
     from hybridlm.config.resolve import resolve_layers
 
     config = compose_config(overrides)

@@ -1,4 +1,5 @@
-"""``hybridlm eval`` as a user meets it: tables and eval.json next to the run, other text, probes, and a line for each mistake."""
+"""``hybridlm eval`` as a user meets it: tables and eval.json next to the run, other text, probes, and a line for each
+mistake."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ import os
 import pytest
 from typer.testing import CliRunner
 
-from hybridlm.commands.verbs import app
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
+from hybridlm.cli.verbs import app
 from hybridlm.errors import UserError
 from hybridlm.eval.results import Record, add_records, read_records
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.call import Call
 from hybridlm.train.run import run
 
@@ -98,7 +99,9 @@ def test_all_of_another_text_is_evaluated(trained, tmp_path):
 
 def test_a_window_longer_than_any_document(trained):
     """Costs no memory, and is the same as any other window that holds them whole."""
-    found = [json.loads(invoked(trained, "--context", context, "--json").stdout)[0] for context in ("1000000000", "65536")]
+    found = [
+        json.loads(invoked(trained, "--context", context, "--json").stdout)[0] for context in ("1000000000", "65536")
+    ]
     assert found[0]["metrics"] == found[1]["metrics"]
     assert found[0]["curve"] == found[1]["curve"]
 
@@ -106,7 +109,8 @@ def test_a_window_longer_than_any_document(trained):
 def test_conversations_are_no_text_for_a_base_model(trained, tmp_path):
     (tmp_path / "chat.jsonl").write_text(
         "".join(
-            json.dumps({"messages": [{"role": "user", "content": f"{n}"}, {"role": "assistant", "content": "yes"}]}) + "\n"
+            json.dumps({"messages": [{"role": "user", "content": f"{n}"}, {"role": "assistant", "content": "yes"}]})
+            + "\n"
             for n in range(60)
         )
     )
@@ -159,8 +163,10 @@ def test_an_unknown_run():
 def test_a_run_whose_data_are_gone_says_what_to_run(trained, monkeypatch, tmp_path):
     """Tasks and probes still work."""
     text = trained.config.read_text()
-    gone = text.replace(next(line for line in text.splitlines() if line.startswith("  path: /")), f"  path: {tmp_path}/gone/*.txt")
-    monkeypatch.setattr("hybridlm.run_folder.RunFolder.config", property(lambda self: tmp_path / "config.yaml"))
+    gone = text.replace(
+        next(line for line in text.splitlines() if line.startswith("  path: /")), f"  path: {tmp_path}/gone/*.txt"
+    )
+    monkeypatch.setattr("hybridlm.runs.run_folder.RunFolder.config", property(lambda self: tmp_path / "config.yaml"))
     (tmp_path / "config.yaml").write_text(gone)
     result = invoked(trained)
     assert result.exit_code == 2
@@ -171,7 +177,7 @@ def test_a_run_whose_data_are_gone_says_what_to_run(trained, monkeypatch, tmp_pa
 
 
 def test_a_tokenizer_that_does_not_match(trained, corpus, tmp_path):
-    result = invoked(trained, "data=files", f"data.path={corpus}/*.txt", "data.tokenizer.kind=bpe", "data.tokenizer.path=null",
+    result = invoked(trained, "data=files", f"data.path={corpus}/*.txt", "data.tokenizer.kind=bpe", "data.tokenizer.path=null",  # noqa: E501
                      "data.tokenizer.vocab_size=300", f"data.out={tmp_path}")  # fmt: skip
     assert result.exit_code == 2, result.output
     assert "makes other tokens than the run's" in result.stderr.splitlines()[-1]
@@ -256,8 +262,13 @@ def test_a_synthetic_task_is_counted_as_in_training(tiny, tmp_path, monkeypatch)
     assert [record["settings"]["context"] for record in found] == [16, 24]
     for record in found:
         for name in ("accuracy", "exact", "loss"):
-            assert record["metrics"][name] == pytest.approx(summary[f"val/{name}/{record['settings']['context']}"], rel=1e-5)
+            assert record["metrics"][name] == pytest.approx(
+                summary[f"val/{name}/{record['settings']['context']}"], rel=1e-5
+            )
     other = invoked(folder, "--context", "40", "--limit", "8", "--batch", "3", "data.synthetic.seed=5")
     assert other.exit_code == 0, other.stderr
     assert "answers/parity, 40 tokens" in other.stdout
-    assert invoked(folder, "--probes").stderr == "error: --probes: is for a model of text, and data.source=synthetic has none\n"
+    assert (
+        invoked(folder, "--probes").stderr
+        == "error: --probes: is for a model of text, and data.source=synthetic has none\n"
+    )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.eval.gate import Gate
 from hybridlm.eval.gate_subject import Worst, compare_gradients, relative
 from hybridlm.layers.attention import Attention
@@ -71,8 +71,19 @@ def failing(pattern: str, *overrides: str) -> set[str]:
             "XY",
             "model.variants={X: {mixer: mamba3, mimo_rank: 2, outproj_norm: true}, Y: {mixer: mamba3, use_conv: true}}",
         ],
-        ["MT", "model.tie_embeddings=false", "model.logit_softcap=15", "model.residual_scale=0.3", "model.init.residual=zero"],
-        ["M2 M1", "model.mamba2.dt_range=[0.00001,0.1]", "model.mamba1.dt_range=[0.01,0.01]", "model.mamba2.dt_limit=[0.1,0.5]"],
+        [
+            "MT",
+            "model.tie_embeddings=false",
+            "model.logit_softcap=15",
+            "model.residual_scale=0.3",
+            "model.init.residual=zero",
+        ],
+        [
+            "M2 M1",
+            "model.mamba2.dt_range=[0.00001,0.1]",
+            "model.mamba1.dt_range=[0.01,0.01]",
+            "model.mamba2.dt_limit=[0.1,0.5]",
+        ],
     ],
     ids=lambda arguments: " ".join(arguments)[:40],
 )
@@ -316,7 +327,15 @@ BROKEN = [
     (CountsPadding, "experts", "T:moe"),
     (Unbalanced, "experts", "T:moe"),
 ]
-KINDS = {Attention: "attention", MLA: "mla", Mamba1: "mamba1", Mamba2: "mamba2", Mamba3: "mamba3", MLP: "mlp", MoE: "moe"}
+KINDS = {
+    Attention: "attention",
+    MLA: "mla",
+    Mamba1: "mamba1",
+    Mamba2: "mamba2",
+    Mamba3: "mamba3",
+    MLP: "mlp",
+    MoE: "moe",
+}
 OVERRIDES = {
     "CountsFromZero": ["model.attention.rope=true"],
     "WindowOfOneMore": ["model.attention.window=4"],
@@ -324,9 +343,12 @@ OVERRIDES = {
 }
 
 
-@pytest.mark.parametrize(("broken", "row", "pattern"), BROKEN, ids=[f"{broken.__name__}-{row}" for broken, row, _ in BROKEN])
+@pytest.mark.parametrize(
+    ("broken", "row", "pattern"), BROKEN, ids=[f"{broken.__name__}-{row}" for broken, row, _ in BROKEN]
+)
 def test_a_broken_layer_fails_its_row(monkeypatch, broken, row, pattern):
-    """The row alone is run, with an intact layer of another kind beside the broken one, and it names the broken one's kind."""
+    """The row alone is run, with an intact layer of another kind beside the broken one, and it names the broken one's
+    kind."""
     (base,) = broken.__bases__
     kind = KINDS[base]
     registry = build.FFNS if kind in build.FFNS else build.MIXERS
@@ -380,7 +402,14 @@ def test_every_operator_of_ours_is_known_to_the_flops_row():
     """A new operator is either given a formula in the gate or listed here as one without products."""
     from hybridlm.eval.gate_formulas import _FORMULAS
 
-    without_products = {"rotate", "document_sums", "mimo_gate", "gated_rms_norm"} | {"linear_cross_entropy", "gated_delta"}  # no layer's
-    ours = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("hybridlm::")}
+    without_products = {"rotate", "document_sums", "mimo_gate", "gated_rms_norm"} | {
+        "linear_cross_entropy",
+        "gated_delta",
+    }  # no layer's
+    ours = {
+        name.split("::")[1].split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("hybridlm::")
+    }
     assert {name for name in ours if not name.endswith("_backward")} <= _FORMULAS.keys() | without_products
     assert ours >= _FORMULAS.keys()

@@ -1,4 +1,5 @@
-"""lm-evaluation-harness through the adapter: log-likelihoods and texts that equal brute force, and tasks of our own to the last digit."""
+"""lm-evaluation-harness through the adapter: log-likelihoods and texts that equal brute force, and tasks of our own to
+the last digit."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.data.tokenizer import byte_tokenizer, train_bpe
 from hybridlm.errors import UserError
 from hybridlm.eval.scoring import Row, scored
@@ -28,11 +29,18 @@ def tokenizer():
 
 
 def model_of(tiny, tokenizer, dtype=torch.float64):
-    config = compose_config([*tiny, "model.pattern=MTM3L:moe", "model.mamba3.d_state=8", "model.mamba3.head_dim=16", *MLA])
+    config = compose_config(
+        [*tiny, "model.pattern=MTM3L:moe", "model.mamba3.d_state=8", "model.mamba3.head_dim=16", *MLA]
+    )
     return fresh_model(config.model, tokenizer.vocab_size, seed=3, device="cpu").to(dtype).eval()
 
 
-MLA = ["model.mla.n_heads=2", "model.mla.kv_lora_rank=8", "model.mla.qk_nope_head_dim=8", "model.mla.qk_rope_head_dim=8"]
+MLA = [
+    "model.mla.n_heads=2",
+    "model.mla.kv_lora_rank=8",
+    "model.mla.qk_nope_head_dim=8",
+    "model.mla.qk_rope_head_dim=8",
+]
 MLA += ["model.mla.v_head_dim=8", "model.moe.n_experts=4", "model.moe.d_expert=16"]
 
 
@@ -53,7 +61,8 @@ def asked(*arguments):
 
 @torch.inference_mode()
 def brute(model, context, continuation, max_length=64):
-    """(log-likelihood, greedy) token by token, each from a forward of its own over at most ``max_length`` tokens before it.
+    """(log-likelihood, greedy) token by token, each from a forward of its own over at most ``max_length`` tokens before
+    it.
 
     The window is that of the whole request, as in the harness: its last max_length inputs.
     """
@@ -79,7 +88,8 @@ PAIRS = [
 
 
 def pair_ids(tokenizer, context, continuation):
-    """As the harness documents it: blanks at the end of the context belong to the continuation, and the whole is cut behind the context."""
+    """As the harness documents it: blanks at the end of the context belong to the continuation, and the whole is cut
+    behind the context."""
     kept = context.rstrip()
     whole, alone = tokenizer.encode(context + continuation), tokenizer.encode(kept)
     return [tokenizer.eos_id, *alone], whole[len(alone) :]
@@ -152,7 +162,9 @@ def test_generation_is_greedy_text_up_to_the_first_stop(model, tokenizer):
         prompt = [tokenizer.eos_id, *tokenizer.encode(context)][-48:]
         assert text == greedy_text(model, tokenizer, prompt, [], 16)
     stops = [text[2:4] for text in plain]
-    cut = lm.generate_until([asked(context, {"until": [stop], "max_gen_toks": 16}) for context, stop in zip(contexts, stops, strict=True)])
+    cut = lm.generate_until(
+        [asked(context, {"until": [stop], "max_gen_toks": 16}) for context, stop in zip(contexts, stops, strict=True)]
+    )
     assert cut == [text.split(stop)[0] for text, stop in zip(plain, stops, strict=True)]
 
 
@@ -196,7 +208,10 @@ def test_local_tasks_give_the_numbers_of_brute_force(model, tokenizer, folder):
     assert found["local_choice"]["examples"] == len(questions)
 
     wanted = [json.loads(line) for line in (TASKS / "write.jsonl").read_text().splitlines()]
-    texts = [greedy_text(model, tokenizer, [tokenizer.eos_id, *tokenizer.encode(line["prompt"])], ["\n", "+"], 12) for line in wanted]
+    texts = [
+        greedy_text(model, tokenizer, [tokenizer.eos_id, *tokenizer.encode(line["prompt"])], ["\n", "+"], 12)
+        for line in wanted
+    ]
     exact = [text == line["answer"] for text, line in zip(texts, wanted, strict=True)]
     assert found["local_write"]["exact_match"] == sum(exact) / len(wanted)
 
@@ -213,7 +228,9 @@ def test_generated_answers_that_are_right_are_counted(model, tokenizer, folder):
     (folder / "write.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = run_tasks(model, tokenizer, load_tasks(["local_write"], folder), 64, 2, None, None)
     assert found["local_write"]["exact_match"] == 0.75
-    assert run_tasks(model, tokenizer, load_tasks(["local_write"], folder), 64, 2, 2, None)["local_write"]["examples"] == 2
+    assert (
+        run_tasks(model, tokenizer, load_tasks(["local_write"], folder), 64, 2, 2, None)["local_write"]["examples"] == 2
+    )
 
 
 def test_rolling_text_of_a_task(model, tokenizer, folder):
@@ -222,7 +239,9 @@ def test_rolling_text_of_a_task(model, tokenizer, folder):
     found = run_tasks(model, tokenizer, load_tasks(["local_text"], folder), 64, 4, None, None)["local_text"]
     texts = [json.loads(line)["prompt"] for line in (TASKS / "write.jsonl").read_text().splitlines()]
     nats = sum(brute(model, [tokenizer.eos_id], tokenizer.encode(text))[0] for text in texts)
-    assert found["bits_per_byte"] == pytest.approx(-nats / sum(len(text.encode()) for text in texts) / 0.6931471805599453, rel=1e-9)
+    assert found["bits_per_byte"] == pytest.approx(
+        -nats / sum(len(text.encode()) for text in texts) / 0.6931471805599453, rel=1e-9
+    )
 
 
 def test_tasks_that_cannot_be_had(folder, monkeypatch):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hybridlm.compose import compose_config
-from hybridlm.config_files import groups
+from hybridlm.cli.compose import compose_config
+from hybridlm.config.groups import groups
 from hybridlm.eval.gate import Gate
 
 

@@ -14,7 +14,8 @@ from hybridlm.eval.scoring import Row, scored
 
 
 class Copier:
-    """Predicts what stood behind the longest match of the newest two tokens, an induction head by hand; else every id alike."""
+    """Predicts what stood behind the longest match of the newest two tokens, an induction head by hand; else every id
+    alike."""
 
     def __init__(self, vocab: int, sure: float) -> None:
         self.embedding = SimpleNamespace(weight=torch.zeros(1))
@@ -73,7 +74,13 @@ def test_too_short_a_context(tokenizer):
 
 
 def test_scores_come_back_in_order_and_equal_rows_agree():
-    rows = [Row((1, 2, 3, 1, 2), 2), Row((5, 6), 1), Row((1, 2, 3, 1, 2), 2), Row((1, 2, 1, 2, 1, 2, 1), 4), Row((7,), 0)]
+    rows = [
+        Row((1, 2, 3, 1, 2), 2),
+        Row((5, 6), 1),
+        Row((1, 2, 3, 1, 2), 2),
+        Row((1, 2, 1, 2, 1, 2, 1), 4),
+        Row((7,), 0),
+    ]
     model = Copier(9, 5.0)
     together = scored(model, rows, 8)
     alone = [scored(model, [row], 1)[0] for row in rows]

@@ -1,4 +1,5 @@
-"""`hybridlm check` on fifty random patterns with random options, which together hold every kind of layer: `make test-slow`."""
+"""`hybridlm check` on fifty random patterns with random options, which together hold every kind of layer: `make
+test-slow`."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import random
 
 import pytest
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.resolve import resolve_layers
 from hybridlm.config.run import RunConfig
 from hybridlm.eval.gate import Gate

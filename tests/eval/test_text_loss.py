@@ -1,4 +1,5 @@
-"""Loss on whole documents: every token once, windows that slide, and the sums of the validation during training where windows coincide."""
+"""Loss on whole documents: every token once, windows that slide, and the sums of the validation during training where
+windows coincide."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.windows.loader import ValLoader
 from hybridlm.data.windows.order import IGNORE
@@ -101,14 +102,25 @@ def test_a_window_that_holds_whole_documents_is_one_forward_each(model, prepared
 
 
 def test_it_is_the_validation_of_training_where_windows_coincide(model, prepared, tiny):
-    """Side by side, with packing and isolation: the same pieces of documents, so the same sums and the same bits per byte."""
+    """Side by side, with packing and isolation: the same pieces of documents, so the same sums and the same bits per
+    byte."""
     config = compose_config([*tiny, "data.packing=true", "data.isolate=true"])
-    loader = ValLoader(val_windows(prepared, config.data), batch_size=2, token_bytes=prepared.tokenizer.token_bytes(), rank=0, world_size=1)
+    loader = ValLoader(
+        val_windows(prepared, config.data),
+        batch_size=2,
+        token_bytes=prepared.tokenizer.token_bytes(),
+        rank=0,
+        world_size=1,
+    )
     nats = tokens = text_bytes = 0.0
     with torch.inference_mode():
         for batch in loader:
             output = model(batch["ids"], doc_ids=batch["doc_ids"], targets=batch["targets"])
-            nats, tokens, text_bytes = nats + float(output.loss_sum), tokens + int(output.n_tokens), text_bytes + int(batch["n_bytes"])
+            nats, tokens, text_bytes = (
+                nats + float(output.loss_sum),
+                tokens + int(output.n_tokens),
+                text_bytes + int(batch["n_bytes"]),
+            )
     found = measured(model, prepared, config.data.val_seq_len, config.data.val_seq_len)
     assert (found.tokens, found.text_bytes) == (tokens, text_bytes)
     assert found.nats == pytest.approx(nats, rel=1e-10)
@@ -123,7 +135,15 @@ def test_more_context_is_over_the_same_tokens_and_the_batch_does_not_matter(mode
 
 def test_the_curve_adds_up_and_names_its_buckets(model, prepared):
     found = measured(model, prepared, 50, 25)
-    assert [(bucket.first, bucket.last) for bucket in found.curve] == [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 50)]
+    assert [(bucket.first, bucket.last) for bucket in found.curve] == [
+        (1, 1),
+        (2, 2),
+        (3, 4),
+        (5, 8),
+        (9, 16),
+        (17, 32),
+        (33, 50),
+    ]
     assert sum(bucket.tokens for bucket in found.curve) == found.tokens
     assert math.fsum(bucket.nats for bucket in found.curve) == pytest.approx(found.nats, rel=1e-9)
     assert found.curve[0].tokens == found.documents, "one target of each document stands behind the separator alone"

@@ -35,9 +35,11 @@ class Remembers(torch.nn.Module):
 
 def test_a_model_that_remembers_is_far_below_the_baseline():
     found = text_probe_metrics(Remembers(), TOKENIZER, examples=12, length=48)
-    assert set(found) == {f"{name}/{what}" for name in ("induction", "copying") for what in ("loss", "baseline", "accuracy")}
-    # It goes by the last coming of a token: in so few bytes some come twice, and behind a list's separator it expects the list before, so
-    # of the five tokens of a copy it misses the first.
+    assert set(found) == {
+        f"{name}/{what}" for name in ("induction", "copying") for what in ("loss", "baseline", "accuracy")
+    }
+    # It goes by the last coming of a token: in so few bytes some come twice, and behind a list's separator it expects
+    # the list before, so of the five tokens of a copy it misses the first.
     assert found["induction/accuracy"] > 0.85
     assert 0.65 < found["copying/accuracy"] <= 0.8
     for name in ("induction", "copying"):

@@ -12,7 +12,7 @@ import pytest
 
 from hybridlm.errors import UserError
 from hybridlm.files.held import Held, holding
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.run_folder import RunFolder
 
 HOLD = """
 import sys, time
@@ -56,5 +56,8 @@ def test_where_nothing_came_of_it_there_is_no_file_and_no_folder(tmp_path):
         assert folder.path.is_dir()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot be written .* hydra\.run\.dir"), RunFolder(tmp_path / "file/x").training():
+    with (
+        pytest.raises(UserError, match=r"cannot be written .* hydra\.run\.dir"),
+        RunFolder(tmp_path / "file/x").training(),
+    ):
         pass

@@ -1,4 +1,5 @@
-"""Plain values out of JSON and YAML that a stranger wrote: what is refused, in a few words, and that refusing takes no time."""
+"""Plain values out of JSON and YAML that a stranger wrote: what is refused, in a few words, and that refusing takes no
+time."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ import yaml
 
 from hybridlm.files.plain import MAX_DEPTH, Unreadable, parse_json, parse_yaml, read_json, read_text, read_yaml
 
-BOMB = "a: &a [x, x]\n" + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(20))
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(20)
+)
 
 
 @pytest.mark.parametrize(
@@ -72,15 +75,24 @@ def test_only_a_small_regular_file_of_text_is_read(tmp_path):
         file.truncate(2**40)  # sparse
     os.mkfifo(tmp_path / "pipe")
     assert read_json(tmp_path / "good") == read_yaml(tmp_path / "good") == {"a": 1}
-    for name, reason in (("latin", "UTF-8"), ("huge", "larger"), ("pipe", "regular"), ("gone", "No such file"), (".", "read|regular")):
+    for name, reason in (
+        ("latin", "UTF-8"),
+        ("huge", "larger"),
+        ("pipe", "regular"),
+        ("gone", "No such file"),
+        (".", "read|regular"),
+    ):
         with pytest.raises(Unreadable, match=reason):
             read_text(tmp_path / name)
 
 
 PIECES = [
-    "a", "- ", ": ", "\n", "  ", "{", "}", "[", "]", ",", "&a", "*a", "!!str", "!", "|", ">", "#", "'", '"', "\\", "%YAML 1.1", "---",
-    "...", "? ", "<<", "0x1f", "1:30", "1e400", "9" * 400, "2020-01-01", "~", "null", "true", ".inf", "\t", "\0", "\x85", "\ufeff",
-    "\ud800", "☃", "!!python/object/apply:os.system [touch pwned]", "!!binary x", "__class__", "_target_: os.system", "${oc.env:HOME}",
+    "a", "- ", ": ", "\n", "  ", "{", "}", "[", "]", ",", "&a", "*a", "!!str", "!", "|", ">", "#", "'", '"', "\\",
+    "%YAML 1.1", "---",
+    "...", "? ", "<<", "0x1f", "1:30", "1e400", "9" * 400, "2020-01-01", "~", "null", "true", ".inf", "\t", "\0",
+    "\x85", "\ufeff",
+    "\ud800", "☃", "!!python/object/apply:os.system [touch pwned]", "!!binary x", "__class__", "_target_: os.system",
+    "${oc.env:HOME}",
 ]  # fmt: skip
 
 
@@ -91,7 +103,8 @@ def plain(value: object) -> bool:
 
 
 @pytest.mark.parametrize(
-    "seed", [pytest.param(range(3_000), id="3000"), pytest.param(range(3_000, 60_000), id="57000", marks=pytest.mark.slow)]
+    "seed",
+    [pytest.param(range(3_000), id="3000"), pytest.param(range(3_000, 60_000), id="57000", marks=pytest.mark.slow)],
 )
 def test_any_text_gives_plain_values_or_a_reason(seed, tmp_path, monkeypatch):
     """YAML and JSON made of their own signs, and valid texts with some of them put in."""

@@ -13,14 +13,14 @@ import sys
 import pytest
 import torch
 
-from hybridlm.checkpoint import FORMAT_VERSION, KEY, load_run
-from hybridlm.commands.verbs import app
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
+from hybridlm.cli.verbs import app
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.files.checksum import closing_line
 from hybridlm.generate.engine import Engine
 from hybridlm.generate.sampling import Sampling
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.checkpoint import FORMAT_VERSION, KEY, load_run
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.run import run
 
 GREEDY = ["--temperature", "0", "-n", "12"]
@@ -70,11 +70,18 @@ def test_samples_as_json_and_as_text(folder, said):
     code, out, _ = said(*arguments, "--json", "--logprobs", 2)
     objects = [json.loads(line) for line in out.splitlines()]
     assert code == 0
-    assert [(one["prompt"], one["sample"], one["seed"]) for one in objects] == [("def ", 0, 3), ("def ", 1, 4), ("x", 0, 5), ("x", 1, 6)]
+    assert [(one["prompt"], one["sample"], one["seed"]) for one in objects] == [
+        ("def ", 0, 3),
+        ("def ", 1, 4),
+        ("x", 0, 5),
+        ("x", 1, 6),
+    ]
     for one in objects:
         assert one["finish"] in ("length", "stop")
         assert [entry["id"] for entry in one["logprobs"]] == one["ids"]
-        assert all(len(entry["top"]) == 2 and entry["top"][0]["logprob"] >= entry["logprob"] for entry in one["logprobs"])
+        assert all(
+            len(entry["top"]) == 2 and entry["top"][0]["logprob"] >= entry["logprob"] for entry in one["logprobs"]
+        )
     code, out, _ = said(*arguments)
     assert out == "\n\n----------------\n\n".join(one["prompt"] + one["text"] for one in objects) + "\n"
     alone = json.loads(said("generate", folder.path, "-p", "x", "-n", 9, "--seed", 6, "--json")[1])
@@ -85,13 +92,22 @@ def test_every_option_reaches_the_sampling(folder, said):
     """Each changes what is written."""
 
     def text(*options: object) -> str:
-        code, out, _ = said("generate", folder.path, "-p", "def f", "-n", 60, "--temperature", 2, "--top-p", 1, *options)
+        code, out, _ = said(
+            "generate", folder.path, "-p", "def f", "-n", 60, "--temperature", 2, "--top-p", 1, *options
+        )
         assert code == 0
         return out
 
     base = text()
     assert base == text()
-    options = ["--top-k 3", "--top-p 0.1", "--min-p 0.9", "--repetition-penalty 40", "--presence-penalty 30", "--frequency-penalty 30"]
+    options = [
+        "--top-k 3",
+        "--top-p 0.1",
+        "--min-p 0.9",
+        "--repetition-penalty 40",
+        "--presence-penalty 30",
+        "--frequency-penalty 30",
+    ]
     options += ["--logit-bias 97=90", "--seed 1", "--temperature 0.1", "-n 10"]
     for option in options:
         assert text(*option.split()) != base, option
@@ -109,7 +125,9 @@ def test_a_text_goes_on_from_its_state(folder, said, tmp_path):
     ways = (["--load-state", tmp_path / "s"], ["-p", "def f", "-n", 30])
     ids = [json.loads(said("generate", folder.path, "-n", 20, *arguments, "--json", *way)[1])["ids"] for way in ways]
     assert ids[0] == ids[1][10:]
-    branches = said("generate", folder.path, "-n", 20, *arguments, "--json", "--load-state", tmp_path / "s", "--n-samples", 3)[1]
+    branches = said(
+        "generate", folder.path, "-n", 20, *arguments, "--json", "--load-state", tmp_path / "s", "--n-samples", 3
+    )[1]
     assert json.loads(branches.splitlines()[0])["ids"] == ids[0]
     assert len({tuple(json.loads(line)["ids"]) for line in branches.splitlines()}) == 3
 
@@ -144,10 +162,18 @@ def test_a_text_longer_than_those_of_training_is_noted(folder, said):
         (["FOLDER", "-p", "a", "--load-state", "nowhere"], None, "nowhere: no such file"),
         (["FOLDER", "-p", "a", "-p", "b", "--load-state", "x"], None, "goes on with one prompt, 2 were given"),
         (["FOLDER", "-p", "a", "--n-samples", "2", "--save-state", "x"], None, "keeps one text, 2 were asked for"),
-        (["FOLDER", "-p", "a", "-n", "2", "--save-state", "nowhere/x"], None, "--save-state nowhere/x: expected the name of a file"),
+        (
+            ["FOLDER", "-p", "a", "-n", "2", "--save-state", "nowhere/x"],
+            None,
+            "--save-state nowhere/x: expected the name of a file",
+        ),
         (["FOLDER", "-p", "a", "-n", "2", "--save-state", "."], None, "--save-state .: expected the name of a file"),
         (["FOLDER", "-p", "a", "--temperature", "nan"], None, "temperature = nan: legal is 0"),
-        (["FOLDER", "-p", "a", "--logit-bias", "5=1e39"], None, "logit_bias = {5: 1e+39}: legal is -1e+09 to 1e+09, and -inf"),
+        (
+            ["FOLDER", "-p", "a", "--logit-bias", "5=1e39"],
+            None,
+            "logit_bias = {5: 1e+39}: legal is -1e+09 to 1e+09, and -inf",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(folder, said, arguments, stdin, says, tmp_path, monkeypatch):

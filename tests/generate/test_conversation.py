@@ -1,4 +1,5 @@
-"""Conversations by their tokens: only new ones are read, the whole is what training would have shown, and what is forgotten is said."""
+"""Conversations by their tokens: only new ones are read, the whole is what training would have shown, and what is
+forgotten is said."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def test_with_a_template_the_tokens_are_those_of_the_messages():
 
 
 def test_each_turn_reads_what_is_new():
-    """The second turn's first forward has the question, the end of the answer before it and its newest token, and nothing of the rest."""
+    """The second turn's first forward has the question, the end of the answer before it and its newest token, and
+    nothing of the rest."""
     talk = Talk(chat=True)
     answer = talk.say("a long question " * 5)
     talk.read.clear()

@@ -1,4 +1,5 @@
-"""The engine against the model's whole forward, computed anew at every step, over random compositions of every kind of layer."""
+"""The engine against the model's whole forward, computed anew at every step, over random compositions of every kind of
+layer."""
 
 from __future__ import annotations
 
@@ -22,7 +23,10 @@ PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11, 1, 2, 6, 6], [1, 2, 3]]
 def random_pattern(seed: int) -> str:
     """One to five layers of any kind, each with any FFN."""
     rng = random.Random(seed)
-    layers = (rng.choice(["T", "W", "N", "L", "M1", "M2", "M3", "X"]) + rng.choice([":mlp", ":moe", ":none", ""]) for _ in range(9))
+    layers = (
+        rng.choice(["T", "W", "N", "L", "M1", "M2", "M3", "X"]) + rng.choice([":mlp", ":moe", ":none", ""])
+        for _ in range(9)
+    )
     return " ".join(list(layers)[: rng.randint(1, 5)])
 
 
@@ -33,7 +37,8 @@ def whole_forward(model, ids: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_decode_is_the_whole_forward(seed):
-    """Greedy ids of unequal prompts are those of the whole forward at every step; logits agree to 1e-4, the prompts read in pieces."""
+    """Greedy ids of unequal prompts are those of the whole forward at every step; logits agree to 1e-4, the prompts
+    read in pieces."""
     model = small_model(small_config(random_pattern(seed)), torch.float32, seed)
     engine = Engine(model, None, prefill_chunk=random.Random(seed).choice([1, 3, 4, 512]))
     written = engine.generate(PROMPTS, Sampling(temperature=0, max_new_tokens=12))
@@ -54,9 +59,12 @@ def test_decode_is_the_whole_forward(seed):
 
 @every_pattern
 def test_a_row_is_the_same_in_every_batch(pattern):
-    """The same seed and prompt give the same ids alone, among others, in any place, and where max_batch cuts the prompts."""
+    """The same seed and prompt give the same ids alone, among others, in any place, and where max_batch cuts the
+    prompts."""
     model = small_model(small_config(pattern), torch.float32)
-    samplings = [Sampling(temperature=1.3, top_p=0.9, seed=10 + i, max_new_tokens=n) for i, n in enumerate((7, 15, 3, 11))]
+    samplings = [
+        Sampling(temperature=1.3, top_p=0.9, seed=10 + i, max_new_tokens=n) for i, n in enumerate((7, 15, 3, 11))
+    ]
     together = Engine(model, None, prefill_chunk=4).generate(PROMPTS, samplings)
     alone = [Engine(model, None).generate([p], [s])[0] for p, s in zip(PROMPTS, samplings, strict=True)]
     turned = Engine(model, None).generate(PROMPTS[::-1], samplings[::-1])[::-1]
@@ -105,7 +113,9 @@ def test_streamed_text_is_that_of_the_ids():
     pieces = list(engine.stream([tokenizer.encode("ab")], sampling))
     text = "".join(step.text for step in pieces)
     assert text == tokenizer.decode([step.id for step in pieces])
-    assert engine.generate([tokenizer.encode("ab")], sampling) == [Completion([step.id for step in pieces], text, None, "length")]
+    assert engine.generate([tokenizer.encode("ab")], sampling) == [
+        Completion([step.id for step in pieces], text, None, "length")
+    ]
 
 
 @pytest.mark.parametrize("stop", [("bb",), ("aab", "ba"), ("a",), ("zz",), ("b", "abab")])
@@ -163,7 +173,8 @@ def test_left_off_in_the_middle_the_state_holds_what_was_yielded():
 
 
 def test_a_window_keeps_a_bounded_cache():
-    """Bytes stay where they are while the text grows past the window, also where the room was too small for it in the beginning."""
+    """Bytes stay where they are while the text grows past the window, also where the room was too small for it in the
+    beginning."""
     model = small_model(small_config("M W W M"), torch.float32)
     engine = Engine(model, None)
     state = engine.prefill([[1, 2]], room=64)
@@ -180,7 +191,8 @@ def test_a_window_keeps_a_bounded_cache():
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_room_grows_in_every_kind_of_cache(pattern):
-    """Rows of unequal lengths with room for what they hold, which then go on: logits of the whole forward all the way."""
+    """Rows of unequal lengths with room for what they hold, which then go on: logits of the whole forward all the
+    way."""
     model = small_model(small_config(pattern), torch.float32)
     engine = Engine(model, None)
     state = engine.prefill([[1, 2, 3, 4], [5, 6]])
@@ -224,7 +236,12 @@ def test_logprobs_are_those_of_the_model_whatever_the_sampling():
 
 def test_rows_may_sample_in_different_ways():
     model = small_model(small_config("MT"), torch.float32)
-    samplings = [Sampling(temperature=0), Sampling(seed=4), Sampling(seed=4, repetition_penalty=3.0), Sampling(temperature=0, logprobs=1)]
+    samplings = [
+        Sampling(temperature=0),
+        Sampling(seed=4),
+        Sampling(seed=4, repetition_penalty=3.0),
+        Sampling(temperature=0, logprobs=1),
+    ]
     engine = Engine(model, None)
     samplings = [replace(one, max_new_tokens=20) for one in samplings]
     together = engine.generate([[1, 2]] * 4, samplings)

@@ -58,7 +58,11 @@ def strange_tensor(generator: random.Random, tensor: torch.Tensor) -> torch.Tens
             lambda: tensor[:0],
             lambda: torch.cat([tensor, tensor]),
             lambda: tensor.to(torch.float64) if tensor.dtype != torch.float64 else tensor.float(),
-            lambda: torch.full_like(tensor, -(2**62)) if not tensor.is_floating_point() else torch.full_like(tensor, float("nan")),
+            lambda: (
+                torch.full_like(tensor, -(2**62))
+                if not tensor.is_floating_point()
+                else torch.full_like(tensor, float("nan"))
+            ),
             lambda: tensor + 1,
             lambda: tensor.flatten(),
             lambda: torch.zeros(0, 2**40),
@@ -68,7 +72,9 @@ def strange_tensor(generator: random.Random, tensor: torch.Tensor) -> torch.Tens
     )()
 
 
-@pytest.mark.parametrize("seed", [pytest.param(range(200), id="200"), pytest.param(range(200, 5000), id="4800", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seed", [pytest.param(range(200), id="200"), pytest.param(range(200, 5000), id="4800", marks=pytest.mark.slow)]
+)
 def test_a_mutated_state_is_refused_in_a_line_or_goes_on(model, tmp_path, seed):
     engine = Engine(model, None)
     for name, prompts in (("one", [[1, 5, 9, 2, 2, 7]]), ("rows", [[1, 5], [3], [4, 4, 4]])):
@@ -83,7 +89,9 @@ def test_a_mutated_state_is_refused_in_a_line_or_goes_on(model, tmp_path, seed):
             name = generator.choice(sorted(tensors))
             tensors[name] = strange_tensor(generator, tensors[name])
         elif generator.random() < 0.3:
-            tensors[generator.choice(["x", "layers.9.k", "last_doc", "\x1b"])] = tensors.pop(generator.choice(sorted(tensors)))
+            tensors[generator.choice(["x", "layers.9.k", "last_doc", "\x1b"])] = tensors.pop(
+                generator.choice(sorted(tensors))
+            )
         write(tmp_path / "a", facts, tensors)
         refused_or_read(lambda: go_on(tmp_path / "a", model))
 
@@ -91,7 +99,8 @@ def test_a_mutated_state_is_refused_in_a_line_or_goes_on(model, tmp_path, seed):
 @pytest.mark.parametrize(
     "facts",
     [
-        {"rows": [10**9] * 3}, {"rows": [1] * 10**6}, {"rows": [6, 0]}, {"rows": [-1, 7]}, {"rows": []}, {"rows": "6"}, {"rows": [6.0]},
+        {"rows": [10**9] * 3}, {"rows": [1] * 10**6}, {"rows": [6, 0]}, {"rows": [-1, 7]}, {"rows": []},
+        {"rows": "6"}, {"rows": [6.0]},
         {"room": 0}, {"room": "x"}, {"note": 3}, {"format_version": "1"}, {"model": None}, {"more": 1},
     ],
 )  # fmt: skip
@@ -134,7 +143,13 @@ def test_a_mutated_conversation_is_refused_or_goes_on(talking, tmp_path):
         generator = random.Random(number)
         changed = mutated(said, generator, lambda g: copy.deepcopy(g.choice(VALUES)))
         refused_or_read(lambda changed=changed: load(json.dumps(changed)))
-    for turns in ([["user", "a"]], [["assistant", "a"]], [["tool", "a"]], [["user", "\ud800"], ["assistant", ""]], [["system", "a"]] * 2):
+    for turns in (
+        [["user", "a"]],
+        [["assistant", "a"]],
+        [["tool", "a"]],
+        [["user", "\ud800"], ["assistant", ""]],
+        [["system", "a"]] * 2,
+    ):
         with pytest.raises(UserError, match="conversation"):
             load(json.dumps(said | {"turns": turns}))
     with pytest.raises(UserError, match="conversation"):

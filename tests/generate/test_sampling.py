@@ -1,4 +1,5 @@
-"""Each sampling option against a definition of its own: loops over numpy, written without looking at the tensors' way."""
+"""Each sampling option against a definition of its own: loops over numpy, written without looking at the tensors'
+way."""
 
 from __future__ import annotations
 
@@ -80,7 +81,12 @@ def test_the_distribution_is_the_defined_one(options):
         {"presence_penalty": 0.7},
         {"frequency_penalty": 0.4},
         {"logit_bias": {3: 2.5, 7: -1.0, 9: -math.inf}},
-        {"repetition_penalty": 1.2, "presence_penalty": -0.3, "frequency_penalty": 0.1, "logit_bias": {0: 1.0, 5: -4.0}},
+        {
+            "repetition_penalty": 1.2,
+            "presence_penalty": -0.3,
+            "frequency_penalty": 0.1,
+            "logit_bias": {0: 1.0, 5: -4.0},
+        },
     ],
 )
 def test_bias_and_penalties_are_the_defined_ones(options):
@@ -94,7 +100,9 @@ def test_bias_and_penalties_are_the_defined_ones(options):
         for i in range(V):
             want[i] += sampling.logit_bias.get(i, 0.0)
             if i in given or i in new:
-                want[i] = want[i] / sampling.repetition_penalty if want[i] > 0 else want[i] * sampling.repetition_penalty
+                want[i] = (
+                    want[i] / sampling.repetition_penalty if want[i] > 0 else want[i] * sampling.repetition_penalty
+                )
             if i in new:
                 want[i] -= sampling.presence_penalty
                 for _ in range(new.count(i)):
@@ -127,7 +135,9 @@ def test_draws_hang_on_seed_and_place_alone_and_are_even():
     assert 0 <= draws.min() < draws.max() < 1
     counts, _ = np.histogram(draws, bins=50, range=(0, 1))
     expected = len(draws) / 50
-    assert ((counts - expected) ** 2 / expected).sum() < 86  # chi-squared of 49 degrees of freedom: one in a thousand is larger
+    assert (
+        (counts - expected) ** 2 / expected
+    ).sum() < 86  # chi-squared of 49 degrees of freedom: one in a thousand is larger
 
 
 def test_samples_follow_the_distribution():
@@ -179,7 +189,9 @@ def test_values_outside_their_range_are_refused_in_a_line(options, says):
 def test_no_temperature_overflows(temperature, dtype):
     """The coldest take one of the likeliest, the hottest any alike; with the largest bias and penalties too."""
     logits = torch.tensor([[3.0, 9.0, -4.0, 9.0, 8.9]], dtype=dtype)
-    extremes = Sampling(temperature, logit_bias={1: 1e9, 3: 1e9, 2: -math.inf}, repetition_penalty=1e-9, frequency_penalty=-1e9)
+    extremes = Sampling(
+        temperature, logit_bias={1: 1e9, 3: 1e9, 2: -math.inf}, repetition_penalty=1e-9, frequency_penalty=-1e9
+    )
     for sampling in (Sampling(temperature), extremes):
         found = probabilities(adjusted(logits, sampling, [[0, 1, 3]], [[1, 3]]), sampling)
         assert torch.isfinite(found).all()

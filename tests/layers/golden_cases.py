@@ -1,7 +1,8 @@
 """The golden cases: tensors from independent implementations, and the layer that each describes.
 
-A case's json names its sources, configuration and tolerances. ``y`` is the output for ``u``; ``grad.*`` belong to ``sum(y * grad_out)``;
-``state@t.*`` is the decode state after t tokens. What a case's configuration does not name keeps the default of its section.
+A case's json names its sources, configuration and tolerances. ``y`` is the output for ``u``; ``grad.*`` belong to
+``sum(y * grad_out)``; ``state@t.*`` is the decode state after t tokens. What a case's configuration does not name keeps
+the default of its section.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ MAMBA3 = [
 MLA = ["mla_no_qlora", "mla_qlora", "mla_qlora_no_interleave"]
 MOE_SOFTMAX = ["moe_mixtral", "moe_olmoe_nonorm"]
 MOE = ["moe_deepseek_v3", "moe_deepseek_v3_groups", "moe_deepseek_v3_nonorm", *MOE_SOFTMAX]
-GDN = [f"gdn{name}" for name in ("", "_gva", "_gva_qkvz", "_noconv", "_nogate", "_olmo", "_olmo_neg_eigval", "_small_keys")]
+GDN = [
+    f"gdn{name}" for name in ("", "_gva", "_gva_qkvz", "_noconv", "_nogate", "_olmo", "_olmo_neg_eigval", "_small_keys")
+]
 KDA = [f"kda{name}" for name in ("", "_gva_neg_eigval", "_lower_bound", "_small_keys")]
 MIXERS = [*ATTENTION, *MAMBA1, *MAMBA2, *MAMBA3, *MLA]
 SCANS = [*MAMBA1, *MAMBA2, *MAMBA3]
@@ -118,7 +121,8 @@ def moe_spec(config: dict[str, Any]) -> MoESpec:
 
 
 def golden_states(spec: MixerSpec, tensors: dict[str, Tensor], length: int) -> dict[str, Tensor]:
-    """The state after ``length`` tokens under our names. A golden convolution state has K columns, channels first; ours the last K - 1."""
+    """The state after ``length`` tokens under our names. A golden convolution state has K columns, channels first; ours
+    the last K - 1."""
     found = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"state@{length}.")}
     if isinstance(spec, AttentionSpec | MLASpec):
         return found

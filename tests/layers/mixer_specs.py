@@ -25,7 +25,16 @@ from hybridlm.layers.sequence import SequenceInfo
 CPU = torch.device("cpu")
 DT_RANGE = (1e-3, 1e-1)
 ATTENTION = AttentionSpec(
-    d_model=8, n_heads=2, n_kv_heads=2, head_dim=4, rope=False, rope_theta=100.0, qk_norm=False, window=None, scale=0.4, norm_eps=1e-5
+    d_model=8,
+    n_heads=2,
+    n_kv_heads=2,
+    head_dim=4,
+    rope=False,
+    rope_theta=100.0,
+    qk_norm=False,
+    window=None,
+    scale=0.4,
+    norm_eps=1e-5,
 )
 GQA = replace(ATTENTION, n_heads=4, n_kv_heads=2, head_dim=6)  # n_heads * head_dim is not d_model
 MAMBA1 = Mamba1Spec(d_model=8, d_inner=16, d_state=3, d_conv=4, dt_rank=1, bias=False, chunk=8, dt_range=DT_RANGE)
@@ -109,7 +118,9 @@ SPECS: dict[str, MixerSpec] = {
     "mamba3_mimo": MIMO,
     "mamba3_mimo_of_rank_one": replace(MIMO, mimo_rank=1, rope_fraction=1.0),
     "mamba3_mimo_groups": replace(MIMO, n_groups=2, rope_fraction=1.0, chunk=5),
-    "mamba3_mimo_conv_norm": replace(MIMO, mimo_rank=3, d_state=4, use_conv=True, outproj_norm=True, a_activation="heavy_tail"),
+    "mamba3_mimo_conv_norm": replace(
+        MIMO, mimo_rank=3, d_state=4, use_conv=True, outproj_norm=True, a_activation="heavy_tail"
+    ),
     "mamba3_mimo_neither": replace(MIMO, complex_rope=False, trapezoidal=False, n_groups=4, d_state=3),
     "mla": MLA,
     "mla_q_lora": replace(MLA, q_lora_rank=3),
@@ -180,10 +191,12 @@ def recurrence(spec: MixerSpec, parameters: dict[str, Tensor], x: Tensor) -> Ten
 
 
 def assert_same(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:
-    """Outputs and gradients, each relative to its own largest value. A gradient that is nothing but rounding in both (that of a query
-    which sees one key) is left out."""
+    """Outputs and gradients, each relative to its own largest value. A gradient that is nothing but rounding in both
+    (that of a query which sees one key) is left out."""
     rounding = 1e-2 * tolerance * max(float(tensor.detach().abs().max()) for tensor in want.values())
-    told = [name for name in want if max(float(tensors[name].detach().abs().max()) for tensors in (got, want)) > rounding]
+    told = [
+        name for name in want if max(float(tensors[name].detach().abs().max()) for tensors in (got, want)) > rounding
+    ]
     assert len(told) >= 3
     assert_near({name: got[name] for name in told}, {name: want[name] for name in told}, tolerance)
 
@@ -196,4 +209,6 @@ def states_agree(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: flo
         if name == "angle":
             difference = torch.remainder(difference + math.pi, 2 * math.pi) - math.pi
         if tensor.numel():
-            assert float(difference.abs().max() / tensor.detach().double().abs().max().clamp_min(1e-300)) <= tolerance, name
+            assert (
+                float(difference.abs().max() / tensor.detach().double().abs().max().clamp_min(1e-300)) <= tolerance
+            ), name

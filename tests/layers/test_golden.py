@@ -145,12 +145,15 @@ def test_each_token_goes_where_it_should(case):
         with torch.no_grad():
             stats = layer(token.view(1, 1, -1))[1]
         assert stats.counts.nonzero().flatten().tolist() == sorted(chosen.tolist())
-        assert float(stats.z_loss) == pytest.approx(float(logits.double().logsumexp(0) ** 2), rel=facts["tolerance"]["y"])
+        assert float(stats.z_loss) == pytest.approx(
+            float(logits.double().logsumexp(0) ** 2), rel=facts["tolerance"]["y"]
+        )
 
 
 @pytest.mark.parametrize("case", MOE)
 def test_the_weights_of_the_chosen_experts(case):
-    """Told from the gradient of down_proj: an expert's output is that matrix times its hidden channels, times the token's weight."""
+    """Told from the gradient of down_proj: an expert's output is that matrix times its hidden channels, times the
+    token's weight."""
     facts, tensors = load(case)
     layer = build_moe(facts, tensors)
     gate_up, width = tensors["param.experts.gate_up_proj"].double(), facts["config"]["expert_intermediate"]
@@ -172,4 +175,6 @@ def test_balance_loss_is_the_published_one_divided_by_k(case):
     published = layer(u)[1].balance_loss * facts["config"]["top_k"]
     assert relative_error(published.reshape(1), tensors["aux_loss"]) < facts["tolerance"]["y"]
     grads = torch.autograd.grad(published, [u, layer.get_parameter("gate.weight")])
-    assert_near(dict(zip(("u", "gate.weight"), grads, strict=True)), below(tensors, "aux_grad."), facts["tolerance"]["grad"])
+    assert_near(
+        dict(zip(("u", "gate.weight"), grads, strict=True)), below(tensors, "aux_grad."), facts["tolerance"]["grad"]
+    )

@@ -1,16 +1,31 @@
-"""The recurrences of these tests against the golden tensors: what the other tests compare with is itself held by other implementations."""
+"""The recurrences of these tests against the golden tensors: what the other tests compare with is itself held by other
+implementations."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from golden_cases import MIXERS, MOE, MOE_SOFTMAX, SCANS, circular, golden_states, load, mixer_spec, moe_spec, prefill_length
+from golden_cases import (
+    MIXERS,
+    MOE,
+    MOE_SOFTMAX,
+    SCANS,
+    circular,
+    golden_states,
+    load,
+    mixer_spec,
+    moe_spec,
+    prefill_length,
+)
 from recurrences import MIXERS as RECURRENCES
 from recurrences import assert_near, below, moe, relative_error
 
 
 def leaves_of(tensors):
-    return {name: tensor.double().requires_grad_() for name, tensor in {"u": tensors["u"], **below(tensors, "param.")}.items()}
+    return {
+        name: tensor.double().requires_grad_()
+        for name, tensor in {"u": tensors["u"], **below(tensors, "param.")}.items()
+    }
 
 
 @pytest.mark.parametrize("case", MIXERS)
@@ -69,4 +84,6 @@ def test_balance_loss_in_its_published_form(case):
     loss = moe(leaves, leaves["u"], spec)[1].hf_loss
     assert relative_error(loss.reshape(1), tensors["aux_loss"]) < facts["tolerance"]["y"]
     grads = torch.autograd.grad(loss, [leaves["u"], leaves["gate.weight"]])
-    assert_near(dict(zip(("u", "gate.weight"), grads, strict=True)), below(tensors, "aux_grad."), facts["tolerance"]["grad"])
+    assert_near(
+        dict(zip(("u", "gate.weight"), grads, strict=True)), below(tensors, "aux_grad."), facts["tolerance"]["grad"]
+    )

@@ -1,4 +1,5 @@
-"""What is Mamba-1's own: its parameters' order, names, start values and precision, documents and padding through the whole layer."""
+"""What is Mamba-1's own: its parameters' order, names, start values and precision, documents and padding through the
+whole layer."""
 
 from __future__ import annotations
 
@@ -112,7 +113,9 @@ def test_a_document_that_starts_while_decoding_forgets_the_cache():
         line = []
         for t in range(5, 9):
             starts = torch.full((2, 1), t == 5)
-            seq = SequenceInfo(torch.full((2, 1), t - 5), past=t, starts=starts, doc_ids=torch.ones(2, 1, dtype=torch.long))
+            seq = SequenceInfo(
+                torch.full((2, 1), t - 5), past=t, starts=starts, doc_ids=torch.ones(2, 1, dtype=torch.long)
+            )
             line.append(layer(x[:, t : t + 1], seq, cache))
     assert relative_error(torch.cat(line, 1), forward(layer, x[:, 5:])) < 1e-12
 
@@ -125,8 +128,8 @@ def left_padded(batch: int, columns: int, padding: list[int], past: int = 0) -> 
 
 @pytest.mark.parametrize("past", [0, 4])
 def test_padding_is_not_there(past):
-    """Rows of different lengths after a past: outputs, states and what follows are those of each row alone; a row of padding only
-    keeps its states bit for bit."""
+    """Rows of different lengths after a past: outputs, states and what follows are those of each row alone; a row of
+    padding only keeps its states bit for bit."""
     layer, x, padding = make_layer(), make_input(3, 4 + 6), [0, 2, 6]
     x[1, 4:6] = x[2, 4:] = 1e3  # what stands at padding does not matter
     cache = layer.new_cache(3, 20, dtype=torch.float64, device=CPU)
@@ -216,7 +219,9 @@ def test_what_the_parameters_declare():
     specs = make_layer(BIAS).param_specs()
     assert specs.keys() == dict(make_layer(BIAS).named_parameters()).keys()
     assert {name for name, spec in specs.items() if spec.dtype == "fp32"} == {"A_log", "D", "dt_proj.bias"}
-    assert {name for name, spec in specs.items() if spec.decay} == {f"{name}_proj.weight" for name in ("in", "x", "dt", "out")}
+    assert {name for name, spec in specs.items() if spec.decay} == {
+        f"{name}_proj.weight" for name in ("in", "x", "dt", "out")
+    }
     assert all(spec.role == ("matrix" if spec.decay else "vector") for spec in specs.values())
     assert specs["in_proj.weight"].row_blocks == (12, 12)  # x, z
     assert specs["x_proj.weight"].row_blocks == (1, 5, 5)  # dt, B, C
@@ -233,13 +238,23 @@ def test_weights_are_drawn_as_published():
     dt = F.softplus(layer.dt_proj.bias.detach().double())
     assert 2e-3 * (1 - 1e-4) <= float(dt.min()) < 2.2e-3
     assert 0.18 < float(dt.max()) <= 0.2 * (1 + 1e-4)
-    assert float((dt.log().sort().values - torch.linspace(math.log(2e-3), math.log(0.2), 4000)).abs().max()) < 0.2, "log-uniform"
+    assert float((dt.log().sort().values - torch.linspace(math.log(2e-3), math.log(0.2), 4000)).abs().max()) < 0.2, (
+        "log-uniform"
+    )
     assert torch.equal(layer.A_log.detach(), torch.arange(1, 6, dtype=torch.float64).log().float().expand(4000, 5))
     assert torch.equal(layer.D, torch.ones(4000))
-    for weight, bound in ((layer.dt_proj.weight, 16**-0.5), (layer.conv1d.weight, 4**-0.5), (layer.conv1d.bias, 4**-0.5)):
+    for weight, bound in (
+        (layer.dt_proj.weight, 16**-0.5),
+        (layer.conv1d.weight, 4**-0.5),
+        (layer.conv1d.bias, 4**-0.5),
+    ):
         assert 0.98 * bound < float(weight.detach().abs().max()) <= bound
         assert float(weight.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.05)
-    for weight, std in ((layer.in_proj.weight, 32**-0.5), (layer.x_proj.weight, 4000**-0.5), (layer.out_proj.weight, (4000 * 6) ** -0.5)):
+    for weight, std in (
+        (layer.in_proj.weight, 32**-0.5),
+        (layer.x_proj.weight, 4000**-0.5),
+        (layer.out_proj.weight, (4000 * 6) ** -0.5),
+    ):
         assert float(weight.detach().std()) == pytest.approx(std, rel=0.03)
     assert float(layer.in_proj.bias.abs().max()) == float(layer.out_proj.bias.abs().max()) == 0
 

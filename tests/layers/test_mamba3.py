@@ -1,4 +1,5 @@
-"""What is Mamba-3's own: the rows of in_proj, which channels make a pair, what an ablation leaves out, and long decoding."""
+"""What is Mamba-3's own: the rows of in_proj, which channels make a pair, what an ablation leaves out, and long
+decoding."""
 
 from __future__ import annotations
 
@@ -102,14 +103,24 @@ def test_an_ablation_is_the_layer_with_no_angle_or_with_a_lambda_of_one(spec):
     layer = make_layer(spec)
     still = with_rows(layer, rows["angle"], 0.0)
     fewer = still | {"in_proj.weight": still["in_proj.weight"][: rows["angle"].start]}
-    assert relative_error(forward(make_layer(replace(spec, complex_rope=False), **fewer), x), forward(make_layer(spec, **still), x)) < 1e-12
+    assert (
+        relative_error(
+            forward(make_layer(replace(spec, complex_rope=False), **fewer), x), forward(make_layer(spec, **still), x)
+        )
+        < 1e-12
+    )
     column = 1e3 * torch.ones(8, dtype=torch.float64)  # times x's first channel, which is one: lambda is one
     x[..., 0], euler = 1.0, weights_of(layer)
     euler["in_proj.weight"][rows["trap"]] = column * (torch.arange(8) == 0)
     kept = torch.arange(len(euler["in_proj.weight"]))
     kept = kept[(kept < rows["trap"].start) | (kept >= rows["trap"].stop)]
     fewer = euler | {"in_proj.weight": euler["in_proj.weight"][kept]}
-    assert relative_error(forward(make_layer(replace(spec, trapezoidal=False), **fewer), x), forward(make_layer(spec, **euler), x)) < 1e-12
+    assert (
+        relative_error(
+            forward(make_layer(replace(spec, trapezoidal=False), **fewer), x), forward(make_layer(spec, **euler), x)
+        )
+        < 1e-12
+    )
     assert relative_error(forward(make_layer(spec, **euler), x), forward(layer, x)) > 1e-2
 
 
@@ -146,19 +157,25 @@ def permuted(weights: dict[str, Tensor], order: Tensor) -> dict[str, Tensor]:
     for name in ("B", "C"):
         block = weights["in_proj.weight"][rows[name]]
         out["in_proj.weight"][rows[name]] = block.unflatten(0, (-1, 8))[:, order].flatten(0, 1)
-        out[f"{name}_norm.weight"], out[f"{name}_bias"] = weights[f"{name}_norm.weight"][order], weights[f"{name}_bias"][..., order]
+        out[f"{name}_norm.weight"], out[f"{name}_bias"] = (
+            weights[f"{name}_norm.weight"][order],
+            weights[f"{name}_bias"][..., order],
+        )
     return out
 
 
 def test_siso_is_not_mimo_of_rank_one():
-    """SISO turns neighbours, MIMO the channels i and i + N / 2: the same weights are another layer, unless channels change places."""
+    """SISO turns neighbours, MIMO the channels i and i + N / 2: the same weights are another layer, unless channels
+    change places."""
     siso, x = make_layer(WIDE), make_input(2, TIME)
     ones = dict.fromkeys(("mimo_x", "mimo_z", "mimo_o"), torch.ones(4, 1, 4, dtype=torch.float64))
     spec = replace(WIDE, mimo_rank=1)
     want = forward(siso, x)
     same_weights = forward(make_layer(spec, **weights_of(siso), **ones), x)
     assert relative_error(same_weights, want) > 1e-2
-    order = torch.tensor([0, 2, 4, 5, 1, 3, 6, 7])  # two angles: the pairs (0, 1) and (2, 3) come to stand at (0, 4) and (1, 5)
+    order = torch.tensor(
+        [0, 2, 4, 5, 1, 3, 6, 7]
+    )  # two angles: the pairs (0, 1) and (2, 3) come to stand at (0, 4) and (1, 5)
     assert relative_error(forward(make_layer(spec, **permuted(weights_of(siso), order), **ones), x), want) < 1e-12
 
 
@@ -170,21 +187,29 @@ def test_a_whole_turn_of_every_step_is_no_turn(spec):
     weights = weights_of(layer)
     start = sum(layer.row_blocks[:4])
     weights["in_proj.weight"][start : start + 4] = 0.0
-    weights["dt_bias"] = torch.full((4,), math.log(math.expm1(2.0)), dtype=torch.float64)  # dt is two: pi tanh(angle) dt is 2 pi
+    weights["dt_bias"] = torch.full(
+        (4,), math.log(math.expm1(2.0)), dtype=torch.float64
+    )  # dt is two: pi tanh(angle) dt is 2 pi
     weights["in_proj.weight"][-1] = torch.zeros(8)
     weights["in_proj.weight"][-1, 0] = 1e3
     still = weights | {"in_proj.weight": weights["in_proj.weight"][:-1]}
     assert (
-        relative_error(forward(make_layer(spec, **weights), x), forward(make_layer(replace(spec, complex_rope=False), **still), x)) < 1e-11
+        relative_error(
+            forward(make_layer(spec, **weights), x), forward(make_layer(replace(spec, complex_rope=False), **still), x)
+        )
+        < 1e-11
     )
 
 
 # Decoding.
 
 
-@pytest.mark.parametrize(("spec", "time"), [(replace(MAMBA3, chunk=64), 2000), (replace(MIMO, chunk=16), 400)], ids=["siso", "mimo"])
+@pytest.mark.parametrize(
+    ("spec", "time"), [(replace(MAMBA3, chunk=64), 2000), (replace(MIMO, chunk=16), 400)], ids=["siso", "mimo"]
+)
 def test_thousands_of_decoded_tokens_keep_the_angle_within_a_turn(spec, time):
-    """In float32: after every token, and at the end what float64 has at once; all tokens turn the same way, far over a turn."""
+    """In float32: after every token, and at the end what float64 has at once; all tokens turn the same way, far over a
+    turn."""
     layer, x = make_layer(spec), make_input(1, time)
     with torch.no_grad():
         layer.in_proj.weight[-1] = 0.0
@@ -203,7 +228,8 @@ def test_thousands_of_decoded_tokens_keep_the_angle_within_a_turn(spec, time):
 
 @both_kinds
 def test_gradients_flow_through_the_cache(spec):
-    """Prefill, single tokens and another piece with autograd recording: the states that are replaced are those the backward needs."""
+    """Prefill, single tokens and another piece with autograd recording: the states that are replaced are those the
+    backward needs."""
     results, x = [], make_input(2, 9).requires_grad_()
     weights = make_input(2, 9, seed=3)
     for cuts in ([], [4, 5, 6]):

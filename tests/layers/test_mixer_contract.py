@@ -1,4 +1,5 @@
-"""What every mixer computes, for every option of each kind: its recurrence, one function however the text is cut, causal, rows apart."""
+"""What every mixer computes, for every option of each kind: its recurrence, one function however the text is cut,
+causal, rows apart."""
 
 from __future__ import annotations
 
@@ -87,7 +88,11 @@ def test_a_window_ends_where_it_says(window, cuts):
     mixer, x, t = make_mixer(replace(GQA, window=window)), make_input(1, TIME), 0 if window == TIME else 6
     changed = x.clone()
     changed[:, t] += 1.0
-    difference = (forward_in_pieces(mixer, changed, cuts, TIME)[0] - forward_in_pieces(mixer, x, cuts, TIME)[0]).abs().amax((0, 2))
+    difference = (
+        (forward_in_pieces(mixer, changed, cuts, TIME)[0] - forward_in_pieces(mixer, x, cuts, TIME)[0])
+        .abs()
+        .amax((0, 2))
+    )
     assert bool((difference[t : t + window] > 1e-6).all())
     assert bool((difference[t + window :] == 0).all())
 
@@ -110,7 +115,8 @@ def test_a_full_cache_refuses_politely(spec):
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"), [("attention", "k"), ("attention_window", "k"), ("mla", "c_kv"), ("mamba1", "conv"), ("mamba2", "conv")]
+    ("name", "kept"),
+    [("attention", "k"), ("attention_window", "k"), ("mla", "c_kv"), ("mamba1", "conv"), ("mamba2", "conv")],
 )
 def test_a_narrow_cache_only_rounds(name, kept):
     """A bfloat16 cache under a float32 layer: the same text up to rounding, in float32."""

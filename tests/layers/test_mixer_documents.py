@@ -1,5 +1,5 @@
-"""Documents packed into one row: each is what it would be alone, wherever it begins, however the row is cut, and nothing passes between
-them, in either direction."""
+"""Documents packed into one row: each is what it would be alone, wherever it begins, however the row is cut, and
+nothing passes between them, in either direction."""
 
 from __future__ import annotations
 
@@ -19,13 +19,22 @@ from hybridlm.model.cache import ModelCache
 from hybridlm.model.columns import sequence_info
 
 TIME = 17
-LAYOUTS = [[1] * 17, [3, 1, 1, 5, 7], [8, 8, 1], [7, 1, 9], [17]]  # lengths of a row's documents; chunks hold 1, 5 or 8 tokens
+LAYOUTS = [
+    [1] * 17,
+    [3, 1, 1, 5, 7],
+    [8, 8, 1],
+    [7, 1, 9],
+    [17],
+]  # lengths of a row's documents; chunks hold 1, 5 or 8 tokens
 MIXED = torch.tensor([[i for i, length in enumerate(row) for _ in range(length)] for row in LAYOUTS])
-EVERY_BOUNDARY = torch.stack([(torch.arange(TIME) >= boundary).long() for boundary in range(1, TIME)])  # two documents in each row
+EVERY_BOUNDARY = torch.stack(
+    [(torch.arange(TIME) >= boundary).long() for boundary in range(1, TIME)]
+)  # two documents in each row
 
 
 def described(doc_ids: Tensor, start: int = 0, end: int | None = None, *, quiet: bool = False) -> SequenceInfo:
-    """Columns ``start`` to ``end`` of rows with these documents (B, T), by hand; quiet: without ``starts`` where no document begins."""
+    """Columns ``start`` to ``end`` of rows with these documents (B, T), by hand; quiet: without ``starts`` where no
+    document begins."""
     begins = torch.ones_like(doc_ids, dtype=torch.bool)
     begins[:, 1:] = doc_ids[:, 1:] != doc_ids[:, :-1]
     positions = torch.zeros_like(doc_ids)
@@ -39,7 +48,9 @@ def described(doc_ids: Tensor, start: int = 0, end: int | None = None, *, quiet:
 def in_pieces(mixer: Mixer, x: Tensor, doc_ids: Tensor, cuts: list[int], quiet: bool) -> Tensor:
     cache = mixer.new_cache(x.shape[0], x.shape[1], dtype=x.dtype, device=CPU)
     with torch.no_grad():
-        pieces = [mixer(x[:, a:b], described(doc_ids, a, b, quiet=quiet), cache) for a, b in pairwise([0, *cuts, x.shape[1]])]
+        pieces = [
+            mixer(x[:, a:b], described(doc_ids, a, b, quiet=quiet), cache) for a, b in pairwise([0, *cuts, x.shape[1]])
+        ]
     return torch.cat(pieces, 1)
 
 
@@ -58,14 +69,17 @@ def test_the_description_by_hand_is_the_models():
 
 
 def output_and_gradients(mixer: Mixer, doc_ids: Tensor, dtype: torch.dtype, *, packed: bool) -> dict[str, Tensor]:
-    """Output and every gradient; in float32 those of every row's own loss, since their sum may cancel to less than its rounding."""
+    """Output and every gradient; in float32 those of every row's own loss, since their sum may cancel to less than its
+    rounding."""
     x, weights = (make_input(len(doc_ids), TIME, dtype, seed=seed) for seed in (1, 5))
     leaves = {"x": x.requires_grad_(), **dict(mixer.named_parameters())}
     y = mixer(x, described(doc_ids)) if packed else alone(mixer, x, doc_ids)
     losses = (y * weights).sum((1, 2))  # of each row
     wanted = losses if dtype == torch.float32 else [losses.sum()]
     each = [torch.autograd.grad(loss, leaves.values(), retain_graph=True) for loss in wanted]
-    return {"y": y} | {f"d{name}": torch.stack(grads) for name, grads in zip(leaves, zip(*each, strict=True), strict=True)}
+    return {"y": y} | {
+        f"d{name}": torch.stack(grads) for name, grads in zip(leaves, zip(*each, strict=True), strict=True)
+    }
 
 
 EXACT, ROUNDED = (torch.float64, 1e-10), (torch.float32, 1e-5)
@@ -79,7 +93,9 @@ EXACT, ROUNDED = (torch.float64, 1e-10), (torch.float32, 1e-5)
         pytest.param(MIXED, *EXACT, id="mixed-float64"),
         pytest.param(MIXED % 2, *EXACT, id="ids_that_come_again-float64"),
         pytest.param(MIXED, *ROUNDED, id="mixed-float32"),
-        pytest.param(EVERY_BOUNDARY, *ROUNDED, id="every_boundary-float32", marks=pytest.mark.slow),  # a gradient for each of 16 rows
+        pytest.param(
+            EVERY_BOUNDARY, *ROUNDED, id="every_boundary-float32", marks=pytest.mark.slow
+        ),  # a gradient for each of 16 rows
     ],
 )
 def test_packed_documents_are_what_each_is_alone(spec, doc_ids, dtype, tolerance):

@@ -1,4 +1,5 @@
-"""Padding at the left of rows: it changes no state, influences no token, and its own output is finite. Widths differ from row to row."""
+"""Padding at the left of rows: it changes no state, influences no token, and its own output is finite. Widths differ
+from row to row."""
 
 from __future__ import annotations
 
@@ -15,9 +16,18 @@ from hybridlm.model.columns import sequence_info
 TIME = 17
 WIDTHS = [0, 3, 16, 9, 17]  # columns of padding of each row; the last holds no token
 # Columns of a forward, and each row's padding in it: rows pause, begin late, and end early.
-PIECES = [(6, [0, 2, 6, 5]), (1, [0, 1, 1, 0]), (9, [3, 0, 9, 9]), (1, [0, 0, 0, 1]), (1, [0, 0, 0, 0]), (7, [0, 7, 1, 2])]
+PIECES = [
+    (6, [0, 2, 6, 5]),
+    (1, [0, 1, 1, 0]),
+    (9, [3, 0, 9, 9]),
+    (1, [0, 0, 0, 1]),
+    (1, [0, 0, 0, 0]),
+    (7, [0, 7, 1, 2]),
+]
 
-LONGEST = max(sum(columns - widths[row] for columns, widths in PIECES) for row in range(4))  # tokens of a row; padding takes no place
+LONGEST = max(
+    sum(columns - widths[row] for columns, widths in PIECES) for row in range(4)
+)  # tokens of a row; padding takes no place
 
 
 def tokens_of(columns: int, widths: list[int]) -> Tensor:
@@ -48,7 +58,9 @@ def padded_forward(mixer: Mixer, x: Tensor, valid: Tensor) -> Tensor:
 
 
 @every_mixer
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["float64", "float32"]
+)
 def test_a_padded_row_is_the_row_without_padding(spec, dtype, tolerance):
     """Output and every gradient, without a cache and against float64; padding itself receives none."""
     valid, results = tokens_of(TIME, WIDTHS), []
@@ -62,7 +74,9 @@ def test_a_padded_row_is_the_row_without_padding(spec, dtype, tolerance):
             assert bool(whole.isfinite().all())
             y = whole[valid]
         else:
-            y = torch.cat([forward(mixer, row[None, width:])[0] for row, width in zip(x, WIDTHS, strict=True) if width < TIME])
+            y = torch.cat(
+                [forward(mixer, row[None, width:])[0] for row, width in zip(x, WIDTHS, strict=True) if width < TIME]
+            )
         grads = torch.autograd.grad((y * weights[valid]).sum(), list(leaves.values()))
         assert int(grads[0][~valid].count_nonzero()) == 0
         results.append({"y": y} | {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)})
@@ -78,7 +92,13 @@ def test_what_stands_in_padding_does_not_matter(spec):
     results = []
     for text in (x, other):
         rows = Rows(mixer, len(WIDTHS), TIME + 5)
-        results.append([rows.feed(text, valid)[valid], rows.feed(text[:, -5:], valid[:, -5:])[valid[:, -5:]], *rows.states().values()])
+        results.append(
+            [
+                rows.feed(text, valid)[valid],
+                rows.feed(text[:, -5:], valid[:, -5:])[valid[:, -5:]],
+                *rows.states().values(),
+            ]
+        )
     for got, want in zip(*results, strict=True):
         assert torch.equal(got, want)
 
@@ -126,17 +146,25 @@ def test_padding_in_float32_keeps_the_state_too(spec):
 
 @every_mixer
 @pytest.mark.parametrize(
-    "pieces", [PIECES, PIECES[2:3], [(1, [i % 2, i % 3 // 2, 0, 1]) for i in range(14)]], ids=["pieces", "whole", "decoded"]
+    "pieces",
+    [PIECES, PIECES[2:3], [(1, [i % 2, i % 3 // 2, 0, 1]) for i in range(14)]],
+    ids=["pieces", "whole", "decoded"],
 )
 def test_documents_and_padding_together(spec, pieces):
     """Documents begin anywhere in rows that pause anywhere."""
     mixer, rows = make_mixer(spec), Rows(make_mixer(spec), 4, LONGEST)
-    streams = [[i for i, length in enumerate(row) for _ in range(length)] for row in ([3, 1, 6, 15], [8, 8, 9], [1] * 25, [25])]
+    streams = [
+        [i for i, length in enumerate(row) for _ in range(length)] for row in ([3, 1, 6, 15], [8, 8, 9], [1] * 25, [25])
+    ]
     texts: list[list[Tensor]] = [[], [], [], []]
     outputs: list[list[Tensor]] = [[], [], [], []]
     taken = [0, 0, 0, 0]
     for i, (columns, widths) in enumerate(pieces):
-        x, valid, doc_ids = make_input(4, columns, seed=10 + i), tokens_of(columns, widths), torch.full((4, columns), NO_DOCUMENT)
+        x, valid, doc_ids = (
+            make_input(4, columns, seed=10 + i),
+            tokens_of(columns, widths),
+            torch.full((4, columns), NO_DOCUMENT),
+        )
         for row, width in enumerate(widths):
             doc_ids[row, width:] = torch.tensor(streams[row][taken[row] : taken[row] + columns - width])
             taken[row] += columns - width

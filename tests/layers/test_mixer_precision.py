@@ -17,7 +17,9 @@ from hybridlm.model.block import Block
 
 TIME = 17
 LARGEST_GRADIENT = 2.0**8  # of the scaled loss, in float32; float16 ends at 2**16
-narrow_dtypes = pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)], ids=["bf16", "fp16"])
+narrow_dtypes = pytest.mark.parametrize(
+    ("dtype", "rounding"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)], ids=["bf16", "fp16"]
+)
 
 
 @every_mixer
@@ -29,7 +31,10 @@ def test_autocast_keeps_outputs_and_states_sound(spec, dtype, rounding):
         pieces, cache = forward_in_pieces(mixer, x, [6, 7, 8, 12], TIME)
     assert y.dtype == dtype
     want = forward(make_mixer(spec), x.double())
-    for got in (y, pieces):  # over all entries: a norm over a few channels that nearly cancel magnifies single roundings
+    for got in (
+        y,
+        pieces,
+    ):  # over all entries: a norm over a few channels that nearly cancel magnifies single roundings
         assert float((got - want).detach().norm() / want.detach().norm()) < rounding
     assert all(tensor.dtype == torch.float32 for tensor in cache.tensors().values())
 
@@ -42,11 +47,16 @@ def test_autocast_keeps_gradients_of_a_block_sound(spec, dtype, rounding):
     block = Block(make_mixer(spec, torch.float32), mlp, 8, eps=1e-5, residual_scale=1.0)
     with torch.no_grad():
         for i, parameter in enumerate(mlp.parameters()):
-            parameter.copy_(make_input(1, parameter.numel() // 8, torch.float32, seed=20 + i).reshape(parameter.shape) * 0.35)
+            parameter.copy_(
+                make_input(1, parameter.numel() // 8, torch.float32, seed=20 + i).reshape(parameter.shape) * 0.35
+            )
         for norm in (block.mixer_norm, block.ffn_norm):
             assert norm is not None
             norm.weight.copy_(make_input(1, 1, torch.float32, seed=30)[0, 0])
-    x, seq = make_input(2, TIME, torch.float32).requires_grad_(), SequenceInfo.contiguous(2, TIME, 0, torch.device("cpu"))
+    x, seq = (
+        make_input(2, TIME, torch.float32).requires_grad_(),
+        SequenceInfo.contiguous(2, TIME, 0, torch.device("cpu")),
+    )
     leaves = {"x": x, **dict(block.named_parameters())}
 
     def gradients(scale: float, autocast: bool) -> list[torch.Tensor]:
@@ -54,7 +64,9 @@ def test_autocast_keeps_gradients_of_a_block_sound(spec, dtype, rounding):
             y, _ = block(x, seq)
         return list(torch.autograd.grad(y.float().square().mean() * scale, list(leaves.values())))
 
-    scale = 2.0 ** math.floor(math.log2(LARGEST_GRADIENT / max(float(grad.abs().max()) for grad in gradients(1.0, autocast=False))))
+    scale = 2.0 ** math.floor(
+        math.log2(LARGEST_GRADIENT / max(float(grad.abs().max()) for grad in gradients(1.0, autocast=False)))
+    )
     exact = gradients(scale, autocast=False)
     whole = torch.cat([grad.flatten() for grad in exact]).norm()
     for name, got, want in zip(leaves, gradients(scale, autocast=True), exact, strict=True):

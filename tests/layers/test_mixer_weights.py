@@ -160,7 +160,10 @@ def test_every_parameter_is_declared_once(spec):
 FUSED = {
     "mamba1": (MAMBA1, {"in_proj.weight": (16, 16), "x_proj.weight": (1, 3, 3)}),  # x, z; step, B, C
     "mamba2": (replace(MAMBA2, n_groups=2), {"in_proj.weight": (16, 16, 6, 6, 4)}),  # z, x, B, C, dt
-    "mamba3": (replace(MAMBA3, n_groups=2), {"in_proj.weight": (16, 16, 12, 12, 4, 4, 4, 1)}),  # z, x, B, C, dt, A, trap, angle
+    "mamba3": (
+        replace(MAMBA3, n_groups=2),
+        {"in_proj.weight": (16, 16, 12, 12, 4, 4, 4, 1)},
+    ),  # z, x, B, C, dt, A, trap, angle
     "mla": (MLA, {"kv_a_proj_with_mqa.weight": (5, 4)}),  # latent, shared key
 }
 EXACT = {
@@ -182,4 +185,6 @@ def test_fused_rows_are_declared(kind):
 @pytest.mark.parametrize("kind", EXACT)
 def test_what_must_not_be_rounded_is_declared(kind):
     spec = replace(MAMBA3, mimo_rank=2, outproj_norm=True) if kind == "mamba3" else FUSED[kind][0]
-    assert {name for name, declared in make_mixer(spec).param_specs().items() if declared.dtype == "fp32"} == EXACT[kind]
+    assert {name for name, declared in make_mixer(spec).param_specs().items() if declared.dtype == "fp32"} == EXACT[
+        kind
+    ]

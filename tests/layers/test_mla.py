@@ -133,8 +133,8 @@ def test_a_piece_after_a_past_in_either_form(spec, cut, monkeypatch):
 
 
 def products(monkeypatch: pytest.MonkeyPatch, mixer: MLA, queries: int, keys: int, absorbed: bool) -> int:
-    """Matrix-product FLOPs of one row between its latents and the heads' outputs: torch counts all but the fused attention, and that
-    one is counted by the shapes that it is given."""
+    """Matrix-product FLOPs of one row between its latents and the heads' outputs: torch counts all but the fused
+    attention, and that one is counted by the shapes that it is given."""
     spec, attended = mixer.spec, []
 
     def counted(q: Tensor, k: Tensor, v: Tensor, **settings: object) -> Tensor:
@@ -170,7 +170,9 @@ def test_decode_is_absorbed_and_training_expanded():
         mixer = make(spec, torch.float32)
         assert all(mixer._absorbing_pays(1, keys) for keys in (2, 3, 100, 10_000))
         assert not any(mixer._absorbing_pays(queries, queries) for queries in (1, 2, 100, 10_000))
-    large = make(replace(SMALL, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128), torch.float32)
+    large = make(
+        replace(SMALL, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128), torch.float32
+    )
     assert large._absorbing_pays(64, 4096)
     assert not large._absorbing_pays(1024, 4096)
 
@@ -244,7 +246,10 @@ def test_a_narrow_cache_only_rounds():
     mixer, x = make(SMALL, torch.float32), make_input(dtype=torch.float32)
     cache = mixer.new_cache(2, TIME, dtype=torch.bfloat16, device=CPU)
     with torch.no_grad():
-        pieces = [mixer(x[:, :5], plain(x[:, :5]), cache), *(mixer(x[:, t : t + 1], plain(x[:, :1], t), cache) for t in range(5, TIME))]
+        pieces = [
+            mixer(x[:, :5], plain(x[:, :5]), cache),
+            *(mixer(x[:, t : t + 1], plain(x[:, :1], t), cache) for t in range(5, TIME)),
+        ]
     assert pieces[-1].dtype == torch.float32
     assert 0 < relative_error(torch.cat(pieces, 1), mixer(x, plain(x))) < 2e-2
 
@@ -253,7 +258,10 @@ def test_every_block_of_rows_is_declared():
     specs = make(SMALL).param_specs()
     assert specs["kv_a_proj_with_mqa.weight"].row_blocks == (5, 4)
     assert specs["kv_b_proj.weight"].row_blocks == (3, 6, 3, 6)
-    assert {name for name, spec in specs.items() if spec.role == "vector"} == {"q_a_layernorm.weight", "kv_a_layernorm.weight"}
+    assert {name for name, spec in specs.items() if spec.role == "vector"} == {
+        "q_a_layernorm.weight",
+        "kv_a_layernorm.weight",
+    }
     assert not any(spec.row_blocks for name, spec in specs.items() if not name.startswith("kv_"))
     assert make(SPECS["no_shared_key"]).param_specs()["kv_a_proj_with_mqa.weight"].row_blocks == ()
 

@@ -1,4 +1,5 @@
-"""Mixture of experts against a float64 loop over tokens: every way of routing, its losses and counts, padding, precision, fresh weights."""
+"""Mixture of experts against a float64 loop over tokens: every way of routing, its losses and counts, padding,
+precision, fresh weights."""
 
 from __future__ import annotations
 
@@ -51,9 +52,17 @@ SPECS = {
         "d_shared": 10,
         "routed_scaling_factor": 2.5,
     },
-    "sigmoid, relu2, two groups": {"router": "sigmoid", "activation": "relu2", "n_expert_groups": 2, "topk_groups": 1, "top_k": 4},
+    "sigmoid, relu2, two groups": {
+        "router": "sigmoid",
+        "activation": "relu2",
+        "n_expert_groups": 2,
+        "topk_groups": 1,
+        "top_k": 4,
+    },
 }
-every_spec = pytest.mark.parametrize("spec", [dataclasses.replace(BASE, **changes) for changes in SPECS.values()], ids=list(SPECS))
+every_spec = pytest.mark.parametrize(
+    "spec", [dataclasses.replace(BASE, **changes) for changes in SPECS.values()], ids=list(SPECS)
+)
 SIGMOID = dataclasses.replace(BASE, router="sigmoid", d_shared=4)
 
 
@@ -102,7 +111,11 @@ def token_by_token(p: dict[str, Tensor], bias: Tensor | None, x: Tensor, spec: M
             y = mlp(own, token, MLPSpec(spec.d_model, spec.d_expert, spec.activation))
             row = row + spec.routed_scaling_factor * scores[expert] / share * y
         if spec.d_shared:
-            shared = {name.removeprefix("shared_experts."): tensor for name, tensor in p.items() if name.startswith("shared_experts.")}
+            shared = {
+                name.removeprefix("shared_experts."): tensor
+                for name, tensor in p.items()
+                if name.startswith("shared_experts.")
+            }
             row = row + mlp(shared, token, MLPSpec(spec.d_model, spec.d_shared, spec.activation))
         rows.append(row)
         masses.append(scores / scores.sum())
@@ -110,7 +123,12 @@ def token_by_token(p: dict[str, Tensor], bias: Tensor | None, x: Tensor, spec: M
     mean = sum(masses) / len(masses)
     pairs = len(x) * spec.top_k
     balance = sum(spec.n_experts * count / pairs * mean[expert] for expert, count in enumerate(counts))
-    return {"y": torch.stack(rows), "balance": balance, "z": sum(squares) / len(squares), "counts": torch.tensor(counts)}
+    return {
+        "y": torch.stack(rows),
+        "balance": balance,
+        "z": sum(squares) / len(squares),
+        "counts": torch.tensor(counts),
+    }
 
 
 def bias_of(layer: MoE) -> Tensor | None:
@@ -127,19 +145,29 @@ def test_output_statistics_and_all_gradients(spec):
     assert stats.counts.tolist() == want["counts"].tolist()
     torch.testing.assert_close(stats.aux, 0.3 * stats.balance_loss + 0.2 * stats.z_loss)
     results = []
-    for output, balance, z in ((y, stats.balance_loss, stats.z_loss), (want["y"].view(y.shape), want["balance"], want["z"])):
-        grads = torch.autograd.grad((output * draw(2, 7, spec.d_model, seed=2)).sum(), list(leaves.values()), retain_graph=True)
+    for output, balance, z in (
+        (y, stats.balance_loss, stats.z_loss),
+        (want["y"].view(y.shape), want["balance"], want["z"]),
+    ):
+        grads = torch.autograd.grad(
+            (output * draw(2, 7, spec.d_model, seed=2)).sum(), list(leaves.values()), retain_graph=True
+        )
         # Every gradient exists, also of one term alone where the router's weights are all one.
         results.append({"y": output, "balance": balance, "z": z} | dict(zip(leaves, grads, strict=True)))
-    assert_near(*results, 1e-12) if spec.n_experts > 1 else assert_near(*[drop_router(result) for result in results], 1e-12)
+    assert_near(*results, 1e-12) if spec.n_experts > 1 else assert_near(
+        *[drop_router(result) for result in results], 1e-12
+    )
     losses = []
     for balance, z in ((stats.balance_loss, stats.z_loss), (want["balance"], want["z"])):
-        losses.append(dict(zip(["x", "gate"], torch.autograd.grad(0.3 * balance + 0.2 * z, [x, layer.gate.weight]), strict=True)))
+        losses.append(
+            dict(zip(["x", "gate"], torch.autograd.grad(0.3 * balance + 0.2 * z, [x, layer.gate.weight]), strict=True))
+        )
     assert_near(*losses, 1e-12)
 
 
 def drop_router(result: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of a single expert's normalised weight, which is one: its gradient is zero up to rounding, which no relative error measures."""
+    """Of a single expert's normalised weight, which is one: its gradient is zero up to rounding, which no relative
+    error measures."""
     assert float(result["gate.weight"].abs().max()) < 1e-12
     return {name: tensor for name, tensor in result.items() if name != "gate.weight"}
 
@@ -212,7 +240,9 @@ def test_an_expert_without_tokens_has_a_gradient_of_zero():
     assert int(stats.counts[3]) == 0
     for parameter in (layer.experts.gate_up_proj, layer.experts.down_proj):
         assert torch.equal(parameter.grad[3], torch.zeros_like(parameter.grad[3]))
-        assert all(float(grad.abs().max()) > 0 for expert, grad in enumerate(parameter.grad) if stats.counts[expert] > 0)
+        assert all(
+            float(grad.abs().max()) > 0 for expert, grad in enumerate(parameter.grad) if stats.counts[expert] > 0
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -258,7 +288,11 @@ def test_names_and_shapes(activation, router):
     assert shapes == want
     specs = layer.param_specs()
     assert specs.keys() == dict(layer.named_parameters()).keys()
-    assert (specs["gate.weight"].role, specs["gate.weight"].decay, specs["gate.weight"].dtype) == ("vector", True, "fp32")
+    assert (specs["gate.weight"].role, specs["gate.weight"].decay, specs["gate.weight"].dtype) == (
+        "vector",
+        True,
+        "fp32",
+    )
     assert {declared.role for name, declared in specs.items() if name != "gate.weight"} == {"matrix"}
     if activation == "swiglu":
         assert specs["experts.gate_up_proj"].row_blocks == (5, 5)
@@ -307,7 +341,9 @@ def test_a_model_built_on_meta_and_drawn_has_no_uninitialised_buffer(router):
     biases = {name: buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")}
     assert len(biases) == (2 if router == "sigmoid" else 0)
     assert all(torch.equal(buffer, torch.zeros(4)) and buffer.dtype == torch.float32 for buffer in biases.values())
-    assert {name for name, _ in build_model(moe_config(router=router), 13).named_parameters()} == model.param_specs().keys()
+    assert {
+        name for name, _ in build_model(moe_config(router=router), 13).named_parameters()
+    } == model.param_specs().keys()
 
 
 def test_the_model_sums_the_losses_of_its_layers_and_checkpointing_changes_nothing():

@@ -1,4 +1,5 @@
-"""The mixture of experts against its loop over tokens: output, losses, counts and every gradient, for every option and with padding."""
+"""The mixture of experts against its loop over tokens: output, losses, counts and every gradient, for every option and
+with padding."""
 
 from __future__ import annotations
 
@@ -57,7 +58,10 @@ def make_layer(spec: MoESpec, dtype: torch.dtype = torch.float64) -> MoE:
     layer = MoE(spec).double()
     with torch.no_grad():
         for i, parameter in enumerate(layer.parameters()):
-            parameter.copy_(draw(*parameter.shape, seed=i) * (1 if parameter.dim() == 2 and len(parameter) == spec.n_experts else 0.5))
+            parameter.copy_(
+                draw(*parameter.shape, seed=i)
+                * (1 if parameter.dim() == 2 and len(parameter) == spec.n_experts else 0.5)
+            )
         for name, buffer in layer.named_buffers():
             if name == "gate.e_score_correction_bias":
                 buffer.copy_(0.4 * draw(*buffer.shape, seed=50))

@@ -18,7 +18,8 @@ ROWS = 3
 
 
 class Rows:
-    """A cache of one number per token, fed as the model feeds it, and what must be in it: a list of (number, document) for each row."""
+    """A cache of one number per token, fed as the model feeds it, and what must be in it: a list of (number, document)
+    for each row."""
 
     def __init__(self, max_len: int, window: int | None, dtype: torch.dtype = torch.float64) -> None:
         self.window = window
@@ -73,7 +74,11 @@ SETTINGS = [(40, None), (40, 1), (40, 3), (40, 8), (40, 60), (60, 60)]
     documents=st.booleans(),
 )
 def test_every_token_sees_what_it_may(max_len, window, lengths, seed, padded, documents):
-    rows, g, current = Rows(max_len, window), torch.Generator().manual_seed(seed), torch.zeros(ROWS, 1, dtype=torch.long)
+    rows, g, current = (
+        Rows(max_len, window),
+        torch.Generator().manual_seed(seed),
+        torch.zeros(ROWS, 1, dtype=torch.long),
+    )
     for length in lengths:
         valid = doc_ids = None
         if padded and bool(torch.rand((), generator=g) < 0.8):
@@ -90,10 +95,14 @@ def test_every_token_sees_what_it_may(max_len, window, lengths, seed, padded, do
     for row, held in zip(rows.rows, kept.tolist(), strict=True):
         numbers = [number for number, _ in row]
         if rows.layer.bounded is None:
-            assert held == numbers + [0.0] * (max_len - len(numbers)), "a token stands at its index, nothing behind the last"
+            assert held == numbers + [0.0] * (max_len - len(numbers)), (
+                "a token stands at its index, nothing behind the last"
+            )
         else:
             newest = numbers[len(numbers) - min(len(numbers), window - 1) :]
-            assert held == [0.0] * (window - 1 - len(newest)) + newest, "the newest token stands last, nothing before the first"
+            assert held == [0.0] * (window - 1 - len(newest)) + newest, (
+                "the newest token stands last, nothing before the first"
+            )
 
 
 def test_a_plain_forward_is_told_of_the_tokens_alone():
@@ -101,7 +110,9 @@ def test_a_plain_forward_is_told_of_the_tokens_alone():
     rows = Rows(40, 8)
     for length, columns in [(3, 3), (2, 5), (1, 6), (6, 12), (9, 16), (1, 8)]:
         seq = SequenceInfo.contiguous(ROWS, length, rows.cache.past, CPU)
-        seen = rows.layer.append({name: torch.ones(ROWS, length, *tensor.shape[2:]) for name, tensor in rows.layer.tensors().items()}, seq)
+        seen = rows.layer.append(
+            {name: torch.ones(ROWS, length, *tensor.shape[2:]) for name, tensor in rows.layer.tensors().items()}, seq
+        )
         rows.cache.advance(seq)
         assert seen["a"].shape[1] == columns
 
@@ -113,7 +124,9 @@ def test_dtypes(window):
     exact = torch.full((2, 3, 1), 1 / 3, dtype=torch.float64)
     layer.append({"a": exact}, SequenceInfo.contiguous(2, 3, 0, CPU))
     valid = torch.tensor([[False], [True]])
-    seen = layer.append({"a": exact[:, :1].bfloat16()}, SequenceInfo(torch.tensor([[3], [3]]), 3, valid=valid, longest=4))
+    seen = layer.append(
+        {"a": exact[:, :1].bfloat16()}, SequenceInfo(torch.tensor([[3], [3]]), 3, valid=valid, longest=4)
+    )
     assert seen["a"].dtype == torch.bfloat16
     assert layer.tensors()["a"].dtype == torch.float64
     assert layer.tensors()["a"][0].count_nonzero() == 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.memory.plan import plan_run
 
 

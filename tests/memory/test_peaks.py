@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hybridlm.compose import compose_config
-from hybridlm.hardware.profiles import planned_device
+from hybridlm.cli.compose import compose_config
+from hybridlm.machine.profiles import planned_device
 from hybridlm.memory.plan import step_peak, workload_of
 from hybridlm.memory.timeline import Cut
 
@@ -34,7 +34,13 @@ def test_random_models(real, seed):
     compare(real, real.random_config(seed), real.random_cut(seed))
 
 
-SMALL = ["hardware=cpu", "model.d_model=64", "model.attention.n_heads=2", "data.seq_len=128", "data.tokenizer.vocab_size=2048"]
+SMALL = [
+    "hardware=cpu",
+    "model.d_model=64",
+    "model.attention.n_heads=2",
+    "data.seq_len=128",
+    "data.tokenizer.vocab_size=2048",
+]
 
 
 @pytest.mark.parametrize(
@@ -42,8 +48,14 @@ SMALL = ["hardware=cpu", "model.d_model=64", "model.attention.n_heads=2", "data.
     [
         (["model.pattern=T M T", "trainer.precision=64-true"], Cut(2, 1, 0, 512)),
         (["model.pattern=(T M)*3", "trainer.precision=bf16-mixed"], Cut(4, 2, 2, 64)),
-        (["model.pattern=(T X)*2", "model.variants={X: {mixer: attention, window: 16}}"], Cut(4, 1, 0, 512)),  # one mask for all layers
-        (["model.pattern=M:mlp*6", "optim=muon", "trainer.precision=bf16-true", "model.d_model=128"], Cut(1, 3, 1, 512)),
+        (
+            ["model.pattern=(T X)*2", "model.variants={X: {mixer: attention, window: 16}}"],
+            Cut(4, 1, 0, 512),
+        ),  # one mask for all layers
+        (
+            ["model.pattern=M:mlp*6", "optim=muon", "trainer.precision=bf16-true", "model.d_model=128"],
+            Cut(1, 3, 1, 512),
+        ),
         (["model.pattern=T M1", "model.tie_embeddings=false", "model.logit_softcap=15"], Cut(2, 1, 1, 512)),
     ],
     ids=["64-true", "bf16-mixed, every other layer", "shared mask", "bf16-true, Muon, accumulation", "untied head"],
@@ -55,16 +67,21 @@ def test_what_changes_a_step(real, overrides, cut):
 def test_packed_documents(real, monkeypatch):
     """With as many documents as the plan assumes."""
     monkeypatch.setattr(real, "DOCUMENT", 96)  # three tokens of each stand at its beginning, one in 32
-    compare(real, compose_config([*SMALL, "model.pattern=T M1 M2 M3", "data.packing=true", "data.seq_len=192"]), Cut(4, 1, 0, 512))
+    compare(
+        real,
+        compose_config([*SMALL, "model.pattern=T M1 M2 M3", "data.packing=true", "data.seq_len=192"]),
+        Cut(4, 1, 0, 512),
+    )
 
 
 def test_the_whole_model_followed_at_once_agrees():
-    """Layers that repeat are followed once; a model in which none repeats is followed whole. With a residual scale that differs in
-    nothing, layers of one kind are told apart."""
+    """Layers that repeat are followed once; a model in which none repeats is followed whole. With a residual scale that
+    differs in nothing, layers of one kind are told apart."""
     config = compose_config([*SMALL, "model.pattern=M T M M T", "optim=adamw"])
     work, _ = workload_of(config, planned_device(config.hardware))
     told_apart = [
-        replace(spec, params=replace(spec.params, norm_eps=spec.params.norm_eps * (1 + i * 1e-3))) for i, spec in enumerate(work.layers)
+        replace(spec, params=replace(spec.params, norm_eps=spec.params.norm_eps * (1 + i * 1e-3)))
+        for i, spec in enumerate(work.layers)
     ]
     from hybridlm.memory.segments import follow
     from hybridlm.memory.timeline import Shares, compose
@@ -86,7 +103,7 @@ def test_a_run_of_the_trainer_holds_no_more(real, tmp_path, monkeypatch):
     from harness.memory import peak_bytes
 
     from hybridlm.memory.plan import plan_run
-    from hybridlm.run_folder import RunFolder
+    from hybridlm.runs.run_folder import RunFolder
     from hybridlm.train.run import run
 
     corpus = tmp_path / "corpus"

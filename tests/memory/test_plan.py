@@ -10,10 +10,10 @@ import sys
 import pytest
 import torch
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.errors import UserError
-from hybridlm.hardware.device import CUDA, DeviceFacts
-from hybridlm.hardware.limits import usable_bytes
+from hybridlm.machine.device import CUDA, DeviceFacts
+from hybridlm.machine.limits import usable_bytes
 from hybridlm.memory.plan import _windows, plan_inference, plan_run
 from hybridlm.memory.report import full_text, json_text, refusal, summary_lines
 from hybridlm.memory.suggest import suggestions
@@ -51,8 +51,15 @@ def test_a_card_that_is_not_here_is_planned_without_asking_for_one(monkeypatch):
 
 @pytest.mark.parametrize(("share", "cheaper"), [(0.9, "more"), (0.35, "less")])
 def test_less_memory_cuts_the_step(share, cheaper):
-    """What fits exactly is planned as it is; below, micro-batches get smaller or layers are computed again, and the plan holds."""
-    base = ["hardware=cpu", "model.pattern=(T M)*3", "model.d_model=128", "model.attention.n_heads=4", "data.global_batch=16"]
+    """What fits exactly is planned as it is; below, micro-batches get smaller or layers are computed again, and the
+    plan holds."""
+    base = [
+        "hardware=cpu",
+        "model.pattern=(T M)*3",
+        "model.d_model=128",
+        "model.attention.n_heads=4",
+        "data.global_batch=16",
+    ]
     free = plan_run(compose_config(base))
     gib = (free.reserved_bytes * share) / 2**30 + 1.0  # a GiB is taken for what is not the run's
     held = plan_run(compose_config([*base, f"hardware.memory_gb={gib}"]))
@@ -74,10 +81,17 @@ def test_a_global_batch_that_the_devices_here_cannot_share():
     """Their number may be a launcher's, which no rule between fields knows."""
     config = compose_config(["hardware=cpu", "size=tiny", "data.global_batch=8", "data.batch_size=4"])
     assert _windows(config, 8, 2) == 4
-    with pytest.raises(UserError, match=r"data.global_batch = 8: is not a multiple of data.batch_size \(4\) x devices \(3\); take a mul"):
+    with pytest.raises(
+        UserError,
+        match=r"data.global_batch = 8: is not a multiple of data.batch_size \(4\) x devices \(3\); take a mul",
+    ):
         _windows(config, 8, 3)
-    both = compose_config(["hardware=cpu", "size=tiny", "data.global_batch=8", "data.batch_size=4", "trainer.accumulate=2"])
-    with pytest.raises(UserError, match=r"is not data.batch_size \(4\) x trainer.accumulate \(2\) x devices \(2\); leave one"):
+    both = compose_config(
+        ["hardware=cpu", "size=tiny", "data.global_batch=8", "data.batch_size=4", "trainer.accumulate=2"]
+    )
+    with pytest.raises(
+        UserError, match=r"is not data.batch_size \(4\) x trainer.accumulate \(2\) x devices \(2\); leave one"
+    ):
         _windows(both, 8, 2)
 
 
@@ -134,7 +148,9 @@ def test_a_tokenizer_file_is_read_and_a_missing_one_is_a_line(tmp_path):
     from hybridlm.data.tokenizer import byte_tokenizer
 
     byte_tokenizer().save(tmp_path / "tokenizer.json")
-    assert planned_vocabulary(compose_config(["data.tokenizer.kind=file", f"data.tokenizer.path={tmp_path / 'tokenizer.json'}"])) == (
+    assert planned_vocabulary(
+        compose_config(["data.tokenizer.kind=file", f"data.tokenizer.path={tmp_path / 'tokenizer.json'}"])
+    ) == (
         257,
         False,
     )
@@ -160,7 +176,9 @@ def test_each_suggestion_makes_it_fit():
 
 
 def test_what_the_user_fixed_is_set_free_first():
-    config = compose_config(["model=transformer", "size=d12", "hardware=rtx4060", "data.batch_size=64", "data.seq_len=1024"])
+    config = compose_config(
+        ["model=transformer", "size=d12", "hardware=rtx4060", "data.batch_size=64", "data.seq_len=1024"]
+    )
     plan = plan_run(config)
     assert not plan.fits
     assert plan.checkpoint_blocks == 1  # left to the plan, and not enough
@@ -174,7 +192,9 @@ def test_inference_side():
     assert side.weights == 2 * parameters(model)
     for context in side.contexts:
         assert context.cache == state_bytes(model, context.tokens, 1, torch.bfloat16)
-        assert context.attention == 12 * 2 * context.tokens * 768 * 2  # keys and values of d_model channels each, two bytes
+        assert (
+            context.attention == 12 * 2 * context.tokens * 768 * 2
+        )  # keys and values of d_model channels each, two bytes
     ratios = [context.cache / context.attention for context in side.contexts]
     assert ratios == sorted(ratios, reverse=True)
     assert ratios[-1] == pytest.approx(0.5, abs=0.01)
@@ -202,7 +222,9 @@ def test_memory_that_a_run_may_take():
 
 
 def hybridlm(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "hybridlm", "plan", *words], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "hybridlm", "plan", *words], capture_output=True, text=True, check=False
+    )
 
 
 def test_the_command_refuses_in_lines_and_ends_with_code_2():

@@ -52,7 +52,9 @@ def test_it_decodes_what_it_computes(pattern):
 @every_pattern
 def test_it_counts_what_it_has(pattern):
     model = small_model(small_config(pattern))
-    assert parameters(model) == sum(tensor.numel() for name, tensor in model.state_dict().items() if "correction_bias" not in name)
+    assert parameters(model) == sum(
+        tensor.numel() for name, tensor in model.state_dict().items() if "correction_bias" not in name
+    )
     for context in (1, 7, 40):
         assert state_bytes(model, context, 3, torch.float64) == model.new_cache(3, context).bytes
     assert flops_per_token(model, 16, "train") == 3 * flops_per_token(model, 16, "prefill")

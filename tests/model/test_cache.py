@@ -41,7 +41,8 @@ def test_selected_rows_go_on_as_they_would_have(config):
 
 @pytest.mark.parametrize("pattern", ["M1 M1", "M2 M2"])
 def test_gradients_reach_back_through_a_cache_of_states(pattern):
-    """Text in pieces, single tokens among them, with gradients on: those of the whole text. States are not overwritten then."""
+    """Text in pieces, single tokens among them, with gradients on: those of the whole text. States are not overwritten
+    then."""
     model, ids = small_model(small_config(pattern)), make_ids(2, 9)
     weights = torch.randn(2, 9, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     grads = []
@@ -111,7 +112,8 @@ def test_replacing_the_longest_row_makes_room():
 @pytest.mark.parametrize("with_documents", [False, True])
 @pytest.mark.parametrize("way", ["select", "insert", "saved", "branched twice"])
 def test_rows_move_in_every_state(pattern, with_documents, way):
-    """Rows of unequal lengths, one of them ended, with documents open: chosen, replaced, saved; each goes on as it would have."""
+    """Rows of unequal lengths, one of them ended, with documents open: chosen, replaced, saved; each goes on as it
+    would have."""
     model, ids = small_model(small_config(pattern)), make_ids(3, TIME)
     doc_ids = DOCUMENTS[2:] if with_documents else torch.zeros_like(ids)
     valid = torch.ones(3, TIME, dtype=torch.bool)

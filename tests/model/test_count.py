@@ -10,7 +10,8 @@ from hybridlm.config.mixers import AttentionConfig
 from hybridlm.model.build import build_model
 from hybridlm.model.count import flops_per_token, layer_table, parameters, state_bytes
 
-# d_model 8. Attention: two query heads and one key head of 4. Mamba-2: d_inner 16, four heads of 4, two groups of 3, K 4, chunk 5. d_ff 12.
+# d_model 8. Attention: two query heads and one key head of 4. Mamba-2: d_inner 16, four heads of 4, two groups of 3, K
+# 4, chunk 5. d_ff 12.
 ATTENTION = 8 * 8 + 8 * 4 + 8 * 4 + 8 * 8
 IN_PROJ, CONV_CHANNELS = 16 + 16 + 6 + 6 + 4, 16 + 6 + 6
 MAMBA2 = 8 * IN_PROJ + 4 * CONV_CHANNELS + CONV_CHANNELS + 4 + 4 + 4 + 16 + 16 * 8
@@ -36,7 +37,9 @@ def test_parameters(pattern, blocks):
 
 
 def test_parameters_of_the_options():
-    qk_norm = build_model(small_config("T:none", attention=AttentionConfig(n_heads=2, n_kv_heads=1, qk_norm=True)), VOCAB)
+    qk_norm = build_model(
+        small_config("T:none", attention=AttentionConfig(n_heads=2, n_kv_heads=1, qk_norm=True)), VOCAB
+    )
     assert parameters(qk_norm) == EMBEDDING + ATTENTION + 4 + 4 + 2 * NORM
 
 
@@ -45,7 +48,11 @@ def test_flops_per_token(tied):
     model = build_model(small_config("MT", tie_embeddings=tied), VOCAB)
     mamba = 2 * (8 * IN_PROJ + 16 * 8) + 2 * 4 * CONV_CHANNELS + 2 * 2 * 16 * 3
     tile = 2 * 5 * (2 * 3 + 16)
-    attention, mlp, head = 2 * ATTENTION, 2 * MLP, 2 * EMBEDDING  # the head multiplies, tied or not; the embedding only looks up
+    attention, mlp, head = (
+        2 * ATTENTION,
+        2 * MLP,
+        2 * EMBEDDING,
+    )  # the head multiplies, tied or not; the embedding only looks up
     keys = (1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 + 9 + 10) / 10
     prefill = mamba + tile + attention + 2 * 2 * 8 * keys + mlp + head
     assert flops_per_token(model, 10, "prefill") == pytest.approx(prefill, rel=1e-12)
@@ -93,7 +100,14 @@ def test_layer_table():
     rows = [line.split() for line in lines]
     assert rows[0] == ["layer", "mixer", "ffn", "parameters", "state", "at", "1000"]
     assert rows[1] == ["0", "mamba2", "none", str(MAMBA2 + NORM), str(mamba_bytes), "B"]
-    assert rows[2] == ["1", "attention", "mlp", str(ATTENTION + MLP + 2 * NORM), "31.2", "KiB"]  # 2 x 1000 x 4 numbers of 4 bytes
+    assert rows[2] == [
+        "1",
+        "attention",
+        "mlp",
+        str(ATTENTION + MLP + 2 * NORM),
+        "31.2",
+        "KiB",
+    ]  # 2 x 1000 x 4 numbers of 4 bytes
     assert rows[3] == ["2", "mamba2", "mlp", str(MAMBA2 + MLP + 2 * NORM), str(mamba_bytes), "B"]
     assert "tied" in lines[4]
     assert "13 ids" in lines[4]

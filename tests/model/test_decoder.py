@@ -1,4 +1,5 @@
-"""Prepared decoding against the model's own forward: every option that the tokens' own code reads, alone and together."""
+"""Prepared decoding against the model's own forward: every option that the tokens' own code reads, alone and
+together."""
 
 from __future__ import annotations
 

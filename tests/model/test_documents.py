@@ -1,5 +1,5 @@
-"""Documents packed into rows: every document gets the logits, the loss and the gradients that it would get alone, however the row is cut
-into calls; without documents and padding nothing of all this runs."""
+"""Documents packed into rows: every document gets the logits, the loss and the gradients that it would get alone,
+however the row is cut into calls; without documents and padding nothing of all this runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recurrences import assert_near, relative_error
-from small_models import DOCUMENTS, TIME, alone, every_pattern, fed, loss_and_gradients, make_ids, small_config, small_model
+from small_models import (
+    DOCUMENTS,
+    TIME,
+    alone,
+    every_pattern,
+    fed,
+    loss_and_gradients,
+    make_ids,
+    small_config,
+    small_model,
+)
 from torch import Tensor
 
 from hybridlm.layers.sequence import SequenceInfo
@@ -36,7 +46,8 @@ def test_logits_loss_and_every_gradient_are_those_of_each_document_alone(pattern
 
 @every_pattern
 def test_the_same_in_float32(pattern):
-    """To 1e-5, or to what float32 leaves of the documents run apart: a router behind two Mamba-3 layers loses more than that by itself."""
+    """To 1e-5, or to what float32 leaves of the documents run apart: a router behind two Mamba-3 layers loses more than
+    that by itself."""
     ids = make_ids(ROWS, TIME)
     packed, apart = packed_and_apart(small_model(small_config(pattern), torch.float32), ids)
     exact = packed_and_apart(small_model(small_config(pattern)), ids)[1]
@@ -58,7 +69,9 @@ def test_checkpointed_blocks_give_the_same_gradients(pattern):
     model, ids = small_model(small_config(pattern)), make_ids(ROWS, TIME)
     results = []
     for model.checkpoint_blocks in (0, 1):
-        results.append(loss_and_gradients(model, model(ids, doc_ids=DOCUMENTS, targets=next_tokens(ids, DOCUMENTS)).loss_sum))
+        results.append(
+            loss_and_gradients(model, model(ids, doc_ids=DOCUMENTS, targets=next_tokens(ids, DOCUMENTS)).loss_sum)
+        )
     assert_near(*results, 1e-12)
 
 
@@ -66,7 +79,8 @@ def test_checkpointed_blocks_give_the_same_gradients(pattern):
 @settings(max_examples=8, deadline=None, derandomize=True, database=None)
 @given(cuts=st.sets(st.integers(1, TIME - 1)))
 def test_prefill_cut_anywhere_and_decode(pattern, cuts):
-    """A boundary inside a piece, at its edge, and in front of it; then every row's last document goes on without its id."""
+    """A boundary inside a piece, at its edge, and in front of it; then every row's last document goes on without its
+    id."""
     model, ids = small_model(small_config(pattern)), make_ids(ROWS, TIME + 4)
     longer = torch.cat([DOCUMENTS, DOCUMENTS[:, -1:].expand(-1, 4)], 1)
     cache = model.new_cache(ROWS, TIME + 4)
@@ -87,7 +101,8 @@ def test_a_boundary_at_every_column_of_a_decode(pattern):
 @every_pattern
 @pytest.mark.parametrize("cuts", [[], [4, 9, 10, 13]], ids=["whole", "pieces"])
 def test_an_id_may_come_again_for_another_document(pattern, cuts):
-    """Ids that count from zero in every call, or name a source: what is new is that the id changes, and nothing old comes back."""
+    """Ids that count from zero in every call, or name a source: what is new is that the id changes, and nothing old
+    comes back."""
     doc_ids = torch.tensor([[0] * 3 + [1] * 3 + [0] * 5 + [1] * 6, [7] * 5 + [2] + [7] * 11])
     model, ids = small_model(small_config(pattern)), make_ids(2, TIME)
     assert relative_error(model(ids, doc_ids=doc_ids).logits, alone(model, ids, doc_ids)) < 1e-10
@@ -121,7 +136,11 @@ def test_one_document_is_no_document(pattern):
 def test_positions_restart_and_go_on():
     cache = ModelCache([], 2, CPU)
     calls = [
-        ([[3, 3, 8, 8], [1, 1, 1, 1]], [[0, 1, 0, 1], [0, 1, 2, 3]], [[True, False, True, False], [True, False, False, False]]),
+        (
+            [[3, 3, 8, 8], [1, 1, 1, 1]],
+            [[0, 1, 0, 1], [0, 1, 2, 3]],
+            [[True, False, True, False], [True, False, False, False]],
+        ),
         ([[8, 9, 9], [1, 2, 3]], [[2, 0, 1], [4, 0, 0]], [[False, True, False], [False, True, True]]),
         (None, [[2, 3], [1, 2]], None),
         ([[9], [4]], [[4], [0]], [[False], [True]]),

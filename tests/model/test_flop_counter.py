@@ -1,7 +1,7 @@
 """FLOPs that the model announces against the products that torch's counter sees in a real forward and backward.
 
-The counter does not look into hybridlm's own operators: here their bodies are counted, too. It counts matrix products alone, so that
-the convolutions and what Mamba-1 writes into its state, which are none, are taken off what is announced.
+The counter does not look into hybridlm's own operators: here their bodies are counted, too. It counts matrix products
+alone, so that the convolutions and what Mamba-1 writes into its state, which are none, are taken off what is announced.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ BATCH, TIME = 4, 40  # a multiple of the chunks of small_models: a tile that is 
 def operator_bodies() -> dict[Any, Callable[..., Any]]:
     """Of every operator of hybridlm: what its body multiplies."""
     bodies: dict[Any, Callable[..., Any]] = {
-        torch.ops.aten.addmm_: lambda total, a, b, *, out_shape: 2 * a[0] * a[1] * b[1],  # torch's counter knows only the forms that
+        torch.ops.aten.addmm_: lambda total, a, b, *, out_shape: (
+            2 * a[0] * a[1] * b[1]
+        ),  # torch's counter knows only the forms that
         torch.ops.aten.baddbmm_: lambda total, a, b, *, out_shape: 2 * a[0] * a[1] * a[2] * b[2],  # allocate
     }
     for module in pkgutil.iter_modules(ops.__path__):
@@ -81,12 +83,15 @@ def without_products(model: HybridLM) -> float:
         if isinstance(spec, (Mamba2Spec, Mamba3Spec)):
             total += 2 * spec.d_conv * spec.conv_channels
         elif isinstance(spec, Mamba1Spec):
-            total += 2 * spec.d_conv * spec.d_inner + 2 * spec.d_inner * spec.d_state  # it is written by a loop and read by a product
+            total += (
+                2 * spec.d_conv * spec.d_inner + 2 * spec.d_inner * spec.d_state
+            )  # it is written by a loop and read by a product
     return total
 
 
 def masked_products(model: HybridLM) -> float:
-    """Forward FLOPs per token of keys that the counter sees and the mask hides: the counter's square less what is announced."""
+    """Forward FLOPs per token of keys that the counter sees and the mask hides: the counter's square less what is
+    announced."""
     total = 0.0
     for layer in resolve_layers(model.config):
         spec = layer.params
@@ -136,7 +141,8 @@ def test_a_forward_multiplies_what_is_announced(pattern, sections):
 
 @pytest.mark.parametrize("name", ["attention", "attention and mlp", "window", "mla", "mixture of experts"])
 def test_a_training_step_multiplies_three_forwards(name):
-    """Exactly where the backward recomputes nothing; what it recomputes is no useful work and is not announced (below)."""
+    """Exactly where the backward recomputes nothing; what it recomputes is no useful work and is not announced
+    (below)."""
     pattern, sections = EXACT[name]
     model = model_of(pattern, **sections)
     announced = flops_per_token(model, TIME, "train")

@@ -32,7 +32,9 @@ def test_a_fresh_model_leaves_the_meta_device_whole():
     assert all(parameter.is_meta for parameter in meta.parameters())
     model = fresh(config)
     assert not list(model.buffers()), "a buffer would be uninitialised memory after to_empty"
-    assert {name: p.shape for name, p in model.named_parameters()} == {name: p.shape for name, p in meta.named_parameters()}
+    assert {name: p.shape for name, p in model.named_parameters()} == {
+        name: p.shape for name, p in meta.named_parameters()
+    }
     assert all(p.device.type == "cpu" and p.dtype == torch.float32 and p.requires_grad for p in model.parameters())
     assert bool(model(make_ids(1, 4)).logits.isfinite().all())
 
@@ -61,11 +63,16 @@ def test_tied_weights_are_one_tensor():
 
 
 def stds(config) -> dict[str, float]:
-    return {name: float(parameter.detach().std()) for name, parameter in fresh(config).named_parameters() if parameter.dim() == 2}
+    return {
+        name: float(parameter.detach().std())
+        for name, parameter in fresh(config).named_parameters()
+        if parameter.dim() == 2
+    }
 
 
 def test_the_recipe_reaches_every_matrix():
-    """Four layers: the projections back are smaller by sqrt(2 * 4). Sizes are such that the deviations are within a few percent."""
+    """Four layers: the projections back are smaller by sqrt(2 * 4). Sizes are such that the deviations are within a few
+    percent."""
     init = InitConfig(std=0.03, embedding_std=0.5, head_std=0.07, residual="depth")
     got = stds(small_config("TMTM", d_model=64, vocab_multiple=256, tie_embeddings=False, init=init))
     for name, std in got.items():

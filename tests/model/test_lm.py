@@ -191,7 +191,10 @@ def test_bfloat16_autocast_gives_float32_logits_and_loss():
 @pytest.mark.parametrize("precision", ["float64", "autocast"])
 def test_activation_checkpointing_changes_nothing(precision):
     """Saved tensors are read once and the recomputation is the same computation."""
-    model, ids = small_model(small_config("MT"), torch.float64 if precision == "float64" else torch.float32), make_ids(2, 9)
+    model, ids = (
+        small_model(small_config("MT"), torch.float64 if precision == "float64" else torch.float32),
+        make_ids(2, 9),
+    )
     seq = SequenceInfo.contiguous(2, 9, 0, torch.device("cpu"))
     results = []
     for recompute in (False, True):
@@ -201,13 +204,16 @@ def test_activation_checkpointing_changes_nothing(precision):
             for block in model.blocks:
                 x = (checkpoint(block, x, seq, None, use_reentrant=False) if recompute else block(x, seq, None))[0]
         x.float().square().sum().backward()
-        results.append({name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None})
+        results.append(
+            {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+        )
     assert len(results[0]) == len(list(model.parameters())) - 1  # the final norm stands behind the blocks
     assert_near(results[1], results[0], 1e-12)
 
 
 def test_a_random_model_starts_at_the_entropy_of_a_guess():
-    """Freshly drawn, tied and small, the loss per token is close to log V and not to the logarithm of the padded size."""
+    """Freshly drawn, tied and small, the loss per token is close to log V and not to the logarithm of the padded
+    size."""
     torch.manual_seed(0)
     model = small_model(small_config("MTM"), torch.float32)
     model.reset_parameters()

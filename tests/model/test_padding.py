@@ -7,7 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recurrences import assert_near, relative_error
-from small_models import DOCUMENTS, TIME, alone, every_pattern, fed, loss_and_gradients, make_ids, small_config, small_model
+from small_models import (
+    DOCUMENTS,
+    TIME,
+    alone,
+    every_pattern,
+    fed,
+    loss_and_gradients,
+    make_ids,
+    small_config,
+    small_model,
+)
 from torch import Tensor
 
 from hybridlm.config.mixers import AttentionConfig
@@ -49,7 +59,11 @@ def test_loss_and_every_gradient(pattern):
 @every_pattern
 def test_logits_in_float32(pattern):
     """To 1e-5, or to what float32 leaves of the rows run alone."""
-    model, exact, ids = small_model(small_config(pattern), torch.float32), small_model(small_config(pattern)), make_ids(ROWS, TIME)
+    model, exact, ids = (
+        small_model(small_config(pattern), torch.float32),
+        small_model(small_config(pattern)),
+        make_ids(ROWS, TIME),
+    )
     for valid in PLACES.values():
         want = alone(model, ids, DOCUMENTS[1:], valid)[valid]
         tolerance = max(1e-5, relative_error(want, alone(exact, ids, DOCUMENTS[1:], valid)[valid]))
@@ -68,7 +82,12 @@ def test_with_a_cache(pattern, valid, cuts):
     assert cache.past == max(cache.lengths.tolist())
     rest = fed(model, ids[:, TIME:], cache, [1, 2])
     all_valid = torch.cat([valid, torch.ones(ROWS, 4, dtype=torch.bool)], 1)
-    assert relative_error(torch.cat([first, rest], 1), alone(model, ids, valid=all_valid).masked_fill(~all_valid[..., None], 0)) < 1e-10
+    assert (
+        relative_error(
+            torch.cat([first, rest], 1), alone(model, ids, valid=all_valid).masked_fill(~all_valid[..., None], 0)
+        )
+        < 1e-10
+    )
 
 
 @every_pattern
@@ -80,7 +99,9 @@ def test_documents_in_rows_with_padding_anywhere(pattern, cuts, seed, share):
     g = torch.Generator().manual_seed(seed)
     doc_ids = (torch.rand(ROWS, TIME, generator=g) < 0.3).long().cumsum(1) + 5
     valid = torch.rand(ROWS, TIME + 4, generator=g) < share
-    valid[:, 0] = True  # a row that is empty where documents go untold begins document 0, which this comparison does not know
+    valid[:, 0] = (
+        True  # a row that is empty where documents go untold begins document 0, which this comparison does not know
+    )
     doc_ids = torch.where(valid[:, :TIME], doc_ids, 99)  # what stands at padding has no meaning
     cache = model.new_cache(ROWS, TIME + 4)
     told = fed(model, ids[:, :TIME], cache, cuts, doc_ids, valid[:, :TIME])
@@ -135,8 +156,11 @@ def test_a_window_counts_tokens_and_not_columns():
 @pytest.mark.parametrize("max_len", [21, 3, 2])
 @pytest.mark.parametrize("window", [1, 2, 3, 8])
 def test_bounded_caches_hold_tokens_and_not_columns(window, max_len):
-    """Where the window is longer than max_len, all tokens are kept, and no more than max_len fit, padding not counted."""
-    model = small_model(small_config("TT", attention=AttentionConfig(n_heads=2, n_kv_heads=1, rope=True, window=window)))
+    """Where the window is longer than max_len, all tokens are kept, and no more than max_len fit, padding not
+    counted."""
+    model = small_model(
+        small_config("TT", attention=AttentionConfig(n_heads=2, n_kv_heads=1, rope=True, window=window))
+    )
     ids, valid = make_ids(ROWS, TIME + 4), torch.ones(ROWS, TIME + 4, dtype=torch.bool)
     valid[:, :TIME] = PLACES["middle"]
     cache = model.new_cache(ROWS, max_len)
@@ -148,7 +172,9 @@ def test_bounded_caches_hold_tokens_and_not_columns(window, max_len):
             fed(model, ids, cache, [3, 4, 9], valid=valid)
     else:
         assert layer.capacity == window - 1
-        assert relative_error(fed(model, ids, cache, [3, 4, 9, 18], valid=valid), alone(model, ids, valid=valid)) < 1e-10
+        assert (
+            relative_error(fed(model, ids, cache, [3, 4, 9, 18], valid=valid), alone(model, ids, valid=valid)) < 1e-10
+        )
 
 
 def filled(model: HybridLM, lengths: list[int], max_len: int):

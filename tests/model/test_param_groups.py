@@ -66,7 +66,9 @@ def test_muon_takes_the_matrices_inside_the_blocks_only():
     muon = {member for group, names in groups for member in names if group["algorithm"] == "muon"}
     assert muon == {name for name in DECAYING if name.startswith("blocks.")}
     (group,) = [group for group, _ in groups if group["algorithm"] == "muon"]
-    sizes = {tuple(parameter.shape): blocks for parameter, blocks in zip(group["params"], group["row_blocks"], strict=True)}
+    sizes = {
+        tuple(parameter.shape): blocks for parameter, blocks in zip(group["params"], group["row_blocks"], strict=True)
+    }
     assert sizes[48, 8] == (16, 16, 6, 6, 4), "z, x, B, C and dt are orthogonalised apart"
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from hybridlm.ops.attention import attention
 
 
-def make_inputs(queries: int, keys: int, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+def make_inputs(
+    queries: int, keys: int, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, ...]:
     g = torch.Generator().manual_seed(0)
     shapes = [(2, queries, heads, 3), (2, keys, kv_heads, 3), (2, keys, kv_heads, 3)]
     return tuple(torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for shape in shapes)
@@ -76,7 +78,10 @@ def test_a_mask_decides_alone(queries, heads, kv_heads):
     def by_query(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         rows = []
         for b in range(2):
-            line = [attend(q[b : b + 1, t : t + 1], k[b : b + 1, m], v[b : b + 1, m], scale) for t, m in enumerate(mask[b, 0])]
+            line = [
+                attend(q[b : b + 1, t : t + 1], k[b : b + 1, m], v[b : b + 1, m], scale)
+                for t, m in enumerate(mask[b, 0])
+            ]
             rows.append(torch.cat(line, 1))
         return torch.cat(rows)
 
@@ -94,10 +99,13 @@ def test_values_may_have_another_width(queries, kv_heads, width):
 @pytest.mark.parametrize(("queries", "width"), [(1, 3), (1, 4), (2, 3), (6, 3), (6, 4)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_softmax_is_wide(queries, width, dtype):
-    """Many nearly equal scores: probabilities summed in the narrow dtype would lose most of their digits. All kernels are met: fused, with
-    a mask, with values of another width."""
+    """Many nearly equal scores: probabilities summed in the narrow dtype would lose most of their digits. All kernels
+    are met: fused, with a mask, with values of another width."""
     g = torch.Generator().manual_seed(0)
-    q, k = torch.randn(1, queries, 2, 3, generator=g).to(dtype), (1e-2 * torch.randn(1, 3000, 2, 3, generator=g)).to(dtype)
+    q, k = (
+        torch.randn(1, queries, 2, 3, generator=g).to(dtype),
+        (1e-2 * torch.randn(1, 3000, 2, 3, generator=g)).to(dtype),
+    )
     v = (1 + torch.randn(1, 3000, 2, width, generator=g).abs()).to(dtype)
     want = attend(*[tensor.double() for tensor in (q, k, v)], scale=1.0)
     assert relative_error(attention(q, k, v, scale=1.0), want) < {torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]

@@ -11,7 +11,9 @@ from torch import Tensor
 from hybridlm.ops.conv import causal_conv
 
 
-def make_inputs(time: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float64, batch: int = 2) -> dict[str, Tensor]:
+def make_inputs(
+    time: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float64, batch: int = 2
+) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(seed)
     shapes = {"x": (batch, time, 3), "weight": (3, 1, width), "bias": (3,), "state": (batch, width - 1, 3)}
     return {name: torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for name, shape in shapes.items()}
@@ -101,7 +103,9 @@ def places(layouts: list[list[int]], *, earlier: int = 0) -> Tensor:
     return torch.tensor(rows)
 
 
-def by_tokens(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, positions: Tensor, padding: list[int]) -> tuple[Tensor, Tensor]:
+def by_tokens(
+    x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, positions: Tensor, padding: list[int]
+) -> tuple[Tensor, Tensor]:
     """Row by row, token by token, tap by tap; zero at padding."""
     width = weight.shape[-1]
     outputs, states = [], []
@@ -123,7 +127,8 @@ def by_tokens(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, positions:
 @pytest.mark.parametrize("earlier", [0, 1, 2, 50])
 @pytest.mark.parametrize("width", [1, 2, 4])
 def test_documents(width, earlier, given):
-    """A tap reaches no further than its document, which may go on from tokens in the state that stand behind another document's."""
+    """A tap reaches no further than its document, which may go on from tokens in the state that stand behind another
+    document's."""
     positions = places(LAYOUTS, earlier=earlier)
     inputs = make_inputs(13, width, batch=len(LAYOUTS))
     state = inputs["state"] if given == "state" else torch.zeros_like(inputs["state"])
@@ -131,7 +136,11 @@ def test_documents(width, earlier, given):
         del inputs["state"]
     none = [0] * len(LAYOUTS)
     got = run(lambda **leaves: causal_conv(**leaves, positions=positions), inputs)
-    assert_near(got, run(lambda **leaves: by_tokens(**{"state": state, **leaves}, positions=positions, padding=none), inputs), 1e-12)
+    assert_near(
+        got,
+        run(lambda **leaves: by_tokens(**{"state": state, **leaves}, positions=positions, padding=none), inputs),
+        1e-12,
+    )
 
 
 @pytest.mark.parametrize("time", [1, 2])
@@ -179,14 +188,18 @@ def test_padding(width, documents, given):
     if given == "no_state":
         del inputs["state"]
     place = torch.arange(9) - torch.tensor(WIDTHS).unsqueeze(1)
-    positions = torch.where(place >= 2, place - 2, place + 1).clamp_min(0) if documents else torch.full((len(WIDTHS), 9), 99)
+    positions = (
+        torch.where(place >= 2, place - 2, place + 1).clamp_min(0) if documents else torch.full((len(WIDTHS), 9), 99)
+    )
     settings = {"padding": torch.tensor(WIDTHS)} | ({"positions": positions} if documents else {})
     got = run(lambda **leaves: causal_conv(**leaves, **settings), inputs)
     want = run(lambda **leaves: by_tokens(**{"state": state, **leaves}, positions=positions, padding=WIDTHS), inputs)
     assert_near(got, want, 1e-12)
     assert int(got["dx"][place < 0].count_nonzero()) == 0
     if given == "state" and width > 1:
-        assert torch.equal(got["new_state"][-1], inputs["state"][-1]), "a row without a token keeps its state bit for bit"
+        assert torch.equal(got["new_state"][-1], inputs["state"][-1]), (
+            "a row without a token keeps its state bit for bit"
+        )
     changed = {**inputs, "x": torch.where((place < 0).unsqueeze(-1), torch.nan, inputs["x"])}
     assert_near(run(lambda **leaves: causal_conv(**leaves, **settings), changed), got, 0.0)
 
@@ -213,7 +226,9 @@ def test_opcheck(given):
     inputs = make_inputs(6, 4, dtype=torch.float32)
     x, *others = [inputs[name].requires_grad_() for name in ("x", "weight", "bias", "state")]
     if given == "little":
-        torch.library.opcheck(torch.ops.hybridlm.causal_conv.default, (as_view(x.detach()).requires_grad_(), *others[:2], None, None))
+        torch.library.opcheck(
+            torch.ops.hybridlm.causal_conv.default, (as_view(x.detach()).requires_grad_(), *others[:2], None, None)
+        )
     else:
         torch.library.opcheck(torch.ops.hybridlm.causal_conv.default, (x, *others, POSITIONS), test_utils=QUICK)
 

@@ -16,7 +16,9 @@ from hybridlm.ops.cross_entropy import IGNORE, cap_logits, linear_cross_entropy,
 WIDTH, VOCAB, PADDED = 5, 11, 16
 
 
-def make_inputs(rows: int, *, ignored: int = 3, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def make_inputs(
+    rows: int, *, ignored: int = 3, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
     hidden = torch.randn(rows, WIDTH, generator=g, dtype=torch.float64).to(dtype)
     weight = torch.randn(PADDED, WIDTH, generator=g, dtype=torch.float64).to(dtype)
@@ -54,7 +56,10 @@ def test_loss_and_gradients(rows, settings):
 def test_the_loop_agrees_too():
     hidden, weight, targets = make_inputs(9)
     total, _ = loop(hidden, weight, targets, VOCAB, scale=0.7, softcap=4.0)
-    assert relative_error(linear_cross_entropy(hidden, weight, targets, vocab=VOCAB, scale=0.7, softcap=4.0), total) < 1e-13
+    assert (
+        relative_error(linear_cross_entropy(hidden, weight, targets, vocab=VOCAB, scale=0.7, softcap=4.0), total)
+        < 1e-13
+    )
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -88,7 +93,11 @@ def test_large_logits_do_not_overflow():
     hidden, weight, targets = make_inputs(8)
     hidden = (hidden * 1000).float()
     weight = weight.float()
-    assert_near(run(linear_cross_entropy, hidden, weight, targets), run(torch_loss, hidden.double(), weight.double(), targets), 1e-5)
+    assert_near(
+        run(linear_cross_entropy, hidden, weight, targets),
+        run(torch_loss, hidden.double(), weight.double(), targets),
+        1e-5,
+    )
 
 
 @pytest.mark.parametrize(("wanted", "none"), [(0, 1), (1, 0)])
@@ -135,9 +144,12 @@ def test_float16_gradients_do_not_underflow():
 
 @pytest.mark.parametrize("factor", [1 / 3, 1 / 600])
 def test_the_loss_weight_is_not_rounded_to_bfloat16(factor):
-    """A rounded factor would scale the whole trunk's gradient, unlike the head's, by up to 0.4%; rounding single entries averages out."""
+    """A rounded factor would scale the whole trunk's gradient, unlike the head's, by up to 0.4%; rounding single
+    entries averages out."""
     hidden, weight, targets = make_inputs(600, dtype=torch.bfloat16)
-    whole, part = (run(linear_cross_entropy, hidden, weight, targets, factor=f)["dhidden"].double() for f in (1.0, factor))
+    whole, part = (
+        run(linear_cross_entropy, hidden, weight, targets, factor=f)["dhidden"].double() for f in (1.0, factor)
+    )
     ratio = float((part * whole).sum() / (whole * whole).sum())
     assert ratio == pytest.approx(factor, rel=3e-4)
 
@@ -159,7 +171,9 @@ def test_gradcheck():
     hidden, weight, targets = make_inputs(4, ignored=1)
     hidden.requires_grad_()
     weight.requires_grad_()
-    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, targets, vocab=VOCAB, scale=0.8, softcap=2.0), [hidden, weight])
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_cross_entropy(h, w, targets, vocab=VOCAB, scale=0.8, softcap=2.0), [hidden, weight]
+    )
 
 
 @pytest.mark.parametrize("with_grads", [True, False])

@@ -1,4 +1,5 @@
-"""The chunked gated delta rule and its hand-written backward against the recurrence, and against tensors of other implementations."""
+"""The chunked gated delta rule and its hand-written backward against the recurrence, and against tensors of other
+implementations."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ each_kind = pytest.mark.parametrize("kind", ["gdn", "kda"])
 
 
 def make_inputs(kind: str, time: int, key_heads: int = 2, batch: int = BATCH, seed: int = 0) -> dict[str, Tensor]:
-    """Heads that keep much, less, little and next to nothing; beta up to 2; two vectors of zeros where there is room."""
+    """Heads that keep much, less, little and next to nothing; beta up to 2; two vectors of zeros where there is
+    room."""
     g = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
@@ -40,7 +42,9 @@ def make_inputs(kind: str, time: int, key_heads: int = 2, batch: int = BATCH, se
         "q": randn(batch, time, key_heads, KEY),
         "k": randn(batch, time, key_heads, KEY),
         "v": randn(batch, time, HEADS, VALUE),
-        "log_decay": rates * rand(batch, time, HEADS) if kind == "gdn" else rates[:, None] * rand(batch, time, HEADS, KEY),
+        "log_decay": rates * rand(batch, time, HEADS)
+        if kind == "gdn"
+        else rates[:, None] * rand(batch, time, HEADS, KEY),
         "beta": 2 * rand(batch, time, HEADS),
         "initial_state": randn(batch, HEADS, KEY, VALUE),
         "do": randn(batch, time, HEADS, VALUE),
@@ -83,7 +87,9 @@ def part_of(inputs: dict[str, Tensor], tokens: slice) -> dict[str, Tensor]:
 @pytest.mark.parametrize("time", [1, 2, 7, 16, 33])
 def test_output_state_and_all_gradients_in_float64(time, key_heads, kind):
     for chunk in (1, 4, 16, 64):
-        assert_near(run(gated_delta, make_inputs(kind, time, key_heads), chunk=chunk), expected(kind, time, key_heads), 1e-10)
+        assert_near(
+            run(gated_delta, make_inputs(kind, time, key_heads), chunk=chunk), expected(kind, time, key_heads), 1e-10
+        )
 
 
 @each_kind
@@ -108,7 +114,8 @@ def test_documents_at_random_places(time, given, kind):
 
 @each_kind
 def test_nothing_passes_between_documents(kind):
-    """Not a rounding: the gradient of one document's output is exactly zero in every other, whatever the others hold."""
+    """Not a rounding: the gradient of one document's output is exactly zero in every other, whatever the others
+    hold."""
     starts = torch.zeros(1, 20, dtype=torch.bool)
     starts[0, [0, 3, 4, 11, 16]] = True
     document = starts.cumsum(1)
@@ -119,8 +126,12 @@ def test_nothing_passes_between_documents(kind):
         grads = torch.autograd.grad((o * do)[document == i].sum(), list(leaves.values()), retain_graph=True)
         assert all(int(grad[document != i].count_nonzero()) == 0 for grad in grads)
         assert int(grads[0][document == i].count_nonzero()) > 0
-    changed = {name: torch.where((document == 2).view(1, 20, *(1,) * (t.dim() - 2)), t * 7, t) for name, t in leaves.items()}
-    changed["log_decay"] = changed["log_decay"].masked_fill(starts.view(1, 20, *(1,) * (leaves["log_decay"].dim() - 2)), -1e6)
+    changed = {
+        name: torch.where((document == 2).view(1, 20, *(1,) * (t.dim() - 2)), t * 7, t) for name, t in leaves.items()
+    }
+    changed["log_decay"] = changed["log_decay"].masked_fill(
+        starts.view(1, 20, *(1,) * (leaves["log_decay"].dim() - 2)), -1e6
+    )
     other, _ = gated_delta(**changed, starts=starts, chunk=8)
     assert torch.equal(other[document != 2], o[document != 2])
 
@@ -200,8 +211,9 @@ def test_strong_decay_is_finite_and_leaves_no_rounding_behind(dtype, decay, kind
 @each_kind
 @pytest.mark.parametrize("beta", [1.0, 2.0])
 def test_one_key_again_and_again(beta, kind):
-    """The system to be solved is as far from the identity as it can be, its solution stays small, and powers of it would not. With
-    beta = 2 nothing dies away and the recurrence itself gathers rounding: float32 may have ten times as much in chunks."""
+    """The system to be solved is as far from the identity as it can be, its solution stays small, and powers of it
+    would not. With beta = 2 nothing dies away and the recurrence itself gathers rounding: float32 may have ten times as
+    much in chunks."""
     inputs = {name: tensor.float() for name, tensor in make_inputs(kind, 64).items()}
     inputs["k"][:] = inputs["k"][:, :1]
     inputs["beta"][:] = beta
@@ -236,7 +248,10 @@ def test_float32(time, kind):
 def test_bfloat16_inputs_keep_a_float32_state(time, kind):
     """Only what leaves in bfloat16 is rounded."""
     narrow = ("q", "k", "v", "beta")
-    inputs = {name: tensor.to(torch.bfloat16 if name in narrow else torch.float32) for name, tensor in make_inputs(kind, time).items()}
+    inputs = {
+        name: tensor.to(torch.bfloat16 if name in narrow else torch.float32)
+        for name, tensor in make_inputs(kind, time).items()
+    }
     got = run(gated_delta, inputs, chunk=16)
     want = run(recurrence, {name: tensor.double() for name, tensor in inputs.items()})
     assert all(got[name].dtype == torch.bfloat16 for name in ("o", *(f"d{name}" for name in narrow)))
@@ -247,7 +262,8 @@ def test_bfloat16_inputs_keep_a_float32_state(time, kind):
 
 @pytest.mark.parametrize("case", CASES)
 def test_golden_recurrence(case):
-    """From q, k, v, the decays and beta of other implementations to their output and states, in chunks and from their state on."""
+    """From q, k, v, the decays and beta of other implementations to their output and states, in chunks and from their
+    state on."""
     facts, tensors = json.loads((GOLDEN / f"{case}.json").read_text()), load_file(GOLDEN / f"{case}.safetensors")
     inputs = dict(zip(TIMED, (tensors[f"core.{name}"] for name in ("q", "k", "v", "g", "beta")), strict=True))
     prefill, total, want = facts["config"]["prefill_len"], inputs["v"].shape[1], tensors["core.o"]

@@ -1,4 +1,5 @@
-"""The operator of the gated delta rule as torch sees it: gradients by differences, schema, fake kernels, views, compilation."""
+"""The operator of the gated delta rule as torch sees it: gradients by differences, schema, fake kernels, views,
+compilation."""
 
 from __future__ import annotations
 
@@ -14,12 +15,15 @@ each_layout = pytest.mark.parametrize("layout", ["contiguous", "split", "time_fi
 
 
 def laid_out(kind: str, layout: str) -> dict[str, torch.Tensor]:
-    """Float32 inputs, also as views: "split" out of one projection, as a layer does; "time_first" with batch and time swapped."""
+    """Float32 inputs, also as views: "split" out of one projection, as a layer does; "time_first" with batch and time
+    swapped."""
     inputs = {name: tensor.float() for name, tensor in make_inputs(kind, 7).items()}
     if layout == "split":
         joined = torch.cat([inputs[name].flatten(2) for name in ("q", "k", "v")], -1)
         parts = joined.split([2 * KEY, 2 * KEY, 4 * VALUE], -1)
-        inputs |= {name: part.unflatten(-1, inputs[name].shape[2:]) for name, part in zip(("q", "k", "v"), parts, strict=True)}
+        inputs |= {
+            name: part.unflatten(-1, inputs[name].shape[2:]) for name, part in zip(("q", "k", "v"), parts, strict=True)
+        }
     elif layout == "time_first":
         inputs |= {name: inputs[name].transpose(0, 1).contiguous().transpose(0, 1) for name in TIMED}
     return inputs
@@ -41,11 +45,14 @@ def test_gradcheck(time, kind):
 @each_kind
 @each_layout
 def test_opcheck(layout, kind):
-    """Schema, fake kernel (shapes, strides, dtypes) and autograd agree with what the op does, also for inputs that are views."""
+    """Schema, fake kernel (shapes, strides, dtypes) and autograd agree with what the op does, also for inputs that are
+    views."""
     inputs = laid_out(kind, layout)
     leaves = [inputs[name].detach().requires_grad_() for name in NAMES]
     operator = torch.ops.hybridlm.gated_delta.default
-    whole = "ALL" if layout == "contiguous" and kind == "gdn" else QUICK  # the dynamic-shape check compiles; once is enough
+    whole = (
+        "ALL" if layout == "contiguous" and kind == "gdn" else QUICK
+    )  # the dynamic-shape check compiles; once is enough
     torch.library.opcheck(operator, (*leaves, starts_of(BATCH, 7), 4), test_utils=whole)
     torch.library.opcheck(operator, (*leaves[:-1], None, None, 4), test_utils=QUICK)
 
@@ -88,7 +95,9 @@ def test_only_the_gradient_of_the_state_or_of_the_output_is_asked_for():
     sums = []
     for i, upstream in enumerate(("do", "dstate")):
         result = gated_delta(**leaves, chunk=4)[i]
-        sums.append(torch.autograd.grad((result * inputs[upstream]).sum(), list(leaves.values()), materialize_grads=True))
+        sums.append(
+            torch.autograd.grad((result * inputs[upstream]).sum(), list(leaves.values()), materialize_grads=True)
+        )
     added = {f"d{name}": a + b for name, a, b in zip(NAMES, *sums, strict=True)}
     assert_near(added, {name: whole[name] for name in added}, 1e-12)
 

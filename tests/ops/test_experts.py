@@ -1,4 +1,5 @@
-"""The experts' computation against a loop over tokens: both ways of doing it, gradients, empty experts, the custom operators' contracts."""
+"""The experts' computation against a loop over tokens: both ways of doing it, gradients, empty experts, the custom
+operators' contracts."""
 
 from __future__ import annotations
 
@@ -61,7 +62,9 @@ def grouped(x: Tensor, experts: Tensor, weights: Tensor, up: Tensor, down: Tenso
 @pytest.mark.parametrize(("top_k", "allowed"), [(1, E), (2, E), (E, E), (2, 3)])
 def test_output_and_gradients_are_those_of_a_loop_over_tokens(gated, top_k, allowed):
     inputs = make(gated, top_k, allowed=allowed)
-    assert_near(with_gradients(mixture, inputs, gated=gated), with_gradients(token_by_token, inputs, gated=gated), 1e-12)
+    assert_near(
+        with_gradients(mixture, inputs, gated=gated), with_gradients(token_by_token, inputs, gated=gated), 1e-12
+    )
 
 
 @gates
@@ -92,7 +95,10 @@ def test_bfloat16_keeps_its_dtype_and_wide_weights(gated):
         else tensor
         for name, tensor in wide.items()
     }
-    exact = {name: tensor.detach().double().requires_grad_() if tensor.is_floating_point() else tensor for name, tensor in narrow.items()}
+    exact = {
+        name: tensor.detach().double().requires_grad_() if tensor.is_floating_point() else tensor
+        for name, tensor in narrow.items()
+    }
     got, want = with_gradients(mixture, narrow, gated=gated), with_gradients(token_by_token, exact, gated=gated)
     assert {name: tensor.dtype for name, tensor in got.items()} == {
         name: torch.float32 if name == "weights" else torch.bfloat16 for name in got
@@ -125,7 +131,9 @@ def test_the_custom_operators_keep_torchs_rules(gated):
     torch.library.opcheck(experts_module._experts, arguments)
     y, hidden = experts_module._experts(*arguments)
     detached = [value.detach() if isinstance(value, Tensor) else value for value in arguments]
-    torch.library.opcheck(experts_module._experts_backward, (torch.randn_like(y), *detached[:-1], hidden.detach(), gated))
+    torch.library.opcheck(
+        experts_module._experts_backward, (torch.randn_like(y), *detached[:-1], hidden.detach(), gated)
+    )
 
 
 def test_no_work_grows_with_the_tokens_but_in_tensors():
@@ -136,7 +144,9 @@ def test_no_work_grows_with_the_tokens_but_in_tensors():
         x = torch.randn(tokens, D, dtype=torch.float64, requires_grad=True)
         experts = torch.arange(tokens).unsqueeze(1).add(torch.arange(2)) % E
         with torch.profiler.profile() as profile:
-            mixture(x, experts, torch.ones(tokens, 2, dtype=torch.float64), inputs["up"], inputs["down"], gated=True).sum().backward()
+            mixture(
+                x, experts, torch.ones(tokens, 2, dtype=torch.float64), inputs["up"], inputs["down"], gated=True
+            ).sum().backward()
         return sum(event.count for event in profile.key_averages() if event.key.startswith("aten::"))
 
     calls(40)

@@ -1,4 +1,5 @@
-"""The operator behind the gated norm: what it declares is what it does, also for inputs that are views, and it keeps little."""
+"""The operator behind the gated norm: what it declares is what it does, also for inputs that are views, and it keeps
+little."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ EPS = 1e-5
 def make_inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     """y (2, 3, 8), z cut out of a wider tensor as the layer cuts it out of its projection, weight (8,)."""
     g = torch.Generator().manual_seed(0)
-    y, z, weight = (torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for shape in ((2, 3, 8), (2, 3, 20), (8,)))
+    y, z, weight = (
+        torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for shape in ((2, 3, 8), (2, 3, 20), (8,))
+    )
     return y, z[..., 5:13], weight
 
 
@@ -66,7 +69,9 @@ def test_opcheck(groups, norm_before_gate):
     leaves = (y.requires_grad_(), z.detach().requires_grad_(), weight.requires_grad_())
     quick = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(
-        torch.ops.hybridlm.gated_rms_norm.default, (*leaves, EPS, groups, norm_before_gate), test_utils="ALL" if groups == 2 else quick
+        torch.ops.hybridlm.gated_rms_norm.default,
+        (*leaves, EPS, groups, norm_before_gate),
+        test_utils="ALL" if groups == 2 else quick,
     )
     _, inverse = torch.ops.hybridlm.gated_rms_norm(*(leaf.detach() for leaf in leaves), EPS, groups, norm_before_gate)
     args = (torch.ones_like(y.detach()), *(leaf.detach() for leaf in leaves), inverse, norm_before_gate)
@@ -84,7 +89,12 @@ def test_only_its_inputs_and_one_number_per_group_are_kept(groups, norm_before_g
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         gated_rms_norm(
-            y.requires_grad_(), z.detach().requires_grad_(), weight.requires_grad_(), EPS, groups=groups, norm_before_gate=norm_before_gate
+            y.requires_grad_(),
+            z.detach().requires_grad_(),
+            weight.requires_grad_(),
+            EPS,
+            groups=groups,
+            norm_before_gate=norm_before_gate,
         )
     own = {tensor.untyped_storage().data_ptr() for tensor in (y, z, weight)}
     assert sum(tensor.numel() for tensor in kept if tensor.untyped_storage().data_ptr() not in own) == 2 * 3 * groups

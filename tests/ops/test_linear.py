@@ -1,4 +1,5 @@
-"""A few tokens' projection, read as a batch of smaller matrices: the same numbers as torch's own, and only where it is meant for."""
+"""A few tokens' projection, read as a batch of smaller matrices: the same numbers as torch's own, and only where it is
+meant for."""
 
 from __future__ import annotations
 
@@ -10,7 +11,16 @@ from torch.nn import functional as F
 from hybridlm.ops import linear as ops_linear
 from hybridlm.ops.linear import linear, split_linear
 
-SHAPES = [(1160, 256), (64, 48), (16, 8), (34, 7), (97, 12), (15, 5), (8, 8), (1, 3)]  # outputs with and without a divisor that will do
+SHAPES = [
+    (1160, 256),
+    (64, 48),
+    (16, 8),
+    (34, 7),
+    (97, 12),
+    (15, 5),
+    (8, 8),
+    (1, 3),
+]  # outputs with and without a divisor that will do
 
 
 def make(outputs: int, inputs: int, *batch: int, dtype: torch.dtype = torch.float32, seed: int = 0):
@@ -53,7 +63,9 @@ def test_a_slice_of_a_longer_text_and_of_a_weight():
         assert relative_error(linear(x[:1, :1, :16], half), F.linear(x[:1, :1, :16], half)) < 2e-6
 
 
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch was built without MKL: its own linear is used everywhere")
+@pytest.mark.skipif(
+    not torch.backends.mkl.is_available(), reason="torch was built without MKL: its own linear is used everywhere"
+)
 def test_where_torchs_own_is_used(calls):
     (one, weight), (many, _) = make(64, 32, 1, 1), make(64, 32, 1, 9)
     with torch.no_grad():
@@ -124,8 +136,12 @@ def test_a_split_under_autocast_is_torchs():
 
 def test_opcheck():
     x, weight = make(16, 6, 9)
-    torch.library.opcheck(torch.ops.hybridlm.projections.default, (x.requires_grad_(), weight.requires_grad_(), list(SIZES)))
+    torch.library.opcheck(
+        torch.ops.hybridlm.projections.default, (x.requires_grad_(), weight.requires_grad_(), list(SIZES))
+    )
     dys = [torch.randn(9, size) for size in SIZES]
     torch.library.opcheck(
-        torch.ops.hybridlm.projections_backward.default, (dys, x.detach(), weight.detach()), test_utils=("test_schema", "test_faketensor")
+        torch.ops.hybridlm.projections_backward.default,
+        (dys, x.detach(), weight.detach()),
+        test_utils=("test_schema", "test_faketensor"),
     )

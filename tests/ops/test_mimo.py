@@ -1,4 +1,5 @@
-"""Mamba-3's chunked scan over ranks, its rotation and its gate, with their hand-written backward, against a loop over the tokens."""
+"""Mamba-3's chunked scan over ranks, its rotation and its gate, with their hand-written backward, against a loop over
+the tokens."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from hybridlm.ops.mimo_gate import mimo_gate, mimo_gate_step
 BATCH, HEADS, HEAD_DIM, STATE = 2, 4, 3, 6
 NAMES = ("x", "log_decay", "scale", "own", "B", "C", "B_bias", "C_bias", "theta", "mimo_x", "D", "initial_state")
 TIMED = ("x", "log_decay", "scale", "own", "B", "C")  # theta too, but its time is the last axis
-# Lengths of a row's documents: one boundary at every offset of a chunk, one-token documents alone and several in a chunk, a boundary
-# exactly between two chunks, a document of many chunks, and one after another at the last column.
+# Lengths of a row's documents: one boundary at every offset of a chunk, one-token documents alone and several in a
+# chunk, a boundary exactly between two chunks, a document of many chunks, and one after another at the last column.
 LAYOUTS = [[first, 20 - first] for first in range(1, 9)] + [[1] * 20, [4, 4, 12], [2, 1, 1, 3, 10, 3], [19, 1], [20]]
 
 
@@ -28,7 +29,9 @@ def starts_of(layouts: list[list[int]], *, first: bool = True) -> Tensor:
     return starts
 
 
-def make_inputs(time: int, rank: int = 2, groups: int = 2, n_angles: int = 2, batch: int = BATCH, seed: int = 0) -> dict[str, Tensor]:
+def make_inputs(
+    time: int, rank: int = 2, groups: int = 2, n_angles: int = 2, batch: int = BATCH, seed: int = 0
+) -> dict[str, Tensor]:
     """Everything the scan takes, and gradients of what it returns."""
     g = torch.Generator().manual_seed(seed)
 
@@ -63,7 +66,9 @@ def rotated(v: Tensor, theta: Tensor | None, adjacent: bool) -> Tensor:
     channels = list(v.unbind(-1))
     for i in range(theta.shape[-1]):
         a, b = (2 * i, 2 * i + 1) if adjacent else (i, i + v.shape[-1] // 2)
-        turned = torch.complex(channels[a], channels[b]) * torch.polar(torch.ones_like(theta[..., i]), theta[..., i]).unsqueeze(1)
+        turned = torch.complex(channels[a], channels[b]) * torch.polar(
+            torch.ones_like(theta[..., i]), theta[..., i]
+        ).unsqueeze(1)
         channels[a], channels[b] = turned.real, turned.imag
     return torch.stack(channels, -1)
 
@@ -79,14 +84,19 @@ def token_loop(
     outputs = []
     for t in range(time):
         angle = None if theta is None else theta[..., t]
-        k, c = (rotated(v[:, t][:, :, of_head] + bias.transpose(0, 1), angle, adjacent) for v, bias in ((B, B_bias), (C, C_bias)))
+        k, c = (
+            rotated(v[:, t][:, :, of_head] + bias.transpose(0, 1), angle, adjacent)
+            for v, bias in ((B, B_bias), (C, C_bias))
+        )
         ranks = [x[:, t] if mimo_x is None else mimo_x[:, r] * x[:, t] for r in range(rank)]
         kept = torch.exp(log_decay[:, t])[..., None, None] * state
         if starts is not None:
             kept = torch.where(starts[:, t, None, None, None], torch.zeros_like(kept), kept)
         write = sum(ranks[r][..., None] * k[:, r, :, None, :] for r in range(rank))
         read = kept + own[:, t, :, None, None] * write
-        outputs.append(torch.stack([(read * c[:, r, :, None, :]).sum(-1) + D[:, None] * ranks[r] for r in range(rank)], 1))
+        outputs.append(
+            torch.stack([(read * c[:, r, :, None, :]).sum(-1) + D[:, None] * ranks[r] for r in range(rank)], 1)
+        )
         state = kept + scale[:, t, :, None, None] * write
     return torch.stack(outputs, 1), state
 
@@ -124,7 +134,9 @@ def test_scan_and_every_gradient_in_float64(rank, groups, adjacent):
 
 
 @pytest.mark.parametrize("rank", [1, 2])
-@pytest.mark.parametrize("left_out", [("theta",), ("mimo_x",), ("initial_state",), ("theta", "mimo_x", "initial_state")], ids="_".join)
+@pytest.mark.parametrize(
+    "left_out", [("theta",), ("mimo_x",), ("initial_state",), ("theta", "mimo_x", "initial_state")], ids="_".join
+)
 def test_what_is_not_given_is_no_rotation_ones_and_zeros(left_out, rank):
     inputs = without(make_inputs(11, rank), *left_out)
     want = run(token_loop, inputs)
@@ -158,7 +170,9 @@ def test_only_the_gradient_of_the_state_is_asked_for():
         return lambda *args, **settings: (torch.zeros(()), function(*args, **settings)[1])
 
     got, want = run(state_alone(scan), inputs, chunk=3), run(state_alone(token_loop), inputs)
-    assert_near({name: got[name] for name in want if name != "y"}, {name: want[name] for name in want if name != "y"}, 1e-10)
+    assert_near(
+        {name: got[name] for name in want if name != "y"}, {name: want[name] for name in want if name != "y"}, 1e-10
+    )
 
 
 def test_gradients_flow_through_a_split():
@@ -222,11 +236,14 @@ def part_of(inputs: dict[str, Tensor], part: slice) -> dict[str, Tensor]:
     return one | {"theta": inputs["theta"][..., part]}
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["float64", "float32"]
+)
 @pytest.mark.parametrize("layout", LAYOUTS[3:], ids=str)
 @pytest.mark.parametrize("chunk", [8, 64])
 def test_each_document_is_what_it_is_alone(chunk, layout, dtype, tolerance):
-    """Every output and gradient of every document by itself, relative to its own largest value: also a small one beside a large one."""
+    """Every output and gradient of every document by itself, relative to its own largest value: also a small one beside
+    a large one."""
     inputs = {name: tensor.to(dtype) for name, tensor in make_inputs(20, batch=1).items() if name != "initial_state"}
     inputs["dstate"] *= 0
     inputs["dy"][:, ::3] *= 100
@@ -253,8 +270,12 @@ def test_nothing_passes_between_documents(layout):
             assert int(by_token[document != i].count_nonzero()) == 0, (name, i)
             assert bool(by_token.isfinite().all()), (name, i)
         assert int(grads[0][document == i].count_nonzero()) > 0
-    grads = torch.autograd.grad(state.sum(), [tensor for tensor in timed if tensor is not inputs["C"]], allow_unused=True)
-    of_tokens = [grad.movedim(-1, 1) if grad.shape == inputs["theta"].shape else grad for grad in grads if grad is not None]
+    grads = torch.autograd.grad(
+        state.sum(), [tensor for tensor in timed if tensor is not inputs["C"]], allow_unused=True
+    )
+    of_tokens = [
+        grad.movedim(-1, 1) if grad.shape == inputs["theta"].shape else grad for grad in grads if grad is not None
+    ]
     assert all(int(grad[document != len(layout)].count_nonzero()) == 0 for grad in of_tokens)
 
 
@@ -340,7 +361,11 @@ def gate_by_hand(y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor) -> Tensor
 
 def gate_inputs(time: int, rank: int, chunk: int) -> list[Tensor]:
     g = torch.Generator().manual_seed(3)
-    shapes = ((HEADS, -(-time // chunk), BATCH, rank, chunk, HEAD_DIM), (BATCH, time, HEADS, HEAD_DIM), *2 * [(HEADS, rank, HEAD_DIM)])
+    shapes = (
+        (HEADS, -(-time // chunk), BATCH, rank, chunk, HEAD_DIM),
+        (BATCH, time, HEADS, HEAD_DIM),
+        *2 * [(HEADS, rank, HEAD_DIM)],
+    )
     return [torch.randn(shape, generator=g, dtype=torch.float64).requires_grad_() for shape in shapes]
 
 
@@ -348,14 +373,21 @@ def gate_inputs(time: int, rank: int, chunk: int) -> list[Tensor]:
 @pytest.mark.parametrize(("time", "chunk"), [(1, 1), (7, 3), (8, 4)])
 def test_the_gate_and_its_gradients(time, chunk, rank):
     leaves = gate_inputs(time, rank, chunk)
-    upstream = torch.randn(BATCH, time, HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    upstream = torch.randn(
+        BATCH, time, HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(4), dtype=torch.float64
+    )
     results = []
     for out in (mimo_gate(*leaves), gate_by_hand(untiled(leaves[0], time), *leaves[1:])):
         grads = torch.autograd.grad((out * upstream).sum(), leaves)
         results.append({"out": out} | dict(zip(("dy", "dz", "dmimo_z", "dmimo_o"), grads, strict=True)))
     assert_near(*results, 1e-12)
     if time == 1:
-        assert relative_error(mimo_gate_step(untiled(leaves[0], 1)[:, 0], leaves[1][:, 0], *leaves[2:]), results[1]["out"][:, 0]) < 1e-12
+        assert (
+            relative_error(
+                mimo_gate_step(untiled(leaves[0], 1)[:, 0], leaves[1][:, 0], *leaves[2:]), results[1]["out"][:, 0]
+            )
+            < 1e-12
+        )
 
 
 # The operators as torch sees them. The dynamic-shape check compiles; once is enough.
@@ -364,11 +396,14 @@ STARTS = torch.tensor([[False, False, True, False, True, True, False], [True] + 
 
 
 def laid_out(layout: str) -> list[Tensor]:
-    """Float32 inputs, also as views: "split" out of one projection, as the layer does; "time_first" with batch and time swapped."""
+    """Float32 inputs, also as views: "split" out of one projection, as the layer does; "time_first" with batch and time
+    swapped."""
     inputs = {name: tensor.float() for name, tensor in make_inputs(7).items()}
     if layout == "split":
         parts = torch.cat([inputs[name].flatten(2) for name in ("x", "B", "C")], -1).split([12, 24, 24], -1)
-        inputs |= {name: part.unflatten(-1, inputs[name].shape[2:]) for name, part in zip(("x", "B", "C"), parts, strict=True)}
+        inputs |= {
+            name: part.unflatten(-1, inputs[name].shape[2:]) for name, part in zip(("x", "B", "C"), parts, strict=True)
+        }
     elif layout == "time_first":
         inputs |= {name: inputs[name].transpose(0, 1).contiguous().transpose(0, 1) for name in TIMED}
     return [inputs[name] for name in NAMES]
@@ -379,11 +414,14 @@ every_layout = pytest.mark.parametrize("layout", ["contiguous", "split", "time_f
 
 @every_layout
 def test_opcheck(layout):
-    """Schema, fake kernel (shapes, strides, dtypes) and autograd agree with what the op does, also for inputs that are views."""
+    """Schema, fake kernel (shapes, strides, dtypes) and autograd agree with what the op does, also for inputs that are
+    views."""
     leaves = [tensor.detach().requires_grad_() for tensor in laid_out(layout)]
     whole = "ALL" if layout == "contiguous" else QUICK
     torch.library.opcheck(torch.ops.hybridlm.mimo_scan.default, (*leaves, STARTS, False, 3), test_utils=whole)
-    little = [None if name in ("theta", "mimo_x", "initial_state") else leaf for name, leaf in zip(NAMES, leaves, strict=True)]
+    little = [
+        None if name in ("theta", "mimo_x", "initial_state") else leaf for name, leaf in zip(NAMES, leaves, strict=True)
+    ]
     torch.library.opcheck(torch.ops.hybridlm.mimo_scan.default, (*little, None, True, 3), test_utils=QUICK)
 
 
@@ -401,7 +439,9 @@ def test_opcheck_of_the_backward(layout, given):
 
 @every_layout
 def test_views_change_nothing(layout):
-    given = dict(zip(NAMES, laid_out(layout), strict=True)) | {name: make_inputs(7)[name].float() for name in ("dy", "dstate")}
+    given = dict(zip(NAMES, laid_out(layout), strict=True)) | {
+        name: make_inputs(7)[name].float() for name in ("dy", "dstate")
+    }
     plain = {name: tensor.clone().contiguous() for name, tensor in given.items()}
     assert_near(run(scan, given, chunk=3, starts=STARTS), run(scan, plain, chunk=3, starts=STARTS), 1e-6)
 
@@ -410,4 +450,6 @@ def test_opcheck_of_the_gate():
     leaves = gate_inputs(7, 2, 3)
     torch.library.opcheck(torch.ops.hybridlm.mimo_gate.default, tuple(leaves))
     out = torch.ones(BATCH, 7, HEADS, HEAD_DIM, dtype=torch.float64)
-    torch.library.opcheck(torch.ops.hybridlm.mimo_gate_backward.default, (out, *(leaf.detach() for leaf in leaves)), test_utils=QUICK)
+    torch.library.opcheck(
+        torch.ops.hybridlm.mimo_gate_backward.default, (out, *(leaf.detach() for leaf in leaves)), test_utils=QUICK
+    )

@@ -34,7 +34,8 @@ def test_rms_norm(size):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [1.0, 1e-3])
 def test_without_gradients_it_is_the_same(size, dtype):
-    """Then both norms are made of other operators: as exact, in the input's dtype, and what they are given is not changed."""
+    """Then both norms are made of other operators: as exact, in the input's dtype, and what they are given is not
+    changed."""
     y, z, weight = (tensor.to(dtype) for tensor in (size * draw(2, 3, 12), draw(2, 3, 12, seed=1), draw(12, seed=2)))
     given = y.clone(), z.clone()
 
@@ -59,13 +60,23 @@ def test_a_zero_vector_stays_zero():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_statistics_are_at_least_float32(dtype):
-    """The square of 1,000 is infinite in float16, and a bfloat16 sum of squares has two digits: only the result may be rounded."""
-    x, z, weight = ((size * draw(*shape, seed=i)).to(dtype) for i, (size, shape) in enumerate([(1000, (8, 64)), (30, (8, 64)), (1, (64,))]))
+    """The square of 1,000 is infinite in float16, and a bfloat16 sum of squares has two digits: only the result may be
+    rounded."""
+    x, z, weight = (
+        (size * draw(*shape, seed=i)).to(dtype)
+        for i, (size, shape) in enumerate([(1000, (8, 64)), (30, (8, 64)), (1, (64,))])
+    )
     x64, gate, weight64 = x.double(), silu(z.double()), weight.double()
     pairs = [
         (rms_norm(x, weight, EPS), formula(x64, weight64, EPS)),
-        (gated_rms_norm(x, z, weight, EPS, groups=2, norm_before_gate=False), group_rms_norm(x64 * gate, weight64, 2, EPS)),
-        (gated_rms_norm(x, z, weight, EPS, groups=2, norm_before_gate=True), group_rms_norm(x64, weight64, 2, EPS) * gate),
+        (
+            gated_rms_norm(x, z, weight, EPS, groups=2, norm_before_gate=False),
+            group_rms_norm(x64 * gate, weight64, 2, EPS),
+        ),
+        (
+            gated_rms_norm(x, z, weight, EPS, groups=2, norm_before_gate=True),
+            group_rms_norm(x64, weight64, 2, EPS) * gate,
+        ),
     ]
     for out, want in pairs:
         assert out.dtype == dtype

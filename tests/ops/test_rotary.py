@@ -22,7 +22,9 @@ def turned(x: Tensor, positions: Tensor, theta: float = 100.0, interleaved: bool
 def test_each_row_and_token_turns_by_its_own_position(head_dim):
     x = draw(2, 3, 2, head_dim)
     positions = torch.tensor([[0, 1, 2], [7, 100, 3]])
-    want = torch.stack([torch.stack([rotate(x[b, t], int(positions[b, t]), 100.0) for t in range(3)]) for b in range(2)])
+    want = torch.stack(
+        [torch.stack([rotate(x[b, t], int(positions[b, t]), 100.0) for t in range(3)]) for b in range(2)]
+    )
     assert relative_error(turned(x, positions), want) < 1e-12
 
 
@@ -49,7 +51,9 @@ def test_gradients(interleaved):
 def test_the_operator(interleaved):
     """What torch.compile and the planner see, and the same result with and without gradients."""
     x, (cos, sin) = draw(1, 3, 2, 6), rotary_angles(torch.tensor([[0, 1, 5]]), 6, 100.0, torch.float64)
-    torch.library.opcheck(torch.ops.hybridlm.rotate, (x.requires_grad_(), cos.unsqueeze(2), sin.unsqueeze(2), interleaved, False))
+    torch.library.opcheck(
+        torch.ops.hybridlm.rotate, (x.requires_grad_(), cos.unsqueeze(2), sin.unsqueeze(2), interleaved, False)
+    )
     with torch.no_grad():
         plain = apply_rotary(x, cos, sin, interleaved=interleaved)
     assert torch.equal(plain, apply_rotary(x, cos, sin, interleaved=interleaved))

@@ -1,4 +1,5 @@
-"""Documents in one row of the scan: each is what it would be alone, and nothing passes between them, in either direction."""
+"""Documents in one row of the scan: each is what it would be alone, and nothing passes between them, in either
+direction."""
 
 from __future__ import annotations
 
@@ -12,9 +13,16 @@ from hybridlm.ops.ssd import scan, ssd
 
 HEADS, HEAD_DIM, STATE, CHUNK = 4, 3, 5, 8
 TIMED = ("x", "log_decay", "scale", "B", "C")
-# Lengths of a row's documents: one boundary at every offset of a chunk, one-token documents alone and several in a chunk, a boundary
-# exactly between two chunks, a document of many chunks, and one after another at the last column.
-LAYOUTS = [[first, 40 - first] for first in range(1, 17)] + [[1] * 40, [8, 8, 24], [2, 1, 1, 3, 30, 3], [39, 1], [7, 1, 1, 31], [40]]
+# Lengths of a row's documents: one boundary at every offset of a chunk, one-token documents alone and several in a
+# chunk, a boundary exactly between two chunks, a document of many chunks, and one after another at the last column.
+LAYOUTS = [[first, 40 - first] for first in range(1, 17)] + [
+    [1] * 40,
+    [8, 8, 24],
+    [2, 1, 1, 3, 30, 3],
+    [39, 1],
+    [7, 1, 1, 31],
+    [40],
+]
 
 
 def starts_of(layouts: list[list[int]], *, first: bool = True) -> Tensor:
@@ -46,7 +54,9 @@ def upstream(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(9)
     like = (
         inputs["x"],
-        inputs["initial_state"] if "initial_state" in inputs else inputs["x"].new_empty(len(inputs["x"]), HEADS, HEAD_DIM, STATE),
+        inputs["initial_state"]
+        if "initial_state" in inputs
+        else inputs["x"].new_empty(len(inputs["x"]), HEADS, HEAD_DIM, STATE),
     )
     dy, dstate = (torch.randn(tensor.shape, generator=g, dtype=torch.float64).to(tensor.dtype) for tensor in like)
     return dy, dstate
@@ -79,11 +89,14 @@ def test_packed_documents_and_all_gradients_against_the_token_loop(first, groups
         assert_near(got, want, 1e-10)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["float64", "float32"]
+)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("chunk", [CHUNK, 64])
 def test_each_document_is_what_it_is_alone(chunk, layout, dtype, tolerance):
-    """Every output and gradient of every document by itself, relative to its own largest value: also a small one beside a large one."""
+    """Every output and gradient of every document by itself, relative to its own largest value: also a small one beside
+    a large one."""
     inputs = without(make_inputs(1, 40, dtype=dtype), "initial_state")
     dy, dstate = upstream(inputs)
     starts = starts_of([layout])
@@ -93,7 +106,14 @@ def test_each_document_is_what_it_is_alone(chunk, layout, dtype, tolerance):
         part = slice(begin, begin + length)
         begin += length
         one = {name: tensor[:, part] if name in TIMED else tensor for name, tensor in inputs.items()}
-        alone = run(scan, one, dy[:, part], dstate if begin == 40 else torch.zeros_like(dstate), starts=starts[:, part], chunk=chunk)
+        alone = run(
+            scan,
+            one,
+            dy[:, part],
+            dstate if begin == 40 else torch.zeros_like(dstate),
+            starts=starts[:, part],
+            chunk=chunk,
+        )
         for name in ("y", *(f"d{name}" for name in TIMED)):
             assert relative_error(packed[name][:, part], alone[name]) <= tolerance, (name, part)
         if begin == 40:
@@ -145,7 +165,11 @@ def test_the_decay_of_a_documents_first_token_does_not_matter():
 def test_no_start_anywhere_is_no_documents():
     inputs = make_inputs(2, 40)
     nowhere = torch.zeros(2, 40, dtype=torch.bool)
-    assert_near(run(scan, inputs, *upstream(inputs), starts=nowhere, chunk=CHUNK), run(scan, inputs, *upstream(inputs), chunk=CHUNK), 1e-13)
+    assert_near(
+        run(scan, inputs, *upstream(inputs), starts=nowhere, chunk=CHUNK),
+        run(scan, inputs, *upstream(inputs), chunk=CHUNK),
+        1e-13,
+    )
 
 
 def test_token_by_token_is_the_whole():
@@ -175,6 +199,16 @@ def test_mamba2s_scan_passes_documents_on():
     dt = inputs["scale"]
     inputs |= {"log_decay": dt * A}
     want = scan_loop(**inputs, starts=starts)
-    got = ssd(inputs["x"], dt, A, inputs["B"], inputs["C"], inputs["D"], initial_state=inputs["initial_state"], starts=starts, chunk=CHUNK)
+    got = ssd(
+        inputs["x"],
+        dt,
+        A,
+        inputs["B"],
+        inputs["C"],
+        inputs["D"],
+        initial_state=inputs["initial_state"],
+        starts=starts,
+        chunk=CHUNK,
+    )
     for a, b in zip(got, want, strict=True):
         assert relative_error(a, b) < 1e-12

@@ -20,8 +20,11 @@ CHUNKS = (1, 3, 32, 64)
 
 @pytest.fixture(params=["one block", "blocks of many chunks", "blocks of few chunks", "blocks of one chunk"])
 def blocks(request, monkeypatch):
-    """How much of the text is worked off together: everything, or so many chunks of 24 states that blocks end within rows and chunks."""
-    steps = {"one block": 1 << 17, "blocks of many chunks": 7, "blocks of few chunks": 2, "blocks of one chunk": 1}[request.param]
+    """How much of the text is worked off together: everything, or so many chunks of 24 states that blocks end within
+    rows and chunks."""
+    steps = {"one block": 1 << 17, "blocks of many chunks": 7, "blocks of few chunks": 2, "blocks of one chunk": 1}[
+        request.param
+    ]
     monkeypatch.setattr(selective_scan_blocks, "_STEP", steps * CHANNELS * STATE)
 
 
@@ -65,7 +68,8 @@ def test_float32(chunk, time):
 
 @pytest.mark.parametrize("time", [1, 33])
 def test_bfloat16_inputs_keep_a_float32_state(time):
-    """Only what leaves in bfloat16 is rounded: the state is as exact as from float32 inputs. Autocast does not change that."""
+    """Only what leaves in bfloat16 is rounded: the state is as exact as from float32 inputs. Autocast does not change
+    that."""
     inputs = make_inputs(time)
     inputs["dy"] = inputs["dy"].bfloat16().double()  # as it arrives at an output in bfloat16
     for name in NAMES:
@@ -112,7 +116,8 @@ def test_strong_decay_leaves_no_nan(chunk, dtype):
 
 @pytest.mark.parametrize("dt", [1e-6, 1e-30])
 def test_tiny_steps(dt):
-    """Next to nothing is written or forgotten: the initial state stays, and gradients with respect to dt and A are right."""
+    """Next to nothing is written or forgotten: the initial state stays, and gradients with respect to dt and A are
+    right."""
     inputs = {name: tensor.float() for name, tensor in make_inputs(70).items()}
     inputs["dt"] = torch.full_like(inputs["dt"], dt)
     got = run(selective_scan, inputs, chunk=32)
@@ -136,10 +141,13 @@ def test_a_long_row_of_small_decays_keeps_its_digits():
 
 @pytest.mark.parametrize("cut", [1, 7, 16, 39])
 def test_any_cut_is_the_whole(cut):
-    """The second part's gradient reaches the first through the state between them; a part of one token is the decode step."""
+    """The second part's gradient reaches the first through the state between them; a part of one token is the decode
+    step."""
 
     def in_two(x, dt, A, B, C, D, initial_state):
-        y1, middle = selective_scan(x[:, :cut], dt[:, :cut], A, B[:, :cut], C[:, :cut], D, initial_state=initial_state, chunk=8)
+        y1, middle = selective_scan(
+            x[:, :cut], dt[:, :cut], A, B[:, :cut], C[:, :cut], D, initial_state=initial_state, chunk=8
+        )
         y2, last = selective_scan(x[:, cut:], dt[:, cut:], A, B[:, cut:], C[:, cut:], D, initial_state=middle, chunk=8)
         return torch.cat([y1, y2], 1), last
 
@@ -182,7 +190,8 @@ def test_gradcheck(time):
 
 
 def operator_inputs(layout: str) -> dict[str, Tensor]:
-    """Float32 inputs as views: "split" out of one projection, as the layer does; "time_first" with batch and time swapped in memory."""
+    """Float32 inputs as views: "split" out of one projection, as the layer does; "time_first" with batch and time
+    swapped in memory."""
     inputs = {name: tensor.float() for name, tensor in make_inputs(7).items()}
     if layout == "split":
         parts = torch.cat([inputs[name] for name in TIMED], -1).split([inputs[name].shape[-1] for name in TIMED], -1)
@@ -199,7 +208,8 @@ QUICK = ("test_schema", "test_autograd_registration", "test_faketensor")
 @pytest.mark.parametrize("given", ["little", "everything"])
 @pytest.mark.parametrize("layout", ["contiguous", "split", "time_first"])
 def test_opcheck(layout, given):
-    """Schema, fake kernels (shapes, strides, dtypes) and autograd agree with what the operators do, also for inputs that are views."""
+    """Schema, fake kernels (shapes, strides, dtypes) and autograd agree with what the operators do, also for inputs
+    that are views."""
     inputs = operator_inputs(layout)
     leaves = [inputs[name].detach().requires_grad_() for name in NAMES]
     starts = torch.rand(BATCH, 7, generator=torch.Generator().manual_seed(0)) < 0.3
@@ -211,13 +221,17 @@ def test_opcheck(layout, given):
     dy = torch.randn(BATCH, 7, CHANNELS)
     backward = torch.ops.hybridlm.selective_scan_backward.default
     torch.library.opcheck(
-        backward, (dy, torch.randn_like(states), *plain, arguments[7], states, 3), test_utils=("test_schema", "test_faketensor")
+        backward,
+        (dy, torch.randn_like(states), *plain, arguments[7], states, 3),
+        test_utils=("test_schema", "test_faketensor"),
     )
 
 
 def test_what_is_kept_for_the_backward_is_inputs_and_boundaries():
     """No tensor of (B, T, E, N): the states of every 32nd token only."""
-    inputs = {name: tensor.float().requires_grad_() for name, tensor in make_inputs(320).items() if name in (*TIMED, "A", "D")}
+    inputs = {
+        name: tensor.float().requires_grad_() for name, tensor in make_inputs(320).items() if name in (*TIMED, "A", "D")
+    }
     kept: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -232,7 +246,13 @@ def test_what_is_kept_for_the_backward_is_inputs_and_boundaries():
 
 def test_the_decays_of_a_block_stay_small_whatever_the_chunk():
     """A chunk of 1,024 makes the blocks narrow, not the buffers large."""
-    inputs = [torch.zeros(1, 4096, 64), torch.zeros(1, 4096, 64), -torch.ones(64, 16), torch.zeros(1, 4096, 16), torch.zeros(1, 4096, 16)]
+    inputs = [
+        torch.zeros(1, 4096, 64),
+        torch.zeros(1, 4096, 64),
+        -torch.ones(64, 16),
+        torch.zeros(1, 4096, 16),
+        torch.zeros(1, 4096, 16),
+    ]
     for chunk in (1, 32, 1024):
         cut = selective_scan_blocks.cut_inputs(*inputs, None, chunk)
         assert cut.decay.numel() <= 1 << 22

@@ -1,4 +1,5 @@
-"""Documents and padding in Mamba-1's scan: nothing of what came before a document is left, and steps of zero are no steps."""
+"""Documents and padding in Mamba-1's scan: nothing of what came before a document is left, and steps of zero are no
+steps."""
 
 from __future__ import annotations
 
@@ -14,8 +15,11 @@ from hybridlm.ops.selective_scan import selective_scan
 
 @pytest.fixture(params=["one block", "blocks of many chunks", "blocks of few chunks", "blocks of one chunk"])
 def blocks(request, monkeypatch):
-    """How much of the text is worked off together: everything, or so many chunks of 24 states that blocks end within rows and chunks."""
-    steps = {"one block": 1 << 17, "blocks of many chunks": 7, "blocks of few chunks": 2, "blocks of one chunk": 1}[request.param]
+    """How much of the text is worked off together: everything, or so many chunks of 24 states that blocks end within
+    rows and chunks."""
+    steps = {"one block": 1 << 17, "blocks of many chunks": 7, "blocks of few chunks": 2, "blocks of one chunk": 1}[
+        request.param
+    ]
     monkeypatch.setattr(selective_scan_blocks, "_STEP", steps * CHANNELS * STATE)
 
 
@@ -62,7 +66,9 @@ def test_documents_joined_are_the_documents_alone():
     y_loud, state_loud = selective_scan(**loud, starts=starts, chunk=8)
     assert torch.equal(y_loud[:, 13:], y[:, 13:])
     assert torch.equal(state_loud, state)
-    alone = {name: tensor[:, 13:] if name in TIMED else tensor for name, tensor in inputs.items() if name != "initial_state"}
+    alone = {
+        name: tensor[:, 13:] if name in TIMED else tensor for name, tensor in inputs.items() if name != "initial_state"
+    }
     y_alone, state_alone = selective_scan(**alone, chunk=8)
     assert relative_error(y[:, 13:], y_alone) < 1e-12
     assert relative_error(state, state_alone) < 1e-12

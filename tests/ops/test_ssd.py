@@ -103,7 +103,8 @@ def test_one_token_against_the_token_loop(groups):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("documents", [False, True])
 def test_a_state_may_be_overwritten_by_one_token(documents, dtype, groups):
-    """Decode: the same numbers, in the memory of the state that was given; also where the state is a view, as the scan returns it."""
+    """Decode: the same numbers, in the memory of the state that was given; also where the state is a view, as the scan
+    returns it."""
     inputs = {name: tensor.to(dtype) for name, tensor in scan_inputs(1, groups, "dy", "dstate").items()}
     starts = torch.tensor([[True], [False]]) if documents else None
     state = inputs["initial_state"].to(torch.promote_types(dtype, torch.float32))
@@ -124,11 +125,15 @@ def test_a_state_of_which_a_gradient_is_wanted_is_not_overwritten():
 
 
 def test_a_scale_of_zero_writes_exactly_nothing():
-    """Rows of padding keep their state bit for bit, an empty state included; x there does not matter to later tokens."""
+    """Rows of padding keep their state bit for bit, an empty state included; x there does not matter to later
+    tokens."""
     inputs = {name: tensor.float() for name, tensor in scan_inputs(23, 2, "dy", "dstate").items()}
     inputs["log_decay"][:, :9], inputs["scale"][:, :9] = 0, 0
     inputs["initial_state"][1] = 0
-    first = {name: tensor[:, :9] if name in ("x", "log_decay", "scale", "B", "C") else tensor for name, tensor in inputs.items()}
+    first = {
+        name: tensor[:, :9] if name in ("x", "log_decay", "scale", "B", "C") else tensor
+        for name, tensor in inputs.items()
+    }
     for chunk in (4, 64):
         assert torch.equal(scan(**first, chunk=chunk)[1], inputs["initial_state"])
         y, state = scan(**inputs, chunk=chunk)
@@ -179,7 +184,8 @@ def test_bfloat16_inputs_keep_a_float32_state(time):
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("time", [1, 17])
 def test_autocast_does_not_reach_into_the_scan(time, documents):
-    """Matrix products in bfloat16 would leave three digits of a float32 scan: output, state and gradients stay the same bit for bit."""
+    """Matrix products in bfloat16 would leave three digits of a float32 scan: output, state and gradients stay the same
+    bit for bit."""
     inputs = {name: tensor.float() for name, tensor in scan_inputs(time, 2).items()}
     starts = torch.tensor([[True], [False]]).expand(2, time) if documents else None
 
@@ -212,7 +218,8 @@ def test_steps_of_zero_neither_write_nor_decay(chunk):
 
 @pytest.mark.parametrize("chunk", [16, 64])
 def test_decays_that_underflow_leave_no_nan(chunk):
-    """exp(dt A) reaches exp(-800) within a token: nothing may be divided by such a product, nor its inverse overflow."""
+    """exp(dt A) reaches exp(-800) within a token: nothing may be divided by such a product, nor its inverse
+    overflow."""
     inputs = make_inputs(40, 1)
     inputs["dt"][:, 5:30] = 50.0
     got = run(ssd, inputs, chunk=chunk)
@@ -238,7 +245,10 @@ def test_any_split_is_the_whole(cut):
     del inputs["dy"], inputs["dstate"]
     y, state = ssd(**inputs, chunk=16)
     timed = ("x", "dt", "B", "C")
-    first, second = ({name: t[:, part] if name in timed else t for name, t in inputs.items()} for part in (slice(cut), slice(cut, None)))
+    first, second = (
+        {name: t[:, part] if name in timed else t for name, t in inputs.items()}
+        for part in (slice(cut), slice(cut, None))
+    )
     y1, middle = ssd(**first, chunk=16)
     y2, last = ssd(**{**second, "initial_state": middle}, chunk=16)
     assert relative_error(torch.cat([y1, y2], 1), y) < 1e-12
@@ -260,9 +270,18 @@ def test_gradients_flow_through_a_split():
 @pytest.mark.parametrize("time", [1, 5])
 def test_gradcheck(time):
     g = torch.Generator().manual_seed(0)
-    shapes = {"x": (1, time, 2, 2), "B": (1, time, 1, 2), "C": (1, time, 1, 2), "D": (2,), "initial_state": (1, 2, 2, 2)}
+    shapes = {
+        "x": (1, time, 2, 2),
+        "B": (1, time, 1, 2),
+        "C": (1, time, 1, 2),
+        "D": (2,),
+        "initial_state": (1, 2, 2, 2),
+    }
     leaves = {name: torch.randn(shape, generator=g, dtype=torch.float64) for name, shape in shapes.items()}
-    leaves |= {"dt": torch.rand(1, time, 2, generator=g, dtype=torch.float64) + 0.1, "A": -torch.tensor([0.5, 2.0], dtype=torch.float64)}
+    leaves |= {
+        "dt": torch.rand(1, time, 2, generator=g, dtype=torch.float64) + 0.1,
+        "A": -torch.tensor([0.5, 2.0], dtype=torch.float64),
+    }
     ordered = [leaves[name].requires_grad_() for name in NAMES]
 
     def function(*args: Tensor) -> tuple[Tensor, Tensor]:
@@ -287,12 +306,15 @@ def test_gradcheck_of_everything_at_once():
 
 
 def laid_out(layout: str) -> dict[str, Tensor]:
-    """Float32 inputs as views: "split" out of one projection, as the layer does; "time_first" with batch and time swapped in memory."""
+    """Float32 inputs as views: "split" out of one projection, as the layer does; "time_first" with batch and time
+    swapped in memory."""
     inputs = {name: tensor.float() for name, tensor in scan_inputs(7, 2).items()}
     if layout == "split":
         joined = torch.cat([inputs[name].flatten(2) for name in ("x", "B", "C")], -1)
         parts = joined.split([HEADS * HEAD_DIM, 2 * STATE, 2 * STATE], -1)
-        inputs |= {name: part.unflatten(-1, inputs[name].shape[2:]) for name, part in zip(("x", "B", "C"), parts, strict=True)}
+        inputs |= {
+            name: part.unflatten(-1, inputs[name].shape[2:]) for name, part in zip(("x", "B", "C"), parts, strict=True)
+        }
     elif layout == "time_first":
         timed = ("x", "log_decay", "scale", "B", "C")
         inputs |= {name: inputs[name].transpose(0, 1).contiguous().transpose(0, 1) for name in timed}
@@ -309,7 +331,8 @@ every_layout = pytest.mark.parametrize("layout", ["contiguous", "split", "time_f
 @pytest.mark.parametrize("given", ["little", "everything"])
 @every_layout
 def test_opcheck(layout, given):
-    """Schema, fake kernel (shapes, strides, dtypes) and autograd agree with what the op does, also for inputs that are views."""
+    """Schema, fake kernel (shapes, strides, dtypes) and autograd agree with what the op does, also for inputs that are
+    views."""
     inputs = laid_out(layout)
     leaves = [inputs[name].detach().requires_grad_() for name in ARGUMENTS]
     starts = STARTS

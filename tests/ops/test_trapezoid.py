@@ -1,4 +1,5 @@
-"""Mamba-3's angles, what a token writes under the trapezoidal rule, and one token of the recurrence, against loops over the tokens."""
+"""Mamba-3's angles, what a token writes under the trapezoidal rule, and one token of the recurrence, against loops over
+the tokens."""
 
 from __future__ import annotations
 
@@ -72,7 +73,9 @@ def test_angles_are_the_loops_within_one_turn(time, with_initial, documents):
 def test_gradients_of_the_angles(time, documents):
     rate, dt, initial = make_rates(time, len(LAYOUTS))
     starts = starts_of(LAYOUTS, first=False)[:, :time] if documents else None
-    upstream = torch.randn(len(LAYOUTS), HEADS, N_ANGLES, time, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    upstream = torch.randn(
+        len(LAYOUTS), HEADS, N_ANGLES, time, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
     leaves = {"rate": rate.requires_grad_(), "dt": dt.requires_grad_(), "initial": initial.requires_grad_()}
     results = []
     for function in (angles, angle_loop):
@@ -106,8 +109,8 @@ def test_what_stood_before_a_document_does_not_change_its_angles():
 
 @pytest.mark.parametrize("documents", [False, True])
 def test_angles_do_not_drift_in_float32(documents):
-    """After 20,000 tokens that all turn the same way, to the rounding of single steps. A running sum in float32 is off by 6e-2, one of
-    steps with a pi of float32 by 5e-4."""
+    """After 20,000 tokens that all turn the same way, to the rounding of single steps. A running sum in float32 is off
+    by 6e-2, one of steps with a pi of float32 by 5e-4."""
     rate, dt, initial = (tensor.float() for tensor in make_rates(20_000, 1))
     rate = rate.abs()
     starts = starts_of([[9, 19_991]]) if documents else None
@@ -120,9 +123,13 @@ def test_opcheck_of_the_sums_within_documents():
     values = torch.randn(2, HEADS, N_ANGLES, 70, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     starts = starts_of([[3, 67], [64, 6]])
     for reverse in (False, True):
-        torch.library.opcheck(torch.ops.hybridlm.document_sums.default, (values.clone().requires_grad_(), starts, reverse))
+        torch.library.opcheck(
+            torch.ops.hybridlm.document_sums.default, (values.clone().requires_grad_(), starts, reverse)
+        )
     strided = values.transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
-    torch.library.opcheck(torch.ops.hybridlm.document_sums.default, (strided, starts, True), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        torch.ops.hybridlm.document_sums.default, (strided, starts, True), test_utils=("test_schema", "test_faketensor")
+    )
 
 
 # Weights.
@@ -156,14 +163,23 @@ def test_padding_writes_nothing_though_a_token_follows_it():
 def test_the_token_before_is_added_to_the_carried_state(rank):
     """With the weight of each row's first token, which padding may stand in front of."""
     g = torch.Generator().manual_seed(0)
-    shapes = ((3, HEADS, HEAD_DIM, STATE), (3, rank, HEADS, STATE), (3, HEADS, HEAD_DIM), (3, 5, HEADS), (HEADS, rank, HEAD_DIM))
+    shapes = (
+        (3, HEADS, HEAD_DIM, STATE),
+        (3, rank, HEADS, STATE),
+        (3, HEADS, HEAD_DIM),
+        (3, 5, HEADS),
+        (HEADS, rank, HEAD_DIM),
+    )
     state, k, v, previous, mimo_x = (torch.randn(shape, generator=g, dtype=torch.float64) for shape in shapes)
     padding = torch.tensor([0, 3, 5])
     previous[1, :3] = previous[2] = 0  # padding takes no time
     for weights in (mimo_x, None):
         ranks = torch.ones_like(mimo_x) if weights is None else weights
         write = torch.einsum("hrp,bhp,brhn->bhpn", ranks, v, k)
-        for columns, first in ((None, previous[:, 0]), (padding, torch.stack([previous[0, 0], previous[1, 3], previous[2, 4]]))):
+        for columns, first in (
+            (None, previous[:, 0]),
+            (padding, torch.stack([previous[0, 0], previous[1, 3], previous[2, 4]])),
+        ):
             got = carried_state(state, k, v, previous, columns, weights)
             assert relative_error(got, state + first[..., None, None] * write) < 1e-13
     assert torch.equal(carried_state(state, k, v, previous, padding, mimo_x)[2], state[2])
@@ -192,7 +208,11 @@ def test_one_token_turned_by_hand(groups, adjacent):
 
 def step_inputs(rank: int, time: int) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(0)
-    shapes = {"x": (BATCH, time, HEADS, HEAD_DIM), "k": (BATCH, time, rank, HEADS, STATE), "c": (BATCH, time, rank, HEADS, STATE)}
+    shapes = {
+        "x": (BATCH, time, HEADS, HEAD_DIM),
+        "k": (BATCH, time, rank, HEADS, STATE),
+        "c": (BATCH, time, rank, HEADS, STATE),
+    }
     shapes |= {"D": (HEADS,), "mimo_x": (HEADS, rank, HEAD_DIM), "state": (BATCH, HEADS, HEAD_DIM, STATE)}
     inputs = {name: torch.randn(shape, generator=g, dtype=torch.float64) for name, shape in shapes.items()}
     rates = torch.rand(3, BATCH, time, HEADS, generator=g, dtype=torch.float64)
@@ -210,7 +230,9 @@ def test_token_by_token_is_the_scan_with_the_look_ahead(trapezoidal, projected, 
     scale = write_weight(own, previous, None) if trapezoidal else own
     first = carried_state(state, torch.zeros_like(k[:, 0]), x[:, 0], previous, None, mimo_x)
     assert torch.equal(first, state)
-    y, last = mimo_scan(x, decay.log(), scale, own, k, c, no_bias, no_bias, None, mimo_x, inputs["D"], initial_state=state, chunk=4)
+    y, last = mimo_scan(
+        x, decay.log(), scale, own, k, c, no_bias, no_bias, None, mimo_x, inputs["D"], initial_state=state, chunk=4
+    )
     y, outputs = untiled(y, 9), []
     before = (torch.zeros_like(k[:, 0]), torch.zeros_like(x[:, 0]))
     for t in range(9):
@@ -242,7 +264,9 @@ def test_a_step_from_a_state_in_another_layout(overwrite):
     x, decay, own, k, c = (inputs[name][:, 0] for name in ("x", "decay", "own", "k", "c"))
     results = []
     for state in (inputs["state"].clone(), inputs["state"].permute(1, 3, 0, 2).contiguous().permute(2, 0, 3, 1)):
-        results.append(trapezoid_step(x, decay, own, k, c, inputs["D"], inputs["mimo_x"], state, before=None, overwrite=overwrite))
+        results.append(
+            trapezoid_step(x, decay, own, k, c, inputs["D"], inputs["mimo_x"], state, before=None, overwrite=overwrite)
+        )
     for got, want in zip(*results, strict=True):
         assert relative_error(got, want) < 1e-14
 
@@ -250,11 +274,17 @@ def test_a_step_from_a_state_in_another_layout(overwrite):
 def test_gradients_of_a_step_and_no_state_overwritten_that_they_need():
     inputs = step_inputs(2, 1)
     names = ("x", "decay", "own", "k", "c", "previous", "D", "mimo_x", "state")
-    leaves = [(tensor[:, 0] if name not in ("D", "mimo_x", "state") else tensor) for name in names for tensor in (inputs[name],)]
+    leaves = [
+        (tensor[:, 0] if name not in ("D", "mimo_x", "state") else tensor)
+        for name in names
+        for tensor in (inputs[name],)
+    ]
     k_before, x_before = (inputs[name][:, 0].flip(0) for name in ("k", "x"))
 
     def step(x, decay, own, k, c, previous, D, mimo_x, state):
-        return trapezoid_step(x, decay, own, k, c, D, mimo_x, state, before=(previous, k_before, x_before), overwrite=True)
+        return trapezoid_step(
+            x, decay, own, k, c, D, mimo_x, state, before=(previous, k_before, x_before), overwrite=True
+        )
 
     assert torch.autograd.gradcheck(step, [leaf.clone().requires_grad_() for leaf in leaves])
 
@@ -266,6 +296,10 @@ def test_autocast_does_not_reach_into_a_step():
     for cast in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
             state = carried_state(inputs["state"], k.flip(0), x, inputs["previous"], None, inputs["mimo_x"])
-            results.append(trapezoid_step(x, decay, own, k, c, inputs["D"], inputs["mimo_x"], state, before=(previous, k.flip(0), x)))
+            results.append(
+                trapezoid_step(
+                    x, decay, own, k, c, inputs["D"], inputs["mimo_x"], state, before=(previous, k.flip(0), x)
+                )
+            )
     for plain, cast in zip(*results, strict=True):
         assert torch.equal(plain, cast)

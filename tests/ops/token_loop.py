@@ -17,7 +17,8 @@ def scan_loop(
     initial_state: Tensor | None = None,
     starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """y (B, T, H, P) and the last state (B, H, P, N); a state is taken away where a document starts, whatever is in it."""
+    """y (B, T, H, P) and the last state (B, H, P, N); a state is taken away where a document starts, whatever is in
+    it."""
     batch, time, heads, width = x.shape
     group_of_head = [h // (heads // B.shape[2]) for h in range(heads)]
     state = x.new_zeros(batch, heads, width, B.shape[3]) if initial_state is None else initial_state

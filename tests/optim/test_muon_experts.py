@@ -1,4 +1,5 @@
-"""Muon on the matrices of experts: each expert, and each projection fused into its rows, as if it were a parameter of its own."""
+"""Muon on the matrices of experts: each expert, and each projection fused into its rows, as if it were a parameter of
+its own."""
 
 from __future__ import annotations
 
@@ -39,9 +40,14 @@ def test_experts_in_one_tensor_train_as_experts_in_many(blocks):
     """Momentum, decay and learning rate included; the router beside them is AdamW's."""
     config = OptimConfig(name="muon", weight_decay=0.2, clip=None, muon=MuonConfig(lr=0.05))
     start = draw(3, 8, 5)
-    matrix, router = ParamSpec(decay=True, role="matrix", row_blocks=blocks), ParamSpec(decay=True, role="vector", dtype="fp32")
+    matrix, router = (
+        ParamSpec(decay=True, role="matrix", row_blocks=blocks),
+        ParamSpec(decay=True, role="vector", dtype="fp32"),
+    )
     stacked = {"experts": torch.nn.Parameter(start.clone()), "gate": torch.nn.Parameter(draw(3, 5))}
-    apart = {f"expert{e}": torch.nn.Parameter(start[e].clone()) for e in range(3)} | {"norm": torch.nn.Parameter(torch.ones(2))}
+    apart = {f"expert{e}": torch.nn.Parameter(start[e].clone()) for e in range(3)} | {
+        "norm": torch.nn.Parameter(torch.ones(2))
+    }
     optimizers = [
         HybridOptimizer(param_groups(parameters.items(), specs, config), config)
         for parameters, specs in (

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridlm.checkpoint import load_run, read_checkpoint
-from hybridlm.compose import compose_config
-from hybridlm.run_folder import RunFolder
+from hybridlm.cli.compose import compose_config
+from hybridlm.runs.checkpoint import load_run, read_checkpoint
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.run import run
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -25,9 +25,21 @@ def rows(folder: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_two_ranks_with_shards_train_as_one_and_resume(tiny, tmp_path, environment):
-    """With experts and a fused projection, whose blocks are orthogonalised apart; d_ff is odd, so that shards are uneven."""
-    arguments = ["optim=muon", "optim.eps=1e-3", "model.pattern=T:moe M T", "model.moe.n_experts=3", "model.moe.d_expert=24"]
-    arguments += ["model.moe.balance_loss_weight=0", "model.mlp.d_ff=49", "trainer.log_every=1", "trainer.val_every=null"]
+    """With experts and a fused projection, whose blocks are orthogonalised apart; d_ff is odd, so that shards are
+    uneven."""
+    arguments = [
+        "optim=muon",
+        "optim.eps=1e-3",
+        "model.pattern=T:moe M T",
+        "model.moe.n_experts=3",
+        "model.moe.d_expert=24",
+    ]
+    arguments += [
+        "model.moe.balance_loss_weight=0",
+        "model.mlp.d_ff=49",
+        "trainer.log_every=1",
+        "trainer.val_every=null",
+    ]
     arguments = [*tiny, *arguments, "trainer.max_steps=6", "trainer.ckpt_every=3"]
     two, one = RunFolder(tmp_path / "two"), RunFolder(tmp_path / "one")
 
@@ -50,4 +62,6 @@ def test_two_ranks_with_shards_train_as_one_and_resume(tiny, tmp_path, environme
     again = read_checkpoint(two.step_checkpoint(6))
     assert all(torch.equal(again["state_dict"][name], tensor) for name, tensor in whole["state_dict"].items())
     for number, state in whole["optimizer_states"][0]["state"].items():
-        assert all(torch.equal(again["optimizer_states"][0]["state"][number][name], value) for name, value in state.items())
+        assert all(
+            torch.equal(again["optimizer_states"][0]["state"][number][name], value) for name, value in state.items()
+        )

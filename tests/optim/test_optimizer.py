@@ -1,4 +1,5 @@
-"""Groups, clipping, refused steps, each algorithm against its definition or torch's own, and its state over a round trip."""
+"""Groups, clipping, refused steps, each algorithm against its definition or torch's own, and its state over a round
+trip."""
 
 import copy
 import sys
@@ -40,7 +41,10 @@ def make(model, **fields):
 def test_groups_carry_what_their_parameters_declare():
     config = OptimConfig(lr=0.1, weight_decay=0.3, lr_scale=LRScale(vector=0.5), name="muon", muon=MuonConfig(lr=0.7))
     groups = {group["name"]: group for group in param_groups(toy().named_parameters(), SPECS, config)}
-    assert {name: (group["lr"], group["weight_decay"], group["algorithm"], len(group["params"])) for name, group in groups.items()} == {
+    assert {
+        name: (group["lr"], group["weight_decay"], group["algorithm"], len(group["params"]))
+        for name, group in groups.items()
+    } == {
         "matrix": (0.7, 0.3, "muon", 2),
         "vector, no decay": (0.05, 0.0, "adamw", 2),
     }
@@ -179,7 +183,10 @@ def test_what_a_group_is_comes_from_this_run_not_from_the_checkpoint():
         del group["row_blocks"]  # as a checkpoint of shards does
     optimizer = make(after, weight_decay=0.25)
     optimizer.load_state_dict(saved)
-    assert [(group["weight_decay"], group["row_blocks"]) for group in optimizer.param_groups] == [(0.25, [(), ()]), (0.0, [(), ()])]
+    assert [(group["weight_decay"], group["row_blocks"]) for group in optimizer.param_groups] == [
+        (0.25, [(), ()]),
+        (0.0, [(), ()]),
+    ]
 
 
 def test_the_table_of_groups_names_what_each_gets():
@@ -216,7 +223,9 @@ def test_eight_bit_moments_keep_their_dtype_over_a_round_trip(monkeypatch):
     train(model, optimizer, 3)
     again.load_state_dict(model.state_dict())
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    assert all(state["state1"].dtype == torch.uint8 and int(state["state1"].max()) == 3 for state in resumed.state.values())
+    assert all(
+        state["state1"].dtype == torch.uint8 and int(state["state1"].max()) == 3 for state in resumed.state.values()
+    )
     for a, b in zip(train(model, optimizer, 3), train(again, resumed, 3), strict=True):
         assert torch.equal(a, b)
 

@@ -7,7 +7,7 @@ import random
 from functools import cache
 from pathlib import Path
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.load import load_config, to_yaml
 
 
@@ -30,8 +30,21 @@ def config_text(pattern: str, seed: int, settings: dict | None = None) -> str:
 
 
 def summary(bpb: float, **others) -> dict:
-    facts = {"val/loss": bpb * 1.5, "val/bpb": bpb, "gzip_bpb": 2.1, "xz_bpb": 1.8, "val_bytes": 290_000, "parameters": 200_000}
-    facts |= {"train_flops_per_token": 1.2e6, "tokens": 20_480, "tokens_per_s": 10_000.0, "memory_gb": 0.5, "seconds": 36.0}
+    facts = {
+        "val/loss": bpb * 1.5,
+        "val/bpb": bpb,
+        "gzip_bpb": 2.1,
+        "xz_bpb": 1.8,
+        "val_bytes": 290_000,
+        "parameters": 200_000,
+    }
+    facts |= {
+        "train_flops_per_token": 1.2e6,
+        "tokens": 20_480,
+        "tokens_per_s": 10_000.0,
+        "memory_gb": 0.5,
+        "seconds": 36.0,
+    }
     return facts | {"device": "CPU, 1 threads", "devices": 1, "torch": "2.13.0"} | others
 
 
@@ -39,7 +52,14 @@ def rows(bpb: float, seed: int, steps: int = 40) -> list[dict]:
     noise = random.Random(seed)
     found = []
     for step in range(8, steps + 1, 8):
-        row = {"step": step, "train/loss": 3.0, "train/bpb": bpb + 3 / step, "perf/step_s": 0.1, "perf/data_s": 0.01, "perf/val_s": 0.5}
+        row = {
+            "step": step,
+            "train/loss": 3.0,
+            "train/bpb": bpb + 3 / step,
+            "perf/step_s": 0.1,
+            "perf/data_s": 0.01,
+            "perf/val_s": 0.5,
+        }
         found.append(row | {"val/bpb": bpb + 2 / step + noise.gauss(0, 0.01), "data/tokens": step * 512})
     return found
 
@@ -70,7 +90,15 @@ def make_run(
 def make_job(folder: Path, number: int, status: str, **facts) -> Path:
     """The record that the runner of a sweep keeps."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"number": number, "name": folder.name, "overrides": [], "point": {}, "seed": 0, "status": status, "exit_code": 0}
+    record = {
+        "number": number,
+        "name": folder.name,
+        "overrides": [],
+        "point": {},
+        "seed": 0,
+        "status": status,
+        "exit_code": 0,
+    }
     record |= {"error": None, "started": None, "ended": None, "seconds": 36.0, "attempts": 1}
     (folder / "job.json").write_text(json.dumps(record | facts))
     return folder

@@ -17,7 +17,9 @@ def compared(folder, varied=()):
 
 
 def test_seeds_of_one_configuration_are_a_point(tmp_path):
-    for i, (pattern, seed, bpb) in enumerate([("T", 0, 2.0), ("T", 1, 2.2), ("M", 0, 1.5), ("M", 1, 1.7), ("M", 2, 1.6)]):
+    for i, (pattern, seed, bpb) in enumerate(
+        [("T", 0, 2.0), ("T", 1, 2.2), ("M", 0, 1.5), ("M", 1, 1.7), ("M", 2, 1.6)]
+    ):
         make_run(tmp_path / str(i), pattern=pattern, seed=seed, bpb=bpb)
     (one,) = compared(tmp_path)
     assert one.columns == ("model.pattern",)
@@ -27,7 +29,11 @@ def test_seeds_of_one_configuration_are_a_point(tmp_path):
 
 def test_where_a_run_writes_and_how_it_logs_tells_no_points_apart(tmp_path):
     for i in range(2):
-        make_run(tmp_path / str(i), seed=i, settings={"data.out": f"/data/{i}", "logger.project": f"p{i}", "trainer.headless": bool(i)})
+        make_run(
+            tmp_path / str(i),
+            seed=i,
+            settings={"data.out": f"/data/{i}", "logger.project": f"p{i}", "trainer.headless": bool(i)},
+        )
     (one,) = compared(tmp_path)
     assert [len(point.runs) for point in one.points] == [2]
     assert one.columns == ()
@@ -36,11 +42,25 @@ def test_where_a_run_writes_and_how_it_logs_tells_no_points_apart(tmp_path):
 def test_columns_are_what_was_varied_and_fields_that_tell_the_rest_apart(tmp_path):
     lines = ['++model.pattern="T"', "++optim.lr=0.01"]
     make_run(tmp_path / "0", pattern="T", settings={"optim.lr": 0.01}, overrides=lines)
-    make_run(tmp_path / "1", pattern="T", settings={"optim.lr": 0.02, "model.mlp.expand": 3.0}, overrides=[lines[0], "++optim.lr=0.02"])
-    make_run(tmp_path / "2", pattern="T", settings={"optim.lr": 0.02, "model.d_model": 96}, overrides=[lines[0], "++optim.lr=0.02"])
+    make_run(
+        tmp_path / "1",
+        pattern="T",
+        settings={"optim.lr": 0.02, "model.mlp.expand": 3.0},
+        overrides=[lines[0], "++optim.lr=0.02"],
+    )
+    make_run(
+        tmp_path / "2",
+        pattern="T",
+        settings={"optim.lr": 0.02, "model.d_model": 96},
+        overrides=[lines[0], "++optim.lr=0.02"],
+    )
     (one,) = compared(tmp_path)
     assert one.columns == ("optim.lr", "model.d_model")
-    assert sorted(point.name for point in one.points) == ["lr=0.01, d_model=64", "lr=0.02, d_model=64", "lr=0.02, d_model=96"]
+    assert sorted(point.name for point in one.points) == [
+        "lr=0.01, d_model=64",
+        "lr=0.02, d_model=64",
+        "lr=0.02, d_model=96",
+    ]
 
 
 def test_a_group_of_loggers_is_no_column(tmp_path):
@@ -71,10 +91,17 @@ def test_widths_that_matching_set_are_no_columns(tmp_path):
     """They follow from the pattern, which the user varied."""
     for pattern, width in (("T", 512), ("M", 336), ("MT", 432)):
         matched = (
-            f"model.mlp.d_ff 512 -> {width}: 1,440,000 parameters, pattern T 1,444,224, -0.29%" if width < 512 else "nothing to change"
+            f"model.mlp.d_ff 512 -> {width}: 1,440,000 parameters, pattern T 1,444,224, -0.29%"
+            if width < 512
+            else "nothing to change"
         )
         settings = {"sweep.match": "params", "sweep.matched": matched, "model.mlp.d_ff": width if width < 512 else None}
-        make_run(tmp_path / pattern, pattern=pattern, settings=settings, overrides=[f"model.pattern={pattern}", f"model.mlp.d_ff={width}"])
+        make_run(
+            tmp_path / pattern,
+            pattern=pattern,
+            settings=settings,
+            overrides=[f"model.pattern={pattern}", f"model.mlp.d_ff={width}"],
+        )
     (one,) = compared(tmp_path)
     assert one.columns == ("model.pattern",)
     assert len(one.points) == 3
@@ -111,7 +138,12 @@ def test_the_same_text_under_another_tokenizer_compares_and_is_said(tmp_path):
 
 def test_how_long_and_on_how_many_examples_a_task_was_trained_is_not_another_task(tmp_path):
     task = {"val/bpb": None, "gzip_bpb": None, "xz_bpb": None, "val_bytes": None, "val/accuracy": 0.5}
-    same = {"synthetic.examples": 10, "synthetic.min_length": 16, "synthetic.eval_lengths": [512], "tokenizer.vocab_size": 1024}
+    same = {
+        "synthetic.examples": 10,
+        "synthetic.min_length": 16,
+        "synthetic.eval_lengths": [512],
+        "tokenizer.vocab_size": 1024,
+    }
     other = {"synthetic.n_pairs": 2, "synthetic.seed": 1, "seq_len": 128}
     for i, (key, value) in enumerate([("workers", 0), *same.items(), *other.items()]):
         make_run(tmp_path / str(i), facts=task, settings={"data.source": "synthetic", f"data.{key}": value})
@@ -138,7 +170,9 @@ def test_text_in_windows_of_other_lengths_compares_and_a_task_of_other_lengths_d
         make_run(tmp_path / f"text/{i}", settings={"data.seq_len": length})
         folder = make_run(tmp_path / f"task/{i}", settings={"data.seq_len": length}, facts=task)
         config = folder / "config.yaml"
-        config.write_text(config.read_text().replace("  source: stdlib\n", "  source: synthetic\n  synthetic:\n    task: mqar\n"))
+        config.write_text(
+            config.read_text().replace("  source: stdlib\n", "  source: synthetic\n  synthetic:\n    task: mqar\n")
+        )
     assert [len(one.points) for one in compared(tmp_path / "text")] == [2]
     assert [(one.title, len(one.points)) for one in compared(tmp_path / "task")] == [("synthetic mqar", 1)] * 2
 
@@ -170,7 +204,10 @@ def test_a_job_that_left_nothing_stands_beside_the_runs(tmp_path):
 def test_nothing_has_finished(tmp_path):
     make_run(tmp_path / "0", bpb=None)
     (one,) = compared(tmp_path)
-    assert verdict(one) == ["No run has finished with a validation: there is nothing to compare.", "Not in the comparison: 1 unfinished."]
+    assert verdict(one) == [
+        "No run has finished with a validation: there is nothing to compare.",
+        "Not in the comparison: 1 unfinished.",
+    ]
 
 
 def runs_of(folder, figures):
@@ -199,11 +236,15 @@ def test_verdict_within_the_spread_names_what_is_cheapest(tmp_path):
     said = runs_of(tmp_path, {"T": [2.0, 2.2], "M": [1.95, 2.15], "TM": [3.0, 3.1]})
     assert said[1] == "Next is T, worse by 0.0500, which is within the pooled spread over seeds of 0.14."
     assert said[2] == "No difference from the best: T. Of these: smallest cache M."
-    assert said[3] == "The first that is worse by more than its pooled spread is TM: by 1.0000 against a spread of 0.11."
+    assert (
+        said[3] == "The first that is worse by more than its pooled spread is TM: by 1.0000 against a spread of 0.11."
+    )
 
 
 def test_verdict_of_one_point(tmp_path):
-    assert runs_of(tmp_path, {"T": [2.0]}) == ["One point, T: 2.0000 bits per byte (one seed). There is nothing to compare it with."]
+    assert runs_of(tmp_path, {"T": [2.0]}) == [
+        "One point, T: 2.0000 bits per byte (one seed). There is nothing to compare it with."
+    ]
 
 
 def test_each_point_at_its_best_learning_rate(tmp_path):

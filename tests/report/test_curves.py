@@ -41,7 +41,9 @@ def test_validations_are_drawn_where_every_run_has_two(tmp_path):
     assert metric_drawn([[run] for run in read(tmp_path)], "val/bpb") == "val/bpb"
     rewrite(folders[1], without("val/bpb", but={4}))
     points = [[run] for run in read(tmp_path)]
-    assert metric_drawn(points, "val/bpb") == "train/bpb", "a curve of one point is none, and the two would be of different things"
+    assert metric_drawn(points, "val/bpb") == "train/bpb", (
+        "a curve of one point is none, and the two would be of different things"
+    )
     (folders[1] / "metrics.jsonl").unlink()
     assert metric_drawn([[run] for run in read(tmp_path)], "val/bpb") == "val/bpb", "the other was validated twice"
 
@@ -55,7 +57,9 @@ def test_the_plot_says_what_it_is_of(tmp_path, monkeypatch):
         rewrite(folder, without("val/bpb", but={4}))
     (one,) = compare(read(tmp_path))
     note = lines.learning(one).note
-    assert note.startswith("Of training, as not every run was validated twice on its way; each value is a running mean over a tenth of")
+    assert note.startswith(
+        "Of training, as not every run was validated twice on its way; each value is a running mean over a tenth of"
+    )
     (folders[1] / "metrics.jsonl").unlink()
     (one,) = compare(read(tmp_path))
     assert lines.learning(one).note.endswith("Measured less than twice, and not drawn: M.")
@@ -92,13 +96,24 @@ def panels(tmp_path, monkeypatch, change, quality=0):
 
 
 def optim(row, i):
-    more = {"optim/lr": 0.02, "optim/lr/embedding": 0.02, "optim/lr/vector": 0.02, "optim/lr/matrix": 0.01, "perf/tokens_per_s": 1e4}
+    more = {
+        "optim/lr": 0.02,
+        "optim/lr/embedding": 0.02,
+        "optim/lr/vector": 0.02,
+        "optim/lr/matrix": 0.01,
+        "perf/tokens_per_s": 1e4,
+    }
     return {**row, **more, "optim/grad_norm": 500.0 if i == 3 else 1.0, "optim/skipped_steps": max(0, i - 2)}
 
 
 def test_the_course_of_a_run(tmp_path, monkeypatch):
     axes = panels(tmp_path, monkeypatch, optim)
-    assert list(axes) == ["bits per byte", "training speed (tokens/s)", "learning rate", "gradient norm before clipping"]
+    assert list(axes) == [
+        "bits per byte",
+        "training speed (tokens/s)",
+        "learning rate",
+        "gradient norm before clipping",
+    ]
     labels = {name: [text.get_text() for text in axis.get_legend().get_texts()] for name, axis in axes.items()}
     assert labels["bits per byte"] == ["training", "smoothed", "validation"]
     assert labels["learning rate"] == ["embedding, vector", "matrix"], "parameters of one rate share a line"
@@ -107,13 +122,21 @@ def test_the_course_of_a_run(tmp_path, monkeypatch):
     assert axes["training speed (tokens/s)"].get_xlabel() == "time of training (s)"
     norm = axes["gradient norm before clipping"]
     assert norm.get_yscale() == "log"
-    assert [line.get_xdata()[0] for line in norm.get_lines()[1:]] == pytest.approx([32 * 0.512, 40 * 0.512]), "thousand tokens"
+    assert [line.get_xdata()[0] for line in norm.get_lines()[1:]] == pytest.approx([32 * 0.512, 40 * 0.512]), (
+        "thousand tokens"
+    )
     assert all("$" not in text.get_text() for axis in axes.values() for text in axis.get_yticklabels())
 
 
 def test_the_course_of_a_task_has_its_right_answers(tmp_path, monkeypatch):
     def change(row, i):
-        return {"step": row["step"], "data/tokens": row["data/tokens"], "train/loss": 3.0, "val/loss": 2.5, "val/accuracy": 0.1 * i}
+        return {
+            "step": row["step"],
+            "data/tokens": row["data/tokens"],
+            "train/loss": 3.0,
+            "val/loss": 2.5,
+            "val/accuracy": 0.1 * i,
+        }
 
     axes = panels(tmp_path, monkeypatch, change, quality=1)
     assert list(axes) == ["loss (nats/target)", "accuracy, more is better"], "what was not measured has no panel"

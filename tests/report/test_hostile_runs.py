@@ -1,4 +1,5 @@
-"""Reports over folders with a stranger's run beside good ones: it is left out with a line, or reported, and nothing it says acts."""
+"""Reports over folders with a stranger's run beside good ones: it is left out with a line, or reported, and nothing it
+says acts."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from hybridlm.report.page import facts_of, parts_of, to_html, to_text
 from hybridlm.report.reading import read_folders
 from hybridlm.report.table import runs_table, to_csv
 
-BOMB = "a: &a [x, x]\n" + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(20))
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(20)
+)
 FILES = ("config.yaml", "summary.json", "metrics.jsonl", "eval.json", "job.json", "sweep.json", ".hydra/hydra.yaml")
 EVALUATION = {
     "format_version": 1,
@@ -33,7 +36,12 @@ EVALUATION = {
             "metrics": {"bpb": 2.0},
             "curve": [{"length": 32, "accuracy": 0.5}] * 2,
         },
-        {"what": "probe/recall", "settings": {}, "metrics": {"accuracy": 0.25}, "curve": [{"length": 64, "accuracy": 0.25}]},
+        {
+            "what": "probe/recall",
+            "settings": {},
+            "metrics": {"accuracy": 0.25},
+            "curve": [{"length": 64, "accuracy": 0.25}],
+        },
     ],
 }
 
@@ -91,8 +99,14 @@ LEFT_OUT = {
     "latin": lambda path: (path / "summary.json").write_bytes(b'{"device": "\xe9"}'),
     **{f"pipe {name}": lambda path, name=name: piped(path / name) for name in (*FILES, "samples.txt", "layers.txt")},
     "pipe train.log": lambda path: ((path / "summary.json").unlink(), piped(path / "train.log")),
-    **{f"link {name}": lambda path, name=name: linked(path / name) for name in ("metrics.jsonl", "summary.json", "layers.txt")},
-    **{f"huge {name}": lambda path, name=name: huge(path / name) for name in ("metrics.jsonl", "summary.json", "config.yaml")},
+    **{
+        f"link {name}": lambda path, name=name: linked(path / name)
+        for name in ("metrics.jsonl", "summary.json", "layers.txt")
+    },
+    **{
+        f"huge {name}": lambda path, name=name: huge(path / name)
+        for name in ("metrics.jsonl", "summary.json", "config.yaml")
+    },
 }
 KEPT = {
     "date": lambda path: (path / "config.yaml").write_text((path / "config.yaml").read_text() + "\nday: 2020-01-01\n"),
@@ -101,9 +115,9 @@ KEPT = {
     "layers": lambda path: config(path, model__n_layers=10**6),
     "seq_len": lambda path: config(path, data__seq_len=10**200),
     "lr": lambda path: config(path, optim__lr=1e308),
-    "lengths": lambda path: (path / "eval.json").write_text(json.dumps(EVALUATION).replace("32", "NaN").replace("64", "1e300")),
-    "length of digits": lambda path: summarised(path, json.dumps({"val/bpb": 2.0, f"val/exact/{'9' * 5000}": 0.5, "val/exact/1": 0.5})),
-    "perplexity": lambda path: (path / "metrics.jsonl").write_text('{"step": 1, "train/ppl": 1e300, "val/bpb": 1e300}\n' * 2),
+    "lengths": lambda path: (path / "eval.json").write_text(json.dumps(EVALUATION).replace("32", "NaN").replace("64", "1e300")),  # noqa: E501
+    "length of digits": lambda path: summarised(path, json.dumps({"val/bpb": 2.0, f"val/exact/{'9' * 5000}": 0.5, "val/exact/1": 0.5})),  # noqa: E501
+    "perplexity": lambda path: (path / "metrics.jsonl").write_text('{"step": 1, "train/ppl": 1e300, "val/bpb": 1e300}\n' * 2),  # noqa: E501
     "huge samples": lambda path: huge(path / "samples.txt"),
     "infinite": lambda path: summarised(path, '{"val/bpb": Infinity, "seconds": NaN, "tokens_per_s": -Infinity}'),
     "name": lambda path: path.rename(path.parent / "bad $x$ \x1b[2J javascript:alert(1)"),
@@ -118,7 +132,9 @@ def test_runs_that_cannot_be_read_are_left_out_each_with_a_line(tmp_path, capsys
     names, said = report(tmp_path / "runs", capsys)
     assert names == ["good"]
     skipped = [line.partition(": ") for line in said.splitlines()]
-    assert {begin.removeprefix("skipped ") for begin, _, _ in skipped} == {str(tmp_path / "runs" / kind) for kind in LEFT_OUT}
+    assert {begin.removeprefix("skipped ") for begin, _, _ in skipped} == {
+        str(tmp_path / "runs" / kind) for kind in LEFT_OUT
+    }
     assert len(skipped) == len(LEFT_OUT)
     assert all(reason for _, _, reason in skipped)
     assert not (tmp_path / "pwned").exists()
@@ -134,7 +150,9 @@ def test_odd_numbers_take_no_report_down(tmp_path, kind, capsys):
     assert said == ""
 
 
-@pytest.mark.parametrize("seed", [pytest.param(range(12), id="12"), pytest.param(range(12, 1500), id="1488", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seed", [pytest.param(range(12), id="12"), pytest.param(range(12, 1500), id="1488", marks=pytest.mark.slow)]
+)
 def test_mutated_runs_take_no_report_down(tmp_path, seed, capsys):
     for number in seed:
         generator = random.Random(number)
@@ -215,4 +233,18 @@ def test_cells_of_a_csv_are_no_formulas_and_numbers_stay_numbers():
 
     texts = ["=1+1", "+1+1", "-1+1", "@x", "-1.5", "+2e-3", "1", "-", "a=b", "\r=1", "\x1b[2J", "☃"]
     written = to_csv(Table((Column("=h", "", False),), tuple((Cell(text, text),) for text in texts))).splitlines()
-    assert written == ["'=h", "'=1+1", "'+1+1", "'-1+1", "'@x", "-1.5", "+2e-3", "1", "-", "a=b", "\\r=1", "\\x1b[2J", "☃"]
+    assert written == [
+        "'=h",
+        "'=1+1",
+        "'+1+1",
+        "'-1+1",
+        "'@x",
+        "-1.5",
+        "+2e-3",
+        "1",
+        "-",
+        "a=b",
+        "\\r=1",
+        "\\x1b[2J",
+        "☃",
+    ]

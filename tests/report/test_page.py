@@ -44,7 +44,10 @@ class Page(HTMLParser):
         """The plots, parsed: those of a wide window, or of a narrow one."""
         tag_name, name = ("source", "srcset") if narrow else ("img", "src")
         sources = [attributes[name] for tag, attributes in self.tags if tag == tag_name]
-        return [ElementTree.fromstring(base64.b64decode(source.removeprefix("data:image/svg+xml;base64,"))) for source in sources]
+        return [
+            ElementTree.fromstring(base64.b64decode(source.removeprefix("data:image/svg+xml;base64,")))
+            for source in sources
+        ]
 
 
 def report(*folders, out=None):
@@ -57,8 +60,16 @@ def sweep(tmp_path_factory):
     """Two patterns of two seeds, a failed job, a run on another text, and its evaluation."""
     folder = tmp_path_factory.mktemp("sweep")
     for i, (pattern, seed) in enumerate([("T", 0), ("T", 1), ("M", 0), ("M", 1)]):
-        make_run(folder / str(i), pattern=pattern, seed=seed, bpb=2.0 - 0.1 * i, facts={"train_flops_per_token": 1e6 * (1 + i // 2)})
-    make_job(folder / "4", 4, "failed", error="config error: data.path = 'x': no file", overrides=['model.pattern="TM"'])
+        make_run(
+            folder / str(i),
+            pattern=pattern,
+            seed=seed,
+            bpb=2.0 - 0.1 * i,
+            facts={"train_flops_per_token": 1e6 * (1 + i // 2)},
+        )
+    make_job(
+        folder / "4", 4, "failed", error="config error: data.path = 'x': no file", overrides=['model.pattern="TM"']
+    )
     by_length = {f"val/accuracy/{length}": 0.5 for length in (64, 128)}
     task = {"val/bpb": None, "val/accuracy": 0.9, "val_bytes": None, **by_length}
     make_run(folder / "5", pattern="MT", facts=task, settings={"data.val_fraction": 0.5})
@@ -69,13 +80,20 @@ def sweep(tmp_path_factory):
 def test_everything_is_on_the_page(sweep, tmp_path, capsys):
     page = report(sweep, out=tmp_path / "new/out")
     drawn = {"report-1-costs.svg", "report-1-learning.svg", "report-2-course.svg", "report-2-length-1.svg"}
-    assert {path.name for path in (tmp_path / "new/out").iterdir()} == {"report.csv", "report.html", "report.md", *drawn}
+    assert {path.name for path in (tmp_path / "new/out").iterdir()} == {
+        "report.csv",
+        "report.html",
+        "report.md",
+        *drawn,
+    }
     assert len(page.images()) == len(drawn)
     for file in drawn:
         ElementTree.parse(tmp_path / "new/out" / file)
         assert f"]({file})" in (tmp_path / "new/out/report.md").read_text()
     text = (tmp_path / "new/out/report.md").read_text()
-    assert "| # | point | 64 (tokens) | 128 (tokens) |\n|---:|---|---:|---:|\n| 1 | MT | 0.500 | 0.500 |" in text, "the numbers of the plot"
+    assert "| # | point | 64 (tokens) | 128 (tokens) |\n|---:|---|---:|---:|\n| 1 | MT | 0.500 | 0.500 |" in text, (
+        "the numbers of the plot"
+    )
     for text in (
         "M is best: 1.7500 bits per byte",
         "failed (run 4, seed 0): config error: data.path = 'x': no file",
@@ -110,23 +128,31 @@ def test_the_page_needs_nothing_beside_it(sweep, tmp_path):
 
 
 def test_whatever_a_run_says_is_text(tmp_path):
-    folder = make_run(tmp_path / "r & <b>", pattern="T", overrides=[f"++model.name={EVIL}", "++seed=0"], settings={"model.name": EVIL})
+    folder = make_run(
+        tmp_path / "r & <b>", pattern="T", overrides=[f"++model.name={EVIL}", "++seed=0"], settings={"model.name": EVIL}
+    )
     make_run(tmp_path / "other", pattern="T", settings={"model.name": "$\\frac{a}$"})
     make_job(tmp_path / "job", 2, "failed", error=EVIL, overrides=[f"model.name={EVIL}"])
     (folder / "samples.txt").write_text(EVIL)
-    (folder / "eval.json").write_text(json.dumps({"results": [{"what": EVIL, "settings": {EVIL: EVIL}, "metrics": {EVIL: 1}}]}))
+    (folder / "eval.json").write_text(
+        json.dumps({"results": [{"what": EVIL, "settings": {EVIL: EVIL}, "metrics": {EVIL: 1}}]})
+    )
     (tmp_path / "sweep.json").write_text(json.dumps({"command": EVIL, "varied": ["model.name"]}))
     page = report(tmp_path)
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert "b" not in {tag for tag, _ in page.tags}
     assert page.text.count(EVIL) >= 6
     lines = (tmp_path / "report.md").read_text().splitlines()
-    assert not [line for line in lines if "<script>" in line and not line.startswith("    python train.py")], "those are blocks of code"
+    assert not [line for line in lines if "<script>" in line and not line.startswith("    python train.py")], (
+        "those are blocks of code"
+    )
 
 
 def test_one_run(tmp_path, capsys):
     folder = make_run(tmp_path / "a", facts={"tokens": 20_480})
-    (folder / "eval.json").write_text('{"results": [{"what": "needle", "settings": {}, "metrics": {"accuracy": 0.75}}]}')
+    (folder / "eval.json").write_text(
+        '{"results": [{"what": "needle", "settings": {}, "metrics": {"accuracy": 0.75}}]}'
+    )
     page = report(tmp_path)
     for text in (
         "stdlib, 290 kB held out: run a",
@@ -141,7 +167,12 @@ def test_one_run(tmp_path, capsys):
     assert "best" not in page.text.replace("The best validation on the way", ""), "there is nothing to compare"
     cells = re.findall(r"<td[^>]*>(.*?)</td>", (tmp_path / "report.html").read_text())
     rows = dict(pairwise(cells))
-    assert (rows["pattern"], rows["width"], rows["parameters"], rows["learning rate"]) == ("TM", "64", "200 thousand", "0.02")
+    assert (rows["pattern"], rows["width"], rows["parameters"], rows["learning rate"]) == (
+        "TM",
+        "64",
+        "200 thousand",
+        "0.02",
+    )
     assert rows["data"] == "stdlib"
     assert len(page.images()) == len(page.images(narrow=True)) == 1
     text = (tmp_path / "report.md").read_text()
@@ -216,7 +247,14 @@ def test_two_hundred_runs_of_fifty_points(tmp_path):
         lr = (point + 1) / 1000
         facts = {"tokens_per_s": 1e4 + point * 100.0, "train_flops_per_token": 1e6 + point, "memory_gb": 1 + point % 7}
         lines = [f"++optim.lr={lr}", f"++seed={seed}"]
-        make_run(tmp_path / str(i), seed=seed, bpb=2 + point / 100 + seed / 1000, facts=facts, settings={"optim.lr": lr}, overrides=lines)
+        make_run(
+            tmp_path / str(i),
+            seed=seed,
+            bpb=2 + point / 100 + seed / 1000,
+            facts=facts,
+            settings={"optim.lr": lr},
+            overrides=lines,
+        )
     page = report(tmp_path)
     costs, learning, _by_rate = page.images()
     assert len([tag for tag, _ in page.tags if tag == "tr"]) == 51

@@ -27,7 +27,8 @@ def axes_of(points):
 
 
 def figures_of(monkeypatch):
-    """A list that takes each figure before it is SVG, whose letters are outlines: of each drawing the wide one, then the narrow one."""
+    """A list that takes each figure before it is SVG, whose letters are outlines: of each drawing the wide one, then
+    the narrow one."""
     figures = []
     monkeypatch.setattr(drawing, "to_svg", lambda figure: figures.append(figure) or "svg")
     return figures
@@ -41,7 +42,9 @@ def test_names_cover_neither_points_nor_each_other_nor_the_edge(seed):
     place(axis, [(x, y, 0.0, 0.0) for x, y in points], [(i, f"point {i}") for i in range(40)])
     boxes = [text.get_window_extent() for text in axis.texts]
     assert len(boxes) > 10
-    assert not [pair for pair in combinations(boxes, 2) if pair[0].shrunk(0.99, 0.99).overlaps(pair[1].shrunk(0.99, 0.99))]
+    assert not [
+        pair for pair in combinations(boxes, 2) if pair[0].shrunk(0.99, 0.99).overlaps(pair[1].shrunk(0.99, 0.99))
+    ]
     middles = axis.transData.transform(points)
     assert not [1 for box in boxes for x, y in middles if box.contains(x, y)]
     frame = axis.get_window_extent()
@@ -58,7 +61,9 @@ def test_where_there_is_room_every_point_has_its_name():
 def test_names_in_the_plots_and_a_curve_that_diverges(tmp_path, monkeypatch):
     figures = figures_of(monkeypatch)
     for i, (pattern, bpb) in enumerate([("T", 2.0), ("M", 1.9), ("TM", 1e6)]):
-        make_run(tmp_path / str(i), pattern=pattern, bpb=bpb, facts={"tokens_per_s": 1e4 * (i + 1), "memory_gb": 3.0 - i})
+        make_run(
+            tmp_path / str(i), pattern=pattern, bpb=bpb, facts={"tokens_per_s": 1e4 * (i + 1), "memory_gb": 3.0 - i}
+        )
     (one,) = compare(read_folders([tmp_path])[0])
     assert tradeoffs.tradeoffs(one)
     assert lines.learning(one)
@@ -80,7 +85,9 @@ def test_points_that_cost_the_same_are_not_drawn_against_it(tmp_path):
     (one,) = compare(read_folders([tmp_path])[0])
     assert len(one.points) == 2
     assert tradeoffs.tradeoffs(one) is None
-    make_run(tmp_path / "2", pattern="T", settings={"optim.lr": 0.04}, facts={"memory_gb": 0.504, "tokens_per_s": 10_050.0})
+    make_run(
+        tmp_path / "2", pattern="T", settings={"optim.lr": 0.04}, facts={"memory_gb": 0.504, "tokens_per_s": 10_050.0}
+    )
     (one,) = compare(read_folders([tmp_path])[0])
     assert tradeoffs.tradeoffs(one) is None, "less than one in a hundred is what scatters"
 
@@ -108,7 +115,9 @@ def test_quality_by_a_setting_has_a_line_for_each_of_the_other_settings(tmp_path
         [("M2", 4, 3.0), ("M2", 16, 2.0), ("M2", 64, 1.5), ("M3", 64, 1.0), ("M3", 4, 2.5), ("T", 16, 1.2)]
     ):
         overrides = [f"model.pattern={pattern}", f"model.mamba2.d_state={size}"]
-        make_run(tmp_path / str(i), pattern=pattern, bpb=bpb, settings={"model.mamba2.d_state": size}, overrides=overrides)
+        make_run(
+            tmp_path / str(i), pattern=pattern, bpb=bpb, settings={"model.mamba2.d_state": size}, overrides=overrides
+        )
     (one,) = compare(read_folders([tmp_path])[0])
     (column,) = lines.numeric_settings(one)
     assert column == "model.mamba2.d_state"
@@ -116,8 +125,14 @@ def test_quality_by_a_setting_has_a_line_for_each_of_the_other_settings(tmp_path
     (axis,) = figures[0].axes
     drawn = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in axis.get_lines()}
     assert drawn == {(4.0, 64.0): (2.5, 1.0), (16.0,): (1.2,), (4.0, 16.0, 64.0): (3.0, 2.0, 1.5)}
-    assert (axis.get_xlabel(), axis.get_xscale(), list(axis.get_xticks())) == ("model.mamba2.d_state", "log", [4, 16, 64])
-    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["M3", "T", "M2"], "the one with the best point first"
+    assert (axis.get_xlabel(), axis.get_xscale(), list(axis.get_xticks())) == (
+        "model.mamba2.d_state",
+        "log",
+        [4, 16, 64],
+    )
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["M3", "T", "M2"], (
+        "the one with the best point first"
+    )
 
 
 @pytest.mark.parametrize("sigmas", [(6.0, 7.0), (6.0, 7.0, None)])

@@ -33,7 +33,12 @@ def test_every_run_once_at_any_depth_in_natural_order(tmp_path):
 
 def test_a_run_folder_itself(tmp_path):
     (run,) = read(make_run(tmp_path / "a", pattern="MT"))
-    assert (run.name, run.setting("model.pattern"), run.setting("size"), run.setting("nothing")) == ("a", "MT", "tiny", None)
+    assert (run.name, run.setting("model.pattern"), run.setting("size"), run.setting("nothing")) == (
+        "a",
+        "MT",
+        "tiny",
+        None,
+    )
     assert run.overrides == ('model.pattern="MT"', "seed=0")
     assert "return x < 1" in run.samples
 
@@ -66,8 +71,12 @@ def test_a_damaged_summary(tmp_path, text):
     assert (run.status, run.error, run.summary) == ("unfinished", "summary.json is damaged", {})
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", ".hydra/overrides.yaml", "eval.json", "job.json", "samples.txt"])
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"- [", b"{}", b"null", b"[1, 2]", b"'x'", b'{"results": 3, "status": 1}'])
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "config.yaml", ".hydra/overrides.yaml", "eval.json", "job.json", "samples.txt"]
+)
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00", b"- [", b"{}", b"null", b"[1, 2]", b"'x'", b'{"results": 3, "status": 1}']
+)
 def test_any_other_damaged_file(tmp_path, name, content):
     """Beside a good run: what can be read of the other is."""
     make_run(tmp_path / "good", pattern="T")
@@ -81,7 +90,9 @@ def test_a_job_of_hydra_that_failed_before_it_was_a_run(tmp_path):
     (tmp_path / "1").mkdir()
     shutil.copytree(hydra, tmp_path / "1/.hydra")
     (tmp_path / "1/.hydra/config.yaml").write_text("model: {pattern: Q}\ndata: {source: stdlib}\n")
-    (tmp_path / "1/train.log").write_text("2026-11-25 21:34:03,086 ERROR hybridlm.compose: config error: model.pattern = 'Q': no layer\n")
+    (tmp_path / "1/train.log").write_text(
+        "2026-11-25 21:34:03,086 ERROR hybridlm.cli.compose: config error: model.pattern = 'Q': no layer\n"
+    )
     (tmp_path / "2/.hydra").mkdir(parents=True)  # of another program
     (tmp_path / "2/.hydra/config.yaml").write_text("db: {name: x}\n")
     runs = read(tmp_path)
@@ -94,14 +105,20 @@ def test_a_job_of_hydra_that_failed_before_it_was_a_run(tmp_path):
 
 def test_rows_that_are_none_are_left_out(tmp_path):
     folder = make_run(tmp_path / "a")
-    (folder / "metrics.jsonl").write_text('{"step": 2, "train/loss": NaN}\n[]\n{"loss": 1}\n7\n{"step": 1}\n{"step": 2, "x": 1}\n')
+    (folder / "metrics.jsonl").write_text(
+        '{"step": 2, "train/loss": NaN}\n[]\n{"loss": 1}\n7\n{"step": 1}\n{"step": 2, "x": 1}\n'
+    )
     (run,) = read(folder)
     assert [row["step"] for row in run.rows] == [1, 2]
     assert run.rows[1] == {"step": 2, "x": 1}
 
 
 def test_figures_of_a_run(tmp_path):
-    (run,) = read(make_run(tmp_path / "a", pattern="T", bpb=1.75, facts={"val/loss": math.nan, "devices": 4, "tokens_per_s": None}))
+    (run,) = read(
+        make_run(
+            tmp_path / "a", pattern="T", bpb=1.75, facts={"val/loss": math.nan, "devices": 4, "tokens_per_s": None}
+        )
+    )
     figures = {measure.key: measure.of(run) for measure in (*QUALITIES, *COSTS)}
     assert figures["val/bpb"] == 1.75
     assert math.isnan(figures["val/loss"])
@@ -122,7 +139,14 @@ def test_a_model_of_another_version_has_no_cache_figure(tmp_path):
 
 def test_jobs_of_a_runner(tmp_path):
     make_run(make_job(tmp_path / "0-T", 0, "finished", seconds=100.0, attempts=2))
-    make_job(tmp_path / "1-M", 1, "failed", error="config error:\n data.path: no file", overrides=["++model.pattern=M", "seed=3"], seed=3)
+    make_job(
+        tmp_path / "1-M",
+        1,
+        "failed",
+        error="config error:\n data.path: no file",
+        overrides=["++model.pattern=M", "seed=3"],
+        seed=3,
+    )
     make_job(tmp_path / "2-X", 2, "waiting")
     make_job(tmp_path / "3-Y", 3, "running")
     make_job(tmp_path / "4-Z", 4, "finished")  # says so, and left nothing
@@ -131,7 +155,13 @@ def test_jobs_of_a_runner(tmp_path):
     )
     runs, (sweep,) = read_folders([tmp_path])
     assert [run.status for run in runs] == ["finished", "failed", "waiting", "running", "unfinished"]
-    assert [run.error for run in runs] == [None, "config error: data.path: no file", "", "", "no summary.json and no metrics"]
+    assert [run.error for run in runs] == [
+        None,
+        "config error: data.path: no file",
+        "",
+        "",
+        "no summary.json and no metrics",
+    ]
     assert (runs[0].seconds, runs[1].seed, runs[1].setting("model.pattern")) == (100.0, 3, "M")
     assert (sweep.command, sweep.varied) == ("hybridlm sweep x", ("model.pattern",))
 
@@ -144,6 +174,8 @@ def test_curves_are_means_over_the_steps_that_all_seeds_logged(tmp_path):
     marks = curve(read(tmp_path), "val/bpb")
     assert [mark.tokens for mark in marks] == [step * 512 for step in (8, 16, 24, 32)]
     # steps of 0.11 s with their data, and 0.5 s for each validation so far
-    assert [mark.seconds for mark in marks] == pytest.approx([step * 0.11 + 0.5 * i for i, step in enumerate((8, 16, 24, 32), 1)])
+    assert [mark.seconds for mark in marks] == pytest.approx(
+        [step * 0.11 + 0.5 * i for i, step in enumerate((8, 16, 24, 32), 1)]
+    )
     assert marks[0].value.mean == pytest.approx((rows[0][0]["val/bpb"] + rows[1][0]["val/bpb"]) / 2)
     assert [mark.value.n for mark in marks] == [2, 2, 1, 2]

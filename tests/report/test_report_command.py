@@ -13,11 +13,11 @@ import pytest
 from run_folders import make_run
 from typer.testing import CliRunner
 
-from hybridlm.commands.verbs import app
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
+from hybridlm.cli.verbs import app
 from hybridlm.report.measures import COSTS, QUALITIES
 from hybridlm.report.reading import read_folders
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.run_folder import RunFolder
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
@@ -31,9 +31,17 @@ def test_the_first_folder_takes_the_report(tmp_path):
         make_run(tmp_path / name / "0", pattern=name.upper().replace("A", "T").replace("B", "M"))
     result = report(tmp_path / "b", tmp_path / "a")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.splitlines()[-1] == f"{tmp_path}/b/report.html, report.md with its plots, and report.csv: 2 runs"
+    assert (
+        result.stdout.splitlines()[-1] == f"{tmp_path}/b/report.html, report.md with its plots, and report.csv: 2 runs"
+    )
     plots = ["report-1-costs.svg", "report-1-learning.svg"]
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["0", *plots, "report.csv", "report.html", "report.md"]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [
+        "0",
+        *plots,
+        "report.csv",
+        "report.html",
+        "report.md",
+    ]
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["0"]
 
 
@@ -43,7 +51,10 @@ def test_last_is_the_newest_run_and_a_folder_of_that_name_is_named_by_its_path(t
         os.utime(make_run(tmp_path / name, pattern=("T", "M", "TM")[i]) / "config.yaml", (i, i))
     result = report("last")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.splitlines()[-1] == f"{tmp_path}/multirun/x/b/report.html, report.md with its plots, and report.csv: 1 run"
+    assert (
+        result.stdout.splitlines()[-1]
+        == f"{tmp_path}/multirun/x/b/report.html, report.md with its plots, and report.csv: 1 run"
+    )
     assert "hybridlm report last" in (tmp_path / "multirun/x/b/report.md").read_text()
     assert report("./last", "--out", "out").exit_code == 0
     assert "| pattern | TM |" in (tmp_path / "out/report.md").read_text()
@@ -55,7 +66,10 @@ def test_last_is_the_newest_run_and_a_folder_of_that_name_is_named_by_its_path(t
         (["last"], "error: last: no run under {here}/outputs or {here}/multirun; start one with python train.py"),
         (["empty"], "error: no run in empty: expected folders with config.yaml (python train.py) or job.json"),
         (["gone", "empty", "file"], "error: gone: no such folder\nerror: file: a file, not a folder"),
-        (["runs", "--out", "file"], "error: file: the report cannot be written there (File exists); name another folder with --out"),
+        (
+            ["runs", "--out", "file"],
+            "error: file: the report cannot be written there (File exists); name another folder with --out",
+        ),
         (
             ["runs", "--out", "file/x"],
             "error: file/x: the report cannot be written there (Not a directory); name another folder with --out",
@@ -85,7 +99,11 @@ def test_a_real_run_says_all_that_is_measured(tiny, tmp_path, capsys):
     figures = {measure.key: measure.of(found) for measure in (*QUALITIES, *COSTS)}
     assert {key for key, figure in figures.items() if figure is None} <= {"val/accuracy", "memory_gb"}
     assert figures["device_hours"] == pytest.approx(figures["seconds"] / 3600)
-    told = next(line for line in capsys.readouterr().out.splitlines() if "hybridlm report" in line).partition("#")[0].split()
+    told = (
+        next(line for line in capsys.readouterr().out.splitlines() if "hybridlm report" in line)
+        .partition("#")[0]
+        .split()
+    )
     result = report(*told[2:])
     assert (result.exit_code, result.stderr) == (0, "")
     assert "caution: This run saw " in result.stdout
@@ -96,15 +114,22 @@ def test_a_real_run_says_all_that_is_measured(tiny, tmp_path, capsys):
 def test_a_sweep_with_jobs_that_fail(tiny, tmp_path, environment):
     """As Hydra's own launcher leaves it, without a record of its jobs."""
     lines = ["-m", "model.pattern=T,MT,Q", "seed=0,1", "hydra.sweep.dir=sweep"]
-    sweep = subprocess.run([sys.executable, TRAIN, *tiny, *lines], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    sweep = subprocess.run(
+        [sys.executable, TRAIN, *tiny, *lines], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert sweep.returncode == 2, sweep.stderr
     result = report(tmp_path / "sweep")
     assert result.exit_code == 0, result.stderr
     with open(tmp_path / "sweep/report.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     done, failed = rows[:4], rows[4:]
-    assert sorted((row["model.pattern"], row["seed"]) for row in done) == [(pattern, seed) for pattern in ("MT", "T") for seed in "01"]
-    assert [(row["model.pattern"], row["seed"], row["status"]) for row in failed] == [("Q", "0", "failed"), ("Q", "1", "failed")]
+    assert sorted((row["model.pattern"], row["seed"]) for row in done) == [
+        (pattern, seed) for pattern in ("MT", "T") for seed in "01"
+    ]
+    assert [(row["model.pattern"], row["seed"], row["status"]) for row in failed] == [
+        ("Q", "0", "failed"),
+        ("Q", "1", "failed"),
+    ]
     assert all("'Q' is no layer" in row["error"] for row in failed)
     best = json.loads((tmp_path / "sweep" / rows[0]["run"] / "summary.json").read_text())
     assert float(rows[0]["val/bpb"]) == best["val/bpb"]

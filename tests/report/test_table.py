@@ -21,7 +21,9 @@ def table_of(folder):
 
 
 def columns(table):
-    return {column.heading: [row[i].text for row in table.rows if i < len(row)] for i, column in enumerate(table.columns)}
+    return {
+        column.heading: [row[i].text for row in table.rows if i < len(row)] for i, column in enumerate(table.columns)
+    }
 
 
 def test_a_row_per_point_with_mean_and_spread(tmp_path):
@@ -59,7 +61,9 @@ def test_an_unknown_spread_is_marked(tmp_path):
 def test_jobs_that_have_not_finished_are_rows_with_their_error(tmp_path):
     make_run(tmp_path / "0", pattern="T")
     make_run(tmp_path / "1", pattern="M", seed=4, bpb=None)
-    make_job(tmp_path / "2", 2, "failed", overrides=['model.pattern="TM"'], error="RuntimeError: out | of memory", seed=1)
+    make_job(
+        tmp_path / "2", 2, "failed", overrides=['model.pattern="TM"'], error="RuntimeError: out | of memory", seed=1
+    )
     table = table_of(tmp_path)
     assert [[cell.text for cell in row] for row in table.rows[1:]] == [
         ["-", "M", "unfinished (run 1, seed 4): no summary.json; the last metrics are of step 40"],
@@ -71,8 +75,16 @@ def test_jobs_that_have_not_finished_are_rows_with_their_error(tmp_path):
 
 
 def test_csv_is_read_back(tmp_path):
-    make_run(tmp_path / "a,b", pattern="T", bpb=1.23456789012345, facts={"val/loss": math.nan}, settings={"optim.lr": 0.01})
-    make_run(tmp_path / 'quo"te', pattern="M", seed=7, settings={"optim.lr": 0.02}, overrides=["++a='x y'", '++model.pattern="M"'])
+    make_run(
+        tmp_path / "a,b", pattern="T", bpb=1.23456789012345, facts={"val/loss": math.nan}, settings={"optim.lr": 0.01}
+    )
+    make_run(
+        tmp_path / 'quo"te',
+        pattern="M",
+        seed=7,
+        settings={"optim.lr": 0.02},
+        overrides=["++a='x y'", '++model.pattern="M"'],
+    )
     make_job(tmp_path / "c", 2, "failed", error="line one\nline two", overrides=["++seed=1"], seconds=3.5)
     runs, _ = read_folders([tmp_path])
     read = list(csv.DictReader(io.StringIO(to_csv(runs_table(compare(runs))))))
@@ -111,16 +123,24 @@ def test_nothing_in_a_name_is_markdown():
 def test_evaluations_of_points(tmp_path):
     records = [
         {"what": "loss", "settings": {"context": 64, "limit": None}, "metrics": {"bpb": 9.0}},
-        {"what": "loss", "settings": {"context": 64, "limit": None}, "metrics": {"bpb": 2.0, "note": "x"}},  # a later one of the same
+        {
+            "what": "loss",
+            "settings": {"context": 64, "limit": None},
+            "metrics": {"bpb": 2.0, "note": "x"},
+        },  # a later one of the same
         {"what": "task/arc", "metrics": {"acc": 0.25}, "ema": True},
         "damaged",
     ]
     for i, pattern in enumerate("TTM"):
-        make_run(tmp_path / str(i), pattern=pattern, seed=i, bpb=1.0 + i, facts={"probe/induction": 0.5} if i == 1 else None)
+        make_run(
+            tmp_path / str(i), pattern=pattern, seed=i, bpb=1.0 + i, facts={"probe/induction": 0.5} if i == 1 else None
+        )
     (tmp_path / "0/eval.json").write_text(
         str({"format_version": 1, "results": records}).replace("'", '"').replace("None", "null").replace("True", "true")
     )
-    (tmp_path / "1/eval.json").write_text('{"results": [{"what": "loss", "settings": {"context": 64}, "metrics": {"bpb": 3.0}}]}')
+    (tmp_path / "1/eval.json").write_text(
+        '{"results": [{"what": "loss", "settings": {"context": 64}, "metrics": {"bpb": 3.0}}]}'
+    )
     (one,) = compare(read_folders([tmp_path])[0])
     table = evaluation_table(one)
     assert [column.heading for column in table.columns] == ["evaluation", "settings", "metric", "T"]
@@ -134,7 +154,15 @@ def test_evaluations_of_points(tmp_path):
 def test_shares_by_length(tmp_path):
     make_run(
         tmp_path / "0",
-        facts={"val/accuracy": 0.7, "val/accuracy/64": 0.9, "val/accuracy/128": 0.5, "val/exact/64": 0.1, "val/loss/64": 0.2},
+        facts={
+            "val/accuracy": 0.7,
+            "val/accuracy/64": 0.9,
+            "val/accuracy/128": 0.5,
+            "val/exact/64": 0.1,
+            "val/loss/64": 0.2,
+        },
     )
     runs, _ = read_folders([tmp_path])
-    assert lengthwise(runs) == {"accuracy": {"0": {64: 0.9, 128: 0.5}}}, "one length is no curve, and a loss is no share"
+    assert lengthwise(runs) == {"accuracy": {"0": {64: 0.9, 128: 0.5}}}, (
+        "one length is no curve, and a loss is no share"
+    )

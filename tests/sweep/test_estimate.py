@@ -8,8 +8,8 @@ import json
 import pytest
 from rich.console import Console
 
-from hybridlm.compose import compose_config
-from hybridlm.composition import sweep_axes
+from hybridlm.cli.compose import compose_config
+from hybridlm.cli.composition import sweep_axes
 from hybridlm.memory.plan import plan_run
 from hybridlm.sweep.estimate import Work, planned_seconds, plans_of, seconds_left, work_of
 from hybridlm.sweep.job import Job
@@ -28,9 +28,15 @@ def test_jobs_that_differ_in_seed_and_rates_share_a_plan(monkeypatch):
     planned = plan(sweep_axes(given), 2, compose_config, gpu=True, group="s")
     plans = plans_of(planned)
     assert (len(plans), len(asked)) == (8, 2)
-    assert [plans[item.job.number].parameters for item in planned] == [plan_run(item.config).parameters for item in planned]
+    assert [plans[item.job.number].parameters for item in planned] == [
+        plan_run(item.config).parameters for item in planned
+    ]
     one, other = plans[1].seconds, plans[3].seconds
-    assert plans[1].seconds == plans[1].tokens / plans[1].tokens_per_s == 100 * plans[1].global_batch * 64 / plans[1].tokens_per_s
+    assert (
+        plans[1].seconds
+        == plans[1].tokens / plans[1].tokens_per_s
+        == 100 * plans[1].global_batch * 64 / plans[1].tokens_per_s
+    )
     assert planned_seconds(plans, 1) == pytest.approx(4 * (one + other))
     assert planned_seconds(plans, 2) == pytest.approx(2 * (one + other))
     assert planned_seconds(plans, 100) == max(one, other), "a job is not split"
@@ -42,7 +48,9 @@ def test_what_is_left_follows_from_what_is_done():
     jobs = [job(1, "finished", 5.0), job(2, "running"), job(3), job(4)]
     # 10 + half of 20 units took 5 + 5 seconds: half a second for each of the 10 + 10 + 40 that are left.
     assert seconds_left(jobs, {2: (5.0, 50)}, work, 1) == pytest.approx(30)
-    assert seconds_left(jobs, {2: (5.0, 50)}, work, 2) == pytest.approx(20), "the longest job, which no second slot shortens"
+    assert seconds_left(jobs, {2: (5.0, 50)}, work, 2) == pytest.approx(20), (
+        "the longest job, which no second slot shortens"
+    )
     resumed = [job(1, "finished", 5.0), job(2, "running", 2.0), job(3), job(4)]
     assert seconds_left(resumed, {2: (3.0, 50)}, work, 1) == pytest.approx(30), "earlier attempts count"
     assert seconds_left(jobs, {2: (5.0, 0)}, {2: work[2], 3: work[3]}, 1) is None, "nothing is done of what is known"

@@ -10,14 +10,14 @@ from functools import cache
 import pytest
 import yaml
 
-from hybridlm import compose
-from hybridlm.command_line import split
-from hybridlm.compose import compose_config, main
+from hybridlm.cli import compose
+from hybridlm.cli.compose import compose_config, main
+from hybridlm.config.overrides import split
 from hybridlm.config.resolve import resolve_layers
 from hybridlm.errors import UserError
 from hybridlm.model.build import build_model
 from hybridlm.model.count import flops_per_token, parameters
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.sweep.matching import TOLERANCE, matched
 
 PATTERNS = [
@@ -67,7 +67,11 @@ def test_the_first_width_that_suffices_is_the_one_that_changes():
 
     def changed(*given):
         model = compose_config(["model=hybrid_alternating", *given, "sweep.match=params"]).model
-        return {name for name in ("d_model", "mlp", "mamba1", "mamba2", "attention") if getattr(model, name) != getattr(before, name)}
+        return {
+            name
+            for name in ("d_model", "mlp", "mamba1", "mamba2", "attention")
+            if getattr(model, name) != getattr(before, name)
+        }
 
     assert changed() == {"mlp"}
     assert changed("model.pattern=M1", "model.ssm=mamba1") == {"mamba1"}
@@ -77,13 +81,17 @@ def test_the_first_width_that_suffices_is_the_one_that_changes():
 
 
 def test_what_cannot_be_reached_is_the_nearest_and_said():
-    config = compose_config(["model=hybrid_alternating", "model.pattern=T:none", "sweep.match=params", "sweep.target=400000000"])
+    config = compose_config(
+        ["model=hybrid_alternating", "model.pattern=T:none", "sweep.match=params", "sweep.target=400000000"]
+    )
     assert (config.sweep.matched or "").endswith(", the nearest there is")
     assert config.model.d_model == 4 * 256
 
 
 def test_another_reference_a_number_and_heads_that_are_given():
-    by_pattern = compose_config(["model=hybrid_alternating", "model.pattern=T", "sweep.match=params", "sweep.reference=M3"])
+    by_pattern = compose_config(
+        ["model=hybrid_alternating", "model.pattern=T", "sweep.match=params", "sweep.reference=M3"]
+    )
     assert "pattern M3 " in (by_pattern.sweep.matched or "")
     by_number = compose_config(["model=hybrid_alternating", "sweep.match=flops", "sweep.target=50000000"])
     assert cost(by_number, "flops") == pytest.approx(50e6, rel=0.02)
@@ -95,7 +103,9 @@ def test_another_reference_a_number_and_heads_that_are_given():
 
 
 def test_it_is_quick():
-    config = compose_config(["model=hybrid_alternating", "size=d12", "model.pattern=[M3:none, M:none, M1, T:none, L:none, T:none]"])
+    config = compose_config(
+        ["model=hybrid_alternating", "size=d12", "model.pattern=[M3:none, M:none, M1, T:none, L:none, T:none]"]
+    )
     config = config.model_copy(update={"sweep": config.sweep.model_copy(update={"match": "params"})})
     began = time.process_time()
     matched(config)
@@ -120,7 +130,8 @@ def test_mistakes(given, problem):
 
 
 def test_a_run_keeps_its_matched_numbers(tiny, tmp_path, monkeypatch):
-    """In config.yaml, weights and summary; resumed it is not matched again, even where the match would come out differently today."""
+    """In config.yaml, weights and summary; resumed it is not matched again, even where the match would come out
+    differently today."""
     monkeypatch.chdir(tmp_path)
     main([*tiny, "sweep.match=params", "model.pattern=MMT", "hydra.run.dir=run"])
     folder = RunFolder(tmp_path / "run")

@@ -1,4 +1,5 @@
-"""The runner with jobs that only pretend to train: a small program in place of ``hybridlm train``, told by its overrides what to do."""
+"""The runner with jobs that only pretend to train: a small program in place of ``hybridlm train``, told by its
+overrides what to do."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.errors import UserError
-from hybridlm.run_folder import JOB
+from hybridlm.runs.run_folder import JOB
 from hybridlm.sweep import process as process_module
 from hybridlm.sweep.command import _slots, resume_sweep
 from hybridlm.sweep.job import LOCK, Job, create, find
@@ -86,13 +87,22 @@ def test_jobs_that_end_in_every_way(tmp_path, capsys):
     assert Runner(sweep, [{"SLOT": "a"}, {"SLOT": "b"}], {}).run() == 1
     found = [json.loads((sweep.folder / name / JOB).read_text()) for name in sweep.jobs]
     assert [job["status"] for job in found] == ["finished", "failed", "failed", "failed", "stopped", "finished"]
-    errors = [None, "config error: model.d_model = 0: cannot be", "ValueError: this is why", "killed by SIGKILL", None, None]
+    errors = [
+        None,
+        "config error: model.d_model = 0: cannot be",
+        "ValueError: this is why",
+        "killed by SIGKILL",
+        None,
+        None,
+    ]
     assert [job["error"] for job in found] == errors
     assert [job["exit_code"] for job in found] == [0, 1, 1, -signal.SIGKILL, 0, 0]
     assert all(job["attempts"] == 1 and job["started"] <= job["ended"] and job["seconds"] > 0 for job in found)
     assert {calls(sweep.job_folder(i))[0][1] for i in range(1, 7)} == {"a", "b"}
     said = capsys.readouterr().out.splitlines()
-    assert next(line for line in said if line.startswith("failed")).endswith("config error: model.d_model = 0: cannot be")
+    assert next(line for line in said if line.startswith("failed")).endswith(
+        "config error: model.d_model = 0: cannot be"
+    )
     assert any("1.5000 bits per byte" in line for line in said)
     last = said.index("2 finished, 3 failed, 1 stopped of 6; 0:00 of jobs in all".replace("0:00", said_clock(said)))
     assert [line.split()[0] for line in said[last + 1 : last + 4]] == ["2/6", "3/6", "4/6"]
@@ -111,8 +121,12 @@ def test_resume_leaves_finished_jobs_alone(tmp_path):
     assert Runner(find(str(tmp_path / "s")), [{}], {}).run() == 1
     assert [len(calls(sweep.job_folder(i))) for i in (1, 2, 3)] == [1, 2, 2]
     where = [f"hydra.run.dir='{sweep.job_folder(i)}'" for i in (1, 2, 3)]
-    assert calls(sweep.job_folder(2))[1][0] == ["ckpt=auto", where[1]], "it goes on from its checkpoint with what it has recorded"
-    assert calls(sweep.job_folder(3))[1][0] == ["data.path=limit", "ckpt=auto", where[2]], "nothing was saved: from the beginning"
+    assert calls(sweep.job_folder(2))[1][0] == ["ckpt=auto", where[1]], (
+        "it goes on from its checkpoint with what it has recorded"
+    )
+    assert calls(sweep.job_folder(3))[1][0] == ["data.path=limit", "ckpt=auto", where[2]], (
+        "nothing was saved: from the beginning"
+    )
     assert [job.attempts for job in sweep.read()] == [1, 2, 2]
 
 

@@ -13,8 +13,8 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from hybridlm.commands.verbs import app
-from hybridlm.run_folder import JOB, SWEEP, RunFolder, step_of
+from hybridlm.cli.verbs import app
+from hybridlm.runs.run_folder import JOB, SWEEP, RunFolder, step_of
 from hybridlm.sweep.job import find
 from hybridlm.sweep.process import is_held
 
@@ -25,7 +25,10 @@ COMMAND = [sys.executable, "-m", "hybridlm", "sweep"]
     ("arguments", "part"),
     [
         (["model.pattern=TX,T", "size=tiny"], "'X'"),
-        (["-m", "seed=1,2"], "unknown option -m; legal: --jobs, --seeds, --resume, --dry-run, --help and the overrides of train.py"),
+        (
+            ["-m", "seed=1,2"],
+            "unknown option -m; legal: --jobs, --seeds, --resume, --dry-run, --help and the overrides of train.py",
+        ),
         (["--resume", "nowhere"], "--resume nowhere: no sweep of"),
         (["--resume", "nowhere", "seed=1"], "takes --jobs alone"),
         (["a=("], "cannot be read"),
@@ -44,7 +47,15 @@ def test_wrong_input_is_code_2_and_leaves_nothing(tmp_path, monkeypatch, argumen
 
 def test_a_dry_run_lists_jobs_with_their_match(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = ["model=hybrid_alternating", "size=tiny", "model.pattern=T,MMT", "sweep.match=params", "--seeds", "2", "--dry-run"]
+    given = [
+        "model=hybrid_alternating",
+        "size=tiny",
+        "model.pattern=T,MMT",
+        "sweep.match=params",
+        "--seeds",
+        "2",
+        "--dry-run",
+    ]
     result = CliRunner().invoke(app, ["sweep", *given])
     assert result.exit_code == 0, result
     lines = result.stdout.splitlines()
@@ -52,19 +63,33 @@ def test_a_dry_run_lists_jobs_with_their_match(tmp_path, monkeypatch):
     assert "pattern T" in lines[1]
     assert all("parameters" in line and "GiB" in line for line in lines[:4])
     assert all(re.search(r"GiB  [\d.]+ (seconds|minutes)", line) for line in lines[:4])
-    assert re.match(r"4 jobs, 1 at once, about [\d.]+ (seconds|minutes) by estimate; memory and time are estimates for ", lines[4])
+    assert re.match(
+        r"4 jobs, 1 at once, about [\d.]+ (seconds|minutes) by estimate; memory and time are estimates for ", lines[4]
+    )
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / SWEEP).write_text("{}")
     result = CliRunner().invoke(app, ["sweep", "hydra.sweep.dir=old", "--dry-run"])
-    assert (result.exit_code, result.stderr.split(":")[1].strip()) == (2, "old holds a sweep already"), "as without --dry-run"
+    assert (result.exit_code, result.stderr.split(":")[1].strip()) == (2, "old holds a sweep already"), (
+        "as without --dry-run"
+    )
 
 
 @pytest.mark.slow
 def test_twelve_jobs_killed_in_the_middle_one_failing(tiny, tmp_path, environment, corpus):
-    """The runner and everything it started are killed; resumed, eleven jobs finish, one fails, and no finished one ran twice."""
+    """The runner and everything it started are killed; resumed, eleven jobs finish, one fails, and no finished one ran
+    twice."""
     base = [line for line in tiny if not line.startswith(("data.path=", "model.pattern=", "model.n_layers="))]
-    grid = ["model.n_layers=2", "model.pattern=T,MT", "optim.lr=1e-3,3e-3,1e-2", "--seeds", "2", "hydra.sweep.dir=s", "--jobs", "2"]
+    grid = [
+        "model.n_layers=2",
+        "model.pattern=T,MT",
+        "optim.lr=1e-3,3e-3,1e-2",
+        "--seeds",
+        "2",
+        "hydra.sweep.dir=s",
+        "--jobs",
+        "2",
+    ]
     command = [*COMMAND, *base, f"data.path={corpus}/*.txt", *grid, "trainer.max_steps=200", "trainer.val_every=100"]
     log = (tmp_path / "log").open("w+")
     runner = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -87,7 +112,11 @@ def test_twelve_jobs_killed_in_the_middle_one_failing(tiny, tmp_path, environmen
     jobs = find(str(folder)).jobs
     while any(is_held(folder / name / "job.lock") for name in jobs):
         time.sleep(0.1)
-    before = {name: (folder / name / "summary.json").stat().st_mtime_ns for name in jobs if (folder / name / "summary.json").exists()}
+    before = {
+        name: (folder / name / "summary.json").stat().st_mtime_ns
+        for name in jobs
+        if (folder / name / "summary.json").exists()
+    }
     unstarted = next(name for name in reversed(jobs) if json.loads((folder / name / JOB).read_text())["attempts"] == 0)
     job = json.loads((folder / unstarted / JOB).read_text())
     job["overrides"] = [line if "data.path" not in line else "++data.path=gone/*.txt" for line in job["overrides"]]
@@ -105,7 +134,9 @@ def test_twelve_jobs_killed_in_the_middle_one_failing(tiny, tmp_path, environmen
             steps = [json.loads(row)["step"] for row in RunFolder(folder / name).metrics_jsonl.read_text().splitlines()]
             assert steps == sorted(set(steps))
             assert json.loads(RunFolder(folder / name).summary.read_text())["steps"] == 200
-    assert {name: (folder / name / "summary.json").stat().st_mtime_ns for name in before} == before, "finished jobs were left alone"
+    assert {name: (folder / name / "summary.json").stat().st_mtime_ns for name in before} == before, (
+        "finished jobs were left alone"
+    )
     resumed = [name for name in jobs if "resuming after step" in (folder / name / "job.log").read_text()]
     assert resumed, "a job that was killed went on from its checkpoint"
     assert all(found[name]["attempts"] == (2 if name in resumed else found[name]["attempts"]) for name in jobs)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hybridlm.compose import compose_config
-from hybridlm.composition import sweep_axes
+from hybridlm.cli.compose import compose_config
+from hybridlm.cli.composition import sweep_axes
 from hybridlm.errors import UserError
 from hybridlm.sweep.plan import depth_warning, plan
 
@@ -25,7 +25,10 @@ def problems(*overrides, seeds=1, gpu=False):
 @pytest.mark.parametrize(
     ("override", "values"),
     [
-        ("model.pattern=T,(TM)*2,[T,M]", ['++model.pattern="T"', '++model.pattern="(TM)*2"', '++model.pattern=["T","M"]']),
+        (
+            "model.pattern=T,(TM)*2,[T,M]",
+            ['++model.pattern="T"', '++model.pattern="(TM)*2"', '++model.pattern=["T","M"]'],
+        ),
         ("seed=range(0,3)", ["++seed=0", "++seed=1", "++seed=2"]),
         ("optim.lr=choice(1e-3,3e-3)", ["++optim.lr=0.001", "++optim.lr=0.003"]),
         ("optim=glob(ad*)", ["optim=adamw", "optim=adamw8bit"]),
@@ -69,7 +72,10 @@ def test_names_fit_a_file_system():
 
 
 def test_the_last_of_a_key_counts():
-    assert [item.job.point for item in planned("optim.lr=1,2", "optim.lr=3,4")] == [{"optim.lr": "3"}, {"optim.lr": "4"}]
+    assert [item.job.point for item in planned("optim.lr=1,2", "optim.lr=3,4")] == [
+        {"optim.lr": "3"},
+        {"optim.lr": "4"},
+    ]
     assert len(planned("optim.lr=1,2", "optim.lr=3")) == 1
 
 
@@ -89,7 +95,9 @@ def test_every_wrong_point_is_listed():
     assert "'X'" in found
     at = "; ".join(f"model.pattern=TX optim.lr={lr}" for lr in (1, 2, 3))
     assert found.endswith(f"(at {at} and 1 more)")
-    assert problems("seed=0,1,2,3,4,-1", "optim.lr=1,2,3,4,x") == ["optim.lr = 'x': expected a number > 0 (at optim.lr=x)"]
+    assert problems("seed=0,1,2,3,4,-1", "optim.lr=1,2,3,4,x") == [
+        "optim.lr = 'x': expected a number > 0 (at optim.lr=x)"
+    ]
 
 
 @pytest.mark.parametrize(

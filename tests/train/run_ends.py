@@ -8,14 +8,24 @@ from pathlib import Path
 
 import torch
 
-from hybridlm.checkpoint import read_checkpoint
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.checkpoint import read_checkpoint
+from hybridlm.runs.run_folder import RunFolder
 
-EXACT = ("step", "train/loss", "val/bpb", "val/loss", "optim/lr", "optim/grad_norm", "data/tokens")  # the rest are times
+EXACT = (
+    "step",
+    "train/loss",
+    "val/bpb",
+    "val/loss",
+    "optim/lr",
+    "optim/grad_norm",
+    "data/tokens",
+)  # the rest are times
 
 
 def rows(folder: RunFolder) -> list[dict]:
-    return [{key: row.get(key) for key in EXACT} for row in map(json.loads, folder.metrics_jsonl.read_text().splitlines())]
+    return [
+        {key: row.get(key) for key in EXACT} for row in map(json.loads, folder.metrics_jsonl.read_text().splitlines())
+    ]
 
 
 def assert_same_end(ours: RunFolder, theirs: RunFolder, step: int = 12) -> None:

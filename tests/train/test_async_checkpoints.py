@@ -1,4 +1,5 @@
-"""Checkpoints that a thread writes while training goes on: the same files as without, and nothing lost however a run ends."""
+"""Checkpoints that a thread writes while training goes on: the same files as without, and nothing lost however a run
+ends."""
 
 from __future__ import annotations
 
@@ -14,10 +15,10 @@ import pytest
 import torch
 from run_ends import assert_equal, assert_same_end, rows
 
-from hybridlm.checkpoint import EMA_KEY, read_checkpoint
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.errors import RunFailed
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.checkpoint import EMA_KEY, read_checkpoint
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.background import Background, snapshot
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.run import run
@@ -29,8 +30,8 @@ TRAIN = Path(__file__).parents[2] / "train.py"
 
 
 class Held:
-    """Writes that wait for training. ``until[4] = 6``: that of step 4 waits until step 6 is done; ``log``: which began and ended; ``at[6]``
-    is called when step 6 is done, before the writes that wait for it go on."""
+    """Writes that wait for training. ``until[4] = 6``: that of step 4 waits until step 6 is done; ``log``: which began
+    and ended; ``at[6]`` is called when step 6 is done, before the writes that wait for it go on."""
 
     def __init__(self) -> None:
         self.until: dict[int, int] = {}
@@ -81,7 +82,16 @@ def assert_same_files(ours: RunFolder, theirs: RunFolder) -> None:
     assert mine.keys() == its.keys()
     for name in mine:
         assert mine[name].keys() == its[name].keys()
-        for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops", "hybridlm", EMA_KEY):
+        for part in (
+            "global_step",
+            "state_dict",
+            "optimizer_states",
+            "lr_schedulers",
+            "callbacks",
+            "loops",
+            "hybridlm",
+            EMA_KEY,
+        ):
             if part in its[name]:
                 assert_equal(mine[name][part], its[name][part], f"{name}: {part}")
 
@@ -159,7 +169,10 @@ def test_a_full_disk_is_said_at_the_next_save_and_ends_nothing_until_the_end(tin
     run(config, folder, None)
     said = capsys.readouterr().out
     assert said.count("No space left on device") == 2  # of two names
-    assert f"{folder.step_checkpoint(8)}: cannot be written (No space left on device); the last good checkpoint is of step 4" in said
+    assert (
+        f"{folder.step_checkpoint(8)}: cannot be written (No space left on device); the last good checkpoint is of"
+        " step 4" in said
+    )
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == [
         *("best-00000004.ckpt", "best-00000012.ckpt", "step-00000004.ckpt", "step-00000012.ckpt")
     ]
@@ -205,7 +218,8 @@ def test_a_run_that_breaks_finishes_what_it_was_writing(tiny, tmp_path, held, ca
     assert no_thread_is_left()
     assert bool(folder.step_checkpoints()) != full
     assert (
-        "step-00000004.ckpt: cannot be written (No space left on device); there is no checkpoint yet" in capsys.readouterr().out
+        "step-00000004.ckpt: cannot be written (No space left on device); there is no checkpoint yet"
+        in capsys.readouterr().out
     ) == full
     assert not list(folder.path.glob("**/.*.partial"))
 
@@ -238,10 +252,23 @@ def test_a_rollback_waits_for_the_checkpoint_on_its_way(tiny, tmp_path, monkeypa
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks_write_the_same_files(tiny, tmp_path, environment, strategy):
     """FSDP2 gathers the whole state before anything is written, so the thread needs no other rank."""
-    settings = [*tiny, *MANY[:3], "optim=adamw", "trainer.devices=2", f"trainer.strategy={strategy}", "trainer.headless=true"]
+    settings = [
+        *tiny,
+        *MANY[:3],
+        "optim=adamw",
+        "trainer.devices=2",
+        f"trainer.strategy={strategy}",
+        "trainer.headless=true",
+    ]
     folders = [RunFolder(tmp_path / name) for name in ("whole", "ours")]
     for folder, extra in zip(folders, ("false", "true"), strict=True):
-        line = [sys.executable, str(TRAIN), *settings, f"trainer.async_checkpoints={extra}", f"hydra.run.dir={folder.path}"]
+        line = [
+            sys.executable,
+            str(TRAIN),
+            *settings,
+            f"trainer.async_checkpoints={extra}",
+            f"hydra.run.dir={folder.path}",
+        ]
         done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
     assert_same_end(folders[1], folders[0])

@@ -1,4 +1,5 @@
-"""Callbacks by what a run leaves behind: sampled text, the running average of the weights, an early end; each also after a resume."""
+"""Callbacks by what a run leaves behind: sampled text, the running average of the weights, an early end; each also
+after a resume."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hybridlm.checkpoint import EMA_KEY, load_run, read_checkpoint
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.logging import EarlyStopConfig
 from hybridlm.errors import UserError
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.checkpoint import EMA_KEY, load_run, read_checkpoint
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.callbacks import EarlyStop
 from hybridlm.train.ema import EMA
 from hybridlm.train.run import run
@@ -27,7 +28,13 @@ def rows(folder: RunFolder) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def everything(tiny) -> list[str]:
-    return [*tiny, "model.pattern=MT:moe", "callbacks.ema.decay=0.8", "callbacks.samples.every=2", "callbacks.early_stop.patience=9"]
+    return [
+        *tiny,
+        "model.pattern=MT:moe",
+        "callbacks.ema.decay=0.8",
+        "callbacks.samples.every=2",
+        "callbacks.early_stop.patience=9",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +65,9 @@ def test_samples_on_the_way_come_every_second_validation(finished):
     """Validations at 4, 8 and 12. The last text is by another way: from the checkpoint."""
     assert [path.name for path in finished.samples_at(0).parent.iterdir()] == ["step-00000008.txt"]
     texts = finished.samples_at(8).read_text().split("\n\n----------------\n\n")
-    assert [text.startswith(prompt) for text, prompt in zip(texts, ("import", "class", "def __init__(self"), strict=True)] == [True] * 3
+    assert [
+        text.startswith(prompt) for text, prompt in zip(texts, ("import", "class", "def __init__(self"), strict=True)
+    ] == [True] * 3
     assert finished.samples.exists()
 
 
@@ -68,7 +77,13 @@ def test_samples_on_the_way_come_every_second_validation(finished):
 def test_the_average_is_the_one_of_the_weights_after_each_step(tiny, tmp_path):
     """Against the definition, by hand, from a checkpoint of every step."""
     folder = RunFolder(tmp_path / "run")
-    steps = ["trainer.max_steps=4", "trainer.ckpt_every=1", "trainer.keep_last=9", "trainer.val_every=null", "callbacks.samples.prompts=[]"]
+    steps = [
+        "trainer.max_steps=4",
+        "trainer.ckpt_every=1",
+        "trainer.keep_last=9",
+        "trainer.val_every=null",
+        "callbacks.samples.prompts=[]",
+    ]
     run(compose_config([*tiny, *steps, "callbacks.ema.decay=0.25"]), folder, None)
     contents = [read_checkpoint(folder.step_checkpoint(step)) for step in range(1, 5)]
     for before, now, step in zip(contents, contents[1:], range(2, 5), strict=False):
@@ -126,10 +141,16 @@ def test_a_resumed_run_has_the_same_average_and_the_same_validations(finished, e
     assert ours["hybridlm_early_stop"] == theirs["hybridlm_early_stop"]
 
 
-def test_the_average_and_the_rest_may_be_left_off_or_begun_when_a_run_goes_on(finished, plain, tiny, everything, tmp_path):
+def test_the_average_and_the_rest_may_be_left_off_or_begun_when_a_run_goes_on(
+    finished, plain, tiny, everything, tmp_path
+):
     without, begun = RunFolder(tmp_path / "without"), RunFolder(tmp_path / "begun")
     shutil.copytree(finished.path, without.path)
-    run(compose_config([*tiny, "model.pattern=MT:moe", "callbacks=none", "trainer.max_steps=14"]), without, without.newest_checkpoint())
+    run(
+        compose_config([*tiny, "model.pattern=MT:moe", "callbacks=none", "trainer.max_steps=14"]),
+        without,
+        without.newest_checkpoint(),
+    )
     assert EMA_KEY not in read_checkpoint(without.newest_checkpoint())
     shutil.copytree(plain.path, begun.path)
     run(compose_config([*everything, "trainer.max_steps=14"]), begun, begun.newest_checkpoint())
@@ -193,9 +214,18 @@ def test_what_counts_as_better():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (["callbacks.ema.decay=0.9", "trainer.strategy=fsdp2", "optim=adamw"], r"callbacks\.ema\.decay = 0\.9: needs whole weights"),
-        (["callbacks.samples.every=2", "trainer.strategy=fsdp2", "optim=adamw"], r"callbacks\.samples\.every = 2: needs whole weights"),
-        (["callbacks.early_stop.patience=2", "trainer.val_every=null"], r"callbacks\.early_stop\.patience = 2: counts validations"),
+        (
+            ["callbacks.ema.decay=0.9", "trainer.strategy=fsdp2", "optim=adamw"],
+            r"callbacks\.ema\.decay = 0\.9: needs whole weights",
+        ),
+        (
+            ["callbacks.samples.every=2", "trainer.strategy=fsdp2", "optim=adamw"],
+            r"callbacks\.samples\.every = 2: needs whole weights",
+        ),
+        (
+            ["callbacks.early_stop.patience=2", "trainer.val_every=null"],
+            r"callbacks\.early_stop\.patience = 2: counts validations",
+        ),
         (["callbacks.ema.decay=1.0"], r"callbacks\.ema\.decay"),
         (["logger.gradients=true"], r"logger\.gradients = true: histograms are for logger=wandb"),
     ],

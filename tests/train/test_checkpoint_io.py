@@ -8,8 +8,8 @@ import signal
 import pytest
 import torch
 
-from hybridlm.checkpoint import FORMAT_VERSION, read_checkpoint
 from hybridlm.errors import UserError
+from hybridlm.runs.checkpoint import FORMAT_VERSION, read_checkpoint
 from hybridlm.train import checkpoint_io
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from run_ends import assert_same_end, rows
 
-from hybridlm.checkpoint import KEY, export_weights, load_run, read_checkpoint, read_weights
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.errors import RunFailed, UserError
 from hybridlm.files.checksum import SIZE, damage
 from hybridlm.optim.optimizer import HybridOptimizer
-from hybridlm.resume import resumed
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.checkpoint import KEY, export_weights, load_run, read_checkpoint, read_weights
+from hybridlm.runs.resume import resumed
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO
 from hybridlm.train.exact import seed_everything
 from hybridlm.train.run import run
@@ -70,7 +70,15 @@ def places(path: Path) -> dict[str, int]:
     }
 
 
-PLACES = ["first byte", "header of an entry", "pickle", "header of a tensor", "first tensor", "tensor", "sign of a number"]
+PLACES = [
+    "first byte",
+    "header of an entry",
+    "pickle",
+    "header of a tensor",
+    "first tensor",
+    "tensor",
+    "sign of a number",
+]
 PLACES += ["central directory", "end of the archive", "mark of the checksum", "checksum", "last byte"]
 
 
@@ -148,7 +156,11 @@ def test_what_a_resume_goes_back_behind_stays_until_there_is_something_newer(cop
 
 def test_partial_files_of_the_dead_go_and_those_of_the_living_stay(copy):
     living = copy.checkpoints / f".a.ckpt.{os.getppid()}.partial"
-    for path in (living, copy.checkpoints / f".a.ckpt.{os.getpid()}.partial", copy.path / ".config.yaml.999999999.partial"):
+    for path in (
+        living,
+        copy.checkpoints / f".a.ckpt.{os.getpid()}.partial",
+        copy.path / ".config.yaml.999999999.partial",
+    ):
         path.write_bytes(b"half")
     copy.rewind(12)
     assert list(copy.path.glob("**/.*.partial")) == [living]
@@ -162,7 +174,9 @@ def test_what_comes_after_the_last_step_is_made_up_for(tiny, finished, copy):
     assert (ours["val/bpb"], ours["steps"]) == (theirs["val/bpb"], theirs["steps"])
 
 
-@pytest.mark.parametrize(("keep_last", "keep_best", "steps", "best"), [(1, 0, [12], 0), (2, 2, [9, 12], 2), (9, 9, [3, 6, 9, 12], 3)])
+@pytest.mark.parametrize(
+    ("keep_last", "keep_best", "steps", "best"), [(1, 0, [12], 0), (2, 2, [9, 12], 2), (9, 9, [3, 6, 9, 12], 3)]
+)
 def test_last_and_best_are_kept(tiny, tmp_path, keep_last, keep_best, steps, best):
     folder = RunFolder(tmp_path / "a")
     kept = [f"trainer.keep_last={keep_last}", f"trainer.keep_best={keep_best}", "trainer.ckpt_every=3"]
@@ -176,7 +190,8 @@ def test_last_and_best_are_kept(tiny, tmp_path, keep_last, keep_best, steps, bes
 
 
 def test_a_full_disk_ends_nothing_until_the_end(tiny, finished, tmp_path, monkeypatch, capsys):
-    """The third of the checkpoints cannot be written; at the last step that is an error, and a resume makes up for it."""
+    """The third of the checkpoints cannot be written; at the last step that is an error, and a resume makes up for
+    it."""
     folder, save = RunFolder(tmp_path / "a"), torch.save
     full: list[int] = []
 
@@ -191,7 +206,10 @@ def test_a_full_disk_ends_nothing_until_the_end(tiny, finished, tmp_path, monkey
     run(compose_config(tiny), folder, None)
     said = capsys.readouterr().out
     assert said.count("No space left on device") == 2  # the one of this step, and the best one
-    assert f"{folder.step_checkpoint(8)}: cannot be written (No space left on device); the last good checkpoint is of step 4" in said
+    assert (
+        f"{folder.step_checkpoint(8)}: cannot be written (No space left on device); the last good checkpoint is of"
+        " step 4" in said
+    )
     assert_same_end(folder, finished)
     assert names(folder) == ["best-00000012.ckpt", "step-00000004.ckpt", "step-00000012.ckpt"]
     full[:] = [12]
@@ -250,16 +268,26 @@ def test_a_longer_run_takes_the_rates_of_its_own_schedule(tiny, tmp_path, monkey
     rates.used = []
     config = compose_config([*tiny, *settings, "trainer.max_steps=16", "optim.lr=0.5", "optim.weight_decay=0.25"])
     run(config, folder, folder.newest_checkpoint())
-    assert rates.used == [[0.5 * lr_factor(step, config.optim, 16)] * len(rates.used[0]) for step in range(12, 16)]  # today's rate holds
-    decays = {group["weight_decay"] for group in read_checkpoint(folder.step_checkpoint(16))["optimizer_states"][0]["param_groups"]}
+    assert rates.used == [
+        [0.5 * lr_factor(step, config.optim, 16)] * len(rates.used[0]) for step in range(12, 16)
+    ]  # today's rate holds
+    decays = {
+        group["weight_decay"]
+        for group in read_checkpoint(folder.step_checkpoint(16))["optimizer_states"][0]["param_groups"]
+    }
     assert decays == {0.0, 0.25}
 
 
 @pytest.mark.parametrize(
-    "extra", [["data.workers=2", "trainer.accumulate=2", "optim=muon"], ["trainer.accumulate=2", "trainer.keep_last=9", "optim=adamw"]]
+    "extra",
+    [
+        ["data.workers=2", "trainer.accumulate=2", "optim=muon"],
+        ["trainer.accumulate=2", "trainer.keep_last=9", "optim=adamw"],
+    ],
 )
 def test_resumed_twice_from_anywhere_is_bit_for_bit_the_uninterrupted_run(tiny, tmp_path, extra):
-    """From steps with and without a validation behind them, inside an epoch and at its end; each time metrics go back with it."""
+    """From steps with and without a validation behind them, inside an epoch and at its end; each time metrics go back
+    with it."""
     config = compose_config([*tiny, *extra, "trainer.ckpt_every=1", "trainer.keep_last=12"])
     whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
     run(config, whole, None)
@@ -286,7 +314,8 @@ def test_random_numbers_depend_on_the_step_alone():
 
 
 def test_a_resume_keeps_its_accumulation_whatever_the_plan(tiny, tmp_path, monkeypatch):
-    """On a machine of less memory the plan would cut steps in another way; a number that the user gives is still refused."""
+    """On a machine of less memory the plan would cut steps in another way; a number that the user gives is still
+    refused."""
     folder = RunFolder(tmp_path / "run")
     run(compose_config([*tiny, "trainer.accumulate=2"]), folder, None)
     longer = [*tiny, "trainer.max_steps=14"]

@@ -1,4 +1,5 @@
-"""Compiled blocks learn what others do, in a run with everything in it; their checkpoints are the same; where torch cannot, it is said."""
+"""Compiled blocks learn what others do, in a run with everything in it; their checkpoints are the same; where torch
+cannot, it is said."""
 
 from __future__ import annotations
 
@@ -11,20 +12,33 @@ import pytest
 import torch
 from run_ends import assert_equal
 
-from hybridlm.checkpoint import read_checkpoint
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.model.build import fresh_model
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.checkpoint import read_checkpoint
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.compiled import compile_blocks, eager
 from hybridlm.train.run import run
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 # Without a large eps AdamW's first step is the sign of a gradient, and rounding decides on some of them.
-FIVE = ["trainer.max_steps=5", "trainer.log_every=1", "trainer.val_every=2", "trainer.ckpt_every=2", "optim=adamw", "optim.eps=1e-3"]
+FIVE = [
+    "trainer.max_steps=5",
+    "trainer.log_every=1",
+    "trainer.val_every=2",
+    "trainer.ckpt_every=2",
+    "optim=adamw",
+    "optim.eps=1e-3",
+]
 MOE = ["model.moe.n_experts=4", "model.moe.d_expert=24", "model.moe.router=sigmoid"]
 CASES = {
     "mamba2 and attention, checkpointed": ["trainer.checkpoint_blocks=1", "callbacks=ema"],
-    "experts, packed": ["model.pattern=T:moe M:moe", *MOE, "data.path=CORPUS/lines.jsonl", "data.packing=true", "data.seq_len=700"],
+    "experts, packed": [
+        "model.pattern=T:moe M:moe",
+        *MOE,
+        "data.path=CORPUS/lines.jsonl",
+        "data.packing=true",
+        "data.seq_len=700",
+    ],
     "experts, checkpointed": ["model.pattern=T:moe T", *MOE, "trainer.checkpoint_blocks=2", "trainer.accumulate=2"],
     "mamba3 and mla": ["model.pattern=M3 L", "model.mamba3.head_dim=16", "model.mamba3.d_state=8"],
     "mamba1": ["model.pattern=M1 T"],
@@ -33,7 +47,12 @@ CASES = {
 
 def metrics(folder: RunFolder) -> dict[str, float]:
     rows = [json.loads(line) for line in folder.metrics_jsonl.read_text().splitlines()]
-    return {f"{row['step']} {name}": row[name] for row in rows for name in ("train/loss", "val/loss", "val/ema_bpb") if name in row}
+    return {
+        f"{row['step']} {name}": row[name]
+        for row in rows
+        for name in ("train/loss", "val/loss", "val/ema_bpb")
+        if name in row
+    }
 
 
 def compiled_frames() -> int:
@@ -76,7 +95,14 @@ def test_compiled_losses_are_those_of_eager_and_checkpoints_go_both_ways(tiny, c
 @pytest.mark.slow
 def test_without_a_compiler_it_is_refused_in_a_line(tiny, tmp_path, environment):
     environment |= {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
-    line = [sys.executable, str(TRAIN), *tiny, "hardware=cpu", "trainer.compile=true", f"hydra.run.dir={tmp_path / 'run'}"]
+    line = [
+        sys.executable,
+        str(TRAIN),
+        *tiny,
+        "hardware=cpu",
+        "trainer.compile=true",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    ]
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr[-2000:]
     (said,) = [text for text in done.stderr.splitlines() if "trainer.compile = true: torch cannot compile here" in text]

@@ -15,21 +15,27 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hybridlm.checkpoint import read_checkpoint
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
+from hybridlm.cli.user_error import reported
 from hybridlm.config.guard import GuardConfig
 from hybridlm.layers.mamba2 import Mamba2
 from hybridlm.model.build import fresh_model
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.checkpoint import read_checkpoint
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train import guards
 from hybridlm.train.guards import REPORT, RunDiverged, spoiling
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.run import run
-from hybridlm.user_error import reported
 
 # Layer 5 is the second Mamba-2; a checkpoint every second step, a line every step.
-DEEP = ["model.pattern=MTTTTMT", "trainer.log_every=1", "trainer.val_every=null", "trainer.ckpt_every=2", "trainer.keep_last=3"]
+DEEP = [
+    "model.pattern=MTTTTMT",
+    "trainer.log_every=1",
+    "trainer.val_every=null",
+    "trainer.ckpt_every=2",
+    "trainer.keep_last=3",
+]
 EXACT = ("step", "train/loss", "optim/lr", "optim/grad_norm", "optim/skipped_steps")
 
 
@@ -40,8 +46,8 @@ def rows(folder: RunFolder) -> list[dict]:
 
 @pytest.fixture
 def plant(monkeypatch):
-    """``plant({step: kind})`` spoils these 1-based steps: "output" of layer 5, "gradient" of it alone, or the "loss", infinite with
-    finite gradients; in the last micro-batch of the step."""
+    """``plant({step: kind})`` spoils these 1-based steps: "output" of layer 5, "gradient" of it alone, or the "loss",
+    infinite with finite gradients; in the last micro-batch of the step."""
     steps: dict[int, str] = {}
     now = {"kind": ""}
     training_step, mixer_forward = LitLM.training_step, Mamba2.forward
@@ -52,7 +58,9 @@ def plant(monkeypatch):
         now["layer"] = self.model.blocks[5].mixer
         output = training_step(self, batch, batch_idx)
         if now["kind"] == "loss":
-            output["loss"] = spoiling(output["loss"] + math.inf)  # a constant: by itself it would leave the gradients alone
+            output["loss"] = spoiling(
+                output["loss"] + math.inf
+            )  # a constant: by itself it would leave the gradients alone
         return output
 
     def forward(self, *args, **kwargs):
@@ -81,7 +89,9 @@ def test_spoiling_changes_no_bit_of_a_finite_loss():
 
 
 @pytest.mark.parametrize("extra", [["optim=adamw"], ["optim=muon", "trainer.accumulate=2"]])
-def test_a_batch_that_makes_nan_in_layer_5_is_skipped_named_and_survived(tiny, tmp_path, capsys, monkeypatch, plant, extra):
+def test_a_batch_that_makes_nan_in_layer_5_is_skipped_named_and_survived(
+    tiny, tmp_path, capsys, monkeypatch, plant, extra
+):
     plant({3: "output"})
     seen = {}
     on_end = guards.GuardCallback.on_train_batch_end
@@ -96,10 +106,14 @@ def test_a_batch_that_makes_nan_in_layer_5_is_skipped_named_and_survived(tiny, t
     folder = RunFolder(tmp_path / "run")
     run(compose_config([*tiny, *DEEP, *extra]), folder, None)
     said = [line for line in capsys.readouterr().out.splitlines() if "skipped:" in line]
-    assert said == ["warning     step 3 skipped: the output of layer 5 (blocks.5.mixer) is not finite; 1 in a row, 1 in all"]
+    assert said == [
+        "warning     step 3 skipped: the output of layer 5 (blocks.5.mixer) is not finite; 1 in a row, 1 in all"
+    ]
     assert all(torch.equal(a, b) for a, b in zip(seen[3], seen[2], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(seen[4], seen[3], strict=True))
-    assert all(bool(tensor.isfinite().all()) for tensor in read_checkpoint(folder.newest_checkpoint())["state_dict"].values())
+    assert all(
+        bool(tensor.isfinite().all()) for tensor in read_checkpoint(folder.newest_checkpoint())["state_dict"].values()
+    )
     logged = {int(row["step"]): row for row in rows(folder)}
     assert len(logged) == 12
     assert logged[3]["optim/grad_norm"] == "None", "JSON has no NaN"
@@ -127,12 +141,14 @@ def test_three_in_a_row_roll_back_and_the_same_after_a_resume(tiny, tmp_path, ca
     run(config, whole, None)
     said = capsys.readouterr().out
     assert (
-        "steps 6 to 8 were bad: weights and moments of step 4 are back, learning rates are times 0.5 from here on, the data go on; "
-        "rollback 1 of at most 2" in said
+        "steps 6 to 8 were bad: weights and moments of step 4 are back, learning rates are times 0.5 from here on, the"
+        " data go on; rollback 1 of at most 2" in said
     )
     four, eight, twelve = (read_checkpoint(whole.step_checkpoint(step)) for step in (4, 8, 12))
     assert all(torch.equal(tensor, eight["state_dict"][name]) for name, tensor in four["state_dict"].items())
-    for mine, its in zip(four["optimizer_states"][0]["state"].values(), eight["optimizer_states"][0]["state"].values(), strict=True):
+    for mine, its in zip(
+        four["optimizer_states"][0]["state"].values(), eight["optimizer_states"][0]["state"].values(), strict=True
+    ):
         assert all(torch.equal(mine[name], tensor) for name, tensor in its.items())
     assert four["optimizer_states"][0]["param_groups"][0]["lr"] != eight["optimizer_states"][0]["param_groups"][0]["lr"]
 
@@ -171,7 +187,11 @@ def test_what_repeats_ends_the_run_with_a_report(tiny, tmp_path, capsys, plant):
 
 def test_without_a_checkpoint_the_weights_stay(tiny, tmp_path, capsys, plant):
     plant({1: "output", 2: "output", 3: "output"})
-    run(compose_config([*tiny, *DEEP, "trainer.ckpt_every=20", "trainer.max_steps=5"]), RunFolder(tmp_path / "run"), None)
+    run(
+        compose_config([*tiny, *DEEP, "trainer.ckpt_every=20", "trainer.max_steps=5"]),
+        RunFolder(tmp_path / "run"),
+        None,
+    )
     assert "steps 1 to 3 were bad: weights stay (no checkpoint yet)" in capsys.readouterr().out
 
 
@@ -187,12 +207,16 @@ def test_a_spike_is_skipped_where_that_is_asked_for(tiny, tmp_path, capsys, monk
     run(compose_config(base), RunFolder(tmp_path / "off"), None)
     assert "skipped:" not in capsys.readouterr().out
     whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
-    config = compose_config([*base, "trainer.guard.spike_sigma=6", "trainer.guard.spike_window=5", "trainer.keep_last=9"])
+    config = compose_config(
+        [*base, "trainer.guard.spike_sigma=6", "trainer.guard.spike_window=5", "trainer.keep_last=9"]
+    )
     run(config, whole, None)
     said = [line for line in capsys.readouterr().out.splitlines() if "skipped:" in line]
     losses = [float(row["train/loss"]) for row in rows(whole)]
     mean = sum(losses[2:7]) / 5
-    assert float(re.search(r"step 8 skipped: a loss of ([\d.]+)", said[0])[1]) == pytest.approx(10 * losses[7], rel=1e-3)
+    assert float(re.search(r"step 8 skipped: a loss of ([\d.]+)", said[0])[1]) == pytest.approx(
+        10 * losses[7], rel=1e-3
+    )
     assert float(re.search(r"average ([\d.]+)", said[0])[1]) == pytest.approx(mean, rel=1e-3)
     assert "step 9 skipped" in said[1]
     assert len(said) == 2
@@ -212,7 +236,9 @@ from hybridlm.train.lightning_module import LitLM
 training_step, forward, now = LitLM.training_step, Mamba2.forward, {}
 
 def step(self, batch, batch_idx):
-    now["layer"] = self.model.blocks[5].mixer if self.trainer.global_rank == 1 and self.trainer.global_step + 1 in (4, 5, 6) else None
+    now["layer"] = (self.model.blocks[5].mixer
+        if self.trainer.global_rank == 1 and self.trainer.global_step + 1 in (4, 5, 6) else None
+    )
     return training_step(self, batch, batch_idx)
 
 def spoiled(self, *args, **kwargs):
@@ -220,7 +246,7 @@ def spoiled(self, *args, **kwargs):
     return y * torch.tensor(math.nan) if self is now.get("layer") else y
 
 LitLM.training_step, Mamba2.forward = step, spoiled
-from hybridlm.compose import main
+from hybridlm.cli.compose import main
 main()
 """
 
@@ -234,7 +260,9 @@ def scaled(tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**80, growth_interval=10**6)
     precision = SimpleNamespace(scaler=scaler, train_step_context=contextlib.nullcontext)
     strategy = SimpleNamespace(reduce=lambda value, reduce_op: value, broadcast=lambda value: value)
-    trainer = SimpleNamespace(global_step=0, is_global_zero=True, optimizers=[optimizer], precision_plugin=precision, strategy=strategy)
+    trainer = SimpleNamespace(
+        global_step=0, is_global_zero=True, optimizers=[optimizer], precision_plugin=precision, strategy=strategy
+    )
     said = []
     guard = guards.GuardCallback(GuardConfig(), RunFolder(tmp_path), ckpt_every=1, say=said.append)
     module = SimpleNamespace(model=model)
@@ -279,7 +307,14 @@ def test_the_end_is_one_line_and_exit_code_1(capsys):
 def test_a_nan_on_one_rank_skips_and_rolls_back_on_all(tiny, tmp_path, environment, strategy):
     program = tmp_path / "train.py"
     program.write_text(RANKS)
-    arguments = [*tiny, *DEEP, "optim=adamw", "trainer.max_steps=8", "trainer.devices=2", f"trainer.strategy={strategy}"]
+    arguments = [
+        *tiny,
+        *DEEP,
+        "optim=adamw",
+        "trainer.max_steps=8",
+        "trainer.devices=2",
+        f"trainer.strategy={strategy}",
+    ]
     folder = RunFolder(tmp_path / "run")
     line = [sys.executable, str(program), *arguments, f"hydra.run.dir={folder.path}"]
     environment = {**environment, "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -1,4 +1,5 @@
-"""Checkpoints that a stranger made, with a right checksum, to be resumed from: refused in a line before anything is written."""
+"""Checkpoints that a stranger made, with a right checksum, to be resumed from: refused in a line before anything is
+written."""
 
 from __future__ import annotations
 
@@ -15,24 +16,39 @@ import pytest
 import torch
 from hostile import VALUES, mutated, refused_or_read, tensors
 
-from hybridlm.checkpoint import EMA_KEY, KEY, read_checkpoint
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import UserError
 from hybridlm.files.checksum import closing_line
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.checkpoint import EMA_KEY, KEY, read_checkpoint
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.call import Call
 from hybridlm.train.resumed import Resumed
 from hybridlm.train.run import run
 
-PARTS = ("loops", "optimizer_states", "callbacks", "state_dict", "hybridlm", "global_step", "pytorch-lightning_version", EMA_KEY)
+PARTS = (
+    "loops",
+    "optimizer_states",
+    "callbacks",
+    "state_dict",
+    "hybridlm",
+    "global_step",
+    "pytorch-lightning_version",
+    EMA_KEY,
+)
 
 
 @pytest.fixture(scope="module")
 def original(tiny, tmp_path_factory) -> tuple[RunFolder, RunConfig, dict[str, object]]:
     """A run of four steps, its configuration with two more, and what its last checkpoint holds."""
     folder = RunFolder(tmp_path_factory.mktemp("run") / "a")
-    overrides = [*tiny, "trainer.max_steps=4", "trainer.guard.spike_sigma=6", "callbacks.ema.decay=0.9", "callbacks.samples.tokens=1"]
+    overrides = [
+        *tiny,
+        "trainer.max_steps=4",
+        "trainer.guard.spike_sigma=6",
+        "callbacks.ema.decay=0.9",
+        "callbacks.samples.tokens=1",
+    ]
     run(compose_config(overrides), folder, None)
     config = compose_config([*overrides, "trainer.max_steps=5", "trainer.val_every=null", "trainer.val_batches=1"])
     return folder, config, copy.deepcopy(read_checkpoint(folder.step_checkpoint(4)))
@@ -73,7 +89,9 @@ def nudged(value: object, generator: random.Random) -> object:
     return type(value)(generator.choice([0, 1, 2, value + 1, value - 1, 1000, 2**31, 2**39]))
 
 
-@pytest.mark.parametrize("seed", [range(40), pytest.param(range(40, 3_000), marks=pytest.mark.slow)], ids=["40", "2960"])
+@pytest.mark.parametrize(
+    "seed", [range(40), pytest.param(range(40, 3_000), marks=pytest.mark.slow)], ids=["40", "2960"]
+)
 def test_a_mutated_checkpoint_is_refused_in_a_line_or_read(original, tmp_path, seed):
     _, config, content = original
     path = tmp_path / "step-00000004.ckpt"
@@ -119,7 +137,9 @@ def test_a_part_that_is_missing_or_none_is_refused(original, tmp_path, part):
         assert not refused_or_read(lambda: Resumed.read(path, config))
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "train.lock", "train.log", "wandb_id.txt", "anything"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "metrics.jsonl", "train.lock", "train.log", "wandb_id.txt", "anything"]
+)
 def test_a_run_whose_file_leads_elsewhere_is_not_written_to(original, tmp_path, name):
     own = RunFolder(tmp_path / "run")
     shutil.copytree(original[0].path, own.path)
@@ -182,7 +202,11 @@ MOMENTS = "optimizer_states/0/state/0"
         (f"{LOADER}/batches", 5, "position in the data"),
         (f"{LOADER}/epoch", 2**39, "position in the data"),
         (f"{LOADER}/global_batch", None, "combined_loader"),
-        (f"{LOOP}/epoch_loop.automatic_optimization.optim_progress/optimizer/step/total/completed", 3, "loops have not made"),
+        (
+            f"{LOOP}/epoch_loop.automatic_optimization.optim_progress/optimizer/step/total/completed",
+            3,
+            "loops have not made",
+        ),
         (f"{LOOP}/epoch_loop.batch_progress/total/reset", 1, "reset"),
         (f"{LOOP}/epoch_loop.batch_progress/current/ready", 9, "other batches"),
         (f"{MOMENTS}/exp_avg", torch.zeros(3), "exp_avg of model.embedding.weight has shape"),

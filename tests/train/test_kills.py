@@ -1,6 +1,8 @@
-"""Runs that are killed again and again at random moments and resumed until they are done, against one that was left alone.
+"""Runs that are killed again and again at random moments and resumed until they are done, against one that was left
+alone.
 
-Most processes are forked from this one, whose imports are done: a kill then costs a second instead of ten. ``-s`` shows the counts.
+Most processes are forked from this one, whose imports are done: a kill then costs a second instead of ten. ``-s`` shows
+the counts.
 """
 
 from __future__ import annotations
@@ -19,19 +21,26 @@ from pathlib import Path
 import pytest
 from run_ends import assert_same_end, session
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import RunFailed
-from hybridlm.run_folder import RunFolder, step_of
+from hybridlm.runs.run_folder import RunFolder, step_of
 from hybridlm.train import checkpoint_io
 from hybridlm.train.run import run
 
 pytestmark = pytest.mark.slow
 TRAIN = Path(__file__).parents[2] / "train.py"
 STEPS = 24
-SETTINGS = [f"trainer.max_steps={STEPS}", "trainer.accumulate=2", "trainer.ckpt_every=3", "trainer.log_every=1", "trainer.val_every=4"]
+SETTINGS = [
+    f"trainer.max_steps={STEPS}",
+    "trainer.accumulate=2",
+    "trainer.ckpt_every=3",
+    "trainer.log_every=1",
+    "trainer.val_every=4",
+]
 KINDS = ["SIGKILL", "in a write", "in a write", "SIGTERM", "SIGUSR1", "SIGINT", "disk full"]
-# What a process may end with: killed, stopped after saving, interrupted before training or without room for the last checkpoint, done.
+# What a process may end with: killed, stopped after saving, interrupted before training or without room for the last
+# checkpoint, done.
 ENDINGS = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGUSR1, -signal.SIGINT, 143, 130, 1, 0}
 
 
@@ -122,7 +131,9 @@ def test_no_kill_changes_or_loses_anything(tiny, tmp_path, kills, extra):
             assert code in ENDINGS, f"{kind}: {code}\n{log.read_text()[-3000:]}"
             if code != 0:
                 counts[kind] += 1
-            found = [step_of(folder.newest_checkpoint())] if folder.step_checkpoints() else []  # raises where none can be trusted
+            found = (
+                [step_of(folder.newest_checkpoint())] if folder.step_checkpoints() else []
+            )  # raises where none can be trusted
             assert newest < 0 or found, f"{kind}: lost step {newest}"
             assert not found or found[0] >= newest, f"{kind}: back from step {newest} to {found[0]}"
             newest = found[0] if found else newest
@@ -194,7 +205,13 @@ class Lives:
         command = [sys.executable, str(TRAIN), *self._settings, "ckpt=auto", f"hydra.run.dir={name}"]
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                command, cwd=self._folder, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=self._folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def _left(self, process: subprocess.Popen[bytes]) -> set[int]:
@@ -214,9 +231,17 @@ def recent(path: Path, since: float) -> bool:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_wherever_a_run_is_killed_it_goes_on_and_leaves_no_process(tiny, tmp_path, environment, ranks):
-    """By SIGKILL to all of its processes or to one, at any moment, also in its first second and before its first checkpoint."""
+    """By SIGKILL to all of its processes or to one, at any moment, also in its first second and before its first
+    checkpoint."""
     dice = random.Random(ranks)
-    settings = [*tiny, *SETTINGS, f"trainer.devices={ranks}", "optim=adamw", "optim.schedule=constant", "optim.warmup=0"]
+    settings = [
+        *tiny,
+        *SETTINGS,
+        f"trainer.devices={ranks}",
+        "optim=adamw",
+        "optim.schedule=constant",
+        "optim.warmup=0",
+    ]
     lives = Lives(tmp_path, settings, environment, dice)
     lives.whole("first")  # prepares the data
     began = time.monotonic()
@@ -235,4 +260,7 @@ def test_wherever_a_run_is_killed_it_goes_on_and_leaves_no_process(tiny, tmp_pat
             counts[f"{victim} in {moment}"] += 1
         assert_same_end(lives.whole(name), whole, STEPS)
     assert lives.orphans == 0
-    print(f"\n{counts.total()} kills of {ranks} rank(s) {dict(counts)} in {runs} runs: 0 mismatches, 0 that cannot go on, 0 orphans")
+    print(
+        f"\n{counts.total()} kills of {ranks} rank(s) {dict(counts)} in {runs} runs: 0 mismatches, 0 that cannot go on,"
+        " 0 orphans"
+    )

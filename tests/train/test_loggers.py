@@ -1,4 +1,5 @@
-"""Remote loggers: files first, a failure never ends a run, W&B without a network, one W&B run for all starts of a run of ours."""
+"""Remote loggers: files first, a failure never ends a run, W&B without a network, one W&B run for all starts of a run
+of ours."""
 
 from __future__ import annotations
 
@@ -15,10 +16,10 @@ import pytest
 import torch
 import yaml
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.load import from_yaml
 from hybridlm.errors import ConfigError, UserError
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train import loggers as loggers_module
 from hybridlm.train import wandb as wandb_module
 from hybridlm.train.loggers import Remote
@@ -89,12 +90,24 @@ def test_a_remote_logger_gets_every_row_after_the_files_have_it(tiny, tmp_path, 
     folder = RunFolder(tmp_path / "run")
     backend = Recorder(folder=folder)
     with_backend(monkeypatch, backend)
-    extra = ["logger=wandb", "logger.gradients=true", "logger.expert_load=true", "model.pattern=MT:moe", "callbacks.samples.every=2"]
+    extra = [
+        "logger=wandb",
+        "logger.gradients=true",
+        "logger.expert_load=true",
+        "model.pattern=MT:moe",
+        "callbacks.samples.every=2",
+    ]
     run(compose_config([*tiny, *extra]), folder, None)
     logged = [call[1] for call in backend.calls if call[0] == "log"]
     assert logged == [1, 2, 4, 4, 6, 8, 8, 10, 12, 12]
     histograms = {(name, step) for kind, name, step in (call for call in backend.calls if call[0] == "histogram")}
-    names = {"moe/1/load", "optim/gradients/blocks.0", "optim/gradients/blocks.1", "optim/gradients/embedding", "optim/gradients/norm"}
+    names = {
+        "moe/1/load",
+        "optim/gradients/blocks.0",
+        "optim/gradients/blocks.1",
+        "optim/gradients/embedding",
+        "optim/gradients/norm",
+    }
     assert histograms == {(name, step) for name in names for step in (1, 2, 4, 6, 8, 10, 12)}
     assert [call for call in backend.calls if call[0] == "samples"] == [("samples", 8, 3), ("samples", 12, 3)]
     assert backend.calls[0] == ("start", [])
@@ -104,7 +117,11 @@ def test_a_remote_logger_gets_every_row_after_the_files_have_it(tiny, tmp_path, 
 def test_histograms_are_sent_on_request_only(tiny, tmp_path, monkeypatch):
     backend = Recorder()
     with_backend(monkeypatch, backend)
-    run(compose_config([*tiny, "logger=wandb", "model.pattern=T:moe", "trainer.max_steps=2"]), RunFolder(tmp_path / "run"), None)
+    run(
+        compose_config([*tiny, "logger=wandb", "model.pattern=T:moe", "trainer.max_steps=2"]),
+        RunFolder(tmp_path / "run"),
+        None,
+    )
     assert "histogram" not in {call[0] for call in backend.calls}
 
 
@@ -144,8 +161,12 @@ def test_nothing_begins_before_the_first_row():
     assert backend.calls == []
 
 
-@pytest.mark.parametrize(("logger", "says"), [("wandb", "pip install wandb"), ("tensorboard", r"pip install 'hybridlm\[tensorboard\]'")])
-def test_a_package_that_is_not_here_is_refused_in_one_line_and_leaves_no_folder(tiny, tmp_path, monkeypatch, logger, says):
+@pytest.mark.parametrize(
+    ("logger", "says"), [("wandb", "pip install wandb"), ("tensorboard", r"pip install 'hybridlm\[tensorboard\]'")]
+)
+def test_a_package_that_is_not_here_is_refused_in_one_line_and_leaves_no_folder(
+    tiny, tmp_path, monkeypatch, logger, says
+):
     monkeypatch.setattr(loggers_module.importlib.util, "find_spec", lambda name: None)
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(UserError, match=says) as refused:
@@ -158,7 +179,12 @@ def test_what_wandb_is_told_of_a_run_and_of_a_job_of_a_sweep(tiny, tmp_path):
     config = compose_config([*tiny, "logger=wandb", "logger.tags=[a,b]", "logger.entity=team"])
     alone = wandb_arguments(config, RunFolder(tmp_path / "7"), None)
     job = wandb_arguments(config, RunFolder(tmp_path / "7"), "sweep-a")
-    assert (alone["group"], alone["job_type"], alone["name"], alone["mode"]) == (None, "train", f"{config.model.name} 7", "offline")
+    assert (alone["group"], alone["job_type"], alone["name"], alone["mode"]) == (
+        None,
+        "train",
+        f"{config.model.name} 7",
+        "offline",
+    )
     assert (job["group"], job["job_type"], job["name"]) == ("sweep-a", "sweep", f"{config.model.name} sweep-a/7")
     assert (alone["tags"], alone["entity"], alone["config"]["optim"]["lr"]) == (["a", "b"], "team", config.optim.lr)
 
@@ -168,7 +194,14 @@ def test_what_wandb_is_told_of_a_run_and_of_a_job_of_a_sweep(tiny, tmp_path):
 
 def test_a_run_resumed_once_leaves_two_segments_of_one_run_with_every_metric_once(tiny, tmp_path):
     """The first start gets as far as step 10, the second goes on from 8: step 10 comes twice and is written once."""
-    tiny = [*tiny, "logger=wandb", "model.pattern=MT:moe", "callbacks.samples.every=2", "optim.schedule=constant", "optim.warmup=1"]
+    tiny = [
+        *tiny,
+        "logger=wandb",
+        "model.pattern=MT:moe",
+        "callbacks.samples.every=2",
+        "optim.schedule=constant",
+        "optim.warmup=1",
+    ]
     config = compose_config(tiny)
     folder = RunFolder(tmp_path / "run")
     run(compose_config([*tiny, "trainer.max_steps=10"]), folder, None)
@@ -184,7 +217,10 @@ def test_a_run_resumed_once_leaves_two_segments_of_one_run_with_every_metric_onc
     for (step, row), line in zip(sent(folder), rows(folder), strict=True):
         assert step == line["step"]
         # Seconds differ where a step was run twice, and so do the checkpoints written before it.
-        ours, theirs = ({name: value for name, value in each.items() if not name.startswith(("perf/", "samples"))} for each in (row, line))
+        ours, theirs = (
+            {name: value for name, value in each.items() if not name.startswith(("perf/", "samples"))}
+            for each in (row, line)
+        )
         assert ours == pytest.approx(scalars(theirs), rel=1e-12)
         assert {name for name in scalars(line) if name.startswith("perf/")} - set(row) <= {"perf/ckpt_s"}
 
@@ -209,13 +245,21 @@ def test_a_run_that_begins_to_log_to_wandb_when_it_goes_on_hands_over_its_past(t
     assert [step for step, _ in sent(folder)] == [1, 2, 4, 6, 8, 10, 12, 14]
 
 
-AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_SWEEP_PARAM_PATH")  # what `wandb agent` sets
+AGENT = (
+    "WANDB_SWEEP_ID",
+    "WANDB_RUN_ID",
+    "WANDB_PROJECT",
+    "WANDB_ENTITY",
+    "WANDB_SWEEP_PARAM_PATH",
+)  # what `wandb agent` sets
 
 
 def address(folder: RunFolder) -> set[tuple[str, str, str]]:
     """Entity, project and id of the run, as every one of its starts wrote them for W&B."""
     files = [path for path in (folder.path / "wandb").glob("offline-run-*/*.wandb") if not path.parent.is_symlink()]
-    records = (record for path in files for record in _records(path.read_bytes()) if record.WhichOneof("record_type") == "run")
+    records = (
+        record for path in files for record in _records(path.read_bytes()) if record.WhichOneof("record_type") == "run"
+    )
     return {(record.run.entity, record.run.project, record.run.run_id) for record in records}
 
 
@@ -268,7 +312,11 @@ def test_rows_that_wandb_dropped_are_told_at_the_end(tiny, tmp_path, monkeypatch
     folder = RunFolder(tmp_path / "run")
     run(compose_config([*tiny, "logger=wandb", "trainer.max_steps=4"]), folder, None)
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("warning"))
-    assert line == f"warning     wandb lacks what came behind step 2, as it could not write {folder.path}/wandb; metrics.jsonl has it"
+    assert (
+        line
+        == f"warning     wandb lacks what came behind step 2, as it could not write {folder.path}/wandb; metrics.jsonl"
+        " has it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -313,7 +361,8 @@ def test_a_run_id_that_wandb_refuses_is_refused_at_the_start(tiny, tmp_path, mon
 
 @pytest.mark.slow
 def test_the_documented_sweep_of_an_agent_runs(tiny, tmp_path, environment):
-    """With the command and the arguments that W&B makes of the YAML in docs/sweeps.md, and the variables that its agent sets."""
+    """With the command and the arguments that W&B makes of the YAML in docs/sweeps.md, and the variables that its agent
+    sets."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
     text = (TRAIN.parent / "docs/sweeps.md").read_text(encoding="utf-8")
@@ -332,7 +381,9 @@ def test_the_documented_sweep_of_an_agent_runs(tiny, tmp_path, environment):
         environment[name] = value
     (tmp_path / "chosen.yaml").write_text(yaml.safe_dump({"wandb_version": 1, **chosen}))
     settings = [*tiny, "trainer.max_steps=4", "logger.offline=true", f"hydra.run.dir={tmp_path}/run"]
-    done = subprocess.run([*line, *settings], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*line, *settings], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     folder = RunFolder(tmp_path / "run")
     assert address(folder) == {("team", "elsewhere", "trial")}
@@ -355,7 +406,9 @@ def test_long_records_and_a_second_block_are_read(tmp_path):
     session.finish()
     wandb.teardown()
     read = list(written_rows(tmp_path, "abcd"))
-    assert [(step, json.loads(row["n"]), len(json.loads(row["text"]))) for step, row in read] == [(step, step, 20_000) for step in range(4)]
+    assert [(step, json.loads(row["n"]), len(json.loads(row["text"]))) for step, row in read] == [
+        (step, step, 20_000) for step in range(4)
+    ]
 
 
 # ---- no network
@@ -374,15 +427,21 @@ def namespace() -> list[str]:
     ("settings", "key", "says"),
     [
         pytest.param(["logger.offline=true"], None, "wandb, offline", marks=pytest.mark.slow),
-        pytest.param(["logger.offline=false", "logger.timeout=3"], "a" * 40, "goes on offline: CommError", marks=pytest.mark.slow),
-        pytest.param(["logger.offline=false", "logger.timeout=3"], None, "goes on offline: UsageError", marks=pytest.mark.slow),
+        pytest.param(
+            ["logger.offline=false", "logger.timeout=3"], "a" * 40, "goes on offline: CommError", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ["logger.offline=false", "logger.timeout=3"], None, "goes on offline: UsageError", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_without_a_network_a_run_goes_on_and_ends(tiny, tmp_path, environment, settings, key, says):
     environment = {name: value for name, value in environment.items() if not name.startswith("WANDB_")}
     environment |= {"HOME": str(tmp_path), "WANDB_API_KEY": key} if key else {"HOME": str(tmp_path)}
     line = [*namespace(), sys.executable, str(TRAIN), *tiny, "logger=wandb", *settings, f"hydra.run.dir={tmp_path}/run"]
-    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+    done = subprocess.run(
+        line, cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert says in done.stdout
     assert "Traceback" not in done.stderr
@@ -393,7 +452,9 @@ def test_without_a_network_a_run_goes_on_and_ends(tiny, tmp_path, environment, s
 @pytest.mark.slow
 def test_each_job_of_a_sweep_is_a_run_in_the_group_of_the_sweep(tiny, tmp_path, environment):
     arguments = ["-m", *tiny, "seed=1,2", "logger=wandb", "trainer.max_steps=2", f"hydra.sweep.dir={tmp_path}/my-sweep"]
-    done = subprocess.run([sys.executable, str(TRAIN), *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(TRAIN), *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     told = []
     for number in ("0", "1"):
@@ -429,5 +490,10 @@ def test_tensorboard_gets_scalars_histograms_and_texts(tmp_path, monkeypatch):
     assert calls[0] == ("begin", str(tmp_path), 9)
     assert ("add_scalar", ("train/loss", 1.0, 10), {}) in calls
     (histogram,) = (named for name, _, named in calls if name == "add_histogram_raw")
-    assert (histogram["num"], histogram["sum"], histogram["bucket_limits"], histogram["global_step"]) == (4.0, 3.0, [1.0, 2.0], 10)
+    assert (histogram["num"], histogram["sum"], histogram["bucket_limits"], histogram["global_step"]) == (
+        4.0,
+        3.0,
+        [1.0, 2.0],
+        10,
+    )
     assert calls[-1][0] == "close"

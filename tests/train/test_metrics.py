@@ -1,4 +1,5 @@
-"""Metrics: each step once in metrics.jsonl and metrics.csv, names as documented, figures that fit together; the console; W&B's panels."""
+"""Metrics: each step once in metrics.jsonl and metrics.csv, names as documented, figures that fit together; the
+console; W&B's panels."""
 
 import csv
 import io
@@ -13,8 +14,8 @@ import pytest
 import torch
 from rich.console import Console as RichConsole
 
-from hybridlm.compose import compose_config
-from hybridlm.run_folder import RunFolder
+from hybridlm.cli.compose import compose_config
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.console import Console
 from hybridlm.train.metrics import COLUMNS, MetricsCallback
 from hybridlm.train.run import run
@@ -32,9 +33,15 @@ def test_metrics_of_one_step_share_a_line(tmp_path):
     files.log_metrics({"train/loss": 3.0}, step=10)
     files.log_metrics({"val/bpb": 2.0}, step=10)
     files.log_metrics({"train/loss": 2.5}, step=20)
-    assert rows(tmp_path / "m.jsonl") == [{"step": 10, "train/loss": 3.0, "val/bpb": 2.0}, {"step": 20, "train/loss": 2.5}]
+    assert rows(tmp_path / "m.jsonl") == [
+        {"step": 10, "train/loss": 3.0, "val/bpb": 2.0},
+        {"step": 20, "train/loss": 2.5},
+    ]
     table = list(csv.DictReader((tmp_path / "m.csv").open()))
-    assert [(row["step"], row["train/loss"], row["val/bpb"]) for row in table] == [("10", "3.0", "2.0"), ("20", "2.5", "")]
+    assert [(row["step"], row["train/loss"], row["val/bpb"]) for row in table] == [
+        ("10", "3.0", "2.0"),
+        ("20", "2.5", ""),
+    ]
     assert tuple(table[0]) == COLUMNS
 
 
@@ -86,7 +93,11 @@ def test_what_is_documented_is_logged_and_what_is_logged_is_documented(tiny, tmp
     task = [line for line in tiny if not line.startswith("data")]
     generated = RunFolder(tmp_path / "generated")
     run(
-        compose_config([*task, "data=synthetic", "data.global_batch=4", "data.synthetic.val_examples=8", "callbacks=none"]), generated, None
+        compose_config(
+            [*task, "data=synthetic", "data.global_batch=4", "data.synthetic.val_examples=8", "callbacks=none"]
+        ),
+        generated,
+        None,
     )
     every = [*logged, *rows(generated.metrics_jsonl)]
     assert {general(name) for row in every for name in row} == documented()
@@ -99,12 +110,16 @@ def test_what_is_documented_is_logged_and_what_is_logged_is_documented(tiny, tmp
 def check_figures(logged, folder):
     """The derived metrics, by hand from the others."""
     summary = json.loads(folder.summary.read_text())
-    assert summary["val_seconds"] > sum(row.get("perf/val_s", 0.0) for row in logged) > 0  # and the last one, on all held-out text
+    assert (
+        summary["val_seconds"] > sum(row.get("perf/val_s", 0.0) for row in logged) > 0
+    )  # and the last one, on all held-out text
     for row in logged:
         assert row["data/tokens"] == row["step"] * 128
         if "train/loss" in row:
             assert row["train/ppl"] == pytest.approx(math.exp(row["train/loss"]))
-            assert row["perf/flops_per_s"] == pytest.approx(row["perf/tokens_per_s"] * summary["train_flops_per_token"], rel=1e-2)
+            assert row["perf/flops_per_s"] == pytest.approx(
+                row["perf/tokens_per_s"] * summary["train_flops_per_token"], rel=1e-2
+            )
             assert row["perf/mfu"] == pytest.approx(row["perf/flops_per_s"] / 0.5e12)
             assert 0 < row["perf/memory_gb"] < 64
         if "val/loss" in row:
@@ -128,7 +143,13 @@ def test_bits_per_byte_of_a_training_step_are_those_of_its_text(tiny, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hybridlm.train.callbacks.MetricsCallback", Spy)
         folder = RunFolder(tmp_path / "run")
-        changes = ["trainer.max_steps=2", "trainer.accumulate=2", "trainer.val_every=null", "callbacks=none", "trainer.log_every=1"]
+        changes = [
+            "trainer.max_steps=2",
+            "trainer.accumulate=2",
+            "trainer.val_every=null",
+            "callbacks=none",
+            "trainer.log_every=1",
+        ]
         run(compose_config([*tiny, *changes]), folder, None)
     assert len(seen) == 4
     for row, (one, two) in zip(rows(folder.metrics_jsonl), (seen[:2], seen[2:]), strict=True):
@@ -142,8 +163,16 @@ def test_a_step_without_a_target_has_no_loss_and_changes_nothing(tiny, tmp_path,
     chats = [{"prompt": f"{number} and all " * 4, "response": "ok"} for number in range(30)]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     folder = RunFolder(tmp_path / "run")
-    settings = ["data=chat", f"data.path={tmp_path}/chats.jsonl", "data.global_batch=1", "data.val_seq_len=32", "trainer.log_every=1"]
-    text = [line for line in tiny if not line.startswith(("data=", "data.path=", "data.global_batch=", "data.val_seq_len="))]
+    settings = [
+        "data=chat",
+        f"data.path={tmp_path}/chats.jsonl",
+        "data.global_batch=1",
+        "data.val_seq_len=32",
+        "trainer.log_every=1",
+    ]
+    text = [
+        line for line in tiny if not line.startswith(("data=", "data.path=", "data.global_batch=", "data.val_seq_len="))
+    ]
     run(compose_config([*text, *settings, "callbacks=none"]), folder, None)
     steps = [row for row in rows(folder.metrics_jsonl) if "optim/lr" in row]
     empty = [row for row in steps if not row["data/targets"]]
@@ -193,8 +222,14 @@ def test_the_bar_moves_every_step_and_is_as_wide_in_every_frame(width, text):
     for step in range(1, 12_001, 400):
         console.reach(step)
         if step > 1:
-            quality = {"val/bpb": 30 / step, "val/loss": 1.0} if text else {"val/accuracy": min(1.0, step / 10_000), "val/loss": 1.0}
-            console.log_metrics({"train/loss": 40_000 / step, "train/bpb": 9 / step, "perf/tokens_per_s": 10.0 * step} | quality, step)
+            quality = (
+                {"val/bpb": 30 / step, "val/loss": 1.0}
+                if text
+                else {"val/accuracy": min(1.0, step / 10_000), "val/loss": 1.0}
+            )
+            console.log_metrics(
+                {"train/loss": 40_000 / step, "train/bpb": 9 / step, "perf/tokens_per_s": 10.0 * step} | quality, step
+            )
         lines = screen.render_lines(console._progress.get_renderable(), pad=False)
         (frame,) = ("".join(segment.text for segment in line) for line in lines)
         assert len(frame.rstrip()) <= width, frame

@@ -7,9 +7,9 @@ import types
 import pytest
 import torch
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.data.preparing.prepare import prepare
-from hybridlm.hardware.machine import resolve_machine
+from hybridlm.machine.description import resolve_machine
 from hybridlm.train import run as run_module
 from hybridlm.train.planned import planned
 
@@ -17,7 +17,13 @@ from hybridlm.train.planned import planned
 @pytest.mark.parametrize("isolate", [True, False], ids=["apart", "together"])
 def test_the_training_step_sees_the_documents(tiny, corpus, isolate):
     config = compose_config(
-        [*tiny, f"data.path={corpus}/lines.jsonl", "data.seq_len=700", "data.packing=true", f"data.isolate={str(isolate).lower()}"]
+        [
+            *tiny,
+            f"data.path={corpus}/lines.jsonl",
+            "data.seq_len=700",
+            "data.packing=true",
+            f"data.isolate={str(isolate).lower()}",
+        ]
     )
     config = planned(config, None).plan.applied(config)
     machine, prepared = resolve_machine(config), prepare(config.data)
@@ -30,7 +36,9 @@ def test_the_training_step_sees_the_documents(tiny, corpus, isolate):
     ids, targets, n_targets = batch["ids"], batch["targets"], batch["n_targets"]
     with torch.no_grad():
         step = module.training_step(batch, 0)
-        apart, together = (module.model(ids, doc_ids=docs, targets=targets).loss_sum for docs in (batch.get("doc_ids"), None))
+        apart, together = (
+            module.model(ids, doc_ids=docs, targets=targets).loss_sum for docs in (batch.get("doc_ids"), None)
+        )
     assert float(step["loss_sum"]) == pytest.approx(float(apart))
     assert float(step["loss"]) == pytest.approx(float(apart / n_targets))
     assert (float(apart) != pytest.approx(float(together))) == isolate

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.steps import never_reached
 from hybridlm.errors import UserError
 from hybridlm.memory.plan import plan_inference, plan_run
@@ -20,7 +20,10 @@ TINY = ["model=transformer", "size=tiny", "data.seq_len=64", "data.source=synthe
 def test_two_short_lines_at_the_start():
     cut, memory = summary_lines(plan_run(compose_config([*TINY, "hardware=rtx4060"])))
     assert re.fullmatch(r"\d+ x \d+ x 1 windows of 64, no layer computed again", cut)
-    assert re.fullmatch(r"planned [\d.]+ MiB of 7\.2 GiB; [\d.]+ MiB without the margin, most of it( [\w ]+ [\d.]+ [KMG]iB,?){3}", memory)
+    assert re.fullmatch(
+        r"planned [\d.]+ MiB of 7\.2 GiB; [\d.]+ MiB without the margin, most of it( [\w ]+ [\d.]+ [KMG]iB,?){3}",
+        memory,
+    )
 
 
 def test_parts_then_their_sum_then_the_margin():
@@ -75,8 +78,20 @@ def test_a_schedule_that_automatic_steps_do_not_reach_is_refused(overrides, said
 
 
 def test_what_a_short_run_leaves_out_is_one_line():
-    asked = ["callbacks=early_stop", "callbacks.probes.every=2", "callbacks.samples.every=1", "trainer.guard.spike_sigma=6"]
-    base = ["model=transformer", "size=tiny", "trainer.val_every=100", "trainer.ckpt_every=100", *asked, "callbacks.early_stop.patience=2"]
+    asked = [
+        "callbacks=early_stop",
+        "callbacks.probes.every=2",
+        "callbacks.samples.every=1",
+        "trainer.guard.spike_sigma=6",
+    ]
+    base = [
+        "model=transformer",
+        "size=tiny",
+        "trainer.val_every=100",
+        "trainer.ckpt_every=100",
+        *asked,
+        "callbacks.early_stop.patience=2",
+    ]
     every = {"trainer.val_every", "trainer.ckpt_every", "callbacks.samples.every", "trainer.guard.spike_window"}
     expected = {
         15: every | {"trainer.log_every", "callbacks.early_stop.patience", "callbacks.probes.every"},
@@ -96,13 +111,18 @@ def test_layers_that_are_not_there_are_not_counted():
     with pytest.raises(UserError) as error:
         compose_config([*TINY, "trainer.checkpoint_blocks=99"])
     (problem,) = error.value.problems
-    assert re.fullmatch(r"trainer\.checkpoint_blocks = 99: the model has (\d+) layers; legal here: 0 to \1, or auto", problem)
+    assert re.fullmatch(
+        r"trainer\.checkpoint_blocks = 99: the model has (\d+) layers; legal here: 0 to \1, or auto", problem
+    )
 
 
 def test_a_suggested_package_is_named_where_it_is_missing(monkeypatch):
     config = compose_config([*TINY, "hardware=rtx4060"])
     plan = plan_run(config)
-    found = [Suggestion(Change((f"optim={name}",), config, same_model=True), 2**30, None, 1.0) for name in ("adamw8bit", "lion")]
+    found = [
+        Suggestion(Change((f"optim={name}",), config, same_model=True), 2**30, None, 1.0)
+        for name in ("adamw8bit", "lion")
+    ]
     monkeypatch.setattr("hybridlm.memory.report.find_spec", lambda name: None)
     assert refusal(plan, found)[1:] == [
         "fits with optim=adamw8bit: 1.0 GiB at the least; needs pip install bitsandbytes",

@@ -8,12 +8,12 @@ import shutil
 import pytest
 import torch
 
-from hybridlm.checkpoint import load_run, read_checkpoint
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.generate.engine import Engine
 from hybridlm.generate.sampling import Sampling
 from hybridlm.model.build import fresh_model
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.checkpoint import load_run, read_checkpoint
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.precision import BFloat16
 from hybridlm.train.run import run
 
@@ -59,7 +59,14 @@ def test_it_learns_as_fp32_does(tiny, tmp_path, optim):
     losses = {}
     for precision in ("32-true", "bf16-true"):
         folder = RunFolder(tmp_path / precision)
-        settings = [*tiny, *EVERY, f"optim={optim}", "trainer.max_steps=30", "trainer.ckpt_every=30", f"trainer.precision={precision}"]
+        settings = [
+            *tiny,
+            *EVERY,
+            f"optim={optim}",
+            "trainer.max_steps=30",
+            "trainer.ckpt_every=30",
+            f"trainer.precision={precision}",
+        ]
         run(compose_config(settings), folder, None)
         losses[precision] = sum(row["train/loss"] for row in rows(folder)[-5:]) / 5
     assert losses["bf16-true"] == pytest.approx(losses["32-true"], rel=0.02)
@@ -67,7 +74,9 @@ def test_it_learns_as_fp32_does(tiny, tmp_path, optim):
 
 
 def test_every_layer_trains_resumes_to_the_bit_and_generates(tiny, tmp_path):
-    config = compose_config([*tiny, *ALL, *EVERY, "trainer.precision=bf16-true", "trainer.accumulate=2", "trainer.max_steps=8"])
+    config = compose_config(
+        [*tiny, *ALL, *EVERY, "trainer.precision=bf16-true", "trainer.accumulate=2", "trainer.max_steps=8"]
+    )
     whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
     run(config, whole, None)
     content = read_checkpoint(whole.step_checkpoint(8))

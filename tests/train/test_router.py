@@ -1,4 +1,5 @@
-"""Routers in training: the loss they add, the bias that evens out their experts, what is logged, several processes, resume."""
+"""Routers in training: the loss they add, the bias that evens out their experts, what is logged, several processes,
+resume."""
 
 from __future__ import annotations
 
@@ -16,8 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridlm.checkpoint import load_run, read_checkpoint
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.ffns import MoEConfig
 from hybridlm.config.mixers import AttentionConfig
 from hybridlm.config.model import ModelConfig
@@ -25,7 +25,8 @@ from hybridlm.config.optim import OptimConfig
 from hybridlm.layers.ffn import RouterStats
 from hybridlm.model.build import fresh_model
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.checkpoint import load_run, read_checkpoint
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.metrics import COLUMNS
 from hybridlm.train.router import RouterCallback, moe_layers, move_bias
@@ -36,8 +37,12 @@ VOCAB, E = 13, 4
 
 
 def make_model(**changes):
-    moe = MoEConfig(**({"n_experts": E, "top_k": 2, "d_expert": 6, "router": "sigmoid", "bias_update_rate": 0.1} | changes))
-    config = ModelConfig(d_model=8, pattern="T:moe T:mlp T:moe", vocab_multiple=8, attention=AttentionConfig(n_heads=2), moe=moe)
+    moe = MoEConfig(
+        **({"n_experts": E, "top_k": 2, "d_expert": 6, "router": "sigmoid", "bias_update_rate": 0.1} | changes)
+    )
+    config = ModelConfig(
+        d_model=8, pattern="T:moe T:mlp T:moe", vocab_multiple=8, attention=AttentionConfig(n_heads=2), moe=moe
+    )
     return fresh_model(config, VOCAB, seed=0, device="cpu").double()
 
 
@@ -67,11 +72,15 @@ def assert_same(got: list[Tensor], want: list[Tensor]) -> None:
 
 
 def expected(model, batches: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """Sum of all losses, each micro-batch's mean router loss times its counted targets, over the targets of the whole step."""
+    """Sum of all losses, each micro-batch's mean router loss times its counted targets, over the targets of the whole
+    step."""
     total, counted = 0.0, 0
     for ids, targets in batches:
         output = model(ids, targets=targets)
-        total, counted = total + output.loss_sum + output.aux * (targets >= 0).sum(), counted + int((targets >= 0).sum())
+        total, counted = (
+            total + output.loss_sum + output.aux * (targets >= 0).sum(),
+            counted + int((targets >= 0).sum()),
+        )
     return list(torch.autograd.grad(total / counted, list(model.parameters())))
 
 
@@ -241,8 +250,8 @@ def rank_main(rank: int, ranks: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
     torch.save(two_steps(rank, ranks), f"{folder}/{ranks}-{rank}.pt")
-    # DDP is gone by now. Were it the last to hold the group, it would end the group's threads with the interpreter's lock in its hand, and
-    # one of them may be waiting for that lock.
+    # DDP is gone by now. Were it the last to hold the group, it would end the group's threads with the interpreter's
+    # lock in its hand, and one of them may be waiting for that lock.
     dist.destroy_process_group()
 
 
@@ -257,7 +266,9 @@ def two_steps(rank: int, ranks: int) -> dict:
         moe.gate.e_score_correction_bias[3] = -5.0  # one expert gets no token on any rank
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the successor of broadcast_buffers is not in torch 2.11
-        wrapped = DistributedDataParallel(model, broadcast_buffers=False)  # nothing but the callback keeps the biases equal
+        wrapped = DistributedDataParallel(
+            model, broadcast_buffers=False
+        )  # nothing but the callback keeps the biases equal
 
     def reduce(tensor: Tensor, reduce_op: str) -> Tensor:
         dist.all_reduce(tensor)
@@ -270,7 +281,9 @@ def two_steps(rank: int, ranks: int) -> dict:
             ids = make_ids(4, seed=2 * step + micro).chunk(ranks)[rank]
             output = wrapped(ids, targets=ids)
             (output.loss_sum + output.aux * output.n_tokens).backward()
-            outputs.append({layer: RouterStats(*[value.detach() for value in stats]) for layer, stats in output.router.items()})
+            outputs.append(
+                {layer: RouterStats(*[value.detach() for value in stats]) for layer, stats in output.router.items()}
+            )
         driver.step(*outputs)
     missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     metrics = driver.callback.metrics(driver.trainer)
@@ -357,8 +370,17 @@ def test_two_processes_train_as_one(tiny, tmp_path, environment, strategy):
     """Without the balance loss, which is a statistic of each rank's batch; the z-loss and the bias are the same."""
     steps = ["model.moe.router=sigmoid", "model.moe.balance_loss_weight=0", "model.moe.z_loss_weight=0.01"]
     steps += ["optim=adamw", "optim.eps=1e-3", "trainer.max_steps=3", "trainer.log_every=1", "trainer.val_every=null"]
-    arguments = [*tiny, *MOE, *steps, "trainer.devices=2", f"trainer.strategy={strategy}", f"hydra.run.dir={tmp_path}/two"]
-    done = subprocess.run([sys.executable, str(TRAIN), *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    arguments = [
+        *tiny,
+        *MOE,
+        *steps,
+        "trainer.devices=2",
+        f"trainer.strategy={strategy}",
+        f"hydra.run.dir={tmp_path}/two",
+    ]
+    done = subprocess.run(
+        [sys.executable, str(TRAIN), *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     one = RunFolder(tmp_path / "one")
     run(compose_config([*tiny, *MOE, *steps]), one, None)

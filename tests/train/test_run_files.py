@@ -10,9 +10,9 @@ import shutil
 
 import pytest
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.errors import RunFailed
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train import run_files
 from hybridlm.train.run import run
 from hybridlm.train.run_files import Rows, RunFiles
@@ -95,7 +95,9 @@ def test_a_run_whose_folder_is_removed_goes_on_and_says_so(tiny, tmp_path, monke
         write(rows, row, again=again)
 
     monkeypatch.setattr(Rows, "write", write_and_remove)
-    with pytest.raises(RunFailed, match=r"was removed while training went on; what was written since is .*weights\.safetensors"):
+    with pytest.raises(
+        RunFailed, match=r"was removed while training went on; what was written since is .*weights\.safetensors"
+    ):
         run(compose_config([*tiny, "callbacks.samples.every=1"]), folder, None)
     said = capsys.readouterr().out.splitlines()
     assert sum("cannot be written (No such file or directory); its rows are kept" in line for line in said) == 2

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.optim import OptimConfig
 from hybridlm.errors import UserError
 from hybridlm.train.schedule import lr_factor, span
@@ -68,7 +68,10 @@ def test_a_run_of_one_step_and_a_step_behind_the_end_have_a_rate(schedule):
         (["optim.warmup=100", "trainer.max_steps=50"], "optim.warmup = 100: not below trainer.max_steps = 50"),
         (["optim.warmup=1.0"], "optim.warmup = 1: a share of max_steps is below 1"),
         (["optim.schedule=wsd", "optim.decay=1.5"], "optim.decay = 1.5: a share of max_steps is below 1"),
-        (["optim.schedule=wsd", "optim.warmup=0.5", "optim.decay=0.6"], "optim.warmup + optim.decay = 0.5 + 0.6: more than the whole run"),
+        (
+            ["optim.schedule=wsd", "optim.warmup=0.5", "optim.decay=0.6"],
+            "optim.warmup + optim.decay = 0.5 + 0.6: more than the whole run",
+        ),
         (
             ["optim.schedule=wsd", "optim.warmup=30", "optim.decay=30", "trainer.max_steps=50"],
             "optim.warmup + optim.decay = 30 + 30: more than trainer.max_steps = 50",

@@ -1,4 +1,5 @@
-"""On a real SLURM of two nodes (tests/slurm_cluster.py): how jobs start, are told to end, come again, and what must not come again.
+"""On a real SLURM of two nodes (tests/slurm_cluster.py): how jobs start, are told to end, come again, and what must not
+come again.
 
 Every row twice: both processes on one node, and one on each of two.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 from run_ends import assert_same_end, rows
 
-from hybridlm.run_folder import RunFolder, step_of
+from hybridlm.runs.run_folder import RunFolder, step_of
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from slurm_cluster import Cluster, cluster, kill_node, missing, start_node
@@ -44,7 +45,9 @@ LONG += ["optim=adamw", "optim.schedule=constant", "optim.warmup=0"]
 def slurm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slurm")
     cache = str(folder / "cache")
-    with cluster(folder, {**os.environ, "OMP_NUM_THREADS": "1", "HYBRIDLM_CACHE": cache, "WANDB_MODE": "disabled"}) as made:
+    with cluster(
+        folder, {**os.environ, "OMP_NUM_THREADS": "1", "HYBRIDLM_CACHE": cache, "WANDB_MODE": "disabled"}
+    ) as made:
         yield made
 
 
@@ -100,7 +103,12 @@ def assert_one_run(folder: Path, log: str, steps: int = 12) -> None:
 @both
 @pytest.mark.parametrize(
     "request_",
-    [["--ntasks=2"], ["--ntasks-per-node=2", "srun -N2 -n2"], ["--ntasks=2", "--job-name=bash"], ["--ntasks=2", "--job-name=interactive"]],
+    [
+        ["--ntasks=2"],
+        ["--ntasks-per-node=2", "srun -N2 -n2"],
+        ["--ntasks=2", "--job-name=bash"],
+        ["--ntasks=2", "--job-name=interactive"],
+    ],
     ids=["ntasks", "srun_other_than_the_job", "name_bash", "name_interactive"],
 )
 def test_srun_starts_one_run_whatever_the_job_asked_for(here, train, nodes, request_):
@@ -242,7 +250,9 @@ def test_a_process_that_is_refused_ends_the_job(here, train, nodes, rank):
 
 
 def test_a_node_that_dies_is_no_loss(here, slurm, train):
-    job = here.submit(f"srun {train(*LONG, 'trainer.ckpt_every=5', 'ckpt=auto', 'hydra.run.dir=a')}", "--requeue", *NODES[1])
+    job = here.submit(
+        f"srun {train(*LONG, 'trainer.ckpt_every=5', 'ckpt=auto', 'hydra.run.dir=a')}", "--requeue", *NODES[1]
+    )
     here.wait(lambda: saved(here.folder / "a") >= 10, job)
     node = here.facts(job)["NodeList"]
     kill_node(slurm, node)
@@ -255,7 +265,12 @@ def test_a_node_that_dies_is_no_loss(here, slurm, train):
 
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs hybridlm[sweep]")
 def test_a_notice_to_a_job_of_submitit_saves_before_it_is_queued_again(here, train):
-    launcher = ["hydra/launcher=slurm", "hydra.launcher.partition=low", "hydra.launcher.gpus_per_node=null", "hydra.launcher.mem_gb=null"]
+    launcher = [
+        "hydra/launcher=slurm",
+        "hydra.launcher.partition=low",
+        "hydra.launcher.gpus_per_node=null",
+        "hydra.launcher.mem_gb=null",
+    ]
     launcher += ["hydra.launcher.cpus_per_task=1", "hydra.sweep.dir=sweep", "seed=1,2"]
     command = f"exec {train('-m', *launcher, *LONG)} > sweep.log 2>&1"
     sweep = subprocess.Popen(["bash", "-c", command], cwd=here.folder, env=here.environment)

@@ -1,4 +1,5 @@
-"""Two processes of one run: they begin anew together after a kill before the first checkpoint, and end together where one is refused."""
+"""Two processes of one run: they begin anew together after a kill before the first checkpoint, and end together where
+one is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from run_ends import lives
 
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -57,7 +58,9 @@ def test_killed_before_its_first_checkpoint_it_begins_anew(program, tiny, tmp_pa
         process.wait()
     assert not RunFolder(folder).resumable()
     for last, said in ((3, ""), (5, "resuming after step 3"), (5, "has ended at step 5")):
-        done = subprocess.run([*line, f"trainer.max_steps={last}"], env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [*line, f"trainer.max_steps={last}"], env=environment, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         assert said in done.stdout
         assert steps(folder) == list(range(1, last + 1))
@@ -98,10 +101,17 @@ def test_a_refused_launch_ends_at_once(tiny, tmp_path, environment):
         (["ckpt=last"], "not a run folder"),
     ):
         began = time.monotonic()
-        done = subprocess.run([*line, *more], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [*line, *more], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode != 0
         assert part in done.stderr
-        assert "Traceback" not in done.stderr.partition("torch.distributed.elastic")[0].partition("ChildFailedError")[0].partition("E1")[0]
+        assert (
+            "Traceback"
+            not in done.stderr.partition("torch.distributed.elastic")[0]
+            .partition("ChildFailedError")[0]
+            .partition("E1")[0]
+        )
         assert time.monotonic() - began < 60
         assert [path for path in tmp_path.rglob("*") if path.is_file() and "cache" not in path.parts] == []
 

@@ -1,4 +1,5 @@
-"""How a run ends before its last step: by a signal, by the time limit; under SLURM; and that it goes on from there exactly."""
+"""How a run ends before its last step: by a signal, by the time limit; under SLURM; and that it goes on from there
+exactly."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ import lightning
 import pytest
 from run_ends import assert_same_end, lives, rows, second_rank
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.duration import seconds_of
 from hybridlm.errors import RunFailed, UserError
-from hybridlm.notices import INTERRUPTED, SIGNALLED, heeded, listening, requeue
-from hybridlm.run_folder import RunFolder
+from hybridlm.machine.signals import INTERRUPTED, SIGNALLED, heeded, listening, requeue
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train import run as run_module
 from hybridlm.train.run import run
 from hybridlm.train.stopping import Stopped
@@ -59,12 +60,15 @@ def kill(number: signal.Signals):
     return lambda: os.kill(os.getpid(), number)
 
 
-# Micro-batch 5 is within the accumulation window of step 3, behind which no validation is due; 7 in that of step 4, which has one.
+# Micro-batch 5 is within the accumulation window of step 3, behind which no validation is due; 7 in that of step 4,
+# which has one.
 @pytest.mark.parametrize(
     ("number", "micro_batch", "step", "code"),
     [(signal.SIGTERM, 5, 3, SIGNALLED), (signal.SIGUSR1, 7, 4, SIGNALLED), (signal.SIGINT, 5, 3, INTERRUPTED)],
 )
-def test_a_signal_stops_at_the_end_of_the_step_and_a_resume_is_exact(tiny, tmp_path, during, capsys, number, micro_batch, step, code):
+def test_a_signal_stops_at_the_end_of_the_step_and_a_resume_is_exact(
+    tiny, tmp_path, during, capsys, number, micro_batch, step, code
+):
     config = compose_config([*tiny, "trainer.accumulate=2", "trainer.log_every=1", "trainer.ckpt_every=100"])
     whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
     run(config, whole, None)
@@ -72,7 +76,10 @@ def test_a_signal_stops_at_the_end_of_the_step_and_a_resume_is_exact(tiny, tmp_p
     with pytest.raises(Stopped) as stopped:
         run(config, broken, None)
     assert stopped.value.code == code
-    assert f"stopped by {number.name} at step {step}; go on from the last checkpoint with python train.py ckpt=" in capsys.readouterr().out
+    assert (
+        f"stopped by {number.name} at step {step}; go on from the last checkpoint with python train.py ckpt="
+        in capsys.readouterr().out
+    )
     assert [row["step"] for row in rows(broken)] == list(range(1, step + 1))
     assert (rows(broken)[-1]["val/bpb"] is None) == (step != 4)
     assert not broken.summary.exists()
@@ -112,7 +119,8 @@ def test_the_time_limit_does_not_cut_off_the_end(tiny, tmp_path, during):
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("1:30:00", 5400), ("00:00:05", 5), ("90m", 5400), ("2h", 7200), ("45s", 45), ("100:00:00", 360_000)]
+    ("text", "seconds"),
+    [("1:30:00", 5400), ("00:00:05", 5), ("90m", 5400), ("2h", 7200), ("45s", 45), ("100:00:00", 360_000)],
 )
 def test_durations(text, seconds):
     assert seconds_of(text) == seconds
@@ -176,7 +184,9 @@ def queued(tmp_path, monkeypatch):
         (["trainer.requeue=true"], signal.SIGTERM, []),  # cancelled, or preempted, which SLURM queues again by itself
     ],
 )
-def test_a_job_is_queued_again_after_a_notice_where_that_is_wanted(tiny, tmp_path, queued, during, settings, number, calls):
+def test_a_job_is_queued_again_after_a_notice_where_that_is_wanted(
+    tiny, tmp_path, queued, during, settings, number, calls
+):
     during(1, kill(number))
     with pytest.raises(Stopped):
         run(compose_config([*tiny, *settings]), RunFolder(tmp_path / "a"), None)
@@ -184,7 +194,8 @@ def test_a_job_is_queued_again_after_a_notice_where_that_is_wanted(tiny, tmp_pat
 
 
 def test_signals_that_come_together_are_one(tiny, tmp_path, queued, during):
-    """As SLURM sends them when it preempts a job, and torchrun when someone presses Ctrl-C; under SLURM a later SIGTERM is one more."""
+    """As SLURM sends them when it preempts a job, and torchrun when someone presses Ctrl-C; under SLURM a later SIGTERM
+    is one more."""
 
     def several() -> None:
         for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGTERM, signal.SIGINT):
@@ -220,11 +231,13 @@ def test_who_waits_for_a_signal_hears_of_it_once_the_run_is_saved(tiny, tmp_path
     assert "at step 2; go on from the last checkpoint" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("again", "first", "calls"), [(True, True, ["requeue 77"]), (True, False, []), (False, True, [])])
+@pytest.mark.parametrize(
+    ("again", "first", "calls"), [(True, True, ["requeue 77"]), (True, False, []), (False, True, [])]
+)
 @pytest.mark.parametrize("early", [True, False], ids=["before_the_configuration_is_read", "before_training"])
 def test_a_notice_before_training_ends_the_run(queued, monkeypatch, capsys, again, first, calls, early):
     waited: list[float] = []
-    monkeypatch.setattr("hybridlm.notices.time.sleep", waited.append)
+    monkeypatch.setattr("hybridlm.machine.signals.time.sleep", waited.append)
 
     def take() -> None:
         with listening():
@@ -249,7 +262,9 @@ def started(arguments: list[str], folder: Path, environment: dict[str, str]) -> 
     command = [sys.executable, str(TRAIN), *arguments]
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     deadline = time.monotonic() + 300
-    while not any(json.loads(line)["step"] >= 2 for path in folder.glob("**/metrics.jsonl") for line in whole_lines(path)):
+    while not any(
+        json.loads(line)["step"] >= 2 for path in folder.glob("**/metrics.jsonl") for line in whole_lines(path)
+    ):
         assert process.poll() is None, (folder / "log").read_text()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -282,7 +297,14 @@ def test_a_sweep_ends_with_the_job_that_was_stopped(tiny, tmp_path, environment)
 @pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all(tiny, tmp_path, environment):
     """Also one that reaches only the second: no rank is left behind, and the two go on exactly."""
-    base = [*tiny, "trainer.devices=2", "trainer.accumulate=2", "trainer.log_every=1", "optim=adamw", "optim.schedule=constant"]
+    base = [
+        *tiny,
+        "trainer.devices=2",
+        "trainer.accumulate=2",
+        "trainer.log_every=1",
+        "optim=adamw",
+        "optim.schedule=constant",
+    ]
     base += ["optim.warmup=0", "trainer.val_every=null", "trainer.ckpt_every=1000000"]
     process = started([*base, "trainer.max_steps=1000000", "hydra.run.dir=a"], tmp_path, environment)
     second = second_rank(process.pid)
@@ -309,5 +331,11 @@ def test_a_loaders_process_that_somebody_ends_is_a_line(tiny, tmp_path, during):
         time.sleep(1)
 
     during(3, end_it)
-    with pytest.raises(RunFailed, match=r"a process of data\.workers has ended before its time: DataLoader worker .*last checkpoint"):
-        run(compose_config([*tiny, "data.workers=1", "callbacks=none", "trainer.max_steps=40"]), RunFolder(tmp_path / "run"), None)
+    with pytest.raises(
+        RunFailed, match=r"a process of data\.workers has ended before its time: DataLoader worker .*last checkpoint"
+    ):
+        run(
+            compose_config([*tiny, "data.workers=1", "callbacks=none", "trainer.max_steps=40"]),
+            RunFolder(tmp_path / "run"),
+            None,
+        )

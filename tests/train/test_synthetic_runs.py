@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
-from hybridlm.checkpoint import load_run
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.synthetic import words
 from hybridlm.data.synthetic.source import held_out
 from hybridlm.errors import UserError
-from hybridlm.run_folder import RunFolder
+from hybridlm.runs.checkpoint import load_run
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.answers import measured
 from hybridlm.train.run import run
 
@@ -50,7 +50,13 @@ def finished(tmp_path_factory):
 
 def test_validation_reports_right_answers_by_length_and_no_bits_per_byte(finished):
     folder, _, summary = finished
-    names = {"loss", "accuracy", "exact", "ema_loss", *(f"{what}/{n}" for what in ("loss", "accuracy", "exact") for n in (24, 40))}
+    names = {
+        "loss",
+        "accuracy",
+        "exact",
+        "ema_loss",
+        *(f"{what}/{n}" for what in ("loss", "accuracy", "exact") for n in (24, 40)),
+    }
     assert {name for name in summary if name.startswith("val/")} == {f"val/{name}" for name in names}
     for row in rows(folder):
         assert not {"val/bpb", "train/bpb", "val/ema_bpb"} & set(row)
@@ -91,7 +97,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     other = RunFolder(tmp_path / "c")
     run(compose_config([*BASE, *steady]), other, None)
     names = ("step", "train/loss", "val/loss", "val/accuracy", "val/loss/40")
-    assert [[row.get(name) for name in names] for row in rows(folder)] == [[row.get(name) for name in names] for row in rows(other)]
+    assert [[row.get(name) for name in names] for row in rows(folder)] == [
+        [row.get(name) for name in names] for row in rows(other)
+    ]
 
 
 def test_measured_counts_answers_and_whole_examples():
@@ -113,7 +121,10 @@ def test_measured_counts_answers_and_whole_examples():
             ["data=synthetic", "data.seq_len=8", "data.synthetic.eval_lengths=[]"],
             "data.seq_len = 8: an example of task=mqar takes 16 tokens",
         ),
-        (["data=synthetic", "data.synthetic.min_length=65"], "data.synthetic.min_length = 65: more than data.seq_len = 64"),
+        (
+            ["data=synthetic", "data.synthetic.min_length=65"],
+            "data.synthetic.min_length = 65: more than data.seq_len = 64",
+        ),
         (["data=synthetic", "data.synthetic.eval_lengths=[64,64]"], "a length stands there twice"),
         (["data=synthetic", "data.synthetic.eval_lengths=7"], "expected a list of integers"),
         (["data=synthetic", "data.synthetic.task=recall"], "not one of mqar, copying"),
@@ -150,9 +161,22 @@ LEARNING = [
 
 @pytest.mark.slow
 def test_two_attention_layers_learn_induction(tmp_path):
-    task = ["data.synthetic.task=induction", "data.synthetic.vocab_size=8", "data.seq_len=16", "data.synthetic.eval_lengths=[]"]
-    model = ["model.pattern=T*2", "model.attention.rope=true", "optim.lr=3e-3", "optim.muon.lr=0.005", "trainer.max_steps=150"]
-    assert run(compose_config([*LEARNING, *task, *model]), RunFolder(tmp_path / "a"), None)["val/accuracy"] > 0.8  # chance 1/8
+    task = [
+        "data.synthetic.task=induction",
+        "data.synthetic.vocab_size=8",
+        "data.seq_len=16",
+        "data.synthetic.eval_lengths=[]",
+    ]
+    model = [
+        "model.pattern=T*2",
+        "model.attention.rope=true",
+        "optim.lr=3e-3",
+        "optim.muon.lr=0.005",
+        "trainer.max_steps=150",
+    ]
+    assert (
+        run(compose_config([*LEARNING, *task, *model]), RunFolder(tmp_path / "a"), None)["val/accuracy"] > 0.8
+    )  # chance 1/8
 
 
 @pytest.mark.slow

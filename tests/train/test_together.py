@@ -1,4 +1,5 @@
-"""The processes of a run of several devices: they meet, and whatever ends one of them ends all, with a line and without one left behind."""
+"""The processes of a run of several devices: they meet, and whatever ends one of them ends all, with a line and without
+one left behind."""
 
 from __future__ import annotations
 
@@ -15,21 +16,27 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from run_ends import second_rank, session
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.errors import RunFailed, UserError
-from hybridlm.hardware.machine import resolve_machine
-from hybridlm.launcher import Launch, alone_with
-from hybridlm.run_folder import RunFolder
+from hybridlm.machine.description import resolve_machine
+from hybridlm.machine.launcher import Launch, alone_with
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.launch import this_job
 from hybridlm.train.ranks import Ranks, refuse_taken_port, together
 from hybridlm.train.run import run
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-LONG = ["trainer.max_steps=1000000", "trainer.val_every=null", "trainer.ckpt_every=1000000", "trainer.log_every=1", "trainer.devices=2"]
+LONG = [
+    "trainer.max_steps=1000000",
+    "trainer.val_every=null",
+    "trainer.ckpt_every=1000000",
+    "trainer.log_every=1",
+    "trainer.devices=2",
+]
 # Stands for train.py: one of the two processes does something else at its third step.
 SCRIPT = """
 import sys
-from hybridlm.launcher import is_child
+from hybridlm.machine.launcher import is_child
 from hybridlm.train.stopping import Stopping
 
 before = Stopping.reason
@@ -40,7 +47,7 @@ def reason(self, trainer):
     return before(self, trainer)
 
 Stopping.reason = reason
-from hybridlm.compose import main
+from hybridlm.cli.compose import main
 main()
 """
 
@@ -50,7 +57,12 @@ def test_lightning_is_told_what_the_launcher_said():
     view.set_world_size(6)
     view.set_global_rank(2)
     assert (view.world_size(), view.global_rank(), view.local_rank(), view.node_rank()) == (6, 5, 0, 1)
-    assert (view.main_address, view.main_port, view.creates_processes_externally, Ranks.detect()) == ("n1", 1234, True, False)
+    assert (view.main_address, view.main_port, view.creates_processes_externally, Ranks.detect()) == (
+        "n1",
+        1234,
+        True,
+        False,
+    )
 
 
 def test_a_port_that_is_taken_is_refused_before_anything_is_written(tiny, tmp_path, monkeypatch):
@@ -58,7 +70,9 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_written(tiny, tmp_pa
         port = taken.getsockname()[1]
         monkeypatch.setenv("MASTER_PORT", str(port))
         config = compose_config([*tiny, "trainer.devices=2"])
-        with pytest.raises(UserError, match=rf"^MASTER_PORT = {port}: .*in use.*; MASTER_PORT names another port, a free one$"):
+        with pytest.raises(
+            UserError, match=rf"^MASTER_PORT = {port}: .*in use.*; MASTER_PORT names another port, a free one$"
+        ):
             run(config, RunFolder(tmp_path / "a"), None)
         assert not (tmp_path / "a").exists()
         machine = resolve_machine(config)
@@ -72,18 +86,28 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_written(tiny, tmp_pa
 def test_a_process_of_a_torchrun_that_has_ended_does_not_wait_for_it(tiny, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    torchrun = {"TORCHELASTIC_RUN_ID": "abc", "TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "1", "GROUP_RANK": "0"}
+    torchrun = {
+        "TORCHELASTIC_RUN_ID": "abc",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "GROUP_WORLD_SIZE": "1",
+        "GROUP_RANK": "0",
+    }
     torchrun |= {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     for name, value in {**torchrun, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
         monkeypatch.setenv(name, value)
     machine = resolve_machine(compose_config(tiny))
-    with pytest.raises(RunFailed, match=rf"^torchrun does not answer at 127\.0\.0\.1:{port} \(.*refused"), together(machine, ()):
+    with (
+        pytest.raises(RunFailed, match=rf"^torchrun does not answer at 127\.0\.0\.1:{port} \(.*refused"),
+        together(machine, ()),
+    ):
         pass
 
 
 def test_only_a_run_of_the_command_line_can_be_started_again(monkeypatch):
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
-    with pytest.raises(UserError, match=r"trainer\.devices: several only in a run that train.py or hybridlm train has started"):
+    with pytest.raises(
+        UserError, match=r"trainer\.devices: several only in a run that train.py or hybridlm train has started"
+    ):
         this_job(())
 
 
@@ -95,7 +119,9 @@ def started(tiny, tmp_path, environment):
     def start(program: Path = TRAIN) -> subprocess.Popen[bytes]:
         command = [sys.executable, str(program), *tiny, *LONG, "hydra.run.dir=a"]
         with (tmp_path / "log").open("ab") as log:
-            process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
         processes.append(process)
         rows, deadline = RunFolder(tmp_path / "a").metrics_jsonl, time.monotonic() + 120
         while process.poll() is None and not (rows.exists() and rows.read_text().count("\n") >= 2):
@@ -137,7 +163,11 @@ def test_the_death_of_a_process_ends_the_other(started, tmp_path, second, code):
         ("raise ValueError('broken here')", True, "error: process 2 of 2 of this run ended with exit code 1"),
         ("raise ValueError('broken here')", False, "ValueError: broken here"),
         ("import os, time; os.kill(os.getppid(), 9); time.sleep(1000)", True, ""),
-        ("import os, torch; torch.distributed.destroy_process_group(); os._exit(3)", True, "error: process 2 of 2 of this run ended with"),
+        (
+            "import os, torch; torch.distributed.destroy_process_group(); os._exit(3)",
+            True,
+            "error: process 2 of 2 of this run ended with",
+        ),
     ],
 )
 def test_a_failure_of_one_process_ends_the_other(started, tmp_path, what, child, says):

@@ -1,11 +1,11 @@
 """Token files: a flat ``.bin`` of little-endian ids, and beside it
 
-``.json``  what they are, written last: a ``.bin`` without one is unfinished;
-``.idx``   where documents begin: one uint32 per document, the place of the end-of-text before it, and the place of the last one;
-``.mask``  only where not every token is learned (conversations): a byte per token, 1 if it counts as a target.
+``.json``  what they are, written last: a ``.bin`` without one is unfinished; ``.idx``   where documents begin: one
+uint32 per document, the place of the end-of-text before it, and the place of the last one; ``.mask``  only where not
+every token is learned (conversations): a byte per token, 1 if it counts as a target.
 
-The stream is ``[eos] doc [eos] doc ... [eos]``: every document has an end-of-text before it, so a model sees one before it writes, and one
-closes the stream.
+The stream is ``[eos] doc [eos] doc ... [eos]``: every document has an end-of-text before it, so a model sees one before
+it writes, and one closes the stream.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class BinMeta(Section):
 
 @dataclass(frozen=True)
 class TokenFile:
-    """A token file that was found to be whole. Its arrays are read-only, and mapped into memory when they are first asked for."""
+    """A token file that was found to be whole. Its arrays are read-only, and mapped into memory when they are first
+    asked for."""
 
     path: Path
     meta: BinMeta
@@ -72,10 +73,12 @@ class TokenFile:
 
 
 class BinWriter:
-    """Writes one token file document by document; as a context it closes the file, and leaves it unfinished after an exception."""
+    """Writes one token file document by document; as a context it closes the file, and leaves it unfinished after an
+    exception."""
 
     def __init__(self, path: Path, *, eos_id: int, vocab_size: int, tokenizer: str, masked: bool = False) -> None:
-        """tokenizer: its fingerprint; masked: each document comes with what is learned of it. OSError: the file cannot be written."""
+        """tokenizer: its fingerprint; masked: each document comes with what is learned of it. OSError: the file cannot
+        be written."""
         self._path, self._vocab_size, self._tokenizer = path, vocab_size, tokenizer
         self._dtype: Literal["<u2", "<u4"] = "<u2" if vocab_size < 65536 else "<u4"
         self._eos = np.array([eos_id], dtype=self._dtype).tobytes()
@@ -88,7 +91,9 @@ class BinWriter:
     def __enter__(self) -> BinWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for file in (self._bin, self._mask):
             if file is not None:
                 file.close()
@@ -98,7 +103,8 @@ class BinWriter:
         return len(self._starts)
 
     def add(self, ids: np.ndarray, text_bytes: int, learned: np.ndarray | None = None) -> None:
-        """One document: ids (n,) of integers; learned (n,) bool, only if masked. ValueError: an id outside the vocabulary."""
+        """One document: ids (n,) of integers; learned (n,) bool, only if masked. ValueError: an id outside the
+        vocabulary."""
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocab_size:
             raise ValueError(f"document {self.documents} holds an id outside the vocabulary of {self._vocab_size}")
         self._starts.append(self.count)
@@ -137,8 +143,8 @@ class BinWriter:
 def open_bin(path: str | Path, meta: BinMeta | None = None, *, verify: bool = True) -> TokenFile:
     """A token file, checked against its sidecar.
 
-    meta: the sidecar's content where it is known already; verify: compare the hashes too, which reads all of it; sizes are compared
-    anyway. ConfigError: a file is missing, damaged or of another format.
+    meta: the sidecar's content where it is known already; verify: compare the hashes too, which reads all of it; sizes
+    are compared anyway. ConfigError: a file is missing, damaged or of another format.
     """
     path = Path(path)
     meta = meta or _read_meta(path)
@@ -175,7 +181,9 @@ def _check(path: Path, expected: int, sha256: str | None) -> None:
     except OSError as error:
         raise UserError(f"token file {path} cannot be read ({error.strerror}); {_REMEDY}") from None
     if size != expected or not size:
-        raise UserError(f"token file {path} has {size} bytes where {expected} are recorded: it is cut off or replaced; {_REMEDY}")
+        raise UserError(
+            f"token file {path} has {size} bytes where {expected} are recorded: it is cut off or replaced; {_REMEDY}"
+        )
     if sha256 is not None and sha256_of(path) != sha256:
         raise UserError(f"token file {path} is damaged (its SHA-256 is not the recorded one); {_REMEDY}")
 
@@ -189,12 +197,16 @@ def _read_meta(path: Path) -> BinMeta:
         raise UserError(f"token file {path} has no readable sidecar {sidecar.name} ({error}); {_REMEDY}") from None
     except ValidationError as error:
         if (version := _version(content)) not in (None, FORMAT_VERSION):
-            raise UserError(f"token file {path} has format {version}, this version reads {FORMAT_VERSION}; {_REMEDY}") from None
+            raise UserError(
+                f"token file {path} has format {version}, this version reads {FORMAT_VERSION}; {_REMEDY}"
+            ) from None
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(f"sidecar {sidecar} is damaged: {where}: {first['msg']}; {_REMEDY}") from None
     if meta.format_version != FORMAT_VERSION:
-        raise UserError(f"token file {path} has format {meta.format_version}, this version reads {FORMAT_VERSION}; {_REMEDY}")
+        raise UserError(
+            f"token file {path} has format {meta.format_version}, this version reads {FORMAT_VERSION}; {_REMEDY}"
+        )
     if not {".bin", ".idx"} <= meta.sha256.keys() <= {".bin", ".idx", ".mask"} or meta.count < meta.documents + 1:
         raise UserError(f"sidecar {sidecar} is damaged: its counts or the files it names are impossible; {_REMEDY}")
     return meta

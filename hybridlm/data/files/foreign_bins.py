@@ -1,7 +1,8 @@
 """Token files that other programs wrote, for training on text that is already tokenised.
 
-Three kinds, told apart in this order: a ``.bin`` with our sidecar beside it; llm.c's, by the magic number in its first four bytes; and a
-headerless array of little-endian ids (nanoGPT writes u16), whose width nothing in the file says: ``data.dtype`` does.
+Three kinds, told apart in this order: a ``.bin`` with our sidecar beside it; llm.c's, by the magic number in its first
+four bytes; and a headerless array of little-endian ids (nanoGPT writes u16), whose width nothing in the file says:
+``data.dtype`` does.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ _LLM_C = {20240520: _Header("GPT-2", 1, "u16"), 20240801: _Header("Llama-3", 7, 
 def open_foreign(path: str | Path, *, dtype: Dtype | None, vocab_size: int | None, scan: bool = True) -> ForeignFile:
     """Map a token file of any of the three kinds; ``dtype`` is ``data.dtype``, which only a headerless file needs.
 
-    With ``vocab_size``, every id is checked against it. scan: look at all ids, and at the hashes of a file of ours; False: at sizes and
-    headers alone. ConfigError, one line: the file cannot be read, is empty, cut off or of an unknown version, ``dtype`` is missing or
-    contradicts the file, or an id is outside the vocabulary.
+    With ``vocab_size``, every id is checked against it. scan: look at all ids, and at the hashes of a file of ours;
+    False: at sizes and headers alone. ConfigError, one line: the file cannot be read, is empty, cut off or of an
+    unknown version, ``dtype`` is missing or contradicts the file, or an id is outside the vocabulary.
     """
     path = Path(path)
     head, size = _peek(path)
@@ -69,7 +70,8 @@ def open_foreign(path: str | Path, *, dtype: Dtype | None, vocab_size: int | Non
         opened = ForeignFile(path, own.tokens, "own", own.meta)
     elif not size:
         raise UserError(f"token file {path} is empty: 0 bytes where at least one token is needed")
-    # A headerless file whose first four bytes happen to be a magic is taken as headed: one in two billion of those with random ids.
+    # A headerless file whose first four bytes happen to be a magic is taken as headed: one in two billion of those with
+    # random ids.
     elif _int32(head, 0) in _LLM_C:
         opened = ForeignFile(path, _open_llm_c(path, head, size, dtype), "llm.c")
     else:
@@ -82,9 +84,11 @@ def open_foreign(path: str | Path, *, dtype: Dtype | None, vocab_size: int | Non
 
 
 def check_ids(tokens: np.ndarray, vocab_size: int, path: Path, *, offset_bytes: int = 0) -> None:
-    """Refuse the first of ``tokens`` (N,) uint16 or uint32 that is not below ``vocab_size``; memory stays bounded however large N.
+    """Refuse the first of ``tokens`` (N,) uint16 or uint32 that is not below ``vocab_size``; memory stays bounded
+    however large N.
 
-    ``offset_bytes`` is where the tokens start in the file ``path``. ConfigError: the id, its token position and its byte.
+    ``offset_bytes`` is where the tokens start in the file ``path``. ConfigError: the id, its token position and its
+    byte.
     """
     position = _first_outside(tokens, vocab_size)
     if position is not None:
@@ -119,16 +123,20 @@ def _peek(path: Path) -> tuple[bytes, int]:
         with path.open("rb") as file:
             return file.read(_HEADER_BYTES), size
     except OSError as error:
-        raise UserError(f"token file {path} cannot be read ({error.strerror}); legal is the path of one file of tokens") from None
+        raise UserError(
+            f"token file {path} cannot be read ({error.strerror}); legal is the path of one file of tokens"
+        ) from None
 
 
 def _int32(head: bytes, index: int) -> int:
-    """Header field ``index``. Of a shorter file less than four bytes may be left: such a number is smaller than any magic."""
+    """Header field ``index``. Of a shorter file less than four bytes may be left: such a number is smaller than any
+    magic."""
     return int.from_bytes(head[4 * index : 4 * index + 4], "little", signed=True)
 
 
 def _has_sidecar(path: Path) -> bool:
-    """Whether the ``.json`` beside the file is ours: another program's (the text, say) has no business with the tokens."""
+    """Whether the ``.json`` beside the file is ours: another program's (the text, say) has no business with the
+    tokens."""
     sidecar = path.with_suffix(".json")
     try:
         with open_regular(sidecar) as file:
@@ -139,7 +147,10 @@ def _has_sidecar(path: Path) -> bool:
 
 def _check_dtype(path: Path, dtype: Dtype | None, actual: Dtype, source: str) -> None:
     if dtype not in (None, actual):
-        raise ConfigError(f"data.dtype is {dtype}, but {source} says that token file {path} holds {actual}: leave it out or set {actual}")
+        raise ConfigError(
+            f"data.dtype is {dtype}, but {source} says that token file {path} holds {actual}: leave it out or set"
+            f" {actual}"
+        )
 
 
 def _open_llm_c(path: Path, head: bytes, size: int, dtype: Dtype | None) -> np.ndarray:
@@ -147,15 +158,17 @@ def _open_llm_c(path: Path, head: bytes, size: int, dtype: Dtype | None) -> np.n
     expected = _LLM_C[magic]
     name = f"token file {path} (llm.c, {expected.tokenizer} magic {magic})"
     if size < _HEADER_BYTES:
-        raise UserError(f"{name} is cut off in its header: it has {size} bytes where the header alone takes {_HEADER_BYTES}")
+        raise UserError(
+            f"{name} is cut off in its header: it has {size} bytes where the header alone takes {_HEADER_BYTES}"
+        )
     version, count = _int32(head, 1), _int32(head, 2)
     if version != expected.version:
         raise UserError(f"{name} has version {version} at byte 4: legal is {expected.version}")
     width = _WIDTHS[expected.dtype]
     if count * width != size - _HEADER_BYTES:
         raise UserError(
-            f"{name} has the token count {count} at byte 8, but {size - _HEADER_BYTES} bytes after its header where {width} a token "
-            "are legal: it is cut off or replaced"
+            f"{name} has the token count {count} at byte 8, but {size - _HEADER_BYTES} bytes after its header where"
+            f" {width} a token are legal: it is cut off or replaced"
         )
     if not count:
         raise UserError(f"{name} is empty: 0 tokens after its header where at least one is needed")
@@ -170,7 +183,9 @@ def _open_raw(path: Path, head: bytes, size: int, dtype: Dtype | None) -> np.nda
     if dtype is None:
         raise UserError(f"token file {path} has no header and no sidecar, so data.dtype must say u16 or u32: {fits}")
     if size % _WIDTHS[dtype]:
-        raise UserError(f"token file {path} is not a multiple of {_WIDTHS[dtype]} bytes, as data.dtype {dtype} asks: {fits}")
+        raise UserError(
+            f"token file {path} is not a multiple of {_WIDTHS[dtype]} bytes, as data.dtype {dtype} asks: {fits}"
+        )
     return _map(path, dtype, 0)
 
 
@@ -181,7 +196,9 @@ def _check_raw(tokens: np.ndarray, size: int, dtype: Dtype | None, vocab_size: i
     high_words = tokens.view("<u2")[1::2]
     if dtype == "u16" and size % 4 == 0 and _first_outside(high_words, highest + 1) is None:
         small = "zero" if not highest else f"at most {highest}"
-        raise UserError(f"token file {path} looks like u32, not u16: every second 16-bit word is {small}; set data.dtype to u32")
+        raise UserError(
+            f"token file {path} looks like u32, not u16: every second 16-bit word is {small}; set data.dtype to u32"
+        )
     position = _first_outside(tokens, _IMPLAUSIBLE if vocab_size is None else vocab_size)
     if position is not None:
         # One bad id is damage; where most are bad, and so by their upper half, the width is wrong.
@@ -195,7 +212,9 @@ def _refuse_unknown_header(path: Path, head: bytes, size: int) -> None:
     counted = size > _HEADER_BYTES and _int32(head, 2) * 4 in ((size - _HEADER_BYTES) * 2, size - _HEADER_BYTES)
     if counted and not any(head[12:]):
         legal = " or ".join(f"{magic} ({header.tokenizer})" for magic, header in _LLM_C.items())
-        raise UserError(f"token file {path} has a header like llm.c's, but the magic {_int32(head, 0)} at byte 0: legal is {legal}")
+        raise UserError(
+            f"token file {path} has a header like llm.c's, but the magic {_int32(head, 0)} at byte 0: legal is {legal}"
+        )
 
 
 def _map(path: Path, dtype: Dtype, offset_bytes: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The tokens of many files as one stream, of which only what is read is opened.
 
-A stream of a hundred thousand files holds a description of each and the place where it begins. Files are mapped into memory when they are
-first touched, and so many at a time as a process may well have open: a mapped file takes a file descriptor.
+A stream of a hundred thousand files holds a description of each and the place where it begins. Files are mapped into
+memory when they are first touched, and so many at a time as a process may well have open: a mapped file takes a file
+descriptor.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _T = TypeVar("_T")
 
 
 def _most_open() -> int:
-    """Things to keep open in one process: each takes a file descriptor, or two where there is a mask, and half of all are to be left."""
+    """Things to keep open in one process: each takes a file descriptor, or two where there is a mask, and half of all
+    are to be left."""
     try:
         import resource  # not on Windows
     except ImportError:
@@ -36,7 +38,8 @@ _opened: dict[Hashable, Any] = {}  # of this process, the oldest first
 
 
 def opened(key: Hashable, open_it: Callable[[], tuple[_T, Sequence[Mapped]]]) -> _T:
-    """What ``open_it`` made of the files beside it when ``key`` was last opened in this process; the oldest of too many is forgotten.
+    """What ``open_it`` made of the files beside it when ``key`` was last opened in this process; the oldest of too many
+    is forgotten.
 
     RunFailed: one of the files is not what it was.
     """
@@ -54,10 +57,11 @@ def opened(key: Hashable, open_it: Callable[[], tuple[_T, Sequence[Mapped]]]) ->
 class Piece:
     """A stretch of one token file: what it is, not its arrays, so that it can be sent to another process.
 
-    dtype: of the ids, "<u2" or "<u4"; count: tokens; offset: bytes before the first. masked: the file has a ``.mask`` beside it;
-    documents: as many are in the ``.idx`` beside it, None if it has none (files of other programs). Both speak of the whole file, so a
-    piece that has one begins with the file. key: hash of its content, for what is made of it and kept.
-    open_end: the last of its tokens, the eos that closes it, is left to the next piece, which begins with one.
+    dtype: of the ids, "<u2" or "<u4"; count: tokens; offset: bytes before the first. masked: the file has a ``.mask``
+    beside it; documents: as many are in the ``.idx`` beside it, None if it has none (files of other programs). Both
+    speak of the whole file, so a piece that has one begins with the file. key: hash of its content, for what is made of
+    it and kept. open_end: the last of its tokens, the eos that closes it, is left to the next piece, which begins with
+    one.
     """
 
     path: Path
@@ -79,7 +83,8 @@ class Piece:
         return [Mapped(path) for path in ([self.path, self.path.with_suffix(".mask")] if self.masked else [self.path])]
 
     def tokens(self, files: Sequence[Mapped] = ()) -> np.ndarray:
-        """(count,) ids, of ``mapped`` files or mapped anew; with the closing eos, also where the stream goes on without it."""
+        """(count,) ids, of ``mapped`` files or mapped anew; with the closing eos, also where the stream goes on without
+        it."""
         return (files or self.mapped())[0].array(self.dtype, self.offset, self.count)
 
     def learned(self, files: Sequence[Mapped] = ()) -> np.ndarray | None:
@@ -87,12 +92,18 @@ class Piece:
         return (files or self.mapped())[1].array("?", 0, self.count) if self.masked else None
 
     def starts(self) -> np.ndarray | None:
-        """(documents + 1,) uint32, mapped anew: the eos before each document and the closing one; None: they have to be looked for."""
-        return None if self.documents is None else Mapped(self.path.with_suffix(".idx")).array("<u4", 0, self.documents + 1)
+        """(documents + 1,) uint32, mapped anew: the eos before each document and the closing one; None: they have to be
+        looked for."""
+        return (
+            None
+            if self.documents is None
+            else Mapped(self.path.with_suffix(".idx")).array("<u4", 0, self.documents + 1)
+        )
 
 
 def split_of(files: Iterable[TokenFile]) -> TokenStream:
-    """The stream of token files of ours, in order; all but the last leave their closing eos to the next. ValueError: there is none."""
+    """The stream of token files of ours, in order; all but the last leave their closing eos to the next. ValueError:
+    there is none."""
     pieces = [
         Piece(
             file.path,
@@ -109,7 +120,8 @@ def split_of(files: Iterable[TokenFile]) -> TokenStream:
 
 
 class Arrays(NamedTuple):
-    """Of one piece. tokens, learned: (size,), see ``Piece``; closed, closed_learned: the same with the closing eos, (count,)."""
+    """Of one piece. tokens, learned: (size,), see ``Piece``; closed, closed_learned: the same with the closing eos,
+    (count,)."""
 
     tokens: np.ndarray
     learned: np.ndarray | None
@@ -126,7 +138,9 @@ class TokenStream:
             raise ValueError("a stream takes one piece or more, all with a mask or all without")
         self.pieces = tuple(pieces)
         self.masked = pieces[0].masked
-        self.firsts = np.cumsum([0, *(piece.size for piece in pieces)], dtype=np.int64)  # (pieces + 1,): where each begins, and the end
+        self.firsts = np.cumsum(
+            [0, *(piece.size for piece in pieces)], dtype=np.int64
+        )  # (pieces + 1,): where each begins, and the end
         self._identity = object()  # a file may change between two streams over it
 
     def __len__(self) -> int:
@@ -141,7 +155,8 @@ class TokenStream:
         return self.learned_windows(np.array([first], dtype=np.int64), count).reshape(count)
 
     def windows(self, firsts: np.ndarray, length: int) -> np.ndarray:
-        """Tokens [first, first + length) of each of ``firsts`` (B,) int64, as (B, length) int64. IndexError: not all of them are there."""
+        """Tokens [first, first + length) of each of ``firsts`` (B,) int64, as (B, length) int64. IndexError: not all of
+        them are there."""
         out = np.empty((len(firsts), length), dtype=np.int64)
         self._fill(out, firsts, lambda piece: self.arrays(piece).tokens)
         return out

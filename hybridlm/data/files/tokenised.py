@@ -24,7 +24,8 @@ _ENDINGS = (".bin",)  # of the files of a folder
 
 
 def open_tokenised(config: DataConfig, folder: Path, report: Callable[[str], None], *, whole: bool = False) -> Prepared:
-    """``data.source=bins``. folder: for what is found of the files; whole: without ``data.val_path`` both splits are all of ``data.path``.
+    """``data.source=bins``. folder: for what is found of the files; whole: without ``data.val_path`` both splits are
+    all of ``data.path``.
 
     ConfigError: a file or the tokenizer is missing or does not fit.
     """
@@ -47,7 +48,9 @@ def open_tokenised(config: DataConfig, folder: Path, report: Callable[[str], Non
         count = sum(piece.size for piece in _joined(train))
         held_out = max(1, round(count * config.val_fraction))
         if min(held_out, count - held_out) < 2:
-            raise ConfigError(f"data.path={shown(config.path)}: {count:,} tokens are too few to train on and to hold some out")
+            raise ConfigError(
+                f"data.path={shown(config.path)}: {count:,} tokens are too few to train on and to hold some out"
+            )
         train, val = _cut(_joined(train), count - held_out, config)
         held = f"the last {held_out:,} of them"
     splits = [known.described(_joined(pieces)) for pieces in (train, val)]
@@ -68,7 +71,8 @@ def _cut(pieces: Sequence[Piece], at: int, config: DataConfig) -> tuple[list[Pie
     """``pieces`` before and behind token ``at`` of their stream."""
     if any(piece.masked for piece in pieces):
         raise ConfigError(
-            f"data.path={shown(config.path)} holds conversations, which are not cut: name others to validate on with data.val_path"
+            f"data.path={shown(config.path)} holds conversations, which are not cut: name others to validate on with"
+            " data.val_path"
         )
     before: list[Piece] = []
     behind: list[Piece] = []
@@ -91,7 +95,9 @@ class _Known:
 
     def __init__(self, folder: Path, place: str, config: DataConfig, tokenizer: Tokenizer) -> None:
         name = f"{place}\0{config.dtype}\0{tokenizer.fingerprint}"
-        self._path = folder / "scans" / f"{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.json"
+        self._path = (
+            folder / "scans" / f"{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.json"
+        )
         self._old, self._new = kept_json(self._path), dict[str, list[object]]()
         self._config, self._tokenizer = config, tokenizer
         self._sizes = tokenizer.token_bytes().astype(np.int64)
@@ -102,7 +108,10 @@ class _Known:
         known = stamp is not None and self._old.get(str(path)) == stamp
         file = open_foreign(path, dtype=self._config.dtype, vocab_size=self._tokenizer.vocab_size, scan=not known)
         if file.own is not None and file.own.tokenizer != self._tokenizer.fingerprint:
-            raise UserError(f"token file {path} was made by another tokenizer than data.tokenizer.path={self._config.tokenizer.path}")
+            raise UserError(
+                f"token file {path} was made by another tokenizer than"
+                f" data.tokenizer.path={self._config.tokenizer.path}"
+            )
         if stamp is not None:
             self._new[str(path)] = stamp
         return _piece_of(file)
@@ -111,7 +120,11 @@ class _Known:
         """The stream of ``pieces``, whose contents are counted if that was not done before."""
         facts = [self._facts(piece) for piece in pieces]
         named = [replace(piece, key=key) for piece, (key, _, _) in zip(pieces, facts, strict=True)]
-        return TextSplit(TokenStream(named), sum(documents for _, documents, _ in facts), sum(text_bytes for _, _, text_bytes in facts))
+        return TextSplit(
+            TokenStream(named),
+            sum(documents for _, documents, _ in facts),
+            sum(text_bytes for _, _, text_bytes in facts),
+        )
 
     def keep(self) -> None:
         if self._new != self._old:

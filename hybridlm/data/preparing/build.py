@@ -1,7 +1,8 @@
 """A corpus made into a folder of token files, by several processes, in steps that survive being killed.
 
-The folder is named after all that its content depends on and grows under another name. A unit that is finished there stays finished, so a
-second start goes on where the first was killed, with the same files byte for byte; once complete it is renamed into place.
+The folder is named after all that its content depends on and grows under another name. A unit that is finished there
+stays finished, so a second start goes on where the first was killed, with the same files byte for byte; once complete
+it is renamed into place.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ Report = Callable[[str], None]
 
 
 class Manifest(Section):
-    """What a prepared folder holds. train, val: its token files by stem, in order of the corpus. below: the place in the split up to which
-    documents are held out; cut: each document gives its end instead."""
+    """What a prepared folder holds. train, val: its token files by stem, in order of the corpus. below: the place in
+    the split up to which documents are held out; cut: each document gives its end instead."""
 
     format_version: int
     tokenizer: str  # Tokenizer.fingerprint
@@ -80,7 +81,8 @@ class Order:
 def build(order: Order, report: Report) -> None:
     """Makes ``order.folder`` unless it is there; of two processes that want it one waits for the other.
 
-    ConfigError: the corpus cannot be split, holds nothing or, if that was asked for, something bad; or nothing can be written.
+    ConfigError: the corpus cannot be split, holds nothing or, if that was asked for, something bad; or nothing can be
+    written.
     """
     locks = order.folder.parent / "locks"
     try:
@@ -166,7 +168,9 @@ def _tokenised(order: Order, task: Task, report: Report) -> list[UnitReport]:
     _run("tokenising", _Tokens(task, order.dedup), order, todo, report)
     finished = [reports[number] or task.report(number) for number in range(len(units))]
     if lost := [number for number, one in enumerate(finished) if one is None]:
-        raise UserError(f"{task.report_path(lost[0])} cannot be read back just after it was written: is the disk in order?")
+        raise UserError(
+            f"{task.report_path(lost[0])} cannot be read back just after it was written: is the disk in order?"
+        )
     return [one for one in finished if one is not None]
 
 
@@ -199,10 +203,15 @@ def _merged(order: Order, split: Split, reports: Sequence[UnitReport], report: R
     if not manifest.documents and manifest.mistakes:
         first = manifest.mistakes[0]
         bad = sum(mistake.count for mistake in manifest.mistakes)
-        raise Refused(f"{order.name}: none of its {bad} document(s) can be used; the first: {first.first}: {first.what}")
+        raise Refused(
+            f"{order.name}: none of its {bad} document(s) can be used; the first: {first.first}: {first.what}"
+        )
     if not manifest.train or not (manifest.val or split.all_learned):
         lacking = "train on" if not manifest.train else "validate on"
-        raise Refused(f"{order.name}: nothing to {lacking}: {manifest.documents} document(s) with text are too few, or of one side alone")
+        raise Refused(
+            f"{order.name}: nothing to {lacking}: {manifest.documents} document(s) with text are too few, or of one"
+            " side alone"
+        )
     began = time.monotonic()
     gzip_bytes, xz_bytes = (None, None) if order.masked else _compressed(order, manifest)
     if time.monotonic() - began > 5:
@@ -211,7 +220,8 @@ def _merged(order: Order, split: Split, reports: Sequence[UnitReport], report: R
 
 
 def _compressed(order: Order, manifest: Manifest) -> tuple[int | None, int | None]:
-    """Sizes in bytes that general-purpose compressors make of the validation text, the yardstick for bits per byte; None: it is long."""
+    """Sizes in bytes that general-purpose compressors make of the validation text, the yardstick for bits per byte;
+    None: it is long."""
     if sum(meta.text_bytes for meta in manifest.val.values()) > _MEASURED:
         return None, None
     pieces = [order.tokenizer.bytes_of(token) for token in range(order.tokenizer.vocab_size)]

@@ -1,7 +1,7 @@
 """Documents whose very text came before, found with memory that does not grow with the corpus.
 
-Every unit gives the digests of its documents; these are dealt into buckets by their first bytes, so that equal ones meet, and each bucket
-is looked at by itself. What is dropped of a unit is written beside it.
+Every unit gives the digests of its documents; these are dealt into buckets by their first bytes, so that equal ones
+meet, and each bucket is looked at by itself. What is dropped of a unit is written beside it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def write_digests(folder: Path, number: int, unit: Unit, progress: Callable[[int
     path = _digests(folder, number)
     if path.exists():
         return
-    with replaced(path) as partial, partial.open("wb") as file:  # synced: a name without its content would pass for a finished unit
+    with (
+        replaced(path) as partial,
+        partial.open("wb") as file,
+    ):  # synced: a name without its content would pass for a finished unit
         for document in unit.documents():
             if isinstance(document, Document):
                 file.write(document.digest[:16])
@@ -41,7 +44,8 @@ def dropped_of(folder: Path, number: int) -> np.ndarray:
 
 
 def mark_duplicates(folder: Path, units: int, bucket: int = _BUCKET) -> None:
-    """Of equal documents in units [0, units) all but the first are marked as dropped. OSError: the folder cannot be written."""
+    """Of equal documents in units [0, units) all but the first are marked as dropped. OSError: the folder cannot be
+    written."""
     counts = [_digests(folder, number).stat().st_size // 16 for number in range(units)]
     buckets = min(_MOST_BUCKETS, -(-max(1, sum(counts)) // bucket))
     for number, count in enumerate(counts):

@@ -35,8 +35,8 @@ class Work(Protocol):
 def work_on(work: Work, units: Sequence[tuple[int, Unit]], workers: int, update: Callable[[int], None]) -> None:
     """``work`` on every numbered unit. update: gets the sum of the sizes of what is done, again and again.
 
-    The error of the first unit, in their order, that has one is raised, and what was under way behind it is left unfinished.
-    ConfigError: a process died.
+    The error of the first unit, in their order, that has one is raised, and what was under way behind it is left
+    unfinished. ConfigError: a process died.
     """
     workers = min(workers, len(units))
     if workers < 2 or 0 < sum(unit.size for _, unit in units) < _FEW_BYTES:  # 0: nobody knows
@@ -62,8 +62,8 @@ def work_on(work: Work, units: Sequence[tuple[int, Unit]], workers: int, update:
         pool.shutdown(wait=True, cancel_futures=True)
     if isinstance(error, BrokenProcessPool):
         raise UserError(
-            "data: a process that tokenises was ended from outside, maybe for want of memory; run again (finished files are kept) "
-            "with fewer data.prepare_workers"
+            "data: a process that tokenises was ended from outside, maybe for want of memory; run again (finished files"
+            " are kept) with fewer data.prepare_workers"
         ) from error
     if error is not None:
         raise error
@@ -71,10 +71,14 @@ def work_on(work: Work, units: Sequence[tuple[int, Unit]], workers: int, update:
 
 
 def _first_error(futures: Sequence[Future[None]], last: Any, look: Callable[[], None]) -> BaseException | None:
-    """The error of the first one that has one, once all before it have come to their end; those behind it shall not begin."""
+    """The error of the first one that has one, once all before it have come to their end; those behind it shall not
+    begin."""
     end = len(futures)
     while wait(futures[:end], _LOOK, FIRST_EXCEPTION).not_done:
-        end = next((place for place, future in enumerate(futures[:end]) if future.done() and future.exception() is not None), end)
+        end = next(
+            (place for place, future in enumerate(futures[:end]) if future.done() and future.exception() is not None),
+            end,
+        )
         last.value = end
         look()
     return next((error for future in futures[: end + 1] if (error := future.exception()) is not None), None)
@@ -82,7 +86,8 @@ def _first_error(futures: Sequence[Future[None]], last: Any, look: Callable[[], 
 
 @contextlib.contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """Around the start of processes: they inherit that Ctrl-C is not for them, and this process gets it a moment later."""
+    """Around the start of processes: they inherit that Ctrl-C is not for them, and this process gets it a moment
+    later."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

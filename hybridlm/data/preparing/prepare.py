@@ -38,7 +38,8 @@ Report = Callable[[str], None]
 
 
 def prepare(config: DataConfig, report: Report = lambda line: None, *, whole: bool = False) -> Prepared:
-    """The prepared data of ``config``, built on first use; nothing in it depends on a seed. ``report`` gets a line per stage.
+    """The prepared data of ``config``, built on first use; nothing in it depends on a seed. ``report`` gets a line per
+    stage.
 
     whole: nothing is held out; both splits are all of the text.
     ConfigError: the corpus cannot be read or split, the folder cannot be written, or prepared files are damaged.
@@ -65,7 +66,8 @@ def prepare(config: DataConfig, report: Report = lambda line: None, *, whole: bo
 
 
 def data_folder(config: DataConfig) -> Path:
-    """Where prepared corpora lie: ``data.out``, else ``data`` below $HYBRIDLM_CACHE, $XDG_CACHE_HOME/hybridlm or ~/.cache/hybridlm.
+    """Where prepared corpora lie: ``data.out``, else ``data`` below $HYBRIDLM_CACHE, $XDG_CACHE_HOME/hybridlm or
+    ~/.cache/hybridlm.
 
     UserError: no home, and none of the others is given.
     """
@@ -78,7 +80,9 @@ def data_folder(config: DataConfig) -> Path:
     try:
         return Path.home() / ".cache" / "hybridlm" / "data"
     except RuntimeError:
-        raise UserError("no place for prepared data: HOME is not set; name one with data.out, or with HYBRIDLM_CACHE") from None
+        raise UserError(
+            "no place for prepared data: HOME is not set; name one with data.out, or with HYBRIDLM_CACHE"
+        ) from None
 
 
 def _sources(config: DataConfig, report: Report, whole: bool) -> list[Source]:
@@ -94,7 +98,9 @@ def _sources(config: DataConfig, report: Report, whole: bool) -> list[Source]:
             progress.update(read)
 
         for name, weight, corpus in corpora:
-            opened = open_corpus(corpus, unit_bytes=config.shard_mb * 1_000_000, cache=data_folder(config), progress=advance)
+            opened = open_corpus(
+                corpus, unit_bytes=config.shard_mb * 1_000_000, cache=data_folder(config), progress=advance
+            )
             if whole and opened.named is None:
                 opened = replace(opened, named=0)
             sources.append(Source(name, weight, corpus, opened, config.val_fraction))
@@ -145,13 +151,25 @@ def _tokenizer(config: DataConfig, sources: Sequence[Source], report: Report) ->
     if settings.path is not None:
         tokenizer = load_tokenizer(expanded(settings.path), settings.special_tokens)
         if not tokenizer.lossless:
-            report("tokenizer: it brings text into Unicode's normal form NFC, whose bytes are those that bits per byte count")
+            report(
+                "tokenizer: it brings text into Unicode's normal form NFC, whose bytes are those that bits per byte"
+                " count"
+            )
         return tokenizer
     if settings.kind == "bytes":
         return byte_tokenizer(settings.special_tokens)
     made_of = [[source.corpus.fingerprint, source.weight, *source.split_facts] for source in sources]
-    facts = [build.FORMAT_VERSION, made_of, settings.vocab_size, SPLIT_PATTERN, settings.special_tokens, settings.train_mb]
-    kept = data_folder(config) / "tokenizers" / f"bpe-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}.json"
+    facts = [
+        build.FORMAT_VERSION,
+        made_of,
+        settings.vocab_size,
+        SPLIT_PATTERN,
+        settings.special_tokens,
+        settings.train_mb,
+    ]
+    kept = (
+        data_folder(config) / "tokenizers" / f"bpe-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}.json"
+    )
     if kept.exists():
         return Tokenizer.load(kept)
     tokenizer = _trained(settings, sources, report)
@@ -179,7 +197,8 @@ def _trained(settings: TokenizerConfig, sources: Sequence[Source], report: Repor
 
 
 def _sample(sources: Sequence[Source], limit: int) -> Iterator[str]:
-    """Training texts of about ``limit`` bytes at most: the beginning of every unit, and of each source its weight's share."""
+    """Training texts of about ``limit`` bytes at most: the beginning of every unit, and of each source its weight's
+    share."""
     weights = sum(source.weight for source in sources)
     sizes = [sum(unit.size for unit in source.corpus.units) for source in sources]
     whole = all(sizes) and sum(sizes) <= limit
@@ -218,7 +237,9 @@ def _open(source: Source, folder: Path, report: Report) -> Part:
         raise UserError(f"{folder / MANIFEST} {reason}; delete its folder and prepare again") from None
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     if manifest.tokenizer != tokenizer.fingerprint:
-        raise UserError(f"{folder}: its token files were not made by the tokenizer beside them; delete the folder and prepare again")
+        raise UserError(
+            f"{folder}: its token files were not made by the tokenizer beside them; delete the folder and prepare again"
+        )
     if manifest.mistakes:
         _say_mistakes(source, manifest.mistakes, manifest.documents, report)
     if manifest.duplicates:
@@ -230,7 +251,10 @@ def _open(source: Source, folder: Path, report: Report) -> Part:
         keep_json(folder / _VERIFIED, {"stamp": stamp})
     val = TextSplit(val.stream, val.documents, val.text_bytes, manifest.gzip_bytes, manifest.xz_bytes)
     size = train.text_bytes + val.text_bytes
-    text = f"{f'{size / 1e6:,.2f} MB' if size >= 100_000 else f'{size:,} bytes'} of text{' to learn' if val.stream.masked else ''}"
+    text = (
+        f"{f'{size / 1e6:,.2f} MB' if size >= 100_000 else f'{size:,} bytes'} of"
+        f" text{' to learn' if val.stream.masked else ''}"
+    )
     count = f"{manifest.documents:,} document{'s' if manifest.documents != 1 else ''}"
     report(f"{source.name}: {count}, {text}, {_held_out(source, manifest, val)}")
     for name, side in (("train", train), ("val", val)):
@@ -245,8 +269,14 @@ def _held_out(source: Source, manifest: Manifest, val: TextSplit) -> str:
     if source.corpus.named is not None:
         return f"{val.documents:,} of them those of data.val_path, to validate on"
     if manifest.cut:
-        return f"of which the last {source.val_fraction:.3g} is held out for validation (data.val_path names other texts)"
-    why = "" if manifest.below == source.val_fraction else f" (data.val_fraction={source.val_fraction} alone leaves one side empty)"
+        return (
+            f"of which the last {source.val_fraction:.3g} is held out for validation (data.val_path names other texts)"
+        )
+    why = (
+        ""
+        if manifest.below == source.val_fraction
+        else f" (data.val_fraction={source.val_fraction} alone leaves one side empty)"
+    )
     return f"{val.documents:,} of them held out for validation{why}"
 
 
@@ -262,7 +292,9 @@ def _yardstick(side: TextSplit) -> str:
 
 def _split(folder: Path, files: dict[str, bins.BinMeta], verified: bool) -> TextSplit:
     opened = [bins.open_bin(folder / f"{stem}.bin", meta, verify=not verified) for stem, meta in files.items()]
-    documents, text_bytes = (sum(getattr(meta, name) for meta in files.values()) for name in ("documents", "text_bytes"))
+    documents, text_bytes = (
+        sum(getattr(meta, name) for meta in files.values()) for name in ("documents", "text_bytes")
+    )
     return TextSplit(split_of(opened), documents, text_bytes)
 
 

@@ -12,7 +12,8 @@ from hybridlm.data.reading.units import Corpus
 
 @dataclass(frozen=True)
 class Source:
-    """A corpus to be prepared: the only one, or a part of a mixture. weight: of its text in what a BPE is trained on."""
+    """A corpus to be prepared: the only one, or a part of a mixture. weight: of its text in what a BPE is trained
+    on."""
 
     name: str
     weight: float

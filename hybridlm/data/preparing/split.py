@@ -1,8 +1,8 @@
 """Which documents, or which part of a lone one, are held out for validation.
 
-A document is held out if a hash of its content (of its name in Python's standard library) lies below ``data.val_fraction``, so that the
-choice does not change when a corpus grows and equal texts stay on one side. Where that leaves a side empty the document nearest to it goes
-there. A lone text gives its end.
+A document is held out if a hash of its content (of its name in Python's standard library) lies below
+``data.val_fraction``, so that the choice does not change when a corpus grows and equal texts stay on one side. Where
+that leaves a side empty the document nearest to it goes there. A lone text gives its end.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def position(document: Document) -> float:
 
 @dataclass(frozen=True)
 class Split:
-    """below: the place up to which documents are held out. shares: if not empty, of each unit the share of every document's text that is,
-    at its end; 0: none of it, 1: all."""
+    """below: the place up to which documents are held out. shares: if not empty, of each unit the share of every
+    document's text that is, at its end; 0: none of it, 1: all."""
 
     below: float
     shares: tuple[float, ...] = ()
@@ -84,7 +84,10 @@ def find_split(corpus: Corpus, fraction: float) -> Split:
     if least < most:  # all on one side
         return Split(most if most < fraction else math.nextafter(least, 1))
     if turns:
-        raise Refused("the corpus is one conversation, which is not cut: add others, or name those to validate on with data.val_path")
+        raise Refused(
+            "the corpus is one conversation, which is not cut: add others, or name those to validate on with"
+            " data.val_path"
+        )
     return Split(fraction, (fraction,) * len(corpus.units))
 
 

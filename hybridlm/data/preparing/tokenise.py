@@ -26,7 +26,10 @@ from hybridlm.data.reading.units import Unit
 from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.data.tokenizer_pieces import LONGEST_PART
 
-NO_CUT = f"more than {LONGEST_PART:,} characters without a blank, a line end or a mark (data.tokenizer.kind=bytes takes them)"
+NO_CUT = (
+    f"more than {LONGEST_PART:,} characters without a blank, a line end or a mark (data.tokenizer.kind=bytes takes"
+    " them)"
+)
 _ROLL_AT = MAX_TOKENS - (1 << 28)  # tokens: no single document is that long
 
 
@@ -56,7 +59,8 @@ class UnitReport(Section):
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be done with every unit; can be pickled. folder: of the token files; masked: the corpus is of conversations."""
+    """What is to be done with every unit; can be pickled. folder: of the token files; masked: the corpus is of
+    conversations."""
 
     folder: Path
     tokenizer: Path
@@ -102,8 +106,8 @@ def tokenise(
 ) -> UnitReport:
     """Makes the token files of unit ``number`` and its report.
 
-    dropped: (documents,) bool, what is left out because it came before; progress gets numbers of bytes of text as they are read.
-    Refused: with ``fail_on_bad`` there is something bad. OSError: a file cannot be written.
+    dropped: (documents,) bool, what is left out because it came before; progress gets numbers of bytes of text as they
+    are read. Refused: with ``fail_on_bad`` there is something bad. OSError: a file cannot be written.
     """
     tally = _Tally()
     chosen = _chosen(task, unit, tokenizer, tally, dropped, progress or (lambda n: None))
@@ -112,7 +116,9 @@ def tokenise(
         sides: dict[Side, _Side] = {"train": _Side(task, f"train-{number:06d}", tokenizer, stack)}
         sides["val"] = _Side(task, f"val-{number:06d}", tokenizer, stack)
         documents = (document for _, document in again)
-        for (side, _), (ids, learned, text_bytes) in zip(read, _encoded(documents, tokenizer, task.masked), strict=True):
+        for (side, _), (ids, learned, text_bytes) in zip(
+            read, _encoded(documents, tokenizer, task.masked), strict=True
+        ):
             sides[side].add(ids, learned, text_bytes)
         report = UnitReport(
             documents=tally.documents,
@@ -126,7 +132,12 @@ def tokenise(
 
 
 def _chosen(
-    task: Task, unit: Unit, tokenizer: Tokenizer, tally: _Tally, dropped: np.ndarray | None, progress: Callable[[int], None]
+    task: Task,
+    unit: Unit,
+    tokenizer: Tokenizer,
+    tally: _Tally,
+    dropped: np.ndarray | None,
+    progress: Callable[[int], None],
 ) -> Iterator[Document]:
     number = -1  # among the documents
     for document in unit.documents():
@@ -152,7 +163,9 @@ def _encodable(document: Document, tokenizer: Tokenizer) -> Document | Bad:
     return Bad(document.name, NO_CUT, f"{length:,} characters") if length else document
 
 
-def _encoded(documents: Iterable[Document], tokenizer: Tokenizer, masked: bool) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
+def _encoded(
+    documents: Iterable[Document], tokenizer: Tokenizer, masked: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
     """For each document its ids, what is learned of them, and the bytes of text behind what is learned."""
     if masked:
         sizes = tokenizer.token_bytes()
@@ -177,7 +190,8 @@ class _Side:
         self._done: dict[str, BinMeta] = {}
 
     def add(self, ids: np.ndarray, learned: np.ndarray | None, text_bytes: int) -> None:
-        # A unit is of about this size by itself, but for what can only be read whole: a .gz, a file of a streamed data set.
+        # A unit is of about this size by itself, but for what can only be read whole: a .gz, a file of a streamed data
+        # set.
         if self._writer is not None and (self._held >= 2 * self._task.shard_bytes or self._writer.count >= _ROLL_AT):
             self._close()
         if self._writer is None:

@@ -1,7 +1,8 @@
 """Records that hold conversations, in the forms in which people keep them, as turns of system, user and assistant.
 
-Calls of tools become text of the assistant, which is learned, and their results text of the user, which is read; both are written as the
-templates of Hermes and Qwen write them. What cannot be told as such turns is left out as a whole, with the reason.
+Calls of tools become text of the assistant, which is learned, and their results text of the user, which is read; both
+are written as the templates of Hermes and Qwen write them. What cannot be told as such turns is left out as a whole,
+with the reason.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class _Unfit(Exception):
 
 @dataclass(frozen=True)
 class ChatRecords:
-    """Records with a list of messages (``messages``, ``conversations``), or with a question and its answer in two fields."""
+    """Records with a list of messages (``messages``, ``conversations``), or with a question and its answer in two
+    fields."""
 
     @property
     def columns(self) -> tuple[tuple[str, ...], ...]:
@@ -71,7 +73,9 @@ def _messages(record: Mapping[str, Any]) -> Iterator[Turn]:
         return
     pair = next((pair for pair in _PAIRS if all(name in record for name in pair)), None)
     if pair is None:
-        raise _Unfit("no messages, conversations, prompt with response, or instruction with output", f"it has {_names(record)}")
+        raise _Unfit(
+            "no messages, conversations, prompt with response, or instruction with output", f"it has {_names(record)}"
+        )
     prompt, answer = (record[name] for name in pair)
     if isinstance(prompt, list | tuple) and isinstance(answer, list | tuple):
         yield from _turns(pair[0], [*prompt, *answer], begun=bool(system))
@@ -152,7 +156,8 @@ def _part(place: str, part: object) -> str:
 
 
 def _call(place: str, call: object) -> str:
-    """A call of a tool in one line of JSON: its name, and the arguments as they are meant if they are JSON in a text."""
+    """A call of a tool in one line of JSON: its name, and the arguments as they are meant if they are JSON in a
+    text."""
     facts = call.get("function", call) if isinstance(call, Mapping) else call
     if not isinstance(facts, Mapping) or not isinstance(facts.get("name"), str):
         raise _Unfit("a call of a tool has no name", place)
@@ -160,7 +165,9 @@ def _call(place: str, call: object) -> str:
     if isinstance(arguments, str):
         with contextlib.suppress(ValueError, RecursionError):
             arguments = json.loads(arguments)
-    line = json.dumps({"name": facts["name"], "arguments": {} if arguments is None else arguments}, ensure_ascii=False, default=str)
+    line = json.dumps(
+        {"name": facts["name"], "arguments": {} if arguments is None else arguments}, ensure_ascii=False, default=str
+    )
     if not encodable(line):
         raise _Unfit("the content of a message is not text", f"{place}: half a surrogate pair")
     return line
@@ -171,7 +178,8 @@ def _tagged(tag: str, text: str) -> str:
 
 
 def _joined(turns: Iterator[Turn]) -> Iterator[Turn]:
-    """With the roles that templates know. Results of several calls are one turn, and so are an answer and the call behind it."""
+    """With the roles that templates know. Results of several calls are one turn, and so are an answer and the call
+    behind it."""
     held: Turn | None = None
     was = ""
     for role, content in turns:

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, Protocol
 
 from hybridlm.errors import printable
 
-LONGEST = 16_000_000  # bytes of a text or a record: memory holds one at a time, as text, as what JSON makes of it, and as ids
+LONGEST = (
+    16_000_000  # bytes of a text or a record: memory holds one at a time, as text, as what JSON makes of it, and as ids
+)
 TOO_LONG = f"more than {LONGEST:,} bytes"
 _SHOWN = 200  # characters of a detail
 
@@ -56,9 +58,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Bad:
-    """What cannot be a document. where: file and line or row; what: the kind of mistake; detail: more of it, may be empty.
+    """What cannot be a document. where: file and line or row; what: the kind of mistake; detail: more of it, may be
+    empty.
 
-    All three can be shown: names of files and fields may hold bytes that are not UTF-8, line ends and terminal codes, and are written out.
+    All three can be shown: names of files and fields may hold bytes that are not UTF-8, line ends and terminal codes,
+    and are written out.
     """
 
     where: str
@@ -80,7 +84,8 @@ class Records(Protocol):
 
     @property
     def columns(self) -> tuple[tuple[str, ...], ...]:
-        """The sets of columns that will do, in order of preference: a table is read by the first of which it has all."""
+        """The sets of columns that will do, in order of preference: a table is read by the first of which it has
+        all."""
 
     @property
     def optional(self) -> tuple[str, ...]:

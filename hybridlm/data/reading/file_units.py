@@ -1,6 +1,7 @@
 """The units of a corpus in files: small files together, large ones in pieces.
 
-What they hold is in the corpus' fingerprint, so a file that has gone or changed since it was scanned is a ConfigError, not a document less.
+What they hold is in the corpus' fingerprint, so a file that has gone or changed since it was scanned is a ConfigError,
+not a document less.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybridlm.data.reading.documents import Bad, Document, Records
-from hybridlm.data.reading.readers import bounded_lines, read_lines, read_parquet, read_python, read_text, read_zipped, text_document
+from hybridlm.data.reading.readers import (
+    bounded_lines,
+    read_lines,
+    read_parquet,
+    read_python,
+    read_text,
+    read_zipped,
+    text_document,
+)
 from hybridlm.errors import UserError, printable
 
 _UNZIPPED = 4  # text shrinks to about a quarter
@@ -19,7 +28,8 @@ _UNZIPPED = 4  # text shrinks to about a quarter
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of the corpus, by its name below the corpus' root. seen: its size and time of change (nanoseconds) when it was scanned."""
+    """A file of the corpus, by its name below the corpus' root. seen: its size and time of change (nanoseconds) when it
+    was scanned."""
 
     name: str
     path: Path
@@ -35,7 +45,9 @@ class SourceFile:
             yield
         except OSError as error:
             reason = error.strerror or str(error)
-            raise UserError(f"data: {printable(self.name)} cannot be read any more ({reason}); mend it and run again") from None
+            raise UserError(
+                f"data: {printable(self.name)} cannot be read any more ({reason}); mend it and run again"
+            ) from None
 
 
 @dataclass(frozen=True)

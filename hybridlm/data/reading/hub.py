@@ -1,8 +1,9 @@
 """Data sets of the Hugging Face hub as a corpus in units, with or without a copy on disk.
 
-The library ``datasets`` reads them. What is done here is what it leaves to its caller: to find out in seconds whether the hub answers, and
-to go on with the copy in the cache if it does not; to cut a data set into units; to take a part of it evenly; to name its content by a
-fingerprint; and to say in one line what is wrong. Code that comes with a data set is never run.
+The library ``datasets`` reads them. What is done here is what it leaves to its caller: to find out in seconds whether
+the hub answers, and to go on with the copy in the cache if it does not; to cut a data set into units; to take a part of
+it evenly; to name its content by a fingerprint; and to say in one line what is wrong. Code that comes with a data set
+is never run.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ _STREAM_ROWS = 64
 
 @dataclass(frozen=True)
 class TableUnit:
-    """Rows [begin, end) of a data set on disk, numbered over its whole split. The table pickles as the names of its files.
+    """Rows [begin, end) of a data set on disk, numbered over its whole split. The table pickles as the names of its
+    files.
 
     size: bytes of their text, estimated; share: bytes of text after which it ends early, None: never.
     """
@@ -51,7 +53,9 @@ class TableUnit:
     share: int | None
 
     def documents(self) -> Iterator[Document | Bad]:
-        found = (self.records.document(f"{self.name}:{row}", record) for row, record in enumerate(self._rows(), self.begin))
+        found = (
+            self.records.document(f"{self.name}:{row}", record) for row, record in enumerate(self._rows(), self.begin)
+        )
         return _until(found, self.share)
 
     def _rows(self) -> Iterator[Mapping[str, Any]]:
@@ -63,7 +67,8 @@ class TableUnit:
 
 @dataclass(frozen=True)
 class StreamUnit:
-    """Some files of a data set that is read where it lies; rows are numbered from 0 in each unit. size, share: as in a TableUnit.
+    """Some files of a data set that is read where it lies; rows are numbered from 0 in each unit. size, share: as in a
+    TableUnit.
 
     ConfigError, while it is read: the network fails, or a file is no data.
     """
@@ -90,7 +95,8 @@ class StreamUnit:
 
 @dataclass(frozen=True)
 class AbsentUnit:
-    """A streamed data set that cannot be reached now: enough to find what was prepared from it earlier. Reading it is a ConfigError."""
+    """A streamed data set that cannot be reached now: enough to find what was prepared from it earlier. Reading it is a
+    ConfigError."""
 
     problem: str
     size: int = 0
@@ -102,14 +108,16 @@ class AbsentUnit:
 def open_hub(config: HfConfig, records: Records, unit_bytes: int) -> Corpus:
     """A data set as units: of rows with about ``unit_bytes`` of text each, or with ``data.hf.streaming`` one per file.
 
-    With ``data.hf.limit_mb`` every unit gives its first documents until it has its even share of them: of a data set on disk, 16 stretches
-    or more that lie evenly in it; of a stream, evenly chosen groups of files, one for 64 MB and as many as there are files at most. A share
-    ends with the document that fills it, so a little more than the limit is taken. Always the same documents for the same config.
+    With ``data.hf.limit_mb`` every unit gives its first documents until it has its even share of them: of a data set on
+    disk, 16 stretches or more that lie evenly in it; of a stream, evenly chosen groups of files, one for 64 MB and as
+    many as there are files at most. A share ends with the document that fills it, so a little more than the limit is
+    taken. Always the same documents for the same config.
 
-    The fingerprint of a data set of the hub holds its commit, that of a folder the content of its files, which are read for it.
+    The fingerprint of a data set of the hub holds its commit, that of a folder the content of its files, which are read
+    for it.
 
-    ConfigError: the data set, its configuration, split or revision is unknown, its columns are not those of ``records``, it is gated or
-    would need code to be run, or the hub does not answer and there is no copy in the cache.
+    ConfigError: the data set, its configuration, split or revision is unknown, its columns are not those of
+    ``records``, it is gated or would need code to be run, or the hub does not answer and there is no copy in the cache.
     """
     if config.id is None:
         raise ConfigError("data.source=hf needs data.hf.id: owner/name of a data set on the hub, or a local folder")
@@ -129,7 +137,9 @@ def open_hub(config: HfConfig, records: Records, unit_bytes: int) -> Corpus:
                 return Corpus(units, _fingerprint(config, records, content, ()))
             tables = _table_units(builder, config, records, unit_bytes)
             return Corpus(tables, _fingerprint(config, records, content, [(unit.begin, unit.end) for unit in tables]))
-        except Exception as error:  # datasets has no common base for what it raises when it reads, parses and asks the network
+        except (
+            Exception
+        ) as error:  # datasets has no common base for what it raises when it reads, parses and asks the network
             raise refusal(config, error, access) from error
 
 
@@ -139,12 +149,19 @@ def _folder(config: HfConfig) -> Path | None:
     path = expanded(name)
     if path.is_dir():
         if config.revision is not None:
-            raise ConfigError(f"data.hf.revision={config.revision}: data.hf.id={name} is a local folder, which has none; leave it null")
+            raise ConfigError(
+                f"data.hf.revision={config.revision}: data.hf.id={name} is a local folder, which has none; leave it"
+                " null"
+            )
         return path.resolve()
     if path.is_file():
-        raise ConfigError(f"data.hf.id={name} is a file: legal is a folder of such files, or data.source=files with data.path={name}")
+        raise ConfigError(
+            f"data.hf.id={name} is a file: legal is a folder of such files, or data.source=files with data.path={name}"
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
-        raise ConfigError(f"data.hf.id={name} is no folder (seen from {Path.cwd()}) and no owner/name of a data set on the hub")
+        raise ConfigError(
+            f"data.hf.id={name} is no folder (seen from {Path.cwd()}) and no owner/name of a data set on the hub"
+        )
     return None
 
 
@@ -156,7 +173,11 @@ def _builder(config: HfConfig, folder: Path | None, access: Access) -> DatasetBu
     builder = load_dataset_builder(str(folder or config.id), config.name, revision=access.commit)
     if access.offline and config.revision is not None and builder.hash != access.commit:
         raise UserError(
-            unreachable(config, access.offline, f"its newest copy in the cache is of commit {builder.hash}, not of {config.revision}")
+            unreachable(
+                config,
+                access.offline,
+                f"its newest copy in the cache is of commit {builder.hash}, not of {config.revision}",
+            )
         )
     if builder.config.data_files:
         _check_split(config, [str(split) for split in builder.config.data_files])
@@ -165,21 +186,30 @@ def _builder(config: HfConfig, folder: Path | None, access: Access) -> DatasetBu
 
 def _check_split(config: HfConfig, legal: Sequence[str]) -> None:
     if config.streaming and "[" in config.split:
-        raise ConfigError(f"data.hf.split={config.split}: a part of a split cannot be streamed; use data.hf.limit_mb, or streaming=false")
+        raise ConfigError(
+            f"data.hf.split={config.split}: a part of a split cannot be streamed; use data.hf.limit_mb, or"
+            " streaming=false"
+        )
     unknown = [name for part in config.split.split("+") if (name := part.split("[")[0].strip()) not in {*legal, "all"}]
     if unknown:
-        raise ConfigError(f"data.hf.split={config.split}: data.hf.id={config.id} has no split {unknown[0]!r}, legal is {', '.join(legal)}")
+        raise ConfigError(
+            f"data.hf.split={config.split}: data.hf.id={config.id} has no split {unknown[0]!r}, legal is"
+            f" {', '.join(legal)}"
+        )
 
 
 def _content(builder: DatasetBuilder, folder: Path | None) -> str:
-    """Names what the files hold: the commit, or the hash of a folder's files in order (and of its card, which can say how to read them)."""
+    """Names what the files hold: the commit, or the hash of a folder's files in order (and of its card, which can say
+    how to read them)."""
     if folder is None:
         return str(builder.hash)
     digest = hashlib.sha256()
     paths = [Path(file) for files in (builder.config.data_files or {}).values() for file in files]
     for path in [folder / "README.md", *paths]:
         if path.is_file():
-            digest.update(path.relative_to(folder).as_posix().encode() if path.is_relative_to(folder) else path.name.encode())
+            digest.update(
+                path.relative_to(folder).as_posix().encode() if path.is_relative_to(folder) else path.name.encode()
+            )
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
@@ -217,7 +247,9 @@ def _cuts(sizes: Sequence[tuple[int, int]], count: int) -> list[int]:
     import numpy as np
 
     rows = np.cumsum([0] + [number for number, _ in sizes])
-    bytes_ = np.cumsum([0] + [number + size for number, size in sizes])  # a row without text takes room too, so that it rises everywhere
+    bytes_ = np.cumsum(
+        [0] + [number + size for number, size in sizes]
+    )  # a row without text takes room too, so that it rises everywhere
     places = np.interp(np.linspace(0, bytes_[-1], count + 1), bytes_, rows)
     return sorted({round(place) for place in places.tolist()})
 
@@ -244,7 +276,10 @@ def _columns(config: HfConfig, records: Records, present: Sequence[str]) -> tupl
         if set(columns) <= set(present):
             return (*columns, *(name for name in records.optional if name in present))
     needed = " or ".join(" and ".join(columns) for columns in records.columns)
-    raise ConfigError(f"data.hf.id={config.id} has the columns {', '.join(present) or '(none)'}, needed: {needed} (see data.text_field)")
+    raise ConfigError(
+        f"data.hf.id={config.id} has the columns {', '.join(present) or '(none)'}, needed: {needed} (see"
+        " data.text_field)"
+    )
 
 
 def _records(batch: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

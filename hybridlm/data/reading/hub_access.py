@@ -25,14 +25,16 @@ _NETWORK = {"aiohttp", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "
 
 @dataclass(frozen=True)
 class Access:
-    """What the hub has. commit: that of the revision, or the one last seen; offline: why the hub cannot be asked, or empty."""
+    """What the hub has. commit: that of the revision, or the one last seen; offline: why the hub cannot be asked, or
+    empty."""
 
     commit: str | None = None
     offline: str = ""
 
 
 def ask_hub(config: HfConfig) -> Access:
-    """One question, answered or given up within seconds. ConfigError: the hub answers, and will not give the data set."""
+    """One question, answered or given up within seconds. ConfigError: the hub answers, and will not give the data
+    set."""
     import datasets
     from huggingface_hub import HfApi, constants, errors, hf_hub_download
 
@@ -99,7 +101,8 @@ def _last_seen(config: HfConfig) -> str | None:
 
 @contextmanager
 def quiet(offline: bool) -> Iterator[None]:
-    """No word of the libraries, whose errors are told in one line here; bars only on a terminal, where a long download should show.
+    """No word of the libraries, whose errors are told in one line here; bars only on a terminal, where a long download
+    should show.
 
     offline: neither of them tries the network.
     """
@@ -113,7 +116,9 @@ def quiet(offline: bool) -> Iterator[None]:
     levels = datasets.logging.get_verbosity(), hub_logging.get_verbosity()
     # Their own environment variables come first, and against them these calls do nothing but warn.
     free = datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
-    barred = [module for module in (datasets, huggingface_hub.utils) if free and not module.are_progress_bars_disabled()]
+    barred = [
+        module for module in (datasets, huggingface_hub.utils) if free and not module.are_progress_bars_disabled()
+    ]
     try:
         datasets.logging.set_verbosity(logging.CRITICAL)
         hub_logging.set_verbosity(logging.CRITICAL)
@@ -145,12 +150,16 @@ def refusal(config: HfConfig, error: Exception, access: Access | None = None) ->
     where, whole = f"data.hf.id={config.id}", _words(error)
     text = _cut(whole)
     listed = re.search(
-        r"(?:Available(?: configs in the cache)?|available configs): \[(.*?)\]|configurations in the cache: (.*?) Please", whole
+        r"(?:Available(?: configs in the cache)?|available configs): \[(.*?)\]|configurations in the cache: (.*?)"
+        r" Please",
+        whole,
     )
     if isinstance(error, UserError):
         return error
     if isinstance(error, errors.GatedRepoError) or "gated dataset" in text:
-        return UserError(f"{where} is gated: accept its terms on its page at the hub, then set HF_TOKEN to a token of that account")
+        return UserError(
+            f"{where} is gated: accept its terms on its page at the hub, then set HF_TOKEN to a token of that account"
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return ConfigError(f"data.hf.revision={config.revision}: {where} has no such branch, tag or commit")
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -163,7 +172,8 @@ def refusal(config: HfConfig, error: Exception, access: Access | None = None) ->
     if listed:
         legal = _cut((listed[1] or listed[2]).replace("'", ""))
         return ConfigError(
-            f"data.hf.name={config.name or 'null'}: {where} has {legal}{' in the cache' if access and access.offline else ''}"
+            f"data.hf.name={config.name or 'null'}: {where} has"
+            f" {legal}{' in the cache' if access and access.offline else ''}"
         )
     if access and access.offline:
         return UserError(unreachable(config, access.offline, "the data set is not in the cache"))
@@ -181,7 +191,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_network(error: BaseException) -> bool:
-    return any(isinstance(one, (ConnectionError, TimeoutError)) or type(one).__module__.split(".")[0] in _NETWORK for one in _causes(error))
+    return any(
+        isinstance(one, (ConnectionError, TimeoutError)) or type(one).__module__.split(".")[0] in _NETWORK
+        for one in _causes(error)
+    )
 
 
 def _words(error: BaseException) -> str:

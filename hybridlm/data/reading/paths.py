@@ -1,7 +1,7 @@
 """Which files ``data.path`` and ``data.val_path`` mean: a file, a folder, a glob, or a list of these.
 
-What exists under the very name is taken before it is read as a glob, so brackets and braces in a name need no quoting. Every real file
-comes once, under its shortest name, however many links and patterns lead to it.
+What exists under the very name is taken before it is read as a glob, so brackets and braces in a name need no quoting.
+Every real file comes once, under its shortest name, however many links and patterns lead to it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from hybridlm.errors import ConfigError, printable
 RECORD_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
 _PROSE = ".txt .text .md .markdown .rst .org .adoc .asciidoc .tex .html .htm .vtt .srt"
 _CODE = (
-    ".py .pyi .pyx .c .h .cc .cpp .cxx .hh .hpp .cu .cuh .rs .go .java .kt .scala .js .jsx .ts .tsx .rb .php .pl .lua .r .jl .swift .m .hs "
-    ".ml .lisp .el .clj .ex .erl .sh .bash .ps1 .sql .css .cmake .zig .nim .dart .f90 .asm"
+    ".py .pyi .pyx .c .h .cc .cpp .cxx .hh .hpp .cu .cuh .rs .go .java .kt .scala .js .jsx .ts .tsx .rb .php .pl .lua"
+    " .r .jl .swift .m .hs .ml .lisp .el .clj .ex .erl .sh .bash .ps1 .sql .css .cmake .zig .nim .dart .f90 .asm"
 )
 # What is read of a folder that is named as such. A glob takes whatever it matches.
 TEXT_ENDINGS = tuple(f"{_PROSE} {_CODE}".split())
@@ -32,8 +32,8 @@ _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 @dataclass(frozen=True)
 class Found:
-    """field, patterns: where they were asked for, and how. files: path by name below the folder that they have in common, in order of name;
-    left_out: how many there are for each reason."""
+    """field, patterns: where they were asked for, and how. files: path by name below the folder that they have in
+    common, in order of name; left_out: how many there are for each reason."""
 
     field: str
     patterns: str | Sequence[str]
@@ -58,7 +58,9 @@ class Found:
         if not left:
             raise ConfigError(f"{others.field}: names all files of {self.field}, so that none is left")
         count = len(self.files) - len(left)
-        return replace(self, files=left, left_out=self.left_out + Counter({f"files of {others.field}": count} if count else {}))
+        return replace(
+            self, files=left, left_out=self.left_out + Counter({f"files of {others.field}": count} if count else {})
+        )
 
     def note(self) -> str | None:
         """A line about what is left out."""
@@ -72,7 +74,9 @@ def shown(patterns: str | Sequence[str]) -> str:
     return printable(patterns if isinstance(patterns, str) else f"[{','.join(patterns)}]")
 
 
-def find_files(field: str, patterns: str | Sequence[str], endings: Sequence[str] = (*RECORD_ENDINGS, *TEXT_ENDINGS)) -> Found:
+def find_files(
+    field: str, patterns: str | Sequence[str], endings: Sequence[str] = (*RECORD_ENDINGS, *TEXT_ENDINGS)
+) -> Found:
     """The files of ``patterns``. field: their name for messages; endings: of the files that are taken from a folder.
 
     ConfigError: one of them matches no file.
@@ -89,7 +93,9 @@ def find_files(field: str, patterns: str | Sequence[str], endings: Sequence[str]
         else:
             mine, root = _of_glob(field, expanded)
         if mine == [expanded] and not os.path.isfile(expanded):
-            raise ConfigError(f"{field}={printable(pattern)} is neither a file nor a folder, but a pipe, a socket or a device")
+            raise ConfigError(
+                f"{field}={printable(pattern)} is neither a file nor a folder, but a pipe, a socket or a device"
+            )
         mine = [path for path in mine if os.path.isfile(path)]
         if not mine:
             detail = f"; left out: {_counted(left_out)}" if left_out and os.path.isdir(expanded) else ""
@@ -212,16 +218,25 @@ def _braces(field: str, pattern: str) -> list[str]:
         else:
             waiting += [one[: match.start()] + choice + one[match.end() :] for choice in match[1].split(",")]
         if len(waiting) > _MOST_PATTERNS:
-            raise ConfigError(f"{field}={printable(pattern)[:200]}: its braces stand for more than {_MOST_PATTERNS} patterns")
+            raise ConfigError(
+                f"{field}={printable(pattern)[:200]}: its braces stand for more than {_MOST_PATTERNS} patterns"
+            )
     return done
 
 
 def _globbed(folder: str, pattern: str) -> list[str]:
-    """``glob.glob`` below a folder, but that ``**`` comes into every real folder once: it would run in circles of links."""
+    """``glob.glob`` below a folder, but that ``**`` comes into every real folder once: it would run in circles of
+    links."""
     parts = Path(pattern).parts
     if "**" not in parts:
         return [os.path.join(folder, name) for name in glob.glob(pattern, root_dir=folder)]
     at = parts.index("**")
     before, behind = parts[:at], (*parts[at + 1 :], "") if pattern.endswith(os.sep) else parts[at + 1 :] or ("*",)
     tops = _globbed(folder, os.path.join(*before)) if before else [folder]
-    return [path for top in tops if os.path.isdir(top) for below in _folders(top) for path in _globbed(below, os.path.join(*behind))]
+    return [
+        path
+        for top in tops
+        if os.path.isdir(top)
+        for below in _folders(top)
+        for path in _globbed(below, os.path.join(*behind))
+    ]

@@ -1,7 +1,8 @@
-"""Documents out of files: plain text, Python sources, lines of JSON, Parquet; and what is wrong with what cannot be one.
+"""Documents out of files: plain text, Python sources, lines of JSON, Parquet; and what is wrong with what cannot be
+one.
 
-A file is read as a stream, so memory is bounded by its longest document. What is wrong with its content is a ``Bad``; a file that the
-system does not give us is the OSError that it is.
+A file is read as a stream, so memory is bounded by its longest document. What is wrong with its content is a ``Bad``; a
+file that the system does not give us is the OSError that it is.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _MARK = b"\xef\xbb\xbf"  # a byte order mark is not text
 
 
 def kind_of(path: Path) -> str:
-    """How a file is read, by its ending: lines (.jsonl, .ndjson), zipped (the same as .gz), parquet, else text: one document in UTF-8."""
+    """How a file is read, by its ending: lines (.jsonl, .ndjson), zipped (the same as .gz), parquet, else text: one
+    document in UTF-8."""
     name = path.name.lower()
     if name.endswith(_LINES):
         return "lines"
@@ -41,7 +43,8 @@ def kind_of(path: Path) -> str:
 
 
 def bounded_lines(file: IO[bytes]) -> Iterator[bytes | int]:
-    """The lines of a file with their ends; of one that is longer than ``documents.LONGEST`` its size, and no more of it is held."""
+    """The lines of a file with their ends; of one that is longer than ``documents.LONGEST`` its size, and no more of it
+    is held."""
     while line := file.readline(documents.LONGEST + 1):
         size = len(line)
         if size <= documents.LONGEST:
@@ -53,8 +56,8 @@ def bounded_lines(file: IO[bytes]) -> Iterator[bytes | int]:
 
 
 def read_lines(name: str, lines: Iterable[bytes | int], records: Records, first: int = 1) -> Iterator[Document | Bad]:
-    """The documents of JSON lines as ``bounded_lines`` gives them, empty ones left out. name: the file's path below the corpus' root;
-    first: number of the first line."""
+    """The documents of JSON lines as ``bounded_lines`` gives them, empty ones left out. name: the file's path below the
+    corpus' root; first: number of the first line."""
     for number, line in enumerate(lines, first):
         if isinstance(line, int):
             yield Bad(f"{name}:{number}", TOO_LONG, f"{line:,} bytes")
@@ -96,13 +99,14 @@ def text_document(name: str, data: bytes) -> Document | Bad:
 
 
 def read_python(name: str, path: Path) -> Document | Bad:
-    """A Python source, decoded as Python itself does (PEP 263, universal newlines). Its name is its key: a release of Python that changes a
-    module does not move it to the other side."""
+    """A Python source, decoded as Python itself does (PEP 263, universal newlines). Its name is its key: a release of
+    Python that changes a module does not move it to the other side."""
     try:
         with tokenize.open(path) as file:
             text = file.read()
     except (SyntaxError, LookupError, UnicodeError) as error:
-        # An unknown or contradictory coding line, one that names no coding of texts, or bytes that are not of that coding.
+        # An unknown or contradictory coding line, one that names no coding of texts, or bytes that are not of that
+        # coding.
         return Bad(name, "cannot be decoded", str(error).replace(str(path), name))
     if not encodable(text):  # some codings can write half of a surrogate pair
         return Bad(name, "cannot be decoded", "half a surrogate pair")
@@ -133,7 +137,11 @@ def read_parquet(name: str, path: Path, records: Records, groups: range, first: 
                     if isinstance(record, int):
                         yield Bad(where, TOO_LONG, f"{record:,} bytes")
                     else:
-                        yield Bad(where, "cannot be decoded", record) if isinstance(record, str) else records.document(where, record)
+                        yield (
+                            Bad(where, "cannot be decoded", record)
+                            if isinstance(record, str)
+                            else records.document(where, record)
+                        )
                     row += 1
     except Exception as error:
         problem = parquet_problem(error)
@@ -172,7 +180,9 @@ def _batches(file: ParquetFile, columns: list[str], groups: range) -> Iterator[R
     for number in groups:
         group = file.metadata.row_group(number)
         chunks = [group.column(place) for place in range(group.num_columns)]
-        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns)
+        size = sum(
+            chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns
+        )
         if size > group.num_rows * documents.LONGEST:
             yield group.num_rows, size
         else:
@@ -181,8 +191,8 @@ def _batches(file: ParquetFile, columns: list[str], groups: range) -> Iterator[R
 
 
 def _rows(batch: RecordBatch) -> Iterator[dict[str, Any] | str | int]:
-    """Its records, or why one has no form in Python: text in Parquet need not be UTF-8, and a date can lie beyond the year 9999. Of one
-    that is too long the number of its bytes."""
+    """Its records, or why one has no form in Python: text in Parquet need not be UTF-8, and a date can lie beyond the
+    year 9999. Of one that is too long the number of its bytes."""
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     for row in range(batch.num_rows):
         size = sum(_bytes(column, row) for column in columns.values()) if batch.nbytes > documents.LONGEST else 0

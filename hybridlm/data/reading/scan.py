@@ -1,6 +1,7 @@
 """Files cut into units without reading them twice: where each is cut, and the hash of what it holds.
 
-What was found is kept with each file's size and time, so a corpus of any size that has not changed costs a look at its folder.
+What was found is kept with each file's size and time, so a corpus of any size that has not changed costs a look at its
+folder.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _SETTLED = 2e9  # nanoseconds after which a file that changes again shows anothe
 
 
 class Cut(NamedTuple):
-    """A piece of a file: bytes of text, row groups of Parquet. first: number of its first line, row or piece; size: in bytes."""
+    """A piece of a file: bytes of text, row groups of Parquet. first: number of its first line, row or piece; size: in
+    bytes."""
 
     begin: int
     end: int
@@ -38,7 +40,8 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True)
 class Scan:
-    """What was found in a file of this size and time (nanoseconds). sha256: empty if the system did not give it to us."""
+    """What was found in a file of this size and time (nanoseconds). sha256: empty if the system did not give it to
+    us."""
 
     size: int
     changed: int
@@ -69,11 +72,17 @@ def scan_files(
     scans = _scans(files, old, unit_bytes, progress)
     new = {file.name: scan for file, scan in zip(files, scans, strict=True) if scan.sha256 and scan.changed < settled}
     if new != old:
-        keep_json(kept, {name: [scan.size, scan.changed, scan.sha256, scan.cuts, scan.broken] for name, scan in new.items()})
-    return Corpus(list(_units(files, scans, records, unit_bytes, python)), _fingerprint(files, scans, records, unit_bytes, python))
+        keep_json(
+            kept, {name: [scan.size, scan.changed, scan.sha256, scan.cuts, scan.broken] for name, scan in new.items()}
+        )
+    return Corpus(
+        list(_units(files, scans, records, unit_bytes, python)), _fingerprint(files, scans, records, unit_bytes, python)
+    )
 
 
-def _scans(files: Sequence[SourceFile], old: dict[str, Scan], unit_bytes: int, progress: Callable[[int], None]) -> list[Scan]:
+def _scans(
+    files: Sequence[SourceFile], old: dict[str, Scan], unit_bytes: int, progress: Callable[[int], None]
+) -> list[Scan]:
     lock, stop = threading.Lock(), threading.Event()
 
     def advance(size: int) -> None:
@@ -112,7 +121,10 @@ def _scan_of(facts: object) -> Scan | None:
                 return None
             place = 0
             for cut in found:
-                if not all(type(number) is int and number >= 0 for number in cut) or not place == cut.begin <= cut.end <= size:
+                if (
+                    not all(type(number) is int and number >= 0 for number in cut)
+                    or not place == cut.begin <= cut.end <= size
+                ):
                     return None
                 place = cut.end
             if bool(found) == (broken is None):
@@ -120,7 +132,9 @@ def _scan_of(facts: object) -> Scan | None:
     return None
 
 
-def _fingerprint(files: Sequence[SourceFile], scans: Sequence[Scan], records: Records, unit_bytes: int, python: bool) -> str:
+def _fingerprint(
+    files: Sequence[SourceFile], scans: Sequence[Scan], records: Records, unit_bytes: int, python: bool
+) -> str:
     digest = hashlib.sha256(f"{records!r}/{unit_bytes}/{documents.LONGEST}/{python}".encode())
     for file, scan in zip(files, scans, strict=True):
         # Not how the mistake is put, which is another in another version of a library or language.
@@ -128,7 +142,9 @@ def _fingerprint(files: Sequence[SourceFile], scans: Sequence[Scan], records: Re
     return digest.hexdigest()
 
 
-def _units(files: Sequence[SourceFile], scans: Sequence[Scan], records: Records, unit_bytes: int, python: bool) -> Iterator[Unit]:
+def _units(
+    files: Sequence[SourceFile], scans: Sequence[Scan], records: Records, unit_bytes: int, python: bool
+) -> Iterator[Unit]:
     """In the order of the files; short texts that follow each other share a unit."""
     together: list[SourceFile] = []
     size = 0
@@ -191,7 +207,8 @@ def _scan(file: SourceFile, now: os.stat_result | None, unit_bytes: int, progres
 
 
 def _read(file: IO[bytes], limit: int | None, progress: Callable[[int], None]) -> tuple[str, list[Cut]]:
-    """SHA-256 (hex) of a file, and its pieces: each ends with the first line end at ``limit`` bytes or more; None: it is not cut."""
+    """SHA-256 (hex) of a file, and its pieces: each ends with the first line end at ``limit`` bytes or more; None: it
+    is not cut."""
     digest = hashlib.sha256()
     cuts: list[Cut] = []
     begin = place = 0
@@ -227,8 +244,8 @@ def _text_cuts(file: IO[bytes], size: int, limit: int) -> list[Cut]:
 
 
 def _text_end(file: IO[bytes], first: int, last: int, size: int) -> int:
-    """Where a piece ends, between the bytes ``first`` and ``last`` of the file, about: behind a line end, else before a blank, else between
-    two characters of UTF-8."""
+    """Where a piece ends, between the bytes ``first`` and ``last`` of the file, about: behind a line end, else before a
+    blank, else between two characters of UTF-8."""
     blank, place = -1, first - 1
     file.seek(place)
     while place < last and (block := file.read(min(_BLOCK, last - place))):

@@ -24,8 +24,9 @@ class Unit(Protocol):
 class Corpus:
     """All of a corpus, unread. fingerprint: SHA-256 (hex) of what its units hold and in which order.
 
-    named: the first so many units are there to validate on and the others to train on; None: documents of all of them are held out.
-    one_text: the units are the consecutive pieces of a single text. notes: lines for the user about what is read.
+    named: the first so many units are there to validate on and the others to train on; None: documents of all of them
+    are held out. one_text: the units are the consecutive pieces of a single text. notes: lines for the user about what
+    is read.
     """
 
     units: Sequence[Unit]

@@ -1,4 +1,5 @@
-"""Tasks about a state that has to be kept up to date (Deletang et al. 2023). Each makes (ids, targets), both (B, T) int64, the targets
+"""Tasks about a state that has to be kept up to date (Deletang et al. 2023). Each makes (ids, targets), both (B, T)
+int64, the targets
 -100 where nothing is asked."""
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _PLUS, _MINUS, _TIMES, _EQUALS, _OPEN, _CLOSE = range(1, 7)
 class Parity:
     """Random bits; behind each of them, is the number of ones so far odd?
 
-    A state that only decays towards what it reads cannot flip its sign at every one; a rotating state can (Mamba-3, Lahoti et al. 2026).
+    A state that only decays towards what it reads cannot flip its sign at every one; a rotating state can (Mamba-3,
+    Lahoti et al. 2026).
     """
 
     def fit(self, length: int) -> int:
@@ -34,7 +36,8 @@ class Parity:
 
 @dataclass(frozen=True)
 class ModularArithmetic:
-    """Digits with +, - or * between them, then =, where the result modulo ``modulus`` is asked for; * binds before + and -."""
+    """Digits with +, - or * between them, then =, where the result modulo ``modulus`` is asked for; * binds before +
+    and -."""
 
     modulus: int
 
@@ -60,7 +63,8 @@ class ModularArithmetic:
 
 @dataclass(frozen=True)
 class BracketArithmetic:
-    """The same with brackets around every operation and a minus before some digits, so that the result needs a stack."""
+    """The same with brackets around every operation and a minus before some digits, so that the result needs a
+    stack."""
 
     modulus: int
 
@@ -81,7 +85,8 @@ class BracketArithmetic:
         return ids, targets
 
     def _expression(self, numbers: Iterator[int], length: int) -> tuple[list[int], int]:
-        """Tokens and value of a random expression of ``length`` tokens; 1: d, 2: -d, 3: (d), 4: (-d), more: (expression op expression)."""
+        """Tokens and value of a random expression of ``length`` tokens; 1: d, 2: -d, 3: (d), 4: (-d), more: (expression
+        op expression)."""
         if length < 5:
             digit = next(numbers) % self.modulus
             tokens, value = [1 + _CLOSE + digit], digit
@@ -90,6 +95,9 @@ class BracketArithmetic:
             return ([_OPEN, *tokens, _CLOSE] if length > 2 else tokens), value
         left = 1 + next(numbers) % (length - 4)
         operator = _PLUS + next(numbers) % 3
-        (before, first), (behind, second) = self._expression(numbers, left), self._expression(numbers, length - 3 - left)
+        (before, first), (behind, second) = (
+            self._expression(numbers, left),
+            self._expression(numbers, length - 3 - left),
+        )
         value = {_PLUS: first + second, _MINUS: first - second, _TIMES: first * second}[operator] % self.modulus
         return [_OPEN, *before, operator, *behind, _CLOSE], value

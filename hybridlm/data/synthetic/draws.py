@@ -1,6 +1,7 @@
 """Random numbers that hang on a row's key and their place alone, for many rows at once.
 
-SplitMix64 (Steele, Lea and Flood 2014): the number at a place is a mix of the key and the place, so no row depends on the others.
+SplitMix64 (Steele, Lea and Flood 2014): the number at a place is a mix of the key and the place, so no row depends on
+the others.
 """
 
 from __future__ import annotations

@@ -54,21 +54,24 @@ def task_of(section: SyntheticConfig) -> Task:
 
 
 class Examples:
-    """The examples of one split in windows of one length, numbered from 0 without an end; can be sent to another process.
+    """The examples of one split in windows of one length, numbered from 0 without an end; can be sent to another
+    process.
 
-    Which of all possible examples are held out, a hash of their content says, so the splits cannot meet, whatever the seeds.
+    Which of all possible examples are held out, a hash of their content says, so the splits cannot meet, whatever the
+    seeds.
     """
 
     def __init__(self, section: SyntheticConfig, split: Split, length: int) -> None:
-        """length: columns of a window; training examples are shorter where ``section.min_length`` says so, and filled up with id 0."""
+        """length: columns of a window; training examples are shorter where ``section.min_length`` says so, and filled
+        up with id 0."""
         self._task, self._split, self.length = task_of(section), split, length
         self._least = max(shortest(section), section.min_length or length) if split == "train" else length
         facts = section.model_dump(include={"task", "vocab_size", "n_pairs", "n_items", "modulus", "seed"})
         self._purpose = f"{json.dumps(facts, sort_keys=True)}/{split}/{length}"
 
     def make(self, numbers: np.ndarray) -> Example:
-        """ids and targets, both (B, length) int64, of the examples with ``numbers`` (B,) int64. ConfigError: there are too few to hold out
-        some."""
+        """ids and targets, both (B, length) int64, of the examples with ``numbers`` (B,) int64. ConfigError: there are
+        too few to hold out some."""
         ids = np.zeros((len(numbers), self.length), dtype=np.int64)
         targets = np.full_like(ids, IGNORE)
         lengths = self._lengths(numbers)
@@ -103,8 +106,8 @@ class Examples:
             if not missing.size:
                 return ids, targets
         raise ConfigError(
-            f"data.synthetic: of so few different examples of {length} tokens none is left for {self._split}; take longer ones "
-            "(data.seq_len, data.synthetic.eval_lengths, min_length) or more symbols"
+            f"data.synthetic: of so few different examples of {length} tokens none is left for {self._split}; take"
+            " longer ones (data.seq_len, data.synthetic.eval_lengths, min_length) or more symbols"
         )
 
 

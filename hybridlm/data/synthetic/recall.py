@@ -1,4 +1,5 @@
-"""Tasks about finding again what was read. Each makes (ids, targets), both (B, T) int64, the targets -100 where nothing is asked."""
+"""Tasks about finding again what was read. Each makes (ids, targets), both (B, T) int64, the targets -100 where nothing
+is asked."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ def unasked(ids: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MQAR:
-    """Multi-query associative recall (Arora et al. 2023, Zoology): pairs of a key and a value, then each key once more at a place that is
-    likelier near them, where its value is asked for; all other places hold random symbols."""
+    """Multi-query associative recall (Arora et al. 2023, Zoology): pairs of a key and a value, then each key once more
+    at a place that is likelier near them, where its value is asked for; all other places hold random symbols."""
 
     symbols: int
     pairs: int
@@ -69,8 +70,8 @@ class Copying:
 
 @dataclass(frozen=True)
 class SelectiveCopying:
-    """Symbols at random places among blanks, then as many question marks, at each of which the next of them is asked for (Gu and Dao
-    2023)."""
+    """Symbols at random places among blanks, then as many question marks, at each of which the next of them is asked
+    for (Gu and Dao 2023)."""
 
     symbols: int
     items: int
@@ -94,8 +95,8 @@ class SelectiveCopying:
 
 @dataclass(frozen=True)
 class Induction:
-    """Random symbols, and somewhere among them a marker; at its second coming, which ends the example, the symbol that followed it is asked
-    for (Fu et al. 2023; Gu and Dao 2023)."""
+    """Random symbols, and somewhere among them a marker; at its second coming, which ends the example, the symbol that
+    followed it is asked for (Fu et al. 2023; Gu and Dao 2023)."""
 
     symbols: int
 
@@ -118,8 +119,9 @@ class Induction:
 
 @dataclass(frozen=True)
 class Needle:
-    """Needles at random places in random symbols: a marker, a key, and the symbols of its value. At the end one of the keys is asked for,
-    and its value's symbols one after the other. With one needle it is the passkey task (Mohtashami and Jaggi 2023)."""
+    """Needles at random places in random symbols: a marker, a key, and the symbols of its value. At the end one of the
+    keys is asked for, and its value's symbols one after the other. With one needle it is the passkey task (Mohtashami
+    and Jaggi 2023)."""
 
     symbols: int
     pairs: int

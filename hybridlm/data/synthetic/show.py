@@ -10,7 +10,8 @@ from hybridlm.data.windows.order import IGNORE
 
 
 def as_text(ids: np.ndarray, targets: np.ndarray, words: Sequence[str], given: np.ndarray | None = None) -> str:
-    """The words of an example (T,), behind each asked place the answer in brackets, filling left out: ``k3 v8 . k3[v8]``.
+    """The words of an example (T,), behind each asked place the answer in brackets, filling left out: ``k3 v8 .
+    k3[v8]``.
 
     given: (T,) what a model answered; where that is wrong it stands there too: ``k3[v8 not v2]``.
     """

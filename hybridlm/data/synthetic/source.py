@@ -57,7 +57,7 @@ def announced(config: DataConfig, report: Callable[[str], None]) -> Prepared:
     lengths = ", ".join(f"{length:,}" for length in validation_lengths(config))
     least = f"{section.min_length:,} to " if section.min_length else ""
     report(
-        f"synthetic: {section.task}, {section.examples:,} examples of {least}{config.seq_len:,} tokens, {len(words(section)):,} ids; "
-        f"{section.val_examples:,} held out of each length ({lengths})"
+        f"synthetic: {section.task}, {section.examples:,} examples of {least}{config.seq_len:,} tokens,"
+        f" {len(words(section)):,} ids; {section.val_examples:,} held out of each length ({lengths})"
     )
     return Prepared((), symbol_tokenizer(words(section)))

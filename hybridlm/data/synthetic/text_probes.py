@@ -1,6 +1,8 @@
-"""Probes of a language model of text, made of random tokens of its own vocabulary: does it find again what stood in its window?
+"""Probes of a language model of text, made of random tokens of its own vocabulary: does it find again what stood in its
+window?
 
-A text model has not been trained on them, so what counts is how much better it does than at the tokens that nothing foretells.
+A text model has not been trained on them, so what counts is how much better it does than at the tokens that nothing
+foretells.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ _FEWEST = 2  # ordinary tokens that a vocabulary needs: the two separators of co
 
 
 class TextProbe(NamedTuple):
-    """ids: (B, T). targets: what can be known from what stood before; baseline: what cannot. Both (B, T), -100 elsewhere; all int64."""
+    """ids: (B, T). targets: what can be known from what stood before; baseline: what cannot. Both (B, T), -100
+    elsewhere; all int64."""
 
     ids: np.ndarray
     targets: np.ndarray
@@ -26,9 +29,11 @@ class TextProbe(NamedTuple):
 
 
 def induction(tokens: np.ndarray, batch: int, length: int, seed: int) -> TextProbe:
-    """A block of random tokens twice (Olsson et al. 2022). Measured is the second copy from its second token on, against the first copy.
+    """A block of random tokens twice (Olsson et al. 2022). Measured is the second copy from its second token on,
+    against the first copy.
 
-    tokens: (n,) int64, the ids to draw from; length: of both copies together, at least 4, the last column of an odd one left out.
+    tokens: (n,) int64, the ids to draw from; length: of both copies together, at least 4, the last column of an odd one
+    left out.
     """
     half = length // 2
     draws = Draws(row_keys(f"text/induction/{seed}/{length}", np.arange(batch)))
@@ -42,8 +47,8 @@ def induction(tokens: np.ndarray, batch: int, length: int, seed: int) -> TextPro
 
 
 def copying(tokens: np.ndarray, batch: int, length: int, seed: int) -> TextProbe:
-    """Lists of random tokens, each followed by a separator, its copy and another separator. Measured is the copy of the last one, against
-    that list itself. The separators are two random tokens that stand in no list.
+    """Lists of random tokens, each followed by a separator, its copy and another separator. Measured is the copy of the
+    last one, against that list itself. The separators are two random tokens that stand in no list.
 
     tokens: (n,) int64, at least 3; length: at least 16, what does not divide is left out.
     """
@@ -55,7 +60,9 @@ def copying(tokens: np.ndarray, batch: int, length: int, seed: int) -> TextProbe
     for place in np.sort(separators, axis=1).T:
         lists += lists >= place[:, None]
     shots = tokens[lists].reshape(batch, _SHOTS, size)
-    first, second = (np.broadcast_to(tokens[separators[:, k]][:, None, None], (batch, _SHOTS, 1)) for k in range(_FEWEST))
+    first, second = (
+        np.broadcast_to(tokens[separators[:, k]][:, None, None], (batch, _SHOTS, 1)) for k in range(_FEWEST)
+    )
     ids = np.concatenate([shots, first, shots, second], axis=2).reshape(batch, -1)
     targets, baseline = unasked(ids), unasked(ids)
     copy = ids.shape[1] - size - 1  # where the last copy begins
@@ -64,7 +71,10 @@ def copying(tokens: np.ndarray, batch: int, length: int, seed: int) -> TextProbe
     return TextProbe(ids, targets, baseline)
 
 
-TEXT_PROBES: Mapping[str, Callable[[np.ndarray, int, int, int], TextProbe]] = {"induction": induction, "copying": copying}
+TEXT_PROBES: Mapping[str, Callable[[np.ndarray, int, int, int], TextProbe]] = {
+    "induction": induction,
+    "copying": copying,
+}
 SHORTEST = 32  # tokens of a probe that says something
 
 

@@ -1,9 +1,10 @@
 """Batches of windows for training and validation.
 
-A batch is a dict of tensors: ``ids`` (B, T) int64, ``targets`` (B, T) int64 with -100 where nothing counts, and ``n_targets`` () int64, the
-number of targets that count. In training that is the number of the whole optimizer step over all ranks and micro-batches, by which a sum of
-losses is divided; in validation it is this batch's own, and ``n_bytes`` () int64 says how many bytes of text these targets stand for.
-Where packed documents are to be kept apart there is also ``doc_ids`` (B, T) int64, the document of each token within its row.
+A batch is a dict of tensors: ``ids`` (B, T) int64, ``targets`` (B, T) int64 with -100 where nothing counts, and
+``n_targets`` () int64, the number of targets that count. In training that is the number of the whole optimizer step
+over all ranks and micro-batches, by which a sum of losses is divided; in validation it is this batch's own, and
+``n_bytes`` () int64 says how many bytes of text these targets stand for. Where packed documents are to be kept apart
+there is also ``doc_ids`` (B, T) int64, the document of each token within its row.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _COUNTED = 1024  # positions whose targets are counted at once
 
 @dataclass(eq=False)  # == on arrays has no one answer
 class _MicroBatches:
-    """One rank's micro-batches as a pure function of their index, counted from the beginning of training; can be sent to a worker."""
+    """One rank's micro-batches as a pure function of their index, counted from the beginning of training; can be sent
+    to a worker."""
 
     source: Source
     global_batch: int
@@ -46,7 +48,9 @@ class _MicroBatches:
         step, micro = divmod(index, self.accumulate)
         block, inside = divmod(step, self._steps)
         if self._chosen[0] != block:
-            positions = np.arange(block * self._steps * self.global_batch, (block + 1) * self._steps * self.global_batch, dtype=np.int64)
+            positions = np.arange(
+                block * self._steps * self.global_batch, (block + 1) * self._steps * self.global_batch, dtype=np.int64
+            )
             self._chosen = (block, self.source.choose(positions).reshape(self._steps, self.global_batch))
         mine = step_positions(
             0,
@@ -62,7 +66,8 @@ class _MicroBatches:
 
     @cached_property
     def _steps(self) -> int:
-        """Steps of a block. Not more than a pass: a source of a few windows has as many passes in so many positions, each with its keys."""
+        """Steps of a block. Not more than a pass: a source of a few windows has as many passes in so many positions,
+        each with its keys."""
         return max(1, min(_CHOSEN, self.source.windows) // self.global_batch)
 
     def _targets_of(self, inside: int) -> int:
@@ -92,7 +97,8 @@ def steps_of(source: Source, global_batch: int) -> int:
 
 
 def placed(state: Position, global_batch: int, accumulate: int, batches: int) -> tuple[int, int]:
-    """The epoch and the micro-batches handed out in it of a loader with ``batches`` to an epoch that goes on where ``state`` was taken.
+    """The epoch and the micro-batches handed out in it of a loader with ``batches`` to an epoch that goes on where
+    ``state`` was taken.
 
     UserError: it comes from another global batch or a larger corpus.
     """
@@ -106,7 +112,8 @@ def placed(state: Position, global_batch: int, accumulate: int, batches: int) ->
     done = steps * accumulate + (inside if state["accumulate"] == accumulate else 0)
     if done > batches:
         raise UserError(
-            f"the checkpoint stands at batch {done} of an epoch, which has {batches} here: it comes from other data or another data.seq_len"
+            f"the checkpoint stands at batch {done} of an epoch, which has {batches} here: it comes from other data or"
+            " another data.seq_len"
         )
     return state["epoch"], done
 
@@ -114,11 +121,13 @@ def placed(state: Position, global_batch: int, accumulate: int, batches: int) ->
 class TrainLoader:
     """The micro-batches of one rank, as a sized iterable that can be stopped and resumed exactly.
 
-    One round of iteration is an epoch of ``len()`` micro-batches: as many whole optimizer steps as a pass over the corpus holds, at least
-    one. The windows themselves follow on from epoch to epoch (see ``windows``), so nothing is dropped between two of them.
+    One round of iteration is an epoch of ``len()`` micro-batches: as many whole optimizer steps as a pass over the
+    corpus holds, at least one. The windows themselves follow on from epoch to epoch (see ``windows``), so nothing is
+    dropped between two of them.
 
-    The state is plain numbers and the same on every rank, so rank 0's serves all. It counts what was handed out, not what workers have
-    made ahead. It also fits a run with other ranks, other workers or another accumulation, as long as ``global_batch`` stays.
+    The state is plain numbers and the same on every rank, so rank 0's serves all. It counts what was handed out, not
+    what workers have made ahead. It also fits a run with other ranks, other workers or another accumulation, as long as
+    ``global_batch`` stays.
     """
 
     def __init__(
@@ -134,8 +143,9 @@ class TrainLoader:
         context: str | None = None,
         pin_memory: bool = False,
     ) -> None:
-        """workers: processes that make batches ahead, started with the first batch and ended by ``close``; 0: none. context: how they
-        start, "fork" or "spawn"; None: as the system likes. ConfigError: the batch sizes do not fit together."""
+        """workers: processes that make batches ahead, started with the first batch and ended by ``close``; 0: none.
+        context: how they start, "fork" or "spawn"; None: as the system likes. ConfigError: the batch sizes do not fit
+        together."""
         if micro_batch * accumulate * world_size != global_batch:
             raise ConfigError(
                 f"data.global_batch={global_batch} is not data.batch_size x trainer.accumulate x devices = "
@@ -158,7 +168,9 @@ class TrainLoader:
             self._epoch, self._batches = self._epoch + 1, 0
         while self._batches < len(self):
             batch = self._batch(self._epoch * len(self) + self._batches)
-            self._batches += 1  # before handing out: a state saved while the consumer works on a batch counts that batch as done
+            self._batches += (
+                1  # before handing out: a state saved while the consumer works on a batch counts that batch as done
+            )
             yield {name: tensor.pin_memory() for name, tensor in batch.items()} if self._pin_memory else batch
 
     def close(self) -> None:
@@ -168,8 +180,14 @@ class TrainLoader:
             self._ahead = None
 
     def state_dict(self) -> Position:
-        """Position after the last batch handed out; ``batches`` counts this rank's micro-batches at ``accumulate`` per step."""
-        return {"epoch": self._epoch, "batches": self._batches, "accumulate": self._accumulate, "global_batch": self._global_batch}
+        """Position after the last batch handed out; ``batches`` counts this rank's micro-batches at ``accumulate`` per
+        step."""
+        return {
+            "epoch": self._epoch,
+            "batches": self._batches,
+            "accumulate": self._accumulate,
+            "global_batch": self._global_batch,
+        }
 
     def load_state_dict(self, state: Position) -> None:
         """Go on where ``state`` was taken. UserError: see ``placed``."""
@@ -202,8 +220,9 @@ class ValLoader:
         pin_memory: bool = False,
         masked: bool = False,
     ) -> None:
-        """parts: of the text, one or more, see ``Chain``; token_bytes: (V,) bytes per id. limit_batches: batches over all ranks together,
-        spread evenly over the text. masked: some windows may have no target that counts; these are passed over.
+        """parts: of the text, one or more, see ``Chain``; token_bytes: (V,) bytes per id. limit_batches: batches over
+        all ranks together, spread evenly over the text. masked: some windows may have no target that counts; these are
+        passed over.
 
         UserError: no window has one.
         """
@@ -211,7 +230,9 @@ class ValLoader:
         self._token_bytes = token_bytes.astype(np.int64)
         self._counting = _counting(self._windows) if masked else None
         self._windows_left = self._windows.numbers if self._counting is None else self._counting.size
-        self._count = self._windows_left if limit_batches is None else min(limit_batches * batch_size, self._windows_left)  # over all ranks
+        self._count = (
+            self._windows_left if limit_batches is None else min(limit_batches * batch_size, self._windows_left)
+        )  # over all ranks
         self._batches = -(-self._count // (batch_size * world_size))
         self._first = rank * self._batches * batch_size
 
@@ -221,7 +242,9 @@ class ValLoader:
     def __iter__(self) -> Iterator[Batch]:
         for index in range(self._batches):
             first = self._first + index * self._batch_size
-            places = np.arange(first, min(first + self._batch_size, self._count), dtype=np.int64)  # maybe none on the last ranks
+            places = np.arange(
+                first, min(first + self._batch_size, self._count), dtype=np.int64
+            )  # maybe none on the last ranks
             chosen = spread(places, self._count, self._windows_left)
             yield self._batch(chosen if self._counting is None else self._counting[chosen])
 
@@ -246,10 +269,15 @@ class ValLoader:
 
 def _counting(windows: Windows) -> np.ndarray:
     """The numbers (int64) of the windows with a target that counts."""
-    blocks = (np.arange(first, min(first + _COUNTED, windows.numbers), dtype=np.int64) for first in range(0, windows.numbers, _COUNTED))
+    blocks = (
+        np.arange(first, min(first + _COUNTED, windows.numbers), dtype=np.int64)
+        for first in range(0, windows.numbers, _COUNTED)
+    )
     found = np.concatenate([block[windows.targets(block) > 0] for block in blocks])
     if not found.size:
-        raise UserError("the validation text holds nothing to predict: its windows hold no word of an assistant; raise data.seq_len")
+        raise UserError(
+            "the validation text holds nothing to predict: its windows hold no word of an assistant; raise data.seq_len"
+        )
     return found
 
 

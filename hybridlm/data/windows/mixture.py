@@ -1,9 +1,9 @@
 """Several corpora trained on at once, each with its share of the windows.
 
-The endless sequence of a mixture is dealt in blocks of ``BLOCK`` positions. In every block a part has the same number of places, its share
-rounded; which places, a keyed permutation says. A part's windows come in the order of its own endless sequence, none left out: its window
-at a place is the one after that at its last place. So the order hangs on the seed and the position alone, and going anywhere costs the
-same.
+The endless sequence of a mixture is dealt in blocks of ``BLOCK`` positions. In every block a part has the same number
+of places, its share rounded; which places, a keyed permutation says. A part's windows come in the order of its own
+endless sequence, none left out: its window at a place is the one after that at its last place. So the order hangs on
+the seed and the position alone, and going anywhere costs the same.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _KEPT = 4  # blocks that are remembered
 
 
 def shares(weights: Sequence[float]) -> np.ndarray:
-    """Places (parts,) int64 of each part in a block: BLOCK x weight over the sum of weights, the largest remainders rounded up, and at
-    least 1. ConfigError: more parts than places."""
+    """Places (parts,) int64 of each part in a block: BLOCK x weight over the sum of weights, the largest remainders
+    rounded up, and at least 1. ConfigError: more parts than places."""
     if len(weights) > BLOCK:
         raise ConfigError(f"data.parts: {len(weights)} parts, a mixture takes at most {BLOCK}")
     exact = BLOCK * np.array(weights, dtype=np.float64) / sum(weights)
@@ -57,7 +57,8 @@ class Mixture:
         return chosen
 
     def deal(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The part that has each of ``positions`` (n,) int64, and the position in that part's own sequence; both (n,) int64."""
+        """The part that has each of ``positions`` (n,) int64, and the position in that part's own sequence; both (n,)
+        int64."""
         blocks, slots = np.divmod(positions, BLOCK)
         which, index = np.empty_like(slots), np.empty_like(slots)
         for block in np.unique(blocks).tolist():
@@ -74,7 +75,8 @@ class Mixture:
         return self._chain.targets(chosen)
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Part of each place of a block, and how many places before it in the block are that part's; both (BLOCK,) int64."""
+        """Part of each place of a block, and how many places before it in the block are that part's; both (BLOCK,)
+        int64."""
         if block not in self._dealt:
             if len(self._dealt) >= _KEPT:
                 del self._dealt[next(iter(self._dealt))]

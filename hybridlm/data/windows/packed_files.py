@@ -1,9 +1,11 @@
-"""The packing of a stream, kept on disk: every piece of the stream packed by itself, a file for each, and an index of all.
+"""The packing of a stream, kept on disk: every piece of the stream packed by itself, a file for each, and an index of
+all.
 
-A file is a line of JSON that says what it is, filled up to ``_HEADER`` bytes, and after it the arrays of ``Packing`` in one integer type,
-so that it can be mapped. The index repeats the numbers of all files: opening a stream of 60,000 pieces reads that and asks for the sizes
-of the files. A file is compared with its SHA-256 when this process first touches it. What is missing, damaged or of another making is
-made again without a word; where nothing may be written, a temporary folder takes the place of the given one.
+A file is a line of JSON that says what it is, filled up to ``_HEADER`` bytes, and after it the arrays of ``Packing`` in
+one integer type, so that it can be mapped. The index repeats the numbers of all files: opening a stream of 60,000
+pieces reads that and asks for the sizes of the files. A file is compared with its SHA-256 when this process first
+touches it. What is missing, damaged or of another making is made again without a word; where nothing may be written, a
+temporary folder takes the place of the given one.
 """
 
 from __future__ import annotations
@@ -51,23 +53,29 @@ class _Facts(NamedTuple):
 
 
 class PackedStream:
-    """All windows of a stream, numbered piece after piece. It holds a few numbers per piece and can be sent to another process.
+    """All windows of a stream, numbered piece after piece. It holds a few numbers per piece and can be sent to another
+    process.
 
     len() is the number of windows; efficiency: the share of the columns that hold a pair.
     """
 
     def __init__(self, stream: TokenStream, seq_len: int, *, eos_id: int, folder: Path) -> None:
-        """Packs what ``folder`` does not hold yet. eos_id: where documents end in files that do not say where they start.
+        """Packs what ``folder`` does not hold yet. eos_id: where documents end in files that do not say where they
+        start.
 
         UserError: there is no document.
         """
         self.stream, self.seq_len, self._eos_id, self._folder = stream, seq_len, eos_id, folder
         self._sound: set[int] = set()  # pieces whose files have been compared with their hashes
-        self._elsewhere: dict[int, Path] = {}  # folders of the pieces whose files could not be written where they belong
+        self._elsewhere: dict[
+            int, Path
+        ] = {}  # folders of the pieces whose files could not be written where they belong
         self._identity = object()  # a file may be made again between two packings over it
         facts = self._all_facts()
         self._facts = np.array(facts, dtype=np.int64)  # (pieces, 4)
-        self.firsts = np.concatenate([[0], np.cumsum(self._facts[:, 0])])  # (pieces + 1,): each one's first window, and the end
+        self.firsts = np.concatenate(
+            [[0], np.cumsum(self._facts[:, 0])]
+        )  # (pieces + 1,): each one's first window, and the end
         if not len(self):
             raise UserError("the text holds no document, so there is nothing to pack into windows of data.packing")
         self.efficiency = float(self._facts[:, 2].sum() / (len(self) * seq_len))
@@ -94,7 +102,11 @@ class PackedStream:
     def _all_facts(self) -> list[_Facts]:
         keys = [self._key(number) for number in range(len(self.stream.pieces))]
         index = _read_index(self._folder)
-        known = {key: facts for key in keys if (facts := index.get(key)) and _size(self._folder / _name(key)) == facts.file_size}
+        known = {
+            key: facts
+            for key in keys
+            if (facts := index.get(key)) and _size(self._folder / _name(key)) == facts.file_size
+        }
         missing = [number for number, key in enumerate(keys) if key not in known]
         for number in missing:  # packed, but killed before the index was written; or not packed at all
             known[keys[number]] = _facts_of(self._path(number), keys[number]) or self._make(number)

@@ -1,7 +1,8 @@
 """Whole documents packed into training windows of one length: which pieces of a token stream stand in which window.
 
-The stream is ``[eos] doc [eos] doc ... [eos]`` (see ``bins``). A document as a training piece is the eos before it, its text and the eos
-after it: one pair of input and target per token of the text and one more, so even an empty text gives a pair.
+The stream is ``[eos] doc [eos] doc ... [eos]`` (see ``bins``). A document as a training piece is the eos before it, its
+text and the eos after it: one pair of input and target per token of the text and one more, so even an empty text gives
+a pair.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ _BLOCK = 1 << 24  # tokens that are searched at once
 
 @dataclass(frozen=True, eq=False)  # == on arrays has no one answer
 class Packing:
-    """Windows of whole pieces, made by ``pack``; the arrays may be memory maps. A pair is an input token and its target, the token after
-    it."""
+    """Windows of whole pieces, made by ``pack``; the arrays may be memory maps. A pair is an input token and its
+    target, the token after it."""
 
-    pieces: np.ndarray  # (P, 2) of integers: first token, number of pairs; grouped by window, in the order in which they stand in it
+    pieces: (
+        np.ndarray
+    )  # (P, 2) of integers: first token, number of pairs; grouped by window, in the order in which they stand in it
     windows: np.ndarray  # (W + 1,) of integers: window w holds pieces[windows[w] : windows[w + 1]], at least one
     targets: np.ndarray  # (W,) of integers: pairs of each window, those that are learned
     seq_len: int  # columns of a window
@@ -44,7 +47,8 @@ class Packing:
         return self.pairs / (len(self) * self.seq_len)
 
     def window(self, tokens: np.ndarray, w: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``ids``, ``targets`` and ``doc_ids`` of window ``w``, each (seq_len,) int64, as ``fill`` writes them if every token is learned.
+        """``ids``, ``targets`` and ``doc_ids`` of window ``w``, each (seq_len,) int64, as ``fill`` writes them if every
+        token is learned.
 
         tokens: (N,), the stream, e.g. a memory map. IndexError: there is no such window.
         """
@@ -53,13 +57,21 @@ class Packing:
         return ids, targets, doc_ids
 
     def fill(
-        self, tokens: np.ndarray, learned: np.ndarray | None, w: int, ids: np.ndarray, targets: np.ndarray, doc_ids: np.ndarray | None
+        self,
+        tokens: np.ndarray,
+        learned: np.ndarray | None,
+        w: int,
+        ids: np.ndarray,
+        targets: np.ndarray,
+        doc_ids: np.ndarray | None,
     ) -> None:
-        """Write window ``w`` into rows (seq_len,) int64. tokens: (N,), the stream; learned: (N,) bool, None: all; doc_ids None: not wanted.
+        """Write window ``w`` into rows (seq_len,) int64. tokens: (N,), the stream; learned: (N,) bool, None: all;
+        doc_ids None: not wanted.
 
-        ``doc_ids`` counts the window's pieces 0, 1, 2, ... from left to right. The columns left over stand at the right end: ids 0, targets
-        IGNORE, doc_ids -1. Pieces of one long document count as different documents: all but the last of them fill a window alone, so each
-        is read without what came before it. IndexError: there is no such window.
+        ``doc_ids`` counts the window's pieces 0, 1, 2, ... from left to right. The columns left over stand at the right
+        end: ids 0, targets IGNORE, doc_ids -1. Pieces of one long document count as different documents: all but the
+        last of them fill a window alone, so each is read without what came before it. IndexError: there is no such
+        window.
         """
         if not 0 <= w < len(self):
             raise IndexError(f"window {w} of {len(self)}")
@@ -81,7 +93,9 @@ class Packing:
 
     def counting(self, learned: np.ndarray) -> Packing:
         """The same windows, of which only the targets in ``learned`` (N,) bool count."""
-        in_order = np.argsort(self.pieces[:, 0])  # the pieces leave no gap in the stream, so each ends where the next begins
+        in_order = np.argsort(
+            self.pieces[:, 0]
+        )  # the pieces leave no gap in the stream, so each ends where the next begins
         first = int(self.pieces[in_order[0], 0])
         edges = self.pieces[in_order, 0] - first
         counts = np.empty(len(self.pieces), dtype=np.int64)
@@ -94,12 +108,15 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def document_starts(tokens: np.ndarray, eos_id: int) -> np.ndarray:
-    """Places of the end-of-text before each document and, last, behind all of them: (documents + 1,) int64; fewer than two: no document.
+    """Places of the end-of-text before each document and, last, behind all of them: (documents + 1,) int64; fewer than
+    two: no document.
 
-    Text never holds that id, so it stands between documents only. Other programs leave out the first one or the last: then the first or
-    last token of all takes its place.
+    Text never holds that id, so it stands between documents only. Other programs leave out the first one or the last:
+    then the first or last token of all takes its place.
     """
-    blocks = [first + np.flatnonzero(tokens[first : first + _BLOCK] == eos_id) for first in range(0, len(tokens), _BLOCK)]
+    blocks = [
+        first + np.flatnonzero(tokens[first : first + _BLOCK] == eos_id) for first in range(0, len(tokens), _BLOCK)
+    ]
     starts = np.concatenate([*blocks, np.zeros(0, np.int64)]).astype(np.int64)
     ends = [0, len(tokens) - 1] if len(tokens) else []
     return np.union1d(starts, np.array(ends, np.int64))
@@ -108,14 +125,15 @@ def document_starts(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 def pack(starts: np.ndarray, seq_len: int) -> Packing:
     """Best-fit decreasing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
 
-    ``starts`` (D + 1,) of integers, rising: the tokens at which the eos in front of each document stand and, last, the closing eos; so
-    document d gives starts[d + 1] - starts[d] pairs. Only a document of more than ``seq_len`` pairs is cut, into pieces of that many pairs
-    and a rest: a piece's first input is the last target of the piece before, so no pair is lost. From the longest piece to the shortest,
-    each goes whole into the window that has the least room in which it fits, and into a new one if there is none.
+    ``starts`` (D + 1,) of integers, rising: the tokens at which the eos in front of each document stand and, last, the
+    closing eos; so document d gives starts[d + 1] - starts[d] pairs. Only a document of more than ``seq_len`` pairs is
+    cut, into pieces of that many pairs and a rest: a piece's first input is the last target of the piece before, so no
+    pair is lost. From the longest piece to the shortest, each goes whole into the window that has the least room in
+    which it fits, and into a new one if there is none.
 
-    Of pieces of one length the first in the stream comes first, of windows with equal room the one opened first is taken. Pieces within
-    a window and windows, by their first piece, stand in the order of the stream, so windows spread evenly over their numbers are spread
-    evenly over the text. The same ``starts`` always give the same packing.
+    Of pieces of one length the first in the stream comes first, of windows with equal room the one opened first is
+    taken. Pieces within a window and windows, by their first piece, stand in the order of the stream, so windows spread
+    evenly over their numbers are spread evenly over the text. The same ``starts`` always give the same packing.
 
     ConfigError: there is no document. ValueError: ``starts`` do not rise or ``seq_len`` is below 1.
     """
@@ -134,7 +152,9 @@ def pack(starts: np.ndarray, seq_len: int) -> Packing:
     window_of = numbers[opened]
     windows = np.concatenate([[0], np.cumsum(np.bincount(window_of))]).astype(np.int64)
     pieces = pieces[np.argsort(window_of, kind="stable")]
-    return Packing(pieces, windows, np.add.reduceat(pieces[:, 1], windows[:-1]), seq_len)  # right only because no window is empty
+    return Packing(
+        pieces, windows, np.add.reduceat(pieces[:, 1], windows[:-1]), seq_len
+    )  # right only because no window is empty
 
 
 def _cut(starts: np.ndarray, seq_len: int) -> np.ndarray:
@@ -147,7 +167,8 @@ def _cut(starts: np.ndarray, seq_len: int) -> np.ndarray:
 
 
 class _OpenWindows:
-    """The windows that have room left, by their room: a heap of numbers for every room that occurs, and these rooms in order."""
+    """The windows that have room left, by their room: a heap of numbers for every room that occurs, and these rooms in
+    order."""
 
     def __init__(self) -> None:
         self._heaps: dict[int, list[int]] = {}
@@ -177,9 +198,10 @@ class _OpenWindows:
 def _best_fit(lengths: np.ndarray, seq_len: int) -> np.ndarray:
     """Window (P,) int64 of each piece, numbered as they are opened; ``lengths`` (P,) int64 fall.
 
-    All pieces of one length that go into windows of one room are placed at once. The window with the least room takes pieces until none
-    fits any more, as each leaves it with still less room, so every window but the last gets as many as it holds. A step empties a room or
-    ends a length: at most min(P, seq_len ** 2) steps, each with a search over the rooms that occur, and a heap operation per window.
+    All pieces of one length that go into windows of one room are placed at once. The window with the least room takes
+    pieces until none fits any more, as each leaves it with still less room, so every window but the last gets as many
+    as it holds. A step empties a room or ends a length: at most min(P, seq_len ** 2) steps, each with a search over the
+    rooms that occur, and a heap operation per window.
     """
     window_of = np.empty(len(lengths), dtype=np.int64)
     shortest = int(lengths[-1])
@@ -199,7 +221,9 @@ def _best_fit(lengths: np.ndarray, seq_len: int) -> np.ndarray:
             placed = min(end - done, len(taken) * each)
             window_of[done : done + placed] = np.repeat(taken, each)[:placed]
             done += placed
-            full, rest = divmod(placed, each)  # windows that took all they hold, pieces in the last one if that holds more
+            full, rest = divmod(
+                placed, each
+            )  # windows that took all they hold, pieces in the last one if that holds more
             for number, group in ((each, taken[:full]), (rest, taken[full:])):
                 left = room - number * length
                 if group and left >= shortest:  # no piece fits into less

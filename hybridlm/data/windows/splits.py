@@ -15,14 +15,16 @@ from hybridlm.errors import ConfigError, UserError
 
 
 class Packed(NamedTuple):
-    """windows: of whole documents, over all parts; efficiency: the share of their columns that hold a pair, 1 being no filling at all."""
+    """windows: of whole documents, over all parts; efficiency: the share of their columns that hold a pair, 1 being no
+    filling at all."""
 
     windows: int
     efficiency: float
 
 
 def train_source(prepared: Prepared, config: DataConfig, seed: int) -> Source:
-    """The training windows, as ``config`` wants them cut. ConfigError: a part is too short for a window, or has no document to pack."""
+    """The training windows, as ``config`` wants them cut. ConfigError: a part is too short for a window, or has no
+    document to pack."""
     if config.source == "synthetic":
         return GeneratedWindows(config.synthetic, "train", config.seq_len, seed)
 

@@ -1,7 +1,8 @@
 """Where a batch's windows come from: tokens cut anywhere, cut side by side, or whole documents packed.
 
-Every source numbers its windows, and reads those whose numbers it is given. A source for training also says which number stands at which
-position of its endless sequence: a pure function, so that a step's data hang on nothing but the seed and the step.
+Every source numbers its windows, and reads those whose numbers it is given. A source for training also says which
+number stands at which position of its endless sequence: a pure function, so that a step's data hang on nothing but the
+seed and the step.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from hybridlm.data.windows.packed_files import PackedStream
 
 
 class Rows(NamedTuple):
-    """Windows, each array (B, T) int64 and its own. targets: IGNORE where nothing counts; doc_ids: None where all of a row is one text."""
+    """Windows, each array (B, T) int64 and its own. targets: IGNORE where nothing counts; doc_ids: None where all of a
+    row is one text."""
 
     ids: np.ndarray
     targets: np.ndarray
@@ -54,7 +56,8 @@ class Source(Windows, Protocol):
 
 
 class CutWindows:
-    """Windows cut anywhere in a stream, in each pass with another phase and in another order. A window's number is its first token."""
+    """Windows cut anywhere in a stream, in each pass with another phase and in another order. A window's number is its
+    first token."""
 
     def __init__(self, stream: TokenStream, seq_len: int, seed: int) -> None:
         """ConfigError: the stream is shorter than a window."""
@@ -79,7 +82,8 @@ class CutWindows:
 
 
 class SideBySide:
-    """The windows of a stream one after the other: every token but the first is a target once. The last window may be filled up."""
+    """The windows of a stream one after the other: every token but the first is a target once. The last window may be
+    filled up."""
 
     def __init__(self, stream: TokenStream, seq_len: int) -> None:
         """ConfigError: there is nothing to predict."""
@@ -97,7 +101,9 @@ class SideBySide:
 
     def targets(self, chosen: np.ndarray) -> np.ndarray:
         places = [self._place(number) for number in chosen.tolist()]
-        return np.array([self._stream.read_learned(first + 1, length).sum() for first, length in places], dtype=np.int64)
+        return np.array(
+            [self._stream.read_learned(first + 1, length).sum() for first, length in places], dtype=np.int64
+        )
 
     def _place(self, number: int) -> tuple[int, int]:
         first = number * self.seq_len
@@ -124,7 +130,12 @@ class PackedWindows:
         for row, (piece, place) in enumerate(zip(pieces.tolist(), places.tolist(), strict=True)):
             arrays = self._packed.stream.arrays(piece)
             self._packed.piece(piece).fill(
-                arrays.closed, arrays.closed_learned, place, ids[row], targets[row], None if doc_ids is None else doc_ids[row]
+                arrays.closed,
+                arrays.closed_learned,
+                place,
+                ids[row],
+                targets[row],
+                None if doc_ids is None else doc_ids[row],
             )
         return Rows(ids, targets, doc_ids)
 
@@ -149,7 +160,9 @@ class Chain:
 
     def rows(self, chosen: np.ndarray) -> Rows:
         which, inside = _located(chosen, self.firsts)
-        groups = [(which == k, part.rows(inside[which == k])) for k, part in enumerate(self._parts) if (which == k).any()]
+        groups = [
+            (which == k, part.rows(inside[which == k])) for k, part in enumerate(self._parts) if (which == k).any()
+        ]
         if len(groups) == 1:
             return groups[0][1]
         ids, targets = (np.empty((len(chosen), self.seq_len), dtype=np.int64) for _ in range(2))

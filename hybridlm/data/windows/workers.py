@@ -30,9 +30,12 @@ class Ahead(Generic[_T]):
     """
 
     def __init__(self, make: Callable[[int], _T], first: int, workers: int, context: str | None) -> None:
-        """make: can be sent to another process where ``context`` is "spawn"; context: how processes start, None: as the system likes."""
+        """make: can be sent to another process where ``context`` is "spawn"; context: how processes start, None: as the
+        system likes."""
         self.next = first  # the index of what ``take`` returns next
-        served = (context or multiprocessing.get_start_method()) == "forkserver"  # then the workers are not this process's children
+        served = (
+            context or multiprocessing.get_start_method()
+        ) == "forkserver"  # then the workers are not this process's children
         loader = DataLoader(
             _Made(make),
             batch_size=None,
@@ -44,8 +47,9 @@ class Ahead(Generic[_T]):
             generator=torch.Generator(),  # else it draws from the global one, and a run with workers is another run
         )
         self._batches = iter(loader)
-        # What Lightning calls too: torch has no public name for it but the iterator's own end, which comes late where a traceback still
-        # holds it. As a finalizer it also runs before multiprocessing ends its children by a signal, of which torch would complain.
+        # What Lightning calls too: torch has no public name for it but the iterator's own end, which comes late where a
+        # traceback still holds it. As a finalizer it also runs before multiprocessing ends its children by a signal, of
+        # which torch would complain.
         self._end = weakref.finalize(self, self._batches._shutdown_workers)  # type: ignore[attr-defined]
 
     def take(self) -> _T:
@@ -81,8 +85,8 @@ class _From(Sampler[int]):
 
 
 def _begin(trainer: int | None, worker: int) -> None:
-    """A worker ends when the trainer ends it or has gone, and runs none of the handlers that it inherits. Ctrl-C and a scheduler's notice
-    reach the whole group of processes: they are the trainer's to act upon.
+    """A worker ends when the trainer ends it or has gone, and runs none of the handlers that it inherits. Ctrl-C and a
+    scheduler's notice reach the whole group of processes: they are the trainer's to act upon.
 
     trainer: the process that this one has to be a child of; None where that is another.
     """
@@ -91,14 +95,18 @@ def _begin(trainer: int | None, worker: int) -> None:
         if hasattr(signal, name):  # Windows has only the first
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if trainer is not None and os.getppid() != trainer:
-        os._exit(0)  # it has gone already: torch, which looks for another parent than the first it sees, would wait for ever
+        os._exit(
+            0
+        )  # it has gone already: torch, which looks for another parent than the first it sees, would wait for ever
     threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
 
 
 def _end_with(trainer: int | None) -> None:
     """Ends this process when the trainer was killed. torch looks after it, too, but only every five seconds."""
     parent = multiprocessing.parent_process()
-    watched = [] if parent is None else [parent.sentinel]  # tells nothing among forks, which hold each other's ends of the pipe
+    watched = (
+        [] if parent is None else [parent.sentinel]
+    )  # tells nothing among forks, which hold each other's ends of the pipe
     while (trainer is None or os.getppid() == trainer) and not connection.wait(watched, _LOOK):
         pass
     os._exit(0)

@@ -21,11 +21,18 @@ class AttentionToken:
 
     def __init__(self, mixer: Attention) -> None:
         self.spec, self._mixer = mixer.spec, mixer
-        self.q_proj, self.k_proj, self.v_proj = (Projection(layer.weight) for layer in (mixer.q_proj, mixer.k_proj, mixer.v_proj))
+        self.q_proj, self.k_proj, self.v_proj = (
+            Projection(layer.weight) for layer in (mixer.q_proj, mixer.k_proj, mixer.v_proj)
+        )
         self.o_proj = Projection(mixer.o_proj.weight)
         self.norm = None
-        if mixer.q_norm is not None and mixer.k_norm is not None:  # (H + H_kv, P): the heads of both are one tensor here
-            heads = (mixer.q_norm.weight.expand(self.spec.n_heads, -1), mixer.k_norm.weight.expand(self.spec.n_kv_heads, -1))
+        if (
+            mixer.q_norm is not None and mixer.k_norm is not None
+        ):  # (H + H_kv, P): the heads of both are one tensor here
+            heads = (
+                mixer.q_norm.weight.expand(self.spec.n_heads, -1),
+                mixer.k_norm.weight.expand(self.spec.n_kv_heads, -1),
+            )
             self.norm = torch.cat(heads)
 
     def __call__(self, x: Tensor, cache: LayerCache, seq: SequenceInfo) -> Tensor:

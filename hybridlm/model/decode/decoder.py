@@ -1,8 +1,10 @@
-"""Decoding prepared: the same model, one token of every row at a time, with a third fewer operators and none of the modules' calls.
+"""Decoding prepared: the same model, one token of every row at a time, with a third fewer operators and none of the
+modules' calls.
 
-At this size a token takes as long as its hundreds of small operators take to be called. ``Decoder`` holds what hangs on the weights alone
-(decays, taps, views) and leaves out what only padding, documents, autocast and gradients need. Attention, Mamba-2 and the dense FFN have a
-form of their own here; every other layer is called as it is. ``HybridLM.forward`` stays the definition, which the tests compare.
+At this size a token takes as long as its hundreds of small operators take to be called. ``Decoder`` holds what hangs on
+the weights alone (decays, taps, views) and leaves out what only padding, documents, autocast and gradients need.
+Attention, Mamba-2 and the dense FFN have a form of their own here; every other layer is called as it is.
+``HybridLM.forward`` stays the definition, which the tests compare.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class Decoder:
 
     def __init__(self, model: HybridLM) -> None:
         self._model = model
-        # Where the dtypes differ, as in bfloat16 with its fp32 exceptions, a layer's own code knows what is computed in which.
+        # Where the dtypes differ, as in bfloat16 with its fp32 exceptions, a layer's own code knows what is computed in
+        # which.
         dtypes = {parameter.dtype for parameter in model.parameters()}
         self._prepared = len(dtypes) == 1 and dtypes <= {torch.float32, torch.float64}
         if self._prepared:

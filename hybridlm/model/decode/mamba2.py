@@ -25,7 +25,12 @@ class Mamba2Token:
         self.in_proj, self.out_proj = Projection(mixer.in_proj.weight), Projection(mixer.out_proj.weight)
         assert mixer.conv1d.bias is not None
         self.taps, self.bias = mixer.conv1d.weight[:, 0].t().contiguous(), mixer.conv1d.bias
-        self.A, self.dt_bias, self.D, self.norm = -mixer.A_log.exp(), mixer.dt_bias, mixer.D.unsqueeze(-1), mixer.norm.weight
+        self.A, self.dt_bias, self.D, self.norm = (
+            -mixer.A_log.exp(),
+            mixer.dt_bias,
+            mixer.D.unsqueeze(-1),
+            mixer.norm.weight,
+        )
         self.parts = [spec.d_inner, spec.conv_channels, spec.n_heads]
         self.channels = [spec.d_inner, spec.n_groups * spec.d_state, spec.n_groups * spec.d_state]
         self.limit = None if spec.dt_limit == (0.0, math.inf) else spec.dt_limit
@@ -45,7 +50,11 @@ class Mamba2Token:
         written = (inner * dt.unsqueeze(-1)).view(rows, spec.n_groups, -1, 1)
         state = state.view(rows, spec.n_groups, -1, spec.d_state)  # the heads of a group share its B and C
         state.addcmul_(written, B.view(rows, spec.n_groups, 1, -1))
-        y = torch.bmm(state.flatten(0, 1), C.reshape(rows * spec.n_groups, -1, 1)).view(inner.shape).addcmul_(self.D, inner)
+        y = (
+            torch.bmm(state.flatten(0, 1), C.reshape(rows * spec.n_groups, -1, 1))
+            .view(inner.shape)
+            .addcmul_(self.D, inner)
+        )
         return self.out_proj(self._gated(y.view(rows, -1), z))
 
     def _convolved(self, new: Tensor, kept: Tensor) -> Tensor:
@@ -61,5 +70,7 @@ class Mamba2Token:
         if spec.n_groups == 1:
             out = normed(y, self.norm, spec.norm_eps)
         else:
-            out = normed(y.view(len(y), spec.n_groups, -1), self.norm.view(spec.n_groups, -1), spec.norm_eps).view(y.shape)
+            out = normed(y.view(len(y), spec.n_groups, -1), self.norm.view(spec.n_groups, -1), spec.norm_eps).view(
+                y.shape
+            )
         return out.mul_(F.silu(z)) if spec.norm_before_gate else out

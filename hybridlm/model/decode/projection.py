@@ -9,14 +9,17 @@ from hybridlm.ops.linear import linear, matrices
 
 
 class Projection:
-    """``x @ weight^T`` for x (B, I): what ``ops.linear`` does, with what hangs on the weight alone worked out before."""
+    """``x @ weight^T`` for x (B, I): what ``ops.linear`` does, with what hangs on the weight alone worked out
+    before."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
         outputs, inputs = weight.shape
         shape = matrices(weight, 1)
         self._matrices = None if shape is None else weight.view(shape)
-        self._vector = None if shape is None else ((shape[0], inputs, 1), (0, 1, inputs))  # sizes and strides of x, once for each matrix
+        self._vector = (
+            None if shape is None else ((shape[0], inputs, 1), (0, 1, inputs))
+        )  # sizes and strides of x, once for each matrix
         self._outputs = outputs
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -1,1 +1,2 @@
-"""Compiled kernels of other packages behind our operators: rules of when, calls, and probes. Nothing else imports these packages."""
+"""Compiled kernels of other packages behind our operators: rules of when, calls, and probes. Nothing else imports these
+packages."""

@@ -13,8 +13,8 @@ TORCH, CUDA = get_args(Backend)
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """A backend for each operator that has a compiled one. The operator still falls back to torch, quietly, for a call that its kernel
-    cannot take (``rules``): a token decoded after a state, float64, ..."""
+    """A backend for each operator that has a compiled one. The operator still falls back to torch, quietly, for a call
+    that its kernel cannot take (``rules``): a token decoded after a state, float64, ..."""
 
     conv: Backend = TORCH
     mamba1: Backend = TORCH

@@ -12,6 +12,7 @@ R = TypeVar("R")
 
 
 def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, which a compiled block calls as it is, between two graphs: the packages' autograd functions, autotuners and device
-    contexts are not made to be traced. (The import of torch's compiler takes seconds: only modules of kernels in use pay it.)"""
+    """``function``, which a compiled block calls as it is, between two graphs: the packages' autograd functions,
+    autotuners and device contexts are not made to be traced. (The import of torch's compiler takes seconds: only
+    modules of kernels in use pay it.)"""
     return torch.compiler.disable(function)  # type: ignore[no-any-return]

@@ -13,7 +13,8 @@ from hybridlm.ops.norm import as_dtype
 def kernel_linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, vocab: int, ignore: int, softcap: float | None
 ) -> Tensor:
-    """``ops.linear_cross_entropy`` at a scale of 1: the sum in float32. The rows of padded ids are cut off, and get a gradient of zero."""
+    """``ops.linear_cross_entropy`` at a scale of 1: the sum in float32. The rows of padded ids are cut off, and get a
+    gradient of zero."""
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
     loss: Tensor = LigerFusedLinearCrossEntropyFunction.apply(

@@ -16,7 +16,8 @@ SSD_CHUNK = 256  # tokens; mamba_ssm's own default, for which its kernels are tu
 
 @outside_graphs
 def kernel_selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
-    """``ops.selective_scan`` from no state: y (B, T, E) in x's dtype and the final state (B, E, N), of which no gradient is taken.
+    """``ops.selective_scan`` from no state: y (B, T, E) in x's dtype and the final state (B, E, N), of which no
+    gradient is taken.
 
     The kernel wants all of x, dt, B and C in one dtype. The step sizes stand in exponents, so that dtype is float32.
     """
@@ -41,7 +42,14 @@ def kernel_selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor
 
 @outside_graphs
 def kernel_ssd(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, initial_state: Tensor | None, starts: Tensor | None
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    initial_state: Tensor | None,
+    starts: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """``ops.ssd``: y (B, T, H, P) in x's dtype and the final state (B, H, P, N) in float32."""
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
@@ -89,8 +97,8 @@ def kernel_mamba2_layer(
     norm_eps: float,
     norm_before_gate: bool,
 ) -> Tensor:
-    """Everything of a Mamba-2 layer behind ``in_proj``, which gave (B, T, [z, x, B, C, dt]): (B, T, d_model). The backward computes the
-    convolution and the norm again instead of keeping them."""
+    """Everything of a Mamba-2 layer behind ``in_proj``, which gave (B, T, [z, x, B, C, dt]): (B, T, d_model). The
+    backward computes the convolution and the norm again instead of keeping them."""
     from mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_combined
 
     wide = torch.float32

@@ -1,7 +1,7 @@
 """Mamba-3's scans through mamba-ssm: the Triton kernel of one rank, the TileLang kernel of several.
 
-Both turn, bias, mix and sum the angles themselves: they take the rates as in_proj gives them, before tanh and sigmoid. Documents
-stand one behind the other in a single row for them, marked by where each begins.
+Both turn, bias, mix and sum the angles themselves: they take the rates as in_proj gives them, before tanh and sigmoid.
+Documents stand one behind the other in a single row for them, marked by where each begins.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Mamba3Inputs(NamedTuple):
     z: Tensor | None  # (B, T, H, P) the gate; None: not gated here
 
     def in_one_row(self, starts: Tensor) -> tuple[Mamba3Inputs, Tensor]:
-        """(1, B T, ...) of all, and where documents begin and end in it: (documents + 1,) int32. A row of the batch ends a document."""
+        """(1, B T, ...) of all, and where documents begin and end in it: (documents + 1,) int32. A row of the batch
+        ends a document."""
         begins = starts.clone()
         begins[:, 0] = True
         edges = F.pad(begins.flatten().nonzero().squeeze(1), (0, 1), value=begins.numel()).to(torch.int32)
@@ -51,7 +52,8 @@ def _by_head(tensor: Tensor) -> Tensor:
 
 @outside_graphs
 def kernel_siso(inputs: Mamba3Inputs, B_bias: Tensor, C_bias: Tensor, D: Tensor, starts: Tensor | None) -> Tensor:
-    """y, gated by silu(z) where z is given: (B, T, H, P) in bfloat16. B_bias, C_bias: (H, 1, N); D: (H,); starts: (B, T) or None."""
+    """y, gated by silu(z) where z is given: (B, T, H, P) in bfloat16. B_bias, C_bias: (H, 1, N); D: (H,); starts: (B,
+    T) or None."""
     from mamba_ssm.ops.triton.mamba3.mamba3_siso_combined import mamba3_siso_combined
 
     batch, length = inputs.x.shape[:2]
@@ -90,7 +92,8 @@ def kernel_mimo(
     mimo_o: Tensor,
     starts: Tensor | None,
 ) -> Tensor:
-    """``sum_r mimo_o_r * y_r * silu(mimo_z_r * z)``: (B, T, H, P) in bfloat16. B_bias, C_bias: (H, R, N); mimo_*: (H, R, P)."""
+    """``sum_r mimo_o_r * y_r * silu(mimo_z_r * z)``: (B, T, H, P) in bfloat16. B_bias, C_bias: (H, R, N); mimo_*: (H,
+    R, P)."""
     from mamba_ssm.ops.tilelang.mamba3.mamba3_mimo import mamba3_mimo
 
     batch, length = inputs.x.shape[:2]

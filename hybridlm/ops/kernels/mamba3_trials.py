@@ -33,7 +33,9 @@ def _inputs(draw: Draw, dtype: torch.dtype, sizes: Sizes, rank: int) -> Mamba3In
     )
 
 
-def _scanned(inputs: Mamba3Inputs, B_bias: Tensor, C_bias: Tensor, D: Tensor, mimo_x: Tensor | None, starts: Tensor | None) -> Tensor:
+def _scanned(
+    inputs: Mamba3Inputs, B_bias: Tensor, C_bias: Tensor, D: Tensor, mimo_x: Tensor | None, starts: Tensor | None
+) -> Tensor:
     """The output of every rank, (B, T, R, H, P), in float32."""
     mix = inputs.mix.float().sigmoid()
     own, previous = mix * inputs.dt, previous_weight(inputs.dt, mix, starts)
@@ -55,7 +57,9 @@ def _scanned(inputs: Mamba3Inputs, B_bias: Tensor, C_bias: Tensor, D: Tensor, mi
     return untiled(y, inputs.x.shape[1])
 
 
-def siso_pair(draw: Draw, dtype: torch.dtype, sizes: Sizes, starts: Tensor | None) -> tuple[tuple[Tensor], tuple[Tensor]]:
+def siso_pair(
+    draw: Draw, dtype: torch.dtype, sizes: Sizes, starts: Tensor | None
+) -> tuple[tuple[Tensor], tuple[Tensor]]:
     """Of one rank, gated."""
     from hybridlm.ops.kernels.mamba3 import kernel_siso
 
@@ -67,7 +71,9 @@ def siso_pair(draw: Draw, dtype: torch.dtype, sizes: Sizes, starts: Tensor | Non
     return (mine,), (kernel_siso(inputs, B_bias, C_bias, D, starts),)
 
 
-def mimo_pair(draw: Draw, dtype: torch.dtype, sizes: Sizes, starts: Tensor | None) -> tuple[tuple[Tensor], tuple[Tensor]]:
+def mimo_pair(
+    draw: Draw, dtype: torch.dtype, sizes: Sizes, starts: Tensor | None
+) -> tuple[tuple[Tensor], tuple[Tensor]]:
     """Of several ranks, gated and joined."""
     from hybridlm.ops.kernels.mamba3 import kernel_mimo
 

@@ -1,4 +1,5 @@
-"""Does a kernel work here? The only answer that counts is a run: packages import without their device code, or for another card."""
+"""Does a kernel work here? The only answer that counts is a run: packages import without their device code, or for
+another card."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class Mismatch(Exception):
 
 @dataclass(frozen=True)
 class Probe:
-    """What a run of a kernel on a tiny tensor came to. seconds: of the run, its compilation included; version: of the package."""
+    """What a run of a kernel on a tiny tensor came to. seconds: of the run, its compilation included; version: of the
+    package."""
 
     name: str
     ok: bool
@@ -31,8 +33,8 @@ class Probe:
 
 @dataclass(frozen=True)
 class Kernel:
-    """package: as pip names it, None: torch itself; module: as Python does. run(device, dtype of activations), those of layers also with
-    sizes, gives the largest relative difference from torch, which must not exceed ``tolerance``."""
+    """package: as pip names it, None: torch itself; module: as Python does. run(device, dtype of activations), those of
+    layers also with sizes, gives the largest relative difference from torch, which must not exceed ``tolerance``."""
 
     name: str
     package: str | None
@@ -41,7 +43,10 @@ class Kernel:
     run: Callable[..., float]
 
 
-BF16, FP32 = 4e-2, 1e-4  # of the largest number; sums of bfloat16 numbers taken in another order differ by more than its 8 bits
+BF16, FP32 = (
+    4e-2,
+    1e-4,
+)  # of the largest number; sums of bfloat16 numbers taken in another order differ by more than its 8 bits
 MAMBA3 = 2 * BF16  # the limit of its parity tests: also what it turns and scales inside is rounded to bfloat16
 KERNELS = {
     kernel.name: kernel
@@ -64,9 +69,11 @@ KERNELS = {
 
 @cache
 def probe(name: str, device: torch.device, dtype: torch.dtype, sizes: trials.Sizes | None = None) -> Probe:
-    """Runs the kernel ``name`` of ``KERNELS`` forward and backward on ``device``, once per process, dtype and sizes. Raises nothing.
+    """Runs the kernel ``name`` of ``KERNELS`` forward and backward on ``device``, once per process, dtype and sizes.
+    Raises nothing.
 
-    sizes: a layer's, for a kernel that is compiled for its widths and may need more of the card than it has; None: small ones.
+    sizes: a layer's, for a kernel that is compiled for its widths and may need more of the card than it has; None:
+    small ones.
     """
     kernel = KERNELS[name]
     version = package_version(kernel.package or "torch")
@@ -76,9 +83,14 @@ def probe(name: str, device: torch.device, dtype: torch.dtype, sizes: trials.Siz
     try:
         difference = kernel.run(device, dtype) if sizes is None else kernel.run(device, dtype, sizes)
         if not difference <= kernel.tolerance:  # nor where it is not a number
-            raise Mismatch(f"its numbers differ from torch's by {difference:.2g} of the largest, at most {kernel.tolerance:g} is rounding")
+            raise Mismatch(
+                f"its numbers differ from torch's by {difference:.2g} of the largest, at most {kernel.tolerance:g} is"
+                " rounding"
+            )
         reason = None
-    except Exception as error:  # what is broken raises all kinds: ImportError, OSError of a library, AttributeError, a compiler's own
+    except (
+        Exception
+    ) as error:  # what is broken raises all kinds: ImportError, OSError of a library, AttributeError, a compiler's own
         reason = _reason(kernel, error)
     return Probe(name, reason is None, reason, time.perf_counter() - began, version)
 

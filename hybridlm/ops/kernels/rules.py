@@ -1,8 +1,9 @@
 """What each compiled kernel can honour. A rule returns why not, in words for the user, or None.
 
-The same rules are read before training, of the layers' widths, and at each call. The limits are those that the packages check
-themselves or write down: causal-conv1d 1.6.2 (csrc/causal_conv1d.cpp), mamba-ssm 2.3.2 (csrc/selective_scan/selective_scan.cpp,
-ops/triton/ssd_combined.py, ops/triton/mamba3/mamba3_siso_combined.py, ops/tilelang/mamba3/mamba3_mimo.py), liger-kernel 0.8.
+The same rules are read before training, of the layers' widths, and at each call. The limits are those that the packages
+check themselves or write down: causal-conv1d 1.6.2 (csrc/causal_conv1d.cpp), mamba-ssm 2.3.2
+(csrc/selective_scan/selective_scan.cpp, ops/triton/ssd_combined.py, ops/triton/mamba3/mamba3_siso_combined.py,
+ops/tilelang/mamba3/mamba3_mimo.py), liger-kernel 0.8.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import torch
 
 HALF = (torch.float16, torch.bfloat16)
 MIMO_ROWS = 64  # rows of a tile, chunk x rank, that the MIMO kernel takes at most
-# d_state and head_dim that its authors have tested, without the two pairs that they know not to compile (mamba3_mimo.py).
+# d_state and head_dim that its authors have tested, without the two pairs that they know not to compile
+# (mamba3_mimo.py).
 MIMO_WIDTHS = {(n, p) for n in (16, 32, 64, 128, 256) for p in (32, 64, 128)} - {(16, 32), (256, 128)}
 _KIB = 1024
 
@@ -32,7 +34,13 @@ def _tensor_cores(dtype: torch.dtype) -> str | None:
 
 
 def conv_refusal(
-    channels: int, width: int, dtype: torch.dtype, *, documents: bool = False, state: bool = False, padding: bool = False
+    channels: int,
+    width: int,
+    dtype: torch.dtype,
+    *,
+    documents: bool = False,
+    state: bool = False,
+    padding: bool = False,
 ) -> str | None:
     """causal_conv1d_fn over (B, T, channels)."""
     if not 2 <= width <= 4:
@@ -67,7 +75,8 @@ def mamba2_refusal(d_state: int, dtype: torch.dtype) -> str | None:
 def mamba2_layer_refusal(
     conv_channels: int, d_conv: int, d_state: int, dtype: torch.dtype, *, state: bool = False, padding: bool = False
 ) -> str | None:
-    """mamba_split_conv1d_scan_combined: a whole layer behind its input projection, without a state before or after it."""
+    """mamba_split_conv1d_scan_combined: a whole layer behind its input projection, without a state before or after
+    it."""
     if state:
         return "it gives no state of its convolution"
     return conv_refusal(conv_channels, d_conv, dtype, padding=padding) or mamba2_refusal(d_state, dtype)
@@ -104,9 +113,17 @@ def mimo_chunk(rank: int) -> int:
 
 
 def mimo_shared_kib(d_state: int, head_dim: int, rank: int, n_angles: int) -> float:
-    """Shared memory of a block of the MIMO backward, KiB: the tiles that it declares, before its compiler lets some of them share."""
+    """Shared memory of a block of the MIMO backward, KiB: the tiles that it declares, before its compiler lets some of
+    them share."""
     rows, chunk = mimo_chunk(rank) * rank, mimo_chunk(rank)
-    wide = 7 * rows * d_state + 3 * rows * head_dim + 2 * d_state * head_dim + 2 * chunk * head_dim + rows * rows + chunk * rank * rank
+    wide = (
+        7 * rows * d_state
+        + 3 * rows * head_dim
+        + 2 * d_state * head_dim
+        + 2 * chunk * head_dim
+        + rows * rows
+        + chunk * rank * rank
+    )
     return (2 * wide + 4 * (rows * rows + rows * n_angles)) / _KIB
 
 
@@ -122,8 +139,8 @@ def mimo_refusal(
     length: int | None = None,
     shared_memory_kb: float | None = None,
 ) -> str | None:
-    """mamba3_mimo beyond ``mamba3_refusal``. groups: of B and C; gated: no norm stands between scan and gate; length: tokens of a row;
-    shared_memory_kb: what a block may have on the card; None: not looked at."""
+    """mamba3_mimo beyond ``mamba3_refusal``. groups: of B and C; gated: no norm stands between scan and gate; length:
+    tokens of a row; shared_memory_kb: what a block may have on the card; None: not looked at."""
     chunk = mimo_chunk(rank)
     if groups not in (1, heads):
         return f"its backward takes one group of B and C or one for each head, not {groups}"

@@ -1,5 +1,6 @@
-"""Small runs of each compiled kernel beside our torch operator, with documents where it tells them apart; probes and parity tests share
-them. Each returns the largest difference of outputs and gradients, relative to the largest number of its kind."""
+"""Small runs of each compiled kernel beside our torch operator, with documents where it tells them apart; probes and
+parity tests share them. Each returns the largest difference of outputs and gradients, relative to the largest number of
+its kind."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ class Draw:
     def __init__(self, device: torch.device, seed: int = 0) -> None:
         self.device, self.generator, self.drawn = device, torch.Generator().manual_seed(seed), list[Tensor]()
 
-    def __call__(self, *shape: int, dtype: torch.dtype = torch.float32, make: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def __call__(
+        self, *shape: int, dtype: torch.dtype = torch.float32, make: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Normal numbers, or what ``make`` turns them into."""
         values = torch.randn(shape, generator=self.generator)
         tensor = (values if make is None else make(values)).to(self.device, dtype).requires_grad_()
@@ -65,7 +68,9 @@ def difference(mine: Sequence[Tensor], theirs: Sequence[Tensor], drawn: Sequence
     """Of outputs and of the gradients of a fixed sum of them. Everything is compared in float64, on the CPU."""
     worst = [_relative(a, b) for a, b in zip(mine, theirs, strict=True)]
     grads = [
-        torch.autograd.grad(sum(_weighed(output) for output in outputs if output.requires_grad), drawn, allow_unused=True)  # type: ignore[arg-type]
+        torch.autograd.grad(
+            sum(_weighed(output) for output in outputs if output.requires_grad), drawn, allow_unused=True
+        )  # type: ignore[arg-type]
         for outputs in (mine, theirs)
     ]
     for a, b in zip(*grads, strict=True):
@@ -91,7 +96,9 @@ def _relative(mine: Tensor, theirs: Tensor) -> float:
     return gap / scale if scale > 0 else gap
 
 
-def conv(device: torch.device, dtype: torch.dtype, sizes: Sizes = SMALL, *, documents: bool = True, state: bool = False) -> float:
+def conv(
+    device: torch.device, dtype: torch.dtype, sizes: Sizes = SMALL, *, documents: bool = True, state: bool = False
+) -> float:
     """causal-conv1d."""
     draw = Draw(device)
     x = draw(sizes.batch, sizes.time, sizes.channels, dtype=dtype)
@@ -120,7 +127,9 @@ def mamba1(device: torch.device, dtype: torch.dtype, sizes: Sizes = SMALL) -> fl
     return difference((y, state.detach()), selective_scan(x, dt, A, B, C, D, backend=CUDA), draw.drawn)
 
 
-def mamba2(device: torch.device, dtype: torch.dtype, sizes: Sizes = SMALL, *, documents: bool = True, state: bool = True) -> float:
+def mamba2(
+    device: torch.device, dtype: torch.dtype, sizes: Sizes = SMALL, *, documents: bool = True, state: bool = True
+) -> float:
     """mamba-ssm's SSD scan, from a state and with documents."""
     draw = Draw(device)
     x = draw(sizes.batch, sizes.time, sizes.heads, sizes.head_dim, dtype=dtype)
@@ -153,7 +162,9 @@ def mamba2_layer(device: torch.device, dtype: torch.dtype, sizes: Sizes = SMALL,
     )
     starts = draw.starts(sizes.batch, sizes.time) if documents else None
     z, xbc, dt = zxbcdt.split((inner, channels, heads), -1)
-    xbc, _ = causal_conv(xbc, weights.conv_weight, weights.conv_bias, positions=None if starts is None else positions_of(starts))
+    xbc, _ = causal_conv(
+        xbc, weights.conv_weight, weights.conv_bias, positions=None if starts is None else positions_of(starts)
+    )
     x, B, C = xbc.split((inner, state_channels, state_channels), -1)
     y, _ = ssd(
         x.unflatten(-1, (heads, -1)),
@@ -167,24 +178,32 @@ def mamba2_layer(device: torch.device, dtype: torch.dtype, sizes: Sizes = SMALL,
     y = gated_rms_norm(y.flatten(2), z, weights.norm, 1e-5, groups=sizes.groups, norm_before_gate=False)
     limit = (0.0, float("inf"))
     settings = {"head_dim": sizes.head_dim, "n_groups": sizes.groups}
-    theirs = kernel_mamba2_layer(zxbcdt, weights, starts, **settings, dt_limit=limit, norm_eps=1e-5, norm_before_gate=False)
+    theirs = kernel_mamba2_layer(
+        zxbcdt, weights, starts, **settings, dt_limit=limit, norm_eps=1e-5, norm_before_gate=False
+    )
     return difference((y @ weights.out_proj.t(),), (theirs,), draw.drawn)
 
 
 def siso(device: torch.device, dtype: torch.dtype, sizes: Sizes = SMALL, *, documents: bool = True) -> float:
     """mamba-ssm's Mamba-3 of one rank."""
     draw = Draw(device)
-    return difference(*siso_pair(draw, dtype, sizes, draw.starts(sizes.batch, sizes.time) if documents else None), draw.drawn)
+    return difference(
+        *siso_pair(draw, dtype, sizes, draw.starts(sizes.batch, sizes.time) if documents else None), draw.drawn
+    )
 
 
 def mimo(device: torch.device, dtype: torch.dtype, sizes: Sizes | None = None, *, documents: bool = True) -> float:
     """mamba-ssm's Mamba-3 of several ranks, at widths that its authors have tested."""
     sizes = sizes or Sizes(batch=1, time=32, head_dim=64, d_state=64, angles=16)
     draw = Draw(device)
-    return difference(*mimo_pair(draw, dtype, sizes, draw.starts(sizes.batch, sizes.time) if documents else None), draw.drawn)
+    return difference(
+        *mimo_pair(draw, dtype, sizes, draw.starts(sizes.batch, sizes.time) if documents else None), draw.drawn
+    )
 
 
-def loss(device: torch.device, dtype: torch.dtype, *, rows: int = 48, vocab: int = 61, softcap: float | None = None) -> float:
+def loss(
+    device: torch.device, dtype: torch.dtype, *, rows: int = 48, vocab: int = 61, softcap: float | None = None
+) -> float:
     """Liger's linear cross-entropy, with ignored targets and padded ids."""
     draw = Draw(device)
     hidden, weight = draw(rows, 32, dtype=dtype), draw(vocab + 3, 32)
@@ -192,7 +211,9 @@ def loss(device: torch.device, dtype: torch.dtype, *, rows: int = 48, vocab: int
     targets[::5] = IGNORE
     arguments = (hidden, weight, targets.to(device))
     mine = linear_cross_entropy(*arguments, vocab=vocab, softcap=softcap)
-    return difference((mine,), (linear_cross_entropy(*arguments, vocab=vocab, softcap=softcap, backend=CUDA),), draw.drawn)
+    return difference(
+        (mine,), (linear_cross_entropy(*arguments, vocab=vocab, softcap=softcap, backend=CUDA),), draw.drawn
+    )
 
 
 def triton(device: torch.device, dtype: torch.dtype) -> float:

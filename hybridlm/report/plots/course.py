@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hybridlm.colours import COLOURS
 from hybridlm.report.facts import number
 from hybridlm.report.measures import Measure
+from hybridlm.report.plots.colours import COLOURS
 from hybridlm.report.plots.curves import SMOOTHING, Place, interesting, smoothed, track, trained_metric
 from hybridlm.report.plots.drawing import GREY, Drawing, draw, quality_label, tokens_label
 from hybridlm.report.reading import Run
@@ -36,7 +36,8 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Panel:
-    """bottom: where the axis of values begins; None: at the values. at: tokens at which something happened, which ``what`` names."""
+    """bottom: where the axis of values begins; None: at the values. at: tokens at which something happened, which
+    ``what`` names."""
 
     label: str
     lines: tuple[_Line, ...]
@@ -54,18 +55,28 @@ def course(run: Run, quality: Measure) -> Drawing | None:
     if not panels:
         return None
     everything = [place for panel in panels for line in panel.lines for place in line.places]
-    tokens, seconds = scale([max(one.tokens for one in everything)], "count"), scale([max(one.seconds for one in everything)], "seconds")
+    tokens, seconds = (
+        scale([max(one.tokens for one in everything)], "count"),
+        scale([max(one.seconds for one in everything)], "seconds"),
+    )
 
     def paint(figure: Figure, axes: list[Axes]) -> None:
         for axis, panel in zip(axes, panels, strict=True):
             for line in filter(lambda one: one.places, panel.lines):
-                places = [one.seconds / seconds.size if panel.by_time else one.tokens / tokens.size for one in line.places]
+                places = [
+                    one.seconds / seconds.size if panel.by_time else one.tokens / tokens.size for one in line.places
+                ]
                 mark = "o" if line.marks and len(places) <= 40 else None
                 values = [one.value for one in line.places]
-                axis.plot(places, values, color=line.colour, linewidth=line.width, label=line.label, marker=mark, markersize=4)
+                axis.plot(
+                    places, values, color=line.colour, linewidth=line.width, label=line.label, marker=mark, markersize=4
+                )
             for i, place in enumerate(panel.at):
                 axis.axvline(place / tokens.size, color=COLOURS[1], linewidth=0.8, label=panel.what if i == 0 else None)
-            axis.set(xlabel=f"time of training ({seconds.unit})" if panel.by_time else tokens_label(tokens), ylabel=panel.label)
+            axis.set(
+                xlabel=f"time of training ({seconds.unit})" if panel.by_time else tokens_label(tokens),
+                ylabel=panel.label,
+            )
             axis.set_xlim(left=0)
             if panel.logarithmic:
                 axis.set_yscale("log")
@@ -73,7 +84,15 @@ def course(run: Run, quality: Measure) -> Drawing | None:
             else:
                 axis.set_ylim(panel.bottom, panel.top)
             axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-            axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0, handlelength=1.5, fontsize=9)
+            axis.legend(
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                ncols=3,
+                frameon=False,
+                borderaxespad=0,
+                handlelength=1.5,
+                fontsize=9,
+            )
 
     return draw(len(panels), paint, f"Smoothed: {SMOOTHING}.")
 
@@ -84,14 +103,26 @@ def _panels(run: Run, quality: Measure) -> Iterator[_Panel]:
         shares = _Line("validation", list(track(run, quality.key)), _VALIDATED, marks=True)
         yield _Panel(quality_label(quality), (shares,), bottom=0.0, top=1.02)
     speed = list(track(run, "perf/tokens_per_s"))
-    yield _Panel("training speed (tokens/s)", (_raw(speed), _Line("smoothed", smoothed(speed), _TRAINED)), by_time=True, bottom=0.0)
+    yield _Panel(
+        "training speed (tokens/s)",
+        (_raw(speed), _Line("smoothed", smoothed(speed), _TRAINED)),
+        by_time=True,
+        bottom=0.0,
+    )
     yield _Panel("learning rate", tuple(_rates(run)), bottom=0.0)
     norms = list(track(run, "optim/grad_norm"))
     high = [place.value for place in norms if place.value > 0]
     wide = bool(high) and max(high) > _WIDE * statistics.median(high)
     what = f"steps were skipped ({_last(run, 'optim/skipped_steps'):.0f})"
     lines = (_Line("as logged", norms, _TRAINED, 0.8),)  # a mean would make a hill of a peak
-    yield _Panel("gradient norm before clipping", lines, bottom=None if wide else 0.0, logarithmic=wide, at=tuple(_skipped(run)), what=what)
+    yield _Panel(
+        "gradient norm before clipping",
+        lines,
+        bottom=None if wide else 0.0,
+        logarithmic=wide,
+        at=tuple(_skipped(run)),
+        what=what,
+    )
 
 
 def _losses(run: Run, quality: Measure) -> _Panel:

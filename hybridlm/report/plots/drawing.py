@@ -1,4 +1,5 @@
-"""What all plots have in common. A point has one colour and one marker in all of them, by its rank; from the eighth on points are grey."""
+"""What all plots have in common. A point has one colour and one marker in all of them, by its rank; from the eighth on
+points are grey."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hybridlm.colours import COLOURS, MARKERS
 from hybridlm.report.comparison import Comparison
 from hybridlm.report.measures import Measure
+from hybridlm.report.plots.colours import COLOURS, MARKERS
 from hybridlm.report.table import Scale
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture as SVG: ``wide`` with two panels beside each other, ``narrow`` with all of them below each other, for a narrow window.
+    """A picture as SVG: ``wide`` with two panels beside each other, ``narrow`` with all of them below each other, for a
+    narrow window.
 
     note: what has to be said of this picture.
     """
@@ -72,7 +74,9 @@ def to_svg(figure: Figure) -> str:
     return text.getvalue()
 
 
-def line(axis: Axes, index: int, places: Sequence[float], means: Sequence[float], deviations: Sequence[float | None]) -> None:
+def line(
+    axis: Axes, index: int, places: Sequence[float], means: Sequence[float], deviations: Sequence[float | None]
+) -> None:
     ranked = index < len(COLOURS)
     axis.plot(
         places,
@@ -99,10 +103,14 @@ def legend(figure: Figure, labels: Sequence[str]) -> None:
         for own, mark, label in zip(COLOURS, MARKERS, labels, strict=False)
     ]
     if len(labels) > len(COLOURS):
-        handles.append(Line2D([], [], color=GREY, marker=".", linewidth=0.7, label=f"{len(labels) - len(COLOURS)} others"))
+        handles.append(
+            Line2D([], [], color=GREY, marker=".", linewidth=0.7, label=f"{len(labels) - len(COLOURS)} others")
+        )
     longest = max(len(str(handle.get_label())) for handle in handles)
     columns = room // (longest + 8)
-    figure.legend(handles=handles, loc="outside lower left", ncols=max(1, min(4, columns)), frameon=False, handlelength=1.8)
+    figure.legend(
+        handles=handles, loc="outside lower left", ncols=max(1, min(4, columns)), frameon=False, handlelength=1.8
+    )
 
 
 def point_legend(figure: Figure, comparison: Comparison) -> None:
@@ -117,7 +125,11 @@ def quality_label(quality: Measure) -> str:
 def metric_label(metric: str, quality: Measure) -> str:
     if metric == quality.key:
         return f"{quality.title}, validation"
-    return "bits per byte, training (running mean)" if metric == "train/bpb" else "loss, training (nats/target, running mean)"
+    return (
+        "bits per byte, training (running mean)"
+        if metric == "train/bpb"
+        else "loss, training (nats/target, running mean)"
+    )
 
 
 def tokens_label(tokens: Scale) -> str:

@@ -16,8 +16,8 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 def place(axis: Axes, crosses: Sequence[tuple[float, float, float, float]], names: Sequence[tuple[int, str]]) -> None:
-    """Writes each name beside the cross of its index, the first name first: clear of everything, else across the arms of crosses; one
-    without room is left out.
+    """Writes each name beside the cross of its index, the first name first: clear of everything, else across the arms
+    of crosses; one without room is left out.
 
     crosses: (x, y, half the width, half the height) of points with error bars. The figure has its layout.
     """
@@ -32,7 +32,14 @@ def place(axis: Axes, crosses: Sequence[tuple[float, float, float, float]], name
         room: Annotation | None = None
         for dx, dy, side, level in _offsets():
             text = axis.annotate(
-                name, crosses[index][:2], (dx, dy), textcoords="offset points", ha=side, va=level, fontsize=8.5, annotation_clip=False
+                name,
+                crosses[index][:2],
+                (dx, dy),
+                textcoords="offset points",
+                ha=side,
+                va=level,
+                fontsize=8.5,
+                annotation_clip=False,
             )
             text.set_in_layout(False)
             edges = _edges(text)

@@ -51,7 +51,9 @@ def learning(comparison: Comparison) -> Drawing | None:
             axis.set(ylabel=metric_label(metric, quality))
             axis.set_xlim(left=0)
             if quality.better == "less" or metric != quality.key:
-                axis.set_ylim(*interesting([[(mark.tokens, mark.value.mean) for mark in marks] for marks in curves if marks]))
+                axis.set_ylim(
+                    *interesting([[(mark.tokens, mark.value.mean) for mark in marks] for marks in curves if marks])
+                )
             else:
                 within_shares(axis, quality)
         point_legend(figure, comparison)
@@ -68,7 +70,13 @@ def by_length(comparison: Comparison, title: str, values: Sequence[Mapping[int, 
             lengths = sorted(values[index])
             if lengths:
                 means = [values[index][length].mean for length in lengths]
-                line(axis, index, [float(length) for length in lengths], means, [values[index][length].deviation for length in lengths])
+                line(
+                    axis,
+                    index,
+                    [float(length) for length in lengths],
+                    means,
+                    [values[index][length].deviation for length in lengths],
+                )
         axis.set_xscale("log", base=2)
         _ticks(axis, sorted({float(length) for of_point in values for length in of_point}))
         axis.set(xlabel="length (tokens)", ylabel=f"{title} (share of 1)", ylim=(-0.02, 1.02))
@@ -78,11 +86,14 @@ def by_length(comparison: Comparison, title: str, values: Sequence[Mapping[int, 
 
 
 def by_setting(comparison: Comparison, column: str) -> Drawing:
-    """Quality by the setting ``column``, a line for each combination of the other settings, the one with the best point first."""
+    """Quality by the setting ``column``, a line for each combination of the other settings, the one with the best point
+    first."""
     lines: dict[str, list[tuple[float, Spread]]] = defaultdict(list)
     place = comparison.columns.index(column)
     for point, quality in comparison.ranked():
-        lines[comparison.name_of(point.settings, (column, *comparison.tuned))].append((float(point.settings[place]), quality))
+        lines[comparison.name_of(point.settings, (column, *comparison.tuned))].append(
+            (float(point.settings[place]), quality)
+        )
 
     def paint(figure: Figure, axes: list[Axes]) -> None:
         axis = axes[0]
@@ -118,7 +129,8 @@ def shares(points: Sequence[Point], read: Mapping[str, Mapping[int, float]]) -> 
     for point in points:
         lengths = {length for run in point.runs for length in read.get(run.name, {})}
         spreads = {
-            length: spread(value for run in point.runs if (value := read.get(run.name, {}).get(length)) is not None) for length in lengths
+            length: spread(value for run in point.runs if (value := read.get(run.name, {}).get(length)) is not None)
+            for length in lengths
         }
         found.append({length: one for length, one in spreads.items() if one is not None})
     return found

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (x, y) that no other dominates, by rising x. Less is better in both; turn the sign where more is.
+    """Indices of the points (x, y) that no other dominates, by rising x. Less is better in both; turn the sign where
+    more is.
 
     A point dominates another that it equals or beats in both respects and beats in one; of equal points each is in.
     """

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hybridlm.colours import COLOURS
 from hybridlm.report.comparison import Comparison
 from hybridlm.report.measures import TRADED, Measure
+from hybridlm.report.plots.colours import COLOURS
 from hybridlm.report.plots.drawing import Drawing, colour, draw, marker, point_legend, quality_label
 from hybridlm.report.plots.labels import place
 from hybridlm.report.plots.pareto import front
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 _LABELLED = 12  # of more points only those of the front get their name
 _NAME_LETTERS = 26
-_SAME = 0.01  # costs that differ by less than this share are no reason to choose; the memory of a process scatters so much
+_SAME = (
+    0.01  # costs that differ by less than this share are no reason to choose; the memory of a process scatters so much
+)
 _SLIGHT = 0.05  # costs that differ by less than this share have an axis from zero
 
 
@@ -41,7 +43,9 @@ def tradeoffs(comparison: Comparison) -> Drawing | None:
         for axis, measure in zip(axes, panels, strict=True):
             _label(axis, comparison, measure)
 
-    return draw(len(panels), paint, f"Within {_SAME:.0%} of each other, and not drawn: {', '.join(same)}." if same else "")
+    return draw(
+        len(panels), paint, f"Within {_SAME:.0%} of each other, and not drawn: {', '.join(same)}." if same else ""
+    )
 
 
 def _apart(costs: Sequence[float]) -> float:
@@ -94,12 +98,16 @@ def _label(axis: Axes, comparison: Comparison, measure: Measure) -> None:
     first = [*on_front, *(index for index in named if index not in on_front)]
     order = list(drawn)
     names = [(order.index(index), _short(comparison.points[index].name, index)) for index in first]
-    crosses = [(cost.mean, quality.mean, cost.deviation or 0.0, quality.deviation or 0.0) for cost, quality in drawn.values()]
+    crosses = [
+        (cost.mean, quality.mean, cost.deviation or 0.0, quality.deviation or 0.0) for cost, quality in drawn.values()
+    ]
     place(axis, crosses, names)
 
 
 def _scale(comparison: Comparison, measure: Measure) -> Scale:
-    return scale([cost.mean for point, _ in comparison.ranked() if (cost := point.spread(measure)) is not None], measure.unit)
+    return scale(
+        [cost.mean for point, _ in comparison.ranked() if (cost := point.spread(measure)) is not None], measure.unit
+    )
 
 
 def _drawn(comparison: Comparison, measure: Measure) -> dict[int, tuple[Spread, Spread]]:
@@ -116,7 +124,9 @@ def _front(drawn: Mapping[int, tuple[Spread, Spread]], comparison: Comparison, m
     """Ranks of the points on the front."""
     of_cost, of_quality = (-1.0 if one.better == "more" else 1.0 for one in (measure, comparison.quality))
     ranks = list(drawn)
-    return [ranks[i] for i in front([(of_cost * cost.mean, of_quality * quality.mean) for cost, quality in drawn.values()])]
+    return [
+        ranks[i] for i in front([(of_cost * cost.mean, of_quality * quality.mean) for cost, quality in drawn.values()])
+    ]
 
 
 def _short(name: str, index: int) -> str:

@@ -1,4 +1,5 @@
-"""Every task against its definition: a solver that sees the prompt alone answers all of it; splits do not meet; answers are balanced."""
+"""Every task against its definition: a solver that sees the prompt alone answers all of it; splits do not meet; answers
+are balanced."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def in_words(section, ids):
     return [names[token] for token in ids if token]
 
 
-# Solvers: the words up to and including an asked place -> the answer's word. They know the task's definition and nothing else.
+# Solvers: the words up to and including an asked place -> the answer's word. They know the task's definition and
+# nothing else.
 def solve_mqar(prompt, section):
     pairs = prompt[: 2 * section.n_pairs]
     return dict(zip(pairs[::2], pairs[1::2], strict=True))[prompt[-1]]
@@ -143,13 +145,16 @@ def test_no_example_is_in_both_splits_even_where_there_are_few():
     section = config("parity")
     for length in (6, 8):
         seen = {
-            split: {tuple(row) for row in Examples(section, split, length).make(np.arange(4000))[0].tolist()} for split in ("train", "val")
+            split: {tuple(row) for row in Examples(section, split, length).make(np.arange(4000))[0].tolist()}
+            for split in ("train", "val")
         }
         assert not seen["train"] & seen["val"]
         assert seen["train"] | seen["val"] == set(itertools.product((1, 2), repeat=length))
         assert seen["val"]
         # Another seed draws other numbers and holds the same ones out.
-        other = {tuple(row) for row in Examples(config("parity", seed=5), "val", length).make(np.arange(2000))[0].tolist()}
+        other = {
+            tuple(row) for row in Examples(config("parity", seed=5), "val", length).make(np.arange(2000))[0].tolist()
+        }
         assert other == seen["val"]
 
 
@@ -167,7 +172,8 @@ def answers_of(section, length, count):
 
 
 @pytest.mark.parametrize(
-    ("task", "kinds"), [("mqar", 8), ("copying", 16), ("selective_copying", 16), ("induction", 16), ("parity", 2), ("needle", 16)]
+    ("task", "kinds"),
+    [("mqar", 8), ("copying", 16), ("selective_copying", 16), ("induction", 16), ("parity", 2), ("needle", 16)],
 )
 def test_all_answers_are_equally_frequent(task, kinds):
     found = answers_of(config(task), LENGTH, 3000)

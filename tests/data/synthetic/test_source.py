@@ -14,13 +14,23 @@ from hybridlm.config.synthetic import SyntheticConfig
 from hybridlm.data.synthetic.source import GeneratedWindows, held_out, shown_examples
 from hybridlm.data.windows.loader import TrainLoader, ValLoader
 
-SECTION = SyntheticConfig(task="mqar", vocab_size=16, n_pairs=2, min_length=9, examples=50, val_examples=11, eval_lengths=(32, 16))
+SECTION = SyntheticConfig(
+    task="mqar", vocab_size=16, n_pairs=2, min_length=9, examples=50, val_examples=11, eval_lengths=(32, 16)
+)
 
 
 def loader(seed=3, *, accumulate=1, rank=0, world_size=1, workers=0, section=SECTION):
     source = GeneratedWindows(section, "train", 16, seed)
     micro = 8 // (accumulate * world_size)
-    return TrainLoader(source, global_batch=8, micro_batch=micro, accumulate=accumulate, rank=rank, world_size=world_size, workers=workers)
+    return TrainLoader(
+        source,
+        global_batch=8,
+        micro_batch=micro,
+        accumulate=accumulate,
+        rank=rank,
+        world_size=world_size,
+        workers=workers,
+    )
 
 
 def take(one, count):
@@ -32,7 +42,11 @@ def take(one, count):
 
 
 def same(first, second):
-    return all(torch.equal(a[name], b[name]) for a, b in zip(first, second, strict=True) for name in ("ids", "targets", "n_targets"))
+    return all(
+        torch.equal(a[name], b[name])
+        for a, b in zip(first, second, strict=True)
+        for name in ("ids", "targets", "n_targets")
+    )
 
 
 WANTED = take(loader(), 20)
@@ -40,7 +54,10 @@ WANTED = take(loader(), 20)
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 4), (2, 2), (4, 1)])
 def test_ranks_and_accumulation_change_no_global_batch(world_size, accumulate):
-    ranks = [take(loader(accumulate=accumulate, rank=rank, world_size=world_size), 20 * accumulate) for rank in range(world_size)]
+    ranks = [
+        take(loader(accumulate=accumulate, rank=rank, world_size=world_size), 20 * accumulate)
+        for rank in range(world_size)
+    ]
     for step, wanted in enumerate(WANTED):
         parts = [batch for rank in ranks for batch in rank[step * accumulate : (step + 1) * accumulate]]
         for name in ("ids", "targets"):
@@ -85,7 +102,8 @@ def test_validation_has_a_loader_for_each_length_that_of_training_first():
     assert [one.seq_len for one in windows] == [16, 32]
     for one in windows:
         ranks = [
-            list(ValLoader([one], batch_size=2, token_bytes=np.zeros(17, dtype=np.int32), rank=rank, world_size=2)) for rank in range(2)
+            list(ValLoader([one], batch_size=2, token_bytes=np.zeros(17, dtype=np.int32), rank=rank, world_size=2))
+            for rank in range(2)
         ]
         targets = torch.cat([batch["targets"] for batches in ranks for batch in batches])
         asked = targets[(targets >= 0).any(dim=1)]

@@ -33,7 +33,9 @@ def test_copying_shows_lists_and_measures_the_last_copy():
         assert not {shots[0][7], shots[0][15]} & {token for shot in shots for token in shot[:7]}
         asked = {place: target for place, target in enumerate(targets) if target >= 0}
         assert asked == {place: ids[place + 1] for place in range(55, 62)}
-        assert {place: target for place, target in enumerate(baseline) if target >= 0} == {p: ids[p + 1] for p in range(48, 54)}
+        assert {place: target for place, target in enumerate(baseline) if target >= 0} == {
+            p: ids[p + 1] for p in range(48, 54)
+        }
 
 
 @pytest.mark.parametrize("name", TEXT_PROBES)

@@ -1,9 +1,12 @@
-"""Runs in a process of its own, without asserts (-O) and with TRITON_INTERPRET=1: trials of the real Triton kernels on the CPU.
+"""Runs in a process of its own, without asserts (-O) and with TRITON_INTERPRET=1: trials of the real Triton kernels on
+the CPU.
 
-    python -O interpreted.py FOLDER        FOLDER: for a copy of mamba_ssm; prints the largest relative difference of each trial, as JSON
+    python -O interpreted.py FOLDER        FOLDER: for a copy of mamba_ssm; prints the largest relative difference of
+    each trial, as JSON
 
-Triton's interpreter has no bfloat16 arithmetic, no inline assembly and no CUDA device. A copy of mamba_ssm's sources therefore has
-float32 in place of bfloat16 and torch's own functions in place of the four approximations, and autotuning takes the first setting.
+Triton's interpreter has no bfloat16 arithmetic, no inline assembly and no CUDA device. A copy of mamba_ssm's sources
+therefore has float32 in place of bfloat16 and torch's own functions in place of the four approximations, and autotuning
+takes the first setting.
 """
 
 from __future__ import annotations
@@ -37,11 +40,18 @@ def copied(folder: Path) -> None:
     shutil.copytree(Path(spec.origin).parent, package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     (package / "__init__.py").write_text("", encoding="utf-8")  # which would import the compiled part
     for path in (package / "ops/triton/mamba3").glob("*.py"):
-        text = path.read_text(encoding="utf-8").replace("tl.bfloat16", "tl.float32").replace("torch.bfloat16", "torch.float32")
+        text = (
+            path.read_text(encoding="utf-8")
+            .replace("tl.bfloat16", "tl.float32")
+            .replace("torch.bfloat16", "torch.float32")
+        )
         if path.name == "utils.py":
             for name, formula in APPROXIMATIONS.items():
                 text, count = re.subn(
-                    rf"def {name}\(x\):.*?(?=\n@triton|\Z)", f"def {name}(x):\n    return {formula}\n", text, flags=re.DOTALL
+                    rf"def {name}\(x\):.*?(?=\n@triton|\Z)",
+                    f"def {name}(x):\n    return {formula}\n",
+                    text,
+                    flags=re.DOTALL,
                 )
                 if count != 1:
                     raise SystemExit(f"mamba_ssm has another {name}")

@@ -1,4 +1,5 @@
-"""Our operators through packages that stand in for the real ones, with the real parameters and checks: the right call, the same numbers."""
+"""Our operators through packages that stand in for the real ones, with the real parameters and checks: the right call,
+the same numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from kernel_packages import WORKING, calls, packages
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.model.build import fresh_model
 from hybridlm.ops.conv import causal_conv
 from hybridlm.ops.kernels import trials
@@ -19,8 +20,18 @@ HERE = torch.device("cpu")
 SEPARATE = KernelChoice(conv=CUDA, mamba1=CUDA, mamba2=CUDA, mamba3_siso=CUDA, mamba3_mimo=CUDA, loss=CUDA)
 IN_ONE = replace(SEPARATE, mamba2_layer=CUDA)
 FP32, BF16 = torch.float32, torch.bfloat16
-SMALL = ["size=tiny", "model.d_model=32", "model.mamba3.head_dim=16", "model.mamba3.d_state=16", "model.mamba2.head_dim=16"]
-MIMO = ["model.mamba3.mimo_rank=4", "model.mamba3.head_dim=32", "model.mamba3.d_state=32"]  # the narrowest that its kernel takes
+SMALL = [
+    "size=tiny",
+    "model.d_model=32",
+    "model.mamba3.head_dim=16",
+    "model.mamba3.d_state=16",
+    "model.mamba2.head_dim=16",
+]
+MIMO = [
+    "model.mamba3.mimo_rank=4",
+    "model.mamba3.head_dim=32",
+    "model.mamba3.d_state=32",
+]  # the narrowest that its kernel takes
 
 
 @pytest.fixture(autouse=True)
@@ -90,11 +101,29 @@ def losses(model, kernels, documents, *, padded=False):
         ("M1", [], SEPARATE, True, {"causal_conv1d_fn"}),  # its scan cannot tell documents apart
         ("M2", [], SEPARATE, True, {"causal_conv1d_fn", "mamba_chunk_scan_combined"}),
         ("M2", ["model.mamba2.dt_limit=[0.01,0.05]"], IN_ONE, True, {"mamba_split_conv1d_scan_combined"}),
-        ("M2", ["model.mamba2.norm_before_gate=true", "model.mamba2.n_groups=2"], IN_ONE, False, {"mamba_split_conv1d_scan_combined"}),
+        (
+            "M2",
+            ["model.mamba2.norm_before_gate=true", "model.mamba2.n_groups=2"],
+            IN_ONE,
+            False,
+            {"mamba_split_conv1d_scan_combined"},
+        ),
         ("M3", [], SEPARATE, True, {"mamba3_siso_combined"}),
         ("M3", ["model.mamba3.use_conv=true"], SEPARATE, False, {"causal_conv1d_fn", "mamba3_siso_combined"}),
-        ("M3", ["model.mamba3.outproj_norm=true", "model.mamba3.n_groups=2"], SEPARATE, False, {"mamba3_siso_combined"}),
-        ("M3", ["model.mamba3.a_activation=heavy_tail", "model.mamba3.rope_fraction=1.0"], SEPARATE, True, {"mamba3_siso_combined"}),
+        (
+            "M3",
+            ["model.mamba3.outproj_norm=true", "model.mamba3.n_groups=2"],
+            SEPARATE,
+            False,
+            {"mamba3_siso_combined"},
+        ),
+        (
+            "M3",
+            ["model.mamba3.a_activation=heavy_tail", "model.mamba3.rope_fraction=1.0"],
+            SEPARATE,
+            True,
+            {"mamba3_siso_combined"},
+        ),
         ("M3", MIMO, SEPARATE, False, {"mamba3_mimo"}),
         ("M3", [*MIMO, "model.mamba3.rope_fraction=1.0"], SEPARATE, True, {"mamba3_mimo"}),
         ("M3", ["model.mamba3.trapezoidal=false"], SEPARATE, False, set()),

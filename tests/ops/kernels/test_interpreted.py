@@ -1,4 +1,5 @@
-"""Our calls through the real Triton kernels, in Triton's interpreter, where mamba-ssm and liger-kernel are installed. Without CUDA:
+"""Our calls through the real Triton kernels, in Triton's interpreter, where mamba-ssm and liger-kernel are installed.
+Without CUDA:
 
 pip install triton einops liger-kernel==0.8.5
 MAMBA_SKIP_CUDA_BUILD=TRUE pip install --no-build-isolation --no-deps mamba-ssm==2.3.2.post1
@@ -20,7 +21,8 @@ HERE = Path(__file__).parent
 
 @pytest.mark.slow
 def test_the_same_numbers(environment, tmp_path):
-    """Outputs and gradients in float32; mamba-ssm's layer in one kernel has its convolution from the package that stands in."""
+    """Outputs and gradients in float32; mamba-ssm's layer in one kernel has its convolution from the package that
+    stands in."""
     for package in ("triton", "mamba_ssm", "liger_kernel", "einops"):
         if find_spec(package) is None:
             pytest.skip(f"{package} is not installed")

@@ -1,5 +1,6 @@
-"""The real kernels on a real card, against our torch operators: outputs and gradients, with and without documents, at a kernel's known
-precision. `make gpu-check` runs these; the largest difference is relative to the largest number of its kind."""
+"""The real kernels on a real card, against our torch operators: outputs and gradients, with and without documents, at a
+kernel's known precision. `make gpu-check` runs these; the largest difference is relative to the largest number of its
+kind."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hybridlm.compose import compose_config
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.kernels import KernelsConfig
 from hybridlm.config.resolve import resolve_layers
-from hybridlm.hardware.device import CUDA, device_facts
-from hybridlm.kernels import Work, chosen, verdicts
+from hybridlm.machine.device import CUDA, device_facts
+from hybridlm.machine.kernels import Work, chosen, verdicts
 from hybridlm.model.build import fresh_model
 from hybridlm.ops.kernels import rules, trials
 from hybridlm.ops.kernels.choice import ALL_TORCH
@@ -103,7 +104,13 @@ def test_loss(device, dtype, softcap):
 def test_a_model_trains_the_same(device, pattern, documents):
     """Loss and gradients of a small model under bfloat16, with every kernel that works and with none."""
     config = compose_config(
-        [f"model.pattern={pattern}", "model.n_layers=null", "model.d_model=256", "model.attention.n_heads=4", "model.mamba3.d_state=64"]
+        [
+            f"model.pattern={pattern}",
+            "model.n_layers=null",
+            "model.d_model=256",
+            "model.attention.n_heads=4",
+            "model.mamba3.d_state=64",
+        ]
     ).model
     work = Work(resolve_layers(config), torch.bfloat16, documents, 1.0)
     found = verdicts(work, KernelsConfig(), device_facts(), device)

@@ -1,4 +1,5 @@
-"""A probe tells a kernel that works from one that is not there, does not import, fails when it runs, or gives other numbers."""
+"""A probe tells a kernel that works from one that is not there, does not import, fails when it runs, or gives other
+numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ from hybridlm.ops.kernels.probe import KERNELS, probe
 from hybridlm.ops.kernels.trials import Sizes
 
 HERE = torch.device("cpu")
-SCANS = ("causal-conv1d", "selective scan", "SSD scan", "Mamba-2 layer", "Mamba-3 SISO", "Mamba-3 MIMO", "linear cross-entropy")
+SCANS = (
+    "causal-conv1d",
+    "selective scan",
+    "SSD scan",
+    "Mamba-2 layer",
+    "Mamba-3 SISO",
+    "Mamba-3 MIMO",
+    "linear cross-entropy",
+)
 
 
 def conv_package(folder: Path, text: str) -> Path:
@@ -54,22 +63,39 @@ def test_none_is_installed(monkeypatch):
 
 BREAKAGES = [
     ("raise ImportError('undefined symbol: _ZN3c10')", "cannot be imported (ImportError: undefined symbol: _ZN3c10)"),
-    ("raise OSError('libcudart.so.12: cannot open shared object file')", "cannot be imported (OSError: libcudart.so.12: cannot open"),
-    ("raise SystemError('initialization of _C raised')", "fails when it runs (SystemError: initialization of _C raised)"),
-    ("", "cannot be imported (ImportError: cannot import name 'causal_conv1d_fn'"),
-    ("def causal_conv1d_fn(x, weight): pass", "fails when it runs (TypeError: causal_conv1d_fn() got an unexpected keyword"),
     (
-        "def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, initial_states=None, activation=None):\n"
-        "    raise RuntimeError('CUDA error: no kernel image is available for execution on the device\\nCUDA kernel errors might')",
+        "raise OSError('libcudart.so.12: cannot open shared object file')",
+        "cannot be imported (OSError: libcudart.so.12: cannot open",
+    ),
+    (
+        "raise SystemError('initialization of _C raised')",
+        "fails when it runs (SystemError: initialization of _C raised)",
+    ),
+    ("", "cannot be imported (ImportError: cannot import name 'causal_conv1d_fn'"),
+    (
+        "def causal_conv1d_fn(x, weight): pass",
+        "fails when it runs (TypeError: causal_conv1d_fn() got an unexpected keyword",
+    ),
+    (
+        (
+            "def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, initial_states=None, activation=None):\n    raise"
+            " RuntimeError('CUDA error: no kernel image is available for execution on the device\\nCUDA kernel errors"
+            " might')"
+        ),
         "fails when it runs (RuntimeError: CUDA error: no kernel image is available for execution on the device)",
     ),
     (
-        "def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, initial_states=None, activation=None):\n    return 1.5 * x",
+        (
+            "def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, initial_states=None, activation=None):\n   "
+            " return 1.5 * x"
+        ),
         "its numbers differ from torch's by ",
     ),
     (
-        "def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, initial_states=None, activation=None):\n"
-        "    return x * float('nan') + 0 * (weight.sum() + bias.sum())",
+        (
+            "def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, initial_states=None, activation=None):\n"
+            "    return x * float('nan') + 0 * (weight.sum() + bias.sum())"
+        ),
         "its numbers differ from torch's by nan",
     ),
 ]
@@ -89,17 +115,23 @@ def test_wrong_gradients_are_noticed(tmp_path):
     text = text.replace("return convolved(x, weight, bias,", "return convolved(x, weight.detach(), bias,")
     text = text.replace("from causal_conv1d.cpp_functions", "from fine.cpp_functions")
     (tmp_path / "fine").mkdir()
-    (tmp_path / "fine/cpp_functions.py").write_text((WORKING[0] / "causal_conv1d/cpp_functions.py").read_text(encoding="utf-8"))
+    (tmp_path / "fine/cpp_functions.py").write_text(
+        (WORKING[0] / "causal_conv1d/cpp_functions.py").read_text(encoding="utf-8")
+    )
     with packages(conv_package(tmp_path, text)):
         assert probe("causal-conv1d", HERE, torch.bfloat16).reason.startswith("its numbers differ from torch's by inf")
 
 
 def test_documents_that_are_mixed_up_are_noticed(tmp_path):
     text = (WORKING[0] / "causal_conv1d/__init__.py").read_text(encoding="utf-8")
-    text = text.replace("bias, seq_idx, initial_states, activation is not None)", "bias, None, initial_states, activation is not None)")
+    text = text.replace(
+        "bias, seq_idx, initial_states, activation is not None)", "bias, None, initial_states, activation is not None)"
+    )
     text = text.replace("from causal_conv1d.cpp_functions", "from fine.cpp_functions")
     (tmp_path / "fine").mkdir()
-    (tmp_path / "fine/cpp_functions.py").write_text((WORKING[0] / "causal_conv1d/cpp_functions.py").read_text(encoding="utf-8"))
+    (tmp_path / "fine/cpp_functions.py").write_text(
+        (WORKING[0] / "causal_conv1d/cpp_functions.py").read_text(encoding="utf-8")
+    )
     with packages(conv_package(tmp_path, text)):
         assert "differ" in probe("causal-conv1d", HERE, torch.bfloat16).reason
 

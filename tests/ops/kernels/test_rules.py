@@ -28,7 +28,10 @@ CASES = [
     (conv_refusal(64, 1, BF16), "it takes a width of 2 to 4, not 1"),
     (conv_refusal(64, 4, FP64), "it has no float64"),
     (conv_refusal(64, 4, BF16, padding=True), "it knows no padding"),
-    (conv_refusal(64, 4, BF16, documents=True, state=True), "it cannot both go on from a state and tell documents apart"),
+    (
+        conv_refusal(64, 4, BF16, documents=True, state=True),
+        "it cannot both go on from a state and tell documents apart",
+    ),
     (mamba1_refusal(16, FP32), None),
     (mamba1_refusal(257, FP32), "it takes at most 256 states per channel, not 257"),
     (mamba1_refusal(16, FP32, documents=True), "it cannot tell documents apart (data.isolate)"),
@@ -66,7 +69,10 @@ CASES = [
     (mimo_refusal(**{**MIMO, "rank": 3}), "it takes a rank of 1, 2, 4 or 8, not 3"),
     (mimo_refusal(**{**MIMO, "rank": 16}), "it takes a rank of 1, 2, 4 or 8, not 16"),
     (mimo_refusal(**{**MIMO, "gated": False}), "it is used with its gate only, not with outproj_norm"),
-    (mimo_refusal(**MIMO, shared_memory_kb=99), "its backward needs 204 KiB of shared memory per block, the card has 99"),
+    (
+        mimo_refusal(**MIMO, shared_memory_kb=99),
+        "its backward needs 204 KiB of shared memory per block, the card has 99",
+    ),
     (loss_refusal(BF16, scale=1.0), None),
     (loss_refusal(FP16, scale=1.0), "it takes gradients before the loss scale, where float16 underflows"),
     (loss_refusal(BF16, scale=0.5), "it has no logit_scale (0.5)"),
@@ -81,7 +87,7 @@ def test_refusal(refusal, expected):
 
 
 def test_shared_memory_by_hand():
-    """At N 128, P 64, R 4: rows 64, chunk 16; 16-bit tiles 7 x 64 x 128, 3 x 64 x 64, 2 x 128 x 64, 2 x 16 x 64, 64 x 64, 16 x 4 x 4;
-    32-bit tiles 64 x 64 and 64 x 32."""
+    """At N 128, P 64, R 4: rows 64, chunk 16; 16-bit tiles 7 x 64 x 128, 3 x 64 x 64, 2 x 128 x 64, 2 x 16 x 64, 64 x
+    64, 16 x 4 x 4; 32-bit tiles 64 x 64 and 64 x 32."""
     numbers = 57_344 + 12_288 + 16_384 + 2_048 + 4_096 + 256
     assert mimo_shared_kib(128, 64, 4, 32) == (2 * numbers + 4 * (4_096 + 2_048)) / 1024

@@ -1,4 +1,5 @@
-"""A stand-in for causal-conv1d 1.6.2: its functions' parameters and checks, computed with plain torch. ``calls`` counts."""
+"""A stand-in for causal-conv1d 1.6.2: its functions' parameters and checks, computed with plain torch. ``calls``
+counts."""
 
 from __future__ import annotations
 
@@ -10,7 +11,14 @@ calls: list[str] = []
 
 
 def causal_conv1d_fn(
-    x, weight, bias=None, seq_idx=None, initial_states=None, return_final_states=False, final_states_out=None, activation=None
+    x,
+    weight,
+    bias=None,
+    seq_idx=None,
+    initial_states=None,
+    return_final_states=False,
+    final_states_out=None,
+    activation=None,
 ):
     calls.append("causal_conv1d_fn")
     assert activation in (None, "silu", "swish")

@@ -24,10 +24,17 @@ def convolved(x, weight, bias, seq_idx, initial_states, silu):
 
 def causal_conv1d_fwd_function(x, weight, bias, seq_idx, initial_states, final_states_out, silu_activation):
     assert final_states_out is None
-    return convolved(x, weight, bias, seq_idx, initial_states, silu_activation).transpose(1, 2).contiguous().transpose(1, 2)
+    return (
+        convolved(x, weight, bias, seq_idx, initial_states, silu_activation)
+        .transpose(1, 2)
+        .contiguous()
+        .transpose(1, 2)
+    )
 
 
-def causal_conv1d_bwd_function(x, weight, bias, dout, seq_idx, initial_states, dfinal_states, dx, return_dinitial_states, silu_activation):
+def causal_conv1d_bwd_function(
+    x, weight, bias, dout, seq_idx, initial_states, dfinal_states, dx, return_dinitial_states, silu_activation
+):
     inputs = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
     with torch.enable_grad():
         grads = torch.autograd.grad(convolved(*inputs, seq_idx, initial_states, silu_activation), inputs, dout)

@@ -8,8 +8,9 @@ import torch
 
 
 def mamba3_tokens(Q, K, V, ADT, DT, Trap, Q_bias, K_bias, Angles, D, up, edges, *, half_split):
-    """Q, K: (B, T, R, G, N); V: (B, T, H, P); ADT, DT, Trap: (B, H, T); biases: (H, R, N); Angles: (B, T, H, n); D: (H,); up: (H, R, P).
-    edges: where sequences begin and end in the one row there is, or None. Returns (B, T, R, H, P)."""
+    """Q, K: (B, T, R, G, N); V: (B, T, H, P); ADT, DT, Trap: (B, H, T); biases: (H, R, N); Angles: (B, T, H, n); D:
+    (H,); up: (H, R, P). edges: where sequences begin and end in the one row there is, or None. Returns (B, T, R, H,
+    P)."""
     batch, length, _, _, d_state = Q.shape
     heads = V.shape[2]
     begins = {0} if edges is None else set(edges.tolist()[:-1])

@@ -7,7 +7,9 @@ import torch
 from mamba_ssm import calls
 
 
-def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
+def selective_scan_fn(
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False
+):
     calls.append("selective_scan_fn")
     batch, dim, length = u.shape
     assert u.dtype == delta.dtype == B.dtype == C.dtype

@@ -47,7 +47,11 @@ def _scan(x, dt, A, B, C, D, initial_states, seq_idx):
     assert seq_idx is None or (seq_idx.dtype == torch.int32 and seq_idx.shape == (batch, length))
     assert initial_states is None or initial_states.shape == (batch, heads, width, d_state)
     B, C = (tensor.float().repeat_interleave(heads // groups, 2) for tensor in (B, C))
-    state = x.new_zeros(batch, heads, width, d_state, dtype=torch.float32) if initial_states is None else initial_states.float()
+    state = (
+        x.new_zeros(batch, heads, width, d_state, dtype=torch.float32)
+        if initial_states is None
+        else initial_states.float()
+    )
     current, ys = torch.zeros(batch, dtype=torch.int32, device=x.device), []
     for t in range(length):
         keep = torch.exp(dt[:, t].float() * A)
@@ -90,10 +94,21 @@ def mamba_split_conv1d_scan_combined(
     assert not return_final_states
     assert outproj_bias is None
     z, xbc, dt = zxbcdt.split((dim, dim + 2 * ngroups * d_state, heads), -1)
-    xbc = convolved(xbc.transpose(1, 2), conv1d_weight, conv1d_bias, seq_idx, None, activation in ("silu", "swish")).transpose(1, 2)
+    xbc = convolved(
+        xbc.transpose(1, 2), conv1d_weight, conv1d_bias, seq_idx, None, activation in ("silu", "swish")
+    ).transpose(1, 2)
     x, B, C = xbc.split((dim, ngroups * d_state, ngroups * d_state), -1)
     dt = F.softplus(dt.float() + dt_bias).clamp(*dt_limit)
-    y, _ = _scan(x.unflatten(-1, (heads, headdim)), dt, A, B.unflatten(-1, (ngroups, -1)), C.unflatten(-1, (ngroups, -1)), D, None, seq_idx)
+    y, _ = _scan(
+        x.unflatten(-1, (heads, headdim)),
+        dt,
+        A,
+        B.unflatten(-1, (ngroups, -1)),
+        C.unflatten(-1, (ngroups, -1)),
+        D,
+        None,
+        seq_idx,
+    )
     y, gate = y.flatten(2).float(), F.silu(z.float())
     u = y if norm_before_gate else y * gate
     groups = u.unflatten(-1, (ngroups, -1))

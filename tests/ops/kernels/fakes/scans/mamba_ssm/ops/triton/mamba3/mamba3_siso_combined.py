@@ -40,5 +40,7 @@ def mamba3_siso_combined(
     Q, K, V, Trap, Angles = (tensor.to(torch.bfloat16) for tensor in (Q, K, V, Trap, Angles))
     up = torch.ones(heads, 1, V.shape[3], device=V.device)
     biases = (Q_bias.unsqueeze(1), K_bias.unsqueeze(1))
-    y = mamba3_tokens(Q.unsqueeze(2), K.unsqueeze(2), V, ADT, DT, Trap, *biases, Angles, D, up, cu_seqlens, half_split=False).squeeze(2)
+    y = mamba3_tokens(
+        Q.unsqueeze(2), K.unsqueeze(2), V, ADT, DT, Trap, *biases, Angles, D, up, cu_seqlens, half_split=False
+    ).squeeze(2)
     return (y if Z is None else y * F.silu(Z.float())).to(torch.bfloat16)

@@ -1,0 +1,77 @@
+"""Files of config groups set values. What Hydra would run (a class to make, a handler of logging, a callback) they may
+not name: such a file may be a stranger's. Only the files of conf/hydra/ and of Hydra's packages may, and the command
+line itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import yaml
+
+from hybridlm.config.groups import root
+from hybridlm.errors import UserError
+
+_HARMLESS = {
+    "run": {"dir"},
+    "sweep": {"dir", "subdir"},
+    "job": {"name"},
+    "mode": set[str](),
+}  # what a file may set of hydra
+_SEEN: dict[Path, tuple[int, str | None]] = {}  # what is wrong with a file of this time of change
+
+
+def refuse_code(loaded: Sequence[tuple[str, str]], sources: Sequence[Path], given: Collection[str]) -> None:
+    """Look at every file that a composition loads.
+
+    loaded: (path in the search path, package) of each; sources: the folders of the search path, in order; given: the
+    keys of the command line. Raises UserError: a file lies outside of them, or names something to run.
+    """
+    for name, package in loaded:
+        if ".." in PurePosixPath(name.replace("\\", "/")).parts:
+            raise UserError(f"{name}: leads out of the folders of configurations; expected one of their files")
+        path = next((place / f"{name}.yaml" for place in sources if (place / f"{name}.yaml").is_file()), None)
+        if path is None or name == "config":
+            continue  # of a package; or the primary one, which the command line itself names
+        if name.startswith("hydra/"):
+            if path.is_relative_to(root() / "conf") or name.rpartition("/")[0] in given:
+                continue
+            problem: str | None = "Hydra's own settings are taken from conf/hydra/ and the command line alone"
+        elif package.partition(".")[0] == "hydra":
+            problem = f"its package is {package}, which only conf/hydra/ and the command line set"
+        else:
+            problem = _problem(path)
+        if problem is not None:
+            raise UserError(f"{path}: {problem}")
+
+
+def _problem(path: Path) -> str | None:
+    changed = path.stat().st_mtime_ns
+    if path not in _SEEN or _SEEN[path][0] != changed:
+        _SEEN[path] = changed, _problem_in(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return _SEEN[path][1]
+
+
+def _problem_in(tree: object) -> str | None:
+    if any(str(key).startswith("_target_") for key in _keys(tree)):
+        return "_target_: a file of values may not name code to run"
+    hydra = tree.get("hydra") if isinstance(tree, Mapping) else None
+    for key, value in hydra.items() if isinstance(hydra, Mapping) else ():
+        inner = set(map(str, value)) if isinstance(value, Mapping) else set[str]()
+        if key not in _HARMLESS or not inner <= _HARMLESS[key]:
+            return f"hydra.{'.'.join([str(key), *sorted(inner)[:1]])}: only conf/hydra/ and the command line set it"
+    dotted = [str(key) for key in tree if str(key).startswith("hydra.")] if isinstance(tree, Mapping) else []
+    return f"{dotted[0]}: only conf/hydra/ and the command line set it" if dotted else None
+
+
+def _keys(tree: object) -> Iterator[object]:
+    """All keys below; a shared branch (an alias of YAML) is looked at once."""
+    waiting, seen = [tree], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Mapping | list) and id(node) not in seen:
+            seen.add(id(node))
+            if isinstance(node, Mapping):
+                yield from node
+            waiting += node.values() if isinstance(node, Mapping) else node

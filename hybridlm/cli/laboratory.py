@@ -1,0 +1,87 @@
+"""Verbs on many runs, and on the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hybridlm.cli.app import OVERRIDES, app
+from hybridlm.cli.arguments import overrides_of
+from hybridlm.cli.user_error import reported
+from hybridlm.errors import UserError
+
+
+@app.command(context_settings=OVERRIDES)
+def sweep(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[GROUP=OPTION,OPTION | FIELD=VALUE,VALUE]...", help="as for train.py -m: optim.lr=1e-3,3e-3"
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="at once; default: one per GPU, or one")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="runs of each point, with seed, seed + 1, ...")] = 1,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="FOLDER", help="go on with a sweep, `last`: the newest")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the jobs and start none")] = False,
+) -> None:
+    """Run every point of a grid on this machine, each in a process of its own.
+
+    Exit code 0: all are finished; 1: some failed; 2: the input is wrong, and nothing was started; 143: stopped, the
+    jobs have saved.
+    """
+    with reported("goes on"):
+        given = overrides_of("sweep", overrides)
+        if resume is not None and (given or seeds > 1 or dry_run):
+            raise UserError("sweep --resume FOLDER: takes --jobs alone; the jobs are those of the folder")
+        from hybridlm.cli.compose import compose_config
+        from hybridlm.cli.composition import sweep_axes
+        from hybridlm.sweep.command import new_sweep, resume_sweep
+
+        if resume is None:
+            code = new_sweep(given, seeds=seeds, jobs=jobs, dry_run=dry_run, axes=sweep_axes, compose=compose_config)
+        else:
+            code = resume_sweep(resume, jobs=jobs, compose=compose_config)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def report(
+    folders: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|FOLDER...", help="`last` (the newest run), run folders, folders with runs below them"
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="where the report goes (default: the first folder)")
+    ] = None,
+    best_of: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--best-of", metavar="FIELD", help="each point at its best value of it: optim.lr; may be repeated"
+        ),
+    ] = None,
+) -> None:
+    """Draw a run, or compare several: an HTML page (report.html), the same as Markdown (report.md), and every run as a
+    row (report.csv)."""
+    with reported():
+        from hybridlm.report.command import run_report
+
+        run_report(folders, out, best_of)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False) -> None:
+    """Say what this machine has, which compiled kernels work on it, and what to install for the others. Exit code 0 in
+    any case."""
+    with reported():
+        from hybridlm.machine.doctor.report import run_doctor
+
+        run_doctor(as_json=as_json)

@@ -1,0 +1,52 @@
+"""Where conf/ and experiments/ lie, and which groups and options they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+ROOT_VARIABLE = "HYBRIDLM_ROOT"  # conf/config.yaml reads it to find experiments/
+
+OF_PLUGINS = (
+    "hydra/launcher/joblib",
+    "hydra/launcher/submitit_local",
+    "hydra/launcher/submitit_slurm",
+    "hydra/sweeper/optuna",
+)
+
+
+def root() -> Path:
+    """The folder that holds conf/ and experiments/: the checkout where the package lies in one, else the installed
+    package."""
+    package = Path(__file__).resolve().parents[1]
+    checkout = package.parent
+    return (
+        checkout
+        if (checkout / "pyproject.toml").is_file() and (checkout / "conf" / "config.yaml").is_file()
+        else package
+    )
+
+
+def groups(extra: str | None = None) -> dict[str, list[str]]:
+    """The config groups with their options, those in folders included; ``extra`` is the folder of Hydra's
+    --config-dir."""
+    found: dict[str, list[str]] = {"experiments": []}
+    places = [*(root() / "conf").iterdir(), root() / "experiments"]
+    if extra and Path(extra).is_dir():
+        places += Path(extra).iterdir()
+    for place in places:
+        if place.is_dir() and place.name != "hydra":
+            options = [path.relative_to(place).with_suffix("").as_posix() for path in place.rglob("*.yaml")]
+            found[place.name] = sorted({*found.get(place.name, []), *options})
+    return dict(sorted(found.items()))
+
+
+def no_such_option(group: str, option: str, options: Mapping[str, list[str]]) -> str:
+    """The line about an unknown option of a group, with the nearest one and all there are."""
+    if f"{group}/{option}" in OF_PLUGINS:
+        return f"{group}={option}: Hydra's plugin for it is not installed; pip install 'hybridlm[sweep]'"
+    known = options.get(group, [])
+    close = get_close_matches(option, known, n=1, cutoff=0.5)
+    hint = f"did you mean {group}={close[0]}? " if close else ""
+    return f"{group}={option}: no such option; {hint}available: {', '.join(known) or 'none'}"

@@ -1,0 +1,250 @@
+"""Repair of the command line before Hydra reads it, as text only.
+
+Hydra stops at the first key it does not know and cannot parse ``model.pattern=(TM)*6``. Plain ``a.b=c`` becomes
+``++a.b=c``, so that every mistake reaches our validation and is reported together; patterns are quoted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from hybridlm.errors import UserError
+
+_FLAGS_WITH_VALUE = (
+    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p"),
+    *("--cfg", "-c", "--info", "-i", "--experimental-rerun"),
+)
+HYDRA_FLAGS = (
+    *_FLAGS_WITH_VALUE,
+    *(
+        "--help",
+        "-h",
+        "--hydra-help",
+        "--version",
+        "--resolve",
+        "--run",
+        "-r",
+        "--multirun",
+        "-m",
+        "--shell-completion",
+        "-sc",
+    ),
+)
+_INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~|)(?P<key>[^=+~][^=]*)(?:=(?P<value>.*))?", re.DOTALL)
+_PATHS = ("data.path", "data.val_path", "data.out", "data.tokenizer.path", "data.hf.id", "ckpt", "init_from")
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_SEVERAL = re.compile(
+    r"(?:Ambiguous value for argument|Sweep parameters) '\+*([^=]*)=(.*?)'(?: 1\. To use| requires)"
+)  # Hydra's words
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """Hydra's own flags with their values, and the overrides."""
+
+    flags: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+    def value(self, *names: str) -> str | None:
+        """What follows the flag of one of these names (or stands behind its ``=``), the last time it is given."""
+        found = None
+        for index, flag in enumerate(self.flags):
+            name, equals, attached = flag.partition("=")
+            if name in names:
+                found = attached if equals else next(iter(self.flags[index + 1 : index + 2]), "")
+        return found
+
+    def has(self, *names: str) -> bool:
+        return any(flag.partition("=")[0] in names for flag in self.flags)
+
+    @property
+    def multirun(self) -> bool:
+        return self.has("-m", "--multirun") or any(
+            re.fullmatch(r"\+*hydra\.mode=multirun", line, re.IGNORECASE) for line in self.overrides
+        )
+
+
+def split(argv: Sequence[str]) -> CommandLine:
+    """Flags and overrides apart: Hydra's parser refuses overrides on both sides of a flag."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    pending = ""
+    for token in argv:
+        takes = token in _INFO_TOPICS if pending in ("--info", "-i") else bool(pending)
+        if takes or (token.startswith("-") and not token.startswith("-=")):
+            flags.append(token)
+            pending = "" if takes or token not in _FLAGS_WITH_VALUE else token
+        else:
+            overrides.append(token)
+            pending = ""
+    return CommandLine(tuple(flags), tuple(overrides))
+
+
+def refuse_flags(argv: Sequence[str], known: Collection[str], legal: str) -> None:
+    """UserError: words with dashes in front that are not among ``known``, each with the field that it is about. legal:
+    what is known."""
+    from hybridlm.config.problems import field_named
+    from hybridlm.config.run import RunConfig
+
+    problems = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        flag, equals, value = word.partition("=")
+        if not re.match(r"--?[A-Za-z]", word) or flag in known:
+            continue
+        bare = following if not equals and following and not following.startswith("-") and "=" not in following else ""
+        shown, name = f"{word} {bare}".strip(), flag.lstrip("-")
+        said = field_named(RunConfig, name)
+        if said == name.replace("-", "_"):
+            problems.append(f"{shown}: a field is set without dashes: {said}={value or bare or '...'}")
+        elif said is not None:
+            problems.append(f"{shown}: a field is set without dashes; {said}")
+        else:
+            problems.append(f"unknown option {shown}; legal: {legal}")
+    if problems:
+        raise UserError(problems)
+
+
+def several_values(said: str) -> str | None:
+    """The line about an override that Hydra takes for a sweep where one configuration is composed; None: ``said`` is
+    not about one."""
+    found = _SEVERAL.match(said)
+    if found is None:
+        return None
+    key, values = found[1], found[2].replace('"', "")
+    remedy = "`hybridlm sweep` trains each and `hybridlm sweep --dry-run` plans each"
+    return f"{key}={values}: several values, where this takes one; {remedy}" + (
+        f" (a list is {key}=[a,b])" if "." in key else ""
+    )
+
+
+def key_of(override: str) -> str:
+    """The field or group that an override sets: ``++a.b=c`` gives ``a.b``."""
+    match = _OVERRIDE.fullmatch(override)
+    return match["key"].strip() if match else override
+
+
+def value_of(overrides: Sequence[str], key: str) -> str | None:
+    """The last value given for ``key``, unquoted, or None."""
+    values = [override.partition("=")[2] for override in overrides if key_of(override) == key]
+    return _unquoted(values[-1]) if values else None
+
+
+def typed(override: str) -> str:
+    """A repaired override as it is typed: without signs, and without the quotes that a repair brings back."""
+    key, _, value = override.lstrip("+").partition("=")
+    bare = f"{key}={_unquoted(value)}"
+    return bare if _repaired(bare, (), several=False) == f"++{key}={value}" else f"{key}={value}"
+
+
+def _unquoted(value: str) -> str:
+    if len(value) < 2 or value[0] != value[-1] or value[0] not in "'\"":
+        return value
+    return re.sub(rf"(\\+)(?={value[0]}|$)", lambda found: found[1][: len(found[1]) // 2], value[1:-1])
+
+
+def repair(overrides: Sequence[str], groups: Collection[str], *, several: bool = False) -> list[str]:
+    """``overrides`` in the form in which they reach validation; ``groups`` are the names of the config groups; several:
+    a comma in a path separates points of a sweep.
+
+    Raises:
+        UserError: something that is no override at all.
+    """
+    wrong = [
+        line
+        for line in overrides
+        if not (match := _OVERRIDE.fullmatch(line)) or (match["value"] is None and match["sign"] != "~")
+    ]
+    if wrong:
+        raise UserError([f"{line!r}: {_expected(line)}" for line in wrong])
+    return [_repaired(line, groups, several) for line in overrides]
+
+
+def _expected(word: str) -> str:
+    if word.endswith((".py", ".yaml", ".yml", ".json")):
+        return (
+            "a file of settings is an experiment: experiments=NAME for experiments/NAME.yaml (--config-dir names"
+            " another folder)"
+        )
+    return "expected field=value (trainer.max_steps=100) or group=option (model=transformer)"
+
+
+def _repaired(line: str, groups: Collection[str], several: bool) -> str:
+    match = _OVERRIDE.fullmatch(line)
+    if match is None or match["sign"] == "~":
+        return line
+    key, value = match["key"].strip(), match["value"]
+    if key == "kernels" and not value.lstrip().startswith("{"):  # kernels=cuda, as one would write a group
+        key = "kernels.default"
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        return line
+    if key in groups or "/" in key or "@" in key:
+        # a group of the defaults list is chosen without a sign, and an added one is the same choice
+        return f"{key}={value}"
+    if key in _PATHS:
+        return f"++{key}={_quoted_path(value, several)}"
+    return f"++{key}={quoted_pattern(value) if key == 'model.pattern' else value}"
+
+
+def _quoted_path(value: str, several: bool) -> str:
+    """A path, or a list of them in brackets, quoted so that Hydra's grammar takes every character. What exists is one
+    path; in a sweep a comma outside of brackets and braces stands between two."""
+    if (
+        value in ("", "null", "???")
+        or (several and value.startswith(("choice(", "glob(", "shuffle(")))
+        or os.path.exists(value)
+    ):
+        return value if value in ("", "null", "???") or not os.path.exists(value) else _quoted(value)
+    if _QUOTED.fullmatch(value):
+        return value
+    if value.startswith("[") and value.endswith("]"):
+        return f"[{','.join(_quoted_path(piece.strip(), False) for piece in pieces(value[1:-1]))}]"
+    parts = list(pieces(value)) if several else [value]
+    return ",".join(_quoted(part) if part == value else _quoted_path(part, False) for part in parts)
+
+
+def _quoted(text: str) -> str:
+    # A backslash is an escape only before a quote, or before another one that stands before it.
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+
+
+def quoted_pattern(value: str) -> str:
+    """A pattern, or a sweep over patterns apart by commas, quoted so that Hydra's grammar takes every character."""
+    return ",".join(_quoted_piece(piece.strip()) for piece in pieces(value))
+
+
+def _quoted_piece(piece: str) -> str:
+    if piece.startswith("[") and piece.endswith("]"):
+        return f"[{quoted_pattern(piece[1:-1])}]"
+    plain = (
+        piece in ("", "null", "???") or piece[0] in "'\"" or piece.startswith(("choice(", "glob(", "shuffle(", "${"))
+    )
+    return piece if plain or '"' in piece or "\\" in piece else f'"{piece}"'
+
+
+def pieces(value: str) -> Iterator[str]:
+    """``value``, such as several patterns, cut at the commas that stand outside quotes, brackets and parentheses."""
+    depth, quote, start = 0, "", 0
+    for index, letter in enumerate(value):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth = max(0, depth - 1)
+        elif letter == "," and not depth:
+            yield value[start:index]
+            start = index + 1
+    yield value[start:]
+
+
+def merged(recorded: Sequence[str], new: Sequence[str]) -> list[str]:
+    """Overrides of a run and the new ones behind them; a new value replaces a recorded one of the same field or
+    group."""
+    replaced = {key_of(line) for line in new}
+    return [line for line in recorded if key_of(line) not in replaced] + list(new)

@@ -1,0 +1,199 @@
+"""The machine a run uses: device, precision, and the numbers that follow from them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hybridlm.config.steps import schedule_problems
+from hybridlm.errors import ConfigError
+from hybridlm.machine.device import CPU, CUDA, DeviceFacts, cpu_facts, device_facts, limit_memory, take_device
+from hybridlm.machine.launcher import Launch, launch, local_rank
+from hybridlm.machine.profiles import names_card, profile_of
+from hybridlm.machine.rates import matrix_tflops, peak_name, peak_of, tf32_allowed
+
+if TYPE_CHECKING:
+    from hybridlm.config.hardware import HardwareConfig
+    from hybridlm.config.run import RunConfig
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What ``auto`` came to. global_batch = batch_size x accumulate x devices, in windows."""
+
+    device: str  # cpu or cuda
+    device_name: str
+    devices: int  # processes, over all nodes
+    nodes: int
+    precision: str
+    max_steps: int
+    global_batch: int
+    batch_size: int
+    accumulate: int
+    peak_flops: float | None  # of all devices together in this precision, per second; None: unknown
+    notes: tuple[str, ...]  # lines to say: a card that is not the profile's, where the peak is from
+
+
+def resolve_machine(config: RunConfig) -> Machine:
+    """Chooses device, precision and batch sizes on this machine. ConfigError: the profile asks for what is not here, or
+    numbers clash."""
+    import torch
+
+    hardware, trainer = config.hardware, config.trainer
+    found = torch.cuda.is_available()
+    refuse_missing_gpu(config, found)
+    device = CUDA if found and hardware.accelerator != CPU else CPU
+    available = torch.cuda.device_count() if device == CUDA else None
+    per_node, nodes = _processes(trainer.devices, available, launch())
+    devices = per_node * nodes
+    if device == CUDA:
+        take_device(local_rank())
+        limit_memory(hardware.memory_gb)
+    facts = device_facts() if device == CUDA else cpu_facts()
+    precision = precision_of(config, facts)
+    peak, notes = _peak(hardware, facts, precision)
+    global_batch = global_batch_of(config, device, devices)
+    batch_size, accumulate = _split_batch(global_batch, devices, config.data.batch_size, trainer.accumulate)
+    return Machine(
+        device=device,
+        device_name=facts.name if device == CUDA else f"CPU, {trainer.threads or torch.get_num_threads()} threads",
+        devices=devices,
+        nodes=nodes,
+        precision=precision,
+        max_steps=max_steps_of(config, device),
+        global_batch=global_batch,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        peak_flops=None if peak is None else peak * 1e12 * devices,
+        notes=tuple(notes),
+    )
+
+
+def _peak(hardware: HardwareConfig, facts: DeviceFacts, precision: str) -> tuple[float | None, list[str]]:
+    """(TFLOP/s of one device, lines to say). The profile's where it speaks of this card, else another profile's, else
+    measured; on a CPU, whose rate hangs on what else runs, only what the profile says."""
+    import torch
+
+    name = peak_name(precision, tf32_allowed())
+    if name is None:
+        return None, []
+    notes, profile = [], hardware
+    if facts.kind == CUDA and hardware.cards and not names_card(hardware, facts.name):
+        limit = "" if hardware.memory_gb is None else f" its memory limit of {hardware.memory_gb:g} GiB holds,"
+        notes.append(
+            f"hardware={hardware.name} is planned for, and this card is {facts.name}:{limit} perf/mfu is of this card"
+        )
+        profile = None
+    if profile is None or (not hardware.cards and peak_of(hardware.peak_tflops, name) is None):
+        profile = profile_of(facts.name)
+    peak = None if profile is None else peak_of(profile.peak_tflops, name)
+    if peak is not None:
+        source = f" ({profile.source})" if profile.source else ""
+        return peak, [*notes, f"peak {peak:g} TFLOP/s in {name}{source}"]
+    if facts.kind == CPU:
+        return None, notes
+    peak = matrix_tflops(torch.device(facts.kind), name)
+    return peak, [
+        *notes,
+        f"no profile has the {name} peak of {facts.name}: measured {peak:.1f} TFLOP/s, of which perf/mfu is a share",
+    ]
+
+
+def max_steps_of(config: RunConfig, device: str) -> int:
+    """``trainer.max_steps``; where it is auto, the profile's for ``device``."""
+    budget = config.hardware.cuda if device == CUDA else config.hardware.cpu
+    return budget.max_steps if config.trainer.max_steps == "auto" else config.trainer.max_steps
+
+
+def planned_steps(config: RunConfig, facts: DeviceFacts) -> int:
+    """``max_steps_of`` a device like ``facts``. ConfigError: an automatic number that the schedule's warm-up or decay
+    does not fit into."""
+    steps = max_steps_of(config, facts.kind)
+    if config.trainer.max_steps == "auto" and (
+        problems := schedule_problems(config.optim, steps, f" (auto, on {facts.name})")
+    ):
+        raise ConfigError(problems)
+    return steps
+
+
+def global_batch_of(config: RunConfig, device: str, devices: int) -> int:
+    """``data.global_batch`` in windows, over ``devices`` processes. Where it is auto, the profile's for ``device``, or
+    what is next above it that micro-batches of a size that was given add up to; where their number was given too, just
+    those."""
+    data, accumulate = config.data, config.trainer.accumulate
+    if data.global_batch != "auto":
+        return data.global_batch
+    budget = (config.hardware.cuda if device == CUDA else config.hardware.cpu).global_batch
+    known = [number for number in (data.batch_size, accumulate) if number != "auto"]
+    part = math.prod(known) * devices
+    return part if len(known) == 2 else math.ceil(budget / part) * part
+
+
+def planned_processes(config: RunConfig, facts: DeviceFacts) -> int:
+    """Processes over all nodes on devices like ``facts``, which need not be here: one where nothing says how many."""
+    import torch
+
+    here = facts.kind == CUDA and torch.cuda.is_available()
+    per_node, nodes = _processes(config.trainer.devices, torch.cuda.device_count() if here else None, launch())
+    return per_node * nodes
+
+
+def _processes(asked: int | str, available: int | None, launched: Launch | None) -> tuple[int, int]:
+    """(processes per node, nodes). available: devices of this node, None on a CPU, where any number of processes may
+    run."""
+    if launched is not None:
+        if isinstance(asked, int) and asked != launched.per_node:
+            raise ConfigError(
+                f"trainer.devices = {asked}: {launched.name} started {launched.per_node} processes per node; leave it"
+                " auto"
+            )
+        asked = launched.per_node
+    per_node = asked if isinstance(asked, int) else available or 1
+    if available is not None and per_node > available:
+        raise ConfigError(f"trainer.devices = {per_node}: this machine has {available}")
+    return per_node, 1 if launched is None else launched.nodes
+
+
+def _split_batch(global_batch: int, devices: int, batch_size: int | str, accumulate: int | str) -> tuple[int, int]:
+    """(batch_size, accumulate) with batch_size x accumulate x devices = global_batch."""
+    if not isinstance(batch_size, int):
+        parts = devices * (accumulate if isinstance(accumulate, int) else 1)
+        batch_size = global_batch // parts
+        accumulate = accumulate if isinstance(accumulate, int) else 1
+    elif not isinstance(accumulate, int):
+        accumulate = max(1, global_batch // (batch_size * devices))
+    if batch_size * accumulate * devices != global_batch:
+        raise ConfigError(
+            f"data.global_batch = {global_batch}: not data.batch_size x trainer.accumulate x devices = "
+            f"{batch_size} x {accumulate} x {devices} = {batch_size * accumulate * devices}"
+        )
+    return batch_size, accumulate
+
+
+def precision_of(config: RunConfig, facts: DeviceFacts) -> str:
+    """``trainer.precision`` on this device, none of ``auto``. ConfigError: it cannot."""
+    device, bf16 = facts.kind, facts.bf16 and config.hardware.bf16
+    wanted = config.trainer.precision
+    if wanted == "auto":
+        if device == CPU:
+            return "32-true"  # bfloat16 is not faster on most CPUs
+        return "bf16-mixed" if bf16 else "16-mixed"
+    if wanted == "16-mixed" and device == CPU:
+        raise ConfigError(
+            "trainer.precision = '16-mixed': a CPU has no loss-scaled float16 training; legal here: 32-true,"
+            " bf16-mixed, bf16-true"
+        )
+    if wanted in ("bf16-mixed", "bf16-true") and device == CUDA and not bf16:
+        card = facts.name if config.hardware.bf16 else f"hardware {config.hardware.name}"
+        raise ConfigError(f"trainer.precision = {wanted!r}: {card} has no bfloat16; legal here: 32-true, 16-mixed")
+    return wanted
+
+
+def refuse_missing_gpu(config: RunConfig, found: bool) -> None:
+    """ConfigError: the profile is for a CUDA device, and there is none."""
+    if config.hardware.accelerator == CUDA and not found:
+        raise ConfigError(
+            f"hardware = {config.hardware.name}: needs a CUDA device and this machine has none; train with"
+            " hardware=auto or hardware=cpu (--cfg job works anywhere)"
+        )

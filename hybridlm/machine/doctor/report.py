@@ -1,0 +1,182 @@
+"""What `hybridlm doctor` prints: four tables, or the same as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from hybridlm.config.kernels import KernelsConfig
+from hybridlm.config.model import ModelConfig
+from hybridlm.config.resolve import resolve_layers
+from hybridlm.machine.device import CUDA, DeviceFacts, device_facts, inference_device
+from hybridlm.machine.doctor.advice import Line, advice
+from hybridlm.machine.doctor.stack import OPTIONAL, Stack, memory_gib, stack_here
+from hybridlm.machine.kernels import Work, verdicts
+from hybridlm.ops.kernels.probe import KERNELS, Probe, package_version, probe
+
+NO_CARD = "needs a CUDA device"
+_EVERY_KIND = ModelConfig(  # one layer of each, at the defaults
+    pattern="T L M1 M2 M3 X", variants={"X": {"mixer": "mamba3", "mimo_rank": 4}}
+)
+_NAMES = {
+    "conv": "convolution of a Mamba",
+    "mamba1": "mamba1",
+    "mamba2": "mamba2",
+    "mamba3": "mamba3",
+    "loss": "head and loss",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `kernels=auto` takes for a kind of layer. why_not: the compiled kernel it does not take."""
+
+    kind: str
+    takes: str
+    why_not: str | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that doctor knows; plain values, for JSON."""
+
+    stack: Stack
+    card: DeviceFacts
+    cards: int
+    cores: int | None
+    memory_gib: float | None
+    kernels: list[Probe]
+    choices: list[Choice]
+    advice: list[Line]
+
+
+def examine(stack: Stack, card: DeviceFacts, device: torch.device, cards: int) -> Findings:
+    """Runs every kernel on ``device`` if ``card`` is a CUDA one. Raises nothing because of a package that is missing or
+    broken."""
+    dtype = torch.bfloat16 if card.bf16 else torch.float16
+    kernels = [_probed(name, card, device, dtype) for name in KERNELS]
+    stack = replace(stack, broken=_broken(stack, card, kernels))
+    return Findings(
+        stack=stack,
+        card=card,
+        cards=cards,
+        cores=os.cpu_count(),
+        memory_gib=memory_gib(),
+        kernels=kernels,
+        choices=_choices(card, device, dtype, {found.name: found.ok for found in kernels}),
+        advice=advice(stack),
+    )
+
+
+def _probed(name: str, card: DeviceFacts, device: torch.device, dtype: torch.dtype) -> Probe:
+    if card.kind == CUDA:
+        return probe(name, device, dtype)
+    return Probe(name, False, NO_CARD, 0.0, package_version(KERNELS[name].package or "torch"))
+
+
+def _broken(stack: Stack, card: DeviceFacts, kernels: list[Probe]) -> tuple[str, ...]:
+    """The installed packages that have kernels, none of which works."""
+    working = {KERNELS[found.name].package for found in kernels if found.ok}
+    asked = dict.fromkeys(KERNELS[found.name].package for found in kernels if card.kind == CUDA)
+    return tuple(name for name in asked if name in stack.packages and name not in working)
+
+
+def _choices(card: DeviceFacts, device: torch.device, dtype: torch.dtype, works: dict[str, bool]) -> list[Choice]:
+    """Of each kind at the defaults, in the 16-bit precision that trainer.precision=auto takes on this card."""
+    attention = [kind for kind in ("flash", "efficient") if works[f"{kind} attention"]]
+    takes = " or ".join([*attention, "math"]) if card.kind == CUDA else "torch"
+    found = [Choice("attention, mla", f"torch's SDPA ({takes})" if card.kind == CUDA else "torch", None)]
+    work = Work(resolve_layers(_EVERY_KIND), dtype, documents=False, scale=1.0)
+    for verdict in verdicts(work, KernelsConfig(), card, device):
+        kind = _NAMES[verdict.kind] + (" with mimo_rank" if verdict.field == "mamba3_mimo" else "")
+        takes = "torch" if verdict.reason else verdict.kernel
+        if verdict.field == "mamba2" and not verdict.reason and works["Mamba-2 layer"]:
+            takes = "Mamba-2 layer"
+        note = (
+            "torch where packed documents are told apart" if verdict.field == "mamba1" and not verdict.reason else None
+        )
+        found.append(Choice(kind, takes, f"{verdict.kernel}: {verdict.reason}" if verdict.reason else note))
+    return found
+
+
+def run_doctor(*, as_json: bool) -> None:
+    """Prints the findings of this machine."""
+    card = device_facts()
+    cards = torch.cuda.device_count() if card.kind == CUDA else 0
+    findings = examine(stack_here(card), card, inference_device(), cards)
+    if as_json:
+        print(json.dumps(asdict(findings), indent=2))
+    else:
+        show(findings, Console())
+
+
+def show(findings: Findings, console: Console) -> None:
+    """The findings as tables."""
+    for table in (_machine(findings), _kernels(findings), _choice_table(findings), _packages(findings)):
+        console.print(table)
+        console.print()
+    console.print("[bold]to install[/bold]" if findings.advice else "nothing to install")
+    for line in findings.advice:
+        console.print(f"  {line.package}: {line.gives}", highlight=False)
+        if line.note is not None:
+            console.print(f"    {line.note}", highlight=False, soft_wrap=True, markup=False)
+        if line.command is not None:
+            console.print(f"    {line.command}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _machine(findings: Findings) -> Table:
+    stack, card = findings.stack, findings.card
+    memory = "unknown" if findings.memory_gib is None else f"{findings.memory_gib:.1f} GiB"
+    table = _table("machine", "")
+    table.add_row("system", f"{stack.system} {platform.machine()}, {findings.cores} cores, {memory}")
+    table.add_row("Python", stack.python)
+    table.add_row(
+        "torch", f"{stack.torch}, built for {'the CPU' if stack.torch_cuda is None else f'CUDA {stack.torch_cuda}'}"
+    )
+    table.add_row("NVIDIA driver", stack.driver or "none found")
+    table.add_row("nvcc", stack.nvcc or "none found")
+    if card.kind == CUDA:
+        shared = "" if card.shared_memory_kb is None else f", {card.shared_memory_kb} KiB of shared memory per block"
+        size = "" if card.memory_gb is None else f", {card.memory_gb:.1f} GiB"
+        bf16 = "bfloat16" if card.bf16 else "no bfloat16"
+        table.add_row(
+            "card", f"{findings.cards} x {card.name}, compute capability {card.capability}{size}{shared}, {bf16}"
+        )
+    else:
+        table.add_row("card", "none")
+    return table
+
+
+def _kernels(findings: Findings) -> Table:
+    table = _table("kernel", "version", "works", "run in", "why not")
+    for found in findings.kernels:
+        seconds = f"{found.seconds:.1f} s" if found.seconds else ""
+        table.add_row(found.name, found.version or "", "yes" if found.ok else "no", seconds, found.reason or "")
+    return table
+
+
+def _choice_table(findings: Findings) -> Table:
+    table = _table("layer", "kernels=auto takes", "why not another")
+    for choice in findings.choices:
+        table.add_row(choice.kind, choice.takes, choice.why_not or "")
+    return table
+
+
+def _packages(findings: Findings) -> Table:
+    table = _table("optional package", "version")
+    for name in OPTIONAL:
+        table.add_row(name, findings.stack.packages.get(name, "not installed"))
+    return table

@@ -1,0 +1,232 @@
+"""What our part of a checkpoint holds, and how a run is loaded again. Loading never runs code from the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from hybridlm.config.load import validate_model
+from hybridlm.config.problems import recorded
+from hybridlm.config.section import Section
+from hybridlm.data.tokenizer import Tokenizer
+from hybridlm.errors import UserError, printable
+from hybridlm.files.archive import read_archive
+from hybridlm.files.checksum import damage, has_line
+from hybridlm.files.plain import Unreadable
+from hybridlm.files.sealed import read_sealed, write_sealed
+from hybridlm.model.build import build_model
+from hybridlm.ops.norm import at_least_fp32
+from hybridlm.runs.run_folder import RunFolder, find_run
+
+if TYPE_CHECKING:
+    from hybridlm.config.model import ModelConfig
+    from hybridlm.model.lm import HybridLM
+
+FORMAT_VERSION = 2  # 2: a checksum at the end of the file
+KEY = "hybridlm"  # of our part among Lightning's
+EMA_KEY = "hybridlm_ema"  # {name of a parameter: its running average in fp32}, where the run keeps one
+_TRAINED_IN = (torch.float64, torch.float32, torch.bfloat16)
+PREFIX = "model."  # of the model's tensors in Lightning's state dict
+
+
+class Facts(Section):
+    """Our part of a checkpoint."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format_version: Literal[2]
+    model: dict[str, object]  # the model section
+    vocab_size: int = Field(ge=1, lt=2**31)
+    tokenizer: str  # its fingerprint
+    accumulate: int = Field(ge=1, lt=2**31)
+    data: dict[str, object] = {}  # what decides which tokens stand in which step, by the field that says so
+
+
+class WeightsFacts(Facts):
+    """Beside the weights alone."""
+
+    step: int = Field(ge=0, lt=2**62)
+
+
+class Content(Section):
+    """What every reader of a checkpoint relies on."""
+
+    model_config = ConfigDict(extra="ignore", arbitrary_types_allowed=True)
+
+    global_step: int = Field(ge=0, lt=2**62)
+    state_dict: dict[str, Tensor]
+    hybridlm: Facts
+    hybridlm_ema: dict[str, Tensor] | None = None
+
+
+def facts(
+    config: ModelConfig,
+    vocab_size: int,
+    tokenizer_fingerprint: str,
+    accumulate: int,
+    data: Mapping[str, object] | None = None,
+) -> dict[str, Any]:
+    """Our part of a checkpoint: enough to rebuild the model, to know its tokenizer and how its steps were cut, in plain
+    types.
+
+    data: what decides which tokens stand in which step, by the field that says so."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": config.model_dump(mode="python"),
+        "vocab_size": vocab_size,
+        "tokenizer": tokenizer_fingerprint,
+        "accumulate": accumulate,
+        "data": dict(data or {}),
+    }
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The checkpoint's content, tensors memory-mapped.
+
+    UserError: damaged, unreadable, not ours, carries code, or from another format version.
+    """
+    problem = damage(path)
+    if problem is not None and _has_checksum(path):  # ours, once: what its bytes say now means nothing
+        raise UserError(f"{path}: {problem}")
+    try:
+        content = read_archive(path)
+    except Unreadable as error:
+        raise UserError(f"{path}: cannot be read as a checkpoint ({error})") from None
+    ours = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(ours, dict):
+        raise UserError(f"{path}: a checkpoint, but not one of hybridlm's (it has no '{KEY}' entry)")
+    version = ours.get("format_version")
+    if isinstance(version, int) and version != FORMAT_VERSION:
+        raise UserError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}")
+    if problem is not None:
+        raise UserError(f"{path}: {problem}")
+    recorded(Content, content, path)
+    return content
+
+
+def _has_checksum(path: Path) -> bool:
+    try:
+        return has_line(path)
+    except Unreadable as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def export_weights(checkpoint: Path, target: Path) -> None:
+    """Writes the weights of a checkpoint, as they were trained and without the optimizer, to the safetensors file
+    ``target``.
+
+    Its metadata holds what rebuilds the model: our part of the checkpoint and the step, as JSON, and a checksum over
+    that and every tensor. Weights that are tied are there once. UserError: the checkpoint cannot be read; OSError: the
+    file cannot be written.
+    """
+    content = read_checkpoint(checkpoint)
+    weights = {
+        key.removeprefix(PREFIX): tensor.contiguous()
+        for key, tensor in content["state_dict"].items()
+        if key.startswith(PREFIX)
+    }
+    write_sealed(target, KEY, {**content[KEY], "step": int(content["global_step"])}, weights)
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """A file of ``export_weights`` in the form of a checkpoint: ``state_dict``, ``global_step`` and our part.
+    UserError: damaged, or none of ours."""
+    ours, weights = read_sealed(path, KEY, FORMAT_VERSION, "weights of hybridlm")
+    recorded(WeightsFacts, ours, path)
+    return {
+        "state_dict": {PREFIX + name: tensor for name, tensor in weights.items()},
+        "global_step": ours.pop("step"),
+        KEY: ours,
+    }
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model, ready to use, and where it came from."""
+
+    model: HybridLM
+    tokenizer: Tokenizer
+    folder: RunFolder
+    checkpoint: Path
+    step: int
+
+
+def load_run(name: str, device: torch.device, *, ema: bool = False) -> LoadedRun:
+    """Loads ``last`` (the newest run), a run folder (its newest checkpoint), or a checkpoint or safetensors file in
+    one, to evaluate.
+
+    ema: the running average of the weights in place of the last ones.
+    UserError: nothing there, unreadable, no average in it, or the tokenizer beside it is another one.
+    """
+    folder, path = find_run(name)
+    content = read_weights(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+    ours = content[KEY]
+    tokenizer = Tokenizer.load(folder.tokenizer)
+    if tokenizer.fingerprint != ours["tokenizer"]:
+        raise UserError(f"{folder.tokenizer}: not the tokenizer that {path} was trained with")
+    model = rebuilt(ours, path)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"{folder.tokenizer}: {tokenizer.vocab_size:,} ids, the model of {path} knows {model.vocab_size:,}"
+        )
+    weights = {
+        key.removeprefix(PREFIX): tensor for key, tensor in content["state_dict"].items() if key.startswith(PREFIX)
+    }
+    if ema and EMA_KEY not in content:
+        raise UserError(f"{path}: holds no running average of the weights; train with callbacks=ema")
+    if ema:
+        weights |= content[EMA_KEY]
+    refuse_misfits(model, weights, path)
+    model.load_state_dict(weights, assign=True)
+    return LoadedRun(model.to(device).eval(), tokenizer, folder, path, int(content["global_step"]))
+
+
+def rebuilt(ours: Mapping[str, Any], path: Path) -> HybridLM:
+    """The model on "meta" that our part of a checkpoint describes: however large, it takes no memory. UserError: there
+    is no such model."""
+    try:
+        return build_model(validate_model(ours["model"]), ours["vocab_size"])
+    except UserError as error:
+        raise UserError([f"{path}: {problem}" for problem in error.problems[:1]]) from None
+    except (
+        ArithmeticError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # numbers that no tensor can have
+        raise UserError(
+            f"{path}: no model can be built from its model section"
+            f" ({(str(error).splitlines() or ['too large'])[0][:120]})"
+        ) from None
+
+
+def refuse_misfits(model: HybridLM, weights: Mapping[str, Tensor], path: Path) -> None:
+    """UserError: names, shapes or dtypes of ``weights`` are not those of ``model``, whatever dtype it was trained
+    in."""
+    own = model.state_dict()
+    if wrong := sorted(own.keys() ^ weights.keys()):
+        which = "lacks" if wrong[0] in own else "has no place for"
+        raise _misfit(path, f"it {which} {printable(wrong[0])}")
+    for name, tensor in own.items():
+        if weights[name].shape != tensor.shape:
+            raise _misfit(path, f"{name} has shape {tuple(weights[name].shape)}, the model {tuple(tensor.shape)}")
+    specs = model.param_specs()  # which take memory in proportion to what is declared, so sizes are looked at first
+    rounded = weights["embedding.weight"].dtype
+    for name, tensor in own.items():
+        if name in specs:
+            legal = [rounded if specs[name].dtype == "model" else at_least_fp32(rounded)]
+        else:
+            legal = [torch.float32, torch.float64] if tensor.is_floating_point() else [tensor.dtype]
+        if weights[name].dtype not in legal or rounded not in _TRAINED_IN:
+            raise _misfit(path, f"{name} is {weights[name].dtype}")
+
+
+def _misfit(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: its weights do not fit its own model section ({reason})")

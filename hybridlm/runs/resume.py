@@ -1,0 +1,126 @@
+"""What ``ckpt=`` on the command line means: which run goes on, from where, and with what it has recorded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridlm.config.load import load_config
+from hybridlm.config.model import ModelConfig
+from hybridlm.config.problems import show
+from hybridlm.config.run import RunConfig
+from hybridlm.errors import UserError
+from hybridlm.files.checksum import damage
+from hybridlm.files.plain import Unreadable, read_yaml
+from hybridlm.runs.run_folder import RunFolder, find_run, newest_run, run_of
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A run that goes on. checkpoint: where it starts from; named: by its path, and not as ``last`` or ``auto``."""
+
+    folder: RunFolder
+    checkpoint: Path
+    named: bool
+
+
+def resumed_folder(ckpt: str | None, folder: str | None) -> RunFolder | None:
+    """The folder of the run that goes on as ``ckpt`` (None: none does) and ``hydra.run.dir`` say, or None where a run
+    starts anew.
+
+    UserError: there is nothing to resume; ``ckpt=auto`` starts anew instead.
+    """
+    if ckpt is None or ckpt.lower() in ("null", ""):
+        return None
+    if ckpt in ("last", "auto"):
+        found = RunFolder(Path(folder).absolute()) if folder else newest_run(Path.cwd())
+        if ckpt == "auto":
+            return found if found is not None and found.is_run() and found.resumable() else None
+        return find_run("last")[0] if found is None else run_of(found.path)
+    if Path(ckpt).suffix == ".safetensors":
+        raise UserError(
+            f"ckpt = {ckpt}: weights alone, without the state of the optimizer; a run goes on from its folder or a"
+            " checkpoint in it (ckpt=RUN), and `hybridlm generate`, `chat` and `eval` take the weights"
+        )
+    named, _ = find_run(ckpt)
+    if folder and Path(folder).absolute().resolve() != named.path.resolve():
+        raise UserError(
+            f"ckpt={ckpt} lies in {named.path}, but hydra.run.dir={folder}; a run is resumed in its own folder"
+        )
+    return named
+
+
+def resumed(ckpt: str, folder: RunFolder) -> Resume:
+    """Where the run in ``folder`` goes on from. To be asked while the folder is ours: a run that trains makes new
+    checkpoints.
+
+    UserError: what there is, is damaged. ``last`` and ``auto`` pass over a damaged newest checkpoint; one that is named
+    is refused.
+    """
+    if ckpt in ("last", "auto"):
+        return Resume(folder, folder.newest_checkpoint(), named=False)
+    _, checkpoint = find_run(ckpt)
+    if problem := damage(checkpoint):
+        raise UserError(f"ckpt = {ckpt}: {problem}; ckpt=last takes the newest checkpoint that is whole")
+    return Resume(folder, checkpoint, named=True)
+
+
+def requeued(folder: RunFolder) -> bool:
+    """Whether this is a job of SLURM that was queued again and has begun in ``folder`` before."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return count.isdecimal() and int(count) > 0 and folder.is_run()
+
+
+def recorded(folder: RunFolder) -> RunConfig:
+    """The configuration that a run was given, from its config.yaml. UserError: it is none."""
+    try:
+        tree = read_yaml(folder.config)
+        if not isinstance(tree, Mapping):
+            raise UserError("holds no configuration: expected a mapping of sections")
+        return load_config(tree).model_copy(update={"ckpt": None})
+    except Unreadable as error:
+        raise UserError(f"{folder.config}: {error}") from None
+    except UserError as error:
+        raise UserError([f"{folder.config}: {problem}" for problem in error.problems]) from error
+
+
+def quoted(value: str | Path) -> str:
+    """A text or a path as a value of Hydra's grammar, whatever characters it has."""
+    text = (
+        value.as_posix() if isinstance(value, Path) else value
+    )  # the grammar reads the backslashes of Windows as escapes
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def refuse_other_model(folder: RunFolder, old: RunConfig, new: RunConfig) -> None:
+    """UserError: with each field of the model section that differs, old -> new; or another optimizer, which keeps other
+    state."""
+    if changes := model_changes(old.model, new.model):
+        raise UserError(
+            f"{folder.path} cannot go on with another architecture; {', '.join(changes)}; start a new run without ckpt"
+        )
+    if old.optim.name != new.optim.name:
+        raise UserError(
+            f"{folder.path} cannot go on with another optimizer; optim.name: {show(old.optim.name)} ->"
+            f" {show(new.optim.name)}; start a new run without ckpt"
+        )
+
+
+def model_changes(old: ModelConfig, new: ModelConfig) -> list[str]:
+    """Each field that differs, old -> new."""
+    before, after = dict(_leaves(old.model_dump(), "model")), dict(_leaves(new.model_dump(), "model"))
+    return [
+        f"{path}: {show(before.get(path))} -> {show(after.get(path))}"
+        for path in dict.fromkeys([*before, *after])
+        if before.get(path) != after.get(path)
+    ]
+
+
+def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}")
+    else:
+        yield path, value

@@ -1,0 +1,105 @@
+"""Doctor as a user sees it: with nothing installed, with packages that work, and with ones that are broken."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+
+import torch
+from kernel_packages import WORKING, packages
+from rich.console import Console
+
+from hybridlm.machine.device import DeviceFacts, cpu_facts
+from hybridlm.machine.doctor.report import examine, show
+from hybridlm.machine.doctor.stack import Stack
+
+HERE = torch.device("cpu")
+CARD = DeviceFacts("cuda", "NVIDIA GeForce RTX 4090", 24.0, "8.9", 99, True)
+T4 = DeviceFacts("cuda", "Tesla T4", 15.0, "7.5", 64, False)
+STACK = Stack(
+    "Linux", "3.12.3", "2.13.0", "13.0", "580.65.06", "8.9", nvcc="13.0", packages={"mamba-ssm": "2.3.2.post1"}
+)
+
+
+def printed(findings) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    show(findings, console)
+    return console.file.getvalue()
+
+
+def choices(findings) -> dict[str, str]:
+    return {choice.kind: choice.takes for choice in findings.choices}
+
+
+def test_packages_that_work():
+    with packages(*WORKING):
+        findings = examine(STACK, CARD, HERE, 1)
+    assert choices(findings) == {
+        "attention, mla": "torch's SDPA (flash or math)",
+        "convolution of a Mamba": "causal-conv1d",
+        "mamba1": "selective scan",
+        "mamba2": "Mamba-2 layer",
+        "mamba3": "Mamba-3 SISO",
+        "mamba3 with mimo_rank": "torch",
+        "head and loss": "linear cross-entropy",
+    }
+    text = printed(findings)
+    assert (
+        "1 x NVIDIA GeForce RTX 4090, compute capability 8.9, 24.0 GiB, 99 KiB of shared memory per block, bfloat16"
+        in text
+    )
+    assert "KiB of shared memory per block, the card has 99" in text
+    assert "torch where packed documents are told apart" in text
+    assert "mamba-ssm" not in {line.package for line in findings.advice}
+
+
+def test_a_card_without_bfloat16():
+    with packages(*WORKING):
+        findings = examine(STACK, T4, HERE, 1)
+    assert choices(findings)["mamba2"] == "Mamba-2 layer"
+    assert choices(findings)["mamba3"] == "torch"
+    assert "Mamba-3 SISO: it computes in bfloat16, not float16" in printed(findings)
+
+
+def test_broken_packages(tmp_path):
+    """One raises when it is imported, one when it runs."""
+    (tmp_path / "mamba_ssm").mkdir()
+    (tmp_path / "mamba_ssm/__init__.py").write_text(
+        "raise OSError('libc10_cuda.so: undefined symbol')", encoding="utf-8"
+    )
+    (tmp_path / "causal_conv1d").mkdir()
+    head = "def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, initial_states=None, activation=None):"
+    broken = f"{head}\n    raise RuntimeError('no kernel image')"
+    (tmp_path / "causal_conv1d/__init__.py").write_text(broken, encoding="utf-8")
+    with packages(tmp_path, *WORKING):
+        findings = examine(STACK, CARD, HERE, 1)
+    text = printed(findings)
+    assert "mamba-ssm cannot be imported (OSError: libc10_cuda.so: undefined symbol)" in text
+    assert "causal-conv1d fails when it runs (RuntimeError: no kernel image)" in text
+    assert {kind for kind, takes in choices(findings).items() if takes != "torch"} == {
+        "attention, mla",
+        "head and loss",
+    }
+    assert findings.stack.broken == ("mamba-ssm",)  # the other is not among the installed ones of STACK
+    assert '--force-reinstall --no-deps --no-cache-dir "mamba-ssm==2.3.2.post1"' in text
+    json.dumps([vars(found) for found in findings.kernels])
+
+
+def test_nothing_is_run_on_a_cpu(monkeypatch):
+    monkeypatch.setattr("hybridlm.machine.doctor.report.probe", None)
+    monkeypatch.setattr("hybridlm.machine.kernels.probe", None)
+    findings = examine(Stack("Linux", "3.11.7", "2.13.0", None, None, None), cpu_facts(), HERE, 0)
+    assert {found.reason for found in findings.kernels} == {"needs a CUDA device"}
+    assert set(choices(findings).values()) == {"torch"}
+
+
+def test_the_command_here(environment):
+    command = [sys.executable, "-m", "hybridlm", "doctor"]
+    done = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    findings = json.loads(done.stdout)
+    assert findings["stack"]["torch"] == torch.__version__.partition("+")[0]
+    assert len(findings["kernels"]) == 12
+    assert subprocess.run([*command, "--fast"], env=environment, capture_output=True, check=False).returncode == 2
