@@ -73,11 +73,11 @@ class Init:
 
 
 def reset_convolution(conv: nn.Conv1d) -> None:
-    """Torch's own default for a depthwise convolution with a bias, whose fan-in is its width."""
+    """Torch's own default for a depthwise convolution, whose fan-in is its width."""
     bound = conv.kernel_size[0] ** -0.5
-    for taps in (conv.weight, conv.bias):
-        assert taps is not None
-        nn.init.uniform_(taps, -bound, bound)
+    nn.init.uniform_(conv.weight, -bound, bound)
+    if conv.bias is not None:
+        nn.init.uniform_(conv.bias, -bound, bound)
 
 
 @torch.no_grad()
