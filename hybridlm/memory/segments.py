@@ -1,8 +1,8 @@
 """The bytes of a training step piece by piece: embedding, each kind of layer, norm and loss, forward and backward.
 
 A model that has each distinct layer of the real one runs one micro-batch on fake tensors. Between hooks at the borders
-of its layers the ledger says how far memory rose and where it ended. Attention is there twice: what its first layer
-makes for all of its kind (a mask, rotary angles) the later ones share. ``timeline`` puts the pieces together as the
+of its layers the ledger says how far memory rose and where it ended. A kind that shares tables is there twice: what its
+first layer makes for all (a mask, rotary angles) the later ones find. ``timeline`` puts the pieces together as the
 real model's layers follow each other.
 """
 
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from hybridlm.config.layers import LayerSpec
+from hybridlm.layers.layer import layer_class
+from hybridlm.layers.mixer import Mixer
 from hybridlm.memory.ledger import Ledger, counted
 from hybridlm.memory.workload import Workload
 from hybridlm.model.lm import HybridLM
-
-_SHARING = ("attention", "mla")  # kinds whose layers share what they keep in ``SequenceInfo``
 
 
 class Segment(NamedTuple):
@@ -94,7 +94,7 @@ def follow(work: Workload, batch: int, *, checkpointed: bool, accumulating: bool
     accumulating: there are gradients before; rows: of logits at once in the loss."""
     specs = tuple(dict.fromkeys(work.layers))
     with counted(work.card) as ledger:
-        model = work.built(specs + tuple(spec for spec in specs if spec.kind in _SHARING))
+        model = work.built(specs + tuple(spec for spec in specs if _shares(spec)))
         ledger.hold([*model.parameters(), *model.buffers()])
         model.checkpoint_blocks, model.loss_rows = int(checkpointed), rows
         if accumulating:
@@ -136,8 +136,13 @@ def _pieces(
     gradients = [first, *blocks, gradient_bytes(model) - sum(blocks) - first]
     both = [Both(*piece) for piece in zip(forward, backward, gradients, strict=True)]
     later = iter(both[1 + len(specs) : -1])
-    pairs = {spec: (both[1 + i], next(later) if spec.kind in _SHARING else both[1 + i]) for i, spec in enumerate(specs)}
+    pairs = {spec: (both[1 + i], next(later) if _shares(spec) else both[1 + i]) for i, spec in enumerate(specs)}
     return Pieces(both[0], pairs, both[-1], batch)
+
+
+def _shares(spec: LayerSpec) -> bool:
+    mixer: type[Mixer] = layer_class(spec.params)
+    return mixer.shares_tables
 
 
 def gradient_bytes(module: nn.Module) -> int:

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import torch
 
 from hybridlm.ops.kernels import trials
+from hybridlm.ops.kernels.rules import Sizes
 
 
 class Mismatch(Exception):
@@ -68,7 +69,7 @@ KERNELS = {
 
 
 @cache
-def probe(name: str, device: torch.device, dtype: torch.dtype, sizes: trials.Sizes | None = None) -> Probe:
+def probe(name: str, device: torch.device, dtype: torch.dtype, sizes: Sizes | None = None) -> Probe:
     """Runs the kernel ``name`` of ``KERNELS`` forward and backward on ``device``, once per process, dtype and sizes.
     Raises nothing.
 
