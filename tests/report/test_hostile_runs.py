@@ -18,8 +18,8 @@ from run_folders import make_job, make_run
 
 from hybridlm.report.command import run_report
 from hybridlm.report.comparison import compare
-from hybridlm.report.page import facts_of, parts_of, to_html, to_text
-from hybridlm.report.reading import read_folders
+from hybridlm.report.page import header, sections_of, to_html, to_text
+from hybridlm.report.runs import read_folders
 from hybridlm.report.table import runs_table, to_csv
 
 BOMB = "a: &a [x, x]\n" + "".join(
@@ -160,17 +160,17 @@ def test_mutated_runs_take_no_report_down(tmp_path, seed, capsys):
         make_run(folder / "good", pattern="T", bpb=1.9)
         bad = make_job(make_run(folder / "bad", pattern="M", seed=number), 1, "finished")
         (bad / "eval.json").write_text(json.dumps(EVALUATION))
-        (bad / "sweep.json").write_text(json.dumps({"command": ["hybridlm", "sweep"], "varied": ["model.pattern"]}))
+        (bad / "sweep.json").write_text(json.dumps({"command": "hybridlm sweep", "varied": ["model.pattern"]}))
         (bad / ".hydra/hydra.yaml").write_text("hydra: {runtime: {cwd: /tmp}}\n")
         for name in generator.sample(FILES, generator.randint(1, 3)):
             mutate(bad / name, generator)
         with little():
             runs, sweeps = read_folders([folder], skip=lambda line: None)
             comparisons = compare(runs, [key for sweep in sweeps for key in sweep.varied])
-            facts = facts_of(runs, sweeps, "hybridlm report", "today")
+            facts = header(runs, sweeps, "hybridlm report", "today")
             to_csv(runs_table(comparisons))
             if generator.random() < 0.2:  # plots take long
-                parts = parts_of(comparisons, folder)
+                parts = sections_of(comparisons, folder)
                 html, text = to_html(parts, facts), to_text(parts, facts)
                 assert "<script>alert" not in html + text
                 assert "\x1b" not in text
@@ -213,7 +213,7 @@ def test_no_text_of_a_run_acts(tmp_path, capsys):
             record |= {"what": evil, "settings": {evil: evil}, "metrics": {evil: 1.0}}
         (folder / "eval.json").write_text(json.dumps(found))
     make_job(tmp_path / "runs/c", 3, "failed", error=evil, overrides=[evil])
-    (tmp_path / "runs/sweep.json").write_text(json.dumps({"command": [evil], "varied": [evil]}))
+    (tmp_path / "runs/sweep.json").write_text(json.dumps({"command": evil, "varied": [evil]}))
     names, said = report(tmp_path / "runs", capsys)
     assert len(names) == 3
     assert said == ""

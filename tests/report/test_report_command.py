@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from hybridlm.cli.compose import compose_config
 from hybridlm.cli.verbs import app
-from hybridlm.report.measures import COSTS, QUALITIES
-from hybridlm.report.reading import read_folders
+from hybridlm.report.metrics import COSTS, QUALITIES
+from hybridlm.report.runs import read_folders
 from hybridlm.runs.run_folder import RunFolder
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
@@ -68,15 +68,15 @@ def test_last_is_the_newest_run_and_a_folder_of_that_name_is_named_by_its_path(t
         (["gone", "empty", "file"], "error: gone: no such folder\nerror: file: a file, not a folder"),
         (
             ["runs", "--out", "file"],
-            "error: file: the report cannot be written there (File exists); name another folder with --out",
+            "error: file: cannot write the report (File exists); choose a folder with --out",
         ),
         (
             ["runs", "--out", "file/x"],
-            "error: file/x: the report cannot be written there (Not a directory); name another folder with --out",
+            "error: file/x: cannot write the report (Not a directory); choose a folder with --out",
         ),
         (
             ["runs", "--best-of", "optim.lr", "--best-of", "lr"],
-            "error: report --best-of optim.lr: not a setting in which these runs differ; those are model.pattern",
+            "error: --best-of optim.lr: these runs do not differ in it; they differ in model.pattern",
         ),
     ],
 )
@@ -96,7 +96,7 @@ def test_a_real_run_says_all_that_is_measured(tiny, tmp_path, capsys):
 
     run(compose_config(tiny), RunFolder(tmp_path / "run"), None)
     (found,) = read_folders([tmp_path])[0]
-    figures = {measure.key: measure.of(found) for measure in (*QUALITIES, *COSTS)}
+    figures = {metric.key: metric.of(found) for metric in (*QUALITIES, *COSTS)}
     assert {key for key, figure in figures.items() if figure is None} <= {"val/accuracy", "memory_gb"}
     assert figures["device_hours"] == pytest.approx(figures["seconds"] / 3600)
     told = (

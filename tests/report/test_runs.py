@@ -10,9 +10,8 @@ import pytest
 from run_folders import make_job, make_run
 
 from hybridlm.errors import UserError
-from hybridlm.report.measures import CACHE, COSTS, QUALITIES, SPEED
-from hybridlm.report.plots.curves import curve
-from hybridlm.report.reading import read_folders
+from hybridlm.report.metrics import CACHE, COSTS, QUALITIES, SPEED
+from hybridlm.report.runs import read_folders
 
 
 def read(*folders):
@@ -40,7 +39,7 @@ def test_a_run_folder_itself(tmp_path):
         None,
     )
     assert run.overrides == ('model.pattern="MT"', "seed=0")
-    assert "return x < 1" in run.samples
+    assert "return x < 1" in run.texts["samples"]
 
 
 def test_folders_that_hold_no_run(tmp_path):
@@ -59,7 +58,7 @@ def test_a_killed_run(tmp_path):
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 48, "val/bp')
     (run,) = read(folder)
-    assert (run.status, run.error) == ("unfinished", "no summary.json; the last metrics are of step 40")
+    assert (run.status, run.error) == ("unfinished", "no summary.json; the last metrics are from step 40")
     assert [row["step"] for row in run.rows] == [8, 16, 24, 32, 40]
 
 
@@ -119,7 +118,7 @@ def test_figures_of_a_run(tmp_path):
             tmp_path / "a", pattern="T", bpb=1.75, facts={"val/loss": math.nan, "devices": 4, "tokens_per_s": None}
         )
     )
-    figures = {measure.key: measure.of(run) for measure in (*QUALITIES, *COSTS)}
+    figures = {metric.key: metric.of(run) for metric in (*QUALITIES, *COSTS)}
     assert figures["val/bpb"] == 1.75
     assert math.isnan(figures["val/loss"])
     assert (figures["tokens_per_s"], SPEED.of(run)) == (None, None)
@@ -163,19 +162,4 @@ def test_jobs_of_a_runner(tmp_path):
         "no summary.json and no metrics",
     ]
     assert (runs[0].seconds, runs[1].seed, runs[1].setting("model.pattern")) == (100.0, 3, "M")
-    assert (sweep.command, sweep.varied) == ("hybridlm sweep x", ("model.pattern",))
-
-
-def test_curves_are_means_over_the_steps_that_all_seeds_logged(tmp_path):
-    folders = [make_run(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
-    rows = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in folders]
-    rows[1][2]["val/bpb"] = math.nan
-    (folders[1] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1][:4]))
-    marks = curve(read(tmp_path), "val/bpb")
-    assert [mark.tokens for mark in marks] == [step * 512 for step in (8, 16, 24, 32)]
-    # steps of 0.11 s with their data, and 0.5 s for each validation so far
-    assert [mark.seconds for mark in marks] == pytest.approx(
-        [step * 0.11 + 0.5 * i for i, step in enumerate((8, 16, 24, 32), 1)]
-    )
-    assert marks[0].value.mean == pytest.approx((rows[0][0]["val/bpb"] + rows[1][0]["val/bpb"]) / 2)
-    assert [mark.value.n for mark in marks] == [2, 2, 1, 2]
+    assert (sweep.command, sweep.varied) == ("hybridlm sweep x", ["model.pattern"])
