@@ -1,12 +1,12 @@
-"""From a command line to jobs: every point of the grid composed and validated, seeds, names, order."""
+"""Expands a grid into jobs: every point composed and validated, with seeds, names and order."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from hybridlm.config.overrides import key_of, value_of
 from hybridlm.config.resolve import resolve_layers
@@ -19,51 +19,51 @@ from hybridlm.sweep.grid import Axis
 from hybridlm.sweep.job import Job, foreign
 
 Compose = Callable[[Sequence[str]], RunConfig]
-_SEED = "seed"
-_LONGEST_NAME, _LONGEST_VALUE = 48, 20
-_SHOWN = 3  # points at which a problem lies
-_NOT_HERE = re.compile(r"ckpt|hydra(?!\.sweep\.dir$)\b.*")
+_SEED, _FOLDER = "seed", "hydra.sweep.dir"
+_NAME_LENGTH, _VALUE_LENGTH = 48, 20
+_MAX_POINTS_SHOWN = 3
+_NOT_IN_A_SWEEP = re.compile(r"ckpt|hydra(?!\.sweep\.dir$)\b.*")
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A job that is still to be written, with its configuration."""
+class PlannedJob(NamedTuple):
+    """A job with its configuration."""
 
     job: Job
     config: RunConfig
 
 
-def plan(axes: Sequence[Axis], seeds: int, compose: Compose, *, gpu: bool, group: str) -> list[Planned]:
-    """The jobs of a grid, ordered such that every point has its first seed before any has its second.
+def expand(axes: Sequence[Axis], seeds: int, compose: Compose, *, gpu: bool, group: str) -> list[PlannedJob]:
+    """The jobs of a grid, ordered so that every point has its first seed before any has its second.
 
-    seeds: per point, counted from the configuration's own; gpu: whether this machine has one; group: W&B's, unless
-    there is another. ConfigError, all problems together: one line for each, with the points that it is of.
+    seeds: per point, counted from the configuration's own; gpu: whether this machine has one; group: W&B's, unless the
+    configuration names one.
+
+    Raises:
+        ConfigError: all problems together, a line for each, with the points where it occurs.
     """
     _refuse(axes, seeds)
-    grid = [axis for axis in axes if axis.key not in (_SEED, "hydra.sweep.dir")]
-    seed_axis = next((axis for axis in axes if axis.key == _SEED and axis.varied), None)
-    fixed_seed = [line for axis in axes if axis.key == _SEED and not axis.varied for line in axis.values]
-    points = list(itertools.product(*(axis.values for axis in grid)))
+    grid = [axis for axis in axes if axis.key not in (_SEED, _FOLDER)]
     varied = [i for i, axis in enumerate(grid) if axis.varied]
-    first_seed = [seed_axis.values[0]] if seed_axis else fixed_seed
-    configs = _composed(points, varied, first_seed, compose, gpu=gpu)
-    planned: list[Planned] = []
-    listed = [(line, compose([line]).seed) for line in seed_axis.values] if seed_axis else []
-    compose([f"++{_SEED}={max(config.seed for config in configs) + seeds - 1}"])  # whether there is such a seed
+    points = list(itertools.product(*(axis.values for axis in grid)))
+    seed_axis = next((axis for axis in axes if axis.key == _SEED), Axis(_SEED, (), varied=False))
+    configs = _composed(points, varied, seed_axis.values[:1], compose, gpu=gpu)
+    listed = [(line, compose([line]).seed) for line in seed_axis.values] if seed_axis.varied else []
+    compose([f"++{_SEED}={max(config.seed for config in configs) + seeds - 1}"])  # raises if the last seed is too large
+    several = len(listed) > 0 or seeds > 1
+    planned: list[PlannedJob] = []
     for turn in range(len(listed) or seeds):
         for point, config in zip(points, configs, strict=True):
             line, seed = listed[turn] if listed else (f"++{_SEED}={config.seed + turn}", config.seed + turn)
-            several = bool(listed) or seeds > 1
-            given = [*point, *([line] if several else fixed_seed), *_wandb(config, group)]
+            overrides = (*point, *([line] if several else seed_axis.values), *_wandb_group(config, group))
             values = {grid[i].key: _value(point[i]) for i in varied}
             name = _name(values, f"s{seed}" if several else "") or config.model.name
-            job = Job(len(planned) + 1, name, tuple(given), values, seed)
-            planned.append(Planned(job, config.model_copy(update={"seed": seed})))
+            job = Job(number=len(planned) + 1, name=name, overrides=overrides, point=values, seed=seed)
+            planned.append(PlannedJob(job, config.model_copy(update={"seed": seed})))
     return planned
 
 
-def _wandb(config: RunConfig, group: str) -> list[str]:
-    """Puts the jobs of a sweep into one group of W&B, as Hydra's sweeps are."""
+def _wandb_group(config: RunConfig, group: str) -> list[str]:
+    """Overrides that put the jobs of a sweep into one W&B group, as Hydra's sweeps are."""
     logger = config.logger
     if logger.name != "wandb":
         return []
@@ -71,65 +71,55 @@ def _wandb(config: RunConfig, group: str) -> list[str]:
     return [f"++{field}={quoted(value)}" for field, (given, value) in named.items() if given is None]
 
 
-def depth_warning(planned: Sequence[Planned]) -> str | None:
-    """Patterns of different depths, each brought to the cost of its own reference, are not comparable."""
-    depths: dict[tuple[tuple[str, str], ...], set[int]] = {}
-    for item in planned:
-        if item.config.sweep.match is not None and item.config.sweep.target is None:
-            others = tuple(
-                (key, value) for key, value in item.job.point.items() if key not in ("model", "model.pattern")
-            )
-            depths.setdefault(others, set()).add(len(resolve_layers(item.config.model)))
+def depth_warning(planned: Sequence[PlannedJob]) -> str | None:
+    """Patterns of different depths, each matched to its own reference, are not comparable."""
+    depths: dict[object, set[int]] = defaultdict(set)
+    for job, config in planned:
+        if config.sweep.match is not None and config.sweep.target is None:
+            others = [item for item in job.point.items() if item[0] not in ("model", "model.pattern")]
+            depths[tuple(others)].add(len(resolve_layers(config.model)))
     uneven = next((sorted(found) for found in depths.values() if len(found) > 1), None)
     if uneven is None:
         return None
-    reference = planned[0].config.sweep.reference
     return (
-        f"sweep.match: the patterns are {', '.join(map(str, uneven))} layers deep, and each is brought to {reference}"
-        " of its own depth; give all the same with model.n_layers, or name a cost with sweep.target"
+        f"sweep.match: the patterns have {', '.join(map(str, uneven))} layers, and each is matched to"
+        f" {planned[0].config.sweep.reference} of its own depth; set model.n_layers to give all the same depth, or"
+        " sweep.target to match all to one cost"
     )
 
 
 def _refuse(axes: Sequence[Axis], seeds: int) -> None:
     problems = []
     for axis in axes:
-        if _NOT_HERE.fullmatch(axis.key):
-            remedy = (
-                "--resume FOLDER goes on with a sweep"
-                if axis.key == "ckpt"
-                else "hydra.sweep.dir=... names the folder of the sweep"
-            )
-            problems.append(f"{axis.key}: not here; {remedy} (Hydra's launchers and sweepers: python train.py -m)")
-        elif axis.varied and axis.key == "hydra.sweep.dir":
-            problems.append("hydra.sweep.dir: one folder for the whole sweep")
-        elif axis.key != "hydra.sweep.dir" and (
-            strange := next((problem for line in axis.values if (problem := _strange(line))), None)
-        ):
-            problems.append(strange)
-        elif not axis.values:
+        values = list(map(_value, axis.values))
+        repeated = [value for i, value in enumerate(values) if value in values[:i]]
+        strange = [problem for line in axis.values if "$" in line and (problem := foreign(line)) is not None]
+        if _NOT_IN_A_SWEEP.fullmatch(axis.key):
+            instead = "--resume FOLDER resumes a sweep" if axis.key == "ckpt" else f"{_FOLDER}=... names its folder"
+            launchers = "Hydra's launchers and sweepers: python train.py -m"
+            problems.append(f"{axis.key}: not allowed in hybridlm sweep; {instead} ({launchers})")
+        elif axis.varied and axis.key == _FOLDER:
+            problems.append(f"{_FOLDER}: a sweep has one folder")
+        elif strange and axis.key != _FOLDER:
+            problems.append(strange[0])
+        elif not values:
             problems.append(
-                f"{axis.key}: a range to draw from, or nothing; list the values (Hydra's optuna sweeper draws:"
-                " docs/sweeps.md)"
+                f"{axis.key}: needs a list of values (Hydra's optuna sweeper samples ranges: docs/sweeps.md)"
             )
-        elif again := [value for value, count in Counter(map(_value, axis.values)).items() if count > 1]:
-            problems.append(f"{axis.key}: {again[0]} stands there twice")
-    if seeds > 1 and any(axis.key == _SEED and axis.varied for axis in axes):
-        problems.append(f"--seeds {seeds}: the seeds are listed already (seed=...)")
+        elif repeated:
+            problems.append(f"{axis.key}: {repeated[0]} is listed twice")
+        elif axis.key == _SEED and axis.varied and seeds > 1:
+            problems.append(f"--seeds {seeds}: conflicts with the list seed=...")
     if problems:
         raise ConfigError(problems)
-
-
-def _strange(line: str) -> str | None:
-    """What keeps a job that was written down from being started again. (Options and fields that are not there,
-    composing tells better.)"""
-    return foreign(line) if "$" in line else None
 
 
 def _composed(
     points: Sequence[tuple[str, ...]], varied: Sequence[int], seed: Sequence[str], compose: Compose, *, gpu: bool
 ) -> list[RunConfig]:
-    """The configuration of each point. ConfigError as of ``plan``."""
-    configs, wrong = [], dict[str, list[str]]()
+    """The configuration of each point. ConfigError as in ``expand``."""
+    configs: list[RunConfig] = []
+    wrong: dict[str, list[str]] = defaultdict(list)
     for point in points:
         try:
             config = compose([*point, *seed])
@@ -137,34 +127,32 @@ def _composed(
             planned_steps(config, planned_device(config.hardware))
             configs.append(config)
         except UserError as error:
+            place = " ".join(f"{key_of(point[i])}={_value(point[i])[:_NAME_LENGTH]}" for i in varied)
             for problem in error.problems:
-                wrong.setdefault(problem, []).append(
-                    " ".join(f"{key_of(point[i])}={_value(point[i])[:_LONGEST_NAME]}" for i in varied)
-                )
+                wrong[problem].append(place)
     if wrong:
-        raise ConfigError([f"{problem}{_places(at, len(points))}" for problem, at in wrong.items()])
+        raise ConfigError([f"{problem}{_where(places, len(points))}" for problem, places in wrong.items()])
     return configs
 
 
-def _places(at: Sequence[str], points: int) -> str:
-    if len(at) == points:
+def _where(places: Sequence[str], points: int) -> str:
+    if len(places) == points:
         return "" if points == 1 else f" (at all {points} points)"
-    more = f" and {len(at) - _SHOWN} more" if len(at) > _SHOWN else ""
-    return f" (at {'; '.join(at[:_SHOWN])}{more})"
+    more = f" and {len(places) - _MAX_POINTS_SHOWN} more" if len(places) > _MAX_POINTS_SHOWN else ""
+    return f" (at {'; '.join(places[:_MAX_POINTS_SHOWN])}{more})"
 
 
 def _value(override: str) -> str:
-    """What stands behind the ``=``, without the quotes and backslashes of Hydra's grammar."""
-    value = value_of([override], key_of(override)) or ""
-    return re.sub(r"\\(.)", r"\1", value)
+    """The text after the ``=``, without the quotes and backslashes of Hydra's grammar."""
+    return re.sub(r"\\(.)", r"\1", value_of([override], key_of(override)) or "")
 
 
-def _name(values: dict[str, str], seed: str) -> str:
-    """A short name for a folder: the values, behind the field's own name where they are numbers."""
+def _name(values: Mapping[str, str], seed: str) -> str:
+    """A short name for a folder: the values, after the field's own name if they are numbers."""
     parts = []
     for key, value in values.items():
-        text = re.sub(r"[^A-Za-z0-9.+-]+", "", re.sub(r"(?<=\d)\*", "x", value))[:_LONGEST_VALUE]  # M1*2 as M1x2
+        text = re.sub(r"[^A-Za-z0-9.+-]+", "", re.sub(r"(?<=\d)\*", "x", value))[:_VALUE_LENGTH]  # M1*2 as M1x2
         plain = "." not in key or re.match(r"[A-Za-z]", text)
         parts.append(text if plain else f"{key.rpartition('.')[2]}{text}")
-    name = "-".join(part for part in parts if part)[:_LONGEST_NAME].strip(".-")
-    return "-".join(part for part in (name, seed) if part)
+    name = "-".join(filter(None, parts))[:_NAME_LENGTH].strip(".-")
+    return "-".join(filter(None, (name, seed)))

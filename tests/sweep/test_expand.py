@@ -7,13 +7,13 @@ import pytest
 from hybridlm.cli.compose import compose_config
 from hybridlm.cli.composition import sweep_axes
 from hybridlm.errors import UserError
-from hybridlm.sweep.plan import depth_warning, plan
+from hybridlm.sweep.expand import depth_warning, expand
 
 BASE = ["model=hybrid_alternating", "size=tiny"]
 
 
 def planned(*overrides, seeds=1, gpu=False):
-    return plan(sweep_axes([*BASE, *overrides]), seeds, compose_config, gpu=gpu, group="g")
+    return expand(sweep_axes([*BASE, *overrides]), seeds, compose_config, gpu=gpu, group="g")
 
 
 def problems(*overrides, seeds=1, gpu=False):
@@ -71,7 +71,7 @@ def test_names_fit_a_file_system():
     assert item.config.data.path == "/a b/*.txt"
 
 
-def test_the_last_of_a_key_counts():
+def test_the_last_value_of_a_key_counts():
     assert [item.job.point for item in planned("optim.lr=1,2", "optim.lr=3,4")] == [
         {"optim.lr": "3"},
         {"optim.lr": "4"},
@@ -103,34 +103,34 @@ def test_every_wrong_point_is_listed():
 @pytest.mark.parametrize(
     ("overrides", "seeds", "part"),
     [
-        (["ckpt=last"], 1, "ckpt: not here; --resume FOLDER"),
-        (["hydra.run.dir=x"], 1, "hydra.run.dir: not here; hydra.sweep.dir"),
+        (["ckpt=last"], 1, "--resume FOLDER"),
+        (["hydra.run.dir=x"], 1, "hydra.run.dir: not allowed"),
         (["hydra/launcher=joblib"], 1, "python train.py -m"),
-        (["hydra.sweep.dir=a,b"], 1, "one folder for the whole sweep"),
-        (["optim.lr=interval(0,1)"], 1, "optim.lr: a range to draw from"),
-        (["seed=1,2"], 3, "--seeds 3: the seeds are listed already"),
+        (["hydra.sweep.dir=a,b"], 1, "hydra.sweep.dir: a sweep has one folder"),
+        (["optim.lr=interval(0,1)"], 1, "optim.lr: needs a list of values"),
+        (["seed=1,2"], 3, "--seeds 3"),
         (["hardware=rtx3070"], 1, "needs a CUDA device"),
         (["model=hybird,transformer"], 1, "did you mean model=hybrid"),
         (["seed=1,-2"], 1, "seed = -2: expected an integer >= 0"),
         (["seed=4294967294"], 3, "seed = 4294967296: expected an integer >= 0 and <= 4294967295"),
-        (["seed=1,0,1"], 1, "seed: 1 stands there twice"),
-        (["optim.lr=1e-3,0.001"], 1, "optim.lr: 0.001 stands there twice"),
-        (["model.pattern='TM',TM"], 1, "model.pattern: TM stands there twice"),
+        (["seed=1,0,1"], 1, "seed: 1 is listed twice"),
+        (["optim.lr=1e-3,0.001"], 1, "optim.lr: 0.001 is listed twice"),
+        (["model.pattern='TM',TM"], 1, "model.pattern: TM is listed twice"),
     ],
 )
-def test_what_a_sweep_does_not_take(overrides, seeds, part):
+def test_overrides_that_a_sweep_refuses(overrides, seeds, part):
     given = [line for line in BASE if not overrides[0].startswith("model=") or not line.startswith("model=")]
     with pytest.raises(UserError) as caught:
-        plan(sweep_axes([*given, *overrides]), seeds, compose_config, gpu=False, group="g")
+        expand(sweep_axes([*given, *overrides]), seeds, compose_config, gpu=False, group="g")
     assert len(caught.value.problems) == 1
     assert part in caught.value.problems[0]
 
 
-def test_patterns_of_different_depth_are_not_matched_in_silence():
+def test_matching_patterns_of_different_depth_warns():
     uneven = ["model.n_layers=null", "sweep.match=params", "model.pattern=T,TM"]
-    assert "1, 2 layers deep" in (depth_warning(planned(*uneven)) or "")
+    assert "1, 2 layers" in (depth_warning(planned(*uneven)) or "")
     assert depth_warning(planned(*uneven, "sweep.target=100000")) is None
     assert depth_warning(planned(*uneven, "model.n_layers=4")) is None
     assert depth_warning(planned("sweep.match=params", "model.pattern=T,TM", "size=tiny,small")) is None
     presets = ["model=hybrid_alternating,hybrid_strategic", "size=default", "sweep.match=params"]
-    assert "8, 19 layers deep" in (depth_warning(planned(*presets)) or "")
+    assert "8, 19 layers" in (depth_warning(planned(*presets)) or "")
