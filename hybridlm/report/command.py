@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hybridlm.errors import UserError, printable
 from hybridlm.files.durable import replaced
-from hybridlm.report.comparison import Comparison, best_of, compare
+from hybridlm.report.comparison import best_of, compare
 from hybridlm.report.page import header, sections_of, to_html, to_text
 from hybridlm.report.runs import read_folders
 from hybridlm.report.table import runs_table, to_csv
@@ -31,7 +31,11 @@ def run_report(names: list[str], out: Path | None, tuned: list[str] | None = Non
     tuned = tuned or []
     options = ([] if out is None else ["--out", str(out)]) + [word for key in tuned for word in ("--best-of", key)]
     comparisons = compare(runs, [key for sweep in sweeps for key in sweep.varied])
-    _refuse_unknown(tuned, comparisons)
+    columns = dict.fromkeys(column for comparison in comparisons for column in comparison.columns)
+    if unknown := next((key for key in tuned if key not in columns), None):
+        raise UserError(
+            f"--best-of {unknown}: these runs do not differ in it; they differ in {', '.join(columns) or 'nothing'}"
+        )
     comparisons = [best_of(comparison, tuned) for comparison in comparisons]
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     head = header(runs, sweeps, shlex.join(["hybridlm", "report", *names, *options]), when)
@@ -58,12 +62,3 @@ def _folder(name: str) -> Path:
         return Path(name)
     newest = newest_run(Path.cwd())  # it may have no checkpoint yet
     return (find_run(name)[0] if newest is None else newest).path  # find_run says where it looked
-
-
-def _refuse_unknown(tuned: list[str], comparisons: list[Comparison]) -> None:
-    columns = dict.fromkeys(column for comparison in comparisons for column in comparison.columns)
-    for key in tuned:
-        if key not in columns:
-            raise UserError(
-                f"--best-of {key}: these runs do not differ in it; they differ in {', '.join(columns) or 'nothing'}"
-            )

@@ -50,18 +50,11 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class RunEntry:
-    """A run in the list below a comparison. settings: those in which the runs differ; link: to its folder."""
-
-    run: Run
-    summary: str
-    settings: Sequence[str]
-    link: str
-
-
-@dataclass(frozen=True)
 class Section:
-    """A comparison as it is shown; if it has a single run, that run's course and setup."""
+    """A comparison as it is shown; if it has a single run, that run's course and setup.
+
+    runs: each run with its heading, the settings in which it differs from others, and the link to its folder.
+    """
 
     comparison: Comparison
     title: str
@@ -71,7 +64,7 @@ class Section:
     table: Table
     evaluations: Table | None
     plots: list[Plot]
-    entries: list[RunEntry]
+    runs: list[tuple[Run, str, list[str], str]]
 
     @property
     def alone(self) -> bool:
@@ -82,20 +75,19 @@ def sections_of(comparisons: Sequence[Comparison], out: Path) -> list[Section]:
     """out: the folder of the page, from which it links to the runs."""
     sections = []
     for index, comparison in enumerate(comparisons, 1):
-        run, *others = comparison.runs
+        first, *others = comparison.runs
         if others:
-            title, said, table = comparison.title, verdict(comparison), configurations_table(comparison)
+            title, sentences, table = comparison.title, verdict(comparison), configurations_table(comparison)
         else:
-            title = f"{comparison.title}: run {run.name}"
-            said, table = outcome(run, comparison.quality), setup_table(run)
-        found = _plots(comparison)
-        plots = [
-            Plot(title, text, drawing, f"report-{index}-{name}.svg", of) for name, title, text, drawing, of in found
-        ]
-        differing = _differing(comparison.runs)
-        entries = [_entry(one, comparison, differing, out) for one in comparison.runs]
-        said_of = (said, cautions(comparison), notes(comparison) if others else [])
-        sections.append(Section(comparison, title, *said_of, table, evaluation_table(comparison), plots, entries))
+            title = f"{comparison.title}: run {first.name}"
+            sentences, table = outcome(first, comparison.quality), setup_table(first)
+        remarks = notes(comparison) if others else []
+        plots, evaluations = _plots(comparison, f"report-{index}"), evaluation_table(comparison)
+        keys = _differing(comparison.runs)
+        runs = [(run, _heading(run, comparison), _shown(run, keys), _link(run, out)) for run in comparison.runs]
+        sections.append(
+            Section(comparison, title, sentences, cautions(comparison), remarks, table, evaluations, plots, runs)
+        )
     return sections
 
 
@@ -142,6 +134,13 @@ def _rendered(
     return environment.get_template(template).render(sections=sections, head=head, spread=_SPREAD)
 
 
+def _heading(run: Run, comparison: Comparison) -> str:
+    seed = [] if run.seed is None else [f"seed {run.seed}"]
+    value = comparison.quality.of(run)
+    figure = "" if value is None else f", {comparison.quality.title} {comparison.quality.text(value)}"
+    return f"{run.name}: {', '.join([*comparison.settings_of(run), *seed])}: {run.status}{figure}"
+
+
 def _differing(runs: Sequence[Run]) -> list[str]:
     """Settings in which the runs that have a configuration differ, including the seed."""
     configured = [run for run in runs if run.config]
@@ -149,28 +148,30 @@ def _differing(runs: Sequence[Run]) -> list[str]:
     return [key for key in keys if len({run.setting(key) for run in configured}) > 1]
 
 
-def _entry(run: Run, comparison: Comparison, differing: Sequence[str], out: Path) -> RunEntry:
-    quality, value = comparison.quality, comparison.quality.of(run)
-    point = ", ".join([*comparison.settings_of(run), *([] if run.seed is None else [f"seed {run.seed}"])])
-    figure = "" if value is None else f", {quality.title} {quality.text(value)}"
-    settings = [f"{key} = {run.setting(key)}" for key in differing if run.setting(key) is not None]
-    more = [f"and {len(settings) - _MAX_SETTINGS} more"] if len(settings) > _MAX_SETTINGS else []
-    link = Path(os.path.relpath(run.folder.resolve(), out.resolve())).as_posix()
-    return RunEntry(run, f"{run.name}: {point}: {run.status}{figure}", settings[:_MAX_SETTINGS] + more, link)
+def _shown(run: Run, keys: Sequence[str]) -> list[str]:
+    settings = [f"{key} = {run.setting(key)}" for key in keys if run.setting(key) is not None]
+    return settings[:_MAX_SETTINGS] + [f"and {len(settings) - _MAX_SETTINGS} more"] * (len(settings) > _MAX_SETTINGS)
 
 
-def _plots(comparison: Comparison) -> list[tuple[str, str, str, Drawing, Table | None]]:
-    """(name of the file, title, caption, drawing, table) of each plot there is."""
-    found: list[tuple[str, str, str, Drawing | None, Table | None]] = []
+def _link(run: Run, out: Path) -> str:
+    return Path(os.path.relpath(run.folder.resolve(), out.resolve())).as_posix()
+
+
+def _plots(comparison: Comparison, prefix: str) -> list[Plot]:
+    plots = []
+
+    def add(name: str, title: str, caption: str, drawing: Drawing | None, table: Table | None = None) -> None:
+        if drawing is not None:
+            plots.append(Plot(title, caption, drawing, f"{prefix}-{name}.svg", table))
+
     if len(comparison.runs) == 1:
-        found.append(("course", "Course of the run", _TIME, course(comparison.runs[0], comparison.quality), None))
+        add("course", "Course of the run", _TIME, course(comparison.runs[0], comparison.quality))
     else:
-        found.append(("costs", "Quality and cost", _COSTS, tradeoffs(comparison), None))
-        found.append(("learning", "Learning curves", f"{_BAND} {_TIME}", learning_curves(comparison), None))
+        add("costs", "Quality and cost", _COSTS, tradeoffs(comparison))
+        add("learning", "Learning curves", f"{_BAND} {_TIME}", learning_curves(comparison))
         for i, column in enumerate(numeric_settings(comparison), 1):
-            drawing = quality_by_setting(comparison, column)
-            found.append((f"setting-{i}", f"By setting: {column}", _BY_SETTING, drawing, None))
+            add(f"setting-{i}", f"By setting: {column}", _BY_SETTING, quality_by_setting(comparison, column))
     for i, (title, values) in enumerate(accuracy_by_length(comparison).items(), 1):
         drawing, table = accuracy_curves(comparison, title, values), lengths_table(comparison, values)
-        found.append((f"length-{i}", f"By length: {title}", _BAND, drawing, table))
-    return [(name, title, text, drawing, table) for name, title, text, drawing, table in found if drawing is not None]
+        add(f"length-{i}", f"By length: {title}", _BAND, drawing, table)
+    return plots

@@ -21,6 +21,7 @@ _METRICS_BYTES = 2**27  # 200 thousand logged steps
 _TEXT_BYTES = 2**20
 _LARGEST = 1e30  # larger values are not measurements
 _METRICS = TypeAdapter[Any](dict[str, float | list[float] | None], config=ConfigDict(strict=True))
+R = TypeVar("R", bound=Section)
 _SUMMARY = TypeAdapter[Any](dict[str, bool | float | str | None], config=ConfigDict(strict=True))
 
 
@@ -28,17 +29,10 @@ class BadRun(ValueError):
     """A run folder cannot be read: which file, and why."""
 
 
-class _Record(Section):
-    """The fields of a file that a report reads."""
+class JobRecord(Section):
+    """What a report reads of job.json."""
 
     model_config = ConfigDict(extra="ignore")
-
-
-R = TypeVar("R", bound=_Record)
-
-
-class JobRecord(_Record):
-    """job.json."""
 
     status: str = ""
     error: str | None = None
@@ -47,8 +41,10 @@ class JobRecord(_Record):
     seed: int | None = None
 
 
-class SweepRecord(_Record):
-    """sweep.json. varied: the fields that differ between its jobs."""
+class SweepRecord(Section):
+    """What a report reads of sweep.json. varied: the fields that differ between its jobs."""
+
+    model_config = ConfigDict(extra="ignore")
 
     varied: list[str] = []
     command: str = ""
@@ -123,7 +119,7 @@ def read_metrics(path: Path) -> tuple[JsonObject, ...]:
     return tuple(rows[step] for step in sorted(rows))
 
 
-def read_start(path: Path, *, end: bool = False) -> str:
+def read_excerpt(path: Path, *, end: bool = False) -> str:
     """The first megabyte of a text file (``end``: the last one); empty if there is no file."""
     if not path.exists():
         return ""

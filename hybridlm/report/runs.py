@@ -148,11 +148,11 @@ def _read(path: Path, base: Path) -> Run | None:
         return None
     rows = run_files.read_metrics(folder.metrics_jsonl)
     status, error = (FINISHED, None) if summary else _without_summary(folder, job, rows)
-    samples = run_files.read_start(folder.samples)
+    samples = run_files.read_excerpt(folder.samples)
     texts = {
-        "layers": run_files.read_start(folder.layers),
+        "layers": run_files.read_excerpt(folder.layers),
         "samples": samples[:_SAMPLE_CHARACTERS] + (" ..." if len(samples) > _SAMPLE_CHARACTERS else ""),
-        "plan": run_files.read_start(folder.plan),
+        "plan": run_files.read_excerpt(folder.plan),
     }
     cwd = dict(_flat(run_files.read_mapping(path / _HYDRA / "hydra.yaml"))).get("hydra.runtime.cwd")
     return Run(
@@ -183,7 +183,7 @@ def _without_summary(folder: RunFolder, job: JobRecord | None, rows: tuple[JsonO
         return status, ""
     if folder.summary.exists():
         return status, "summary.json is damaged"
-    logs = (run_files.read_start(log, end=True) for log in sorted(folder.path.glob("*.log")))
+    logs = (run_files.read_excerpt(log, end=True) for log in sorted(folder.path.glob("*.log")))
     if logged := [str(line) for log in logs for line in _LOGGED_ERROR.findall(log)]:
         return status, logged[-1]
     last = f"; the last metrics are from step {rows[-1]['step']}" if rows else " and no metrics"

@@ -52,14 +52,14 @@ def configurations_table(comparison: Comparison) -> Table:
     columns = [(Column("#", numeric=True), [Cell(str(i), i) for i in range(1, len(shown) + 1)])]
     for i, name in enumerate(comparison.columns or ("run",)):
         columns.append((Column(name), [_sortable((one.settings or (one.name,))[i]) for one in shown]))
-    columns.append(_qualities(quality, shown))
+    columns.append(_column(quality, shown))
     apart = [_difference(i, one, quality) for i, one in enumerate(differences(comparison))]
     columns.append((Column("vs best", numeric=True), apart + [NOTHING] * (len(shown) - len(apart))))
     columns.append((Column("runs", numeric=True), [Cell(str(len(one.runs)), len(one.runs)) for one in shown]))
     others = () if quality == QUALITIES[0] else (*QUALITIES, EXACT)
     for metric in [one for one in (*others, *COSTS) if one != quality]:
         if any(one.spread(metric) is not None for one in shown):
-            columns.append(_costs(metric, shown) if metric in COSTS else _qualities(metric, shown))
+            columns.append(_column(metric, shown))
     unfinished = [
         (NOTHING, *map(_sortable, comparison.settings_of(run) or (run.name,)), Cell(_ending(run), math.inf))
         for run in comparison.unfinished
@@ -140,21 +140,15 @@ def _difference(rank: int, apart: Difference, metric: Metric) -> Cell:
     return Cell(f"{'+' if apart.value >= 0 else '-'}{metric.text(size)}{' ?' if apart.std is None else ''}", size)
 
 
-def _qualities(metric: Metric, shown: Sequence[Configuration]) -> tuple[Column, list[Cell]]:
-    cells = []
-    for found in [one.spread(metric) for one in shown]:
-        about = f" ± {metric.text(found.std)}" if found and found.std is not None else ""
-        cells.append(Cell(metric.text(found.mean) + about, found.mean) if found else NOTHING)
-    unit = "" if metric.unit in metric.title or metric == QUALITIES[0] else metric.unit
-    return Column(metric.title, unit, numeric=True), cells
-
-
-def _costs(metric: Metric, shown: Sequence[Configuration]) -> tuple[Column, list[Cell]]:
+def _column(metric: Metric, shown: Sequence[Configuration]) -> tuple[Column, list[Cell]]:
     spreads = [one.spread(metric) for one in shown]
     scaled = scale([found.mean for found in spreads if found], metric.unit)
+    text, unit, least = scaled.text, scaled.unit, 1e-9  # a deviation smaller than this share is rounding
+    if metric not in COSTS:
+        text, unit, least = metric.text, metric.unit if metric.unit not in metric.title else "", -1.0
     cells = []
     for found in spreads:
-        varies = found and (found.std or 0.0) > 1e-9 * abs(found.mean)  # not only by rounding
-        about = f" ± {scaled.text(found.std or 0.0)}" if found and varies else ""
-        cells.append(Cell(scaled.text(found.mean) + about, found.mean) if found else NOTHING)
-    return Column(metric.title, scaled.unit, numeric=True), cells
+        varies = found and found.std is not None and found.std > least * abs(found.mean)
+        about = f" ± {text(found.std or 0.0)}" if found and varies else ""
+        cells.append(Cell(text(found.mean) + about, found.mean) if found else NOTHING)
+    return Column(metric.title, "" if metric == QUALITIES[0] else unit, numeric=True), cells

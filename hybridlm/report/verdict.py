@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -129,56 +130,42 @@ def _unequal_lengths(comparison: Comparison) -> str:
 
 def _learning_rates(comparison: Comparison) -> list[str]:
     """Whether each model was tuned: another learning rate may reverse the order."""
-    models: dict[Settings, list[Configuration]] = defaultdict(list)
+    rates: dict[Settings, dict[Settings, Configuration]] = defaultdict(dict)  # by other settings, by learning rates
     for one in comparison.tried:
-        models[_without_rates(one)].append(one)
-    if len(models) < 2:
+        own = frozenset(item for item in one.identity if item[0].startswith(_RATES))
+        rates[one.identity - own].setdefault(own, one)
+    if len(rates) < 2:
         return []
-    single = [group[0] for group in models.values() if len({_rates_of(one) for one in group}) == 1]
-    if len(single) == len(models):
-        return [_one_rate(single)]
+    single = [next(iter(tried.values())) for tried in rates.values() if len(tried) == 1]
+    if len(single) == len(rates):
+        return [_one_rate(single, len({next(iter(tried)) for tried in rates.values()}) == 1)]
     untuned = [f"Only one learning rate was tried for {some(single)}."] if single else []
     tuned = [column for column in comparison.tuned if column.startswith(_RATES)]
     return untuned + [sentence for column in tuned if (sentence := _best_at_the_edge(comparison, column))]
 
 
-def _one_rate(configurations: list[Configuration]) -> str:
+def _one_rate(configurations: list[Configuration], same: bool) -> str:
     first = configurations[0].runs[0]
     field = "optim.muon.lr" if first.setting("optim.name") == "muon" else "optim.lr"
     value = parsed_number(first.setting(field) or "")
     tries = f"{field}={','.join(f'{value * factor:g}' for factor in (0.5, 1, 2))}" if value else field
-    if len({_rates_of(one) for one in configurations}) > 1:
-        tried = "Each configuration was tried with one learning rate"
-    else:
+    tried = "Each configuration was tried with one learning rate"
+    if same:
         tried = f"All configurations used the same learning rate{f' ({field}={value:g})' if value else ''}"
     return f"{tried}; a better one may change the ranking. Try several for each ({tries}) and add --best-of {field}."
 
 
 def _best_at_the_edge(comparison: Comparison, column: str) -> str:
     """Names the configurations whose best rate is the smallest or largest one tried for them."""
-    place = comparison.columns.index(column)
-    tried: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    place, found = comparison.columns.index(column), []
+    tried: dict[str, list[float]] = defaultdict(list)
     for one in comparison.tried:
-        if (value := parsed_number(one.settings[place])) is not None:
-            tried[_omitting(one.settings, place)].append(value)
-    found = []
+        tried[comparison.name_of(one.settings, [column])].append(parsed_number(one.settings[place]) or math.nan)
     for one in comparison.configurations:
-        own, values = parsed_number(one.settings[place]), tried[_omitting(one.settings, place)]
-        if own is not None and len(set(values)) > 1 and own in (min(values), max(values)):
+        own, values = parsed_number(one.settings[place]), tried[comparison.name_of(one.settings, [column])]
+        if len(set(values)) > 1 and own in (min(values), max(values)):
             found.append(f"{one.name} ({'smallest' if own == min(values) else 'largest'})")
     return f"The best {column} is at the edge of the range tried: {some(found)}; extend it." if found else ""
-
-
-def _omitting(settings: tuple[str, ...], place: int) -> tuple[str, ...]:
-    return settings[:place] + settings[place + 1 :]
-
-
-def _without_rates(one: Configuration) -> Settings:
-    return frozenset(item for item in one.identity if not item[0].startswith(_RATES))
-
-
-def _rates_of(one: Configuration) -> Settings:
-    return one.identity - _without_rates(one)
 
 
 def notes(comparison: Comparison) -> list[str]:

@@ -19,7 +19,7 @@ from hybridlm.config.duration import clock
 from hybridlm.errors import harmless
 from hybridlm.files.plain import Unreadable, open_regular, parse_json, read_json
 from hybridlm.runs.run_folder import RunFolder
-from hybridlm.sweep.estimate import JobCost, seconds_left
+from hybridlm.sweep.estimate import seconds_left
 from hybridlm.sweep.job import LOG, Job
 
 _STYLES = {"running": "cyan", "finished": "green", "failed": "bold red", "stopped": "yellow", "waiting": "dim"}
@@ -31,8 +31,8 @@ Running = Mapping[int, tuple[float, Path]]  # by job number: seconds so far, fol
 class Display:
     """Prints the progress of a sweep."""
 
-    def __init__(self, total: int, costs: Mapping[int, JobCost], slots: int, console: Console | None = None) -> None:
-        """costs: of the jobs that are to run, by number; slots: parallel jobs."""
+    def __init__(self, total: int, costs: Mapping[int, float], slots: int, console: Console | None = None) -> None:
+        """costs: as of ``costs_of``; slots: parallel jobs."""
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._total, self._costs, self._slots = total, costs, slots
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
@@ -90,11 +90,8 @@ class Display:
 
     def _left(self, jobs: Sequence[Job], running: Running) -> str:
         """The time left, if it is known and there is some."""
-        steps = {}
-        for number, (seconds, folder) in running.items():
-            step = last_row(RunFolder(folder).metrics_jsonl).get("step")
-            steps[number] = seconds, step if isinstance(step, int) else 0
-        left = seconds_left(jobs, steps, self._costs, self._slots)
+        seconds = {number: seconds for number, (seconds, _) in running.items()}
+        left = seconds_left(jobs, seconds, self._costs, self._slots)
         return f"about {clock(left)} left" if left else ""
 
     def _label(self, job: Job) -> str:

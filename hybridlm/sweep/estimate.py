@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from hybridlm.config.run import RunConfig
 from hybridlm.memory.plan import Plan, plan_run
 from hybridlm.sweep.expand import PlannedJob
 from hybridlm.sweep.job import Job
-
-
-class JobCost(NamedTuple):
-    """cost: seconds by the plan of the job or, if some plan knows no speed, a number proportional to its arithmetic."""
-
-    steps: int
-    cost: float
 
 
 def plans_of(planned: Sequence[PlannedJob]) -> dict[int, Plan]:
@@ -35,11 +27,11 @@ def _shape(config: RunConfig) -> str:
     return repr(config.model_copy(update={"seed": 0, "optim": optim}))
 
 
-def costs_of(plans: Mapping[int, Plan]) -> dict[int, JobCost]:
+def costs_of(plans: Mapping[int, Plan]) -> dict[int, float]:
+    """By job number, seconds by its plan or, if some plan knows no speed, a number proportional to its arithmetic."""
     timed = all(plan.seconds is not None for plan in plans.values())
     return {
-        number: JobCost(plan.max_steps, (plan.seconds if timed else None) or plan.tokens * plan.parameters)
-        for number, plan in plans.items()
+        number: (plan.seconds if timed else None) or plan.tokens * plan.parameters for number, plan in plans.items()
     }
 
 
@@ -51,20 +43,18 @@ def planned_seconds(plans: Mapping[int, Plan], devices: int) -> float | None:
 
 
 def seconds_left(
-    jobs: Sequence[Job], running: Mapping[int, tuple[float, int]], costs: Mapping[int, JobCost], slots: int
+    jobs: Sequence[Job], running: Mapping[int, float], costs: Mapping[int, float], slots: int
 ) -> float | None:
-    """An estimate from what is done so far; None: nothing is.
+    """Estimated from the jobs finished so far; None if there are none.
 
-    running: seconds of this attempt and current step, by job number; slots: parallel jobs. Jobs without ``costs`` do
-    not count.
+    running: seconds of this attempt, by job number; slots: parallel jobs. Jobs without ``costs`` do not count.
     """
-    done, spent, left = 0.0, 0.0, [0.0]
-    for job in (job for job in jobs if job.number in costs):
-        steps, cost = costs[job.number]
-        seconds, step = running.get(job.number, (0.0, steps if job.status == "finished" else 0))
-        share = min(step / steps, 1.0)
-        if job.status == "finished" or job.number in running:
-            done, spent = done + share * cost, spent + job.seconds + seconds
-        if job.status == "waiting" or job.number in running:
-            left.append((1 - share) * cost)
-    return max(sum(left) / slots, *left) * spent / done if done else None
+    finished = [job for job in jobs if job.status == "finished" and job.number in costs]
+    if not finished:
+        return None
+    pace = sum(job.seconds for job in finished) / sum(costs[job.number] for job in finished)
+    left = [0.0]
+    for job in jobs:
+        if job.number in costs and job.status in ("waiting", "running"):
+            left.append(max(0.0, pace * costs[job.number] - job.seconds - running.get(job.number, 0.0)))
+    return max(sum(left) / slots, *left)

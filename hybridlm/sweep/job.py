@@ -165,7 +165,7 @@ def _job(path: Path, number: int) -> Job:
 
 
 def _read(path: Path, kind: type[S], missing: str) -> S:
-    """A file of ours, which someone may have edited, after removing what a crash left beside it."""
+    """A file that someone may have edited; also removes partial files that a crash left in its folder."""
     try:
         content = read_json(path)
     except Unreadable as error:

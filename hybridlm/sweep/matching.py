@@ -1,12 +1,12 @@
-"""Models of equal cost: widths are changed until a pattern has the parameters, or the FLOPs per token, of a reference
+"""Matches models in cost: widths change until a pattern has the parameters, or the FLOPs per token, of a reference
 pattern.
 
 The hidden width of the FFNs is tried first, then the width of the mixers that can be widened (each kind's section says
-how: ``widened``), then d_model, alone before together; the first that comes within the tolerance is taken, and where
-none does, the nearest of all. Hidden widths and inner channels become multiples of 64, 32, 16 or 8 (the first that
-suffices), d_model of 32, 16 or 8, and heads whose width follows d_model keep a multiple of 8 channels: 8 numbers of 16
-bits are the 16 bytes that Tensor Cores require rows to be a multiple of, 64 the 128 bytes with which they are fastest
-(NVIDIA, Matrix Multiplication Background User's Guide).
+how: ``widened``), then d_model, alone before combined; the first that comes within the tolerance is taken or, if none
+does, the nearest. Hidden widths and inner channels become multiples of 64, 32, 16 or 8 (the first that suffices),
+d_model of 32, 16 or 8, and heads whose width follows d_model keep a multiple of 8 channels: Tensor Cores need rows of a
+multiple of 16 bytes, 8 numbers of 16 bits, and are fastest with 128 bytes (NVIDIA, Matrix Multiplication Background
+User's Guide).
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _Change = Callable[[ModelConfig, float, int], ModelConfig]  # by a factor, to a 
 
 @dataclass(frozen=True)
 class Matched:
-    """A configuration after the match, and the overrides that make the one before it into this one; none where no match
-    was asked for, or the configuration has gone through one."""
+    """A configuration after matching, and the overrides that turn the original into it; none if no match was requested,
+    or the configuration is already matched."""
 
     config: RunConfig
     overrides: tuple[str, ...]
 
 
 def matched(config: RunConfig) -> Matched:
-    """``config`` at the cost that ``sweep`` asks for. ConfigError: the tokenizer that gives the vocabulary cannot be
+    """``config`` at the cost that ``sweep`` requests. ConfigError: the tokenizer that defines the vocabulary cannot be
     read."""
     by = config.sweep.match
     if by is None or config.sweep.matched is not None:
@@ -63,13 +63,13 @@ def matched(config: RunConfig) -> Matched:
 
 
 def _reference(config: RunConfig) -> ModelConfig:
-    """The same model with the reference's pattern, as deep as it is."""
+    """The same model with the reference's pattern, at the same depth."""
     depth = len(resolve_layers(config.model))
     return config.model.model_copy(update={"pattern": config.sweep.reference, "n_layers": depth})
 
 
 class _Search:
-    """Looks for the model that costs ``target``."""
+    """Searches for the model that costs ``target``."""
 
     def __init__(self, model: ModelConfig, costs: Costs, target: int, tolerance: float) -> None:
         self._model, self._costs, self._target, self._tolerance = model, costs, target, tolerance
@@ -111,7 +111,7 @@ class _Search:
                 yield found
 
     def _nearest(self, change: _Change, model: ModelConfig, span: float, multiple: int) -> ModelConfig | None:
-        """The nearest that ``change`` makes of ``model``, whose cost grows with the factor; None: it makes illegal
+        """The nearest model that ``change``, whose cost grows with the factor, makes of ``model``; None: illegal
         ones."""
         low, high = 1 / span, span
         ends = change(model, low, multiple), change(model, high, multiple)
@@ -180,7 +180,7 @@ def _settings(before: ModelConfig, after: ModelConfig) -> Iterator[tuple[str, in
 
 
 def _note(config: RunConfig, model: ModelConfig, cost: int, target: int) -> str:
-    """One line: what was changed from what to what, and how near the cost came."""
+    """One line: what changed from what to what, and how close the cost is."""
     changes = []
     for field, value in _settings(config.model, model):
         kind, _, name = field.removeprefix("model.").rpartition(".")

@@ -25,7 +25,6 @@ from hybridlm.machine.launcher import dies_with
 from hybridlm.runs.resume import quoted
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.sweep.display import Display, Running
-from hybridlm.sweep.estimate import JobCost
 from hybridlm.sweep.job import LOG, Job, Sweep
 
 STOPPED = 143  # exit code, like that of a run stopped by SIGTERM
@@ -38,7 +37,7 @@ _TAIL = 16_384  # bytes of a log that are searched for its last error
 Environment = Mapping[str, str]
 
 
-class JobProcess:
+class JobProcess(subprocess.Popen[bytes]):
     """A running job."""
 
     def __init__(self, overrides: Sequence[str], folder: Path, environment: Environment, cwd: Path) -> None:
@@ -51,7 +50,7 @@ class JobProcess:
         modules = [str(root())] if (root() / "pyproject.toml").is_file() else []
         modules += [environment["PYTHONPATH"]] if environment.get("PYTHONPATH") else []
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+            super().__init__(
                 [*_PROGRAM, *overrides],
                 cwd=cwd,
                 env={**environment, "PYTHONPATH": os.pathsep.join(modules), "PYTHONUNBUFFERED": "1"},
@@ -62,25 +61,17 @@ class JobProcess:
                 preexec_fn=dies_with(os.getpid(), signal.SIGTERM),
             )
 
-    def poll(self) -> int | None:
-        """The exit code (negative: the signal), or None while it runs."""
-        return self._process.poll()
-
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._began
 
-    def stop(self) -> None:
-        """Asks it to save and exit."""
-        self._process.terminate()
-
     def kill(self) -> None:
-        """Kills it and the processes it has started."""
-        if os.name == "posix":
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        """Kills it and, on POSIX, the processes it has started."""
+        if os.name != "posix":
+            super().kill()
         else:
-            self._process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def last_error(self) -> str:
         """The last line of its output that looks like an error, else the last line, else nothing."""
@@ -94,9 +85,8 @@ class JobProcess:
 class Runner:
     """Runs the jobs of ``sweep`` that are not finished."""
 
-    def __init__(self, sweep: Sweep, slots: Sequence[Environment], costs: Mapping[int, JobCost]) -> None:
-        """slots: one per parallel job, with the environment variables it sets; costs: of the jobs that are not
-        finished."""
+    def __init__(self, sweep: Sweep, slots: Sequence[Environment], costs: Mapping[int, float]) -> None:
+        """slots: one per parallel job, with the environment variables it sets; costs: as of ``costs_of``."""
         self._sweep, self._free = sweep, list(slots)
         self._jobs: dict[int, Job] = {}
         self._running: dict[int, tuple[JobProcess, Environment]] = {}
@@ -162,7 +152,7 @@ class Runner:
         """The first signal lets the jobs save and exit; the second kills them."""
         if self._signals > self._handled:
             for process, _ in self._running.values():
-                process.stop() if self._handled == 0 else process.kill()
+                process.terminate() if self._handled == 0 else process.kill()
             if self._handled == 0:
                 self._display.say(
                     f"stopping  {len(self._running)} running job(s), which save first; again to kill them"

@@ -52,7 +52,7 @@ def test_the_course_of_a_run(tmp_path, monkeypatch):
     assert all("$" not in text.get_text() for axis in axes.values() for text in axis.get_yticklabels())
 
 
-def test_the_course_of_a_task_has_its_right_answers(tmp_path, monkeypatch):
+def test_the_course_of_a_task_shows_accuracy(tmp_path, monkeypatch):
     def change(row, i):
         return {
             "step": row["step"],

@@ -19,7 +19,7 @@ def test_mean_and_deviation():
     assert spread([]) is None
 
 
-def test_what_is_not_a_number_is_left_out():
+def test_values_that_are_not_finite_are_left_out():
     assert spread([math.nan, 2.0, math.inf]) == Spread(2.0, None, 1)
     assert spread([math.nan]) is None
 
@@ -35,26 +35,26 @@ def test_pooled_of_two_equal_groups_is_the_root_of_the_mean_variance():
     assert pooled_std([spread(one), spread(other)]) == pytest.approx(np.sqrt((one.var(ddof=1) + other.var(ddof=1)) / 2))
 
 
-def test_nothing_repeated_no_spread():
+def test_without_repetition_the_spread_is_unknown():
     assert pooled_std([spread([1.0]), spread([2.0])]) is None
     apart = difference(spread([1.2]), spread([1.0]), [spread([1.2]), spread([1.0])])
     assert (apart.value, apart.std, apart.within_noise) == (pytest.approx(0.2), None, False)
 
 
 @pytest.mark.parametrize(("shift", "none"), [(0.09, True), (0.11, False), (-0.09, True), (-0.11, False)])
-def test_a_difference_within_the_pooled_spread_is_none(shift, none):
+def test_a_difference_within_the_pooled_spread_is_noise(shift, none):
     best = Spread(2.0, 0.1, 3)
     apart = difference(Spread(2.0 + shift, 0.1, 3), best, [best])
     assert (apart.std, apart.within_noise) == (pytest.approx(0.1), none)
 
 
-def test_of_two_points_that_were_not_repeated_the_others_tell_the_spread():
+def test_two_single_runs_use_the_spread_of_the_others():
     best, other, repeated = Spread(1.0, None, 1), Spread(1.2, None, 1), Spread(2.0, 0.3, 4)
     assert difference(other, best, [best, other, repeated]).std == pytest.approx(0.3)
     assert difference(repeated, best, [best, other, repeated]).std == pytest.approx(0.3)
 
 
-def test_a_point_that_scatters_does_not_hide_the_difference_of_two_others():
+def test_a_noisy_configuration_does_not_hide_the_difference_of_two_others():
     best, other, wild = Spread(1.0, 0.01, 3), Spread(1.1, 0.01, 3), Spread(2.0, 5.0, 3)
     assert not difference(other, best, [best, other, wild]).within_noise
     assert difference(wild, best, [best, other, wild]).within_noise

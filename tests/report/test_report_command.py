@@ -26,7 +26,7 @@ def report(*arguments):
     return CliRunner().invoke(app, ["report", *map(str, arguments)])
 
 
-def test_the_first_folder_takes_the_report(tmp_path):
+def test_the_report_goes_into_the_first_folder(tmp_path):
     for name in "ab":
         make_run(tmp_path / name / "0", pattern=name.upper().replace("A", "T").replace("B", "M"))
     result = report(tmp_path / "b", tmp_path / "a")
@@ -45,7 +45,7 @@ def test_the_first_folder_takes_the_report(tmp_path):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["0"]
 
 
-def test_last_is_the_newest_run_and_a_folder_of_that_name_is_named_by_its_path(tmp_path, monkeypatch):
+def test_last_is_the_newest_run_unless_it_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for i, name in enumerate(("outputs/a", "multirun/x/b", "last")):
         os.utime(make_run(tmp_path / name, pattern=("T", "M", "TM")[i]) / "config.yaml", (i, i))
@@ -80,7 +80,7 @@ def test_last_is_the_newest_run_and_a_folder_of_that_name_is_named_by_its_path(t
         ),
     ],
 )
-def test_a_mistake_costs_a_line(tmp_path, monkeypatch, arguments, line):
+def test_a_mistake_gives_one_line(tmp_path, monkeypatch, arguments, line):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
@@ -91,7 +91,7 @@ def test_a_mistake_costs_a_line(tmp_path, monkeypatch, arguments, line):
     assert not list(tmp_path.glob("**/report.*"))
 
 
-def test_a_real_run_says_all_that_is_measured(tiny, tmp_path, capsys):
+def test_a_real_run_has_all_metrics(tiny, tmp_path, capsys):
     from hybridlm.train.run import run
 
     run(compose_config(tiny), RunFolder(tmp_path / "run"), None)

@@ -25,7 +25,7 @@ def by_pairs(points):
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_against_all_pairs(seed):
+def test_the_front_against_all_pairs(seed):
     draw = random.Random(seed)
     highest = draw.choice([3, 8, 1000])  # few values: many ties, in one respect and in both
     points = [(draw.randint(0, highest), draw.randint(0, highest)) for _ in range(draw.randint(1, 40))]
@@ -35,7 +35,7 @@ def test_against_all_pairs(seed):
     assert [points[i][0] for i in found] == sorted(points[i][0] for i in found)
 
 
-def test_none():
+def test_an_empty_front():
     assert pareto_front([]) == []
 
 
@@ -50,7 +50,7 @@ def axes_of(points):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_names_cover_neither_points_nor_each_other_nor_the_edge(seed):
+def test_labels_do_not_overlap_markers_each_other_or_the_edge(seed):
     draw = random.Random(seed)
     points = [(draw.random(), draw.random()) for _ in range(40)]
     axis = axes_of(points)
@@ -66,14 +66,14 @@ def test_names_cover_neither_points_nor_each_other_nor_the_edge(seed):
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
 
 
-def test_where_there_is_room_every_point_has_its_name():
+def test_with_enough_room_every_point_is_labelled():
     points = [(float(i), float(i % 3)) for i in range(6)]
     axis = axes_of(points)
     place_labels(axis, [(x, y, 0.0, 0.1) for x, y in points], [(i, f"p{i}") for i in range(6)])
     assert sorted(text.get_text() for text in axis.texts) == [f"p{i}" for i in range(6)]
 
 
-def test_names_in_the_plots_and_a_curve_that_diverges(tmp_path, monkeypatch):
+def test_labels_and_a_diverging_curve(tmp_path, monkeypatch):
     figures = figures_of(monkeypatch)
     for i, (pattern, bpb) in enumerate([("T", 2.0), ("M", 1.9), ("TM", 1e6)]):
         make_run(
@@ -94,7 +94,7 @@ def test_names_in_the_plots_and_a_curve_that_diverges(tmp_path, monkeypatch):
     assert all(axis.get_ylim()[1] < 5 for axis in learning.axes), "the curve of a million does not flatten the others"
 
 
-def test_points_that_cost_the_same_are_not_drawn_against_it(tmp_path):
+def test_equal_costs_are_not_plotted(tmp_path):
     for i, seed in enumerate((0, 1)):
         make_run(tmp_path / str(i), pattern="T", seed=seed, settings={"optim.lr": 0.01 * (1 + i)})
     (one,) = compare(read_folders([tmp_path])[0])
@@ -107,7 +107,7 @@ def test_points_that_cost_the_same_are_not_drawn_against_it(tmp_path):
     assert tradeoffs(one) is None, "less than one in a hundred is what scatters"
 
 
-def test_costs_that_differ_by_little_have_an_axis_from_zero(tmp_path, monkeypatch):
+def test_slightly_different_costs_have_an_axis_from_zero(tmp_path, monkeypatch):
     figures = figures_of(monkeypatch)
     for i, pattern in enumerate(("T", "M", "TM")):
         facts = {"tokens_per_s": 10_000.0 + 150 * i, "memory_gb": 1.0 + 0.06 * i, "train_flops_per_token": 1e6 + i}

@@ -8,7 +8,6 @@ import json
 from rich.console import Console
 
 from hybridlm.sweep.display import Display, last_row
-from hybridlm.sweep.estimate import JobCost
 from hybridlm.sweep.job import Job
 
 
@@ -17,7 +16,7 @@ def job(number, status="waiting", seconds=0.0):
 
 
 def test_the_remaining_time_is_shown(tmp_path, capsys):
-    costs = {1: JobCost(100, 1.0), 2: JobCost(100, 1.0)}
+    costs = {1: 1.0, 2: 1.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 50, "train/loss": 2.0}) + "\n")
     display, first, running = Display(2, costs, 1), job(1, "finished", 60.0), {2: (30.0, tmp_path)}
     display.ended(first, tmp_path, [first, job(2)], {})

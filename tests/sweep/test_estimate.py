@@ -1,4 +1,4 @@
-"""How long a sweep takes, before it begins and while it runs."""
+"""How long a sweep takes, before it starts and while it runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hybridlm.cli.compose import compose_config
 from hybridlm.cli.composition import sweep_axes
 from hybridlm.memory.plan import plan_run
-from hybridlm.sweep.estimate import JobCost, costs_of, planned_seconds, plans_of, seconds_left
+from hybridlm.sweep.estimate import costs_of, planned_seconds, plans_of, seconds_left
 from hybridlm.sweep.expand import expand
 from hybridlm.sweep.job import Job
 
@@ -35,19 +35,17 @@ def test_jobs_that_differ_in_seed_and_rates_share_a_plan(monkeypatch):
     assert planned_seconds(plans, 1) == pytest.approx(4 * (one + other))
     assert planned_seconds(plans, 2) == pytest.approx(2 * (one + other))
     assert planned_seconds(plans, 100) == max(one, other), "a job is not split"
-    assert costs_of(plans)[3] == JobCost(100, other)
+    assert costs_of(plans)[3] == other
 
 
-def test_what_is_left_follows_from_what_is_done():
-    costs = {number: JobCost(100, units) for number, units in ((1, 10.0), (2, 20.0), (3, 10.0), (4, 40.0))}
+def test_the_remaining_time_follows_from_finished_jobs():
+    costs = {1: 10.0, 2: 20.0, 3: 10.0, 4: 40.0}
     jobs = [job(1, "finished", 5.0), job(2, "running"), job(3), job(4)]
-    # 10 + half of 20 units took 5 + 5 seconds: half a second for each of the 10 + 10 + 40 that are left.
-    assert seconds_left(jobs, {2: (5.0, 50)}, costs, 1) == pytest.approx(30)
-    assert seconds_left(jobs, {2: (5.0, 50)}, costs, 2) == pytest.approx(20), (
-        "the longest job, which no second slot shortens"
-    )
+    # Half a second per unit: 10 - 5, 5 and 20 seconds are left.
+    assert seconds_left(jobs, {2: 5.0}, costs, 1) == pytest.approx(30)
+    assert seconds_left(jobs, {2: 5.0}, costs, 2) == pytest.approx(20), "the longest job, which no second slot shortens"
     resumed = [job(1, "finished", 5.0), job(2, "running", 2.0), job(3), job(4)]
-    assert seconds_left(resumed, {2: (3.0, 50)}, costs, 1) == pytest.approx(30), "earlier attempts count"
-    assert seconds_left(jobs, {2: (5.0, 0)}, {2: costs[2], 3: costs[3]}, 1) is None, "nothing is done of what is known"
+    assert seconds_left(resumed, {2: 3.0}, costs, 1) == pytest.approx(30), "earlier attempts count"
+    assert seconds_left(jobs, {2: 5.0}, {2: costs[2], 3: costs[3]}, 1) is None, "nothing with a known cost is finished"
     ended = [job(1, "finished", 5.0), job(2, "failed", 3.0), job(3, "finished", 5.0), job(4, "stopped", 1.0)]
     assert seconds_left(ended, {}, costs, 1) == 0

@@ -13,9 +13,13 @@ import time
 import pytest
 from typer.testing import CliRunner
 
+from hybridlm.cli.compose import compose_config
 from hybridlm.cli.verbs import app
+from hybridlm.errors import UserError
 from hybridlm.runs.run_folder import JOB, SWEEP, RunFolder, step_of
-from hybridlm.sweep.job import find
+from hybridlm.sweep.command import slots_of
+from hybridlm.sweep.expand import PlannedJob
+from hybridlm.sweep.job import Job, find
 from hybridlm.sweep.runner import is_training
 
 COMMAND = [sys.executable, "-m", "hybridlm", "sweep"]
@@ -70,6 +74,29 @@ def test_a_dry_run_lists_jobs_with_their_match(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["sweep", "hydra.sweep.dir=old", "--dry-run"])
     assert (result.exit_code, result.stdout) == (2, ""), "as without --dry-run"
     assert "old already holds a sweep" in result.stderr
+
+
+def test_slots_share_gpus_and_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def slots(gpus, jobs, *overrides):
+        job = Job(number=1, name="a", overrides=(), point={}, seed=0)
+        return slots_of([PlannedJob(job, compose_config(overrides))] * 3, gpus, jobs)
+
+    assert slots([], None) == [{"OMP_NUM_THREADS": "8"}]
+    assert slots([], 3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert slots([], 8) == slots([], 3), "no slot without a job"
+    two = [{"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": name} for name in ("3", "5")]
+    assert slots(["3", "5"], None) == two
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(["3", "5"], 3)] == ["3", "5", "3"]
+    assert slots(["3", "5"], None, "hardware=cpu") == [{"OMP_NUM_THREADS": "8"}]
+    pairs = slots(list("01234"), None, "trainer.devices=2", "data.global_batch=auto")
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in pairs] == ["0,1", "2,3"]
+    with pytest.raises(UserError, match=r"trainer\.devices = 4: this machine has 2"):
+        slots(["3", "5"], None, "trainer.devices=4")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert slots([], 2) == [{"OMP_NUM_THREADS": "1"}] * 2
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Panel:
-    """bottom, top: limits of the values; None: automatic. skipped: tokens at which steps were skipped."""
+    """bottom, top: limits of the values; None: automatic. skipped: where steps were skipped, by their number so far."""
 
     label: str
     lines: Sequence[_Line]
@@ -42,8 +42,7 @@ class _Panel:
     bottom: float | None = 0.0
     top: float | None = None
     logarithmic: bool = False
-    skipped: Sequence[float] = ()
-    skipped_label: str = ""
+    skipped: Sequence[Sample] = ()
 
 
 def course(run: Run, quality: Metric) -> Drawing | None:
@@ -69,9 +68,9 @@ def course(run: Run, quality: Metric) -> Drawing | None:
                     marker="o" if line.marks and len(line.samples) <= 40 else None,
                     markersize=4,
                 )
-            for i, place in enumerate(panel.skipped):
-                label = panel.skipped_label if i == 0 else None
-                axis.axvline(place / tokens.size, color=COLOURS[1], linewidth=0.8, label=label)
+            for one in panel.skipped:
+                label = f"skipped steps ({one.value:.0f})" if one is panel.skipped[-1] else None
+                axis.axvline(one.tokens / tokens.size, color=COLOURS[1], linewidth=0.8, label=label)
             axis.set(xlabel=time_label(seconds) if panel.by_time else tokens_label(tokens), ylabel=panel.label)
             axis.set_xlim(left=0)
             if panel.logarithmic:
@@ -108,8 +107,7 @@ def _panels(run: Run, quality: Metric) -> Iterator[_Panel]:
         "gradient norm before clipping",
         [norms],
         logarithmic=bool(positive) and max(positive) > _PEAK * statistics.median(positive),
-        skipped=list(_skipped(run)),
-        skipped_label=f"skipped steps ({run.latest('optim/skipped_steps') or 0:.0f})",
+        skipped=_skipped(run),
     )
 
 
@@ -138,10 +136,8 @@ def _rates(run: Run) -> Iterator[_Line]:
         yield _Line(", ".join(names), samples, colour(i))
 
 
-def _skipped(run: Run) -> Iterator[float]:
-    """Tokens at the rows with more skipped steps than the row before."""
-    before = 0.0
-    for one in logged(run, "optim/skipped_steps"):
-        if one.value > before:
-            yield one.tokens
-        before = one.value
+def _skipped(run: Run) -> list[Sample]:
+    """The rows with more skipped steps than the row before."""
+    counts = list(logged(run, "optim/skipped_steps"))
+    before = [0.0, *(one.value for one in counts)]
+    return [one for one, earlier in zip(counts, before, strict=False) if one.value > earlier]

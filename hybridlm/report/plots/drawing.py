@@ -93,7 +93,8 @@ def legend(figure: Figure, labels: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     room = int(figure.get_figwidth() * _CHARACTERS_PER_INCH)
-    shown = [_shortened(label, min(60, room - 6)) for label in labels[: len(COLOURS)]]
+    limit = min(60, room - 6)
+    shown = [label if len(label) <= limit else f"{label[: limit - 3]}..." for label in labels[: len(COLOURS)]]
     handles = [
         Line2D([], [], color=colour(i), marker=marker(i), linewidth=1.6, label=label) for i, label in enumerate(shown)
     ]
@@ -124,7 +125,3 @@ def colour(index: int) -> str:
 
 def marker(index: int) -> str:
     return MARKERS[index] if index < len(MARKERS) else "."
-
-
-def _shortened(name: str, characters: int) -> str:
-    return name if len(name) <= characters else name[: characters - 3] + "..."

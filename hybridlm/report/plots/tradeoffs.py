@@ -131,14 +131,11 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
     A point dominates another if it is no worse in both coordinates and better in one; equal points are all kept.
     """
-    kept: list[int] = []
-    best = least_x = math.inf
-    for index in sorted(range(len(points)), key=lambda i: points[i]):
-        x, y = points[index]
-        if y < best or (y == best and x == least_x):
-            kept.append(index)
-            best, least_x = y, x
-    return kept
+
+    def dominated(point: tuple[float, float]) -> bool:
+        return any(x <= point[0] and y <= point[1] and (x, y) != point for x, y in points)
+
+    return sorted((i for i, point in enumerate(points) if not dominated(point)), key=lambda i: points[i])
 
 
 def place_labels(
