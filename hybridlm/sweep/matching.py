@@ -11,7 +11,7 @@ User's Guide).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,6 @@ _MULTIPLES = (64, 32, 16, 8)
 # How many times smaller or larger; d_model is kept near first.
 _FFN_RANGE, _MIXER_RANGE, _WIDTH_RANGES = 16.0, 4.0, (1.25, 4.0)
 _HALVINGS = 24
-_Change = Callable[[ModelConfig, float, int], ModelConfig]  # by a factor, to a multiple
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,6 @@ class _Search:
     def __init__(self, model: ModelConfig, costs: Costs, target: int, tolerance: float) -> None:
         self._model, self._costs, self._target, self._tolerance = model, costs, target, tolerance
         self._head_dims = _head_dims(model)
-        self._ffns = _with_ffns(model, 2.0, 1) != model
-        self._mixers = _with_mixers(model, 2.0, 1) != model
 
     def best(self) -> ModelConfig:
         """The first within the tolerance, else the nearest."""
@@ -93,33 +90,33 @@ class _Search:
         return abs(self._costs.of(model) / self._target - 1)
 
     def _candidates(self) -> Iterator[ModelConfig]:
-        yield from self._with(_with_ffns, self._model, _FFN_RANGE) if self._ffns else ()
-        for model in self._with(_with_mixers, self._model, _MIXER_RANGE) if self._mixers else ():
+        yield from self._rescaled(self._model, FFNS, _FFN_RANGE)
+        for model in self._rescaled(self._model, MIXERS, _MIXER_RANGE):
             yield model
-            yield from self._with(_with_ffns, model, _FFN_RANGE) if self._ffns else ()
+            yield from self._rescaled(model, FFNS, _FFN_RANGE)
         for width in _widths(self._model.d_model):
             model = self._model.model_copy(update={"d_model": width})
             if self._legal(model):
                 yield model
-                yield from self._with(_with_ffns, model, _FFN_RANGE) if self._ffns else ()
-            yield from self._with(_with_mixers, model, _MIXER_RANGE) if self._mixers else ()
+                yield from self._rescaled(model, FFNS, _FFN_RANGE)
+            yield from self._rescaled(model, MIXERS, _MIXER_RANGE)
 
-    def _with(self, change: _Change, model: ModelConfig, span: float) -> Iterator[ModelConfig]:
-        """The nearest for each multiple."""
-        for multiple in _MULTIPLES:
-            if (found := self._nearest(change, model, span, multiple)) is not None:
+    def _rescaled(self, model: ModelConfig, kinds: Collection[str], span: float) -> Iterator[ModelConfig]:
+        """For each multiple, the nearest model with layers of ``kinds`` at most ``span`` times wider or narrower."""
+        used = kinds_in_use(model).intersection(kinds)
+        for multiple in _MULTIPLES if _widened(model, used, 2.0, 1) != model else ():
+            if (found := self._nearest(model, used, span, multiple)) is not None:
                 yield found
 
-    def _nearest(self, change: _Change, model: ModelConfig, span: float, multiple: int) -> ModelConfig | None:
-        """The nearest model that ``change``, whose cost grows with the factor, makes of ``model``; None: illegal
-        ones."""
+    def _nearest(self, model: ModelConfig, kinds: Collection[str], span: float, multiple: int) -> ModelConfig | None:
+        """None if the range contains illegal models. The cost grows with the width."""
         low, high = 1 / span, span
-        ends = change(model, low, multiple), change(model, high, multiple)
+        ends = _widened(model, kinds, low, multiple), _widened(model, kinds, high, multiple)
         if not all(map(self._legal, ends)):
             return None
         for _ in range(_HALVINGS):
             middle = (low * high) ** 0.5
-            candidate = change(model, middle, multiple)
+            candidate = _widened(model, kinds, middle, multiple)
             if candidate in ends or not self._legal(candidate):
                 break
             if self._costs.of(candidate) <= self._target:
@@ -152,19 +149,9 @@ def _widths(d_model: int) -> Iterator[int]:
             )
 
 
-def _with_ffns(model: ModelConfig, factor: float, multiple: int) -> ModelConfig:
-    """Every FFN ``factor`` times as wide, about."""
-    return _widened(model, FFNS, factor, multiple)
-
-
-def _with_mixers(model: ModelConfig, factor: float, multiple: int) -> ModelConfig:
-    """Every mixer that can be widened ``factor`` times as wide, about."""
-    return _widened(model, MIXERS, factor, multiple)
-
-
-def _widened(model: ModelConfig, kinds: Iterable[str], factor: float, multiple: int) -> ModelConfig:
-    used = kinds_in_use(model).intersection(kinds)
-    sections: dict[str, LayerSection] = {kind: getattr(model, kind) for kind in used}
+def _widened(model: ModelConfig, kinds: Collection[str], factor: float, multiple: int) -> ModelConfig:
+    """The layers of ``kinds`` about ``factor`` times as wide."""
+    sections: dict[str, LayerSection] = {kind: getattr(model, kind) for kind in kinds}
     return model.model_copy(
         update={kind: section.widened(model, factor, multiple) for kind, section in sections.items()}
     )
