@@ -67,11 +67,6 @@ class Configuration:
     settings: tuple[str, ...]
     runs: tuple[Run, ...]
 
-    @property
-    def identity(self) -> frozenset[tuple[str, str]]:
-        """All settings that its runs share and that influence the result."""
-        return _identity(self.runs[0])
-
     def spread(self, metric: Metric) -> Spread | None:
         return spread(value for run in self.runs if (value := metric.of(run)) is not None)
 
@@ -170,7 +165,7 @@ def _comparison(finished: list[Run], unfinished: list[Run], varied: Sequence[str
     columns = _columns(finished, unfinished, varied)
     groups: dict[object, list[Run]] = defaultdict(list)
     for run in finished:
-        groups[_identity(run)].append(run)
+        groups[identity(run)].append(run)
     shared = _shared(columns, [_settings(runs[0], columns) for runs in groups.values()])
     configurations = []
     for first, *others in groups.values():
@@ -210,7 +205,8 @@ def _name(columns: Sequence[str], settings: Sequence[str], without: Collection[s
     )
 
 
-def _identity(run: Run) -> frozenset[tuple[str, str]]:
+def identity(run: Run) -> frozenset[tuple[str, str]]:
+    """All settings that influence the result, except the seed."""
     items = {(key, as_text(value)) for key, value in run.config.items() if _matters(key)}
     return frozenset(items | {(DEVICE, device_of(run))})
 
@@ -245,7 +241,7 @@ def _columns(finished: list[Run], unfinished: list[Run], varied: Sequence[str]) 
     ]
     keys = dict.fromkeys(key for run in finished for key in run.config if _matters(key))
     others = sorted(keys, key=lambda key: _PREFERRED.index(key) if key in _PREFERRED else len(_PREFERRED))
-    distinct = {_identity(run): run for run in finished}
+    distinct = {identity(run): run for run in finished}
 
     def told_apart(columns: Sequence[str]) -> int:
         return len({_settings(run, columns) for run in distinct.values()})

@@ -23,10 +23,6 @@ class Cell:
     text: str
     value: float | None = None
 
-    @property
-    def order(self) -> float | str:
-        return self.text if self.value is None else self.value
-
 
 NOTHING = Cell("-", math.inf)
 

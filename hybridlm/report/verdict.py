@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from hybridlm.report.comparison import DEVICE, Comparison, Configuration, device_of
+from hybridlm.report.comparison import DEVICE, Comparison, Configuration, device_of, identity
 from hybridlm.report.metrics import CACHE, FLOPS, SPEED, TOKENS, Difference, Metric, Spread, difference, scale
 from hybridlm.report.run_files import parsed_number
 from hybridlm.report.runs import Run
@@ -132,8 +132,9 @@ def _learning_rates(comparison: Comparison) -> list[str]:
     """Whether each model was tuned: another learning rate may reverse the order."""
     rates: dict[Settings, dict[Settings, Configuration]] = defaultdict(dict)  # by other settings, by learning rates
     for one in comparison.tried:
-        own = frozenset(item for item in one.identity if item[0].startswith(_RATES))
-        rates[one.identity - own].setdefault(own, one)
+        settings = identity(one.runs[0])
+        own = frozenset(item for item in settings if item[0].startswith(_RATES))
+        rates[settings - own].setdefault(own, one)
     if len(rates) < 2:
         return []
     single = [next(iter(tried.values())) for tried in rates.values() if len(tried) == 1]
