@@ -14,7 +14,7 @@ import torch
 from hybridlm.cli.compose import compose_config
 from hybridlm.data.tokenizer import byte_tokenizer, train_bpe
 from hybridlm.errors import UserError
-from hybridlm.eval.scoring import Row, scored
+from hybridlm.eval.scoring import Continuation, loglikelihoods
 from hybridlm.model.build import fresh_model
 
 pytest.importorskip("lm_eval")
@@ -117,9 +117,10 @@ def test_what_greedy_decoding_writes_is_called_greedy(model, tokenizer):
     with torch.inference_mode():
         for _ in range(5):
             ids.append(int(model(torch.tensor([ids]), keep="last").logits[0, -1].argmax()))
-    rows = [Row(tuple(ids), 5), Row((*ids[:-1], (ids[-1] + 1) % tokenizer.vocab_size), 5), Row(tuple(ids), 0)]
-    assert [greedy for _, greedy in scored(model, rows, 2)] == [True, False, True]
-    assert scored(model, rows, 2)[2][0] == 0.0
+    other = (*ids[:-1], (ids[-1] + 1) % tokenizer.vocab_size)
+    found = loglikelihoods(model, [Continuation(tuple(ids), 5), Continuation(other, 5), Continuation(tuple(ids), 0)], 2)
+    assert [greedy for _, greedy in found] == [True, False, True]
+    assert found[2][0] == 0.0
 
 
 @pytest.mark.parametrize("max_length", [8, 64])
@@ -175,7 +176,7 @@ def test_a_setting_that_is_not_known_is_refused(model, tokenizer):
 
 def test_an_empty_continuation_is_refused(model, tokenizer):
     """It would count as certain, and win."""
-    with pytest.raises(UserError, match=r"a continuation .* is empty, which has no score"):
+    with pytest.raises(UserError, match="empty"):
         harness(model, tokenizer).loglikelihood([asked("the", " that"), asked("the", "")])
 
 
@@ -244,25 +245,57 @@ def test_rolling_text_of_a_task(model, tokenizer, folder):
     )
 
 
-def test_tasks_that_cannot_be_had(folder, monkeypatch):
+def test_tasks_that_cannot_be_loaded(folder, monkeypatch):
+    from lm_eval.tasks import TaskManager
+
     from hybridlm.eval import tasks
 
-    with pytest.raises(UserError, match="no such folder"):
-        tasks.load_tasks(["local_choice"], folder / "nowhere")
+    def refusal(path):
+        with pytest.raises(UserError) as caught:
+            tasks.load_tasks(["local_choice"], path)
+        (line,) = caught.value.problems
+        assert "\n" not in line
+        return line
+
+    assert "nowhere" in refusal(folder / "nowhere")
     (folder / "choice.jsonl").unlink()
-    with pytest.raises(UserError, match="local_choice: cannot be loaded"):
-        tasks.load_tasks(["local_choice"], folder)
+    assert "local_choice" in refusal(folder)
+
+    def unreachable(self, names):
+        raise ConnectionError("Couldn't reach\nthe Hub")
+
+    monkeypatch.setattr(TaskManager, "load", unreachable)
+    line = refusal(folder)
+    assert "local_choice" in line
+    assert "hub is unreachable" in line
     monkeypatch.setattr(tasks.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'hybridlm\[eval\]'"):
-        tasks.load_tasks(["local_choice"], folder)
+    assert "pip install 'hybridlm[eval]'" in refusal(folder)
 
 
-def test_an_error_of_the_network_is_one_line():
-    from hybridlm.eval.tasks import _refusal
+@pytest.mark.parametrize(
+    "text",
+    [
+        "task: local_choice\n\tbroken: [",
+        "task: local_choice\ndataset_path: !!python/object/apply:os.mkdir [ran]",
+        "task: local_choice\ndataset_path: &a [*a]",
+        "task: local_choice",
+        "task: local_choice\ndataset_path: json\noutput_type: magic",
+        "task: local_choice\ninclude: nowhere.yaml",
+        "[local_choice]",
+        "\x00",
+    ],
+)
+def test_a_task_file_that_is_none_is_one_line(folder, text, monkeypatch):
+    """And no code of it is run."""
+    from hybridlm.eval.tasks import load_tasks
 
-    (line,) = _refusal("arc_easy", ConnectionError("Couldn't reach\nthe Hub"), offline=True).problems
-    assert line.startswith("--tasks arc_easy: its data are not in the cache and the hub cannot be reached")
+    monkeypatch.chdir(folder)
+    (folder / "choice.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_tasks(["local_choice"], folder)
+    (line,) = caught.value.problems
     assert "\n" not in line
+    assert not (folder / "ran").exists()
 
 
 @pytest.mark.slow
