@@ -287,8 +287,14 @@ def test_tasks_that_cannot_be_loaded(folder, monkeypatch):
 )
 def test_a_task_file_that_is_none_is_one_line(folder, text, monkeypatch):
     """And no code of it is run."""
+    from lm_eval.tasks import TaskManager
+
     from hybridlm.eval.tasks import load_tasks
 
+    monkeypatch.setattr(
+        "lm_eval.tasks.TaskManager",
+        lambda include_path, include_defaults=0: TaskManager(include_path=include_path, include_defaults=False),
+    )  # indexing the harness's own tasks takes seconds
     monkeypatch.chdir(folder)
     (folder / "choice.yaml").write_text(text)
     with pytest.raises(UserError) as caught:
