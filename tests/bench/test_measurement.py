@@ -1,14 +1,14 @@
-"""One point of a benchmark: the cache's bytes, turns that count, and what is left out and says so."""
+"""One measurement: the bytes of the cache, the rounds that count, and what is left out with its reason."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from hybridlm.bench import turns
+from hybridlm.bench import measurement
 from hybridlm.bench.contenders import Contender, untrained
+from hybridlm.bench.measurement import Measurement, Round, measure, unmeasured
 from hybridlm.bench.report import rows
-from hybridlm.bench.turns import Point, Turn, measure, percentile, point_of, ratio
 from hybridlm.cli.compose import compose_config
 from hybridlm.machine.device import inference_device
 
@@ -26,27 +26,27 @@ def contenders(tiny):
 @pytest.mark.parametrize(("batch", "context"), [(1, 5), (3, 40)])
 def test_allocated_bytes_are_the_counted_ones(contenders, batch, context):
     for contender in contenders:
-        point = point_of(contender, batch, context)
+        point = unmeasured(contender, batch, context)
         assert point.cache_bytes == point.cache_bytes_measured > 0
         assert not point.left_out
 
 
-def test_every_model_has_its_turns_and_none_of_them_is_the_warm_up(contenders, monkeypatch):
+def test_models_take_turns_and_the_warm_up_does_not_count(contenders, monkeypatch):
     order: list[str] = []
-    real = turns._turn
+    real = measurement._round
 
     def noted(contender, point, new_tokens, budget):
         order.append(contender.name)
         return real(contender, point, new_tokens, budget)
 
-    monkeypatch.setattr(turns, "_turn", noted)
+    monkeypatch.setattr(measurement, "_round", noted)
     points = measure(contenders, 2, 20, new_tokens=4, rounds=3, budget=1e6)
     names = [contender.name for contender in contenders]
-    assert order == [*names[::-1], *names, *names[::-1], *names], "in turn, in reverse order every second time"
+    assert order == [*names[::-1], *names, *names[::-1], *names], "in turn, in reverse order every second round"
     assert [point.name for point in points] == names
     for point in points:
-        assert len(point.turns) == 3, "four turns, and the first one warms up"
-        assert all(len(turn.tokens) == 4 for turn in point.turns)
+        assert len(point.rounds) == 3, "four rounds, of which the first is a warm-up"
+        assert all(len(one.tokens) == 4 for one in point.rounds)
         figures = point.figures()
         assert figures["token_s_p50"] <= figures["token_s_p90"] <= figures["token_s_p99"]
 
@@ -60,35 +60,45 @@ def test_what_is_timed_is_the_whole_prompt_and_every_token(contenders, monkeypat
         lambda module, arguments: read.append(arguments[0].shape[1])
     )
     try:
-        turns._turn(contender, point_of(contender, 1, 20), 3, 1e6)
+        measurement._round(contender, unmeasured(contender, 1, 20), 3, 1e6)
     finally:
         handle.remove()
     assert read == [8, 8, 4, 1, 1, 1]
 
 
-def test_figures_from_turns():
-    point = Point(
-        "a", 4, 100, 1, 1, 1, turns=[Turn(0.5, (0.1, 0.3), 7), Turn(2.0, (0.2, 0.2), 9), Turn(1.0, (0.1, 0.1), None)]
+def test_figures_of_rounds():
+    point = Measurement(
+        "a",
+        4,
+        100,
+        1,
+        1,
+        1,
+        rounds=[Round(0.5, (0.1, 0.3), 7), Round(2.0, (0.2, 0.2), 9), Round(1.0, (0.1, 0.1), None)],
     )
     figures = point.figures()
     assert figures["first_token_s"] == 1.0
     assert figures["prefill_tokens_per_s"] == 400.0
     assert figures["decode_tokens_per_s"] == pytest.approx(4 / 0.2)
     assert (figures["token_s_p50"], figures["token_s_p90"], figures["peak_bytes"]) == (0.1, 0.3, 9)
-    assert Point("a", 1, 1, 1, 1, 1).figures() == {}
+    assert Measurement("a", 1, 1, 1, 1, 1).figures() == {}
 
 
 def test_percentiles_are_measured_values():
-    values = [float(value) for value in range(1, 101)]
-    assert [percentile(values, share) for share in (50, 90, 99)] == [50, 90, 99]
-    assert [percentile([3.0], share) for share in (50, 99)] == [3.0, 3.0]
+    values = tuple(float(value) for value in range(1, 101))
+    figures = Measurement("a", 1, 1, 1, 1, 1, rounds=[Round(1.0, values[::-1], None)]).figures()
+    assert [figures[f"token_s_p{share}"] for share in (50, 90, 99)] == [50, 90, 99]
 
 
 def test_ratios_are_taken_round_by_round():
-    fast = Point("b", 1, 1, 1, 1, 1, turns=[Turn(1.0, (1.0,), None), Turn(1.0, (10.0,), None), Turn(1.0, (3.0,), None)])
-    slow = Point("a", 1, 1, 1, 1, 1, turns=[Turn(1.0, (2.0,), None), Turn(1.0, (20.0,), None), Turn(1.0, (9.0,), None)])
-    assert ratio(fast, slow) == (2.0, 2.0, 3.0)
-    assert ratio(fast, Point("c", 1, 1, 1, 1, 1)) is None
+    fast = Measurement(
+        "b", 1, 1, 1, 1, 1, rounds=[Round(1.0, (1.0,), None), Round(1.0, (10.0,), None), Round(1.0, (3.0,), None)]
+    )
+    slow = Measurement(
+        "a", 1, 1, 1, 1, 1, rounds=[Round(1.0, (2.0,), None), Round(1.0, (20.0,), None), Round(1.0, (9.0,), None)]
+    )
+    assert fast.decode_ratio(slow) == (2.0, 2.0, 3.0)
+    assert fast.decode_ratio(Measurement("c", 1, 1, 1, 1, 1)) is None
     first, second = rows([slow, fast])
     assert "decode_ratio" not in first
     assert (second["decode_ratio"], second["decode_ratio_high"]) == (2.0, 3.0)
@@ -98,31 +108,31 @@ def test_what_takes_too_long_says_how_far_it_came(contenders, monkeypatch):
     contender = contenders[0]
     monkeypatch.setattr(contender.engine, "prefill_chunk", 8)
     (point,) = measure([contender], 1, 64, new_tokens=4, rounds=2, budget=1e-9)
-    assert point.left_out == "over 1e-09 s: 8 of 64 tokens read"
-    assert point.turns == []
+    assert "8 of 64" in point.left_out
+    assert point.rounds == []
     monkeypatch.setattr(contender.engine, "prefill_chunk", 64)
     (point,) = measure([contender], 1, 64, new_tokens=4, rounds=2, budget=1e-9)
-    assert point.left_out == "over 1e-09 s: 1 of 4 tokens decoded"
+    assert "1 of 4" in point.left_out
 
 
 def test_what_does_not_fit_says_so(contenders, monkeypatch):
-    monkeypatch.setattr(turns, "free_bytes", lambda device: 10)
+    monkeypatch.setattr(measurement, "free_bytes", lambda device: 10)
     (point,) = measure(contenders[:1], 1, 64, new_tokens=2, rounds=1, budget=1e6)
     assert point.left_out.startswith("does not fit: a cache of")
     assert point.cache_bytes_measured is None
-    monkeypatch.setattr(turns, "free_bytes", lambda device: None)
+    monkeypatch.setattr(measurement, "free_bytes", lambda device: None)
 
     def full(*arguments):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes\nmore")
 
-    monkeypatch.setattr(turns, "_turn", full)
+    monkeypatch.setattr(measurement, "_round", full)
     (point,) = measure(contenders[:1], 1, 64, new_tokens=2, rounds=1, budget=1e6)
     assert point.left_out.startswith("does not fit: DefaultCPUAllocator")
 
     def broken(*arguments):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(turns, "_turn", broken)
+    monkeypatch.setattr(measurement, "_round", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         measure(contenders[:1], 1, 64, new_tokens=2, rounds=1, budget=1e6)
 
