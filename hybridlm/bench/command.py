@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ from hybridlm.runs.run_folder import find_run
 if TYPE_CHECKING:
     import torch
 
-    from hybridlm.bench.contenders import Contender
     from hybridlm.bench.measurement import Measurement
+    from hybridlm.generate.engine import Engine
 
 FORMAT_VERSION = 1
 DTYPES = ("float32", "bfloat16", "float16")
@@ -58,13 +58,13 @@ def run_bench(
     import torch
     from rich.console import Console
 
-    from hybridlm.bench.contenders import trained, untrained
+    from hybridlm.bench.models import trained, untrained
     from hybridlm.bench.report import plot, print_rows, rows
     from hybridlm.machine.device import inference_device
 
     device, dtype = inference_device(), getattr(torch, asked.dtype)
-    contenders = [] if found is None else [trained(str(found[1]), device, dtype, ema=ema)]
-    contenders += [untrained(name, config, device, dtype) for name, config in configs.items()]
+    models = {} if found is None else dict([trained(found[1], device, dtype, ema=ema)])
+    models |= {name: untrained(config, device, dtype) for name, config in configs.items()}
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     machine = _machine(device)
     errors.print(
@@ -72,7 +72,7 @@ def run_bench(
         " tokens"
     )
     measured: list[Measurement] = []
-    for some in _measured(contenders, asked):
+    for some in _measured(models, asked):
         measured += some
         errors.print(f"measured  batch {some[0].batch}, context {some[0].context:,}")
     table = rows(measured)
@@ -91,28 +91,21 @@ def run_bench(
     errors.print(f"written to {out / 'bench.json'} and bench.png")
 
 
-def _measured(contenders: Sequence[Contender], asked: Benchmark) -> Iterator[list[Measurement]]:
+def _measured(models: Mapping[str, Engine], asked: Benchmark) -> Iterator[list[Measurement]]:
     """Batch by batch, the shortest context first: a model that was too slow at one is left out at longer ones."""
     from hybridlm.bench.measurement import measure, unmeasured
 
     for batch in asked.batches:
         slow: dict[str, int] = {}
         for context in sorted(asked.contexts):
-            fast = [contender for contender in contenders if contender.name not in slow]
-            measured = iter(
-                measure(fast, batch, context, new_tokens=asked.new_tokens, rounds=asked.rounds, budget=asked.budget)
-            )
-            found = []
-            for contender in contenders:
-                if contender.name in slow:
-                    one = unmeasured(contender, batch, context)
-                    one.left_out = f"not tried: over the budget at {slow[contender.name]:,} tokens"
-                else:
-                    one = next(measured)
-                    if one.left_out:
-                        slow[contender.name] = context
+            fast = {name: engine for name, engine in models.items() if name not in slow}
+            found = measure(fast, batch, context, new_tokens=asked.new_tokens, rounds=asked.rounds, budget=asked.budget)
+            for name, before in slow.items():
+                one = unmeasured(name, models[name], batch, context)
+                one.left_out = f"not tried: over the budget at {before:,} tokens"
                 found.append(one)
-            yield found
+            slow |= {one.name: context for one in found if one.left_out and one.name not in slow}
+            yield sorted(found, key=lambda one: list(models).index(one.name))
 
 
 def _machine(device: torch.device) -> dict[str, object]:

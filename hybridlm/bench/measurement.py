@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from hybridlm.bench.contenders import Contender
 from hybridlm.bench.memory import free_bytes, peak_bytes, reset_peak, synchronize
+from hybridlm.generate.engine import Engine
 from hybridlm.model.count import parameters, state_bytes
 
 
@@ -75,39 +75,37 @@ class Measurement:
 
 
 def measure(
-    contenders: Sequence[Contender], batch: int, context: int, *, new_tokens: int, rounds: int, budget: float
+    models: Mapping[str, Engine], batch: int, context: int, *, new_tokens: int, rounds: int, budget: float
 ) -> list[Measurement]:
-    """A measurement of each model: prompts of ``context`` random tokens with ``new_tokens`` decoded after each,
+    """A measurement of each model by name: prompts of ``context`` random tokens with ``new_tokens`` decoded after each,
     ``rounds`` times after a warm-up. budget: the most seconds of one round, and of all rounds of a model together, of
     which at least one is measured."""
-    found = [unmeasured(contender, batch, context) for contender in contenders]
-    spent = [0.0] * len(found)
+    found = [unmeasured(name, engine, batch, context) for name, engine in models.items()]
+    spent = dict.fromkeys(models, 0.0)
     for number in range(rounds + 1):
-        order = range(len(found)) if number % 2 else reversed(range(len(found)))
-        for place in order:
-            one = found[place]
-            if one.left_out or (number > 1 and spent[place] >= budget):
+        for one in found if number % 2 else found[::-1]:
+            if one.left_out or (number > 1 and spent[one.name] >= budget):
                 continue
             began = time.perf_counter()
             try:
-                timed = _round(contenders[place], one, new_tokens, budget)
+                timed = _round(models[one.name], one, new_tokens, budget)
             except (OverBudget, RuntimeError) as error:
                 one.left_out = str(error) if isinstance(error, OverBudget) else _no_memory(error)
                 one.rounds.clear()
                 continue
-            spent[place] += time.perf_counter() - began
+            spent[one.name] += time.perf_counter() - began
             if number:
                 one.rounds.append(timed)
     return found
 
 
-def unmeasured(contender: Contender, batch: int, context: int) -> Measurement:
+def unmeasured(name: str, engine: Engine, batch: int, context: int) -> Measurement:
     """No times yet, only the bytes of the cache: computed by the layers and, if it fits, as allocated."""
-    model = contender.engine.model
+    model = engine.model
     dtype, device = model.embedding.weight.dtype, model.embedding.weight.device
     weights = sum(parameter.nbytes for parameter in model.parameters())
     counted = state_bytes(model, context, batch, dtype)
-    found = Measurement(contender.name, batch, context, parameters(model), weights, counted)
+    found = Measurement(name, batch, context, parameters(model), weights, counted)
     free = free_bytes(device)
     if free is not None and counted > free:
         found.left_out = f"does not fit: a cache of {counted / 2**30:.1f} GiB, {free / 2**30:.1f} GiB free"
@@ -127,8 +125,8 @@ def _no_memory(error: RuntimeError) -> str:
 
 
 @torch.inference_mode()
-def _round(contender: Contender, of: Measurement, new_tokens: int, budget: float) -> Round:
-    engine, model = contender.engine, contender.engine.model
+def _round(engine: Engine, of: Measurement, new_tokens: int, budget: float) -> Round:
+    model = engine.model
     device = model.embedding.weight.device
     generator = torch.Generator().manual_seed(of.context)
     prompt = torch.randint(model.vocab_size, (of.batch, of.context), generator=generator).tolist()

@@ -30,7 +30,7 @@ _Bias = Annotated[
     list[str] | None, typer.Option("--logit-bias", metavar="ID=X", help="added to the logit of token ID; repeatable")
 ]
 _Seed = Annotated[int, typer.Option("--seed", help="sampling seed")]
-Context = Annotated[int | None, typer.Option("--context", help="maximum length of a text, in tokens")]
+Context = Annotated[int | None, typer.Option("--context", min=2, help="maximum length of a text, in tokens")]
 
 
 @app.command()
@@ -39,7 +39,9 @@ def generate(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="text to continue; repeatable")] = None,
     file: Annotated[Path | None, typer.Option("--file", help="a UTF-8 file with the prompt")] = None,
     tokens: _Tokens = 200,
-    n_samples: Annotated[int, typer.Option("--n-samples", help="samples per prompt; sample i uses seed + i")] = 1,
+    n_samples: Annotated[
+        int, typer.Option("--n-samples", min=1, help="samples per prompt; the i-th uses seed + i")
+    ] = 1,
     temperature: _Temperature = 0.8,
     top_k: _TopK = None,
     top_p: _TopP = 0.95,
@@ -90,7 +92,7 @@ def chat(
     seed: _Seed = 0,
     ema: EMA = False,
     context: Annotated[
-        int | None, typer.Option("--context", help="context length in tokens (default: that of training)")
+        int | None, typer.Option("--context", min=2, help="context length in tokens (default: that of training)")
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="system message")] = None,
     load: Annotated[Path | None, typer.Option("--load", help="continue a conversation saved with /save")] = None,

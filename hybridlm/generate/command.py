@@ -96,8 +96,6 @@ def _prompts(request: Request) -> list[str]:
 def _check(request: Request, sampling: Sampling, prompts: Sequence[str]) -> None:
     """UserError: options that do not go together."""
     texts, target = len(prompts) * request.samples, request.save_state
-    if request.samples < 1:
-        raise UserError(f"--n-samples {request.samples}: must be 1 or more")
     if sampling.logprobs is not None and not request.as_json:
         raise UserError("--logprobs: only has an effect with --json")
     if request.load_state is not None and len(prompts) > 1:
@@ -117,7 +115,7 @@ def _steps(
 
     ids = [run.tokenizer.encode(row) for row in rows]
     if request.load_state is None and request.save_state is None:
-        _note_length(run, engine, max(map(len, ids)), sampling)
+        _note_length(run, engine, max(map(len, ids)) + sampling.max_new_tokens)
         return engine.stream(ids, sampling), None
     if request.load_state is None:
         state = engine.prefill(ids, len(ids[0]) + min(sampling.max_new_tokens, ROOM_AHEAD))
@@ -128,14 +126,14 @@ def _steps(
         if ids[0]:
             engine.extend(state, ids[:1])
         state = state.select([0] * len(rows)) if len(rows) > 1 else state
-    _note_length(run, engine, len(state.ids[0]), sampling)
+    _note_length(run, engine, len(state.ids[0]) + sampling.max_new_tokens)
     return engine.run(state, [replace(sampling, seed=sampling.seed + row) for row in range(len(rows))]), state
 
 
-def _note_length(run: LoadedRun, engine: Engine, given: int, sampling: Sampling) -> None:
+def _note_length(run: LoadedRun, engine: Engine, longest: int) -> None:
     """A text longer than the training windows is allowed, since some layers extrapolate well, but may explain poor
     results."""
-    longest, trained = given + sampling.max_new_tokens, trained_length(run.folder)
+    trained = trained_length(run.folder)
     if trained is not None and min(longest, engine.context or longest) > trained:
         print(f"note: up to {longest:,} tokens; the model was trained on windows of {trained:,}", file=sys.stderr)
 

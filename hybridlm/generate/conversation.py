@@ -6,19 +6,16 @@ messages. Without one (a base model) the conversation is a single text, and each
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field, ValidationError
 
-from hybridlm.config.problems import recorded
-from hybridlm.config.section import Section, to_tuple
+from hybridlm.config.section import Section
 from hybridlm.data.reading.documents import Turn, encodable
-from hybridlm.errors import UserError
-from hybridlm.files.plain import Unreadable, parse_json
+from hybridlm.errors import UserError, printable
 from hybridlm.generate.engine import Engine, Finish, State
 from hybridlm.generate.sampling import Sampling
 from hybridlm.generate.state_file import load_state, save_state
@@ -28,16 +25,12 @@ if TYPE_CHECKING:
     from hybridlm.data.tokenizer import Tokenizer
 
 
-def _tuples(value: object) -> object:
-    return tuple(map(to_tuple, value)) if isinstance(value, list) else value
-
-
 class Saved(Section):
-    """What is saved of a conversation besides its state. open: ids that close the last answer."""
+    """What is saved of a conversation besides its state, as JSON. open: ids that close the last answer."""
 
-    template: bool
-    turns: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_tuples)]
-    open: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(to_tuple)]
+    template: bool = False
+    turns: tuple[tuple[str, str], ...] = ()
+    open: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
 
 class Conversation:
@@ -163,17 +156,18 @@ class Conversation:
         """UserError: there is nothing to save, or the file cannot be written."""
         if self._state is None:
             raise UserError("/save: the conversation is empty")
-        note = json.dumps({"template": self.template is not None, "turns": self.turns, "open": self._open})
-        save_state(path, self._state, self.engine.model, note)
+        turns = tuple((turn.role, turn.content) for turn in self.turns)
+        saved = Saved(template=self.template is not None, turns=turns, open=self._open)
+        save_state(path, self._state, self.engine.model, saved.model_dump_json())
 
     def load(self, path: Path) -> None:
         """Replaces this conversation by a saved one. UserError: not a conversation with this model."""
         state, note = load_state(path, self.engine.model)
         try:
-            content = parse_json(note) if note else {"template": False, "turns": [], "open": []}
-        except Unreadable as error:
-            raise UserError(f"{path}: its note is {error}") from None
-        saved = recorded(Saved, content, path)
+            saved = Saved.model_validate_json(note or "{}")  # empty: a state of `hybridlm generate`
+        except ValidationError as error:
+            where = printable(".".join(map(str, error.errors()[0]["loc"])))
+            raise UserError(f"{path}: a saved state, but not a valid conversation ({where or 'not JSON'})") from None
         if len(state.ids) != 1 or saved.template != (self.template is not None):
             raise UserError(f"{path}: a saved state, but not of a conversation")
         if not _in_turn(saved.turns) or not all(token < self.engine.model.vocab_size for token in saved.open):

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 def open_run(checkpoint: Path, *, ema: bool, context: int | None) -> tuple[LoadedRun, Engine]:
     """checkpoint: one in a run folder (``find_run``); context: the most tokens of a text. UserError: it cannot be
     loaded."""
-    if context is not None and context < 2:
-        raise UserError(f"--context {context}: must be 2 or more")
-
     from hybridlm.generate.engine import Engine
     from hybridlm.machine.device import inference_device
     from hybridlm.runs.checkpoint import load_run

@@ -6,42 +6,42 @@ import pytest
 import torch
 
 from hybridlm.bench import measurement
-from hybridlm.bench.contenders import Contender, untrained
 from hybridlm.bench.measurement import Measurement, Round, measure, unmeasured
+from hybridlm.bench.models import untrained
 from hybridlm.bench.report import rows
 from hybridlm.cli.compose import compose_config
 from hybridlm.machine.device import inference_device
 
 
 @pytest.fixture(scope="module")
-def contenders(tiny):
+def models(tiny):
     small = [*tiny, "model.mla.n_heads=2", "model.mamba3.d_state=8", "model.mamba3.head_dim=16", "hardware=cpu"]
     device = torch.device("cpu")
-    return [
-        untrained(pattern, compose_config([*small, f"model.pattern={pattern}"]), device, torch.float32)
+    return {
+        pattern: untrained(compose_config([*small, f"model.pattern={pattern}"]), device, torch.float32)
         for pattern in ("T", "MT", "M1 M3", "L")
-    ]
+    }
 
 
 @pytest.mark.parametrize(("batch", "context"), [(1, 5), (3, 40)])
-def test_allocated_bytes_are_the_counted_ones(contenders, batch, context):
-    for contender in contenders:
-        point = unmeasured(contender, batch, context)
+def test_allocated_bytes_are_the_counted_ones(models, batch, context):
+    for name, engine in models.items():
+        point = unmeasured(name, engine, batch, context)
         assert point.cache_bytes == point.cache_bytes_measured > 0
         assert not point.left_out
 
 
-def test_models_take_turns_and_the_warm_up_does_not_count(contenders, monkeypatch):
+def test_models_take_turns_and_the_warm_up_does_not_count(models, monkeypatch):
     order: list[str] = []
     real = measurement._round
 
-    def noted(contender, point, new_tokens, budget):
-        order.append(contender.name)
-        return real(contender, point, new_tokens, budget)
+    def noted(engine, point, new_tokens, budget):
+        order.append(point.name)
+        return real(engine, point, new_tokens, budget)
 
     monkeypatch.setattr(measurement, "_round", noted)
-    points = measure(contenders, 2, 20, new_tokens=4, rounds=3, budget=1e6)
-    names = [contender.name for contender in contenders]
+    points = measure(models, 2, 20, new_tokens=4, rounds=3, budget=1e6)
+    names = list(models)
     assert order == [*names[::-1], *names, *names[::-1], *names], "in turn, in reverse order every second round"
     assert [point.name for point in points] == names
     for point in points:
@@ -51,16 +51,14 @@ def test_models_take_turns_and_the_warm_up_does_not_count(contenders, monkeypatc
         assert figures["token_s_p50"] <= figures["token_s_p90"] <= figures["token_s_p99"]
 
 
-def test_what_is_timed_is_the_whole_prompt_and_every_token(contenders, monkeypatch):
+def test_what_is_timed_is_the_whole_prompt_and_every_token(models, monkeypatch):
     """Beside a clock that counts its calls: the model reads the prompt in chunks, then one token at a time."""
-    contender = contenders[1]
-    monkeypatch.setattr(contender.engine, "prefill_chunk", 8)
+    engine = models["MT"]
+    monkeypatch.setattr(engine, "prefill_chunk", 8)
     read: list[int] = []
-    handle = contender.engine.model.register_forward_pre_hook(
-        lambda module, arguments: read.append(arguments[0].shape[1])
-    )
+    handle = engine.model.register_forward_pre_hook(lambda module, arguments: read.append(arguments[0].shape[1]))
     try:
-        measurement._round(contender, unmeasured(contender, 1, 20), 3, 1e6)
+        measurement._round(engine, unmeasured("MT", engine, 1, 20), 3, 1e6)
     finally:
         handle.remove()
     assert read == [8, 8, 4, 1, 1, 1]
@@ -104,20 +102,20 @@ def test_ratios_are_taken_round_by_round():
     assert (second["decode_ratio"], second["decode_ratio_high"]) == (2.0, 3.0)
 
 
-def test_what_takes_too_long_says_how_far_it_came(contenders, monkeypatch):
-    contender = contenders[0]
-    monkeypatch.setattr(contender.engine, "prefill_chunk", 8)
-    (point,) = measure([contender], 1, 64, new_tokens=4, rounds=2, budget=1e-9)
+def test_what_takes_too_long_says_how_far_it_came(models, monkeypatch):
+    engine = models["T"]
+    monkeypatch.setattr(engine, "prefill_chunk", 8)
+    (point,) = measure({"T": engine}, 1, 64, new_tokens=4, rounds=2, budget=1e-9)
     assert "8 of 64" in point.left_out
     assert point.rounds == []
-    monkeypatch.setattr(contender.engine, "prefill_chunk", 64)
-    (point,) = measure([contender], 1, 64, new_tokens=4, rounds=2, budget=1e-9)
+    monkeypatch.setattr(engine, "prefill_chunk", 64)
+    (point,) = measure({"T": engine}, 1, 64, new_tokens=4, rounds=2, budget=1e-9)
     assert "1 of 4" in point.left_out
 
 
-def test_what_does_not_fit_says_so(contenders, monkeypatch):
+def test_what_does_not_fit_says_so(models, monkeypatch):
     monkeypatch.setattr(measurement, "free_bytes", lambda device: 10)
-    (point,) = measure(contenders[:1], 1, 64, new_tokens=2, rounds=1, budget=1e6)
+    (point,) = measure({"T": models["T"]}, 1, 64, new_tokens=2, rounds=1, budget=1e6)
     assert point.left_out.startswith("does not fit: a cache of")
     assert point.cache_bytes_measured is None
     monkeypatch.setattr(measurement, "free_bytes", lambda device: None)
@@ -126,7 +124,7 @@ def test_what_does_not_fit_says_so(contenders, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes\nmore")
 
     monkeypatch.setattr(measurement, "_round", full)
-    (point,) = measure(contenders[:1], 1, 64, new_tokens=2, rounds=1, budget=1e6)
+    (point,) = measure({"T": models["T"]}, 1, 64, new_tokens=2, rounds=1, budget=1e6)
     assert point.left_out.startswith("does not fit: DefaultCPUAllocator")
 
     def broken(*arguments):
@@ -134,13 +132,12 @@ def test_what_does_not_fit_says_so(contenders, monkeypatch):
 
     monkeypatch.setattr(measurement, "_round", broken)
     with pytest.raises(RuntimeError, match="shapes"):
-        measure(contenders[:1], 1, 64, new_tokens=2, rounds=1, budget=1e6)
+        measure({"T": models["T"]}, 1, 64, new_tokens=2, rounds=1, budget=1e6)
 
 
 def test_the_vocabulary_is_that_of_the_tokenizer(tiny, corpus):
     def ids(*overrides) -> int:
-        contender: Contender = untrained("a", compose_config([*tiny, *overrides]), inference_device(), torch.float32)
-        return contender.engine.model.vocab_size
+        return untrained(compose_config([*tiny, *overrides]), inference_device(), torch.float32).model.vocab_size
 
     assert ids() == 257
     assert ids("data.tokenizer.special_tokens=['<|a|>','<|b|>']") == 259
