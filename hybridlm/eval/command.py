@@ -113,14 +113,12 @@ def _refuse(asked: Evaluation, data: DataConfig, contexts: Sequence[int]) -> Non
                 raise UserError(f"--{name}: only for text models, and data.source=synthetic has no text")
         if min(contexts) < (least := shortest(data.synthetic)):
             raise UserError(f"--context {min(contexts)}: {data.synthetic.task} needs {least} tokens or more")
-    if asked.include_path is not None and not asked.tasks:
-        raise UserError(f"--include-path {asked.include_path}: only has an effect with --tasks")
-    if asked.num_fewshot is not None and not asked.tasks:
-        raise UserError(f"--num-fewshot {asked.num_fewshot}: only has an effect with --tasks")
-    if asked.stride is not None and not asked.loss:
-        raise UserError(f"--stride {asked.stride}: only has an effect on the loss, which --no-loss skips")
-    if asked.overrides and not asked.loss:
-        raise UserError(f"{' '.join(asked.overrides)}: names text for the loss, which --no-loss skips")
+    of_tasks = {"--include-path": asked.include_path, "--num-fewshot": asked.num_fewshot}
+    of_loss = {"--stride": asked.stride, "text for the loss:": " ".join(asked.overrides) or None}
+    for options, used, how in ((of_tasks, asked.tasks, "with --tasks"), (of_loss, asked.loss, "without --no-loss")):
+        for option, value in options.items():
+            if value is not None and not used:
+                raise UserError(f"{option} {value}: only has an effect {how}")
 
 
 def _evaluated(

@@ -32,12 +32,8 @@ def text_probe_metrics(
 
     length: tokens of an example, at least ``SHORTEST``. The same seed gives the same examples.
     """
-    tokens = ordinary_tokens(tokenizer.token_bytes())
-    return {
-        f"{name}/{metric}": value
-        for name, make in TEXT_PROBES.items()
-        for metric, value in _repetition(model, make(tokens, examples, length, seed), batch).items()
-    }
+    found = _repetitions(model, tokenizer, examples, length, seed, batch)
+    return {f"{name}/{metric}": value for name, metrics in found.items() for metric, value in metrics.items()}
 
 
 def run_probes(model: HybridLM, tokenizer: Tokenizer, context: int, batch: int) -> dict[str, list[dict[str, float]]]:
@@ -46,16 +42,21 @@ def run_probes(model: HybridLM, tokenizer: Tokenizer, context: int, batch: int) 
     lengths = [SHORTEST << power for power in range(24) if SHORTEST << power <= context]
     if not lengths:
         raise UserError(f"--probes: a context of {context} tokens is too short; use --context {SHORTEST} or more")
-    tokens, curves = ordinary_tokens(tokenizer.token_bytes()), dict[str, list[dict[str, float]]]()
+    curves: dict[str, list[dict[str, float]]] = {}
     for length in lengths:
-        found = {
-            name: _repetition(model, make(tokens, EXAMPLES, length, _SEED), batch) for name, make in TEXT_PROBES.items()
-        }
+        found = _repetitions(model, tokenizer, EXAMPLES, length, _SEED, batch)
         found["passkey"] = _passkey(model, tokenizer, length, batch)
         for name, metrics in found.items():
             if metrics:
                 curves.setdefault(name, []).append({"length": length, **metrics})
     return curves
+
+
+def _repetitions(
+    model: HybridLM, tokenizer: Tokenizer, examples: int, length: int, seed: int, batch: int
+) -> dict[str, dict[str, float]]:
+    tokens = ordinary_tokens(tokenizer.token_bytes())
+    return {name: _repetition(model, make(tokens, examples, length, seed), batch) for name, make in TEXT_PROBES.items()}
 
 
 def _repetition(model: HybridLM, probe: TextProbe, batch: int) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,27 +161,20 @@ class Terminal:
             yield line
 
     def answer(self, conversation: Conversation, text: str) -> None:
-        """Prints the answer as it is generated; Ctrl-C stops it between two tokens, so that the conversation can
-        continue."""
-        with _interrupts() as interrupted, closing(conversation.say(text)) as pieces:  # type: ignore[type-var]
-            for piece in pieces:
-                sys.stdout.write(for_stream(piece, sys.stdout))
-                sys.stdout.flush()
-                self._mid_line = True
-                if interrupted():
-                    break
+        """Prints the answer as it is generated. Ctrl-C stops it between two tokens: raised in the middle of a forward,
+        it would leave the caches half updated."""
+        interrupts: list[int] = []
+        before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+        try:
+            with closing(conversation.say(text)) as pieces:  # type: ignore[type-var]
+                for piece in pieces:
+                    sys.stdout.write(for_stream(piece, sys.stdout))
+                    sys.stdout.flush()
+                    self._mid_line = True
+                    if interrupts:
+                        break
+        finally:
+            signal.signal(signal.SIGINT, before)
         self._end_line()
-        if interrupted():
+        if interrupts:
             self.note("stopped")
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C is noted, not raised, which could leave a forward half done; the function says whether it was
-    pressed."""
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -33,7 +33,7 @@ def draw(seed: int, place: int) -> float:
     A hash, not a stateful generator: a row that is branched, saved or moved to another batch keeps its draws.
     """
     digest = hashlib.blake2b(f"{seed} {place}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> (64 - _DRAW_BITS)) / 2**_DRAW_BITS
+    return (int.from_bytes(digest, "little") >> (64 - _DRAW_BITS)) / (1 << _DRAW_BITS)
 
 
 def adjusted(

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
 from pydantic import Field
@@ -24,6 +24,7 @@ from hybridlm.files.sealed import digest, read_sealed, write_sealed
 from hybridlm.generate.engine import ROOM_AHEAD, State
 
 if TYPE_CHECKING:
+    from hybridlm.model.block import Block
     from hybridlm.model.cache import ModelCache
     from hybridlm.model.lm import HybridLM
 
@@ -130,12 +131,9 @@ def _room(facts: StateFacts, unread: bool, model: HybridLM) -> int:
     """The room to allocate: no more than the text and a continuation need, so that a file cannot claim arbitrary
     memory, but enough for a window that the file's room includes, since such a cache is bounded."""
     needed = max(facts.rows) - unread
-    windows = [
-        window
-        for block in model.blocks
-        if (window := getattr(block.mixer.spec, "window", None)) and window <= facts.room
-    ]
-    return max(needed, min(facts.room, max([needed + ROOM_AHEAD, *windows])))
+    specs = [cast("Block", block).mixer.spec for block in model.blocks]
+    windows = [window for spec in specs if isinstance(window := getattr(spec, "window", None), int)]
+    return max(needed, min(facts.room, max([needed + ROOM_AHEAD, *(n for n in windows if n <= facts.room)])))
 
 
 def _refuse_misfits(tensors: Mapping[str, Tensor], rows: Sequence[int], unread: bool, empty: ModelCache) -> None:
