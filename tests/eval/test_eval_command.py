@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 
 import pytest
 from typer.testing import CliRunner
 
 from hybridlm.cli.compose import compose_config
 from hybridlm.cli.verbs import app
-from hybridlm.errors import UserError
-from hybridlm.eval.results import Record, add_records, log_to_wandb, read_records
+from hybridlm.eval.results import read_records
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.call import Call
 from hybridlm.train.run import run
@@ -190,65 +188,6 @@ def test_a_damaged_file_of_results_is_not_overwritten(trained):
     assert result.exit_code == 2
     assert "eval.json: not JSON" in result.stderr
     assert trained.evaluation.read_text() == "{"
-    trained.evaluation.write_text(json.dumps({"format_version": 99, "results": []}))
-    with pytest.raises(UserError, match="format_version = 99"):
-        add_records(trained.evaluation, [])
-
-
-def test_results_go_to_the_summary_of_the_wandb_run(trained, tmp_path, monkeypatch):
-    """By W&B's public interface, under the id that training left; what fails costs a line."""
-    config = compose_config(["logger=wandb", "logger.offline=true", "hardware=cpu"])
-    record = Record(
-        what="loss",
-        checkpoint="step-1.ckpt",
-        step=1,
-        ema=False,
-        settings={"split": "val", "context": 64},
-        metrics={"bpb": 1.5},
-    )
-    assert record.wandb_name == "eval/val/context-64"
-    answers = record.model_copy(update={"what": "answers/mqar", "ema": True})
-    assert answers.wandb_name == "eval/answers/mqar/context-64/ema"
-    folder = RunFolder(tmp_path)
-    said: list[str] = []
-    log_to_wandb(config, folder, [record], said.append)
-    assert said == []
-    assert not (tmp_path / "wandb").exists(), "the run was never there"
-    folder.wandb_id.write_text("abc12345\n")
-    updates: dict[str, float] = {}
-    begun: dict[str, object] = {}
-
-    class Run:
-        summary = updates
-
-        def finish(self):
-            begun["finished"] = True
-
-    def init(**arguments):
-        begun.update(arguments)
-        return Run()
-
-    import wandb
-
-    monkeypatch.setattr(wandb, "init", init)
-    log_to_wandb(config, folder, [record], said.append)
-    assert updates == {"eval/val/context-64/bpb": 1.5}
-    assert (begun["id"], begun["mode"], begun["finished"]) == ("abc12345", "offline", True)
-
-    def fails(**arguments):
-        raise OSError("no network")
-
-    monkeypatch.setattr(wandb, "init", fails)
-    log_to_wandb(config, folder, [record], said.append)
-    assert len(said) == 1
-    assert "no network" in said[0]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="modes of files")
-def test_a_folder_that_cannot_be_written(tmp_path):
-    target = tmp_path / "eval.json" / "nowhere"
-    with pytest.raises(UserError, match="cannot be written"):
-        add_records(target, [])
 
 
 def test_a_synthetic_task_is_counted_as_in_training(tiny, tmp_path, monkeypatch):
