@@ -34,8 +34,8 @@ ROOT = FOLDER.parents[1]
 SEQ_LEN, BATCH = 512, 8
 WAYS = {
     "cut anywhere": [],
-    "packed, not kept apart": ["data.packing=true", "data.isolate=false"],
-    "packed, kept apart": ["data.packing=true", "data.isolate=true"],
+    "packed, not isolated": ["data.packing=true", "data.isolate=false"],
+    "packed, isolated": ["data.packing=true", "data.isolate=true"],
 }
 
 
