@@ -20,7 +20,7 @@ from hybridlm.config.run import RunConfig
 from hybridlm.data.preparing import prepare as prepare_module
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.errors import UserError
-from hybridlm.eval.text_probes import text_probe_metrics
+from hybridlm.eval.probes import text_probe_metrics
 from hybridlm.machine.description import resolve_machine
 from hybridlm.machine.kernels import choose_kernels
 from hybridlm.machine.profiles import planned_device, planned_rates

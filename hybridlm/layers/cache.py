@@ -111,20 +111,6 @@ class TokenCache(LayerCache):
         step = self._shift_in if self.bounded is not None else self._place
         return {name: step(self._kept[name], tensor, seq) for name, tensor in new.items()}
 
-    def place_token(self, key: Tensor, value: Tensor, column: int) -> tuple[Tensor, Tensor]:
-        """``append`` of one token (B, H_kv, ...) of every row to the same column, where no window is as short as the
-        room: the keys and values up to it, both (B, H_kv, S, ...). ValueError as for ``append``."""
-        if column >= self.capacity:
-            raise ValueError(
-                f"the cache holds {self.capacity} tokens, {column + 1} are needed: make it with a larger max_len"
-            )
-        seen = []
-        for name, new in (("k", key), ("v", value)):
-            kept = self._kept[name].transpose(1, 2)
-            kept.select(2, column).copy_(new)
-            seen.append(kept.narrow(2, 0, column + 1))
-        return seen[0], seen[1]
-
     def _shift_in(self, kept: Tensor, new: Tensor, seq: SequenceInfo) -> Tensor:
         """Bounded: the newest tokens stand last, in every row."""
         wide = torch.promote_types(kept.dtype, new.dtype)  # what a row keeps must not be rounded on its way

@@ -37,9 +37,6 @@ class SequenceInfo:
     _angles: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(
         default_factory=dict, repr=False, compare=False
     )
-    _token_angles: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
 
     @staticmethod
     def contiguous(batch: int, length: int, past: int, device: torch.device) -> SequenceInfo:
@@ -76,16 +73,6 @@ class SequenceInfo:
         tables = self._angles.get((head_dim, theta, dtype))
         if tables is None:
             tables = self._angles[head_dim, theta, dtype] = rotary_angles(self.positions, head_dim, theta, dtype)
-        return tables
-
-    def token_rotary(self, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """For one token a row: what to multiply its channels with, and its channels turned by half a head, both (B, 1,
-        head_dim)."""
-        tables = self._token_angles.get((head_dim, theta, dtype))
-        if tables is None:
-            cos, sin = self.rotary(head_dim, theta, dtype)
-            tables = torch.cat((cos, cos), -1), torch.cat((sin.neg(), sin), -1)
-            self._token_angles[head_dim, theta, dtype] = tables
         return tables
 
     def visible(self, window: int | None, bounded: int | None = None) -> Tensor:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import lightning
 
-from hybridlm.eval.text_probes import text_probe_metrics
+from hybridlm.eval.probes import text_probe_metrics
 from hybridlm.train.compiled import eager
 
 if TYPE_CHECKING:

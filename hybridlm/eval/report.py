@@ -1,4 +1,4 @@
-"""Results of an evaluation for people: tables, and the loss by position as a picture."""
+"""Results of an evaluation as tables, and the loss by position as a plot."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hybridlm.files.durable import replaced
 from hybridlm.report.plots.colours import COLOURS, MARKERS
 
 _SHOWN = {"loss": "loss", "ppl": "ppl", "bpb": "bits/byte", "tokens": "tokens", "documents": "docs"}
-_BARS = 40  # signs of the longest bar
+_BAR = 40  # characters of the longest bar
 
 
 def print_records(records: Sequence[Record], console: Console) -> None:
-    """Losses in one table, a curve by position below it, then tasks and probes."""
+    """The losses in one table, each loss by position below it, then tasks and probes."""
     losses = [record for record in records if record.what == "loss"]
     if losses:
         console.print(_losses(losses))
@@ -37,7 +37,7 @@ def print_records(records: Sequence[Record], console: Console) -> None:
 
 
 def number(value: float) -> str:
-    """Counts in full, everything else with four digits behind the point."""
+    """Counts in full, everything else with four decimals."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
@@ -66,13 +66,13 @@ def _curve(record: Record) -> Table:
     most = max(row["loss"] for row in record.curve)
     for row in record.curve:
         span = f"{row['first']}" if row["first"] == row["last"] else f"{row['first']}-{row['last']}"
-        table.add_row(span, f"{row['tokens']:,}", f"{row['loss']:.4f}", "#" * max(1, round(_BARS * row["loss"] / most)))
+        table.add_row(span, f"{row['tokens']:,}", f"{row['loss']:.4f}", "#" * max(1, round(_BAR * row["loss"] / most)))
     return table
 
 
 def plot_curves(records: Sequence[Record], path: Path) -> None:
     """Loss by the tokens before the target, a line for each context. OSError: it cannot be written."""
-    from matplotlib.figure import Figure  # without pyplot there is no window to open
+    from matplotlib.figure import Figure  # not pyplot, which would open a window
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
