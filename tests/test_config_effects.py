@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hybridlm.train.clock import Clock
+from hybridlm.train.probes import Probes
 from pydantic import BaseModel
 
 from hybridlm.cli.compose import compose_config
@@ -32,12 +34,10 @@ from hybridlm.train import run as run_module
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO, writer_of
 from hybridlm.train.checkpoints import Checkpoints
-from hybridlm.train.clock import Clock
 from hybridlm.train.console import Console
 from hybridlm.train.guards import GuardCallback, RunDiverged
 from hybridlm.train.launch import strategy
 from hybridlm.train.loggers import Loggers
-from hybridlm.train.probes import Probes
 from hybridlm.train.router import routers_of
 from hybridlm.train.samples import sampled
 from hybridlm.train.schedule import lr_factor

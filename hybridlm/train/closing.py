@@ -1,5 +1,5 @@
-"""The last lines of a run on the screen: how good, how fast, and what can be done next. Each command that they name
-works as it stands."""
+"""The last lines that a run prints: quality, speed, and what can be done next. Every command in them works as
+printed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PROMPT_TOKENS, _PROMPT_LETTERS = 64, 24
 
 @dataclass(frozen=True)
 class Hints:
-    """What can be done with a run that has ended. config: as it was asked for."""
+    """What can be done with a finished run. config: as it was asked for."""
 
     call: Call
     folder: RunFolder
@@ -59,14 +59,11 @@ class Hints:
         ids = [int(i) for i in stream.read(0, min(len(stream), _PROMPT_TOKENS)) if int(i) != tokenizer.eos_id]
         lines = [line.strip() for line in tokenizer.decode(ids).splitlines()]
         text = next((line for line in lines if line and line.isprintable() and "\ufffd" not in line), "The")
-        return (
-            text
-            if len(text) <= _PROMPT_LETTERS
-            else text[:_PROMPT_LETTERS].rpartition(" ")[0] or text[:_PROMPT_LETTERS]
-        )
+        short = text[:_PROMPT_LETTERS]
+        return short if len(text) <= _PROMPT_LETTERS else short.rpartition(" ")[0] or short
 
     def _another(self) -> str | None:
-        """The same on other layers; None where the configuration does not take them."""
+        """The same with other layers; None if the configuration cannot have them."""
         tree = self.config.model_dump()
         tree["model"]["pattern"], tree["optim"]["lr"] = "(TM)*3", 2e-3
         try:
@@ -77,7 +74,7 @@ class Hints:
 
 
 def name_of(folder: RunFolder) -> str:
-    """What a command calls the run: ``last`` where that is this one, else its path."""
+    """How a command names the run: ``last`` if it is the newest, else its path."""
     newest = newest_run(Path.cwd())
     if newest is not None and newest.path.resolve() == folder.path.resolve():
         return "last"
@@ -86,8 +83,7 @@ def name_of(folder: RunFolder) -> str:
 
 
 def go_on(call: Call, folder: RunFolder) -> str:
-    """The command that goes on with a run, from its newest checkpoint; anew, with all it was given, where it has
-    none."""
+    """The command that resumes a run from its newest checkpoint, or starts it again if it has none."""
     if folder.resumable():
         name = name_of(folder)
         plain = re.fullmatch(r"[\w./-]+", name)
@@ -106,13 +102,13 @@ def _command(call: Call, overrides: list[str]) -> str:
 
 @contextmanager
 def ending(console: Console, trainer: lightning.Trainer, folder: RunFolder, call: Call) -> Iterator[None]:
-    """Takes the progress bar down however training ends; an interrupted run says how to go on."""
+    """Closes the progress bar however training ends; an interrupted run prints how to resume it."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as end:
         console.close()
         why = f" by {end.reason}" if isinstance(end, Stopped) else ""
-        where = "go on from the last checkpoint" if folder.resumable() else "nothing is saved; begin again"
+        where = "resume from the last checkpoint" if folder.resumable() else "nothing is saved; start again"
         console.say(f"stopped{why} at step {trainer.global_step}; {where} with {go_on(call, folder)}")
         raise
     finally:
@@ -120,7 +116,7 @@ def ending(console: Console, trainer: lightning.Trainer, folder: RunFolder, call
 
 
 def report(console: Console, summary: dict[str, Any], hints: Hints) -> None:
-    """How good, how fast, what next."""
+    """Quality, speed, next steps."""
     anchors = [(name, summary[key]) for name, key in (("gzip -9", "gzip_bpb"), ("xz -9", "xz_bpb")) if summary[key]]
     lines = [
         "",
@@ -134,20 +130,20 @@ def report(console: Console, summary: dict[str, Any], hints: Hints) -> None:
 
 
 def _quality(summary: dict[str, Any]) -> str:
-    """What the last validation found: of text, bits per byte; of a synthetic task, right answers by length."""
+    """The last validation: bits per byte of text, or a synthetic task's accuracy by length."""
     if "val/bpb" in summary:
         return f"validation  {summary['val/bpb']:.4f} bits per byte on {summary['val_bytes'] / 1e3:,.0f} kB held out"
     lengths = [name.rpartition("/")[2] for name in summary if name.startswith("val/accuracy/")]
     shares = (
         f"{summary[f'val/accuracy/{n}']:.2%} ({summary[f'val/exact/{n}']:.2%}) at {int(n):,} tokens" for n in lengths
     )
-    return f"validation  right answers (examples right throughout): {', '.join(shares)}"
+    return f"validation  accuracy (examples with every answer right): {', '.join(shares)}"
 
 
 def _throughput(summary: dict[str, Any]) -> str:
     """Model FLOP/s, memory, and where the time went."""
     names = (("step", "training"), ("data", "waiting for data"), ("val", "validation"), ("ckpt", "checkpoints"))
     parts = [f"{summary[f'{key}_seconds'] / summary['seconds']:.0%} {name}" for key, name in names]
-    memory = "" if summary["memory_gb"] is None else f", {summary['memory_gb']:.1f} GiB at most"
+    memory = "" if summary["memory_gb"] is None else f", {summary['memory_gb']:.1f} GiB peak"
     share = "" if summary["mfu"] is None else f" ({summary['mfu']:.0%} of the peak)"
     return f"; {summary['flops_per_s'] / 1e9:,.1f} GFLOP/s{share}{memory}\ntime        {', '.join(parts)}"

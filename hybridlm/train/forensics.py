@@ -91,7 +91,7 @@ def _bad_forward(model: HybridLM, batches: Sequence[Batch], precision: AbstractC
             handle.remove()
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # without a backward the root would keep its gathered weights, stale after the next step
+                module.reshard()  # without a backward the root keeps its gathered weights, which the next step outdates
     return found[0] if found else None
 
 

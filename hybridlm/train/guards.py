@@ -44,8 +44,8 @@ class RunDiverged(RunFailed):
 
 
 class GuardCallback(lightning.Callback):
-    """Counts and explains the steps that the optimizer refused; rolls back after several in a row; stops the run if that
-    does not help.
+    """Counts and explains the steps that the optimizer refused; rolls back after several in a row; stops the run if
+    that does not help.
 
     A rollback restores the weights and moments of the last good checkpoint. Step count, schedule and data continue from
     where they are, so neither the batches of the bad steps nor those since the checkpoint are seen again. Must come
@@ -53,8 +53,8 @@ class GuardCallback(lightning.Callback):
     """
 
     def __init__(self, config: GuardConfig, folder: RunFolder, *, ckpt_every: int, say: Callable[[str], None]) -> None:
-        """``say`` prints a line on the first rank. ``ckpt_every``: checkpoints of multiples of it are preferred, since a
-        run that was stopped has others besides, and is to do as one that was not."""
+        """``say`` prints a line on the first rank. ``ckpt_every``: checkpoints of its multiples are preferred, as a run
+        that was stopped has others besides, and must roll back to the same one as a run that was not."""
         self._config, self._folder, self._ckpt_every, self._say = config, folder, ckpt_every, say
         self._state = GuardState()
         self._step = 0

@@ -1,5 +1,5 @@
-"""Where metrics go besides the console: always to the run folder, and to one remote logger, which may fail without ending
-the run.
+"""Where metrics go besides the console: always to the run folder, and to one remote logger, which may fail without
+ending the run.
 
 The remote logger is last in the list, so that metrics.jsonl has each row before it does.
 """
@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from hybridlm.errors import ConfigError
 from hybridlm.machine.launcher import is_first_rank
-from hybridlm.train.run_files import RunFiles
+from hybridlm.train.run_files import RowLogger, RunFiles
 from hybridlm.train.tensorboard import TensorBoard
 from hybridlm.train.wandb import Wandb, refuse_bad_run_id, wandb_arguments
 
@@ -33,7 +33,7 @@ Backend = Wandb | TensorBoard
 _PACKAGES = {"wandb": "pip install wandb", "tensorboard": "pip install 'hybridlm[tensorboard]'"}
 
 
-class Remote(Logger):
+class Remote(RowLogger):
     """A backend as one of Lightning's loggers. Whatever it raises is reported once, and it is not called again."""
 
     def __init__(self, backend: Backend, rows: Sequence[Row], say: Callable[[str], None]) -> None:
@@ -82,17 +82,6 @@ class Remote(Logger):
         if self._started:
             self._call(lambda backend: backend.close())
         self._backend = None
-
-    def log_hyperparams(self, params: Any = None) -> None:
-        """The backend was given the configuration."""
-
-    @property
-    def name(self) -> str:
-        return "remote"
-
-    @property
-    def version(self) -> str:
-        return ""
 
 
 class Loggers:

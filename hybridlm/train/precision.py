@@ -2,8 +2,9 @@
 
 Lightning's own plugin casts every parameter, including Mamba's decay rates and step biases, and makes bfloat16 torch's
 default dtype, so that states and statistics are computed in it. Here a parameter's declaration (``ParamSpec.dtype``)
-decides, and the default dtype stays: layers decide what must be at least fp32. Weights have no fp32 master copy; moments
-are fp32 (see ``optim``), and updates are rounded to the nearest bfloat16, which loses those below 1/512 of a weight.
+decides, and the default dtype stays: layers decide what must be at least fp32. Weights have no fp32 master copy;
+moments are fp32 (see ``optim``), and updates are rounded to the nearest bfloat16, which loses those below 1/512 of a
+weight.
 """
 
 from __future__ import annotations

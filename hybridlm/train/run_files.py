@@ -61,13 +61,28 @@ def _csv_line(row: Row) -> str:
     return text.getvalue()
 
 
-class RunFiles(Logger):
+class RowLogger(Logger):
+    """A logger of rows of metrics. The configuration is in config.yaml, so none of them logs it."""
+
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Nothing."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def version(self) -> str:
+        return ""
+
+
+class RunFiles(RowLogger):
     """metrics.jsonl and metrics.csv of a run folder. A file that cannot be written is reported once, tried again at
     every row, and reported again once it has all of them."""
 
     def __init__(self, jsonl: Path, csv_file: Path, *, resume_step: int | None, say: Callable[[str], None]) -> None:
-        """``resume_step``: later steps are dropped from the files of an earlier session; None: a new run. ``say`` prints
-        a line.
+        """``resume_step``: later steps are dropped from the files of an earlier session; None: a new run. ``say``
+        prints a line.
 
         OSError: they cannot be written, and are unchanged.
         """
@@ -98,17 +113,6 @@ class RunFiles(Logger):
                 if path in self._failing:
                     self._failing.discard(path)
                     self._say(f"metrics     {path} can be written again and has every row")
-
-    def log_hyperparams(self, params: Any = None) -> None:
-        """The configuration is in config.yaml."""
-
-    @property
-    def name(self) -> str:
-        return "files"
-
-    @property
-    def version(self) -> str:
-        return ""
 
 
 def _rows_until(jsonl: Path, step: int) -> list[Row]:

@@ -1,4 +1,4 @@
-"""What a validation measures beside the loss: a synthetic task's accuracy by length, and probes of in-context recall."""
+"""What a validation measures beside the loss: a synthetic task's accuracy by length, and in-context probes."""
 
 from __future__ import annotations
 

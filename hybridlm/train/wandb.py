@@ -1,7 +1,7 @@
 """Weights & Biases: one W&B run per run folder, however often it is started, by W&B's own resuming.
 
-Steps are optimizer steps. Online, W&B continues a resumed run after its last step and drops rows of earlier ones. Offline
-each start writes a segment of its own under the run's id; steps that are trained again are in two segments.
+Steps are optimizer steps. Online, W&B continues a resumed run after its last step and drops rows of earlier ones.
+Offline, each start writes a segment of its own under the run's id; steps that are trained again are in two segments.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Wandb:
         return line or f"wandb, offline; upload with: wandb sync {self.arguments['dir']}/wandb/offline-run-*-{run_id}"
 
     def _init(self, run_id: str) -> str:
-        """Begins or continues the W&B run, offline where online is not asked for or not possible in time. Returns a line
+        """Begins or continues the W&B run, offline if online is not asked for or not possible in time. Returns a line
         for the user, or nothing if offline was asked for."""
         import wandb
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hybridlm.train.background import Background, snapshot
 from run_ends import assert_equal, assert_same_end, rows
 
 from hybridlm.cli.compose import compose_config
 from hybridlm.errors import RunFailed
 from hybridlm.runs.checkpoint import EMA_KEY, read_checkpoint
 from hybridlm.runs.run_folder import RunFolder
-from hybridlm.train.background import Background, snapshot
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.run import run
 from hybridlm.train.stopping import Stopped

@@ -9,6 +9,7 @@ import json
 import shutil
 
 import pytest
+from hybridlm.train.writing import write_or_say
 
 from hybridlm.cli.compose import compose_config
 from hybridlm.errors import RunFailed
@@ -16,7 +17,6 @@ from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train import run_files
 from hybridlm.train.run import run
 from hybridlm.train.run_files import Rows, RunFiles
-from hybridlm.train.writing import write_or_say
 
 
 class Full(io.FileIO):

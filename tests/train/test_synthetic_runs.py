@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from hybridlm.train.answers import measured
 
 from hybridlm.cli.compose import compose_config
 from hybridlm.config.synthetic import words
@@ -13,7 +14,6 @@ from hybridlm.data.synthetic.source import held_out
 from hybridlm.errors import UserError
 from hybridlm.runs.checkpoint import load_run
 from hybridlm.runs.run_folder import RunFolder
-from hybridlm.train.answers import measured
 from hybridlm.train.run import run
 
 BASE = [
