@@ -86,8 +86,12 @@ class EarlyStop(EarlyStopping):
         super().__init__(monitor, min_delta, patience, check_finite=False, check_on_train_epoch_end=False)
         self._say = say
 
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "best_score": float(self.best_score)}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict({**state_dict, "patience": self.patience})
+        best = torch.tensor(state_dict["best_score"])
+        super().load_state_dict({**state_dict, "best_score": best, "patience": self.patience})
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from torch.distributed.tensor import DTensor
 if TYPE_CHECKING:
     from hybridlm.data.windows.loader import Batch
     from hybridlm.model.lm import HybridLM
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ def fingerprint(batch: Batch) -> str:
     return hashlib.sha256(batch["ids"].cpu().numpy().tobytes()).hexdigest()[:16]
 
 
-def everyones(value: Any) -> list[Any]:
-    """``value`` of each rank."""
+def everyones(value: T) -> list[T]:
+    """The ``value`` of every rank."""
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
     values: list[Any] = [None] * dist.get_world_size()

@@ -2,8 +2,8 @@
 rendezvous, and that they end together.
 
 Lightning would inspect the environment itself, start processes with this one's arguments (in a sweep, the whole
-sweep's), and leave processes behind when one dies. Here `launcher.launch` decides, and no process outlives the run by more than
-seconds: the first one watches those that it has started, they watch it, and torchrun and srun watch theirs.
+sweep's), and leave processes behind when one dies. Here `launcher.launch` decides, and no process outlives the run by
+more than seconds: the first one watches those that it has started, they watch it, and torchrun and srun watch theirs.
 """
 
 from __future__ import annotations

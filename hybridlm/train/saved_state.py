@@ -96,11 +96,11 @@ class _Best(TypedDict):
     best: dict[Count, float]
 
 
-@with_config(ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True))
+@with_config(ConfigDict(extra="forbid", strict=True))
 class _Stop(TypedDict):
     wait_count: Count
     stopped_epoch: Count
-    best_score: Tensor
+    best_score: float
     patience: Count
     stopping_reason: Annotated[int, Field(ge=0, le=4)]
     stopping_reason_message: str | None
@@ -109,8 +109,8 @@ class _Stop(TypedDict):
 class _Callbacks(_Facts):
     guard: GuardState | None = Field(None, alias="GuardCallback")
     best: _Best | None = Field(None, alias="Checkpoints")
-    stop: _Stop | None = Field(None, alias="EarlyStop{'mode': 'min', 'monitor': 'val/bpb'}")
-    stop_by_loss: _Stop | None = Field(None, alias="EarlyStop{'mode': 'min', 'monitor': 'val/loss'}")
+    stop: _Stop | None = Field(None, alias="EarlyStop{'monitor': 'val/bpb', 'mode': 'min'}")
+    stop_by_loss: _Stop | None = Field(None, alias="EarlyStop{'monitor': 'val/loss', 'mode': 'min'}")
 
 
 class _Group(_Facts):

@@ -47,6 +47,7 @@ def original(tiny, tmp_path_factory) -> tuple[RunFolder, RunConfig, dict[str, ob
         "trainer.max_steps=4",
         "trainer.guard.spike_sigma=6",
         "callbacks.ema.decay=0.9",
+        "callbacks.early_stop.patience=9",
         "callbacks.samples.tokens=1",
     ]
     run(compose_config(overrides), folder, None)
@@ -192,6 +193,7 @@ def at(tree: object, path: str, value: object) -> object:
 LOOP = "loops/fit_loop"
 LOADER = f"{LOOP}/state_dict/combined_loader/0"
 MOMENTS = "optimizer_states/0/state/0"
+STOP = "EarlyStop{'monitor': 'val/bpb', 'mode': 'min'}"
 
 
 @pytest.mark.parametrize(
@@ -205,19 +207,21 @@ MOMENTS = "optimizer_states/0/state/0"
         (
             f"{LOOP}/epoch_loop.automatic_optimization.optim_progress/optimizer/step/total/completed",
             3,
-            "loops have not made",
+            "do not give 4 steps",
         ),
         (f"{LOOP}/epoch_loop.batch_progress/total/reset", 1, "reset"),
-        (f"{LOOP}/epoch_loop.batch_progress/current/ready", 9, "other batches"),
+        (f"{LOOP}/epoch_loop.batch_progress/current/ready", 9, "disagree on the batches"),
         (f"{MOMENTS}/exp_avg", torch.zeros(3), "exp_avg of model.embedding.weight has shape"),
         (f"{MOMENTS}/exp_avg", torch.zeros(384, 32, dtype=torch.float16), "exp_avg of model.embedding.weight"),
-        (f"{MOMENTS}/exp_avg_sq", None, "it keeps exp_avg, step"),
-        (f"{MOMENTS}/step", 1.0, "is no tensor"),
+        (f"{MOMENTS}/exp_avg_sq", None, "has exp_avg, step"),
+        (f"{MOMENTS}/step", 1.0, "not a tensor"),
         ("optimizer_states/0/param_groups/0/params", [1], "parameters"),
         ("optimizer_states/0/param_groups/0/params", [], "groups"),
         ("callbacks/GuardCallback/rate_scale", -1.0, "GuardCallback"),
         ("callbacks/GuardCallback/update", 1, "GuardCallback"),
         ("callbacks/Checkpoints/best", {"x": 1.0}, "Checkpoints"),
+        (f"callbacks/{STOP}/best_score", "x", "best_score"),
+        (f"callbacks/{STOP}/stopping_reason", 9, "stopping_reason"),
         ("pytorch-lightning_version", "1.0.0", "lightning_version"),
         (f"{EMA_KEY}/norm.weight", torch.zeros(2), "norm.weight has shape"),
         (f"{EMA_KEY}/norm.weight", None, "running average lacks norm.weight"),

@@ -76,10 +76,10 @@ def test_a_signal_stops_at_the_end_of_the_step_and_a_resume_is_exact(
     with pytest.raises(Stopped) as stopped:
         run(config, broken, None)
     assert stopped.value.code == code
-    assert (
-        f"stopped by {number.name} at step {step}; go on from the last checkpoint with python train.py ckpt="
-        in capsys.readouterr().out
+    (line,) = (
+        line for line in capsys.readouterr().out.splitlines() if f"stopped by {number.name} at step {step}" in line
     )
+    assert " python train.py ckpt=" in line
     assert [row["step"] for row in rows(broken)] == list(range(1, step + 1))
     assert (rows(broken)[-1]["val/bpb"] is None) == (step != 4)
     assert not broken.summary.exists()
@@ -100,7 +100,7 @@ def test_the_time_limit_stops_at_a_step_and_is_no_failure(tiny, tmp_path, during
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hybridlm.train.stopping.time.perf_counter", lambda: clock() + late[0])
         assert run(config, broken, None) == {}
-    assert "stopped by trainer.time_limit at step 5; go on" in capsys.readouterr().out
+    assert "stopped by trainer.time_limit at step 5;" in capsys.readouterr().out
     assert not broken.summary.exists()
     during(10**6, None)
     run(config, broken, broken.newest_checkpoint())
@@ -228,7 +228,7 @@ def test_who_waits_for_a_signal_hears_of_it_once_the_run_is_saved(tiny, tmp_path
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert (seen, ended.value.code) == ([(signal.SIGUSR2, True)], -1)
-    assert "at step 2; go on from the last checkpoint" in capsys.readouterr().out
+    assert "at step 2;" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -331,9 +331,7 @@ def test_a_loaders_process_that_somebody_ends_is_a_line(tiny, tmp_path, during):
         time.sleep(1)
 
     during(3, end_it)
-    with pytest.raises(
-        RunFailed, match=r"a process of data\.workers has ended before its time: DataLoader worker .*last checkpoint"
-    ):
+    with pytest.raises(RunFailed, match=r"data\.workers .*DataLoader worker"):
         run(
             compose_config([*tiny, "data.workers=1", "callbacks=none", "trainer.max_steps=40"]),
             RunFolder(tmp_path / "run"),
