@@ -114,11 +114,8 @@ class HybridOptimizer(torch.optim.Optimizer):
         return loss
 
     def _update(self, group: dict[str, Any]) -> None:
-        chosen = [
-            (parameter, blocks)
-            for parameter, blocks in zip(group["params"], group["row_blocks"], strict=True)
-            if parameter.grad is not None
-        ]
+        pairs = zip(group["params"], group["row_blocks"], strict=True)
+        chosen = [(parameter, blocks) for parameter, blocks in pairs if parameter.grad is not None]
         if not chosen:
             return
         for parameter, _ in chosen:

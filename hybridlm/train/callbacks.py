@@ -87,11 +87,10 @@ class EarlyStop(EarlyStopping):
         self._say = say
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "best_score": float(self.best_score)}
+        return {"wait_count": self.wait_count, "best_score": float(self.best_score)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        best = torch.tensor(state_dict["best_score"])
-        super().load_state_dict({**state_dict, "best_score": best, "patience": self.patience})
+        self.wait_count, self.best_score = state_dict["wait_count"], torch.tensor(state_dict["best_score"])
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)

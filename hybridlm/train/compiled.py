@@ -24,17 +24,13 @@ def refuse_missing_compiler(settings: TrainerConfig, device: str) -> None:
     if not settings.compile:
         return
     try:
-        torch.compile(_line)(torch.zeros(2, device=device))
+        torch.compile(lambda x: x * 2 + 1)(torch.zeros(2, device=device))
     except Exception as error:  # missing, old and broken compilers raise all kinds
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:160]
         needs = "a C++ compiler (g++ or the one that CXX names)" if device == CPU else "triton and a C compiler"
         raise ConfigError(
             f"trainer.compile = true: torch cannot compile here ({reason}); install {needs}, or set it to false"
         ) from None
-
-
-def _line(x: torch.Tensor) -> torch.Tensor:
-    return x * 2 + 1
 
 
 def compile_blocks(model: HybridLM) -> None:

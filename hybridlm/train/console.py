@@ -131,15 +131,10 @@ class Steps(lightning.Callback):
     """Moves the progress bar at every optimizer step, not only at logged ones."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._step = console, -1
-
-    def _reach(self, trainer: lightning.Trainer) -> None:
-        if trainer.global_step != self._step:  # not at every micro-batch
-            self._step = trainer.global_step
-            self._console.reach(self._step)
+        self._console = console
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._reach(trainer)
+        self._console.reach(trainer.global_step)
 
     def on_train_batch_end(
         self,
@@ -149,7 +144,7 @@ class Steps(lightning.Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        self._reach(trainer)
+        self._console.reach(trainer.global_step)
 
 
 def _quality(metrics: dict[str, float]) -> str:

@@ -99,11 +99,7 @@ class _Best(TypedDict):
 @with_config(ConfigDict(extra="forbid", strict=True))
 class _Stop(TypedDict):
     wait_count: Count
-    stopped_epoch: Count
     best_score: float
-    patience: Count
-    stopping_reason: Annotated[int, Field(ge=0, le=4)]
-    stopping_reason_message: str | None
 
 
 class _Callbacks(_Facts):

@@ -51,7 +51,7 @@ def original(tiny, tmp_path_factory) -> tuple[RunFolder, RunConfig, dict[str, ob
         "callbacks.samples.tokens=1",
     ]
     run(compose_config(overrides), folder, None)
-    config = compose_config([*overrides, "trainer.max_steps=5", "trainer.val_every=null", "trainer.val_batches=1"])
+    config = compose_config([*overrides, "trainer.max_steps=5", "trainer.val_every=9", "trainer.val_batches=1"])
     return folder, config, copy.deepcopy(read_checkpoint(folder.step_checkpoint(4)))
 
 
@@ -221,7 +221,7 @@ STOP = "EarlyStop{'monitor': 'val/bpb', 'mode': 'min'}"
         ("callbacks/GuardCallback/update", 1, "GuardCallback"),
         ("callbacks/Checkpoints/best", {"x": 1.0}, "Checkpoints"),
         (f"callbacks/{STOP}/best_score", "x", "best_score"),
-        (f"callbacks/{STOP}/stopping_reason", 9, "stopping_reason"),
+        (f"callbacks/{STOP}/wait_count", -1, "wait_count"),
         ("pytorch-lightning_version", "1.0.0", "lightning_version"),
         (f"{EMA_KEY}/norm.weight", torch.zeros(2), "norm.weight has shape"),
         (f"{EMA_KEY}/norm.weight", None, "running average lacks norm.weight"),

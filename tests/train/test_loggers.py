@@ -40,7 +40,7 @@ def scalars(row: dict) -> dict:
 
 
 def records(folder: RunFolder) -> list:
-    """What every start of the run wrote for W&B, in files of LevelDB's log format: blocks of 32 KiB, records in parts."""
+    """What every start of the run wrote for W&B, in LevelDB's log format: blocks of 32 KiB, records in parts."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     found = []
