@@ -43,12 +43,12 @@ class Hints:
     def lines(self, steps: int) -> list[str]:
         masked = any(part.train.stream.masked for part in self.prepared.parts)
         run = shlex.quote(name_of(self.folder))
-        found = [(f"{go_on(self.call, self.folder)} trainer.max_steps={2 * steps}", "train on")]
+        found = [(f"{go_on(self.call, self.folder)} trainer.max_steps={2 * steps}", "train longer")]
         if masked:
-            found.append((f"hybridlm chat {run}", "talk to it"))
+            found.append((f"hybridlm chat {run}", "chat with it"))
         elif self.prepared.parts:
-            found.append((f"hybridlm generate {run} --prompt {shlex.quote(self._prompt())} -n 200", "let it write"))
-        found.append((f"hybridlm report {run}", "draw it"))
+            found.append((f"hybridlm generate {run} --prompt {shlex.quote(self._prompt())} -n 200", "generate text"))
+        found.append((f"hybridlm report {run}", "plot its metrics"))
         if (another := self._another()) is not None:
             found.append((another, "try another model"))
         return [f"  {command}    # {what}" for command, what in found]

@@ -14,7 +14,6 @@ from hybridlm.errors import UserError
 from hybridlm.runs.checkpoint import load_run
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.run import run
-from hybridlm.train.validation import answer_sums
 
 BASE = [
     "data=synthetic",
@@ -100,17 +99,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     assert [[row.get(name) for name in names] for row in rows(folder)] == [
         [row.get(name) for name in names] for row in rows(other)
     ]
-
-
-def test_the_sums_count_answers_and_whole_examples():
-    logits = torch.zeros(3, 4, 5)
-    targets = torch.tensor([[-100, 1, 2, -100], [3, -100, -100, 4], [-100] * 4])  # the last row fills up
-    logits[0, 1, 1] = logits[0, 2, 2] = logits[1, 0, 3] = logits[1, 3, 0] = 9.0
-    nats, answers, right, examples, whole = answer_sums(logits, targets).tolist()
-    assert (answers, right, examples, whole) == (4, 3, 2, 1)
-    assert nats == pytest.approx(
-        float(torch.nn.functional.cross_entropy(logits.double().flatten(0, 1), targets.flatten(), reduction="sum"))
-    )
 
 
 @pytest.mark.parametrize(
