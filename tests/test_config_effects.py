@@ -431,7 +431,7 @@ def loop_effects(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
         "stopping": (saver.stopping._limit, saver.stopping._requeue),
         "strategy": str(type(strategy(config.trainer.strategy, machine))),
         "loggers": [type(logger).__name__ for logger in loggers.all],
-        "remote": loggers.remote
+        "remote": loggers.remote._backend
         and (loggers.remote._backend.arguments | {"config": None}, loggers.remote._backend._timeout),
         "json": loggers.all[1]._json,
         "log_every": metrics._log_every,

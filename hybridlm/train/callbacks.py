@@ -54,7 +54,7 @@ def metering_callbacks(
 
 
 def extra_callbacks(
-    config: RunConfig, folder: RunFolder, tokenizer: Tokenizer, remote: Remote | None, say: Callable[[str], None]
+    config: RunConfig, folder: RunFolder, tokenizer: Tokenizer, remote: Remote, say: Callable[[str], None]
 ) -> list[lightning.Callback]:
     """Those that the configuration asks for. They must come before MetricsCallback. say: prints a line on the first
     rank."""

@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,46 +30,39 @@ _ANOTHER = ("model.pattern=(TM)*3", "optim.lr=2e-3")
 _PROMPT_TOKENS, _PROMPT_LETTERS = 64, 24
 
 
-@dataclass(frozen=True)
-class Hints:
-    """What can be done with a finished run. config: as it was asked for."""
+def hints(call: Call, folder: RunFolder, config: RunConfig, prepared: Prepared, steps: int) -> list[str]:
+    """What can be done with a run that has finished ``steps`` steps. config: as it was asked for."""
+    run = shlex.quote(name_of(folder))
+    found = [(f"{go_on(call, folder)} trainer.max_steps={2 * steps}", "train longer")]
+    if any(part.train.stream.masked for part in prepared.parts):
+        found.append((f"hybridlm chat {run}", "chat with it"))
+    elif prepared.parts:
+        found.append((f"hybridlm generate {run} --prompt {shlex.quote(_prompt(prepared))} -n 200", "generate text"))
+    found.append((f"hybridlm report {run}", "plot its metrics"))
+    if (another := _another(call, config)) is not None:
+        found.append((another, "try another model"))
+    return [f"  {command}    # {what}" for command, what in found]
 
-    call: Call
-    folder: RunFolder
-    config: RunConfig
-    prepared: Prepared
 
-    def lines(self, steps: int) -> list[str]:
-        masked = any(part.train.stream.masked for part in self.prepared.parts)
-        run = shlex.quote(name_of(self.folder))
-        found = [(f"{go_on(self.call, self.folder)} trainer.max_steps={2 * steps}", "train longer")]
-        if masked:
-            found.append((f"hybridlm chat {run}", "chat with it"))
-        elif self.prepared.parts:
-            found.append((f"hybridlm generate {run} --prompt {shlex.quote(self._prompt())} -n 200", "generate text"))
-        found.append((f"hybridlm report {run}", "plot its metrics"))
-        if (another := self._another()) is not None:
-            found.append((another, "try another model"))
-        return [f"  {command}    # {what}" for command, what in found]
+def _prompt(prepared: Prepared) -> str:
+    """The first words of the held-out text."""
+    stream, tokenizer = prepared.parts[0].val.stream, prepared.tokenizer
+    ids = [int(i) for i in stream.read(0, min(len(stream), _PROMPT_TOKENS)) if int(i) != tokenizer.eos_id]
+    lines = [line.strip() for line in tokenizer.decode(ids).splitlines()]
+    text = next((line for line in lines if line and line.isprintable() and "\ufffd" not in line), "The")
+    short = text[:_PROMPT_LETTERS]
+    return short if len(text) <= _PROMPT_LETTERS else short.rpartition(" ")[0] or short
 
-    def _prompt(self) -> str:
-        """The first words of the held-out text."""
-        stream, tokenizer = self.prepared.parts[0].val.stream, self.prepared.tokenizer
-        ids = [int(i) for i in stream.read(0, min(len(stream), _PROMPT_TOKENS)) if int(i) != tokenizer.eos_id]
-        lines = [line.strip() for line in tokenizer.decode(ids).splitlines()]
-        text = next((line for line in lines if line and line.isprintable() and "\ufffd" not in line), "The")
-        short = text[:_PROMPT_LETTERS]
-        return short if len(text) <= _PROMPT_LETTERS else short.rpartition(" ")[0] or short
 
-    def _another(self) -> str | None:
-        """The same with other layers; None if the configuration cannot have them."""
-        tree = self.config.model_dump()
-        tree["model"]["pattern"], tree["optim"]["lr"] = "(TM)*3", 2e-3
-        try:
-            load_config(tree)
-        except UserError:
-            return None
-        return _command(self.call, merged(_plain(self.call), _ANOTHER))
+def _another(call: Call, config: RunConfig) -> str | None:
+    """The same with other layers; None if the configuration cannot have them."""
+    tree = config.model_dump()
+    tree["model"]["pattern"], tree["optim"]["lr"] = "(TM)*3", 2e-3
+    try:
+        load_config(tree)
+    except UserError:
+        return None
+    return _command(call, merged(_plain(call), _ANOTHER))
 
 
 def name_of(folder: RunFolder) -> str:
@@ -115,8 +107,8 @@ def ending(console: Console, trainer: lightning.Trainer, folder: RunFolder, call
         console.close()
 
 
-def report(console: Console, summary: dict[str, Any], hints: Hints) -> None:
-    """Quality, speed, next steps."""
+def report(console: Console, summary: dict[str, Any], hints: list[str]) -> None:
+    """Prints quality, speed and ``hints``."""
     anchors = [(name, summary[key]) for name, key in (("gzip -9", "gzip_bpb"), ("xz -9", "xz_bpb")) if summary[key]]
     lines = [
         "",
@@ -124,7 +116,7 @@ def report(console: Console, summary: dict[str, Any], hints: Hints) -> None:
         f"speed       {summary['tokens_per_s']:,.0f} tokens/s, {summary['seconds']:.0f} s in all{_throughput(summary)}",
         "",
         "next:",
-        *hints.lines(summary["steps"]),
+        *hints,
     ]
     console.say("\n".join(lines))
 

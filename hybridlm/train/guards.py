@@ -127,7 +127,9 @@ class GuardCallback(lightning.Callback):
         state, config = self._state, self._config
         state.skipped, state.streak = optimizer.skipped, state.streak + 1
         cause = self._cause(trainer, module, optimizer)
-        fingerprints = list(chain.from_iterable(everyones([fingerprint(batch) for batch in self._batches])))
+        fingerprints: list[JsonValue] = [
+            *chain.from_iterable(everyones([fingerprint(batch) for batch in self._batches]))
+        ]
         bad: dict[str, JsonValue] = {"step": self._step, "cause": cause, "batches": fingerprints}
         state.bad = [*state.bad, bad][-_REMEMBERED:]
         self._say(f"warning     step {self._step} skipped: {cause}; {state.streak} in a row, {state.skipped} in all")

@@ -34,13 +34,12 @@ _PACKAGES = {"wandb": "pip install wandb", "tensorboard": "pip install 'hybridlm
 
 
 class Remote(RowLogger):
-    """A backend as one of Lightning's loggers. Whatever it raises is reported once, and it is not called again."""
+    """A backend as one of Lightning's loggers. What it raises is reported once, and it is not called again."""
 
-    def __init__(self, backend: Backend, rows: Sequence[Row], say: Callable[[str], None]) -> None:
-        """rows: those of earlier sessions."""
+    def __init__(self, backend: Backend | None, rows: Sequence[Row], say: Callable[[str], None]) -> None:
+        """backend: None does nothing; rows: those of earlier sessions."""
         super().__init__()
-        self._backend: Backend | None = backend
-        self._rows, self._say, self._started = list(rows), say, False
+        self._backend, self._rows, self._say, self._started = backend, rows, say, False
 
     def _call(self, action: Callable[[Backend], None]) -> None:
         if self._backend is None:
@@ -91,32 +90,24 @@ class Loggers:
         self, config: RunConfig, folder: RunFolder, console: Console, *, resumed_at: int | None, sweep: str | None
     ) -> None:
         """sweep: the name of the sweep that the run belongs to."""
-        self.remote: Remote | None = None
         self.all: list[Logger] = [console]
-        if not is_first_rank():
-            return
-        files = RunFiles(folder.metrics_jsonl, folder.metrics_csv, resume_step=resumed_at, say=console.say)
-        self.all = [files, console]
-        match config.logger.name:
-            case "wandb":
-                backend: Backend = Wandb(wandb_arguments(config, folder, sweep), folder, timeout=config.logger.timeout)
-            case "tensorboard":
-                backend = TensorBoard(folder.tensorboard)
-            case _:
-                return
-        self.remote = Remote(backend, files.kept, console.say)
+        backend: Backend | None = None
+        rows: list[Row] = []
+        if is_first_rank():
+            files = RunFiles(folder.metrics_jsonl, folder.metrics_csv, resume_step=resumed_at, say=console.say)
+            rows, self.all = files.kept, [files, console]
+            match config.logger.name:
+                case "wandb":
+                    backend = Wandb(wandb_arguments(config, folder, sweep), folder, timeout=config.logger.timeout)
+                case "tensorboard":
+                    backend = TensorBoard(folder.tensorboard)
+        self.remote = Remote(backend, rows, console.say)
         self.all.append(self.remote)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """At the end of a run that was not interrupted."""
-        if self.remote is not None:
-            self.remote.summary(summary)
-            self.close()
-
-    def close(self) -> None:
-        """Closes the remote logger; also called when a run fails or is stopped inside ``with``."""
-        if self.remote is not None:
-            self.remote.close()
+        self.remote.summary(summary)
+        self.remote.close()
 
     def __enter__(self) -> Loggers:
         return self
@@ -124,8 +115,8 @@ class Loggers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self.close()
+        if kind is not None:  # the run has failed or was stopped
+            self.remote.close()
 
 
 def refuse_logger(config: RunConfig) -> None:

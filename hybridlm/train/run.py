@@ -31,7 +31,7 @@ from hybridlm.runs.checkpoint import facts, load_run
 from hybridlm.train.call import Call
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
 from hybridlm.train.checkpoints import Checkpoints
-from hybridlm.train.closing import Hints, ending, report
+from hybridlm.train.closing import ending, hints, report
 from hybridlm.train.compiled import compile_blocks, refuse_missing_compiler
 from hybridlm.train.console import Console, Steps
 from hybridlm.train.exact import ExactSteps
@@ -118,7 +118,7 @@ def run(
     with replaced(folder.summary) as new:  # it says that the run has ended: all of it is there or nothing
         new.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     loggers.finish(summary)
-    report(console, summary, Hints(call, folder, asked, prepared))
+    report(console, summary, hints(call, folder, asked, prepared, trainer.global_step))
     return summary
 
 

@@ -51,7 +51,7 @@ class SampleText(lightning.Callback):
         interval: int,
         tokenizer: Tokenizer,
         folder: RunFolder,
-        remote: Remote | None,
+        remote: Remote,
         say: Callable[[str], None],
     ) -> None:
         self._config, self._seed, self._interval, self._say = config, seed, interval, say
@@ -67,5 +67,4 @@ class SampleText(lightning.Callback):
             texts = sampled(model, self._tokenizer, self._config, self._seed)
         model.train(training)
         write_samples(self._folder.samples_at(step), texts, self._say)
-        if self._remote is not None:
-            self._remote.samples(step, self._config.prompts, texts)
+        self._remote.samples(step, self._config.prompts, texts)

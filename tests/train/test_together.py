@@ -70,9 +70,7 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_written(tiny, tmp_pa
         port = taken.getsockname()[1]
         monkeypatch.setenv("MASTER_PORT", str(port))
         config = compose_config([*tiny, "trainer.devices=2"])
-        with pytest.raises(
-            UserError, match=rf"^MASTER_PORT = {port}: .*in use.*.*set MASTER_PORT"
-        ):
+        with pytest.raises(UserError, match=rf"^MASTER_PORT = {port}: .*in use.*.*set MASTER_PORT"):
             run(config, RunFolder(tmp_path / "a"), None)
         assert not (tmp_path / "a").exists()
         machine = resolve_machine(config)
