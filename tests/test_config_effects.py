@@ -36,6 +36,7 @@ from hybridlm.train.console import Console
 from hybridlm.train.guards import GuardCallback, RunDiverged
 from hybridlm.train.launch import strategy
 from hybridlm.train.loggers import Loggers
+from hybridlm.train.metrics import Clock
 from hybridlm.train.router import routers_of
 from hybridlm.train.samples import sampled
 from hybridlm.train.schedule import lr_factor

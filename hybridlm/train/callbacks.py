@@ -82,6 +82,8 @@ class EarlyStop(EarlyStopping):
     A resumed run continues to count, with the patience of its current configuration.
     """
 
+    state_key = "EarlyStop"  # in a checkpoint
+
     def __init__(self, monitor: str, patience: int, min_delta: float, say: Callable[[str], None]) -> None:
         super().__init__(monitor, min_delta, patience, check_finite=False, check_on_train_epoch_end=False)
         self._say = say

@@ -105,8 +105,7 @@ class _Stop(TypedDict):
 class _Callbacks(_Facts):
     guard: GuardState | None = Field(None, alias="GuardCallback")
     best: _Best | None = Field(None, alias="Checkpoints")
-    stop: _Stop | None = Field(None, alias="EarlyStop{'monitor': 'val/bpb', 'mode': 'min'}")
-    stop_by_loss: _Stop | None = Field(None, alias="EarlyStop{'monitor': 'val/loss', 'mode': 'min'}")
+    stop: _Stop | None = Field(None, alias="EarlyStop")
 
 
 class _Group(_Facts):

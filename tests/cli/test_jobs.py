@@ -161,9 +161,7 @@ def test_every_hint_works(finished, run, capfd, monkeypatch):
     capfd.readouterr()
     shutil.move(run.path, "elsewhere")
     main(["ckpt=elsewhere", "trainer.max_steps=25"])
-    assert "  python train.py ckpt=elsewhere trainer.max_steps=50 " in capfd.readouterr().out, (
-        f"not {other.parent}"
-    )
+    assert "  python train.py ckpt=elsewhere trainer.max_steps=50 " in capfd.readouterr().out, f"not {other.parent}"
 
 
 def test_a_strangers_run_folder_runs_nothing(run, tmp_path, capfd, monkeypatch):

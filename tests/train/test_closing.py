@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_run_is_resumed_by_its_name_or_started_again_with_all_it_was_given(fol
     (tmp_path / "outputs/b").mkdir()
     (tmp_path / "outputs/b/config.yaml").write_text("")
     assert name_of(folder) == "outputs/a run"
-    assert go_on(call, folder) == """python train.py 'ckpt="outputs/a run"'"""
+    assert shlex.split(go_on(call, folder))[2:] == ["ckpt='outputs/a run'"]
 
 
 @pytest.mark.parametrize("end", [Stopped(143, "SIGTERM"), KeyboardInterrupt()])

@@ -15,7 +15,7 @@ from hybridlm.train.forensics import Cause, find_cause, fingerprint
 
 @pytest.fixture
 def model(tiny) -> HybridLM:
-    return fresh_model(compose_config([*tiny, "model.pattern=MTM"]).model, 257, seed=0, device="cpu")
+    return fresh_model(compose_config([*tiny, "model.pattern=MMM"]).model, 257, seed=0, device="cpu")
 
 
 @pytest.fixture

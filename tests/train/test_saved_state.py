@@ -193,7 +193,6 @@ def at(tree: object, path: str, value: object) -> object:
 LOOP = "loops/fit_loop"
 LOADER = f"{LOOP}/state_dict/combined_loader/0"
 MOMENTS = "optimizer_states/0/state/0"
-STOP = "EarlyStop{'monitor': 'val/bpb', 'mode': 'min'}"
 
 
 @pytest.mark.parametrize(
@@ -220,8 +219,8 @@ STOP = "EarlyStop{'monitor': 'val/bpb', 'mode': 'min'}"
         ("callbacks/GuardCallback/rate_scale", -1.0, "GuardCallback"),
         ("callbacks/GuardCallback/update", 1, "GuardCallback"),
         ("callbacks/Checkpoints/best", {"x": 1.0}, "Checkpoints"),
-        (f"callbacks/{STOP}/best_score", "x", "best_score"),
-        (f"callbacks/{STOP}/wait_count", -1, "wait_count"),
+        ("callbacks/EarlyStop/best_score", "x", "best_score"),
+        ("callbacks/EarlyStop/wait_count", -1, "wait_count"),
         ("pytorch-lightning_version", "1.0.0", "lightning_version"),
         (f"{EMA_KEY}/norm.weight", torch.zeros(2), "norm.weight has shape"),
         (f"{EMA_KEY}/norm.weight", None, "running average lacks norm.weight"),
