@@ -77,7 +77,7 @@ def extra_callbacks(
 
 class EarlyStop(EarlyStopping):
     """Lightning's, which stops training after ``patience`` validations in a row that did not improve on the best one by
-    more than ``min_delta``; a score that is not finite is no improvement.
+    more than ``min_delta``; a score that is not finite does not improve.
 
     A resumed run continues to count, with the patience of its current configuration.
     """

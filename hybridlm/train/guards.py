@@ -94,7 +94,9 @@ class GuardCallback(lightning.Callback):
         self._step = trainer.global_step
         optimizer = hybrid_optimizer(trainer)
         bad = bool(optimizer.refused)
-        if optimizer.refused is None:  # the loss scaler skipped the step; a scale that was only too large is no fault
+        if (
+            optimizer.refused is None
+        ):  # the loss scaler skipped the step; a scale that was only too large is not an error
             bad = not math.isfinite(self._step_loss(trainer)) or scale_of(trainer) < 1
             optimizer.skipped += bad
         if bad:

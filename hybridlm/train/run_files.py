@@ -111,7 +111,7 @@ class RunFiles(RowLogger):
 
 
 def _rows_until(jsonl: Path, step: int) -> list[Row]:
-    """The rows up to ``step``. The first line that is no row, such as one cut short by a crash, ends the file.
+    """The rows up to ``step``. Reading ends at the first invalid line, such as one cut short by a crash.
     UserError: it cannot be read."""
     rows: list[Row] = []
     if not jsonl.exists():

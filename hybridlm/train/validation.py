@@ -96,7 +96,7 @@ def task_samples(model: HybridLM, config: DataConfig) -> list[str]:
     rows = windows.rows(torch.arange(min(_SHOWN, windows.numbers)).numpy())
     logits = model(torch.from_numpy(rows.ids).to(model.embedding.weight.device)).logits
     names = words(config.synthetic)
-    # An answer that is one of the vocabulary's padding ids is no word of the task.
+    # The vocabulary's padding ids are no words of the task.
     predicted = logits[..., : len(names)].argmax(-1).cpu().numpy()
     return [
         as_text(ids, targets, names, row) for ids, targets, row in zip(rows.ids, rows.targets, predicted, strict=True)

@@ -28,7 +28,7 @@ def test_groups_carry_what_their_parameters_declare():
     }
 
 
-def test_an_undeclared_parameter_is_an_error():
+def test_a_parameter_without_a_spec_is_an_error():
     with pytest.raises(KeyError):
         param_groups(toy().named_parameters(), {"0.weight": MATRIX}, OptimConfig())
 
@@ -101,7 +101,7 @@ def test_a_refused_step_changes_nothing(name, veto):
         assert all(torch.equal(after[0]["state"][number][key], value) for key, value in state.items())
 
 
-def test_the_scale_lowers_every_rate():
+def test_rate_scale_multiplies_every_rate():
     scaled, lower = toy(), toy()
     optimizer = make(scaled, name="muon", lr=0.5)
     optimizer.rate_scale = 0.25
@@ -111,7 +111,7 @@ def test_the_scale_lowers_every_rate():
     assert optimizer.used_lr == 0.125
 
 
-def test_what_a_group_is_comes_from_this_run_not_from_the_checkpoint():
+def test_group_settings_come_from_this_run_not_from_the_checkpoint():
     before, after = toy(), toy()
     saved = make(before, weight_decay=0.5).state_dict()
     for group in saved["param_groups"]:

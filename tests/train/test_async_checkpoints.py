@@ -144,7 +144,7 @@ def test_the_old_one_stays_until_the_new_one_is_there(tiny, tmp_path, held):
     assert [path.name for path in folder.step_checkpoints()] == ["step-00000012.ckpt"]
 
 
-def test_a_full_disk_is_said_at_the_next_save_and_ends_nothing_until_the_end(tiny, tmp_path, held, capsys):
+def test_a_full_disk_is_reported_at_the_next_save_and_fails_only_the_last_one(tiny, tmp_path, held, capsys):
     config = compose_config([*tiny, "trainer.keep_best=2", ASYNC])
     folder, whole = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "whole")
     run(compose_config([*tiny, "trainer.keep_best=2"]), whole, None)
@@ -171,7 +171,7 @@ def test_a_full_disk_is_said_at_the_next_save_and_ends_nothing_until_the_end(tin
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_waits_for_the_write_before_and_its_own(tiny, tmp_path, held, number):
+def test_a_signal_waits_for_the_pending_write_and_its_own(tiny, tmp_path, held, number):
     config = compose_config([*tiny, "optim=adamw", "trainer.log_every=1", ASYNC])
     whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
     run(config, whole, None)
@@ -188,7 +188,7 @@ def test_a_signal_waits_for_the_write_before_and_its_own(tiny, tmp_path, held, n
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_run_that_breaks_finishes_what_it_was_writing(tiny, tmp_path, held, capsys, full):
+def test_a_run_that_fails_finishes_the_pending_write(tiny, tmp_path, held, capsys, full):
     def breaks() -> None:
         raise ValueError("broken")
 
@@ -217,7 +217,7 @@ def test_a_run_killed_before_its_best_checkpoint_was_named_keeps_it(tiny, tmp_pa
     assert_same_files(killed, folder)
 
 
-def test_a_rollback_waits_for_the_checkpoint_on_its_way(tiny, tmp_path, monkeypatch, capsys):
+def test_a_rollback_waits_for_the_pending_write(tiny, tmp_path, monkeypatch, capsys):
     """It goes back to the same step as a run that writes at once."""
     training_step, save, late = LitLM.training_step, torch.save, threading.Event()
 

@@ -60,7 +60,7 @@ def test_callbacks_do_not_change_the_training(finished, plain):
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
-def test_samples_on_the_way_come_every_second_validation(finished):
+def test_samples_during_training_come_every_second_validation(finished):
     """Validations at 4, 8 and 12. The last text is by another way: from the checkpoint."""
     assert [path.name for path in finished.samples_at(0).parent.iterdir()] == ["step-00000008.txt"]
     texts = finished.samples_at(8).read_text().split("\n\n----------------\n\n")
@@ -73,7 +73,7 @@ def test_samples_on_the_way_come_every_second_validation(finished):
 # ---- the running average
 
 
-def test_the_average_is_the_one_of_the_weights_after_each_step(tiny, tmp_path):
+def test_the_average_follows_the_weights_after_each_step(tiny, tmp_path):
     """Against the definition, by hand, from a checkpoint of every step."""
     folder = RunFolder(tmp_path / "run")
     steps = [
@@ -122,7 +122,7 @@ def test_the_logged_value_is_that_of_the_loaded_average(finished, everything):
     assert json.loads(finished.summary.read_text())["val/ema_bpb"] == pytest.approx(bpb, rel=1e-5)
 
 
-def test_a_run_without_an_average_says_so(plain):
+def test_loading_the_average_of_a_run_without_one_is_refused(plain):
     with pytest.raises(UserError, match="no running average"):
         load_run(str(plain.path), CPU, ema=True)
 
@@ -141,9 +141,7 @@ def test_a_resumed_run_has_the_same_average_and_the_same_validations(finished, e
     assert "EarlyStop" in theirs["callbacks"]
 
 
-def test_the_average_and_the_rest_may_be_left_off_or_begun_when_a_run_goes_on(
-    finished, plain, tiny, everything, tmp_path, recwarn
-):
+def test_a_resume_may_drop_or_add_the_average_and_early_stopping(finished, plain, tiny, everything, tmp_path, recwarn):
     without, begun = RunFolder(tmp_path / "without"), RunFolder(tmp_path / "begun")
     shutil.copytree(finished.path, without.path)
     run(
@@ -158,7 +156,7 @@ def test_the_average_and_the_rest_may_be_left_off_or_begun_when_a_run_goes_on(
     assert EMA_KEY in read_checkpoint(begun.newest_checkpoint())
 
 
-def test_the_first_steps_do_not_hold_on_to_the_initial_weights():
+def test_the_first_steps_forget_the_initial_weights_quickly():
     model = torch.nn.Linear(1, 1, bias=False)
     module = SimpleNamespace(model=model)
     average, trainer = EMA(0.999), SimpleNamespace(global_step=0)
@@ -175,7 +173,7 @@ def test_the_first_steps_do_not_hold_on_to_the_initial_weights():
 # ---- the early end
 
 
-def test_a_run_that_gets_no_better_ends_at_a_validation_and_leaves_all_a_run_leaves(tiny, tmp_path):
+def test_a_run_that_stops_improving_ends_at_a_validation_with_all_its_files(tiny, tmp_path):
     folder = RunFolder(tmp_path / "run")
     changes = ["trainer.max_steps=100", "callbacks.early_stop.patience=2", "callbacks.early_stop.min_delta=50"]
     config = compose_config([*tiny, *changes])
@@ -194,7 +192,7 @@ def test_a_run_that_gets_no_better_ends_at_a_validation_and_leaves_all_a_run_lea
     assert rows(folder)[-1]["step"] == 12
 
 
-def test_what_counts_as_better():
+def test_what_counts_as_an_improvement():
     said: list[str] = []
     state = SimpleNamespace(fn="fit")
     strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
@@ -238,7 +236,7 @@ def test_what_counts_as_better():
         (["callbacks.ema.decay=1.0"], r"callbacks\.ema\.decay"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(tiny, changes, says):
+def test_impossible_settings_are_refused_in_one_line(tiny, changes, says):
     with pytest.raises(UserError, match=says) as refused:
         compose_config([*tiny, *changes])
     assert len(refused.value.problems) == 1

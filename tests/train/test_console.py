@@ -29,7 +29,7 @@ def test_a_plain_line_names_bits_per_byte_time_left_and_skipped_steps(capsys):
 
 @pytest.mark.parametrize("width", [80, 110, 200])
 @pytest.mark.parametrize("text", [True, False])
-def test_the_bar_moves_every_step_and_is_as_wide_in_every_frame(width, text):
+def test_the_bar_moves_at_every_step_and_keeps_its_width(width, text):
     screen = RichConsole(file=io.StringIO(), force_terminal=True, width=width, color_system=None, _environ={})
     console = Console("auto", 20_000, screen)
     bars, moved = set(), []

@@ -78,9 +78,7 @@ def plant(monkeypatch):
 
 
 @pytest.mark.parametrize("extra", [["optim=adamw"], ["optim=muon", "trainer.accumulate=2"]])
-def test_a_batch_that_makes_nan_in_layer_5_is_skipped_named_and_survived(
-    tiny, tmp_path, capsys, monkeypatch, plant, extra
-):
+def test_a_batch_that_gives_nan_in_layer_5_is_skipped_and_explained(tiny, tmp_path, capsys, monkeypatch, plant, extra):
     plant({3: "output"})
     seen = {}
     on_end = guards.GuardCallback.on_train_batch_end
@@ -157,7 +155,7 @@ def test_three_in_a_row_roll_back_and_the_same_after_a_resume(tiny, tmp_path, ca
     assert rows(late) == rows(whole)
 
 
-def test_what_repeats_ends_the_run_with_a_report(tiny, tmp_path, capsys, plant):
+def test_repeated_bad_steps_stop_the_run_with_a_report(tiny, tmp_path, capsys, plant):
     plant(dict.fromkeys(range(3, 13), "output"))
     folder = RunFolder(tmp_path / "run")
     settings = ["trainer.guard.rollback_after=2", "trainer.guard.max_rollbacks=1", "trainer.guard.lr_factor=0.25"]
@@ -171,7 +169,7 @@ def test_what_repeats_ends_the_run_with_a_report(tiny, tmp_path, capsys, plant):
     assert not folder.summary.exists()
 
 
-def test_without_a_checkpoint_the_weights_stay(tiny, tmp_path, capsys, plant):
+def test_without_a_checkpoint_the_weights_are_kept(tiny, tmp_path, capsys, plant):
     plant({1: "output", 2: "output", 3: "output"})
     run(
         compose_config([*tiny, *DEEP, "trainer.ckpt_every=20", "trainer.max_steps=5"]),
@@ -183,7 +181,7 @@ def test_without_a_checkpoint_the_weights_stay(tiny, tmp_path, capsys, plant):
     assert "no checkpoint yet" in line
 
 
-def test_a_spike_is_skipped_where_that_is_asked_for(tiny, tmp_path, capsys, monkeypatch):
+def test_a_loss_spike_is_skipped_if_asked_for(tiny, tmp_path, capsys, monkeypatch):
     training_step = LitLM.training_step
 
     def step(self, batch, batch_idx):
@@ -270,7 +268,7 @@ def scaled(tmp_path):
     return SimpleNamespace(step=step, optimizer=optimizer, scaler=scaler)
 
 
-def test_a_loss_scale_that_is_too_large_is_no_fault_but_nan_is(scaled):
+def test_a_loss_scale_that_is_too_large_is_no_bad_step_but_nan_is(scaled):
     """1e15 x 2^79 is beyond float32, 1e15 x 2^78 is not."""
     for _ in range(2):
         assert scaled.step(1.0) == []

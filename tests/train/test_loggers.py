@@ -74,7 +74,7 @@ def test_a_remote_logger_gets_every_row_after_the_files_have_it(tiny, tmp_path, 
     assert backend.calls[-2:] == [("summary", 12), ("close",)]
 
 
-def test_a_remote_logger_that_fails_is_said_once_and_left_out(tiny, tmp_path, monkeypatch, capsys):
+def test_a_remote_logger_that_fails_is_reported_once_and_dropped(tiny, tmp_path, monkeypatch, capsys):
     backend = Recorder(fails_at=4)
     with_backend(monkeypatch, backend)
     folder = RunFolder(tmp_path / "run")
@@ -89,7 +89,7 @@ def test_a_remote_logger_that_fails_is_said_once_and_left_out(tiny, tmp_path, mo
     assert lines[0].endswith("ConnectionError: gone")
 
 
-def test_a_run_that_fails_ends_its_remote_logger(tiny, tmp_path, monkeypatch):
+def test_a_run_that_fails_closes_its_remote_logger(tiny, tmp_path, monkeypatch):
     backend = Recorder()
     with_backend(monkeypatch, backend)
     monkeypatch.setattr("hybridlm.train.lightning_module.LitLM.validation_step", lambda *_: 1 / 0)
@@ -105,7 +105,7 @@ def no_settings_of_wandb(monkeypatch):
         monkeypatch.delenv(name)
 
 
-def test_nothing_begins_before_the_first_row():
+def test_a_remote_logger_starts_with_the_first_row():
     backend = Recorder()
     Remote(backend, [], print).close()
     assert backend.calls == []
@@ -114,9 +114,7 @@ def test_nothing_begins_before_the_first_row():
 @pytest.mark.parametrize(
     ("logger", "says"), [("wandb", "pip install wandb"), ("tensorboard", r"pip install 'hybridlm\[tensorboard\]'")]
 )
-def test_a_package_that_is_not_here_is_refused_in_one_line_and_leaves_no_folder(
-    tiny, tmp_path, monkeypatch, logger, says
-):
+def test_a_missing_package_is_refused_in_one_line_and_leaves_no_folder(tiny, tmp_path, monkeypatch, logger, says):
     monkeypatch.setattr(loggers_module.importlib.util, "find_spec", lambda name: None)
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(UserError, match=says) as refused:

@@ -39,7 +39,7 @@ def disk(monkeypatch):
     return fill
 
 
-def test_rows_that_a_full_disk_did_not_take_are_written_when_there_is_room(tmp_path, disk):
+def test_rows_that_a_full_disk_refused_are_written_once_there_is_room(tmp_path, disk):
     jsonl, table, said = tmp_path / "m.jsonl", tmp_path / "m.csv", []
     files = RunFiles(jsonl, table, resume_step=None, say=said.append)
     files.log_metrics({"train/loss": 1.0}, step=1)
@@ -85,7 +85,7 @@ def test_a_resume_on_a_full_disk_loses_no_row(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["m.csv", "m.jsonl", "samples"]
 
 
-def test_a_run_whose_folder_is_removed_goes_on_and_says_so(tiny, tmp_path, monkeypatch, capsys):
+def test_a_run_whose_folder_is_removed_continues_and_reports_it(tiny, tmp_path, monkeypatch, capsys):
     folder, write = RunFolder(tmp_path / "run"), LineFile.write
 
     def write_and_remove(rows, row, *, again):

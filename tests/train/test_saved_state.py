@@ -104,7 +104,7 @@ def test_a_mutated_checkpoint_is_refused_in_a_line_or_read(original, tmp_path, s
 
 
 @pytest.mark.parametrize("seed", [range(6), pytest.param(range(6, 300), marks=pytest.mark.slow)], ids=["6", "294"])
-def test_what_is_read_can_be_trained_on_from_and_what_is_refused_touches_nothing(original, tmp_path, seed):
+def test_what_is_accepted_can_be_resumed_and_what_is_refused_touches_nothing(original, tmp_path, seed):
     folder, config, content = original
     trained = 0
     for number in seed:
@@ -141,7 +141,7 @@ def test_a_part_that_is_missing_or_none_is_refused(original, tmp_path, part):
 @pytest.mark.parametrize(
     "name", ["config.yaml", "metrics.jsonl", "train.lock", "train.log", "wandb_id.txt", "anything"]
 )
-def test_a_run_whose_file_leads_elsewhere_is_not_written_to(original, tmp_path, name):
+def test_a_run_folder_with_links_or_pipes_is_not_written_to(original, tmp_path, name):
     own = RunFolder(tmp_path / "run")
     shutil.copytree(original[0].path, own.path)
     victim = tmp_path / "victim"
@@ -155,7 +155,7 @@ def test_a_run_whose_file_leads_elsewhere_is_not_written_to(original, tmp_path, 
     assert victim.read_text() == "precious"
 
 
-def test_a_folder_of_checkpoints_may_lie_on_another_disk(original, tmp_path):
+def test_the_checkpoints_folder_may_be_a_link_to_another_disk(original, tmp_path):
     own = RunFolder(tmp_path / "run")
     shutil.copytree(original[0].path, own.path)
     shutil.move(own.checkpoints, tmp_path / "disk")
@@ -165,7 +165,7 @@ def test_a_folder_of_checkpoints_may_lie_on_another_disk(original, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["../../x\n", "a*\n", "a\nb/c\n", "", "a\x1b\n", "a\nb\nc\nd\n", "x" * 5000])
-def test_an_id_that_weights_and_biases_cannot_have_given_is_told(tmp_path, text):
+def test_an_invalid_wandb_id_is_refused(tmp_path, text):
     folder = RunFolder(tmp_path)
     assert folder.wandb_run() is None
     folder.wandb_id.write_text(text)
@@ -227,7 +227,7 @@ MOMENTS = "optimizer_states/0/state/0"
         (f"{KEY}/model/norm_eps", 0.5, "model.norm_eps: 0.5 ->"),
     ],
 )
-def test_each_thing_that_training_would_fall_over_is_told(original, tmp_path, place, value, reason):
+def test_each_inconsistency_is_refused_with_its_place(original, tmp_path, place, value, reason):
     _, config, content = original
     path = tmp_path / "step-00000004.ckpt"
     write(path, at(content, place, value))

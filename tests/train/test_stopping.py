@@ -90,7 +90,7 @@ def test_a_signal_stops_at_the_end_of_the_step_and_a_resume_is_exact(
     assert_same_end(broken, whole)
 
 
-def test_the_time_limit_stops_at_a_step_and_is_no_failure(tiny, tmp_path, during, capsys):
+def test_the_time_limit_stops_at_a_step_with_exit_code_0(tiny, tmp_path, during, capsys):
     config = compose_config([*tiny, "trainer.time_limit=1h"])
     whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
     run(config, whole, None)
@@ -127,7 +127,7 @@ def test_durations(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["90", "1:30", "1:60:00", "0s", "-5m", "soon", "5400", "1.5h"])
-def test_what_is_no_duration_is_refused_in_one_line(tiny, text):
+def test_an_invalid_duration_is_refused_in_one_line(tiny, text):
     with pytest.raises(UserError, match=r"trainer\.time_limit = .*90m") as caught:
         compose_config([*tiny, f"trainer.time_limit={text}"])
     assert "\n" not in str(caught.value)
@@ -184,16 +184,14 @@ def queued(tmp_path, monkeypatch):
         (["trainer.requeue=true"], signal.SIGTERM, []),  # cancelled, or preempted, which SLURM queues again by itself
     ],
 )
-def test_a_job_is_queued_again_after_a_notice_where_that_is_wanted(
-    tiny, tmp_path, queued, during, settings, number, calls
-):
+def test_a_job_is_requeued_after_sigusr1_if_asked_for(tiny, tmp_path, queued, during, settings, number, calls):
     during(1, kill(number))
     with pytest.raises(Stopped):
         run(compose_config([*tiny, *settings]), RunFolder(tmp_path / "a"), None)
     assert queued() == calls
 
 
-def test_signals_that_come_together_are_one(tiny, tmp_path, queued, during):
+def test_signals_within_a_second_count_as_one(tiny, tmp_path, queued, during):
     """As SLURM sends them when it preempts a job, and torchrun when someone presses Ctrl-C; under SLURM a later SIGTERM
     is one more."""
 
@@ -211,7 +209,7 @@ def test_signals_that_come_together_are_one(tiny, tmp_path, queued, during):
     assert queued() == []
 
 
-def test_who_waits_for_a_signal_hears_of_it_once_the_run_is_saved(tiny, tmp_path, during, capsys):
+def test_another_handler_of_a_signal_is_called_once_the_run_is_saved(tiny, tmp_path, during, capsys):
     """submitit queues its job again and ends the process."""
     folder, seen = RunFolder(tmp_path / "a"), []
 
@@ -235,7 +233,7 @@ def test_who_waits_for_a_signal_hears_of_it_once_the_run_is_saved(tiny, tmp_path
     ("again", "first", "calls"), [(True, True, ["requeue 77"]), (True, False, []), (False, True, [])]
 )
 @pytest.mark.parametrize("early", [True, False], ids=["before_the_configuration_is_read", "before_training"])
-def test_a_notice_before_training_ends_the_run(queued, monkeypatch, capsys, again, first, calls, early):
+def test_sigusr1_before_training_ends_the_run(queued, monkeypatch, capsys, again, first, calls, early):
     waited: list[float] = []
     monkeypatch.setattr("hybridlm.machine.signals.time.sleep", waited.append)
 
@@ -324,7 +322,7 @@ def test_a_signal_to_one_rank_stops_all(tiny, tmp_path, environment):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell of the end of a child")
-def test_a_loaders_process_that_somebody_ends_is_a_line(tiny, tmp_path, during):
+def test_a_killed_data_worker_is_reported_in_one_line(tiny, tmp_path, during):
     def end_it():
         (worker,) = multiprocessing.active_children()
         os.kill(worker.pid, signal.SIGKILL)

@@ -125,13 +125,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
         (["callbacks=probes", "callbacks.probes.length=8"], "callbacks.probes.length = 8: expected an integer >= 32"),
     ],
 )
-def test_mistakes_are_a_line(overrides, part):
+def test_mistakes_are_reported_in_one_line(overrides, part):
     with pytest.raises(UserError) as error:
         compose_config(overrides)
     assert [problem for problem in error.value.problems if part in problem], error.value.problems
 
 
-def test_a_model_of_too_few_ids_is_a_line(tmp_path):
+def test_a_vocabulary_that_is_too_small_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"model\.vocab_size = 10: smaller than the tokenizer's 65"):
         run(compose_config([*BASE, "model.vocab_size=10"]), RunFolder(tmp_path / "a"), None)
 
@@ -168,7 +168,7 @@ def test_two_attention_layers_learn_induction(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_mamba3_layers_learn_parity_and_go_beyond_their_length(tmp_path):
+def test_two_mamba3_layers_learn_parity_and_extrapolate(tmp_path):
     task = ["data.synthetic.task=parity", "data.seq_len=24", "data.synthetic.eval_lengths=[32]"]
     model = [
         "model.pattern=M3:none*2",

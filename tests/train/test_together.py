@@ -81,7 +81,7 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_written(tiny, tmp_pa
     assert alone_with(2).port == port
 
 
-def test_a_process_of_a_torchrun_that_has_ended_does_not_wait_for_it(tiny, monkeypatch):
+def test_a_process_whose_torchrun_has_exited_does_not_wait_for_it(tiny, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     torchrun = {
@@ -145,7 +145,7 @@ def none_left(process: subprocess.Popen[bytes], seconds: float) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("second", "code"), [(True, 1), (False, -signal.SIGKILL)])
-def test_the_death_of_a_process_ends_the_other(started, tmp_path, second, code):
+def test_a_killed_process_ends_the_other(started, tmp_path, second, code):
     process = started()
     os.kill(second_rank(process.pid) if second else process.pid, signal.SIGKILL)
     assert none_left(process, 10) == code

@@ -72,7 +72,7 @@ def no_settings_of_wandb(monkeypatch):
         monkeypatch.delenv(name)
 
 
-def test_what_wandb_is_told_of_a_run_and_of_a_job_of_a_sweep(tiny, tmp_path):
+def test_the_arguments_of_wandb_for_a_run_and_for_a_job_of_a_sweep(tiny, tmp_path):
     config = compose_config([*tiny, "logger=wandb", "logger.tags=[a,b]", "logger.entity=team"])
     alone = wandb_arguments(config, RunFolder(tmp_path / "7"), None)
     job = wandb_arguments(config, RunFolder(tmp_path / "7"), "sweep-a")
@@ -108,7 +108,7 @@ def test_a_resumed_run_leaves_two_segments_of_one_run(tiny, tmp_path):
         assert ours == pytest.approx(scalars(line), rel=1e-12)
 
 
-def test_online_a_resumed_run_is_wandbs_to_continue(tiny, tmp_path, monkeypatch):
+def test_online_a_resumed_run_is_continued_by_wandb(tiny, tmp_path, monkeypatch):
     """It is asked to resume the recorded id; which rows it then drops is its own matter."""
     asked = []
 
@@ -143,7 +143,7 @@ def test_online_a_resumed_run_is_wandbs_to_continue(tiny, tmp_path, monkeypatch)
     assert second.steps == [10, 12, 12]
 
 
-def test_a_run_that_begins_to_log_to_wandb_when_it_goes_on_hands_over_its_past(tiny, tmp_path):
+def test_a_run_resumed_with_wandb_hands_over_its_earlier_rows(tiny, tmp_path):
     folder = RunFolder(tmp_path / "run")
     run(compose_config(tiny), folder, None)
     run(compose_config([*tiny, "logger=wandb", "trainer.max_steps=14"]), folder, folder.newest_checkpoint())
@@ -165,7 +165,7 @@ def address(folder: RunFolder) -> set[tuple[str, str, str]]:
     return {(run.entity, run.project, run.run_id) for run in runs}
 
 
-def test_the_id_of_the_environment_is_the_runs_and_stays_when_it_goes_on(tiny, tmp_path, monkeypatch, capsys):
+def test_the_id_of_the_environment_is_kept_over_a_resume(tiny, tmp_path, monkeypatch, capsys):
     folder = RunFolder(tmp_path / "run")
     monkeypatch.setenv("WANDB_RUN_ID", "chosen")
     run(compose_config([*tiny, "logger=wandb", "trainer.max_steps=4"]), folder, None)
@@ -176,7 +176,7 @@ def test_the_id_of_the_environment_is_the_runs_and_stays_when_it_goes_on(tiny, t
     assert [step for step, _ in sent(folder)] == [1, 2, 4, 6]
 
 
-def test_a_run_of_an_agent_is_the_agents_and_stays_so_when_it_goes_on_without(tiny, tmp_path, monkeypatch, capsys):
+def test_a_run_of_an_agent_stays_the_agents_when_it_is_resumed_without_one(tiny, tmp_path, monkeypatch, capsys):
     folder, chosen = RunFolder(tmp_path / "run"), tmp_path / "chosen.yaml"
     chosen.write_text("wandb_version: 1\n\noptim.lr:\n  value: 0.01\n")
     with monkeypatch.context() as agent:
@@ -190,7 +190,7 @@ def test_a_run_of_an_agent_is_the_agents_and_stays_so_when_it_goes_on_without(ti
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_a_service_of_wandb_that_is_killed_is_said_once(tiny, tmp_path, monkeypatch, capsys):
+def test_a_killed_wandb_service_is_reported_once(tiny, tmp_path, monkeypatch, capsys):
     log = Wandb.log
 
     def kill_before(backend, row, step):
@@ -304,7 +304,7 @@ def namespace() -> list[str]:
         pytest.param(["logger.offline=false", "logger.timeout=3"], None, "UsageError", marks=pytest.mark.slow),
     ],
 )
-def test_without_a_network_a_run_goes_on_and_ends(tiny, tmp_path, environment, settings, key, says):
+def test_without_a_network_a_run_finishes(tiny, tmp_path, environment, settings, key, says):
     environment = {name: value for name, value in environment.items() if not name.startswith("WANDB_")}
     environment |= {"HOME": str(tmp_path), "WANDB_API_KEY": key} if key else {"HOME": str(tmp_path)}
     line = [*namespace(), sys.executable, str(TRAIN), *tiny, "logger=wandb", *settings, f"hydra.run.dir={tmp_path}/run"]
