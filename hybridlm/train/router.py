@@ -10,7 +10,7 @@ import torch
 
 from hybridlm.model.block import Block
 from hybridlm.model.lm import HybridLM
-from hybridlm.train.guards import hybrid_optimizer
+from hybridlm.train.lightning_module import hybrid_optimizer
 
 if TYPE_CHECKING:
     from hybridlm.layers.ffn import FFN, RouterStats

@@ -47,10 +47,11 @@ def original(tiny, tmp_path_factory) -> tuple[RunFolder, RunConfig, dict[str, ob
         "trainer.max_steps=4",
         "trainer.guard.spike_sigma=6",
         "callbacks.ema.decay=0.9",
+        "callbacks.early_stop.patience=9",
         "callbacks.samples.tokens=1",
     ]
     run(compose_config(overrides), folder, None)
-    config = compose_config([*overrides, "trainer.max_steps=5", "trainer.val_every=null", "trainer.val_batches=1"])
+    config = compose_config([*overrides, "trainer.max_steps=5", "trainer.val_every=9", "trainer.val_batches=1"])
     return folder, config, copy.deepcopy(read_checkpoint(folder.step_checkpoint(4)))
 
 
@@ -103,7 +104,7 @@ def test_a_mutated_checkpoint_is_refused_in_a_line_or_read(original, tmp_path, s
 
 
 @pytest.mark.parametrize("seed", [range(6), pytest.param(range(6, 300), marks=pytest.mark.slow)], ids=["6", "294"])
-def test_what_is_read_can_be_trained_on_from_and_what_is_refused_touches_nothing(original, tmp_path, seed):
+def test_what_is_accepted_can_be_resumed_and_what_is_refused_touches_nothing(original, tmp_path, seed):
     folder, config, content = original
     trained = 0
     for number in seed:
@@ -140,7 +141,7 @@ def test_a_part_that_is_missing_or_none_is_refused(original, tmp_path, part):
 @pytest.mark.parametrize(
     "name", ["config.yaml", "metrics.jsonl", "train.lock", "train.log", "wandb_id.txt", "anything"]
 )
-def test_a_run_whose_file_leads_elsewhere_is_not_written_to(original, tmp_path, name):
+def test_a_run_folder_with_links_or_pipes_is_not_written_to(original, tmp_path, name):
     own = RunFolder(tmp_path / "run")
     shutil.copytree(original[0].path, own.path)
     victim = tmp_path / "victim"
@@ -154,7 +155,7 @@ def test_a_run_whose_file_leads_elsewhere_is_not_written_to(original, tmp_path, 
     assert victim.read_text() == "precious"
 
 
-def test_a_folder_of_checkpoints_may_lie_on_another_disk(original, tmp_path):
+def test_the_checkpoints_folder_may_be_a_link_to_another_disk(original, tmp_path):
     own = RunFolder(tmp_path / "run")
     shutil.copytree(original[0].path, own.path)
     shutil.move(own.checkpoints, tmp_path / "disk")
@@ -164,7 +165,7 @@ def test_a_folder_of_checkpoints_may_lie_on_another_disk(original, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["../../x\n", "a*\n", "a\nb/c\n", "", "a\x1b\n", "a\nb\nc\nd\n", "x" * 5000])
-def test_an_id_that_weights_and_biases_cannot_have_given_is_told(tmp_path, text):
+def test_an_invalid_wandb_id_is_refused(tmp_path, text):
     folder = RunFolder(tmp_path)
     assert folder.wandb_run() is None
     folder.wandb_id.write_text(text)
@@ -205,26 +206,28 @@ MOMENTS = "optimizer_states/0/state/0"
         (
             f"{LOOP}/epoch_loop.automatic_optimization.optim_progress/optimizer/step/total/completed",
             3,
-            "loops have not made",
+            "do not give 4 steps",
         ),
         (f"{LOOP}/epoch_loop.batch_progress/total/reset", 1, "reset"),
-        (f"{LOOP}/epoch_loop.batch_progress/current/ready", 9, "other batches"),
+        (f"{LOOP}/epoch_loop.batch_progress/current/ready", 9, "disagree on the batches"),
         (f"{MOMENTS}/exp_avg", torch.zeros(3), "exp_avg of model.embedding.weight has shape"),
         (f"{MOMENTS}/exp_avg", torch.zeros(384, 32, dtype=torch.float16), "exp_avg of model.embedding.weight"),
-        (f"{MOMENTS}/exp_avg_sq", None, "it keeps exp_avg, step"),
-        (f"{MOMENTS}/step", 1.0, "is no tensor"),
+        (f"{MOMENTS}/exp_avg_sq", None, "has exp_avg, step"),
+        (f"{MOMENTS}/step", 1.0, "not a tensor"),
         ("optimizer_states/0/param_groups/0/params", [1], "parameters"),
         ("optimizer_states/0/param_groups/0/params", [], "groups"),
         ("callbacks/GuardCallback/rate_scale", -1.0, "GuardCallback"),
         ("callbacks/GuardCallback/update", 1, "GuardCallback"),
         ("callbacks/Checkpoints/best", {"x": 1.0}, "Checkpoints"),
+        ("callbacks/EarlyStop/best_score", "x", "best_score"),
+        ("callbacks/EarlyStop/wait_count", -1, "wait_count"),
         ("pytorch-lightning_version", "1.0.0", "lightning_version"),
         (f"{EMA_KEY}/norm.weight", torch.zeros(2), "norm.weight has shape"),
         (f"{EMA_KEY}/norm.weight", None, "running average lacks norm.weight"),
         (f"{KEY}/model/norm_eps", 0.5, "model.norm_eps: 0.5 ->"),
     ],
 )
-def test_each_thing_that_training_would_fall_over_is_told(original, tmp_path, place, value, reason):
+def test_each_inconsistency_is_refused_with_its_place(original, tmp_path, place, value, reason):
     _, config, content = original
     path = tmp_path / "step-00000004.ckpt"
     write(path, at(content, place, value))
