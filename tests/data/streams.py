@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from hybridlm.data.corpus import Part, Prepared, TextSplit
-from hybridlm.data.files.bins import BinWriter, TokenFile, open_bin
-from hybridlm.data.files.stream import Piece, TokenStream, split_of
+from hybridlm.data.files.bins import BinWriter, open_bin, read_meta
+from hybridlm.data.files.mapped import Piece
+from hybridlm.data.files.stream import TokenStream, joined
 from hybridlm.data.tokenizer import byte_tokenizer
 
 EOS = 256
@@ -33,7 +34,7 @@ def raw_stream(
 
 def token_file(
     path: Path, documents: Sequence[Sequence[int]], learned: Sequence[Sequence[bool]] | None = None
-) -> TokenFile:
+) -> Piece:
     """A file of ours; the text of a document is as many bytes as it has learned tokens."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with BinWriter(path, eos_id=EOS, vocab_size=257, tokenizer="none", masked=learned is not None) as writer:
@@ -41,7 +42,7 @@ def token_file(
             mask = None if learned is None else np.asarray(learned[number], dtype=bool)
             writer.add(np.asarray(ids, dtype=np.int64), len(ids) if mask is None else int(mask.sum()), mask)
         writer.finish()
-    return open_bin(path)
+    return open_bin(path, read_meta(path))
 
 
 def some_documents(count: int, seed: int, longest: int = 40) -> list[list[int]]:
@@ -54,12 +55,13 @@ def split(
 ) -> TextSplit:
     """Documents dealt over so many token files, one stretch of them to each."""
     edges = [len(documents) * k // files for k in range(files + 1)]
-    opened = [
+    pieces = [
         token_file(folder / f"{k}.bin", documents[a:b], None if learned is None else learned[a:b])
         for k, (a, b) in enumerate(pairwise(edges))
     ]
+    metas = [read_meta(piece.path) for piece in pieces]
     return TextSplit(
-        split_of(opened), sum(file.meta.documents for file in opened), sum(file.meta.text_bytes for file in opened)
+        TokenStream(joined(pieces)), sum(meta.documents for meta in metas), sum(meta.text_bytes for meta in metas)
     )
 
 

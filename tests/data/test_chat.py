@@ -14,13 +14,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pyarrow import parquet
 
 from hybridlm.cli.compose import compose_config
-from hybridlm.data import tokenizer_pieces
 from hybridlm.data.chat import encode_conversations, template_of
+from hybridlm.data.coloured_tokens import coloured, legend
 from hybridlm.data.reading.conversations import ChatRecords
 from hybridlm.data.reading.documents import Bad, Document, Turn
 from hybridlm.data.reading.readers import read_lines, read_parquet
-from hybridlm.data.show import coloured, legend
-from hybridlm.data.tokenizer import EOS, byte_tokenizer, load_tokenizer, train_bpe
+from hybridlm.data.tokenizer import byte_tokenizer, cuts, load_tokenizer, train_bpe
+from hybridlm.data.tokenizer.foreign import EOS
 from hybridlm.errors import UserError
 
 OURS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -326,7 +326,7 @@ def test_a_prompt_is_what_training_saw_in_front_of_an_answer(name, turns):
 def test_many_conversations_are_those_one_by_one(name, several, size):
     alone = [encoded(name, turns)[0] for turns in several]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_pieces, "BATCH_CHARS", size)
+        patch.setattr(cuts, "BATCH_CHARS", size)
         together = encoded(name, *several)
     assert len(together) == len(alone)
     for (ids, learned), (expected_ids, expected) in zip(together, alone, strict=True):
@@ -335,7 +335,7 @@ def test_many_conversations_are_those_one_by_one(name, several, size):
 
 
 def test_conversations_are_read_as_they_are_needed(monkeypatch):
-    monkeypatch.setattr(tokenizer_pieces, "BATCH_CHARS", 400)
+    monkeypatch.setattr(cuts, "BATCH_CHARS", 400)
     read = []
 
     def endless():

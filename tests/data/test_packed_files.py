@@ -9,7 +9,7 @@ import pytest
 from streams import EOS, prepared, raw_stream, some_documents, split, token_file
 from streams import part as part_of
 
-from hybridlm.data.files.stream import TokenStream, split_of
+from hybridlm.data.files.stream import TokenStream, joined
 from hybridlm.data.windows import packed_files
 from hybridlm.data.windows.order import IGNORE
 from hybridlm.data.windows.packed_files import PackedStream
@@ -82,7 +82,7 @@ def test_files_without_an_index_are_searched_for_documents(tmp_path, folder):
     documents = some_documents(8, seed=5)
     ids = [token for text in documents for token in (EOS, *text)] + [EOS]
     found = opened(raw_stream(tmp_path / "raw", [ids]), folder)
-    assert same(found, opened(split_of([token_file(tmp_path / "ours" / "0.bin", documents)]), folder))
+    assert same(found, opened(TokenStream(joined([token_file(tmp_path / "ours" / "0.bin", documents)])), folder))
 
 
 def test_a_packing_is_made_once(stream, folder, monkeypatch):
@@ -162,12 +162,12 @@ def test_a_failed_write_leaves_nothing_behind(stream, folder, monkeypatch):
 
 def test_pieces_without_documents_are_passed_over(tmp_path, folder):
     files = [token_file(tmp_path / f"{k}.bin", documents) for k, documents in enumerate(([], [[1, 2]], [], [[3]], []))]
-    packed = opened(split_of(files), folder)
+    packed = opened(TokenStream(joined(files)), folder)
     assert len(packed) == 2
     assert rows(packed).ids[:, :3].tolist() == [[EOS, 1, 2], [EOS, 3, 0]]
-    assert rows(opened(split_of(files), folder)).targets[:, :3].tolist() == [[1, 2, EOS], [3, EOS, IGNORE]]
+    assert rows(opened(TokenStream(joined(files)), folder)).targets[:, :3].tolist() == [[1, 2, EOS], [3, EOS, IGNORE]]
     with pytest.raises(UserError, match="no document"):
-        opened(split_of(files[:1]), folder)
+        opened(TokenStream(joined(files[:1])), folder)
 
 
 def test_how_full_the_windows_of_all_parts_are(tmp_path):

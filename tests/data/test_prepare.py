@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from hybridlm.config.data import DataConfig, PartConfig, TokenizerConfig
-from hybridlm.data import tokenizer_pieces
 from hybridlm.data.corpus import Prepared, TextSplit
 from hybridlm.data.preparing import build, pool
 from hybridlm.data.preparing import prepare as prepare_module
@@ -19,7 +18,7 @@ from hybridlm.data.preparing.build import Manifest
 from hybridlm.data.preparing.prepare import data_folder, prepare
 from hybridlm.data.preparing.split import position
 from hybridlm.data.reading.documents import Document
-from hybridlm.data.tokenizer import byte_tokenizer
+from hybridlm.data.tokenizer import byte_tokenizer, cuts
 from hybridlm.errors import UserError
 
 BPE = TokenizerConfig(kind="bpe", vocab_size=300)
@@ -504,7 +503,7 @@ def test_where_prepared_data_lie(monkeypatch, tmp_path):
 
 def test_what_a_bpe_learns_from_is_bounded_where_words_do_not_repeat(tmp_path, monkeypatch):
     """Text without blanks is taken evenly from all of the corpus, as much of it as memory bears."""
-    monkeypatch.setattr(tokenizer_pieces, "MOST_RARE", 30_000)
+    monkeypatch.setattr(cuts, "MOST_RARE", 30_000)
     rng = np.random.default_rng(0)
     for number in range(4):
         letters = rng.integers(0x4E00 + 500 * number, 0x4E00 + 500 * (number + 1), 40_000)
@@ -520,6 +519,6 @@ def test_what_a_bpe_learns_from_is_bounded_where_words_do_not_repeat(tmp_path, m
     assert 5_000 < characters <= 10_100
     assert max(map(len, taken)) < characters / 2, "some of every file that is trained on"
     assert any("of the text (words that hardly repeat" in line for line in lines)
-    parts = list(tokenizer_pieces.to_learn("字" * 1000 + " and words"))
+    parts = list(cuts.to_learn("字" * 1000 + " and words"))
     assert "".join(parts) == "字" * 1000 + " and words"
     assert max(map(len, parts)) == 64

@@ -119,7 +119,7 @@ def test_files_are_looked_through_once(folder, monkeypatch):
     settings = config(folder, val_path=f"{folder}/val.bin")
     first = prepare(settings).parts[0]
     monkeypatch.setattr("hybridlm.data.files.foreign_bins._check_raw", lambda *_: pytest.fail("looked through again"))
-    monkeypatch.setattr("hybridlm.data.files.tokenised._Known._counted", lambda *_: pytest.fail("counted again"))
+    monkeypatch.setattr("hybridlm.data.files.tokenised._Scans._counted", lambda *_: pytest.fail("counted again"))
     again = prepare(settings).parts[0]
     assert (again.folder, again.train.text_bytes, again.val.documents) == (
         first.folder,

@@ -62,11 +62,11 @@ class Found:
             self, files=left, left_out=self.left_out + Counter({f"files of {others.field}": count} if count else {})
         )
 
-    def note(self) -> str | None:
-        """A line about what is left out."""
-        if not self.left_out:
-            return None
-        return f"{self.field}: {len(self.files):,} file(s) are read; left out: {_counted(self.left_out)}"
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line about what is left out, if anything is."""
+        line = f"{self.field}: reading {len(self.files):,} file(s); left out: {_counted(self.left_out)}"
+        return (line,) if self.left_out else ()
 
 
 def shown(patterns: str | Sequence[str]) -> str:

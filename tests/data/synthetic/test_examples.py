@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from hybridlm.config.synthetic import SyntheticConfig, SyntheticTask, shortest, words
-from hybridlm.data.synthetic.examples import Examples
-from hybridlm.data.synthetic.show import as_text
+from hybridlm.data.synthetic.examples import Examples, as_text
 from hybridlm.errors import UserError
 
 TASKS = get_args(SyntheticTask)

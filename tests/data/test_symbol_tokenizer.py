@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from hybridlm.config.synthetic import SyntheticConfig, words
-from hybridlm.data.tokenizer import StreamDecoder, Tokenizer
-from hybridlm.data.tokenizer_symbols import SymbolTokenizer, symbol_tokenizer
+from hybridlm.data.tokenizer import StreamDecoder, Tokenizer, symbol_tokenizer
+from hybridlm.data.tokenizer.tokenizer import SymbolTokenizer
 from hybridlm.errors import UserError
 
 WORDS = words(SyntheticConfig(task="modular_arithmetic_brackets"))
