@@ -13,6 +13,7 @@ from hybridlm.data.files.bins import BinWriter, open_bin, read_meta
 from hybridlm.data.files.mapped import Piece
 from hybridlm.data.files.stream import TokenStream, joined
 from hybridlm.data.tokenizer import byte_tokenizer
+from hybridlm.data.windows.packing import Packing
 
 EOS = 256
 
@@ -79,3 +80,15 @@ def part(
 
 def prepared(*parts: Part) -> Prepared:
     return Prepared(parts, byte_tokenizer())
+
+
+def window_of(packing: Packing, tokens: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``ids``, ``targets`` and ``doc_ids`` of a window, each (seq_len,) int64, with every token learned."""
+    ids, targets, doc_ids = np.empty((3, packing.seq_len), dtype=np.int64)
+    packing.fill(tokens, None, number, ids, targets, doc_ids)
+    return ids, targets, doc_ids
+
+
+def efficiency(packing: Packing) -> float:
+    """The share of columns that hold a pair."""
+    return packing.pairs / (len(packing) * packing.seq_len)

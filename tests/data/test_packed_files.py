@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from streams import EOS, prepared, raw_stream, some_documents, split, token_file
+from streams import EOS, prepared, raw_stream, some_documents, split, token_file, window_of
 from streams import part as part_of
 
 from hybridlm.data.files.stream import TokenStream, joined
@@ -52,7 +52,7 @@ def test_every_piece_is_packed_by_itself_and_no_pair_is_lost(stream, folder):
     for number, piece in enumerate(stream.pieces):
         alone = pack(piece.starts(), SEQ_LEN)
         assert packed.firsts[number + 1] - packed.firsts[number] == len(alone)
-        wanted += [alone.window(piece.tokens(), w) for w in range(len(alone))]
+        wanted += [window_of(alone, piece.tokens(), w) for w in range(len(alone))]
     ids, targets, doc_ids = rows(packed)
     for row, window in enumerate(wanted):
         assert [array[row].tolist() for array in (ids, targets, doc_ids)] == [array.tolist() for array in window]
@@ -154,10 +154,12 @@ def test_a_failed_write_leaves_nothing_behind(stream, folder, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr(packed_files.os, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
-        packed_files._write(folder / "a.bin", [b"1"])
+    whole = opened(stream, stream.pieces[0].path.parent / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("hybridlm.files.durable.os.replace", fail)
+        packed = opened(stream, folder)
     assert os.listdir(folder) == []
+    assert same(packed, whole)
 
 
 def test_pieces_without_documents_are_passed_over(tmp_path, folder):

@@ -41,7 +41,7 @@ def test_a_folder_means_its_text_files(here):
         "files without an ending": 1,
         "binary": 1,
     }
-    assert found.note().startswith("data.path: 3 file(s) are read; left out: 2 .png files, ")
+    assert found.notes[0].startswith("data.path: reading 3 file(s); left out: 2 .png files, ")
 
 
 def test_lists_and_braces(here):

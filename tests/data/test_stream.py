@@ -82,9 +82,9 @@ def test_files_of_ours_are_one_stream_with_one_eos_between_documents(tmp_path):
 
 def test_no_files_and_half_masks_are_refused(tmp_path):
     for pieces in ([], [Piece(tmp_path, "<u2", 3), Piece(tmp_path, "<u2", 3, masked=True)]):
-        with pytest.raises(ValueError, match="one piece or more"):
+        with pytest.raises(ValueError, match="at least one piece"):
             TokenStream(pieces)
-    with pytest.raises(ValueError, match="one piece or more"):
+    with pytest.raises(ValueError, match="at least one piece"):
         TokenStream(joined([]))
 
 

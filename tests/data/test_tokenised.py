@@ -45,7 +45,7 @@ def test_a_file_beside_another_one(folder):
     assert part.val.text_bytes == len(b"".join(TEXTS))
     assert part.val.documents == 4
     assert prepared.tokenizer.fingerprint == byte_tokenizer().fingerprint
-    assert f"{len(STREAM)} of {folder}/val.bin" in lines[0]
+    assert f"{len(STREAM)} tokens of {folder}/val.bin" in lines[0]
 
 
 def test_the_end_is_held_out_where_there_is_no_other(folder):
@@ -87,7 +87,7 @@ def test_our_own_files_join_at_an_end_of_text(folder):
     assert tokens_of(part.train).tolist() == [*STREAM.tolist(), EOS]
     assert (part.train.documents, part.train.text_bytes) == (4, len(b"".join(TEXTS)))
     other = TokenizerConfig(kind="file", path=f"{folder}/tokenizer.json", special_tokens=("<|x|>",))
-    with pytest.raises(UserError, match=r"own0\.bin was made by another tokenizer"):
+    with pytest.raises(UserError, match=r"own0\.bin .* data\.tokenizer\.path"):
         prepare(config(folder, path=f"{folder}/own*.bin", dtype=None, tokenizer=other))
 
 

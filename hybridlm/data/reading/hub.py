@@ -181,7 +181,7 @@ def _downloaded(
     place = cache / "hub" / hashlib.sha256(made_of.encode()).hexdigest()[:16]
     if not place.exists():
         if access.offline:
-            raise UserError(unreachable(config, access.offline, "it has not been downloaded in this version"))
+            raise UserError(unreachable(config, access.offline, "it has not been downloaded before"))
         _builder(config, folder, access).download_and_prepare(str(place), file_format="parquet")
     groups = list(_row_groups(config, records, place))
     total, limit = sum(group.size for group in groups), (config.limit_mb or 0) * _MB

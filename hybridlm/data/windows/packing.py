@@ -39,21 +39,6 @@ class Packing:
         """Number of pairs in all windows, learned or not."""
         return int(self.pieces[:, 1].sum(dtype=np.int64))
 
-    @property
-    def efficiency(self) -> float:
-        """The share of columns that hold a pair, over all windows: 1 means no padding."""
-        return self.pairs / (len(self) * self.seq_len)
-
-    def window(self, tokens: np.ndarray, w: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``ids``, ``targets`` and ``doc_ids`` of window ``w``, each (seq_len,) int64, as ``fill`` writes them if every
-        token is learned.
-
-        tokens: (N,), the stream, e.g. a memory map. IndexError: there is no such window.
-        """
-        ids, targets, doc_ids = np.empty((3, self.seq_len), dtype=np.int64)
-        self.fill(tokens, None, w, ids, targets, doc_ids)
-        return ids, targets, doc_ids
-
     def fill(
         self,
         tokens: np.ndarray,
@@ -124,8 +109,8 @@ def pack(starts: np.ndarray, seq_len: int) -> Packing:
     ``starts`` (D + 1,) of integers, increasing: the positions of the eos before each document and, last, of the closing
     eos; so document d gives starts[d + 1] - starts[d] pairs. Only a document of more than ``seq_len`` pairs is cut,
     into pieces of that many pairs and a rest: a piece's first input is the last target of the piece before, so no pair
-    is lost. From the longest piece to the shortest, each goes whole into the window with the least room in which it fits,
-    or into a new one if there is none.
+    is lost. From the longest piece to the shortest, each goes whole into the window with the least room in which it
+    fits, or into a new one if there is none.
 
     Of pieces of equal length the first in the stream comes first, of windows with equal room the one opened first is
     taken. Pieces within a window, and windows by their first piece, are in the order of the stream, so windows spread

@@ -160,7 +160,7 @@ def test_no_example_is_in_both_splits_even_where_there_are_few():
 def test_too_few_examples_to_hold_some_out_are_an_error_of_one_line():
     """One bit has two examples, which the hash puts on the same side."""
     assert Examples(config("parity"), "train", 1).make(np.arange(200))[0].shape == (200, 1)
-    with pytest.raises(UserError, match=r"of so few different examples of 1 tokens none is left for val") as error:
+    with pytest.raises(UserError, match=r"examples of 1 tokens, none is left for val") as error:
         Examples(config("parity"), "val", 1).make(np.arange(200))
     assert len(error.value.problems) == 1
 
