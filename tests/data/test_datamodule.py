@@ -18,7 +18,7 @@ from streams import part, prepared
 from hybridlm.config.data import DataConfig
 from hybridlm.config.synthetic import SyntheticConfig
 from hybridlm.data.datamodule import DataModule
-from hybridlm.data.synthetic.source import announced
+from hybridlm.data.synthetic.source import open_synthetic
 from hybridlm.errors import UserError
 
 STEPS = 16
@@ -39,7 +39,7 @@ def corpora(tmp_path_factory):
         "packed": (prepared(one), packing),
         "mixture": (prepared(replace(one, weight=1.0), other), CONFIG),
         "packed mixture": (prepared(one, other), packing),
-        "synthetic": (announced(SYNTHETIC, lambda line: None), SYNTHETIC),
+        "synthetic": (open_synthetic(SYNTHETIC, Path(), lambda line: None, False), SYNTHETIC),
     }
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -11,7 +12,6 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 from urllib.parse import unquote, urlparse
 
 import pytest
@@ -286,14 +286,19 @@ def test_the_libraries_are_left_as_they_were(tmp_path, open_hub):
     ],
 )
 def test_a_stream_that_fails_midway_says_to_run_again(monkeypatch, error, message):
-    def lines():
-        yield b'{"text": "one"}\n'
-        yield b'{"text": "two"}\n'
-        raise RuntimeError("reading failed") from error
+    class Failing(io.RawIOBase):
+        rest = b'{"text": "one"}\n{"text": "two"}\n'
 
-    rest = lines()
-    file = SimpleNamespace(readline=lambda limit: next(rest))
-    monkeypatch.setattr("fsspec.open", lambda url: contextlib.nullcontext(file))
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            if not self.rest:
+                raise RuntimeError("reading failed") from error
+            count, buffer[: len(self.rest)], self.rest = len(self.rest), self.rest, b""
+            return count
+
+    monkeypatch.setattr("fsspec.open", lambda url: contextlib.nullcontext(Failing()))
     remote = RemoteFile("a.jsonl", "hf://datasets/me/set/a.jsonl", HfConfig(id="me/set"))
     found = WholeFile(remote, TextRecords("text"), "lines", 0).documents()
     assert [next(found).text, next(found).text] == ["one", "two"]

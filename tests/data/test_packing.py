@@ -177,7 +177,7 @@ def test_the_smallest_streams(lengths, seq_len, count):
 def test_what_cannot_be_packed_is_refused():
     with pytest.raises(UserError, match="no document"):
         pack(np.array([0]), 8)
-    with pytest.raises(ValueError, match="must rise"):
+    with pytest.raises(ValueError, match="must increase"):
         pack(np.array([0, 4, 4]), 8)
     with pytest.raises(ValueError, match="seq_len=0"):
         pack(np.array([0, 4]), 0)

@@ -161,7 +161,7 @@ def test_special_tokens_stand_behind_the_first_and_count_as_ids():
         bytes([value]) for value in range(256)
     }
     assert train_bpe(["ab"], 5000, SPECIALS).vocab_size == 260
-    with pytest.raises(UserError, match=r"vocab_size=259: legal is 260 \(256 bytes and <\|endoftext\|>, <\|user\|>"):
+    with pytest.raises(UserError, match=r"vocab_size=259: expected 260 \(256 bytes and <\|endoftext\|>, <\|user\|>"):
         train_bpe(TEXTS, 259, SPECIALS)
 
 
@@ -214,13 +214,13 @@ def test_special_tokens_are_saved(tmp_path):
         (("",), "'' is empty"),
         (("<|user|>", "x"), "'x' is text that many documents contain"),
         ((" \n",), r"' \\n' is text that many documents contain"),
-        (("<|user|>", "<|end|>", "<|user|>"), r"'<\|user\|>' stands there twice"),
+        (("<|user|>", "<|end|>", "<|user|>"), r"'<\|user\|>' is listed twice"),
         (("<\ud800>",), "half a surrogate pair"),
     ],
 )
 def test_names_that_can_be_no_special_token_are_refused(names, said):
     for make in (lambda: train_bpe(TEXTS, 400, names), lambda: byte_tokenizer(names)):
-        with pytest.raises(UserError, match=rf"data\.tokenizer\.special_tokens: .*{said}.*; legal is") as caught:
+        with pytest.raises(UserError, match=rf"data\.tokenizer\.special_tokens: .*{said}.*") as caught:
             make()
         assert len(str(caught.value).splitlines()) == 1
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import re
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _MB = 1_000_000
 _STRETCHES = 16  # a part of a data set comes from at least this many places of it
+_BUFFER = 1 << 20  # bytes of a remote file at a time
 _FILE_MB = 64  # a part of a stream opens one more file per this much text
 
 
@@ -51,7 +53,7 @@ class RemoteFile:
 
         try:
             with fsspec.open(self.url) as file:
-                yield file
+                yield io.BufferedReader(file, _BUFFER)  # fsspec's own readline takes no limit
         except Exception as error:  # of whichever library does the transfer
             raise refusal(self.config, error) from error
 
