@@ -13,7 +13,7 @@ import pytest
 from hybridlm.config.data import DataConfig, PartConfig, TokenizerConfig
 from hybridlm.data.corpus import Prepared, TextSplit
 from hybridlm.data.preparing import build, pool
-from hybridlm.data.preparing import prepare as prepare_module
+from hybridlm.data.preparing import corpus_tokenizer
 from hybridlm.data.preparing.build import Manifest
 from hybridlm.data.preparing.prepare import data_folder, prepare
 from hybridlm.data.preparing.split import position
@@ -509,16 +509,26 @@ def test_what_a_bpe_learns_from_is_bounded_where_words_do_not_repeat(tmp_path, m
         letters = rng.integers(0x4E00 + 500 * number, 0x4E00 + 500 * (number + 1), 40_000)
         (tmp_path / f"{number}.txt").write_text("".join(map(chr, letters)), encoding="utf-8")
     taken = list[str]()
-    train = prepare_module.train_bpe
+    train = corpus_tokenizer.train_bpe
     monkeypatch.setattr(
-        prepare_module, "train_bpe", lambda texts, *rest: train((taken.append(text) or text for text in texts), *rest)
+        corpus_tokenizer, "train_bpe", lambda texts, *rest: train((taken.append(text) or text for text in texts), *rest)
     )
     lines = list[str]()
     prepare(config(tmp_path, path=f"{tmp_path}/*.txt", tokenizer=BPE, prepare_workers=1), lines.append)
     characters = sum(map(len, taken))
     assert 5_000 < characters <= 10_100
     assert max(map(len, taken)) < characters / 2, "some of every file that is trained on"
-    assert any("of the text (words that hardly repeat" in line for line in lines)
+    assert any("of the text (words that rarely repeat" in line for line in lines)
     parts = list(cuts.to_learn("字" * 1000 + " and words"))
     assert "".join(parts) == "字" * 1000 + " and words"
     assert max(map(len, parts)) == 64
+
+
+@pytest.mark.parametrize("sign", ["=", " ", "\n", "_-", "😀", "!\u0301"])
+def test_a_bpe_learns_from_runs_of_one_sign_in_bounded_pieces(sign):
+    """The library takes the square of a piece's length: a run of 200,000 signs took it 40 s."""
+    text = f"before {sign * 3000} after"
+    parts = list(cuts.to_learn(text))
+    assert "".join(parts) == text
+    assert max(map(len, parts)) <= 1024 + len(" after")
+    assert list(cuts.to_learn(f"a {sign * 500} b")) == [f"a {sign * 500} b"]

@@ -49,7 +49,11 @@ _PART_CHARS = 32  # a part costs the library about as much memory as so many cha
 # Training a BPE takes memory and time by the distinct pieces in its text: some 140 bytes for each of their bytes, and
 # the square of their length. Words repeat; stretches of a script without spaces hardly ever do.
 _RARE = re.compile(r"[^\W\d_]{9,}")
-_LEARNED_AT_ONCE = re.compile(r"[^\W\d_]{64}(?=[^\W\d_])")
+# So runs of letters, spaces or other signs longer than any word, indentation or ruler line are cut.
+_LONG_LETTERS = re.compile(r"(?P<letters>(?<![^\W\d_])[^\W\d_]{65,})")
+_MANY_SIGNS = re.compile(r"(?<![\W_])[\W_]{1025,}")  # a quick test for the runs below
+_LONG_RUN = re.compile(rf"{_LONG_LETTERS.pattern}|(?<!\s)\s{{1025,}}|(?<!(?!\s)[\W_])(?:(?!\s)[\W_]){{1025,}}")
+_LETTERS_AT_ONCE, _SIGNS_AT_ONCE = 64, 1024
 MOST_RARE = 6_000_000  # bytes of distinct pieces of nine letters or more
 _STRETCH, _WORTHWHILE = 1 << 16, 1 << 10  # characters of a text thinned at once, and taken at least
 
@@ -94,13 +98,14 @@ def too_long(text: str, places: Sequence[re.Pattern[str]]) -> int:
 
 
 def to_learn(text: str) -> Iterator[str]:
-    """``text`` in parts for training a BPE: bounded in size, and cut inside stretches of letters too long to be
-    words."""
+    """``text`` in parts for training a BPE: bounded in size, and cut inside runs too long to be words."""
     for part in cut(text, PIECE_CHARS, OWN_CUTS):
         begin = 0
-        for match in _LEARNED_AT_ONCE.finditer(part):
-            yield part[begin : match.end()]
-            begin = match.end()
+        for match in (_LONG_RUN if _MANY_SIGNS.search(part) else _LONG_LETTERS).finditer(part):
+            size = _LETTERS_AT_ONCE if match["letters"] else _SIGNS_AT_ONCE
+            for end in range(match.start() + size, match.end(), size):
+                yield part[begin:end]
+                begin = end
         yield part[begin:]
 
 
