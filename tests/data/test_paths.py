@@ -79,5 +79,5 @@ def test_a_pipe_is_never_waited_for(tmp_path):
     found = find_files("data.path", str(tmp_path))
     assert (list(found.files), found.left_out) == (["a.txt"], {"pipes, devices and dead links": 2})
     assert list(find_files("data.path", f"{tmp_path}/*.txt").files) == ["a.txt"]
-    with pytest.raises(ConfigError, match=r"pipe\.txt is neither a file nor a folder, but a pipe"):
+    with pytest.raises(ConfigError, match=r"pipe\.txt is neither a file nor a folder but a pipe"):
         find_files("data.path", str(tmp_path / "pipe.txt"))

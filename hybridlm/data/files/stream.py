@@ -95,14 +95,14 @@ class TokenStream:
         """Tokens [first, first + length) of each of ``firsts`` (B,) int64, as (B, length) int64. IndexError: out of
         range."""
         out = np.empty((len(firsts), length), dtype=np.int64)
-        self._fill(out, firsts, lambda piece: self.arrays(piece).tokens)
+        self._fill(out, firsts, 0)
         return out
 
     def learned_windows(self, firsts: np.ndarray, length: int) -> np.ndarray:
         """Which of these tokens are learned, (B, length) bool."""
         out = np.ones((len(firsts), length), dtype=bool)
         if self.masked:
-            self._fill(out, firsts, self._learned)
+            self._fill(out, firsts, 1)
         return out
 
     def arrays(self, piece: int) -> Arrays:
@@ -115,26 +115,17 @@ class TokenStream:
         tokens, learned = this.tokens(files), this.learned(files)
         return Arrays(tokens[: this.size], None if learned is None else learned[: this.size], tokens, learned), files
 
-    def _learned(self, piece: int) -> np.ndarray:
-        learned = self.arrays(piece).learned
-        assert learned is not None  # the stream is masked
-        return learned
-
-    def _fill(self, out: np.ndarray, firsts: np.ndarray, array_of: Callable[[int], np.ndarray]) -> None:
+    def _fill(self, out: np.ndarray, firsts: np.ndarray, field: int) -> None:
+        """field: 0 for tokens, 1 for learned, as in ``Arrays``."""
         length = out.shape[1]
         if len(firsts) and not 0 <= int(firsts.min()) <= int(firsts.max()) <= len(self) - length:
             raise IndexError(f"windows of {length} tokens reach beyond a stream of {len(self)}")
         pieces = self.firsts.searchsorted(firsts, side="right") - 1
         for row, piece, place in zip(out, pieces.tolist(), (firsts - self.firsts[pieces]).tolist(), strict=True):
-            found = array_of(piece)[place : place + length]
-            if found.size == length:  # nearly always
-                row[:] = found
-                continue
             done = 0
-            while True:
+            while done < length:  # once, nearly always
+                whole = self.arrays(piece)[field]
+                assert whole is not None  # masks are read of masked streams only
+                found = whole[place : place + length - done]
                 row[done : done + found.size] = found
-                done += found.size
-                if done == length:
-                    break
-                piece += 1
-                found = array_of(piece)[: length - done]
+                done, place, piece = done + found.size, 0, piece + 1
