@@ -195,7 +195,7 @@ def _of_glob(field: str, pattern: str) -> tuple[list[str], str]:
     parts = Path(pattern).parts
     fixed = 0
     # Parts that exist literally are not patterns.
-    while fixed < len(parts) - 1 and (os.path.isdir(os.path.join(*parts[: fixed + 1])) or not _has_wildcards(parts[fixed])):
+    while fixed < len(parts) - 1 and (os.path.isdir(os.path.join(*parts[: fixed + 1])) or not _is_pattern(parts[fixed])):
         fixed += 1
     root = str(Path(*parts[:fixed]))
     rest = os.path.join(*parts[fixed:], *([""] if pattern.endswith(os.sep) else [])) if parts else ""
@@ -203,7 +203,7 @@ def _of_glob(field: str, pattern: str) -> tuple[list[str], str]:
     return found, root
 
 
-def _has_wildcards(part: str) -> bool:
+def _is_pattern(part: str) -> bool:
     return glob.has_magic(part) or _BRACES.search(part) is not None
 
 
