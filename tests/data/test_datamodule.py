@@ -115,7 +115,7 @@ def test_a_part_that_is_too_short_is_named(tmp_path):
     datamodule = DataModule(prepared(*parts), config, global_batch=4, micro_batch=4, accumulate=1, seed=0)
     datamodule.trainer = lightning.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     with pytest.raises(
-        UserError, match=r"data\.parts\.short: the training text has \d+ tokens, one window takes data\.seq_len"
+        UserError, match=r"data\.parts\.short: .* \d+ tokens, .* data\.seq_len"
     ):
         datamodule.train_dataloader()
 
