@@ -119,7 +119,7 @@ def prepare(
         from rich.console import Console
 
         from hybridlm.data.preparing.prepare import prepare as prepare_data
-        from hybridlm.data.show import coloured, first_documents, legend
+        from hybridlm.data.coloured_tokens import coloured, first_documents, legend
         from hybridlm.data.synthetic.source import shown_examples
         from hybridlm.data.windows.splits import packed_documents
 

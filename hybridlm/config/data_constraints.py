@@ -102,7 +102,7 @@ def _tokenizer_problems(data: DataConfig) -> list[str]:
     problems, tokenizer = [], data.tokenizer
     if tokenizer.kind == "file" and not tokenizer.path:
         problems.append(
-            "data.tokenizer.path = null: kind=file needs it; a tokenizer.json, a folder with one, or a .tiktoken file"
+            "data.tokenizer.path = null: kind=file needs it; a tokenizer.json, or a folder with one"
         )
     if tokenizer.kind != "file" and tokenizer.path is not None:
         problems.append(

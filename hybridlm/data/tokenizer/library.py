@@ -1,8 +1,8 @@
-"""The library of tokenizers, called on what strangers wrote.
+"""The ``tokenizers`` library, called on untrusted files.
 
-Its files are JSON and run no code, but it fails on some in its own way: a Rust panic, which no ``except Exception``
-sees and whose report goes to file descriptor 2, and tables as long as the largest id. So sizes are looked at before the
-library is asked.
+They are JSON and run no code, but the library fails on some in its own way: a Rust panic, which ``except Exception``
+does not catch and whose report goes to file descriptor 2, and tables as long as the largest id. So sizes are checked
+before the library is called.
 """
 
 from __future__ import annotations
@@ -20,19 +20,16 @@ from tokenizers import Tokenizer as LibraryTokenizer
 
 from hybridlm.config.problems import recorded
 from hybridlm.config.section import Section
-from hybridlm.data.tokenizer_bytes import check_largest
+from hybridlm.data.tokenizer.byte_strings import check_largest
 from hybridlm.errors import UserError, printable
 from hybridlm.files.plain import Unreadable, read_json
 
-LEGAL = (
-    "a byte-level BPE, or a SentencePiece BPE or Unigram with byte fallback: a tokenizer.json, a folder with one, or a"
-    " .tiktoken file"
-)
-MAX_BYTES = 2**26  # of a file; a tokenizer.json of 256k tokens has 33 MB
-_MAX_ADDED = 2**16  # tokens beside those of the model; each is looked at by itself
-_REASON = 200  # characters of the library's own words
+LEGAL = "a byte-level BPE, or a SentencePiece BPE or Unigram with byte fallback: a tokenizer.json, or a folder with one"
+MAX_BYTES = 2**26  # of a file; a tokenizer.json of 256k tokens takes 33 MB
+_MAX_ADDED = 2**16  # tokens besides the model's; each is checked by itself
+_REASON = 200  # characters of the library's own message
 _PROBES = "a 1!\n\tA_é☃"  # and the letters of the regexes
-_PROBE_LENGTH = 64  # where it matters how often a regex can go back, 2 ** 64 is too often
+_PROBE_LENGTH = 64  # for a regex with catastrophic backtracking 2 ** 64 steps are too many
 _Id = Annotated[int, Field(ge=0)]
 
 
@@ -51,7 +48,7 @@ class _Model(_Facts):
 
 
 class TokenizerFacts(_Facts):
-    """Of a tokenizer.json what is read here, and whatever takes memory."""
+    """The parts of a tokenizer.json that are read here, and those that take memory."""
 
     model: _Model
     added_tokens: Annotated[list[_Added], Field(max_length=_MAX_ADDED)] | None = None
@@ -62,7 +59,7 @@ class TokenizerFacts(_Facts):
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a tokenizer. UserError: it cannot be read, or holds none."""
+    """The object in a JSON file of a tokenizer. UserError: it cannot be read, or is not an object."""
     try:
         facts = read_json(path, MAX_BYTES)
     except Unreadable as error:
@@ -73,8 +70,8 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def library_of(facts: Mapping[str, Any], path: Path) -> LibraryTokenizer:
-    """The library's tokenizer of what a tokenizer.json says. UserError: it is none, or is too large; any Exception: the
-    library's own."""
+    """The library's tokenizer of the content of a tokenizer.json. UserError: it is invalid or too large; any Exception:
+    the library's own."""
     found = recorded(TokenizerFacts, facts, f"tokenizer {path}")
     ids = found.model.vocab.values() if isinstance(found.model.vocab, dict) else [len(found.model.vocab) - 1]
     check_largest(max([*ids, *(token.id for token in found.added_tokens or [])], default=-1))
@@ -88,18 +85,18 @@ def library_of(facts: Mapping[str, Any], path: Path) -> LibraryTokenizer:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception says, in a line that every terminal takes."""
+    """The message of an exception, in one printable line."""
     text = f"it has no {error}" if isinstance(error, KeyError) else str(error)
     return printable(" ".join(text.split()))[:_REASON] or type(error).__name__
 
 
 class FailsOnText(UserError):
-    """A tokenizer that was read, and cannot be used on some text."""
+    """A tokenizer that was read but fails on some text."""
 
 
 @contextmanager
 def failures() -> Iterator[None]:
-    """Around every call of the library on a text. Raises FailsOnText, also for a panic."""
+    """Around every call of the library on a text. FailsOnText: any failure, panics included."""
     try:
         yield
     except BaseException as error:
@@ -110,7 +107,7 @@ def failures() -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path, legal: str) -> Iterator[None]:
-    """Around the making of a tokenizer. UserError, one line: whatever goes wrong, and Rust says nothing beside it."""
+    """Around the construction of a tokenizer. UserError, one line: any failure, with nothing from Rust on stderr."""
     try:
         with _quiet():
             yield
@@ -123,7 +120,7 @@ def reading(path: Path, legal: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within it file descriptor 2 leads nowhere."""
+    """Sends file descriptor 2 to the null device."""
     try:
         kept = os.dup(2)
     except OSError:  # closed
@@ -139,5 +136,5 @@ def _quiet() -> Iterator[None]:
 
 
 def _panic(error: BaseException) -> bool:
-    """pyo3 makes the class anew in each library that it builds, and none can be imported."""
+    """pyo3 creates the class anew in each library, and it cannot be imported."""
     return type(error).__name__ == "PanicException"

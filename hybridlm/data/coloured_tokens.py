@@ -1,4 +1,4 @@
-"""Tokens as a person can see them: each on a colour of its own, so that the borders show."""
+"""Tokens made visible: in alternating colours, so that their boundaries show."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hybridlm.errors import harmless
 _STYLES = ("black on bright_cyan", "black on bright_yellow", "black on bright_green", "black on bright_magenta")
 _SPECIAL = "bold white on red"
 _LONGEST = 1 << 16  # tokens of a document on a screen
-_READ, _READ_SPECIAL = "bright_black", "red"  # what is not learned, without a background
-# Blanks and line ends would show as a colour alone; the line is broken behind its end all the same.
+_READ, _READ_SPECIAL = "bright_black", "red"  # what is not learned has no background
+# Spaces and line ends would show only as a colour; the line still breaks after its end.
 _VISIBLE = str.maketrans({" ": "·", "\t": "→", "\r": "␍", "\n": "⏎\n"})
 
 
 def coloured(ids: Iterable[int], tokenizer: Tokenizer, learned: Sequence[bool] | np.ndarray | None = None) -> Text:
-    """The tokens one after the other; bytes that are no whole character stand as \\xNN, special tokens as their name,
-    unused ids as <id>.
+    """The tokens one after the other; bytes that are not a whole character as \\xNN, special tokens by name, unused ids
+    as <id>.
 
-    learned: for each token whether it is one; those that are not have no background. None: all are. ValueError: it has
-    another length.
+    learned: for each token whether it is learned; those that are not have no background. None: all are. ValueError: the
+    lengths differ.
     """
     tokens = list(ids)
     shown = Text()
@@ -42,20 +42,18 @@ def coloured(ids: Iterable[int], tokenizer: Tokenizer, learned: Sequence[bool] |
 
 
 def legend() -> Text:
-    """What the colours of ``coloured`` mean where some tokens are learned and others not, in one line."""
+    """What the colours of ``coloured`` mean where only some tokens are learned, in one line."""
     shown = Text("learned: ")
     for style, word in zip(_STYLES, ("one", "colour", "a", "token"), strict=True):
         shown.append(word, style=style)
     shown.append(" and ").append("<special>", style=_SPECIAL)
-    shown.append("; only read: ").append("text", style=_READ)
+    shown.append("; context only: ").append("text", style=_READ)
     return shown.append(" and ").append("<special>", style=_READ_SPECIAL)
 
 
 def first_documents(stream: TokenStream, eos_id: int, count: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """The first documents of a stream: ids (n,), the eos before it included, and which are learned (n,) bool, None
-    where all are.
-
-    Of a long one the beginning is shown.
+    """The first documents of a stream: ids (n,), with the eos before each, and which are learned (n,) bool, None if all
+    are. Long documents are truncated.
     """
     first = 0
     for _ in range(count):
