@@ -4,8 +4,8 @@ and its texts."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hybridlm.config.layers import LayerSpec
 from hybridlm.config.model import ModelConfig
+from hybridlm.layers.init import Init
 from hybridlm.machine.device import CPU
 from hybridlm.model.block import Block
 from hybridlm.model.build import build_block
@@ -21,18 +22,12 @@ from hybridlm.model.lm import HybridLM, LMOutput
 
 VOCAB = 61  # ids of the gate's texts; the embedding pads them to 64
 _MULTIPLE = 8
-_CHUNKS, _SHORTEST = (
-    (64, 32, 16, 8),
-    24,
-)  # chunk lengths tried where the model's own is too long; tokens of the shortest text
-_WORK, _LONGEST = (
-    0.8e9,
-    512,
-)  # parameters x tokens, and tokens, that keep all rows together under half a minute on two cores
+_CHUNKS = (64, 32, 16, 8)  # chunk lengths tried where the model's own is too long
+_SHORTEST = 24  # tokens of the shortest text
+# Parameters x tokens, and tokens, that keep all rows together under half a minute on two cores.
+_WORK, _LONGEST = 0.8e9, 512
 _NO_CHUNK = 16  # what texts are cut around where no layer works in chunks
-_NARROW_WIDTH, _NARROW_FFN = 256, {"d_ff": 256, "d_expert": 32, "d_shared": 32}
-_NARROW = _NARROW_FFN | {"d_inner": 512, "kv_lora_rank": 96, "q_lora_rank": 96, "dt_rank": 16}
-_HEADS_PER_GROUP = 2
+_NARROW_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -49,12 +44,9 @@ class Plan:
 
     def apply(self, spec: LayerSpec) -> LayerSpec:
         """``spec`` with what the plan makes smaller."""
-        params: Any = spec.params
-        if self.width is not None:
-            params, ffn = _narrowed(params, self.width), None if spec.ffn is None else _narrowed(spec.ffn, self.width)
-            spec = replace(spec, ffn=ffn)
-        elif self.narrow_ffn and spec.ffn is not None:
-            spec = replace(spec, ffn=replace(spec.ffn, **_at_most(_NARROW_FFN, spec.ffn)))
+        params: Any = spec.params if self.width is None else spec.params.narrowed(self.width)
+        if spec.ffn is not None and (self.narrow_ffn or self.width is not None):
+            spec = replace(spec, ffn=spec.ffn.narrowed(self.width or spec.ffn.d_model))
         if self.longest_chunk is not None and hasattr(params, "chunk"):
             params = replace(params, chunk=min(params.chunk, self.longest_chunk))
         if self.longest_window is not None and getattr(params, "window", None) is not None:
@@ -109,30 +101,6 @@ def _tokens(chunk: int) -> int:
     return max(_SHORTEST, 2 * chunk + chunk // 2 + 5)
 
 
-def _narrowed(params: Any, width: int) -> Any:
-    """The same kind of layer with fewer heads and channels; sizes of a head, of its state and all choices stay."""
-    changes = _at_most(_NARROW, params)
-    groups_name = "n_kv_heads" if hasattr(params, "n_kv_heads") else "n_groups"
-    if hasattr(params, "n_heads"):
-        groups = getattr(params, groups_name, 1)
-        fewer = min(2, groups)
-        per_group = min(_HEADS_PER_GROUP, params.n_heads // groups)
-        changes["n_heads"] = fewer * per_group
-        if hasattr(params, groups_name):
-            changes[groups_name] = fewer
-    return replace(params, d_model=width, **changes)
-
-
-def _at_most(sizes: Mapping[str, int], params: Any) -> dict[str, int]:
-    """Those of the fields ``sizes`` that a spec has, no larger than given there."""
-    names = {field.name for field in fields(params)}
-    return {
-        name: min(most, size)
-        for name, most in sizes.items()
-        if name in names and (size := getattr(params, name)) is not None
-    }
-
-
 def build_layers(
     layers: Sequence[LayerSpec], config: ModelConfig, like: HybridLM | None = None, device: str = "meta"
 ) -> HybridLM:
@@ -140,11 +108,11 @@ def build_layers(
 
     like: the model whose recipe for fresh weights they take, which knows how deep it is.
     """
-    width = cast(Any, layers[0].params).d_model
+    width = layers[0].params.d_model
     small = config.model_copy(update={"vocab_size": None, "vocab_multiple": _MULTIPLE, "d_model": width})
     with torch.device(device):
         blocks = [build_block(spec, small) for spec in layers]
-        return HybridLM(small, blocks, VOCAB, cast(Any, None if like is None else like.init))
+        return HybridLM(small, blocks, VOCAB, like.init if like else Init(None, "depth", len(layers)))
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -116,24 +115,24 @@ def experts(subject: Subject) -> Worst:
     x.uniform_(-1.0, 1.0, generator=subject.generator(8))
     valid = torch.ones(x.shape[:2], dtype=torch.bool)
     valid[0, :7] = False
-    for i, (spec, block) in enumerate(zip(subject.layers, subject.blocks, strict=True)):
-        if spec.ffn_kind != "moe":
+    for i, block in enumerate(subject.blocks):
+        ffn = block.ffn
+        if ffn is None or not ffn.n_experts:
             continue
-        params, ffn = cast(Any, spec.ffn), cast(Any, block.ffn)
         with torch.no_grad():
             padded, stats = ffn(x, valid)
             alone, bare = ffn(x[valid].unsqueeze(0))
             worst.see(relative(padded[valid], alone[0]), f"layer {i}: outputs beside padding")
             for name, with_padding, without in zip(stats._fields, stats, bare, strict=True):
                 worst.see(relative(with_padding.double(), without.double()), f"layer {i}: {name} counts padding")
-            wanted = params.top_k * int(valid.sum())
+            wanted = ffn.top_k * int(valid.sum())
             worst.see(abs(float(stats.counts.sum()) - wanted) / wanted, f"layer {i}: {wanted} places are to be given")
             other = x.masked_fill(~valid.unsqueeze(-1), 3.0)
             worst.see(
                 relative(ffn(other, valid)[0][valid], padded[valid]),
                 f"layer {i}: what stands in padding reaches tokens",
             )
-            router = [p for p in ffn.parameters() if p.shape == (params.n_experts, params.d_model)]
+            router = [p for p in ffn.parameters() if p.shape == (ffn.n_experts, x.shape[-1])]
             if len(router) == 1:
                 kept = router[0].clone()
                 router[0].zero_()

@@ -84,7 +84,7 @@ def test_what_cannot_be_reached_is_the_nearest_and_said():
     config = compose_config(
         ["model=hybrid_alternating", "model.pattern=T:none", "sweep.match=params", "sweep.target=400000000"]
     )
-    assert (config.sweep.matched or "").endswith(", the nearest there is")
+    assert (config.sweep.matched or "").endswith(", the nearest possible")
     assert config.model.d_model == 4 * 256
 
 
