@@ -91,7 +91,7 @@ _CHECKS = (
         "initial weights",
         "every parameter is drawn, and finite",
         0.0,
-        lambda run: initial_weights(run.full, run.layers),
+        lambda run: initial_weights(run.full, run.subject),
     ),
     _Check("parameters", "whole model: declared, and built", 0.0, lambda run: parameters(run.full, run.places)),
     _Check("state bytes", "announced, with a cache that was used", 0.0, _on(state_bytes)),
@@ -110,7 +110,7 @@ class Gate:
         self._specs = resolve_layers(config.model)
         self._distinct = distinct_layers(self._specs)
         full = build_model(config.model, config.model.vocab_size or config.data.tokenizer.vocab_size)
-        self._run = _Run(config, self._distinct, make_plan(list(self._distinct), config.model), full)
+        self._run = _Run(config, self._distinct, make_plan(list(self._distinct), config.model.d_model), full)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,18 +119,14 @@ class Gate:
     @property
     def head_line(self) -> str:
         """What the numeric rows run on."""
-        plan, config = self._run.plan, self._run.config.model
-        made = [f"{len(self._distinct)} distinct of {len(self._specs)} layers", f"{plan.width or config.d_model} wide"]
-        if plan.width not in (None, config.d_model):
-            made[-1] += f" instead of {config.d_model}"
-        made += ["float64", f"{VOCAB} ids", f"texts of {plan.tokens} tokens"]
-        if plan.narrow_ffn:
-            made.append("narrower FFNs")
-        if plan.longest_chunk is not None:
-            made.append(f"chunks of at most {plan.longest_chunk}")
-        if plan.longest_window is not None:
-            made.append(f"windows of at most {plan.longest_window}")
-        return ", ".join([*made, f"seed {self._run.config.seed}"])
+        plan, config = self._run.plan, self._run.config
+        wide = f"{plan.width} wide" + (
+            f" instead of {config.model.d_model}" if plan.width < config.model.d_model else ""
+        )
+        return (
+            f"{len(self._distinct)} distinct of {len(self._specs)} layers, {wide}, float64, {VOCAB} ids, texts of"
+            f" {plan.tokens} tokens, chunks of at most {plan.chunk}, seed {config.seed}"
+        )
 
     def rows(self) -> Iterator[Row]:
         """Runs the checks in their order. What a check raises is a failed row."""

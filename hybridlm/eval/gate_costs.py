@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.config.layers import LayerSpec
-from hybridlm.eval.gate_subject import Plan, Subject, Worst, build_layers, logits_of
+from hybridlm.eval.gate_subject import Subject, Worst, build_layers, logits_of
 from hybridlm.layers.layer import Phase, linear_flops
 from hybridlm.layers.mixer import Mixer
 from hybridlm.machine.device import CPU
@@ -27,20 +27,14 @@ from hybridlm.model.cache import ModelCache
 from hybridlm.model.columns import sequence_info
 from hybridlm.model.lm import HybridLM
 
-_TOO_WIDE = 1.5e8  # parameters from which layers are drawn narrower
-_NARROW = 256
 _ROWS = 8  # so that a projection of a few tokens is still a product of matrices
 _PER_STATE = 64  # FLOPs per token, at most, for each number of a state
 
 
-def initial_weights(full: HybridLM, layers: Sequence[LayerSpec]) -> Worst:
-    """The distinct layers of ``full``, filled with NaN and drawn."""
+def initial_weights(full: HybridLM, subject: Subject) -> Worst:
+    """The layers of the subject with the recipe of ``full``, filled with NaN and drawn."""
     worst = Worst()
-    model = build_layers(layers, full.config, full)
-    if count.parameters(model) > _TOO_WIDE:
-        narrow = Plan(0, 0, width=min(full.config.d_model, _NARROW))
-        model = build_layers([narrow.apply(spec) for spec in layers], full.config, full)
-    model = model.to_empty(device=CPU)
+    model = build_layers(subject.layers, full.config, full).to_empty(device=CPU)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.fill_(math.nan)

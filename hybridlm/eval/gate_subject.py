@@ -22,36 +22,28 @@ from hybridlm.model.lm import HybridLM, LMOutput
 
 VOCAB = 61  # ids of the gate's texts; the embedding pads them to 64
 _MULTIPLE = 8
-_CHUNKS = (64, 32, 16, 8)  # chunk lengths tried where the model's own is too long
-_SHORTEST = 24  # tokens of the shortest text
-# Parameters x tokens, and tokens, that keep all rows together under half a minute on two cores.
-_WORK, _LONGEST = 0.8e9, 512
+_WIDTH, _CHUNK, _SHORTEST = 256, 64, 24  # of the widest layer and longest chunk that are run, of the shortest text
 _NO_CHUNK = 16  # what texts are cut around where no layer works in chunks
-_NARROW_WIDTH = 256
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long the texts are, and what of the layers had to be made smaller for them (None: nothing)."""
+    """What the layers are run on. tokens: of a text; chunk: texts are cut around multiples of it; width: d_model at
+    most. Chunks and windows are shortened and layers narrowed to these, which changes nothing that is checked."""
 
     tokens: int
-    chunk: int  # texts are cut around multiples of this
-    longest_chunk: int | None = None
-    longest_window: int | None = None
-    narrow_ffn: bool = False
-    width: int | None = None
+    chunk: int
+    width: int
     rows: int = 2  # plain texts side by side
 
     def apply(self, spec: LayerSpec) -> LayerSpec:
-        """``spec`` with what the plan makes smaller."""
-        params: Any = spec.params if self.width is None else spec.params.narrowed(self.width)
-        if spec.ffn is not None and (self.narrow_ffn or self.width is not None):
-            spec = replace(spec, ffn=spec.ffn.narrowed(self.width or spec.ffn.d_model))
-        if self.longest_chunk is not None and hasattr(params, "chunk"):
-            params = replace(params, chunk=min(params.chunk, self.longest_chunk))
-        if self.longest_window is not None and getattr(params, "window", None) is not None:
-            params = replace(params, window=min(params.window, self.longest_window))
-        return replace(spec, params=params)
+        """``spec`` as it is run."""
+        params: Any = spec.params if spec.params.d_model <= self.width else spec.params.narrowed(self.width)
+        if getattr(params, "chunk", None) is not None:
+            params = replace(params, chunk=min(params.chunk, self.chunk))
+        if getattr(params, "window", None) is not None:
+            params = replace(params, window=min(params.window, self.tokens // 2))
+        return replace(spec, params=params, ffn=spec.ffn and spec.ffn.narrowed(params.d_model))
 
 
 def distinct_layers(specs: Sequence[LayerSpec]) -> dict[LayerSpec, list[int]]:
@@ -62,43 +54,10 @@ def distinct_layers(specs: Sequence[LayerSpec]) -> dict[LayerSpec, list[int]]:
     return places
 
 
-def make_plan(layers: Sequence[LayerSpec], config: ModelConfig) -> Plan:
-    """The longest texts that ``layers`` can be run on in the time there is.
-
-    First choice: two of the longest chunks and a half, and more than the longest window. Then chunks and windows are
-    shortened, which changes no result that a correct layer gives. Where even that is too much the FFNs are made
-    narrower, which look at one token at a time, and last the mixers.
-    """
-    plan = _texts(layers, None)
-    for narrow in (
-        Plan(0, 0),
-        Plan(0, 0, narrow_ffn=True),
-        Plan(0, 0, narrow_ffn=True, width=min(config.d_model, _NARROW_WIDTH)),
-    ):
-        made = build_layers([narrow.apply(spec) for spec in layers], config)
-        size = sum(parameter.numel() for parameter in made.parameters())
-        for longest in (None, *_CHUNKS):
-            plan = replace(_texts(layers, longest), narrow_ffn=narrow.narrow_ffn, width=narrow.width)
-            plan = replace(plan, rows=2 if size * plan.tokens <= _WORK / 4 else 1)
-            if size * plan.tokens <= _WORK and plan.tokens <= _LONGEST:
-                return plan
-    return plan
-
-
-def _texts(layers: Sequence[LayerSpec], longest: int | None) -> Plan:
-    """Texts for chunks up to ``longest`` (None: as long as they are) at full width."""
-    chunks = [int(chunk) for spec in layers if (chunk := getattr(spec.params, "chunk", None)) is not None]
-    windows = [int(window) for spec in layers if (window := getattr(spec.params, "window", None)) is not None]
-    chunk = max(chunks, default=_NO_CHUNK)
-    if longest is None:
-        return Plan(max(_tokens(chunk), max(windows, default=0) + 9), chunk)
-    tokens = _tokens(min(chunk, longest))
-    window = tokens // 2 if max(windows, default=0) > tokens // 2 else None
-    return Plan(tokens, min(chunk, longest), longest if max(chunks, default=0) > longest else None, window)
-
-
-def _tokens(chunk: int) -> int:
-    return max(_SHORTEST, 2 * chunk + chunk // 2 + 5)
+def make_plan(layers: Sequence[LayerSpec], d_model: int) -> Plan:
+    """Texts of two and a half of the longest chunks."""
+    chunk = min(max((getattr(spec.params, "chunk", 0) for spec in layers), default=0) or _NO_CHUNK, _CHUNK)
+    return Plan(max(_SHORTEST, 2 * chunk + chunk // 2 + 5), chunk, min(d_model, _WIDTH))
 
 
 def build_layers(
