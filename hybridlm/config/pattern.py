@@ -54,7 +54,7 @@ class Letters:
     variants: Mapping[str, str] = field(default_factory=dict)
 
     def item(self, symbol: str, ffn: str | None) -> PatternItem | None:
-        """The layer that ``symbol`` stands for, or None where it stands for none."""
+        """The layer that ``symbol`` means, or None."""
         letter = MIXERS[self.ssm].letter if symbol == _FAMILY else symbol
         kind = _KINDS.get(letter) or self.variants.get(letter)
         return None if kind is None else PatternItem(letter, kind, ffn or self.ffn_after[kind])

@@ -1,4 +1,4 @@
-"""Synthetic tasks (``data.synthetic``): what is asked, over how many symbols, and the words that the ids stand for.
+"""Synthetic tasks (``data.synthetic``): the question, the number of symbols, and the words that the ids stand for.
 
 An example is ``data.seq_len`` tokens long. Everything here is known without generating anything, so that a model can be
 planned for it.
@@ -28,7 +28,7 @@ PAD = "<|endoftext|>"  # id 0 of every task: fills the rest of a window after an
 class SyntheticConfig(Section):
     """A generated task (``data.synthetic``); docs/data.md has a line and the chance level of each."""
 
-    task: SyntheticTask = Field("mqar", description="what is asked")
+    task: SyntheticTask = Field("mqar", description="the task")
     vocab_size: int = Field(
         64,
         ge=2,
@@ -38,7 +38,7 @@ class SyntheticConfig(Section):
     n_pairs: int = Field(
         4,
         ge=1,
-        description="mqar: keys with a value, all of them asked for; needle: needles, one of which is asked for",
+        description="mqar: keys with a value, all of them queried; needle: needles, one of which is queried",
     )
     n_items: int = Field(
         4, ge=1, description="selective_copying: symbols to remember; needle: symbols of a needle's value"

@@ -1,7 +1,7 @@
 """The gate: proof, for one configuration, that its layers do what they claim.
 
 Its rows are of two kinds. The numeric ones run a model of each distinct layer, once, in float64 on the CPU; the others
-ask the model as it is, on the meta device. A row fails where its error is above the limit or is no number, and where it
+examine the model as it is, on the meta device. A row fails where its error is above the limit or not a number, and where it
 raises.
 """
 
@@ -33,8 +33,8 @@ _ZERO = 1e-12  # of a loss that does not change
 
 @dataclass(frozen=True)
 class Row:
-    """One result. error: the worst found, infinite where something is no number. note: what a failure is about, and
-    what is to blame."""
+    """One result. error: the worst found, infinite where something is not a number. note: what failed, and which
+    layer is to blame."""
 
     name: str
     compared: str
@@ -61,7 +61,7 @@ class _Run:
     def __init__(
         self, config: RunConfig, places: Mapping[LayerSpec, Sequence[int]], plan: Plan, full: HybridLM
     ) -> None:
-        """places: each distinct layer of ``full`` with the places where it stands."""
+        """places: each distinct layer of ``full`` with its places."""
         self.config, self.places, self.plan, self.full = config, places, plan, full
         self.layers = list(places)
 
@@ -174,7 +174,7 @@ def _places(places: Sequence[int]) -> str:
 def _attempt(check: _Check, run: _Run) -> Worst:
     try:
         return check.run(run)
-    except Exception as error:  # a layer that cannot do what is asked of it
+    except Exception as error:  # whatever a broken layer raises
         worst = Worst()
         worst.see(math.inf, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
         return worst

@@ -1,7 +1,7 @@
-"""The gate's rows that hold for every kind of layer alike: initial weights, declared parameters, and costs.
+"""The gate's rows that hold for every kind of layer: initial weights, declared parameters, and costs.
 
-How each kind draws its weights, and its exact FLOPs, are facts of the kind and matters of its tests. Here the bounds
-are wide, and catch a factor forgotten or a cost per sequence given as one per token.
+How each kind draws its weights, and its exact FLOPs, are facts of the kind, which its own tests assert. The
+bounds here are wide: they catch a forgotten factor, or the cost of a sequence given as that of a token.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def initial_weights(full: HybridLM, subject: Subject) -> Worst:
 def parameters(full: HybridLM, places: Mapping[LayerSpec, Sequence[int]]) -> Worst:
     """Every parameter is declared, row blocks add up to the rows, and equal layers have equally many.
 
-    places: each distinct layer of ``full`` with the places where it stands.
+    places: each distinct layer of ``full`` with its places.
     """
     worst, by_name = Worst(), dict(full.named_parameters())
     for name, spec in full.param_specs().items():  # raises where a parameter is not declared, or one does not exist

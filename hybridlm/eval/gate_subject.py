@@ -1,5 +1,5 @@
-"""What the gate's numeric rows run on: each distinct layer of a model once, in float64, with weights that hide nothing,
-and its texts."""
+"""What the gate's numeric rows run on: each distinct layer of a model once, in float64, with weights that hide no
+error, and its texts."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Worst:
         self.error, self.where = 0.0, ""
 
     def see(self, error: float, where: str) -> None:
-        """An error that is no number counts as infinite."""
+        """NaN counts as infinite."""
         error = math.inf if math.isnan(error) else error
         if error > self.error:
             self.error, self.where = error, where
@@ -159,7 +159,7 @@ class Subject:
         return self.gradients(self.model(ids, doc_ids=documents, targets=targets), with_aux=False)
 
     def gradients(self, output: LMOutput, *, with_aux: bool) -> tuple[Tensor, dict[str, Tensor | None]]:
-        """The summed loss, with the routers' losses if asked for, and its gradient by parameter; None where there is
+        """The summed loss, with the routers' losses if ``with_aux``, and its gradient by parameter; None where there is
         none."""
         loss = output.loss_sum
         assert loss is not None

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridlm.layers.cache import LayerCache, StateCache
+from hybridlm.layers.conv import depthwise, short_conv
 from hybridlm.layers.init import Init, ParamSpec, fused, reset_step_bias
 from hybridlm.layers.layer import PASSES, Phase, linear_flops
 from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, step_metrics
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
-from hybridlm.ops.conv import causal_conv
 from hybridlm.ops.kernels.choice import CUDA
 from hybridlm.ops.kernels.rules import KernelUse, Need, Sizes, conv_need, mamba3_refusal, mimo_refusal
 from hybridlm.ops.mimo import mimo_scan
@@ -63,8 +63,8 @@ class Mamba3(Mixer):
             *angle,
         )
         self.in_proj = Linear(spec.d_model, sum(self.row_blocks), bias=False)
-        if spec.use_conv:  # a container of the convolution's parameters; ops.conv does the computing
-            self.conv1d = nn.Conv1d(spec.conv_channels, spec.conv_channels, spec.d_conv, groups=spec.conv_channels)
+        if spec.use_conv:
+            self.conv1d = depthwise(spec.conv_channels, spec.d_conv)
         self.dt_bias = nn.Parameter(torch.empty(spec.n_heads))
         self.B_bias = nn.Parameter(torch.empty(spec.n_heads, spec.rank, spec.d_state))
         self.C_bias = nn.Parameter(torch.empty(spec.n_heads, spec.rank, spec.d_state))
@@ -82,7 +82,7 @@ class Mamba3(Mixer):
         spec = self.spec
         z, xBC, rates = self.in_proj.split(x, (spec.d_inner, sum(self.row_blocks[1:4]), sum(self.row_blocks[4:])))
         if spec.use_conv:
-            xBC = self._convolved(xBC, seq, cache)
+            xBC = short_conv(self.conv1d, xBC, seq, cache)
         if self._kernel_takes(xBC, seq, cache):
             mixed = self._in_one_kernel(xBC, rates, z, seq)
         else:
@@ -96,17 +96,6 @@ class Mamba3(Mixer):
         if cache is not None and z.shape[1] == 1:
             return self._gated_step(self._stepped(steps, seq, cache), z[:, 0]).unsqueeze(1)
         return self._gated(self._scanned(steps, seq, cache), z)
-
-    def _convolved(self, xBC: Tensor, seq: SequenceInfo, cache: StateCache | None) -> Tensor:
-        assert self.conv1d.bias is not None
-        state, positions = None if cache is None else cache["conv"], None if seq.doc_ids is None else seq.positions
-        weight, bias = self.conv1d.weight, self.conv1d.bias
-        xBC, state = causal_conv(
-            xBC, weight, bias, state, positions=positions, padding=seq.padding, backend=seq.kernels.conv
-        )
-        if cache is not None:
-            cache.update({"conv": state})
-        return xBC
 
     def _steps(self, xBC: Tensor, rates: Tensor, seq: SequenceInfo, cache: StateCache | None) -> _Steps:
         spec = self.spec
@@ -152,7 +141,7 @@ class Mamba3(Mixer):
         return refusal is None
 
     def _in_one_kernel(self, xBC: Tensor, rates: Tensor, z: Tensor, seq: SequenceInfo) -> Tensor:
-        """The gated output (B, T, H, P) where no state is asked for and nothing is padding."""
+        """The gated output (B, T, H, P) where no state is needed and nothing is padding."""
         from hybridlm.ops.kernels.mamba3 import Mamba3Inputs, kernel_mimo, kernel_siso
 
         spec = self.spec

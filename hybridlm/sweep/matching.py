@@ -1,8 +1,8 @@
 """Models of equal cost: widths are changed until a pattern has the parameters, or the FLOPs per token, of a reference
 pattern.
 
-The hidden width of the FFNs is tried first, then the width of the mixers that can be widened (each kind's section says
-how: ``widened``), then d_model, alone before together; the first that comes within the tolerance is taken, and where
+The hidden width of the FFNs is tried first, then the width of the mixers that can be widened (``widened`` of each kind's
+section), then d_model, alone before together; the first that comes within the tolerance is taken, and where
 none does, the nearest of all. Hidden widths and inner channels become multiples of 64, 32, 16 or 8 (the first that
 suffices), d_model of 32, 16 or 8, and heads whose width follows d_model keep a multiple of 8 channels: 8 numbers of 16
 bits are the 16 bytes that Tensor Cores require rows to be a multiple of, 64 the 128 bytes with which they are fastest
@@ -38,14 +38,14 @@ _Change = Callable[[ModelConfig, float, int], ModelConfig]  # by a factor, to a 
 @dataclass(frozen=True)
 class Matched:
     """A configuration after the match, and the overrides that make the one before it into this one; none where no match
-    was asked for, or the configuration has gone through one."""
+    was requested, or the configuration is already matched."""
 
     config: RunConfig
     overrides: tuple[str, ...]
 
 
 def matched(config: RunConfig) -> Matched:
-    """``config`` at the cost that ``sweep`` asks for. ConfigError: the tokenizer that gives the vocabulary cannot be
+    """``config`` at the cost that ``sweep`` sets. ConfigError: the tokenizer that gives the vocabulary cannot be
     read."""
     by = config.sweep.match
     if by is None or config.sweep.matched is not None:

@@ -143,7 +143,7 @@ def test_help_and_the_command_itself(environment):
 @pytest.mark.parametrize(
     ("overrides", "most"),
     [
-        (["model=hybrid_alternating", "size=d26"], 30),
+        (["model=hybrid_alternating", "size=d26"], 200),
         (["model.pattern=(TM)*500"], 200),
         (["model.pattern=ST", "model.variants={S: {mixer: attention, window: 100000}}"], 200),
         (["model.pattern=M", "model.mamba2.chunk=1024"], 200),
