@@ -1,8 +1,8 @@
 """The gate: proof, for one configuration, that its layers do what they claim.
 
 Its rows are of two kinds. The numeric ones run a model of each distinct layer, once, in float64 on the CPU; the others
-examine the model as it is, on the meta device. A row fails where its error is above the limit or not a number, and where it
-raises.
+examine the model as it is, on the meta device. A row fails where its error is above the limit or not a
+number, and where it raises.
 """
 
 from __future__ import annotations

@@ -102,8 +102,8 @@ def left_padding(subject: Subject) -> Worst:
 
 
 def documents(subject: Subject) -> Worst:
-    """A packed text against each of its documents alone: logits, loss, every gradient; and a change in one document does not reach
-    another."""
+    """A packed text against each of its documents alone: logits, loss, every gradient; and a change in
+    one document does not reach another."""
     worst, model = Worst(), subject.model
     ids, targets, doc_ids = subject.packed
     with torch.no_grad():

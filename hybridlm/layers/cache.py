@@ -62,7 +62,7 @@ class TokenCache(LayerCache):
 
     @staticmethod
     def _columns(batch: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, capacity: int) -> Tensor:
-        """Zeros (B, capacity, ...). Each head's columns are contiguous in memory, so that a query reads its keys in one pass."""
+        """Zeros (B, capacity, ...). The columns of a head are contiguous: a query reads its keys in one pass."""
         *heads, width = shape
         return torch.zeros(batch, *heads, capacity, width, dtype=dtype, device=device).movedim(-2, 1)
 

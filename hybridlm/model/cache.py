@@ -14,8 +14,8 @@ NO_DOCUMENT = -1  # what stood last in an empty row
 class ModelCache:
     """layers: one cache per layer. past: tokens that the fullest row holds. lengths: (B,) tokens that each row holds.
 
-    next_position: (B,) position of a row's next token in its document, if that continues. last_doc: (B,) document of each
-    row's newest token; None until documents are given. ragged: rows may hold different numbers of tokens.
+    next_position: (B,) position of a row's next token in its document, if that continues. last_doc: (B,) document of
+    each row's newest token; None until documents are given. ragged: rows may hold different numbers of tokens.
     """
 
     def __init__(self, layers: list[LayerCache], batch: int, device: torch.device) -> None:

@@ -50,7 +50,8 @@ class HybridLM(nn.Module):
         super().__init__()
         self.config, self.vocab_size, self.init = config, vocab_size, init
         self.kernels = ALL_TORCH  # the backend of each operator
-        self.checkpoint_blocks = 0  # every so many blocks, one is checkpointed (keeps only its input and is recomputed in the backward); 0: none
+        # Every so many blocks, one is checkpointed: it keeps only its input and is recomputed in the backward. 0: none.
+        self.checkpoint_blocks = 0
         self.loss_rows = ROWS  # of logits that exist at once in the loss
         padded = -(-vocab_size // config.vocab_multiple) * config.vocab_multiple
         # Weights given: on "meta" nn.Embedding's own drawing would import torch's compiler, seconds for nothing.

@@ -1,8 +1,8 @@
 """Models of equal cost: widths are changed until a pattern has the parameters, or the FLOPs per token, of a reference
 pattern.
 
-The hidden width of the FFNs is tried first, then the width of the mixers that can be widened (``widened`` of each kind's
-section), then d_model, alone before together; the first that comes within the tolerance is taken, and where
+The hidden width of the FFNs is tried first, then the width of the mixers that can be widened (``widened`` of each
+kind's section), then d_model, alone before together; the first that comes within the tolerance is taken, and where
 none does, the nearest of all. Hidden widths and inner channels become multiples of 64, 32, 16 or 8 (the first that
 suffices), d_model of 32, 16 or 8, and heads whose width follows d_model keep a multiple of 8 channels: 8 numbers of 16
 bits are the 16 bytes that Tensor Cores require rows to be a multiple of, 64 the 128 bytes with which they are fastest
