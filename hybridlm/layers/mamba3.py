@@ -52,16 +52,8 @@ class Mamba3(Mixer):
         state_channels = spec.rank * spec.n_groups * spec.d_state
         trap = (spec.n_heads,) if spec.trapezoidal else ()
         angle = (spec.n_angles,) if spec.complex_rope else ()
-        self.row_blocks = (
-            spec.d_inner,
-            spec.d_inner,
-            state_channels,
-            state_channels,
-            spec.n_heads,
-            spec.n_heads,
-            *trap,
-            *angle,
-        )
+        inner = (spec.d_inner, spec.d_inner, state_channels, state_channels)
+        self.row_blocks = (*inner, spec.n_heads, spec.n_heads, *trap, *angle)
         self.in_proj = Linear(spec.d_model, sum(self.row_blocks), bias=False)
         if spec.use_conv:
             self.conv1d = depthwise(spec.conv_channels, spec.d_conv)
@@ -127,18 +119,11 @@ class Mamba3(Mixer):
         return x.unflatten(-1, (spec.n_heads, spec.head_dim)), B, C, dt, decay.clamp_min(spec.a_floor), others
 
     def _kernel_takes(self, xBC: Tensor, seq: SequenceInfo, cache: StateCache | None) -> bool:
-        spec, kernels = self.spec, seq.kernels
-        if (kernels.mamba3_siso if spec.mimo_rank is None else kernels.mamba3_mimo) != CUDA or cache is not None:
+        chosen = seq.kernels.mamba3_siso if self.spec.mimo_rank is None else seq.kernels.mamba3_mimo
+        if chosen != CUDA or cache is not None:
             return False
-        widths = (spec.d_state, spec.head_dim)
-        refusal = mamba3_refusal(
-            *widths, spec.n_angles, xBC.dtype, trapezoidal=spec.trapezoidal, padding=seq.valid is not None
-        )
-        if refusal is None and spec.mimo_rank is not None:
-            length = xBC.shape[1] if seq.starts is None else None  # documents end where they like
-            grouped, gated = {"heads": spec.n_heads, "groups": spec.n_groups}, not spec.outproj_norm
-            refusal = mimo_refusal(*widths, spec.mimo_rank, spec.n_angles, **grouped, length=length, gated=gated)
-        return refusal is None
+        length = xBC.shape[1] if seq.starts is None else None  # documents end anywhere
+        return _refusal(self.spec, xBC.dtype, padding=seq.valid is not None, length=length) is None
 
     def _in_one_kernel(self, xBC: Tensor, rates: Tensor, z: Tensor, seq: SequenceInfo) -> Tensor:
         """The gated output (B, T, H, P) where no state is needed and nothing is padding."""
@@ -292,14 +277,27 @@ class Mamba3(Mixer):
     def kernel_needs(cls, spec: Mamba3Spec, use: KernelUse) -> Iterable[Need]:
         if spec.use_conv:
             yield conv_need(spec.conv_channels, spec.d_conv, use)
-        widths = (spec.d_state, spec.head_dim)
-        refusal = mamba3_refusal(*widths, spec.n_angles, use.dtype, trapezoidal=spec.trapezoidal)
+        reason = _refusal(spec, use.dtype, shared_memory_kb=use.shared_memory_kb)
         sizes = Sizes(head_dim=spec.head_dim, d_state=spec.d_state, rank=spec.rank, angles=spec.n_angles)
-        if spec.mimo_rank is None:
-            yield Need("mamba3", "mamba3_siso", "Mamba-3 SISO", refusal, (sizes,))
-            return
-        grouped, gated = {"heads": spec.n_heads, "groups": spec.n_groups}, not spec.outproj_norm
-        refusal = refusal or mimo_refusal(
-            *widths, spec.mimo_rank, spec.n_angles, **grouped, gated=gated, shared_memory_kb=use.shared_memory_kb
-        )
-        yield Need("mamba3", "mamba3_mimo", "Mamba-3 MIMO", refusal, (sizes,))
+        name = "SISO" if spec.mimo_rank is None else "MIMO"
+        yield Need("mamba3", f"mamba3_{name.lower()}", f"Mamba-3 {name}", reason, (sizes,))
+
+
+def _refusal(
+    spec: Mamba3Spec,
+    dtype: torch.dtype,
+    *,
+    padding: bool = False,
+    length: int | None = None,
+    shared_memory_kb: float | None = None,
+) -> str | None:
+    """Why the compiled kernel cannot run the layer, None: it can. length: tokens of a row, of one document."""
+    widths = (spec.d_state, spec.head_dim)
+    reason = mamba3_refusal(*widths, spec.n_angles, dtype, trapezoidal=spec.trapezoidal, padding=padding)
+    if reason or spec.mimo_rank is None:
+        return reason
+    where = {"heads": spec.n_heads, "groups": spec.n_groups}
+    gated = not spec.outproj_norm
+    return mimo_refusal(
+        *widths, spec.mimo_rank, spec.n_angles, **where, gated=gated, length=length, shared_memory_kb=shared_memory_kb
+    )
