@@ -1,4 +1,4 @@
-"""Routers during training: the selection bias that evens out the load of experts, and what a log says of that load."""
+"""Routers during training: the selection bias that evens out the load of experts, and what is logged of that load."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class RouterCallback(lightning.Callback):
             )
             ffn = self._layers[layer]
             self._say(
-                f"warning     layer {layer}: no token went to expert{'s' if len(dead) > 1 else ''} {names} of"
+                f"warning     layer {layer}: no token was routed to expert{'s' if len(dead) > 1 else ''} {names} of"
                 f" {ffn.n_experts} in {self._steps} step{'s' if self._steps > 1 else ''} up to step {self._step}; a"
                 f" larger model.{ffn.balancing} spreads the load"
             )
