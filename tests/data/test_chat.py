@@ -243,7 +243,10 @@ FIELDS = "no messages, conversations, prompt with response, or instruction with 
             {"messages": [message(), message("critic")]},
             "unknown role 'critic' (message 2; docs/data.md lists the known roles)",
         ),
-        ({"messages": [message("x" * 99)]}, f"unknown role '{'x' * 40}' (message 1; docs/data.md lists the known roles)"),
+        (
+            {"messages": [message("x" * 99)]},
+            f"unknown role '{'x' * 40}' (message 1; docs/data.md lists the known roles)",
+        ),
         (
             {"messages": [message("user"), message("system"), message()]},
             "role 'system' after the first message (message 2)",

@@ -114,9 +114,7 @@ def test_a_part_that_is_too_short_is_named(tmp_path):
     config = DataConfig(seq_len=60)
     datamodule = DataModule(prepared(*parts), config, global_batch=4, micro_batch=4, accumulate=1, seed=0)
     datamodule.trainer = lightning.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
-    with pytest.raises(
-        UserError, match=r"data\.parts\.short: .* \d+ tokens, .* data\.seq_len"
-    ):
+    with pytest.raises(UserError, match=r"data\.parts\.short: .* \d+ tokens, .* data\.seq_len"):
         datamodule.train_dataloader()
 
 

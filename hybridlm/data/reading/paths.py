@@ -195,7 +195,9 @@ def _of_glob(field: str, pattern: str) -> tuple[list[str], str]:
     parts = Path(pattern).parts
     fixed = 0
     # Parts that exist literally are not patterns.
-    while fixed < len(parts) - 1 and (os.path.isdir(os.path.join(*parts[: fixed + 1])) or not _is_pattern(parts[fixed])):
+    while fixed < len(parts) - 1 and (
+        os.path.isdir(os.path.join(*parts[: fixed + 1])) or not _is_pattern(parts[fixed])
+    ):
         fixed += 1
     root = str(Path(*parts[:fixed]))
     rest = os.path.join(*parts[fixed:], *([""] if pattern.endswith(os.sep) else [])) if parts else ""
