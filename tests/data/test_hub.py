@@ -140,6 +140,12 @@ def test_a_limit_takes_evenly_spaced_stretches_and_always_the_same(tmp_path, ope
     assert len(read(open_hub(HfConfig(id=folder, limit_mb=7)))) == 30_000
 
 
+def test_a_limit_is_reached_where_row_groups_are_few(tmp_path, open_hub):
+    folder = write(tmp_path / "set", {"train.jsonl": long_texts(3001)})
+    size = sum(len(document.text) for document in read(open_hub(HfConfig(id=folder, limit_mb=1))))
+    assert MB <= size <= MB + 4 * 1000
+
+
 def test_a_limit_of_a_stream_takes_an_even_share_of_groups_of_files(tmp_path, open_hub, monkeypatch):
     monkeypatch.setattr(hub, "_FILE_MB", 1)
     folder = write(tmp_path / "set", {f"{i}.jsonl": long_texts(700) for i in range(6)})
@@ -474,7 +480,7 @@ def test_a_data_set_of_the_hub_is_read_and_found_again_without_a_network(small_h
         assert max(answer["seconds"] for answer in found) < 15  # a bare load_dataset takes 25
 
 
-def test_what_the_hub_refuses_is_told_in_one_line(small_hub, tmp_path):
+def test_refusals_of_the_hub_are_reported_in_one_line(small_hub, tmp_path):
     cases = [
         (
             {"id": "me/gone"},
