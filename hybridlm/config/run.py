@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from hybridlm.config.batch import BatchSplit
 from hybridlm.config.data import DataConfig
 from hybridlm.config.hardware import HardwareConfig
 from hybridlm.config.kernels import KernelsConfig
@@ -38,3 +39,9 @@ class RunConfig(Section):
     hardware: HardwareConfig = HardwareConfig()
     sweep: SweepConfig = SweepConfig()
     kernels: KernelsConfig = KernelsConfig()
+
+    @property
+    def batch(self) -> BatchSplit:
+        """How a step's windows are divided, as far as the configuration says."""
+        numbers = (self.data.global_batch, self.data.batch_size, self.trainer.accumulate, self.trainer.devices)
+        return BatchSplit(*(None if number == "auto" else number for number in numbers))

@@ -3,12 +3,10 @@ drawn."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hybridlm.config.steps import never_reached
-from hybridlm.errors import ConfigError
 from hybridlm.machine.description import global_batch_of, planned_processes, planned_steps, precision_of
 from hybridlm.machine.device import CPU, CUDA, DeviceFacts
 from hybridlm.machine.limits import usable_bytes
@@ -119,7 +117,7 @@ class Ground:
         clash, or a tokenizer's file cannot be read."""
         facts = planned_device(config.hardware)
         devices, max_steps = planned_processes(config, facts), planned_steps(config, facts)
-        windows = _windows(config, global_batch_of(config, facts.kind, devices), devices)
+        windows = global_batch_of(config, facts.kind, devices) // devices
         work, vocabulary = workload_of(config, facts)
         update, trainer = follow_update(work), config.trainer
         steps = Steps(work, build_model(config.model, work.vocab), update, _shares(config, facts, update, devices))
@@ -196,19 +194,6 @@ def step_peak(config: RunConfig, cut: Cut) -> Peak:
     work, _ = workload_of(config, facts)
     update = follow_update(work)
     return Steps(work, build_model(config.model, work.vocab), update, _shares(config, facts, update, 1)).peak(cut)
-
-
-def _windows(config: RunConfig, global_batch: int, devices: int) -> int:
-    """Of one device in a step. ConfigError: they cannot be cut as the user says."""
-    fixed = {"data.batch_size": config.data.batch_size, "trainer.accumulate": config.trainer.accumulate}
-    known = {name: number for name, number in fixed.items() if isinstance(number, int)}
-    product, all_known = math.prod(known.values()) * devices, len(known) == len(fixed)
-    if global_batch % product or (all_known and product != global_batch):
-        terms = " x ".join(f"{name} ({number})" for name, number in (*known.items(), ("devices", devices)))
-        relation = "is not" if all_known else "is not a multiple of"
-        remedy = "leave one of them auto" if all_known else f"take a multiple of {product}, or data.global_batch=auto"
-        raise ConfigError(f"data.global_batch = {global_batch}: {relation} {terms}; {remedy}")
-    return global_batch // devices
 
 
 def workload_of(config: RunConfig, facts: DeviceFacts) -> tuple[Workload, Vocabulary]:
