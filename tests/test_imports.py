@@ -37,7 +37,6 @@ MAY_IMPORT["train"] = {*MAY_IMPORT} - {"bench", "sweep"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT}
 MAY_IMPORT["__main__"] = {"cli"}
 ENTRY_POINTS = {"cli", "__main__"}
-CONFIG_AT_RUN_TIME = {"model/build.py": {"config.resolve"}, "model/count.py": {"config.resolve"}}
 THIRD_PARTY_HOMES = {
     "lightning": ("train/", "data/datamodule.py"),
     "pytorch_lightning": (),
@@ -202,7 +201,6 @@ def test_the_core_names_config_types_only():
         and item.ours
         and within(item.target, {"config"})
         and not item.typing_only
-        and not within(item.target, CONFIG_AT_RUN_TIME.get(name_of(path), set()))
     ]
     report(wrong)
 

@@ -23,7 +23,6 @@ from hybridlm.config.constraints import unused_section_warnings
 from hybridlm.config.groups import root
 from hybridlm.config.load import load_config
 from hybridlm.config.overrides import CommandLine, key_of, merged
-from hybridlm.config.resolve import layer_note
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import UserError
 from hybridlm.files.held import Holding
@@ -107,7 +106,7 @@ def _run(
     match = matched(config)
     for warning in [] if call.sweep else unused_section_warnings(match.config, call.overrides):
         log.warning(warning)
-    for note in (layer_note(match.config.model), match.config.sweep.matched):
+    for note in (match.config.model.layer_note, match.config.sweep.matched):
         if note:
             log.info(note)
     config = match.config.model_copy(update={"ckpt": None})  # of this start only

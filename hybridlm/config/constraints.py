@@ -12,7 +12,6 @@ from hybridlm.config.ffns import FFN_KINDS
 from hybridlm.config.logging_constraints import logging_problems
 from hybridlm.config.mixers import MIXERS
 from hybridlm.config.optim import OptimConfig
-from hybridlm.config.resolve import kinds_in_use, resolve_layers
 from hybridlm.config.run import RunConfig
 from hybridlm.config.steps import schedule_problems, span_problems
 from hybridlm.config.train import TrainerConfig
@@ -26,7 +25,7 @@ def constraint_problems(config: RunConfig) -> list[str]:
     """One line for each rule between fields that ``config`` breaks; sections that no layer uses are not looked at."""
     problems: list[str] = []
     try:
-        layers = resolve_layers(config.model)
+        layers = config.model.layers
         problems += _sweep_problems(config, len(layers))
         every = config.trainer.checkpoint_blocks
         if every != "auto" and every > len(layers):
@@ -61,7 +60,7 @@ def _sweep_problems(config: RunConfig, depth: int) -> list[str]:
     if sweep.target is not None:
         return []
     try:
-        resolve_layers(config.model.model_copy(update={"pattern": sweep.reference, "n_layers": depth}))
+        _ = config.model.model_copy(update={"pattern": sweep.reference, "n_layers": depth}).layers
     except ConfigError as error:
         return [f"sweep.reference = {sweep.reference!r}: {problem}" for problem in error.problems]
     return []
@@ -124,7 +123,7 @@ def overridden_sections(overrides: Sequence[str]) -> dict[str, str]:
 
 def unused_section_warnings(config: RunConfig, overrides: Sequence[str]) -> list[str]:
     """One line for each overridden section that changes nothing, because no layer is of its kind."""
-    used = kinds_in_use(config.model)
+    used = config.model.kinds
     return [
         f"{key} has no effect: no layer is {kind}"
         for kind, key in overridden_sections(overrides).items()

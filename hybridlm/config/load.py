@@ -9,7 +9,6 @@ import yaml
 from hybridlm.config.constraints import constraint_problems
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.problems import validate
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.files.plain import Unreadable, parse_yaml
@@ -31,7 +30,7 @@ def load_config(tree: Mapping[str, object]) -> RunConfig:
 def validate_model(tree: Mapping[str, object]) -> ModelConfig:
     """The model section alone, as a checkpoint holds it. Raises ConfigError."""
     model = validate(ModelConfig, _plain_mapping(tree), "model")
-    resolve_layers(model)
+    _ = model.layers
     return model
 
 

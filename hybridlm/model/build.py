@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.layers.init import Init
 from hybridlm.layers.layer import layer_class
 from hybridlm.model.block import Block
@@ -34,7 +33,7 @@ def build_model(config: ModelConfig, vocab_size: int, *, device: str | torch.dev
     vocab = config.vocab_size or vocab_size
     if vocab < vocab_size:
         raise ValueError(f"model.vocab_size = {vocab}: smaller than the tokenizer's {vocab_size}")
-    specs = resolve_layers(config)
+    specs = config.layers
     init = Init(std=config.init.std, residual=config.init.residual, n_layers=len(specs))
     with torch.device(device):
         return HybridLM(config, [build_block(spec, config) for spec in specs], vocab, init)

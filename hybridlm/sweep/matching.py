@@ -19,7 +19,6 @@ from hybridlm.config.ffns import FFNS
 from hybridlm.config.layers import LayerSection, Spec
 from hybridlm.config.mixers import MIXERS
 from hybridlm.config.model import ModelConfig
-from hybridlm.config.resolve import kinds_in_use, resolve_layers
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import UserError
 from hybridlm.runs.resume import quoted
@@ -64,7 +63,7 @@ def matched(config: RunConfig) -> Matched:
 
 def _reference(config: RunConfig) -> ModelConfig:
     """The same model with the reference's pattern, as deep as it is."""
-    depth = len(resolve_layers(config.model))
+    depth = len(config.model.layers)
     return config.model.model_copy(update={"pattern": config.sweep.reference, "n_layers": depth})
 
 
@@ -138,7 +137,7 @@ class _Search:
 
 def _head_dims(model: ModelConfig) -> list[int]:
     """Channels per head of every layer that has heads. ConfigError: there is no such model."""
-    return [spec.params.head_dim for spec in resolve_layers(model) if hasattr(spec.params, "head_dim")]
+    return [spec.params.head_dim for spec in model.layers if hasattr(spec.params, "head_dim")]
 
 
 def _widths(d_model: int) -> Iterator[int]:
@@ -163,7 +162,7 @@ def _with_mixers(model: ModelConfig, factor: float, multiple: int) -> ModelConfi
 
 
 def _widened(model: ModelConfig, kinds: Iterable[str], factor: float, multiple: int) -> ModelConfig:
-    used = kinds_in_use(model).intersection(kinds)
+    used = model.kinds.intersection(kinds)
     sections: dict[str, LayerSection] = {kind: getattr(model, kind) for kind in used}
     return model.model_copy(
         update={kind: section.widened(model, factor, multiple) for kind, section in sections.items()}

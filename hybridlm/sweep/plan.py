@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hybridlm.config.overrides import key_of, value_of
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.machine.description import planned_steps, refuse_missing_gpu
@@ -79,7 +78,7 @@ def depth_warning(planned: Sequence[Planned]) -> str | None:
             others = tuple(
                 (key, value) for key, value in item.job.point.items() if key not in ("model", "model.pattern")
             )
-            depths.setdefault(others, set()).add(len(resolve_layers(item.config.model)))
+            depths.setdefault(others, set()).add(len(item.config.model.layers))
     uneven = next((sorted(found) for found in depths.values() if len(found) > 1), None)
     if uneven is None:
         return None
