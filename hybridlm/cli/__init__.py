@@ -19,6 +19,6 @@ def main() -> None:
 def train() -> None:
     """train.py."""
     with reported():
-        from hybridlm.cli.compose import main as train_main
+        from hybridlm.cli.start import main as train_main
 
         train_main()

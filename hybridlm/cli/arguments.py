@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hybridlm.config.overrides import key_of, merged, pieces, refuse_flags
+from hybridlm.config.overrides import key_of, merged, pieces, quoted, refuse_flags
 from hybridlm.errors import UserError
-from hybridlm.runs.resume import quoted, recorded
+from hybridlm.runs.resume import recorded
 from hybridlm.runs.run_folder import find_run
 
 if TYPE_CHECKING:

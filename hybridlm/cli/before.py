@@ -18,7 +18,7 @@ _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help
 @app.command(context_settings=_PASS_THROUGH, add_help_option=False)
 def train(context: typer.Context) -> None:
     """Train: the same arguments as train.py (group=option field=value ... [-m] [--cfg job] [--help])."""
-    from hybridlm.cli.compose import main as train_main
+    from hybridlm.cli.start import main as train_main
 
     train_main(list(context.args), ("train",))
 

@@ -39,8 +39,7 @@ def sweep(
         given = overrides_of("sweep", overrides)
         if resume is not None and (given or seeds > 1 or dry_run):
             raise UserError("sweep --resume FOLDER: takes --jobs alone; the jobs are those of the folder")
-        from hybridlm.cli.compose import compose_config
-        from hybridlm.cli.composition import sweep_axes
+        from hybridlm.cli.compose import compose_config, sweep_axes
         from hybridlm.sweep.command import new_sweep, resume_sweep
 
         if resume is None:

@@ -28,10 +28,8 @@ def load_config(tree: Mapping[str, object]) -> RunConfig:
 
 
 def validate_model(tree: Mapping[str, object]) -> ModelConfig:
-    """The model section alone, as a checkpoint holds it. Raises ConfigError."""
-    model = validate(ModelConfig, _plain_mapping(tree), "model")
-    _ = model.layers
-    return model
+    """The model section alone, as a checkpoint holds it. Raises ConfigError; so does its ``layers``."""
+    return validate(ModelConfig, _plain_mapping(tree), "model")
 
 
 def to_yaml(config: RunConfig) -> str:

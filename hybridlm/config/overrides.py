@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from hybridlm.errors import UserError
+from hybridlm.errors import ConfigError, UserError
 
 _FLAGS_WITH_VALUE = (
     *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p"),
@@ -33,6 +34,8 @@ HYDRA_FLAGS = (
         "-sc",
     ),
 )
+_LONGEST = 200_000  # characters of an override; Hydra's parser takes seconds for more
+_DEEPEST = 40  # nested brackets, each of which is a recursive call of the parser
 _INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~|)(?P<key>[^=+~][^=]*)(?:=(?P<value>.*))?", re.DOTALL)
 _PATHS = ("data.path", "data.val_path", "data.out", "data.tokenizer.path", "data.hf.id", "ckpt", "init_from")
@@ -197,16 +200,18 @@ def _quoted_path(value: str, several: bool) -> str:
         or (several and value.startswith(("choice(", "glob(", "shuffle(")))
         or os.path.exists(value)
     ):
-        return value if value in ("", "null", "???") or not os.path.exists(value) else _quoted(value)
+        return value if value in ("", "null", "???") or not os.path.exists(value) else quoted(value)
     if _QUOTED.fullmatch(value):
         return value
     if value.startswith("[") and value.endswith("]"):
         return f"[{','.join(_quoted_path(piece.strip(), False) for piece in pieces(value[1:-1]))}]"
     parts = list(pieces(value)) if several else [value]
-    return ",".join(_quoted(part) if part == value else _quoted_path(part, False) for part in parts)
+    return ",".join(quoted(part) if part == value else _quoted_path(part, False) for part in parts)
 
 
-def _quoted(text: str) -> str:
+def quoted(value: str | Path) -> str:
+    """A text or a path as a value of Hydra's grammar, whatever characters it has."""
+    text = value.as_posix() if isinstance(value, Path) else value
     # A backslash is an escape only before a quote, or before another one that stands before it.
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
@@ -248,3 +253,32 @@ def merged(recorded: Sequence[str], new: Sequence[str]) -> list[str]:
     group."""
     replaced = {key_of(line) for line in new}
     return [line for line in recorded if key_of(line) not in replaced] + list(new)
+
+
+def refuse_odd(overrides: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
+    """ConfigError: an override for which Hydra's parser has no clear message, or which it takes very long to parse.
+    groups: options by group."""
+    for override in overrides:
+        shown = override.lstrip("+")[:60]
+        if len(override) > _LONGEST:
+            raise ConfigError(f"{shown}...: longer than {_LONGEST:,} characters")
+        if max(_depths(override)) > _DEEPEST:
+            raise ConfigError(f"{shown}...: brackets more than {_DEEPEST} deep")
+        key, equals, value = override.partition("=")
+        name = key.lstrip("+~")
+        if name in groups and equals and value.strip()[:1] in ("[", "{"):
+            raise ConfigError(f"{name}={value[:60]}: expected one option; available: {', '.join(groups[name])}")
+
+
+def _depths(text: str) -> Iterator[int]:
+    depth = 0
+    yield depth
+    for letter in re.findall(r"[\[\](){}]", text):
+        depth = depth + 1 if letter in "[({" else max(0, depth - 1)
+        yield depth
+
+
+def is_group(override: str, groups: Collection[str]) -> bool:
+    """Whether an override chooses, or takes away, an option of a config group."""
+    key = key_of(override)
+    return key in groups or "/" in key or "@" in key

@@ -24,6 +24,7 @@ from hybridlm.model.count import parameters
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
+    from hybridlm.model.lm import HybridLM
 
 # What an allocator takes beyond the peak, a share and MiB. On CUDA not measured yet. On a CPU glibc keeps freed blocks
 # below 32 MiB (benchmarks/results/plan_memory.md), and oneDNN compiles a kernel for each shape of a product in 16 bits:
@@ -112,15 +113,18 @@ class Ground:
     limit: Limit
 
     @staticmethod
-    def of(config: RunConfig) -> Ground:
-        """For the device that the profile names or, where it names none, for this machine's. ConfigError: numbers
-        clash, or a tokenizer's file cannot be read."""
+    def of(config: RunConfig, built: HybridLM | None = None) -> Ground:
+        """For the device that the profile names or, where it names none, for this machine's. built: the model on
+        "meta", used where its vocabulary is the planned one. ConfigError: numbers clash, or a tokenizer's file cannot
+        be read."""
         facts = planned_device(config.hardware)
         devices, max_steps = planned_processes(config, facts), planned_steps(config, facts)
         windows = global_batch_of(config, facts.kind, devices) // devices
         work, vocabulary = workload_of(config, facts)
         update, trainer = follow_update(work), config.trainer
-        steps = Steps(work, build_model(config.model, work.vocab), update, _shares(config, facts, update, devices))
+        model = built if built is not None and built.config is config.model and built.vocab_size == work.vocab else None
+        model = model or build_model(config.model, work.vocab)
+        steps = Steps(work, model, update, _shares(config, facts, update, devices))
         open_to = (config.data.batch_size, trainer.accumulate, trainer.checkpoint_blocks, trainer.loss_rows)
         cuts = possible_cuts(windows, len(work.layers), *open_to)
         return Ground(
@@ -182,10 +186,10 @@ def plan_run(config: RunConfig) -> Plan:
     return Ground.of(config).plan(config)
 
 
-def plan_inference(config: RunConfig) -> Inference:
-    """What the model needs to generate on the planned device, by context."""
+def plan_inference(config: RunConfig, model: HybridLM | None = None) -> Inference:
+    """What the model needs to generate on the planned device, by context. model: on "meta", None: built here."""
     work, _ = workload_of(config, planned_device(config.hardware))
-    return inference_of(work, rates_of(config, work.precision))
+    return inference_of(work, rates_of(config, work.precision), model or build_model(work.model, work.vocab))
 
 
 def step_peak(config: RunConfig, cut: Cut) -> Peak:

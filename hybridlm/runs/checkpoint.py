@@ -21,12 +21,12 @@ from hybridlm.files.checksum import damage, has_line
 from hybridlm.files.plain import Unreadable
 from hybridlm.files.sealed import read_sealed, write_sealed
 from hybridlm.model.build import build_model
+from hybridlm.model.lm import HybridLM
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.runs.run_folder import RunFolder, find_run
 
 if TYPE_CHECKING:
     from hybridlm.config.model import ModelConfig
-    from hybridlm.model.lm import HybridLM
 
 FORMAT_VERSION = 2  # 2: a checksum at the end of the file
 KEY = "hybridlm"  # of our part among Lightning's
@@ -86,12 +86,12 @@ def facts(
     }
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint's content, tensors memory-mapped.
+def read_checkpoint(path: Path, *, verified: bool = False) -> dict[str, Any]:
+    """The checkpoint's content, tensors memory-mapped. verified: its checksum was verified just now.
 
-    UserError: damaged, unreadable, not ours, carries code, or from another format version.
+    UserError: damaged, unreadable, not ours, contains code, or from another format version.
     """
-    problem = damage(path)
+    problem = None if verified else damage(path)
     if problem is not None and _has_checksum(path):  # ours, once: what its bytes say now means nothing
         raise UserError(f"{path}: {problem}")
     try:
@@ -157,20 +157,22 @@ class LoadedRun:
     step: int
 
 
-def load_run(name: str, device: torch.device, *, ema: bool = False) -> LoadedRun:
+def load_run(name: str, device: torch.device, *, ema: bool = False, built: HybridLM | None = None) -> LoadedRun:
     """Loads ``last`` (the newest run), a run folder (its newest checkpoint), or a checkpoint or safetensors file in
     one, to evaluate.
 
-    ema: the running average of the weights in place of the last ones.
-    UserError: nothing there, unreadable, no average in it, or the tokenizer beside it is another one.
+    ema: the running average of the weights in place of the last ones; built: a model on "meta", which gets the weights
+    if it is the one of the checkpoint.
+    UserError: nothing there, unreadable, no average in it, or the tokenizer next to it is a different one.
     """
-    folder, path = find_run(name)
-    content = read_weights(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+    folder, named = find_run(name)
+    path = named or folder.newest_checkpoint()
+    content = read_weights(path) if path.suffix == ".safetensors" else read_checkpoint(path, verified=named is None)
     ours = content[KEY]
     tokenizer = Tokenizer.load(folder.tokenizer)
     if tokenizer.fingerprint != ours["tokenizer"]:
         raise UserError(f"{folder.tokenizer}: not the tokenizer that {path} was trained with")
-    model = rebuilt(ours, path)
+    model = rebuilt(ours, path, built)
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
             f"{folder.tokenizer}: {tokenizer.vocab_size:,} ids, the model of {path} knows {model.vocab_size:,}"
@@ -187,11 +189,15 @@ def load_run(name: str, device: torch.device, *, ema: bool = False) -> LoadedRun
     return LoadedRun(model.to(device).eval(), tokenizer, folder, path, int(content["global_step"]))
 
 
-def rebuilt(ours: Mapping[str, Any], path: Path) -> HybridLM:
-    """The model on "meta" that our part of a checkpoint describes: however large, it takes no memory. UserError: there
-    is no such model."""
+def rebuilt(ours: Mapping[str, Any], path: Path, known: ModelConfig | HybridLM | None = None) -> HybridLM:
+    """The model on "meta" that our part of a checkpoint describes: however large, it takes no memory. known: what has
+    been built, or resolved, already, used where it is the same. UserError: there is no such model."""
     try:
-        return build_model(validate_model(ours["model"]), ours["vocab_size"])
+        section = validate_model(ours["model"])
+        config = known.config if isinstance(known, HybridLM) else known
+        if isinstance(known, HybridLM) and (config, known.vocab_size) == (section, ours["vocab_size"]):
+            return known
+        return build_model(config if config == section else section, ours["vocab_size"])
     except UserError as error:
         raise UserError([f"{path}: {problem}" for problem in error.problems[:1]]) from None
     except (
@@ -200,11 +206,9 @@ def rebuilt(ours: Mapping[str, Any], path: Path) -> HybridLM:
         RuntimeError,
         TypeError,
         ValueError,
-    ) as error:  # numbers that no tensor can have
-        raise UserError(
-            f"{path}: no model can be built from its model section"
-            f" ({(str(error).splitlines() or ['too large'])[0][:120]})"
-        ) from None
+    ) as error:  # sizes no tensor has
+        reason = (str(error).splitlines() or ["too large"])[0][:120]
+        raise UserError(f"{path}: no model can be built from its model section ({reason})") from None
 
 
 def refuse_misfits(model: HybridLM, weights: Mapping[str, Tensor], path: Path) -> None:

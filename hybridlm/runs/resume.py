@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hybridlm.config.load import load_config
 from hybridlm.config.model import ModelConfig
-from hybridlm.config.problems import show
+from hybridlm.config.problems import show, validate
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import UserError
 from hybridlm.files.checksum import damage
@@ -19,9 +19,9 @@ from hybridlm.runs.run_folder import RunFolder, find_run, newest_run, run_of
 
 @dataclass(frozen=True)
 class Resume:
-    """A run that goes on. checkpoint: where it starts from; named: by its path, and not as ``last`` or ``auto``."""
+    """checkpoint: the one to resume from, whose checksum was verified; named: by its path, not as ``last`` or
+    ``auto``."""
 
-    folder: RunFolder
     checkpoint: Path
     named: bool
 
@@ -52,19 +52,18 @@ def resumed_folder(ckpt: str | None, folder: str | None) -> RunFolder | None:
     return named
 
 
-def resumed(ckpt: str, folder: RunFolder) -> Resume:
-    """Where the run in ``folder`` goes on from. To be asked while the folder is ours: a run that trains makes new
+def checkpoint_to_resume(ckpt: str, folder: RunFolder) -> Resume:
+    """Where the run in ``folder`` resumes from. To be asked while the folder is locked: a run that trains writes new
     checkpoints.
 
-    UserError: what there is, is damaged. ``last`` and ``auto`` pass over a damaged newest checkpoint; one that is named
-    is refused.
+    UserError: the checkpoint is damaged. A damaged newest one is skipped, one that ``ckpt`` names is refused.
     """
-    if ckpt in ("last", "auto"):
-        return Resume(folder, folder.newest_checkpoint(), named=False)
-    _, checkpoint = find_run(ckpt)
+    checkpoint = None if ckpt in ("last", "auto") else find_run(ckpt)[1]
+    if checkpoint is None:
+        return Resume(folder.newest_checkpoint(), named=ckpt not in ("last", "auto"))
     if problem := damage(checkpoint):
-        raise UserError(f"ckpt = {ckpt}: {problem}; ckpt=last takes the newest checkpoint that is whole")
-    return Resume(folder, checkpoint, named=True)
+        raise UserError(f"ckpt = {ckpt}: {problem}; ckpt=last takes the newest intact checkpoint")
+    return Resume(checkpoint, named=True)
 
 
 def requeued(folder: RunFolder) -> bool:
@@ -73,37 +72,26 @@ def requeued(folder: RunFolder) -> bool:
     return count.isdecimal() and int(count) > 0 and folder.is_run()
 
 
-def recorded(folder: RunFolder) -> RunConfig:
-    """The configuration that a run was given, from its config.yaml. UserError: it is none."""
+def recorded(folder: RunFolder, *, rules: bool = True) -> RunConfig:
+    """The configuration of a run, from its config.yaml. rules: False checks each field by itself only, where
+    ``load_config`` will see the result with overrides. UserError: it is not a valid one."""
     try:
         tree = read_yaml(folder.config)
         if not isinstance(tree, Mapping):
-            raise UserError("holds no configuration: expected a mapping of sections")
-        return load_config(tree).model_copy(update={"ckpt": None})
+            raise UserError("expected a mapping of sections")
+        config = load_config(tree) if rules else validate(RunConfig, tree)
+        return config.model_copy(update={"ckpt": None})
     except Unreadable as error:
         raise UserError(f"{folder.config}: {error}") from None
     except UserError as error:
         raise UserError([f"{folder.config}: {problem}" for problem in error.problems]) from error
 
 
-def quoted(value: str | Path) -> str:
-    """A text or a path as a value of Hydra's grammar, whatever characters it has."""
-    text = (
-        value.as_posix() if isinstance(value, Path) else value
-    )  # the grammar reads the backslashes of Windows as escapes
-    return "'" + text.replace("'", "\\'") + "'"
-
-
-def refuse_other_model(folder: RunFolder, old: RunConfig, new: RunConfig) -> None:
-    """UserError: with each field of the model section that differs, old -> new; or another optimizer, which keeps other
-    state."""
-    if changes := model_changes(old.model, new.model):
-        raise UserError(
-            f"{folder.path} cannot go on with another architecture; {', '.join(changes)}; start a new run without ckpt"
-        )
+def refuse_other_optimizer(folder: RunFolder, old: RunConfig, new: RunConfig) -> None:
+    """UserError: another optimizer, which keeps other state."""
     if old.optim.name != new.optim.name:
         raise UserError(
-            f"{folder.path} cannot go on with another optimizer; optim.name: {show(old.optim.name)} ->"
+            f"{folder.path} cannot resume with a different optimizer; optim.name: {show(old.optim.name)} ->"
             f" {show(new.optim.name)}; start a new run without ckpt"
         )
 

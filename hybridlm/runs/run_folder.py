@@ -190,26 +190,27 @@ class RunFolder:
         return self._named("best")
 
     def newest_checkpoint(self) -> Path:
-        """The newest one whose bytes are as they were written; each damaged one that is passed over is reported in a
-        line of the log.
+        """The newest one whose checksum is right; logs a warning for each damaged one that is skipped.
 
-        Raises ConfigError where there is none yet, or none that can be trusted.
+        UserError: there is none yet, or all are damaged.
         """
         found = self.resumable()
         if not found:
-            raise UserError(f"{self.path} has no checkpoint yet: expected {self.checkpoints / 'step-*.ckpt'}")
-        problems: dict[Path, str] = {}
+            raise self.without_checkpoint()
+        problems: dict[str, str] = {}
         for path in found:
             problem = damage(path)
             if problem is None:
                 for damaged, what in problems.items():
-                    log.warning(f"{damaged}: {what}; using {path.name} instead")
+                    log.warning(f"{self.checkpoints / damaged}: {what}; using {path.name} instead")
                 return path
-            problems[path] = problem
-        raise UserError(
-            f"{self.checkpoints}: no checkpoint can be trusted"
-            f" ({'; '.join(f'{path.name}: {what}' for path, what in problems.items())})"
-        )
+            problems[path.name] = problem
+        details = "; ".join(f"{name}: {what}" for name, what in problems.items())
+        raise UserError(f"{self.checkpoints}: all checkpoints are damaged ({details})")
+
+    def without_checkpoint(self) -> UserError:
+        """The error of whoever needs a checkpoint where there is none."""
+        return UserError(f"{self.path} has no checkpoint yet: expected {self.checkpoints / 'step-*.ckpt'}")
 
     def rewind(self, step: int) -> None:
         """Before a run goes on from ``step``: files that a killed process left half-written go, and later checkpoints,
@@ -288,32 +289,32 @@ def newest_run(root: Path) -> RunFolder | None:
     return RunFolder(max(found, key=lambda config: (config.stat().st_mtime_ns, config)).parent) if found else None
 
 
-def find_run(name: str, root: Path | None = None) -> tuple[RunFolder, Path]:
-    """The run folder and the checkpoint that ``name`` means: ``last``, a run folder, or a checkpoint in a run folder.
+def find_run(name: str, root: Path | None = None) -> tuple[RunFolder, Path | None]:
+    """The run folder that ``name`` means, and the checkpoint where it names one: ``last``, a run folder (None: its
+    ``newest_checkpoint``), or a checkpoint in a run folder.
 
-    ``root`` (default: the working directory) is where outputs/ and multirun/ lie and what a relative path starts from.
+    ``root`` (default: the working directory) contains outputs/ and multirun/; relative paths start there.
 
     Raises:
-        ConfigError: nothing there, not a run folder, or no checkpoint in it yet.
+        UserError: nothing there, not a run folder, or no checkpoint in it yet.
     """
     root = root or Path.cwd()
-    if name == "last":
-        folder = newest_run(root)
+    path = (root / expanded(name)).absolute()
+    if name == "last" or path.is_dir():
+        folder = newest_run(root) if name == "last" else run_of(path)
         if folder is None:
             raise UserError(
                 f"last: no run under {root / 'outputs'} or {root / 'multirun'}; start one with python train.py"
             )
-        return folder, folder.newest_checkpoint()
-    path = (root / expanded(name)).absolute()
-    if path.is_dir():
-        folder = run_of(path)
-        return folder, folder.newest_checkpoint()
+        if not folder.resumable():
+            raise folder.without_checkpoint()
+        return folder, None
     if not path.exists():
         raise UserError(f"{name}: does not exist; expected `last`, a run folder, or a checkpoint in one")
     folder = RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
     if not folder.is_run():
         raise UserError(
-            f"{name}: lies in no run folder; expected RUN/checkpoints/step-00000200.ckpt with RUN/config.yaml"
+            f"{name}: is not in a run folder; expected RUN/checkpoints/step-00000200.ckpt with RUN/config.yaml"
         )
     return folder, path
 

@@ -19,9 +19,9 @@ from hybridlm.config.ffns import FFNS
 from hybridlm.config.layers import LayerSection, Spec
 from hybridlm.config.mixers import MIXERS
 from hybridlm.config.model import ModelConfig
+from hybridlm.config.overrides import quoted
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import UserError
-from hybridlm.runs.resume import quoted
 
 if TYPE_CHECKING:
     from hybridlm.sweep.costs import Costs

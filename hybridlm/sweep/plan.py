@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hybridlm.config.overrides import key_of, value_of
+from hybridlm.config.overrides import key_of, quoted, value_of
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.machine.description import planned_steps, refuse_missing_gpu
 from hybridlm.machine.profiles import planned_device
-from hybridlm.runs.resume import quoted
 from hybridlm.sweep.grid import Axis
 from hybridlm.sweep.job import Job, foreign
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from hybridlm.config.overrides import quoted
 from hybridlm.errors import UserError
-from hybridlm.runs.resume import quoted
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.sweep.estimate import Work
 from hybridlm.sweep.job import LOCK, Job, Sweep

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from hybridlm.errors import ConfigError
 
@@ -32,9 +32,6 @@ class Call:
     named: bool = True
     sweep: bool = False
     meet: Callable[[], None] = _nobody
-
-    def told(self, *, overrides: Sequence[str], meet: Callable[[], None]) -> Call:
-        return replace(self, overrides=tuple(overrides), meet=meet)
 
     @property
     def program(self) -> str:

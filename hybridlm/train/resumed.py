@@ -20,15 +20,16 @@ if TYPE_CHECKING:
     from hybridlm.data.corpus import Prepared
     from hybridlm.data.windows.loader import Position
     from hybridlm.machine.description import Machine
+    from hybridlm.model.lm import HybridLM
     from hybridlm.runs.run_folder import RunFolder
 
 TEXT = "text"  # the content of the corpora, among data_facts
 
 
 class Resumed(NamedTuple):
-    """What a checkpoint says of its run: the step it stands at, its tokenizer's fingerprint, micro-batches of a step
-    per device, and what decides which tokens a step reads (``data_facts``; empty where it does not say), and where its
-    loader stands."""
+    """A checkpoint to resume from. step: optimizer steps done; tokenizer: its fingerprint; accumulate: micro-batches
+    per device and step; data: what decides which tokens a step reads (``data_facts``; empty in old checkpoints);
+    position: of the data loader; model: on "meta"."""
 
     path: Path
     step: int
@@ -36,16 +37,18 @@ class Resumed(NamedTuple):
     accumulate: int
     data: Mapping[str, object]
     position: Position
+    model: HybridLM
 
     @staticmethod
-    def read(checkpoint: Path, config: RunConfig) -> Resumed:
-        """config: of the run that is to go on. UserError: it cannot from here, whatever the file's checksum says."""
-        content = read_checkpoint(checkpoint)
-        state, ours = _trusted(content, config, checkpoint), content[KEY]
+    def read(checkpoint: Path, config: RunConfig, *, verified: bool = False) -> Resumed:
+        """config: of the run that is to resume; verified: the checksum was verified just now. UserError: it cannot
+        resume from here, whatever the checksum says."""
+        content = read_checkpoint(checkpoint, verified=verified)
+        model, state = _trusted(content, config, checkpoint)
+        ours = content[KEY]
         position = state.loops.fit_loop.loader.combined_loader[0]
-        return Resumed(
-            checkpoint, state.global_step, ours["tokenizer"], ours["accumulate"], ours.get("data", {}), position
-        )
+        facts = (ours["tokenizer"], ours["accumulate"], ours.get("data", {}))
+        return Resumed(checkpoint, state.global_step, *facts, position, model)
 
     def settle(self, config: RunConfig) -> RunConfig:
         """``config`` with this run's accumulation where nothing was said of it: a plan for another memory may not
@@ -120,13 +123,15 @@ def data_facts(config: RunConfig, global_batch: int, prepared: Prepared) -> dict
     return found | {"data.packing": data.packing, "data.isolate": data.isolate, TEXT: digest.hexdigest()}
 
 
-def _trusted(content: Mapping[str, Any], config: RunConfig, path: Path) -> TrainingState:
-    """UserError: weights or an average that are not those of the run's model, or a state of training that it could not
-    go on from."""
+def _trusted(content: Mapping[str, Any], config: RunConfig, path: Path) -> tuple[HybridLM, TrainingState]:
+    """The model on "meta" and the state of training. UserError: another architecture than the run's, weights or an
+    average that do not fit it, or a state that training could not resume from."""
     state = recorded(TrainingState, content, path)
-    model = rebuilt(content[KEY], path)
+    model = rebuilt(content[KEY], path, config.model)
     if changes := model_changes(model.config, config.model):
-        raise UserError(f"{path}: its model is not that of the run: {', '.join(changes)}")
+        raise UserError(
+            f"{path}: cannot resume with a different architecture; {', '.join(changes)}; start a new run without ckpt"
+        )
     weights = {
         name.removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items() if name.startswith(PREFIX)
     }
@@ -138,5 +143,5 @@ def _trusted(content: Mapping[str, Any], config: RunConfig, path: Path) -> Train
     problem = state.miscounted(content[KEY]["accumulate"])
     problem = problem or misfit_optimizer(model, config.optim, content["optimizer_states"][0])
     if problem is not None:
-        raise UserError(f"{path}: no state that training can go on from ({problem})")
-    return state
+        raise UserError(f"{path}: training cannot resume from its state ({problem})")
+    return model, state

@@ -23,7 +23,7 @@ from hybridlm.machine.device import CPU
 from hybridlm.machine.kernels import choose_kernels
 from hybridlm.memory.plan import Plan, plan_inference
 from hybridlm.memory.report import full_text, summary_lines
-from hybridlm.model.build import build_model, fresh_model
+from hybridlm.model.build import fresh_model
 from hybridlm.model.count import flops_per_token, layer_table, parameters
 from hybridlm.optim.eight_bit import refuse_missing_kernels
 from hybridlm.optim.optimizer import group_table, model_groups
@@ -52,6 +52,7 @@ from hybridlm.train.writing import write_or_say
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
+    from hybridlm.model.lm import HybridLM
     from hybridlm.runs.run_folder import RunFolder
 
 
@@ -68,7 +69,7 @@ def run(
     quiet_lightning()
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    plan, resumed = start or planned(config, resume)
+    plan, on_meta, resumed = start or planned(config, resume)
     asked, config = config, plan.applied(config)
     machine = resolve_machine(config)
     _refuse(config, machine, folder, resumed, call)
@@ -85,7 +86,7 @@ def run(
     module.model.kernels = kernels
     _begin_folder(asked, folder, prepared, resumed, call)
     call.meet()
-    _say_model(config, machine, module, console, folder, plan, resumed)
+    _say_model(config, machine, module.model, console, folder, Start(plan, on_meta, resumed))
     clock = Clock()
     routers, metrics = metering_callbacks(config, machine, module.model, prepared.tokenizer, console, clock)
     loggers = Loggers(config, folder, console, resumed_at=resumed.step if resumed else None, sweep=sweep_name())
@@ -114,8 +115,8 @@ def run(
         raise RunFailed(
             f"{folder.path}: was removed while training went on; what was written since is {folder.weights}"
         )
-    summary = _summary(config, machine, prepared, final, metrics, began, folder, trainer.global_step)
-    _samples(config, folder, machine, console, loggers, trainer.global_step)
+    summary = _summary(config, machine, prepared, module.model, final, metrics, began, folder, trainer.global_step)
+    _samples(config, folder, machine, console, loggers, trainer.global_step, on_meta)
     with replaced(folder.summary) as new:  # it says that the run has ended: all of it is there or nothing
         new.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     loggers.finish(summary)
@@ -133,25 +134,19 @@ def _say_machine(folder: RunFolder, machine: Machine, plan: Plan, console: Conso
 
 
 def _say_model(
-    config: RunConfig,
-    machine: Machine,
-    module: LitLM,
-    console: Console,
-    folder: RunFolder,
-    plan: Plan,
-    resumed: Resumed | None,
+    config: RunConfig, machine: Machine, model: HybridLM, console: Console, folder: RunFolder, start: Start
 ) -> None:
     """The layers, the optimizer's groups and the steps; layers.txt and plan.txt."""
-    table = layer_table(build_model(config.model, module.model.vocab_size), config.data.seq_len)
+    table = layer_table(model, config.data.seq_len)
     if rank_zero_only.rank == 0:
         write_or_say(folder.layers, table + "\n", console.say)
-        write_or_say(folder.plan, full_text(plan, plan_inference(config)), console.say)
+        write_or_say(folder.plan, full_text(start.plan, plan_inference(config, start.model)), console.say)
     console.say(
-        f"\n{table}\n\n{group_table(model_groups(module.model, config.optim))}\n\n"
+        f"\n{table}\n\n{group_table(model_groups(model, config.optim))}\n\n"
         f"{machine.max_steps} steps of {machine.global_batch} x {config.data.seq_len} tokens"
         f" ({machine.batch_size} x {machine.accumulate} x {machine.devices} windows)"
-        + (f", resuming after step {resumed.step}" if resumed else "")
-        + (f"\n{plan.never_reached}" if plan.never_reached else "")
+        + (f", resuming after step {start.resumed.step}" if start.resumed else "")
+        + (f"\n{start.plan.never_reached}" if start.plan.never_reached else "")
     )
 
 
@@ -230,11 +225,17 @@ def _datamodule(config: RunConfig, machine: Machine, prepared: Prepared, *, val_
 
 
 def _samples(
-    config: RunConfig, folder: RunFolder, machine: Machine, console: Console, loggers: Loggers, step: int
+    config: RunConfig,
+    folder: RunFolder,
+    machine: Machine,
+    console: Console,
+    loggers: Loggers,
+    step: int,
+    on_meta: HybridLM,
 ) -> None:
     """Continues the prompts, or answers examples of a task, with the checkpoint just written, which also shows that it
     loads."""
-    loaded = load_run(str(folder.path), torch.device(machine.device))
+    loaded = load_run(str(folder.step_checkpoint(step)), torch.device(machine.device), built=on_meta)
     if config.data.source == "synthetic":
         texts = answered(loaded.model, config.data)
     else:
@@ -250,6 +251,7 @@ def _summary(
     config: RunConfig,
     machine: Machine,
     prepared: Prepared,
+    model: HybridLM,
     final: dict[str, float],
     metrics: MetricsCallback,
     began: float,
@@ -258,7 +260,6 @@ def _summary(
 ) -> dict[str, Any]:
     val_bytes = sum(part.val.text_bytes for part in prepared.parts)
     val = prepared.parts[0].val if len(prepared.parts) == 1 else None  # a compressor's figure is for one text
-    model = build_model(config.model, prepared.tokenizer.vocab_size)
     return {
         "run": str(folder.path),
         "model": config.model.name,

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hybridlm.cli.compose import compose_config
-from hybridlm.cli.composition import composed
+from hybridlm.cli.compose import compose_config, composed
 from hybridlm.config.load import load_config, to_yaml
 from hybridlm.config.overrides import merged, quoted_pattern, repair, split, typed, value_of
 from hybridlm.errors import UserError

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from hybridlm.cli.compose import main
+from hybridlm.cli.start import main
 from hybridlm.cli.verbs import app
 from hybridlm.errors import UserError
 from hybridlm.runs.run_folder import JOB, SWEEP, RunFolder

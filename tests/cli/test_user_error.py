@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from hybridlm.cli import user_error
-from hybridlm.cli.compose import main
+from hybridlm.cli.start import main
 from hybridlm.cli.user_error import reported
 from hybridlm.cli.verbs import run_app
 from hybridlm.errors import ConfigError, RunFailed, UserError

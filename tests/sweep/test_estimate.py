@@ -8,8 +8,7 @@ import json
 import pytest
 from rich.console import Console
 
-from hybridlm.cli.compose import compose_config
-from hybridlm.cli.composition import sweep_axes
+from hybridlm.cli.compose import compose_config, sweep_axes
 from hybridlm.memory.plan import plan_run
 from hybridlm.sweep.estimate import Work, planned_seconds, plans_of, seconds_left, work_of
 from hybridlm.sweep.job import Job

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from hybridlm.cli import compose
-from hybridlm.cli.compose import compose_config, main
+from hybridlm.cli.compose import compose_config
+from hybridlm.cli.start import main
 from hybridlm.config.overrides import split
 from hybridlm.errors import UserError
 from hybridlm.model.build import build_model
