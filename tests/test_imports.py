@@ -36,11 +36,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["train"] = {*MAY_IMPORT} - {"bench", "sweep"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT}
 MAY_IMPORT["__main__"] = {"cli"}
-ENTRY_POINTS = {"cli", "__main__"}
+MAY_IMPORT["api"] = {"cli", "config", "data", "generate", "machine", "memory", "model", "runs"}
+ENTRY_POINTS = {"cli", "__main__", "api", "__init__"}
 THIRD_PARTY_HOMES = {
     "lightning": ("train/", "data/datamodule.py"),
     "pytorch_lightning": (),
-    "hydra": ("cli/composition.py", "cli/jobs.py", "train/launch.py"),
+    "hydra": ("cli/compose.py", "train/launch.py"),
     "transformers": ("interop/", "data/tokenizer.py"),
     "lm_eval": ("eval/harness.py", "eval/tasks.py"),
     "matplotlib": ("bench/", "eval/", "report/"),

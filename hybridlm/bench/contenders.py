@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from hybridlm.config.run import RunConfig
-from hybridlm.errors import UserError
 from hybridlm.generate.engine import Engine
 from hybridlm.memory.vocabulary import planned_vocabulary
 from hybridlm.model.build import fresh_model
@@ -40,9 +39,6 @@ def trained(run: str, device: torch.device, dtype: torch.dtype, *, ema: bool) ->
 
 def untrained(name: str, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Contender:
     """Of ``config``, with weights from its seed. ConfigError: the vocabulary is smaller than the tokenizer's."""
-    try:
-        model = fresh_model(config.model, planned_vocabulary(config).ids, seed=config.seed, device=device)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    model = fresh_model(config.model, planned_vocabulary(config).ids, seed=config.seed, device=device)
     model.round_parameters(dtype)
     return Contender(name, Engine(model, None))

@@ -16,7 +16,7 @@ from hybridlm.data.corpus import Prepared
 from hybridlm.data.datamodule import DataModule
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.windows.splits import packed_documents
-from hybridlm.errors import ConfigError, RunFailed
+from hybridlm.errors import RunFailed
 from hybridlm.files.durable import replaced
 from hybridlm.machine.description import Machine, resolve_machine
 from hybridlm.machine.device import CPU
@@ -195,10 +195,7 @@ def _begin_folder(
 
 def _module(config: RunConfig, machine: Machine, prepared: Prepared, read: dict[str, Any]) -> LitLM:
     vocab = prepared.tokenizer.vocab_size
-    try:
-        model = fresh_model(config.model, vocab, seed=config.seed, device=CPU)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    model = fresh_model(config.model, vocab, seed=config.seed, device=CPU)
     settings = config.trainer  # numbers, by the plan
     model.checkpoint_blocks, model.loss_rows = settings.checkpoint_blocks, settings.loss_rows
     if config.trainer.compile:

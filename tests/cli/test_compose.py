@@ -17,7 +17,7 @@ from hybridlm.config.load import load_config, to_yaml
 from hybridlm.config.overrides import merged, quoted_pattern, repair, split, typed, value_of
 from hybridlm.errors import UserError
 from hybridlm.files.checksum import closing_line
-from hybridlm.runs.resume import refuse_other_model, resumed, resumed_folder
+from hybridlm.runs.resume import checkpoint_to_resume, refuse_other_optimizer, resumed_folder
 from hybridlm.runs.run_folder import RunFolder, find_run
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -147,11 +147,11 @@ def test_a_wrong_point_of_a_sweep_does_not_stop_the_others(tmp_path):
 
 
 def test_section_without_effect_in_a_sweep(capfd):
-    from hybridlm.cli import compose
+    from hybridlm.cli import start
 
-    compose._check_sweep(split(["-m", "++model.pattern=T,TT", "++optim.lr=1,2", "++model.mamba2.d_state=8"]))
+    start._check_sweep(split(["-m", "++model.pattern=T,TT", "++optim.lr=1,2", "++model.mamba2.d_state=8"]))
     assert "model.mamba2.d_state has no effect" in capfd.readouterr().err
-    compose._check_sweep(split(["-m", "++model.pattern=T,TM", "++model.mamba2.d_state=8"]))
+    start._check_sweep(split(["-m", "++model.pattern=T,TM", "++model.mamba2.d_state=8"]))
     assert capfd.readouterr().err == ""
 
 
@@ -236,9 +236,9 @@ def test_what_ckpt_means(tmp_path, monkeypatch):
     assert resumed_folder(None, None) is resumed_folder("null", None) is None
     for ckpt in ("last", "auto", "outputs/it's (1)"):
         assert resumed_folder(ckpt, None) == folder
-        assert resumed(ckpt, folder).checkpoint.name == "step-00000100.ckpt"
-    assert resumed(str(folder.step_checkpoint(9)), folder).checkpoint == folder.step_checkpoint(9)
-    with pytest.raises(UserError, match=r"but hydra\.run\.dir=elsewhere"):
+        assert checkpoint_to_resume(ckpt, folder).checkpoint.name == "step-00000100.ckpt"
+    assert checkpoint_to_resume(str(folder.step_checkpoint(9)), folder).checkpoint == folder.step_checkpoint(9)
+    with pytest.raises(UserError, match=r"hydra\.run\.dir=elsewhere"):
         resumed_folder(str(folder.path), "elsewhere")
     with pytest.raises(UserError, match="weights alone, without the state of the optimizer"):
         resumed_folder(str(folder.weights), None)
@@ -246,17 +246,15 @@ def test_what_ckpt_means(tmp_path, monkeypatch):
         path.unlink()
     assert resumed_folder("auto", None) is None, "it begins anew"
     folder.best_checkpoint(7).write_bytes(EMPTY_CHECKPOINT)
-    assert resumed("auto", folder).checkpoint == folder.best_checkpoint(7)
+    assert checkpoint_to_resume("auto", folder).checkpoint == folder.best_checkpoint(7)
 
 
-def test_another_model_or_optimizer_does_not_go_on(tmp_path):
+def test_another_optimizer_cannot_resume(tmp_path):
     old = compose_config(["model=transformer"])
     folder = RunFolder(tmp_path)
-    refuse_other_model(folder, old, compose_config(["model=transformer", "trainer.max_steps=9"]))
-    with pytest.raises(UserError, match=r"model.d_model: 256 -> 64"):
-        refuse_other_model(folder, old, compose_config(["model=transformer", "size=tiny"]))
+    refuse_other_optimizer(folder, old, compose_config(["model=transformer", "trainer.max_steps=9"]))
     with pytest.raises(UserError, match=r"optim.name: 'muon' -> 'adamw'"):
-        refuse_other_model(folder, old, compose_config(["model=transformer", "optim=adamw"]))
+        refuse_other_optimizer(folder, old, compose_config(["model=transformer", "optim=adamw"]))
 
 
 def test_merging_replaces_by_key():
@@ -277,7 +275,7 @@ def test_find_run(tmp_path):
             find_run(name, tmp_path)
     first = run_in(tmp_path, "first", [], (1,))
     (tmp_path / "x.ckpt").touch()
-    with pytest.raises(UserError, match="lies in no run folder"):
+    with pytest.raises(UserError, match=r"x\.ckpt"):
         find_run("x.ckpt", tmp_path)
     time.sleep(0.02)
     second = run_in(tmp_path, "second", [])
@@ -286,8 +284,8 @@ def test_find_run(tmp_path):
     second.step_checkpoint(20).write_bytes(EMPTY_CHECKPOINT)
     (second.path / "wandb").mkdir()
     (second.path / "wandb" / "config.yaml").touch()
-    assert find_run("last", tmp_path) == (second, second.step_checkpoint(20))
-    assert find_run("outputs/first", tmp_path) == (first, first.step_checkpoint(1))
+    assert find_run("last", tmp_path) == (second, None)
+    assert find_run("outputs/first", tmp_path) == (first, None)
     assert find_run("outputs/first/checkpoints/step-00000001.ckpt", tmp_path) == (first, first.step_checkpoint(1))
 
 
