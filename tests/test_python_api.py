@@ -95,10 +95,10 @@ def test_mistakes_are_exceptions(config, tmp_path):
     assert len(caught.value.problems) == 2
     with pytest.raises(hybridlm.UserError, match="nowhere"):
         hybridlm.load(tmp_path / "nowhere")
-    with pytest.raises(hybridlm.UserError, match="data.path"):
+    with pytest.raises(hybridlm.UserError, match=r"data\.path"):
         hybridlm.train(config.model_copy(update={"data": config.data.model_copy(update={"path": "none/*.txt"})}))
     two = config.model_copy(update={"trainer": config.trainer.model_copy(update={"devices": 2})})
-    with pytest.raises(hybridlm.ConfigError, match="trainer.devices"):
+    with pytest.raises(hybridlm.ConfigError, match=r"trainer\.devices"):
         hybridlm.train(two, tmp_path / "two")
     with pytest.raises(hybridlm.ConfigError, match="ckpt"):
         hybridlm.train(config.model_copy(update={"ckpt": "last"}), tmp_path / "two")

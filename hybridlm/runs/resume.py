@@ -1,4 +1,4 @@
-"""What ``ckpt=`` on the command line means: which run goes on, from where, and with what it has recorded."""
+"""What ``ckpt=`` means: which run is resumed, from which checkpoint, and with which recorded configuration."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ class Resume:
 
 
 def resumed_folder(ckpt: str | None, folder: str | None) -> RunFolder | None:
-    """The folder of the run that goes on as ``ckpt`` (None: none does) and ``hydra.run.dir`` say, or None where a run
-    starts anew.
+    """The folder of the run to resume according to ``ckpt`` and ``hydra.run.dir``, or None for a new run.
 
-    UserError: there is nothing to resume; ``ckpt=auto`` starts anew instead.
+    UserError: there is nothing to resume; ``ckpt=auto`` starts a new run instead.
     """
     if ckpt is None or ckpt.lower() in ("null", ""):
         return None
@@ -41,13 +40,13 @@ def resumed_folder(ckpt: str | None, folder: str | None) -> RunFolder | None:
         return find_run("last")[0] if found is None else run_of(found.path)
     if Path(ckpt).suffix == ".safetensors":
         raise UserError(
-            f"ckpt = {ckpt}: weights alone, without the state of the optimizer; a run goes on from its folder or a"
-            " checkpoint in it (ckpt=RUN), and `hybridlm generate`, `chat` and `eval` take the weights"
+            f"ckpt = {ckpt}: weights only, without optimizer state; resume from the run folder or a checkpoint in it"
+            " (ckpt=RUN), and use the weights with `hybridlm generate`, `chat` and `eval`"
         )
     named, _ = find_run(ckpt)
     if folder and Path(folder).absolute().resolve() != named.path.resolve():
         raise UserError(
-            f"ckpt={ckpt} lies in {named.path}, but hydra.run.dir={folder}; a run is resumed in its own folder"
+            f"ckpt={ckpt} is in {named.path}, but hydra.run.dir={folder}; a run is resumed in its own folder"
         )
     return named
 
@@ -67,7 +66,7 @@ def checkpoint_to_resume(ckpt: str, folder: RunFolder) -> Resume:
 
 
 def requeued(folder: RunFolder) -> bool:
-    """Whether this is a job of SLURM that was queued again and has begun in ``folder`` before."""
+    """Whether this is a SLURM job that was requeued and started in ``folder`` before."""
     count = os.environ.get("SLURM_RESTART_COUNT", "0")
     return count.isdecimal() and int(count) > 0 and folder.is_run()
 

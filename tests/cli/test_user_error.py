@@ -142,10 +142,10 @@ def test_ctrl_c_in_a_verb_is_a_line(capsys, monkeypatch):
 
 
 MOMENTS = (
-    "compose.load_config",
+    "cli.start.load_config",
     "data.preparing.build._find_duplicates",
     "data.preparing.build._merged",
-    "train.run.build_model",
+    "train.run.layer_table",
 )
 
 
