@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hybridlm.cli.agreement import Agreement, Alone, Word
 from hybridlm.cli.compose import Composition, HydraJob, environment
+from hybridlm.cli.rendezvous import Decision, Rendezvous
 from hybridlm.cli.streams import prepare_streams
 from hybridlm.cli.user_error import told
 from hybridlm.config.constraints import unused_section_warnings
@@ -27,7 +27,6 @@ from hybridlm.sweep.matching import matched
 from hybridlm.train.call import Call, NothingLeft
 
 log = logging.getLogger(__name__)
-_Others = Agreement | Alone
 _LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -45,7 +44,7 @@ class Begin:
     anew: bool = False
 
 
-def train(begin: Begin, verb: tuple[str, ...], others: _Others) -> None:
+def train(begin: Begin, verb: tuple[str, ...], others: Rendezvous | None) -> None:
     """A single run, in Hydra's job. Raises UserError and RunFailed."""
     before = begin.folder.overrides() if begin.resume else []
     given = merged(before, [line for line in begin.overrides if not key_of(line).startswith("hydra")])
@@ -54,7 +53,8 @@ def train(begin: Begin, verb: tuple[str, ...], others: _Others) -> None:
         prepare_streams("goes on")
         _run(begin.config, begin.folder, begin.holding, begin.resume, call, others)
     except NothingLeft as end:
-        others.decide(None)
+        if others is not None:
+            others.decide(None)
         print(end)
 
 
@@ -68,7 +68,7 @@ def sweep_job(verb: tuple[str, ...]) -> Callable[[HydraJob], object]:
         try:
             with folder.training() as holding:
                 resume = Resume(folder.newest_checkpoint(), named=True) if call.anew and folder.resumable() else None
-                result = _run(load_config(point.tree()), folder, holding, resume, call, Alone())
+                result = _run(load_config(point.tree()), folder, holding, resume, call, None)
                 return result.get("val/bpb", result.get("val/loss"))
         except Exception as error:
             if (lines := told(error)) is not None:
@@ -82,7 +82,7 @@ def sweep_job(verb: tuple[str, ...]) -> Callable[[HydraJob], object]:
 
 
 def _run(
-    config: RunConfig, folder: RunFolder, holding: Holding, resume: Resume | None, call: Call, others: _Others
+    config: RunConfig, folder: RunFolder, holding: Holding, resume: Resume | None, call: Call, others: Rendezvous | None
 ) -> dict[str, Any]:
     """The part of the first process."""
     match = matched(config)
@@ -93,7 +93,9 @@ def _run(
             log.info(note)
     config = match.config.model_copy(update={"ckpt": None})  # of this start only
     checkpoint = None if resume is None else resume.checkpoint
-    word = Word(str(folder.path.absolute()), None if checkpoint is None else str(checkpoint.absolute()), os.getcwd())
+    decision = Decision(
+        str(folder.path.absolute()), None if checkpoint is None else str(checkpoint.absolute()), os.getcwd()
+    )
     call = replace(call, overrides=tuple(merged(call.overrides, match.overrides)))
     with ExitStack() as stack, heeded(config.trainer.requeue, True):
         from hybridlm.train.planned import planned  # imports torch: only once the configuration is known to be valid
@@ -104,22 +106,24 @@ def _run(
         def meet() -> None:
             holding.sign()
             stack.enter_context(_logged(folder))
-            stack.enter_context(environment(word.environment()))
-            others.decide(word)
-            others.meet()
+            stack.enter_context(environment(decision.environment()))
+            if others is not None:
+                others.decide(decision)
+                others.meet()
 
         return run(config, folder, checkpoint, replace(call, meet=meet), start)
 
 
-def join(word: Word, verb: tuple[str, ...], others: _Others) -> None:
-    """The part of another process in the run that the first one has decided on."""
-    os.chdir(word.cwd)
-    folder = RunFolder(Path(word.folder))
+def join(decision: Decision, verb: tuple[str, ...], others: Rendezvous | None = None) -> None:
+    """The part of another rank in the run that the first one has decided on."""
+    os.chdir(decision.cwd)
+    folder = RunFolder(Path(decision.folder))
     config = recorded(folder)
+    call = Call(verb) if others is None else Call(verb, meet=others.meet)
     with heeded(config.trainer.requeue, False):
         from hybridlm.train.run import run
 
-        run(config, folder, None if word.checkpoint is None else Path(word.checkpoint), Call(verb, meet=others.meet))
+        run(config, folder, None if decision.checkpoint is None else Path(decision.checkpoint), call)
 
 
 @contextmanager

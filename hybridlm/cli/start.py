@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
-from hybridlm.cli.agreement import Agreement, Alone, inherited
 from hybridlm.cli.compose import axes, composed, config_dir, run_hydra, run_job
 from hybridlm.cli.jobs import Begin, join, sweep_job, train
 from hybridlm.cli.overlay import overlaid
+from hybridlm.cli.rendezvous import Rendezvous, inherited
 from hybridlm.cli.user_error import reported
 from hybridlm.config.constraints import overridden_sections
 from hybridlm.config.groups import groups
@@ -40,9 +40,9 @@ def main(argv: list[str] | None = None, verb: tuple[str, ...] = ()) -> None:
     training propagate.
     """
     with ending_together(), reported("goes on"), listening():
-        word, words = inherited(), sys.argv[1:] if argv is None else argv
-        if word is not None:
-            join(word, verb, Alone())
+        decision, words = inherited(), sys.argv[1:] if argv is None else argv
+        if decision is not None:
+            join(decision, verb)
             return
         refuse_flags(words, HYDRA_FLAGS, "--help, --cfg job, -m, --config-dir and Hydra's others (--hydra-help)")
         _main(split(words), verb)
@@ -74,13 +74,13 @@ def _single(line: CommandLine, verb: tuple[str, ...]) -> None:
     launched = launch()
     shared = folder_overrides(launched, line.overrides)  # of a new run
     place = value_of((*line.overrides, *shared), "hydra.run.dir") or "outputs"
-    others = Alone() if launched is None else Agreement(launched, Path("outputs" if "${" in place else place))
-    with others, ExitStack() as held:
-        if isinstance(others, Agreement) and launched is not None and launched.rank > 0:
+    others = None if launched is None else Rendezvous(launched, Path("outputs" if "${" in place else place))
+    with others or nullcontext(), ExitStack() as held:
+        if others is not None and launched is not None and launched.rank > 0:
             with heeded(False, False):
-                word = others.word()
-            if word is not None:
-                join(word, verb, others)
+                decision = others.decision()
+            if decision is not None:
+                join(decision, verb, others)
             return
         begin = _decided(line, shared, held)
         run_job(line, begin.composition, begin.folder.path, lambda: train(begin, verb, others))

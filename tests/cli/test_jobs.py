@@ -86,7 +86,7 @@ def test_a_refused_start_leaves_every_byte(run, capfd, corpus):
         ([*more, "callbacks=[1]"], "callbacks="),
         (["ckpt=last", "trainer.max_steps=4"], "already at step 12"),
         (["ckpt=outputs/a"], "already at step 12"),
-        (["ckpt=outputs/a/weights.safetensors"], "weights alone"),
+        (["ckpt=outputs/a/weights.safetensors"], "optimizer state"),
         (["hydra.run.dir=outputs/a"], "ckpt=auto"),
         (["hydra.run.dir=outputs/a", "seed=4", "trainer.max_steps=1"], "ckpt=auto"),
     ):
