@@ -1,4 +1,4 @@
-"""Verbs around a configuration: train it, and what can be known and made before."""
+"""Verbs on a configuration: train, plan, check, prepare."""
 
 from __future__ import annotations
 
@@ -34,11 +34,10 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
-    """What a run needs: memory by part, the micro-batch that fits, tokens per second; and what its model needs to
-    generate.
+    """Plan a run: memory by part, the largest micro-batch that fits, tokens per second; and what generating needs.
 
-    For the card that the hardware profile names, whatever is here; reads no data and draws no weights. Exit code 2: it
-    does not fit.
+    For the card of the hardware profile, on any machine; reads no data and initialises no weights. Exit code 2: it does
+    not fit.
     """
     with reported():
         given = overrides_of("plan", overrides)
@@ -46,7 +45,7 @@ def plan(
 
         config = compose_config(given)
         if config.ckpt is not None:
-            raise ConfigError(f"ckpt = {config.ckpt!r}: plan is of a run that starts anew; leave ckpt away")
+            raise ConfigError(f"ckpt = {config.ckpt!r}: plan is for new runs; remove ckpt")
         from hybridlm.memory.plan import plan_inference, plan_run
         from hybridlm.memory.report import full_text, json_text, refusal
         from hybridlm.memory.suggest import suggestions
@@ -71,13 +70,13 @@ def check(
             help="as for train.py, whose --help lists them: model=mamba2 size=d12 ...",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="a line of JSON for each row")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON line per row")] = False,
 ) -> None:
-    """Prove a configuration: causality, decode, padding, documents, gradients, initial weights, parameters, state
+    """Verify a configuration: causality, decode, padding, documents, gradients, initial weights, parameters, state
     bytes, FLOPs.
 
-    Runs each distinct layer of the model on the CPU, in float64, in well under a minute, whatever card the
-    configuration is for. Writes nothing. Exit code 0: every check passes; 1: one fails; 2: the input is wrong.
+    Runs each distinct layer of the model on the CPU, in float64, in well under a minute, whatever hardware the
+    configuration names. Writes nothing. Exit code 0: every check passes; 1: one fails; 2: the input is wrong.
     """
     with reported():
         given = overrides_of("check", overrides)
@@ -86,7 +85,7 @@ def check(
 
         config = compose_config(given)
         if config.ckpt is not None:
-            raise ConfigError(f"ckpt = {config.ckpt!r}: check draws weights of its own; leave ckpt away")
+            raise ConfigError(f"ckpt = {config.ckpt!r}: check initialises its own weights; remove ckpt")
         for warning in unused_section_warnings(config, given):
             print(warning, file=sys.stderr)
         if config.sweep.matched:
@@ -107,10 +106,9 @@ def prepare(
             help="as for train.py, whose --help lists them: data=files data.path=... ...",
         ),
     ] = None,
-    show: Annotated[int, typer.Option("--show", min=0, help="print so many training documents as coloured tokens")] = 0,
+    show: Annotated[int, typer.Option("--show", min=0, help="print N training documents as coloured tokens")] = 0,
 ) -> None:
-    """Read, split and tokenise the data of a configuration, ready for training, which otherwise does it at its first
-    start."""
+    """Read, split and tokenise the data of a configuration (otherwise done when training first starts)."""
     with reported("goes on"):
         given = overrides_of("prepare", overrides)
         from hybridlm.cli.compose import compose_config

@@ -13,7 +13,7 @@ from typing import Any
 from hybridlm.cli.compose import Composition, HydraJob, environment
 from hybridlm.cli.rendezvous import Decision, Rendezvous
 from hybridlm.cli.streams import prepare_streams
-from hybridlm.cli.user_error import told
+from hybridlm.cli.user_error import lines_of
 from hybridlm.config.constraints import unused_section_warnings
 from hybridlm.config.load import load_config
 from hybridlm.config.overrides import key_of, merged
@@ -71,7 +71,7 @@ def sweep_job(verb: tuple[str, ...]) -> Callable[[HydraJob], object]:
                 result = _run(load_config(point.tree()), folder, holding, resume, call, None)
                 return result.get("val/bpb", result.get("val/loss"))
         except Exception as error:
-            if (lines := told(error)) is not None:
+            if (lines := lines_of(error)) is not None:
                 with ExitStack() as stack:
                     if not folder.is_run():  # nobody else's
                         stack.enter_context(_logged(folder))

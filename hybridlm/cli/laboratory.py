@@ -22,23 +22,23 @@ def sweep(
         ),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="at once; default: one per GPU, or one")
+        int | None, typer.Option("--jobs", "-j", min=1, help="parallel jobs; default: one per GPU, or one")
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="runs of each point, with seed, seed + 1, ...")] = 1,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="runs per point, with seed, seed + 1, ...")] = 1,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="FOLDER", help="go on with a sweep, `last`: the newest")
+        str | None, typer.Option("--resume", metavar="FOLDER", help="resume a sweep; `last`: the newest")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the jobs and start none")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the jobs without starting them")] = False,
 ) -> None:
-    """Run every point of a grid on this machine, each in a process of its own.
+    """Run every point of a grid on this machine, each in its own process.
 
-    Exit code 0: all are finished; 1: some failed; 2: the input is wrong, and nothing was started; 143: stopped, the
-    jobs have saved.
+    Exit code 0: all finished; 1: some failed; 2: wrong input, nothing was started; 143: stopped, the jobs have saved a
+    checkpoint.
     """
     with reported("goes on"):
         given = overrides_of("sweep", overrides)
         if resume is not None and (given or seeds > 1 or dry_run):
-            raise UserError("sweep --resume FOLDER: takes --jobs alone; the jobs are those of the folder")
+            raise UserError("sweep --resume FOLDER: can be combined with --jobs only; the jobs are those of the folder")
         from hybridlm.cli.compose import compose_config, sweep_axes
         from hybridlm.sweep.command import new_sweep, resume_sweep
 
@@ -55,21 +55,21 @@ def report(
     folders: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN|FOLDER...", help="`last` (the newest run), run folders, folders with runs below them"
+            metavar="RUN|FOLDER...", help="`last` (the newest run), run folders, or folders that contain runs"
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="where the report goes (default: the first folder)")
+        Path | None, typer.Option("--out", metavar="DIR", help="output folder (default: the first folder)")
     ] = None,
     best_of: Annotated[
         list[str] | None,
         typer.Option(
-            "--best-of", metavar="FIELD", help="each point at its best value of it: optim.lr; may be repeated"
+            "--best-of", metavar="FIELD", help="compare points at their best value of this field (optim.lr); repeatable"
         ),
     ] = None,
 ) -> None:
-    """Draw a run, or compare several: an HTML page (report.html), the same as Markdown (report.md), and every run as a
-    row (report.csv)."""
+    """Plot a run or compare several: an HTML page (report.html), the same in Markdown (report.md), and a table of all
+    runs (report.csv)."""
     with reported():
         from hybridlm.report.command import run_report
 
@@ -78,8 +78,8 @@ def report(
 
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False) -> None:
-    """Say what this machine has, which compiled kernels work on it, and what to install for the others. Exit code 0 in
-    any case."""
+    """Show what this machine has, which compiled kernels work on it, and what to install for the others. Always exits
+    with 0."""
     with reported():
         from hybridlm.machine.doctor.report import run_doctor
 

@@ -1,4 +1,4 @@
-"""Verbs on a trained run: let it write, talk to it, evaluate and measure it."""
+"""Verbs on a trained run: generate, chat, evaluate, benchmark."""
 
 from __future__ import annotations
 
@@ -13,35 +13,33 @@ from hybridlm.cli.user_error import reported
 from hybridlm.errors import UserError
 
 _Tokens = Annotated[int, typer.Option("--tokens", "-n", help="new tokens, at most")]
-_Temperature = Annotated[float, typer.Option("--temperature", help="0: always the likeliest token")]
-_TopK = Annotated[int | None, typer.Option("--top-k", help="sample from the k likeliest tokens")]
-_TopP = Annotated[float, typer.Option("--top-p", help="sample from the likeliest that hold this probability together")]
+_Temperature = Annotated[float, typer.Option("--temperature", help="0: greedy")]
+_TopK = Annotated[int | None, typer.Option("--top-k", help="sample from the k most likely tokens")]
+_TopP = Annotated[float, typer.Option("--top-p", help="sample from the smallest set with this much probability")]
 _MinP = Annotated[
-    float, typer.Option("--min-p", help="sample from those at least this likely, as a share of the likeliest")
+    float, typer.Option("--min-p", help="minimum probability of a token, relative to the most likely one")
 ]
 _Repetition = Annotated[
-    float, typer.Option("--repetition-penalty", help="of tokens that occurred; more than 1 makes them less likely")
+    float, typer.Option("--repetition-penalty", help="above 1: tokens that occurred become less likely")
 ]
 _Presence = Annotated[
-    float, typer.Option("--presence-penalty", help="taken off the logit of every token that was generated")
+    float, typer.Option("--presence-penalty", help="subtracted from the logit of each generated token")
 ]
-_Frequency = Annotated[float, typer.Option("--frequency-penalty", help="the same, as often as it was generated")]
+_Frequency = Annotated[float, typer.Option("--frequency-penalty", help="the same, times the number of occurrences")]
 _Bias = Annotated[
-    list[str] | None, typer.Option("--logit-bias", metavar="ID=X", help="added to a token's logit; may be repeated")
+    list[str] | None, typer.Option("--logit-bias", metavar="ID=X", help="added to the logit of a token; repeatable")
 ]
-_Seed = Annotated[int, typer.Option("--seed", help="of the sampling")]
-Context = Annotated[int | None, typer.Option("--context", help="the most tokens that a text may hold")]
+_Seed = Annotated[int, typer.Option("--seed", help="seed of the sampling")]
+Context = Annotated[int | None, typer.Option("--context", help="maximum length of a text in tokens")]
 
 
 @app.command()
 def generate(
     run: Run,
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", help="a text to continue; may be repeated")
-    ] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="a UTF-8 file whose text is the prompt")] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="text to continue; repeatable")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="read the prompt from a UTF-8 file")] = None,
     tokens: _Tokens = 200,
-    n_samples: Annotated[int, typer.Option("--n-samples", help="texts for each prompt; sample i has the seed + i")] = 1,
+    n_samples: Annotated[int, typer.Option("--n-samples", help="samples per prompt; sample i uses seed + i")] = 1,
     temperature: _Temperature = 0.8,
     top_k: _TopK = None,
     top_p: _TopP = 0.95,
@@ -50,19 +48,20 @@ def generate(
     presence_penalty: _Presence = 0.0,
     frequency_penalty: _Frequency = 0.0,
     logit_bias: _Bias = None,
-    stop: Annotated[list[str] | None, typer.Option("--stop", help="end in front of this text; may be repeated")] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="stop before this text; repeatable")] = None,
     seed: _Seed = 0,
     logprobs: Annotated[
-        int | None, typer.Option("--logprobs", help="with --json: of each token, and of so many likeliest ones")
+        int | None,
+        typer.Option("--logprobs", help="with --json: log-probabilities of each token and the N likeliest"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="an object on a line for each sample")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object per sample")] = False,
     ema: EMA = False,
     context: Context = None,
     save_state: Annotated[
-        Path | None, typer.Option("--save-state", help="write what the model remembers to this file")
+        Path | None, typer.Option("--save-state", help="write the state of the model to this file")
     ] = None,
     load_state: Annotated[
-        Path | None, typer.Option("--load-state", help="go on from such a file; a prompt is then optional")
+        Path | None, typer.Option("--load-state", help="continue from such a file; the prompt is then optional")
     ] = None,
 ) -> None:
     """Continue a text with a trained model; without --prompt and --file, the one on standard input."""
@@ -91,13 +90,13 @@ def chat(
     seed: _Seed = 0,
     ema: EMA = False,
     context: Annotated[
-        int | None, typer.Option("--context", help="the most tokens to remember (default: those of training)")
+        int | None, typer.Option("--context", help="maximum length in tokens (default: that of training)")
     ] = None,
-    system: Annotated[str | None, typer.Option("--system", help="what the assistant is told first")] = None,
-    load: Annotated[Path | None, typer.Option("--load", help="go on with a conversation that /save wrote")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="system message")] = None,
+    load: Annotated[Path | None, typer.Option("--load", help="continue a conversation that /save wrote")] = None,
 ) -> None:
-    """Talk with a trained model: with its template where it was trained on conversations, else it goes on with what you
-    write."""
+    """Chat with a trained model: in its chat template if it was trained on conversations, otherwise it continues your
+    text."""
     with reported():
         from hybridlm.generate.chat import run_chat
         from hybridlm.generate.sampling import Sampling
@@ -111,43 +110,46 @@ def evaluate(
     run: Run,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[DATA OVERRIDE]...", help="other text: data=files data.path=...; in the run's tokens"),
+        typer.Argument(
+            metavar="[DATA OVERRIDE]...",
+            help="other text: data=files data.path=...; tokenised as in training",
+        ),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="val or train: which documents of the data")] = "val",
+    split: Annotated[str, typer.Option("--split", help="split of the data: val or train")] = "val",
     loss: Annotated[
         bool, typer.Option("--loss/--no-loss", help="loss, perplexity, bits per byte and loss by position")
     ] = True,
     tasks: Annotated[
-        str | None, typer.Option("--tasks", help="tasks of lm-evaluation-harness, apart by commas: hellaswag,arc_easy")
+        str | None, typer.Option("--tasks", help="tasks of lm-evaluation-harness, comma-separated: hellaswag,arc_easy")
     ] = None,
     include_path: Annotated[
-        Path | None, typer.Option("--include-path", help="a folder of tasks of your own (YAML)")
+        Path | None, typer.Option("--include-path", help="folder with your own tasks (YAML)")
     ] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option("--num-fewshot", min=0, help="examples in front of each; default: the task's")
+        int | None, typer.Option("--num-fewshot", min=0, help="few-shot examples; default: the task's")
     ] = None,
     probes: Annotated[
-        bool, typer.Option("--probes", help="what the model does with its context: induction, copying, a pass key")
+        bool, typer.Option("--probes", help="probe how the model uses its context: induction, copying, pass key")
     ] = False,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="documents, and examples of each task, at most")
+        int | None, typer.Option("--limit", min=1, help="maximum number of documents, and of examples per task")
     ] = None,
     context: Annotated[
-        str | None, typer.Option("--context", help="tokens of a window, one or more: 64,256; default: the run's")
+        str | None, typer.Option("--context", help="window lengths in tokens: 64,256; default: the run's")
     ] = None,
     stride: Annotated[
-        int | None, typer.Option("--stride", min=1, help="tokens from window to window; default: half a window")
+        int | None, typer.Option("--stride", min=1, help="tokens between the starts of windows; default: half a window")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="windows at a time")] = 8,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="windows per batch")] = 8,
     ema: EMA = False,
-    as_json: Annotated[bool, typer.Option("--json", help="the results as JSON on standard output")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the results as JSON")] = False,
 ) -> None:
     """Evaluate a trained model: loss on whole documents, tasks of lm-evaluation-harness, probes. Results are added to
     RUN/eval.json."""
     with reported("goes on"):
         given = overrides_of("eval", overrides)
         if split not in ("val", "train"):
-            raise UserError(f"--split {split}: legal are val and train")
+            raise UserError(f"--split {split}: expected val or train")
         from hybridlm.eval.command import Evaluation, run_eval
 
         asked = Evaluation(
@@ -174,35 +176,32 @@ def bench(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RUN | [GROUP=OPTION | FIELD=VALUE]...", help="a trained run, or a model as for train.py"
+            metavar="RUN | [GROUP=OPTION | FIELD=VALUE]...",
+            help="a trained run, or overrides of an untrained model",
         ),
     ] = None,
     compare: Annotated[
-        str | None, typer.Option("--compare", help="patterns side by side, apart by commas: T,TM,MMMT")
+        str | None, typer.Option("--compare", help="patterns to compare, comma-separated: T,TM,MMMT")
     ] = None,
-    contexts: Annotated[str, typer.Option("--contexts", help="tokens of the prompt")] = "512,2048,8192,32768",
-    batch: Annotated[str, typer.Option("--batch", help="rows at a time")] = "1",
-    new_tokens: Annotated[int, typer.Option("--new-tokens", min=2, help="tokens decoded behind each prompt")] = 32,
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="measured turns of each model, after one that warms up")
-    ] = 3,
+    contexts: Annotated[str, typer.Option("--contexts", help="prompt lengths in tokens")] = "512,2048,8192,32768",
+    batch: Annotated[str, typer.Option("--batch", help="batch sizes")] = "1",
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=2, help="tokens decoded after each prompt")] = 32,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="measurements per model, after one warm-up")] = 3,
     budget: Annotated[
-        float, typer.Option("--budget", min=0.001, help="seconds a turn may take; what is slower is left out")
+        float, typer.Option("--budget", min=0.001, help="seconds per measurement; slower settings are skipped")
     ] = 30.0,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="of weights and caches: float32, bfloat16, float16")
+        str, typer.Option("--dtype", help="dtype of weights and caches: float32, bfloat16, float16")
     ] = "float32",
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="folder of bench.json and bench.png; default: RUN/bench, outputs/bench/"),
+        typer.Option("--out", help="folder for bench.json and bench.png; default: RUN/bench or outputs/bench/"),
     ] = None,
     ema: EMA = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="bench.json on standard output in place of the table")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print bench.json instead of the table")] = False,
 ) -> None:
-    """Measure prefill, decode and memory by context and batch, of a trained run or of untrained models, in turns on
-    this machine."""
+    """Measure prefill, decode and memory by context and batch size, of a trained run or of untrained models,
+    interleaved on this machine."""
     with reported("goes on"):
         run, configs = models(overrides_of("bench", what), compare)
         from hybridlm.bench.command import Benchmark, run_bench

@@ -52,7 +52,7 @@ def limited(monkeypatch, limit: int) -> None:
         (ConfigError("a.b = \x1b[2J"), 2, "config error: a.b = \\x1b[2J\n"),
         (RunFailed("a"), 1, "error: a\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
-        (MemoryError(), 1, "error: out of memory; take a smaller model or data.batch_size"),
+        (MemoryError(), 1, "error: out of memory; use a smaller model or data.batch_size"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "error: out of memory"),
         (ImportError("libtorch.so: failed to map segment from shared object"), 1, "error: out of memory"),
         (
@@ -69,12 +69,12 @@ def limited(monkeypatch, limit: int) -> None:
         (
             OSError(errno.EROFS, "Read-only file system", "outputs"),
             1,
-            "error: outputs: Read-only file system; name a place that can be",
+            "error: outputs: Read-only file system; choose a writable place",
         ),
         (
             PermissionError(errno.EACCES, "Permission denied", b"a/\xff"),
             1,
-            "error: a/\\udcff: Permission denied; name a place",
+            "error: a/\\udcff: Permission denied; choose a writable place",
         ),
         (
             OSError(errno.EMFILE, "Too many open files", "x"),

@@ -125,7 +125,7 @@ def test_a_table_in_a_terminal(monkeypatch):
         (["--fast"], ["unknown option --fast", "--json"]),
         (["-m", "optim.lr=1,2"], ["unknown option -m"]),
         (["fast"], ["'fast'", "field=value"]),
-        (["ckpt=last"], ["ckpt = 'last'", "leave ckpt away"]),
+        (["ckpt=last"], ["ckpt = 'last'", "remove ckpt"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
