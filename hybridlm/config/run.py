@@ -25,9 +25,9 @@ class SizeConfig(Section):
 class RunConfig(Section):
     """Everything a run depends on, validated. ``load_config`` makes it; nothing past it sees Hydra's DictConfig."""
 
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="of weights, data order and samples")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of weights, data order and samples")
     ckpt: str | None = Field(
-        None, description="null: start anew; last: resume the newest run; auto: resume if there is one; or a path"
+        None, description="null: a new run; last: resume the newest run; auto: resume if there is one; or a path"
     )
     model: ModelConfig = ModelConfig()
     size: SizeConfig = SizeConfig()
@@ -42,6 +42,6 @@ class RunConfig(Section):
 
     @property
     def batch(self) -> BatchSplit:
-        """How a step's windows are divided, as far as the configuration says."""
+        """The split of a step's batch, as far as the configuration fixes it."""
         numbers = (self.data.global_batch, self.data.batch_size, self.trainer.accumulate, self.trainer.devices)
         return BatchSplit(*(None if number == "auto" else number for number in numbers))

@@ -1,4 +1,4 @@
-"""The sweep section: how the models of different patterns are made comparable."""
+"""The sweep section: making models of different patterns comparable."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class SweepConfig(Section):
             " written"
         ),
     )
-    reference: str = Field("T", description="the pattern whose cost, at the same depth, every pattern is brought to")
+    reference: str = Field("T", description="the pattern whose cost, at the same depth, every pattern is matched to")
     target: int | None = Field(
-        None, ge=1, description="parameters, or FLOPs per token, to be brought to instead; null: the reference's"
+        None, ge=1, description="match this number of parameters or FLOPs per token instead; null: the reference's"
     )
     matched: str | None = Field(
-        None, description="what a match has changed, which writes this; a model that has it is not matched again"
+        None, description="written by a match: what it changed; such a model is not matched again"
     )

@@ -79,7 +79,7 @@ def limited(monkeypatch, limit: int) -> None:
         (
             OSError(errno.EMFILE, "Too many open files", "x"),
             1,
-            "error: x: Too many open files; raise the limit of open files",
+            "error: x: Too many open files; raise the limit on open files",
         ),
         (ConnectionError("two\nlines"), 1, "error: two lines (HYBRIDLM_TRACEBACK=1 shows where)"),
     ],
@@ -128,7 +128,7 @@ def test_a_working_folder_that_was_removed(capsys, tmp_path, monkeypatch):
     (tmp_path / "gone").rmdir()
     with pytest.raises(SystemExit) as end:
         run_app(["generate", "last", "-p", "a"])
-    assert (end.value.code, capsys.readouterr().err[:40]) == (1, "error: the folder in which this was star")
+    assert (end.value.code, capsys.readouterr().err[:40]) == (1, "error: the working directory no longer e")
 
 
 def test_ctrl_c_in_a_verb_is_a_line(capsys, monkeypatch):

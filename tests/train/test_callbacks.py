@@ -216,18 +216,18 @@ def test_what_counts_as_better():
     [
         (
             ["callbacks.ema.decay=0.9", "trainer.strategy=fsdp2", "optim=adamw"],
-            r"callbacks\.ema\.decay = 0\.9: needs whole weights",
+            r"callbacks\.ema\.decay = 0\.9: .*fsdp2",
         ),
         (
             ["callbacks.samples.every=2", "trainer.strategy=fsdp2", "optim=adamw"],
-            r"callbacks\.samples\.every = 2: needs whole weights",
+            r"callbacks\.samples\.every = 2: .*fsdp2",
         ),
         (
             ["callbacks.early_stop.patience=2", "trainer.val_every=null"],
             r"callbacks\.early_stop\.patience = 2: counts validations",
         ),
         (["callbacks.ema.decay=1.0"], r"callbacks\.ema\.decay"),
-        (["logger.gradients=true"], r"logger\.gradients = true: histograms are for logger=wandb"),
+        (["logger.gradients=true"], r"logger\.gradients = true: .*logger=wandb"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(tiny, changes, says):

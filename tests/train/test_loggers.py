@@ -323,9 +323,9 @@ def test_rows_that_wandb_dropped_are_told_at_the_end(tiny, tmp_path, monkeypatch
     ("override", "says"),
     [
         ("logger.project=a/b", "logger.project = 'a/b': legal are characters other than / \\ # ? % :, this has /"),
-        (f"logger.project={'p' * 129}", "legal are 1 to 128 characters, this has 129"),
-        ("logger.entity=team/x", "logger.entity = 'team/x': legal are characters other than"),
-        ("logger.entity=''", "logger.entity = '': legal are 1 to 128 characters, this has 0"),
+        (f"logger.project={'p' * 129}", "expected 1 to 128 characters, this has 129"),
+        ("logger.entity=team/x", "logger.entity = 'team/x': "),
+        ("logger.entity=''", "logger.entity = '': expected 1 to 128 characters, this has 0"),
         (f"logger.run_name={'n' * 129}", "logger.run_name = "),
         (f"logger.group={'g' * 129}", "logger.group = "),
         (f"logger.job_type={'j' * 65}", "legal are 1 to 64 characters, this has 65"),
