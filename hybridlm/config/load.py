@@ -37,16 +37,16 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(_plain(config.model_dump()), sort_keys=False, allow_unicode=True, width=140)
 
 
-def from_yaml(text: str) -> RunConfig:
-    """The configuration that ``to_yaml`` wrote, or a stranger. Raises UserError: the text is no mapping in YAML, plain
-    and within limits; ConfigError: a wrong field."""
+def from_yaml(text: str, *, rules: bool = True) -> RunConfig:
+    """The configuration in the text of a config.yaml, which may be a stranger's. rules: False checks each field by
+    itself only. Raises UserError: the text is not a plain YAML mapping within limits; ConfigError: a wrong field."""
     try:
         tree = parse_yaml(text)
     except Unreadable as error:
         raise UserError(f"config.yaml: {error}") from None
     if not isinstance(tree, Mapping):
-        raise UserError("config.yaml: holds no configuration; expected a mapping of sections")
-    return load_config(tree)
+        raise UserError("config.yaml: expected a mapping of sections")
+    return load_config(tree) if rules else validate(RunConfig, _plain_mapping(tree))
 
 
 def _plain(value: object) -> object:

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridlm.config.load import load_config
+from hybridlm.config.load import from_yaml
 from hybridlm.config.model import ModelConfig
-from hybridlm.config.problems import show, validate
+from hybridlm.config.problems import show
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import UserError
 from hybridlm.files.checksum import damage
-from hybridlm.files.plain import Unreadable, read_yaml
+from hybridlm.files.plain import Unreadable, read_text
 from hybridlm.runs.run_folder import RunFolder, find_run, newest_run, run_of
 
 
@@ -72,18 +72,14 @@ def requeued(folder: RunFolder) -> bool:
 
 
 def recorded(folder: RunFolder, *, rules: bool = True) -> RunConfig:
-    """The configuration of a run, from its config.yaml. rules: False checks each field by itself only, where
-    ``load_config`` will see the result with overrides. UserError: it is not a valid one."""
+    """The configuration of a run. rules: as of ``from_yaml``. UserError: its config.yaml is not a valid one."""
     try:
-        tree = read_yaml(folder.config)
-        if not isinstance(tree, Mapping):
-            raise UserError("expected a mapping of sections")
-        config = load_config(tree) if rules else validate(RunConfig, tree)
-        return config.model_copy(update={"ckpt": None})
+        return from_yaml(read_text(folder.config), rules=rules).model_copy(update={"ckpt": None})
     except Unreadable as error:
         raise UserError(f"{folder.config}: {error}") from None
     except UserError as error:
-        raise UserError([f"{folder.config}: {problem}" for problem in error.problems]) from error
+        problems = [problem.removeprefix("config.yaml: ") for problem in error.problems]
+        raise UserError([f"{folder.config}: {problem}" for problem in problems]) from error
 
 
 def refuse_other_optimizer(folder: RunFolder, old: RunConfig, new: RunConfig) -> None:

@@ -228,7 +228,7 @@ def test_a_user_without_a_home(tiny, tmp_path, capsys, monkeypatch):
             "prepare",
             *without,
         ): "no place for prepared data: HOME is not set; name one with data.out, or with HYBRIDLM_CACHE",
-        ("generate", "~/run", "-p", "a"): "~/run: ~ stands for no folder here",
+        ("generate", "~/run", "-p", "a"): "~/run: ~ cannot be expanded",
     }
     for arguments, line in lines.items():
         with pytest.raises(SystemExit) as end:
