@@ -41,5 +41,5 @@ def run_app(arguments: Sequence[str]) -> None:
                 raise
             where = error.ctx.command_path if error.ctx is not None else "hybridlm"  # type: ignore[attr-defined]
             problem = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
-            end = " " if problem.endswith("?") else "; "
-            raise UserError(f"{problem}{end}see `{where} --help`") from None
+            separator = " " if problem.endswith("?") else "; "
+            raise UserError(f"{problem}{separator}see `{where} --help`") from None

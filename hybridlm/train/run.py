@@ -21,6 +21,7 @@ from hybridlm.files.durable import replaced
 from hybridlm.machine.description import Machine, resolve_machine
 from hybridlm.machine.device import CPU
 from hybridlm.machine.kernels import choose_kernels
+from hybridlm.machine.launcher import is_first_rank
 from hybridlm.memory.plan import Plan, plan_inference
 from hybridlm.memory.report import full_text, summary_lines
 from hybridlm.model.build import fresh_model
@@ -59,10 +60,10 @@ if TYPE_CHECKING:
 def run(
     config: RunConfig, folder: RunFolder, resume: Path | None, call: Call | None = None, start: Start | None = None
 ) -> dict[str, Any]:
-    """Trains, validates, samples; returns what summary.json holds. UserError: anything the user can mend, found before
-    anything in ``folder`` is touched.
+    """Trains, validates, samples; returns the content of summary.json. UserError: anything the user can fix, found
+    before anything in ``folder`` is touched.
 
-    resume: a checkpoint of ``folder`` to go on from; start: that of ``planned``, None: made here.
+    resume: a checkpoint of ``folder`` to resume from; start: from ``planned``, None: planned here.
     """
     call = call or Call()
     began = time.perf_counter()
@@ -82,7 +83,7 @@ def run(
         resumed.refuse_other_data(read, prepared.tokenizer.fingerprint, config.data.changed, console.say)
         _datamodule(config, machine, prepared, val_batches=None).refuse(resumed.position)
     _say_packing(config, prepared, console)
-    module = _module(config, machine, prepared, read)
+    module = _module(config, machine, prepared, read, plan)
     module.model.kernels = kernels
     _begin_folder(asked, folder, prepared, resumed, call)
     call.meet()
@@ -108,16 +109,14 @@ def run(
             }
     except Stopped as stopped:
         return stopped.result()
-    if rank_zero_only.rank != 0:
+    if not is_first_rank():
         return {}
     saver.export(folder.step_checkpoint(trainer.global_step), folder.weights)
     if not folder.is_run():
-        raise RunFailed(
-            f"{folder.path}: was removed while training went on; what was written since is {folder.weights}"
-        )
+        raise RunFailed(f"{folder.path}: was deleted during training; only {folder.weights} was written since")
     summary = _summary(config, machine, prepared, module.model, final, metrics, began, folder, trainer.global_step)
     _samples(config, folder, machine, console, loggers, trainer.global_step, on_meta)
-    with replaced(folder.summary) as new:  # it says that the run has ended: all of it is there or nothing
+    with replaced(folder.summary) as new:  # the mark of a finished run: written completely or not at all
         new.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     loggers.finish(summary)
     report(console, summary, Hints(call, folder, asked, prepared))
@@ -138,7 +137,7 @@ def _say_model(
 ) -> None:
     """The layers, the optimizer's groups and the steps; layers.txt and plan.txt."""
     table = layer_table(model, config.data.seq_len)
-    if rank_zero_only.rank == 0:
+    if is_first_rank():
         write_or_say(folder.layers, table + "\n", console.say)
         write_or_say(folder.plan, full_text(start.plan, plan_inference(config, start.model)), console.say)
     console.say(
@@ -157,10 +156,10 @@ def _say_packing(config: RunConfig, prepared: Prepared, console: Console) -> Non
 
 
 def _refuse(config: RunConfig, machine: Machine, folder: RunFolder, resumed: Resumed | None, call: Call) -> None:
-    """ConfigError: this checkpoint cannot go on so, or a package or a compiler is missing."""
+    """UserError: the checkpoint does not fit this run, the folder is taken, or a package or a compiler is missing."""
     if resumed is not None:
         resumed.refuse(machine, folder, named=call.named)
-    elif rank_zero_only.rank == 0 and folder.is_run() and not (call.anew and not folder.resumable()):
+    elif is_first_rank() and folder.is_run() and not (call.anew and not folder.resumable()):
         raise folder.taken()
     strategy(config.trainer.strategy, machine)
     refuse_taken_port(machine)
@@ -175,16 +174,16 @@ def _refuse(config: RunConfig, machine: Machine, folder: RunFolder, resumed: Res
 def _begin_folder(
     config: RunConfig, folder: RunFolder, prepared: Prepared, resumed: Resumed | None, call: Call
 ) -> None:
-    """Takes possession of the folder (a new run) or brings its configuration up to date (a resumed one)."""
+    """Claims the folder (a new run) or updates its configuration (a resumed one)."""
     text = to_yaml(
         config.model_copy(update={"data": config.data.model_copy(update={"changed": "refuse"})})
-    )  # it was of this start only
+    )  # it applied to this start only
     if resumed is not None:
         folder.rewind(resumed.step)
         folder.rewrite_config(text)
         folder.summary.unlink(
             missing_ok=True
-        )  # of an earlier end; without one, a run that is killed behind its last step is not done
+        )  # of an earlier end: a run that is killed after its last step has none, and is not finished
     else:
         folder.claim(text, anew=call.anew)
     folder.record(call.overrides)
@@ -193,11 +192,10 @@ def _begin_folder(
         template_of(prepared.tokenizer).save(folder.path)
 
 
-def _module(config: RunConfig, machine: Machine, prepared: Prepared, read: dict[str, Any]) -> LitLM:
+def _module(config: RunConfig, machine: Machine, prepared: Prepared, read: dict[str, Any], plan: Plan) -> LitLM:
     vocab = prepared.tokenizer.vocab_size
     model = fresh_model(config.model, vocab, seed=config.seed, device=CPU)
-    settings = config.trainer  # numbers, by the plan
-    model.checkpoint_blocks, model.loss_rows = settings.checkpoint_blocks, settings.loss_rows
+    model.checkpoint_blocks, model.loss_rows = plan.checkpoint_blocks, plan.loss_rows
     if config.trainer.compile:
         compile_blocks(model)
     return LitLM(
@@ -230,8 +228,8 @@ def _samples(
     step: int,
     on_meta: HybridLM,
 ) -> None:
-    """Continues the prompts, or answers examples of a task, with the checkpoint just written, which also shows that it
-    loads."""
+    """Continues the prompts, or answers examples of a task, with the checkpoint just written, which also verifies that
+    it loads."""
     loaded = load_run(str(folder.step_checkpoint(step)), torch.device(machine.device), built=on_meta)
     if config.data.source == "synthetic":
         texts = answered(loaded.model, config.data)
@@ -256,7 +254,7 @@ def _summary(
     steps: int,
 ) -> dict[str, Any]:
     val_bytes = sum(part.val.text_bytes for part in prepared.parts)
-    val = prepared.parts[0].val if len(prepared.parts) == 1 else None  # a compressor's figure is for one text
+    val = prepared.parts[0].val if len(prepared.parts) == 1 else None  # a compression ratio is of one text
     return {
         "run": str(folder.path),
         "model": config.model.name,

@@ -96,7 +96,7 @@ def test_a_run_whose_folder_is_removed_goes_on_and_says_so(tiny, tmp_path, monke
 
     monkeypatch.setattr(Rows, "write", write_and_remove)
     with pytest.raises(
-        RunFailed, match=r"was removed while training went on; what was written since is .*weights\.safetensors"
+        RunFailed, match=r"was deleted during training; only .*weights\.safetensors"
     ):
         run(compose_config([*tiny, "callbacks.samples.every=1"]), folder, None)
     said = capsys.readouterr().out.splitlines()
