@@ -1,4 +1,4 @@
-"""What must hold between fields. Runs once every field is valid by itself, and reports everything together."""
+"""Rules between fields. Checked once every field is valid by itself; all problems are reported together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NOT_SHARDED = {"64-true": "32-true", "bf16-true": "bf16-mixed"}
 
 
 def constraint_problems(config: RunConfig) -> list[str]:
-    """One line for each rule between fields that ``config`` breaks; sections that no layer uses are not looked at."""
+    """One line for each rule between fields that ``config`` breaks; sections that no layer uses are ignored."""
     problems: list[str] = []
     try:
         layers = config.model.layers
@@ -46,7 +46,7 @@ def constraint_problems(config: RunConfig) -> list[str]:
     capability = config.hardware.compute_capability
     if capability is not None and not re.fullmatch(r"[1-9]\d*\.\d", capability):
         problems.append(
-            f"hardware.compute_capability = {capability!r}: expected NVIDIA's number with one decimal, as 8.6"
+            f"hardware.compute_capability = {capability!r}: expected NVIDIA's number with one decimal, such as 8.6"
         )
     problems += _device_problems(config) + _text_problems(config)
     problems += duration_problems("trainer.time_limit", config.trainer.time_limit)
@@ -73,7 +73,7 @@ def _optim_problems(optim: OptimConfig, trainer: TrainerConfig) -> list[str]:
     if trainer.max_steps != "auto":
         problems += schedule_problems(optim, trainer.max_steps)
     if optim.sgd.nesterov and optim.sgd.momentum == 0:
-        problems.append("optim.sgd.nesterov = true: looks ahead along optim.sgd.momentum, which is 0")
+        problems.append("optim.sgd.nesterov = true: needs optim.sgd.momentum above 0")
     return problems
 
 
@@ -96,19 +96,18 @@ def _device_problems(config: RunConfig) -> list[str]:
 
 
 def _text_problems(config: RunConfig) -> list[str]:
-    """What a model of text alone can do."""
+    """What only works for a model of text."""
     callbacks = config.callbacks
     asked = {"callbacks.samples.every": callbacks.samples.every, "callbacks.probes.every": callbacks.probes.every}
     return [
-        f"{name} = {value}: is for a model of text, and data.source=synthetic has none; leave it null"
+        f"{name} = {value}: needs a text model, not data.source=synthetic; leave it null"
         for name, value in asked.items()
         if value is not None and config.data.source == "synthetic"
     ]
 
 
 def overridden_sections(overrides: Sequence[str]) -> dict[str, str]:
-    """The sections of one kind of layer that ``overrides`` (``a.b=c`` lines) touch: kind to the first override's
-    field."""
+    """The kinds of layers whose sections ``overrides`` (``a.b=c`` lines) change, with the first such field."""
     touched: dict[str, str] = {}
     for override in overrides:
         key = override.partition("=")[0].strip().lstrip("+~")
@@ -122,7 +121,7 @@ def overridden_sections(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def unused_section_warnings(config: RunConfig, overrides: Sequence[str]) -> list[str]:
-    """One line for each overridden section that changes nothing, because no layer is of its kind."""
+    """One line for each overridden section that has no effect, because no layer is of its kind."""
     used = config.model.kinds
     return [
         f"{key} has no effect: no layer is {kind}"

@@ -1,4 +1,4 @@
-"""A tree of plain values to a validated ``RunConfig``, and to and from the text of a run folder's config.yaml."""
+"""From a tree of plain values, or the text of a config.yaml, to a validated ``RunConfig``, and back."""
 
 from __future__ import annotations
 

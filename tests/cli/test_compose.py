@@ -48,12 +48,12 @@ def train(folder, *arguments):
             ["optim.lr=1,2"],
             [
                 [
-                    "optim.lr=1,2: several values, where this takes one",
+                    "optim.lr=1,2: several values, but this takes one",
                     "--dry-run` plans each (a list is optim.lr=[a,b])",
                 ]
             ],
         ),
-        (["model.pattern=T,TM"], [["model.pattern=T,TM: several values, where this takes one; `hybridlm sweep`"]]),
+        (["model.pattern=T,TM"], [["model.pattern=T,TM: several values, but this takes one; `hybridlm sweep`"]]),
         (["size=tiny,small"], [["size=tiny,small: several values"]]),
         (["optim.lr=interval(1e-4,1)"], [["optim.lr=interval(1e-4,1): several values"]]),
         (["--lr", "3", "--cfg", "job"], [["--lr 3: a field is set without dashes; lr is optim.lr here"]]),
@@ -168,7 +168,7 @@ def test_a_plugin_that_is_missing_is_named_with_its_extra(choice):
         compose_config([choice])
     (problem,) = error.value.problems
     missing = choice.replace("slurm", "submitit_slurm")
-    assert problem.endswith(f"{missing}: Hydra's plugin for it is not installed; pip install 'hybridlm[sweep]'")
+    assert problem.endswith(f"{missing}: its Hydra plugin is not installed; pip install 'hybridlm[sweep]'")
 
 
 def test_repair():

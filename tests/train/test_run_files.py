@@ -95,9 +95,7 @@ def test_a_run_whose_folder_is_removed_goes_on_and_says_so(tiny, tmp_path, monke
         write(rows, row, again=again)
 
     monkeypatch.setattr(Rows, "write", write_and_remove)
-    with pytest.raises(
-        RunFailed, match=r"was deleted during training; only .*weights\.safetensors"
-    ):
+    with pytest.raises(RunFailed, match=r"was deleted during training; only .*weights\.safetensors"):
         run(compose_config([*tiny, "callbacks.samples.every=1"]), folder, None)
     said = capsys.readouterr().out.splitlines()
     assert sum("cannot be written (No such file or directory); its rows are kept" in line for line in said) == 2
