@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import logging
 import math
+import random
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import threading
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,7 +76,8 @@ def test_a_run_in_a_thread_leaves_the_process_as_it_was(config, tmp_path):
     def state():
         handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
         levels = [logging.getLogger(name).level for name in ("lightning", "lightning.pytorch")]
-        return handlers, levels, warnings.filters[:], torch.get_num_threads(), torch.get_rng_state().tolist()
+        draws = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+        return handlers, levels, warnings.filters[:], torch.get_num_threads(), *draws
 
     hybridlm.train(config, tmp_path / "first")  # imports once and for all
     before, results = state(), []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import random
 import signal
 import threading
 import time
@@ -72,16 +73,20 @@ def train(config: RunConfig, folder: str | Path | None = None, *, resume: bool =
 @contextmanager
 def _restored() -> Iterator[None]:
     """Gives back what a run changes in the whole process."""
+    import numpy as np
     import torch
 
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
     handlers = {number: signal.getsignal(number) for number in numbers}
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     threads, faults = torch.get_num_threads(), faulthandler.is_enabled()
-    with warnings.catch_warnings(), torch.random.fork_rng():
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=range(min(1, torch.cuda.device_count()))):
         try:
             yield
         finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
             if threading.current_thread() is threading.main_thread():
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
