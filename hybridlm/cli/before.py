@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from hybridlm.cli.app import OVERRIDES, app
 from hybridlm.cli.arguments import overrides_of
 from hybridlm.cli.user_error import reported
 from hybridlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hybridlm.config.run import RunConfig
 
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -40,12 +43,7 @@ def plan(
     not fit.
     """
     with reported():
-        given = overrides_of("plan", overrides)
-        from hybridlm.cli.compose import compose_config
-
-        config = compose_config(given)
-        if config.ckpt is not None:
-            raise ConfigError(f"ckpt = {config.ckpt!r}: plan is for new runs; remove ckpt")
+        config = _new_run("plan", overrides_of("plan", overrides))
         from hybridlm.memory.plan import plan_inference, plan_run
         from hybridlm.memory.report import full_text, json_text, refusal
         from hybridlm.memory.suggest import suggestions
@@ -80,16 +78,11 @@ def check(
     """
     with reported():
         given = overrides_of("check", overrides)
-        from hybridlm.cli.compose import compose_config
         from hybridlm.config.constraints import unused_section_warnings
 
-        config = compose_config(given)
-        if config.ckpt is not None:
-            raise ConfigError(f"ckpt = {config.ckpt!r}: check initialises its own weights; remove ckpt")
-        for warning in unused_section_warnings(config, given):
-            print(warning, file=sys.stderr)
-        if config.sweep.matched:
-            print(config.sweep.matched, file=sys.stderr)
+        config = _new_run("check", given)
+        for line in filter(None, [*unused_section_warnings(config, given), config.sweep.matched]):
+            print(line, file=sys.stderr)
         from hybridlm.eval.gate_report import run_check
 
         passed = run_check(config, as_json=as_json)
@@ -138,3 +131,13 @@ def prepare(
                 print(line, end="\n\n")
         if show and any(part.train.stream.masked for part in prepared.parts):
             console.print(legend())
+
+
+def _new_run(verb: str, overrides: list[str]) -> RunConfig:
+    """The configuration of these overrides. ConfigError: it resumes a run."""
+    from hybridlm.cli.compose import compose_config
+
+    config = compose_config(overrides)
+    if config.ckpt is not None:
+        raise ConfigError(f"ckpt = {config.ckpt!r}: {verb} is for new runs; remove ckpt")
+    return config
