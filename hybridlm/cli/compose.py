@@ -3,14 +3,13 @@ Hydra's own environment (logging, callbacks, sweeps)."""
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import yaml
 
@@ -270,16 +269,8 @@ def run_hydra(line: CommandLine, job: Callable[[HydraJob], object] | None = None
         sys.argv = argv
 
 
-@contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """While these environment variables are set."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def environment(variables: Mapping[str, str]) -> AbstractContextManager[None]:
+    """A context in which these environment variables are set."""
+    from hydra.core.utils import env_override
+
+    return cast(AbstractContextManager[None], env_override(dict(variables)))

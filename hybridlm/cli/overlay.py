@@ -3,12 +3,12 @@ alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from hybridlm.cli.compose import Composition, composed, config_dir
 from hybridlm.config.groups import groups
-from hybridlm.config.load import load_config
+from hybridlm.config.load import leaves, load_config
 from hybridlm.config.overrides import CommandLine, is_group, key_of
 from hybridlm.config.run import RunConfig
 
@@ -28,7 +28,7 @@ def overlaid(recorded: RunConfig, line: CommandLine, new: Composition) -> RunCon
         plain = composed(CommandLine(line.flags, ()))
         named = {key_of(override).partition("@")[0] for override in chosen}
         named |= {group for group, option in new.choices.items() if plain.choices.get(group, _ABSENT) != option}
-        for path, value in _leaves(new.tree):
+        for path, value in leaves(new.tree):
             if _at(plain.tree, path) != value:
                 _put(tree, path, value)
         for section in named & tree.keys():
@@ -49,14 +49,6 @@ def overlaid(recorded: RunConfig, line: CommandLine, new: Composition) -> RunCon
 def _section_of(override: str) -> str:
     """The part of the key before the first dot or slash."""
     return key_of(override).partition(".")[0].partition("/")[0]
-
-
-def _leaves(tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, (*path, str(key)))
-    else:
-        yield path, tree
 
 
 def _at(tree: object, path: tuple[str, ...]) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import yaml
 
@@ -47,6 +47,15 @@ def from_yaml(text: str, *, rules: bool = True) -> RunConfig:
     if not isinstance(tree, Mapping):
         raise UserError("config.yaml: expected a mapping of sections")
     return load_config(tree) if rules else validate(RunConfig, _plain_mapping(tree))
+
+
+def leaves(tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """The path and value of everything in ``tree`` that is not a filled mapping."""
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from leaves(value, (*path, str(key)))
+    else:
+        yield path, tree
 
 
 def _plain(value: object) -> object:

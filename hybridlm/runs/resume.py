@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridlm.config.load import from_yaml
+from hybridlm.config.load import from_yaml, leaves
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.problems import show
 from hybridlm.config.run import RunConfig
@@ -93,17 +92,9 @@ def refuse_other_optimizer(folder: RunFolder, old: RunConfig, new: RunConfig) ->
 
 def model_changes(old: ModelConfig, new: ModelConfig) -> list[str]:
     """Each field that differs, old -> new."""
-    before, after = dict(_leaves(old.model_dump(), "model")), dict(_leaves(new.model_dump(), "model"))
+    before, after = dict(leaves(old.model_dump())), dict(leaves(new.model_dump()))
     return [
-        f"{path}: {show(before.get(path))} -> {show(after.get(path))}"
+        f"{'.'.join(('model', *path))}: {show(before.get(path))} -> {show(after.get(path))}"
         for path in dict.fromkeys([*before, *after])
         if before.get(path) != after.get(path)
     ]
-
-
-def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}")
-    else:
-        yield path, value
