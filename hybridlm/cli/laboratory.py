@@ -18,7 +18,7 @@ def sweep(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[GROUP=OPTION,OPTION | FIELD=VALUE,VALUE]...", help="as for train.py -m: optim.lr=1e-3,3e-3"
+            metavar="[GROUP=OPTION,OPTION | FIELD=VALUE,VALUE]...", help="as with train.py -m: optim.lr=1e-3,3e-3"
         ),
     ] = None,
     jobs: Annotated[
@@ -28,17 +28,17 @@ def sweep(
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="FOLDER", help="resume a sweep; `last`: the newest")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the jobs without starting them")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the jobs without starting any")] = False,
 ) -> None:
     """Run every point of a grid on this machine, each in its own process.
 
-    Exit code 0: all finished; 1: some failed; 2: wrong input, nothing was started; 143: stopped, the jobs have saved a
-    checkpoint.
+    Exit code 0: all jobs finished; 1: some failed; 2: invalid input, nothing was started; 143: stopped after the jobs
+    saved.
     """
     with reported("goes on"):
         given = overrides_of("sweep", overrides)
         if resume is not None and (given or seeds > 1 or dry_run):
-            raise UserError("sweep --resume FOLDER: can be combined with --jobs only; the jobs are those of the folder")
+            raise UserError("sweep --resume FOLDER accepts only --jobs; its jobs are those in the folder")
         from hybridlm.cli.compose import compose_config, sweep_axes
         from hybridlm.sweep.command import new_sweep, resume_sweep
 
@@ -64,12 +64,12 @@ def report(
     best_of: Annotated[
         list[str] | None,
         typer.Option(
-            "--best-of", metavar="FIELD", help="compare points at their best value of this field (optim.lr); repeatable"
+            "--best-of", metavar="FIELD", help="show each model at its best value of FIELD (optim.lr); may be repeated"
         ),
     ] = None,
 ) -> None:
-    """Plot a run or compare several: an HTML page (report.html), the same in Markdown (report.md), and a table of all
-    runs (report.csv)."""
+    """Report on a run, or compare several: an HTML page (report.html), the same as Markdown (report.md), and a CSV row
+    per run (report.csv)."""
     with reported():
         from hybridlm.report.command import run_report
 

@@ -29,12 +29,6 @@ class LoggerConfig(Section):
             "seconds that an online W&B run waits for the network: at the start, before it goes offline, and at the end"
         ),
     )
-    gradients: bool = Field(
-        False, description="a histogram of each layer's gradients at every logged step, for wandb and tensorboard"
-    )
-    expert_load: bool = Field(
-        False, description="a histogram of each router's load at every logged step, for wandb and tensorboard"
-    )
 
 
 class SamplesConfig(Section):

@@ -1,8 +1,8 @@
-"""Which kernels a run uses: what the configuration asks for, what the layers and the precision allow, what works on
+"""Which kernels a run uses: what the configuration requests, what the layers and the precision allow, what works on
 this card.
 
-Decided once, before data is prepared. ``auto`` falls back to torch and says why; a kernel that is asked for and cannot
-be had is refused.
+Decided once, before data is prepared. ``auto`` falls back to torch and gives the reason; a requested kernel that is not
+available is an error.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DTYPES = {  # of activations, by trainer.precision
 
 @dataclass(frozen=True)
 class Work:
-    """What the kernels of a run have to do. documents: layers tell documents apart; scale: model.logit_scale."""
+    """What the kernels of a run have to do. documents: documents are kept apart; scale: model.logit_scale."""
 
     layers: tuple[LayerSpec, ...]
     dtype: torch.dtype
@@ -108,7 +108,7 @@ def chosen(found: Sequence[Need], dtype: torch.dtype, device: torch.device, prob
 
 
 def refuse_missing(found: Sequence[Need], settings: KernelsConfig) -> None:
-    """Raise ConfigError with a line for each kernel that is asked for and cannot be had."""
+    """Raise ConfigError with a line for each kernel that is required and not available."""
     problems = []
     for verdict in found:
         name = verdict.setting
@@ -132,8 +132,8 @@ def told(found: Sequence[Need]) -> str:
 
 
 def choose_kernels(config: RunConfig, machine: Machine, say: Callable[[str], None]) -> KernelChoice:
-    """The kernels of a training run, in a line to ``say`` where there is a CUDA device. ConfigError: one is asked for
-    and not to be had."""
+    """The kernels of a training run, reported in a line to ``say`` where there is a CUDA device. ConfigError: a
+    required one is not available."""
     work = Work(
         layers=config.model.layers,
         dtype=DTYPES[machine.precision],

@@ -61,6 +61,7 @@ class RunFolder:
     position_plot = _Entry("loss_by_position.png")  # of the last `hybridlm eval`
     weights = _Entry("weights.safetensors")  # the final weights alone
     best_weights = _Entry("best.safetensors")
+    lock = _Entry("train.lock")  # held by the process that trains in the folder
     log = _Entry("train.log")  # messages with time and level
     wandb_id = _Entry("wandb_id.txt")
     tensorboard = _Entry("tensorboard")
@@ -83,7 +84,7 @@ class RunFolder:
                 try:
                     self.path.mkdir(parents=True, exist_ok=True)
                     refuse_links(self.path)
-                    held = stack.enter_context(holding(self.path / "train.lock"))
+                    held = stack.enter_context(holding(self.lock))
                 except Held as error:
                     raise UserError(f"{self.path} is being trained by {error.who}") from None
                 except OSError as error:

@@ -29,12 +29,10 @@ from hybridlm.model.count import flops_per_token, layer_table, parameters
 from hybridlm.optim.eight_bit import refuse_missing_kernels
 from hybridlm.optim.optimizer import group_table, model_groups
 from hybridlm.runs.checkpoint import facts, load_run
-from hybridlm.train.answers import answered
 from hybridlm.train.call import Call
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
 from hybridlm.train.checkpoints import Checkpoints
-from hybridlm.train.clock import Clock
-from hybridlm.train.closing import Hints, ending, report
+from hybridlm.train.closing import ending, hints, report
 from hybridlm.train.compiled import compile_blocks, refuse_missing_compiler
 from hybridlm.train.console import Console, Steps
 from hybridlm.train.exact import ExactSteps
@@ -42,14 +40,15 @@ from hybridlm.train.guards import GuardCallback
 from hybridlm.train.launch import strategy, sweep_name
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.loggers import Loggers, refuse_logger
-from hybridlm.train.metrics import MEASURED, MetricsCallback
+from hybridlm.train.metrics import Clock, MetricsCallback
 from hybridlm.train.planned import Start, planned
 from hybridlm.train.ranks import refuse_taken_port, together
 from hybridlm.train.resumed import Resumed, data_facts
+from hybridlm.train.run_files import write_or_warn
 from hybridlm.train.samples import sampled, write_samples
 from hybridlm.train.stopping import Stopped, Stopping, signalled
 from hybridlm.train.trainer import make_trainer, quiet_lightning
-from hybridlm.train.writing import write_or_say
+from hybridlm.train.validation import MEASURED, task_samples
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
@@ -111,7 +110,7 @@ def run(
         return stopped.result()
     if not is_first_rank():
         return {}
-    saver.export(folder.step_checkpoint(trainer.global_step), folder.weights)
+    saver.export(trainer.global_step)
     if not folder.is_run():
         raise RunFailed(f"{folder.path}: was deleted during training; only {folder.weights} was written since")
     summary = _summary(config, machine, prepared, module.model, final, metrics, began, folder, trainer.global_step)
@@ -119,7 +118,7 @@ def run(
     with replaced(folder.summary) as new:  # the mark of a finished run: written completely or not at all
         new.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     loggers.finish(summary)
-    report(console, summary, Hints(call, folder, asked, prepared))
+    report(console, summary, hints(call, folder, asked, prepared, trainer.global_step))
     return summary
 
 
@@ -138,8 +137,8 @@ def _say_model(
     """The layers, the optimizer's groups and the steps; layers.txt and plan.txt."""
     table = layer_table(model, config.data.seq_len)
     if is_first_rank():
-        write_or_say(folder.layers, table + "\n", console.say)
-        write_or_say(folder.plan, full_text(start.plan, plan_inference(config, start.model)), console.say)
+        write_or_warn(folder.layers, table + "\n", console.say)
+        write_or_warn(folder.plan, full_text(start.plan, plan_inference(config, start.model)), console.say)
     console.say(
         f"\n{table}\n\n{group_table(model_groups(model, config.optim))}\n\n"
         f"{machine.max_steps} steps of {machine.global_batch} x {config.data.seq_len} tokens"
@@ -232,7 +231,7 @@ def _samples(
     it loads."""
     loaded = load_run(str(folder.step_checkpoint(step)), torch.device(machine.device), built=on_meta)
     if config.data.source == "synthetic":
-        texts = answered(loaded.model, config.data)
+        texts = task_samples(loaded.model, config.data)
     else:
         texts = sampled(loaded.model, loaded.tokenizer, config.callbacks.samples, config.seed)
     for i, text in enumerate(texts):

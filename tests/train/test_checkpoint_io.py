@@ -27,7 +27,7 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("room", [0, 10_000, 41_000])  # at the first byte, within a tensor, before the checksum
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, room):
+def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path, room):
     resource = pytest.importorskip("resource")
     path = tmp_path / "a.ckpt"
     writer = AtomicCheckpointIO()
@@ -43,7 +43,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, room):
     assert os.listdir(tmp_path) == ["a.ckpt"]
 
 
-def test_ctrl_c_during_a_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+def test_ctrl_c_during_a_write_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatch):
     """torch.save, which calls the file from C++, would turn it into an error about the position in the archive."""
 
     class Interrupted(io.FileIO):

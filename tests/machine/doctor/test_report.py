@@ -37,8 +37,8 @@ def test_packages_that_work():
     with packages(*WORKING):
         findings = examine(STACK, CARD, HERE, 1)
     assert choices(findings) == {
-        "attention, mla": "torch's SDPA (flash or math)",
-        "convolution of a Mamba": "causal-conv1d",
+        "attention, mla": "torch, attention by SDPA (flash or math)",
+        "short convolution": "causal-conv1d",
         "mamba1": "selective scan",
         "mamba2": "Mamba-2 layer",
         "mamba3": "Mamba-3 SISO",
@@ -51,7 +51,7 @@ def test_packages_that_work():
         in text
     )
     assert "KiB of shared memory per block, the card has 99" in text
-    assert "torch where packed documents are told apart" in text
+    assert "torch for packed documents: it cannot tell documents apart" in text
     assert "mamba-ssm" not in {line.package for line in findings.advice}
 
 
