@@ -18,7 +18,6 @@ from hybridlm.config.mixers.mamba2 import Mamba2Config
 from hybridlm.config.mixers.mamba3 import Mamba3Config
 from hybridlm.config.mixers.mla import MLAConfig
 from hybridlm.config.model import ModelConfig
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.model.build import build_model
 from hybridlm.model.cache import ModelCache
 from hybridlm.model.lm import HybridLM
@@ -87,7 +86,7 @@ def make_ids(batch: int, time: int, seed: int = 1) -> Tensor:
 def recurrence_logits(model: HybridLM, ids: Tensor) -> Tensor:
     """(B, T, padded V) in float64; padded ids have -inf."""
     parameters = dict(model.named_parameters())
-    return language_model(parameters, ids, resolve_layers(model.config), model.config, VOCAB)
+    return language_model(parameters, ids, model.config.layers, model.config, VOCAB)
 
 
 # What the tests of documents, padding and caches share. Layouts of 17 columns: Mamba chunks hold 5 tokens.

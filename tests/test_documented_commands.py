@@ -19,9 +19,8 @@ from documented_commands import ROOT, Command, blocks, commands
 from typer.testing import CliRunner
 
 from hybridlm.cli.arguments import models
-from hybridlm.cli.compose import compose_config
-from hybridlm.cli.composition import composed as compose_line
-from hybridlm.cli.composition import sweep_axes
+from hybridlm.cli.compose import compose_config, sweep_axes
+from hybridlm.cli.compose import composed as compose_line
 from hybridlm.cli.verbs import app, run_app
 from hybridlm.config.groups import OF_PLUGINS
 from hybridlm.config.load import load_config

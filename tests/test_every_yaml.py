@@ -8,7 +8,6 @@ import pytest
 
 from hybridlm.cli.compose import compose_config
 from hybridlm.config.groups import groups
-from hybridlm.config.resolve import kinds_in_use, resolve_layers
 
 CHOICES = [(group, option) for group, options in groups().items() for option in options]
 NEEDS = {  # the user's own files have no default
@@ -48,7 +47,7 @@ def test_validates_alone(group, option):
 @pytest.mark.parametrize(("preset", "size"), list(product(PRESETS, ["tiny", "small", "d12", "d16", "d20", "d26"])))
 def test_presets_take_every_size(preset, size):
     model = compose_config([f"model={preset}", f"size={size}"]).model
-    layers = resolve_layers(model)
+    layers = model.layers
     assert compose_config([f"model={preset}"]).model.sizes == ("default", "tiny", "small", "d12", "d16", "d20", "d26")
     if size.startswith("d"):
         assert (len(layers), model.d_model) == (int(size[1:]), 64 * int(size[1:]))
@@ -58,4 +57,4 @@ def test_presets_take_every_size(preset, size):
 
 def test_tiny_keeps_both_kinds_of_layer():
     for preset in ("hybrid_small", "hybrid_alternating"):
-        assert {"attention", "mamba2"} <= kinds_in_use(compose_config([f"model={preset}", "size=tiny"]).model)
+        assert {"attention", "mamba2"} <= compose_config([f"model={preset}", "size=tiny"]).model.kinds

@@ -12,7 +12,6 @@ from hybridlm.cli.compose import compose_config
 from hybridlm.config.constraints import constraint_problems
 from hybridlm.config.groups import groups
 from hybridlm.config.hardware import HardwareConfig
-from hybridlm.config.resolve import layer_note, resolve_layers
 from hybridlm.model.build import build_model
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.run import run
@@ -95,8 +94,7 @@ def test_a_card_on_the_command_line_goes_with_a_preset_of_two_sections():
 
 def kinds(config):
     return "".join(
-        {"attention": "T", "mla": "L", "mamba1": "1", "mamba2": "2", "mamba3": "3"}[x.kind]
-        for x in resolve_layers(config.model)
+        {"attention": "T", "mla": "L", "mamba1": "1", "mamba2": "2", "mamba3": "3"}[x.kind] for x in config.model.layers
     )
 
 
@@ -106,10 +104,10 @@ def test_the_hybrids_have_their_layers():
 
     assert kinds(at("hybrid_early_t_late_m", "d20")) == "T" * 12 + "2" * 8
     assert kinds(at("hybrid_strategic", "default")) == "TT222222T222222TMTT".replace("M", "2")
-    assert layer_note(at("hybrid_strategic", "default").model) is None
+    assert at("hybrid_strategic", "default").model.layer_note is None
     assert kinds(at("hybrid_strategic", "d16")) == "TT222222T222222T"
     assert kinds(at("hybrid_strategic", "d20")) == "TT222222T222222T2TTT"
-    assert "cut its cycle of 19" in layer_note(at("hybrid_strategic", "d20").model)
+    assert "cut its cycle of 19" in at("hybrid_strategic", "d20").model.layer_note
 
 
 @pytest.mark.parametrize(
@@ -118,7 +116,7 @@ def test_the_hybrids_have_their_layers():
 def test_architectures_have_the_blocks_of_their_family(name, configs):
     model = configs[name].model
     assert (model.tie_embeddings, model.logit_softcap) == (False, 15)
-    for layer in resolve_layers(model):
+    for layer in model.layers:
         if layer.kind == "attention":
             assert layer.params.rope
             assert layer.params.qk_norm
@@ -147,7 +145,7 @@ def test_slm_presets_have_the_numbers_of_their_origin(configs):
         assert (config.model.d_model, kinds(config)) == (width, layers.replace(" ", ""))
         assert (config.data.tokenizer.vocab_size, config.data.seq_len) == (32_768, 1024)
         assert (config.trainer.precision, config.trainer.checkpoint_blocks) == ("auto", 1)
-        assert {layer.params.head_dim for layer in resolve_layers(config.model) if layer.kind == "attention"} == {64}
+        assert {layer.params.head_dim for layer in config.model.layers if layer.kind == "attention"} == {64}
 
 
 def test_nano_presets_have_the_numbers_of_their_origin(configs):
@@ -167,7 +165,7 @@ def test_nano_presets_have_the_numbers_of_their_origin(configs):
             512,
             expected,
         )
-        for layer in resolve_layers(config.model):
+        for layer in config.model.layers:
             spec = layer.params
             if layer.kind == "mla":
                 assert (spec.n_heads, spec.kv_lora_rank, spec.q_lora_rank, spec.rope_theta) == (6, 192, 192, 10_000)

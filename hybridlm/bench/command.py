@@ -42,13 +42,13 @@ def run_bench(
 ) -> None:
     """Measures a trained run, if one is given, and the models of ``configs`` by name. UserError: one of them is not
     available."""
-    found = None if run is None else find_run(run)
+    folder = None if run is None else find_run(run)[0]
     if asked.dtype not in DTYPES:
         raise UserError(f"--dtype {asked.dtype}: must be one of {', '.join(DTYPES)}")
     if ema and run is None:
         raise UserError("--ema: the running average of a trained run; name one")
     out = out or (
-        Path("outputs/bench") / time.strftime("%Y-%m-%d_%H-%M-%S") if found is None else found[0].path / "bench"
+        Path("outputs/bench") / time.strftime("%Y-%m-%d_%H-%M-%S") if folder is None else folder.path / "bench"
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def run_bench(
     from hybridlm.machine.device import inference_device
 
     device, dtype = inference_device(), getattr(torch, asked.dtype)
-    models = {} if found is None else dict([trained(found[1], device, dtype, ema=ema)])
+    models = {} if run is None else dict([trained(run, device, dtype, ema=ema)])
     models |= {name: untrained(config, device, dtype) for name, config in configs.items()}
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     machine = _machine(device)

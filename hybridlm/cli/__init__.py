@@ -1,5 +1,5 @@
-"""The two doors: the ``hybridlm`` command and train.py. Behind each everything else is imported, so that Ctrl-C, a
-machine without memory and the like are told in a line from the first moment on."""
+"""The two entry points: the ``hybridlm`` command and train.py. Everything else is imported inside them, so that Ctrl-C,
+running out of memory and the like end in one line from the very start."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def main() -> None:
 def train() -> None:
     """train.py."""
     with reported():
-        from hybridlm.cli.compose import main as train_main
+        from hybridlm.cli.start import main as train_main
 
         train_main()

@@ -15,28 +15,24 @@ from hybridlm.machine.signals import INTERRUPTED
 app = typer.Typer(
     help="Train and use small hybrid language models.", add_completion=False, pretty_exceptions_enable=False
 )
-OVERRIDES = {
-    "ignore_unknown_options": True
-}  # context of verbs that take overrides: they say themselves which option is wrong
+OVERRIDES = {"ignore_unknown_options": True}  # for verbs with overrides, which report a wrong option themselves
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="`last` (the newest run), a run folder, or a checkpoint")]
-EMA = Annotated[bool, typer.Option("--ema", help="with the running average of the weights (callbacks=ema)")]
+EMA = Annotated[bool, typer.Option("--ema", help="use the running average of the weights (callbacks=ema)")]
 
-_USAGE_ERROR = typer.BadParameter.__mro__[
-    1
-]  # what typer raises of any mistake on the command line; it gives it no name of its own
+_USAGE_ERROR = typer.BadParameter.__mro__[1]  # what typer raises for any wrong command line; it exports no name for it
 
 
 def run_app(arguments: Sequence[str]) -> None:
-    """Ends the process as ``arguments`` say, or with the help where there are none. A mistake that typer finds, such as
-    a word in the place of a number, is told as ours are: in one line."""
+    """Runs the command of ``arguments``, or prints the help if there are none, and exits. A mistake that typer finds,
+    such as text in place of a number, is reported in one line, as ours are."""
     with reported():
         try:
             code = app(list(arguments) or ["--help"], standalone_mode=False)
-            if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            if code == INTERRUPTED:  # how typer reports Ctrl-C
                 raise KeyboardInterrupt
             sys.exit(code)
-        except typer.Abort as end:  # what older ones make of it; else no more input where some was asked for
+        except typer.Abort as end:  # how older versions do; otherwise the end of input at a prompt
             if isinstance(end.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
             sys.exit(1)
@@ -44,5 +40,6 @@ def run_app(arguments: Sequence[str]) -> None:
             if not isinstance(error, _USAGE_ERROR):
                 raise
             where = error.ctx.command_path if error.ctx is not None else "hybridlm"  # type: ignore[attr-defined]
-            said = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
-            raise UserError(f"{said}{' ' if said.endswith('?') else '; '}`{where} --help` says what is legal") from None
+            problem = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+            separator = " " if problem.endswith("?") else "; "
+            raise UserError(f"{problem}{separator}see `{where} --help`") from None

@@ -1,13 +1,12 @@
-"""Arguments of the command's verbs that take more than a conversion: lists, overrides, and the configurations that they
-mean."""
+"""Arguments of the verbs that need more than a type: lists, overrides, and the configurations they stand for."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hybridlm.config.overrides import key_of, merged, pieces, refuse_flags
+from hybridlm.config.overrides import key_of, merged, pieces, quoted, refuse_flags
 from hybridlm.errors import UserError
-from hybridlm.runs.resume import quoted, recorded
+from hybridlm.runs.resume import recorded
 from hybridlm.runs.run_folder import find_run
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ _MOST = 1_000_000_000  # tokens, or rows
 
 
 def overrides_of(verb: str, overrides: list[str] | None) -> list[str]:
-    """What was given, once it holds no flag of other commands."""
+    """The overrides of a verb, once checked for flags of other commands."""
     given = list(overrides or [])
     options = {
         "check": "--json",
@@ -29,7 +28,7 @@ def overrides_of(verb: str, overrides: list[str] | None) -> list[str]:
     own = (
         f"{options[verb]}, --help and the overrides of train.py"
         if verb in options
-        else f"the options that `hybridlm {verb} --help` lists"
+        else f"the options of `hybridlm {verb} --help`"
     )
     refuse_flags(given, (), own)
     return given
@@ -40,29 +39,29 @@ def words(text: str | None) -> tuple[str, ...]:
 
 
 def numbers(option: str, text: str | None, example: str) -> tuple[int, ...]:
-    """A list such as 512,2048. UserError: something in it is no whole number from 1 to ``_MOST``."""
+    """A list such as 512,2048. UserError: an item is not a whole number from 1 to ``_MOST``."""
     given = [] if text is None else text.split(",")
     wrong = [word for word in given if not word.strip().isdecimal() or not 1 <= int(word) <= _MOST]
     if wrong:
         raise UserError(
-            f"{option} {text!r}: {wrong[0].strip()!r} is no whole number from 1 to {_MOST:,}; expected such as"
+            f"{option} {text!r}: {wrong[0].strip()!r} is not a whole number from 1 to {_MOST:,}; expected for example"
             f" {example}"
         )
     return tuple(int(word) for word in given)
 
 
 def models(given: list[str], compare: str | None) -> tuple[str | None, dict[str, RunConfig]]:
-    """The run to measure, if one is named, and untrained configurations by name: of each pattern to compare, else of
-    the overrides."""
+    """The run to measure, if one is named, and configurations of untrained models by name: one for each pattern to
+    compare, otherwise that of the overrides."""
     from hybridlm.cli.compose import compose_config
 
     run = given[0] if given and "=" not in given[0] else None
     if run is not None and len(given) > 1:
-        raise UserError(f"bench: {given[1]}: a run is measured as it is; compare it with other patterns by --compare")
+        raise UserError(f"bench: {given[1]}: a trained run takes no overrides; use --compare for other patterns")
     base, overrides = (None, given) if run is None else (recorded(find_run(run)[0]), [])
     patterns = [] if compare is None else [piece.strip() for piece in pieces(compare)]
     if compare is not None and not all(patterns):
-        raise UserError(f"--compare {compare}: an empty pattern; expected such as T,TM,MMMT")
+        raise UserError(f"--compare {compare}: an empty pattern; expected for example T,TM,MMMT")
     configs = {pattern: compose_config(merged(overrides, [f"model.pattern={pattern}"]), base) for pattern in patterns}
     if run is None and not configs:
         config = compose_config(overrides)
@@ -71,8 +70,8 @@ def models(given: list[str], compare: str | None) -> tuple[str | None, dict[str,
 
 
 def other_data(run: str, overrides: list[str]) -> DataConfig:
-    """The data section of a run with ``overrides``; with ``data=...`` among them that group's instead. The tokens are
-    the run's own."""
+    """The data section of a run with ``overrides``, or a new one where they choose one (``data=...``). The tokenizer
+    stays the run's."""
     from hybridlm.cli.compose import compose_config
 
     if wrong := [line for line in overrides if key_of(line).partition(".")[0] != "data"]:
@@ -80,7 +79,7 @@ def other_data(run: str, overrides: list[str]) -> DataConfig:
     folder, _ = find_run(run)
     anew = any(key_of(line) == "data" for line in overrides)
     base = recorded(folder)
-    generated = not anew and base.data.source == "synthetic"  # a task has its own tokens
+    generated = not anew and base.data.source == "synthetic"  # a synthetic task has its own tokens
     if generated or any(line.removeprefix("+") == "data=synthetic" for line in overrides):
         return compose_config(overrides, base).data
     tokens = base.data.tokenizer.model_copy(

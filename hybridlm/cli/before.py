@@ -1,9 +1,9 @@
-"""Verbs around a configuration: train it, and what can be known and made before."""
+"""Verbs on a configuration: train, plan, check, prepare."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,13 +12,16 @@ from hybridlm.cli.arguments import overrides_of
 from hybridlm.cli.user_error import reported
 from hybridlm.errors import ConfigError
 
+if TYPE_CHECKING:
+    from hybridlm.config.run import RunConfig
+
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 @app.command(context_settings=_PASS_THROUGH, add_help_option=False)
 def train(context: typer.Context) -> None:
     """Train: the same arguments as train.py (group=option field=value ... [-m] [--cfg job] [--help])."""
-    from hybridlm.cli.compose import main as train_main
+    from hybridlm.cli.start import main as train_main
 
     train_main(list(context.args), ("train",))
 
@@ -34,19 +37,13 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
-    """What a run needs: memory by part, the micro-batch that fits, tokens per second; and what its model needs to
-    generate.
+    """Plan a run: memory by part, the largest micro-batch that fits, tokens per second; and what generating needs.
 
-    For the card that the hardware profile names, whatever is here; reads no data and draws no weights. Exit code 2: it
-    does not fit.
+    For the card of the hardware profile, on any machine; reads no data and initialises no weights. Exit code 2: it does
+    not fit.
     """
     with reported():
-        given = overrides_of("plan", overrides)
-        from hybridlm.cli.compose import compose_config
-
-        config = compose_config(given)
-        if config.ckpt is not None:
-            raise ConfigError(f"ckpt = {config.ckpt!r}: plan is of a run that starts anew; leave ckpt away")
+        config = _new_run("plan", overrides_of("plan", overrides))
         from hybridlm.memory.plan import plan_inference, plan_run
         from hybridlm.memory.report import full_text, json_text, refusal
         from hybridlm.memory.suggest import suggestions
@@ -71,26 +68,21 @@ def check(
             help="as for train.py, whose --help lists them: model=mamba2 size=d12 ...",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="a line of JSON for each row")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON line per row")] = False,
 ) -> None:
-    """Prove a configuration: causality, decode, padding, documents, gradients, initial weights, parameters, state
+    """Verify a configuration: causality, decode, padding, documents, gradients, initial weights, parameters, state
     bytes, FLOPs.
 
-    Runs each distinct layer of the model on the CPU, in float64, in well under a minute, whatever card the
-    configuration is for. Writes nothing. Exit code 0: every check passes; 1: one fails; 2: the input is wrong.
+    Runs each distinct layer of the model on the CPU, in float64, in well under a minute, whatever hardware the
+    configuration names. Writes nothing. Exit code 0: every check passes; 1: one fails; 2: the input is wrong.
     """
     with reported():
         given = overrides_of("check", overrides)
-        from hybridlm.cli.compose import compose_config
         from hybridlm.config.constraints import unused_section_warnings
 
-        config = compose_config(given)
-        if config.ckpt is not None:
-            raise ConfigError(f"ckpt = {config.ckpt!r}: check draws weights of its own; leave ckpt away")
-        for warning in unused_section_warnings(config, given):
-            print(warning, file=sys.stderr)
-        if config.sweep.matched:
-            print(config.sweep.matched, file=sys.stderr)
+        config = _new_run("check", given)
+        for line in filter(None, [*unused_section_warnings(config, given), config.sweep.matched]):
+            print(line, file=sys.stderr)
         from hybridlm.eval.gate_report import run_check
 
         passed = run_check(config, as_json=as_json)
@@ -107,10 +99,9 @@ def prepare(
             help="as for train.py, whose --help lists them: data=files data.path=... ...",
         ),
     ] = None,
-    show: Annotated[int, typer.Option("--show", min=0, help="print so many training documents as coloured tokens")] = 0,
+    show: Annotated[int, typer.Option("--show", min=0, help="print N training documents as coloured tokens")] = 0,
 ) -> None:
-    """Read, split and tokenise the data of a configuration, ready for training, which otherwise does it at its first
-    start."""
+    """Read, split and tokenise the data of a configuration (otherwise done when training first starts)."""
     with reported("goes on"):
         given = overrides_of("prepare", overrides)
         from hybridlm.cli.compose import compose_config
@@ -140,3 +131,13 @@ def prepare(
                 print(line, end="\n\n")
         if show and any(part.train.stream.masked for part in prepared.parts):
             console.print(legend())
+
+
+def _new_run(verb: str, overrides: list[str]) -> RunConfig:
+    """The configuration of these overrides. ConfigError: it resumes a run."""
+    from hybridlm.cli.compose import compose_config
+
+    config = compose_config(overrides)
+    if config.ckpt is not None:
+        raise ConfigError(f"ckpt = {config.ckpt!r}: {verb} is for new runs; remove ckpt")
+    return config

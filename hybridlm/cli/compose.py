@@ -1,166 +1,276 @@
-"""The entry of training: reads the command line, decides what begins or goes on, and hands it to Hydra or, in other
-ranks, runs it.
-
-A single run is decided before Hydra starts, so that a mistake leaves nothing behind; Hydra itself writes nothing into
-its folder. In a sweep a mistake is an exception of its job: the other jobs run, and the sweep ends with code 2.
-"""
+"""The one door to Hydra: what a command line composes, with every mistake in one clear line, and the jobs that run in
+Hydra's own environment (logging, callbacks, sweeps)."""
 
 from __future__ import annotations
 
-import os
+import re
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-from hybridlm.cli.agreement import Agreement, Alone, inherited
-from hybridlm.cli.composition import axes, composed, config_dir, is_group
-from hybridlm.cli.jobs import Begin, join, refused, run_hydra, sweep_job, train
-from hybridlm.cli.overlay import overlaid
-from hybridlm.cli.user_error import reported
-from hybridlm.config.constraints import overridden_sections
-from hybridlm.config.groups import ROOT_VARIABLE, groups, root
-from hybridlm.config.help_page import help_page
-from hybridlm.config.load import load_config, to_yaml
-from hybridlm.config.overrides import HYDRA_FLAGS, CommandLine, key_of, refuse_flags, repair, split, value_of
+import yaml
+
+from hybridlm.cli.group_files import refuse_code
+from hybridlm.config.groups import OF_PLUGINS, ROOT_VARIABLE, groups, no_such_option, root
+from hybridlm.config.load import load_config
+from hybridlm.config.overrides import CommandLine, key_of, quoted, refuse_odd, repair, several_values
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import ConfigError, UserError
-from hybridlm.machine.launcher import ending_together, folder_overrides, launch, refuse_sweep
-from hybridlm.machine.signals import heeded, listening
-from hybridlm.runs.resume import quoted, recorded, refuse_other_model, resumed, resumed_folder
-from hybridlm.runs.run_folder import RunFolder
-from hybridlm.sweep.grid import effectless
+from hybridlm.sweep.grid import Axis
 from hybridlm.sweep.matching import matched
 
-_PASSED_THROUGH = ("--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i")
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# What Hydra and OmegaConf raise at odd values besides errors of their own: while composing, these are the user's.
+_ODD = (AssertionError, AttributeError, IndexError, KeyError, OSError, RecursionError, TypeError, ValueError)
 
 
-def main(argv: list[str] | None = None, verb: tuple[str, ...] = ()) -> None:
-    """Run training as ``argv`` (default: the process's arguments) says; ``verb`` is the command-line verb it came
-    through.
+@dataclass(frozen=True)
+class Composition:
+    """tree: our sections as plain values; choices: the option of each group; run_dir: of a single run, None: it cannot
+    be resolved; config: all of it, Hydra's section included."""
 
-    Exits with code 2 and a line per problem where the input is wrong; returns when the run is done. What training
-    raises passes.
-    """
-    with ending_together(), reported("goes on"), listening():
-        word, words = inherited(), sys.argv[1:] if argv is None else argv
-        if word is not None:
-            join(word, verb, Alone())
-            return
-        refuse_flags(words, HYDRA_FLAGS, "--help, --cfg job, -m, --config-dir and Hydra's others (--hydra-help)")
-        _main(split(words), verb)
+    tree: dict[str, object]
+    choices: dict[str, str | None]
+    run_dir: Path | None
+    config: DictConfig
+
+
+class HydraJob(NamedTuple):
+    """One job of a sweep as Hydra hands it over: its configuration, its folder, and the overrides of its point."""
+
+    config: DictConfig
+    folder: Path
+    overrides: tuple[str, ...]
+
+    def tree(self) -> dict[str, object]:
+        """Our sections as plain values. ConfigError: an interpolation cannot be resolved."""
+        return plain_tree(self.config)
 
 
 def compose_config(overrides: Sequence[str], base: RunConfig | None = None) -> RunConfig:
     """The validated configuration of these overrides, or of ``base`` with them on top, without a run. Raises
     ConfigError."""
+    from hybridlm.cli.overlay import overlaid
+
     line = CommandLine((), tuple(repair(overrides, groups())))
-    return matched(load_config(composed(line).tree) if base is None else overlaid(base, line)).config
+    if base is None:
+        return matched(load_config(composed(line).tree)).config
+    return matched(overlaid(base, line, composed(line))).config
 
 
-def _main(line: CommandLine, verb: tuple[str, ...]) -> None:
-    os.environ[ROOT_VARIABLE] = root().as_posix()
-    if line.has("--experimental-rerun"):
-        raise UserError("--experimental-rerun: reads a pickle, which could run code; a run goes on with ckpt=RUN")
-    if line.has(*_PASSED_THROUGH):
-        run_hydra(line, lambda config: None)
-        return
-    line = CommandLine(line.flags, tuple(repair(line.overrides, groups(config_dir(line)), several=line.multirun)))
-    if line.has("--help", "-h"):
-        print(help_page(groups(config_dir(line)), composed(line).tree), end="")
-    elif not line.multirun:
-        _single(line, verb)
-    elif line.has("--cfg", "-c"):
-        raise UserError("--cfg shows one configuration; leave -m away")
-    elif value_of(line.overrides, "ckpt") not in (None, "null"):
-        raise UserError("ckpt: a sweep cannot resume; resume one of its runs with ckpt=PATH and without -m")
-    else:
-        refuse_sweep(launch(), line.overrides)
-        _check_sweep(line)
-        run_hydra(line, sweep_job(verb))
+def composed(line: CommandLine) -> Composition:
+    """What a (repaired) command line composes. Runs nothing that it names. Raises ConfigError."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import open_dict
 
-
-def _single(line: CommandLine, verb: tuple[str, ...]) -> None:
-    launched = launch()
-    if line.has("--cfg", "-c"):
-        _show(line)
-        return
-    shared = folder_overrides(launched, line.overrides)  # of a run that begins
-    place = value_of((*line.overrides, *shared), "hydra.run.dir") or "outputs"
-    others = Alone() if launched is None else Agreement(launched, Path("outputs" if "${" in place else place))
-    with others, ExitStack() as held:
-        if isinstance(others, Agreement) and launched is not None and launched.rank > 0:
-            with heeded(False, False):
-                word = others.word()
-            if word is not None:
-                join(word, verb, others)
-            return
-        begin = _decided(line, shared, held)
-        hydra = [] if begin.folder is None else [f"hydra.run.dir={quoted(begin.folder.path)}"]
-        kept = [override for override in begin.overrides if not hydra or key_of(override) != "hydra.run.dir"]
-        with refused() as leaving:
-            job = leaving(lambda config: train(begin, verb, others))
-            run_hydra(CommandLine(line.flags, (*kept, *hydra, "hydra.output_subdir=null")), job)
-
-
-def _decided(line: CommandLine, shared: Sequence[str], held: ExitStack) -> Begin:
-    """What begins or goes on, after everything has been looked at that can be wrong with the command line itself.
-
-    shared: overrides that name the folder of a run that begins; held: is entered with the run's folder, where that is
-    known.
-    """
-    ckpt, named = value_of(line.overrides, "ckpt"), value_of(line.overrides, "hydra.run.dir")
-    overrides = tuple(override for override in line.overrides if key_of(override) != "ckpt")
-    folder, new = resumed_folder(ckpt, named), None
-    if folder is None:
-        new = composed(CommandLine(line.flags, (*overrides, *shared)))
-        config = load_config(new.tree)
-        if ckpt is None and config.ckpt is not None:  # it stands in a YAML
-            ckpt = config.ckpt
-            folder = resumed_folder(ckpt, named)
-    if folder is not None and ckpt is not None:
-        holding = held.enter_context(folder.training())
-        resume, old = resumed(ckpt, folder), recorded(folder)
-        config = overlaid(old, CommandLine(line.flags, overrides))
-        refuse_other_model(folder, old, matched(config).config)
-        return Begin(config, overrides, folder, holding, resume)
-    assert new is not None
-    if new.run_dir is None:
-        return Begin(config, overrides)
-    found = RunFolder(new.run_dir.absolute())
-    holding = held.enter_context(found.training())
-    if found.is_run() and ckpt != "auto":
-        raise found.taken()
-    return Begin(config, overrides, found, holding, anew=ckpt == "auto")
-
-
-def _check_sweep(line: CommandLine) -> None:
-    """UserError: a folder that holds a sweep, or a file with code. Warns, in a line, of each overridden section that no
-    point of a (basic) sweep uses."""
-    found, known = axes(line), groups(config_dir(line))
-    chosen = [axis for axis in found if is_group(f"{axis.key}=", known)]
-    fixed = tuple(value for axis in chosen if not axis.varied for value in axis.values)
-    for values in [(), *((value,) for axis in chosen if axis.varied for value in axis.values)]:
-        with suppress(ConfigError):  # which is its job's, and ends that one alone
-            composed(CommandLine(line.flags, (*fixed, *values)))
-    named = value_of(line.overrides, "hydra.sweep.dir")
-    if named is not None and any(Path(named).glob("*/config.yaml")):
-        raise UserError(f"{named} holds the runs of a sweep already; name another folder (hydra.sweep.dir=...)")
-    if not overridden_sections(line.overrides) or any(
-        key_of(override) == "hydra/sweeper" for override in line.overrides
+    refuse_odd(line.overrides, groups(config_dir(line)))
+    overrides = list(line.overrides)
+    if extra := config_dir(line):
+        places = (Path(extra).resolve(), root())
+        overrides.append(f"hydra.searchpath=[{','.join(quoted(f'file://{place.as_posix()}') for place in places)}]")
+    conf, name = str(root() / "conf"), line.value("--config-name", "-cn") or "config"
+    with (
+        environment({ROOT_VARIABLE: root().as_posix()}),
+        hydra_errors(line, _ODD),
+        initialize_config_dir(config_dir=conf, version_base="1.3"),
     ):
-        return
-    for warning in effectless(found, lambda point: load_config(composed(CommandLine(line.flags, tuple(point))).tree)):
-        print(warning, file=sys.stderr)
+        config = compose(config_name=name, overrides=overrides, return_hydra_config=True)
+        sources = [Path(source.path) for source in config.hydra.runtime.config_sources if source.schema == "file"]
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        loaded = hydra.config_loader.compute_defaults_list(name, overrides, RunMode.RUN).defaults
+        given = [key_of(override) for override in line.overrides]
+        refuse_code([(str(one.config_path), one.package or "") for one in loaded], sources, given)
+        before = HydraConfig.instance().cfg
+        try:
+            with open_dict(config):  # so that ${hydra:runtime.output_dir} resolves
+                config.hydra.runtime.output_dir = str(Path.cwd() / "outputs")
+            HydraConfig.instance().set_config(config)
+            choices = {str(group): option and str(option) for group, option in config.hydra.runtime.choices.items()}
+            return Composition(plain_tree(config), choices, _run_dir(config), config)
+        finally:
+            HydraConfig.instance().cfg = before
 
 
-def _show(line: CommandLine) -> None:
-    """--cfg: what the run would be given."""
-    ckpt, named = value_of(line.overrides, "ckpt"), value_of(line.overrides, "hydra.run.dir")
-    overrides = tuple(override for override in line.overrides if key_of(override) != "ckpt")
-    folder = resumed_folder(ckpt, named)
-    if folder is None:
-        load_config(composed(line).tree)
-        run_hydra(line, lambda config: None)
+def _run_dir(config: DictConfig) -> Path | None:
+    try:
+        return Path(str(config.hydra.run.dir))
+    except Exception:
+        return None
+
+
+def config_dir(line: CommandLine) -> str | None:
+    """The folder of Hydra's --config-dir. UserError: it does not exist."""
+    folder = line.value("--config-dir", "-cd")
+    if folder is not None and not Path(folder).is_dir():
+        raise UserError(f"--config-dir {folder}: no such folder")
+    return folder
+
+
+def plain_tree(config: DictConfig) -> dict[str, object]:
+    """Our part of Hydra's configuration as plain values, interpolations resolved; ``???`` is left for validation to
+    report."""
+    from omegaconf import OmegaConf
+
+    tree: dict[str, object] = {}
+    for key in config:
+        if key != "hydra":
+            value = "???" if OmegaConf.is_missing(config, key) else config[key]
+            tree[str(key)] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    if "experiments" in tree:
+        raise ConfigError("experiments: the file of an experiment needs `# @package _global_` as its first line")
+    return tree
+
+
+@contextmanager
+def hydra_errors(line: CommandLine, odd: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Errors of composition, which are the user's, as ConfigError of one line; those of the types ``odd`` too."""
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except UserError:
+        raise
+    except MissingConfigException as error:
+        raise ConfigError(_missing(error.missing_cfg_file or "", error.options, line, error)) from error
+    except OverrideParseException as error:
+        said = _one_line(error).removeprefix(f"Error parsing override '{error.override}'").strip()
+        reason, shown = re.sub(r" expecting .*", "", said), error.override.lstrip("+")
+        raise ConfigError(
+            f"{_cut(repr(shown))} cannot be parsed: {_cut(reason)}; quote a value with special characters:"
+            " key='\"value\"'"
+        ) from error
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        if (several := several_values(_one_line(error))) is not None:
+            raise ConfigError(_cut(several)) from error
+        parts = [_cut(_one_line(part)) for part in (error, error.__cause__) if part is not None and str(part)]
+        raise ConfigError("; ".join(parts)) from error
+    except odd as error:
+        raise ConfigError(
+            f"these arguments cannot be composed ({_cut(_one_line(error)) or type(error).__name__})"
+        ) from error
+
+
+def _missing(file: str, options: Sequence[str] | None, line: CommandLine, error: Exception) -> str:
+    """The line about an option that does not exist; ``options`` are those that Hydra found."""
+    group, _, option = file.rpartition("/")
+    known = groups(config_dir(line))
+    top = group.partition("/")[0]
+    if top in known:  # an option may be in a subfolder of the group
+        text = no_such_option(top, file.removeprefix(f"{top}/"), known)
+    elif group and (options is not None or f"{group}/{option}" in OF_PLUGINS):
+        text = no_such_option(group, option, {group: list(options or ())})
     else:
-        print(to_yaml(matched(overlaid(recorded(folder), CommandLine(line.flags, overrides))).config), end="")
+        text = _one_line(error)
+    place = re.match(r"In '([^']+)'", str(error))
+    return text if place is None or place[1] in ("config", "hydra/config") else f"{place[1]}: {text}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 400 else text[:397] + "..."
+
+
+def _one_line(error: BaseException) -> str:
+    noise = r" *(See https://hydra\S* for details|full_key: \S*|object_type=\S*|reference_type=\S*)"
+    return re.sub(noise, "", " ".join(str(error).split())).strip()
+
+
+def sweep_axes(overrides: Sequence[str]) -> list[Axis]:
+    """What these overrides vary, in Hydra's own grammar of sweeps; the last of a key counts. Raises ConfigError."""
+    found = axes(CommandLine((), tuple(repair(overrides, groups(), several=True))))
+    return list({axis.key: axis for axis in found}.values())
+
+
+def axes(line: CommandLine) -> list[Axis]:
+    """One for each override of a (repaired) command line."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
+
+    found = []
+    with hydra_errors(line, _ODD):
+        for override in OverridesParser.create().parse_overrides(list(line.overrides)):
+            key, value = override.get_key_element(), override.value()
+            values: Iterable[str] = ()
+            if isinstance(value, Glob):
+                values = value.filter(groups(config_dir(line)).get(key, []))
+            elif override.is_discrete_sweep():
+                values = override.sweep_string_iterator()
+            varied = override.is_sweep_override()
+            lines = tuple(f"{key}={one}" for one in values) if varied else (str(override.input_line),)
+            found.append(Axis(key_of(key), lines, varied))
+    return found
+
+
+def run_job(line: CommandLine, composition: Composition, folder: Path, job: Callable[[], None]) -> None:
+    """``job`` as Hydra's single job in ``folder``: with its logging, callbacks and environment, from what was composed
+    already. What ``job`` raises passes."""
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.utils import run_job as run_in_hydra
+    from hydra.types import HydraContext, RunMode
+    from omegaconf import read_write
+
+    config, failed = composition.config, list[Exception]()
+    with read_write(config.hydra), read_write(config.hydra.run):
+        config.hydra.run.dir, config.hydra.output_subdir, config.hydra.mode = str(folder), None, RunMode.RUN
+
+    def task(_: DictConfig) -> None:
+        try:
+            job()
+        except Exception as error:  # raised here, Hydra would print a line of its own first
+            failed.append(error)
+
+    with environment({ROOT_VARIABLE: root().as_posix()}), hydra_errors(line):
+        callbacks = Callbacks(config)
+        callbacks.on_run_start(config=config, config_name=config.hydra.job.config_name)
+        context = HydraContext(config_loader=None, callbacks=callbacks)  # type: ignore[arg-type]
+        done = run_in_hydra(task, config, "hydra.run.dir", None, context)
+        callbacks.on_run_end(config=config, config_name=config.hydra.job.config_name, job_return=done)
+    if failed:
+        raise failed[0]
+
+
+def run_hydra(line: CommandLine, job: Callable[[HydraJob], object] | None = None) -> None:
+    """Hand over to ``hydra.main`` what it alone can do (sweeps, whose points are given to ``job``; --cfg, --info,
+    completion), with its errors as exceptions and its own command line in place of ours."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    raised: list[Exception] = []
+
+    def task(config: DictConfig) -> object:
+        own = HydraConfig.get()
+        overrides = tuple(str(override) for override in own.overrides.task)
+        try:
+            return job and job(HydraJob(config, Path(own.runtime.output_dir), overrides))
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    entry = hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name="config")(task)
+    argv = sys.argv
+    sys.argv = [argv[0], *line.flags, *line.overrides]
+    try:
+        with environment({"HYDRA_FULL_ERROR": "1", ROOT_VARIABLE: root().as_posix()}), hydra_errors(line):
+            entry()
+    except UserError as error:
+        if error.__cause__ in raised:  # Hydra's kind of error, but raised by the job: a bug, not the user's mistake
+            raise error.__cause__ from None
+        raise
+    finally:
+        sys.argv = argv
+
+
+def environment(variables: Mapping[str, str]) -> AbstractContextManager[None]:
+    """A context in which these environment variables are set."""
+    from hydra.core.utils import env_override
+
+    return cast(AbstractContextManager[None], env_override(dict(variables)))

@@ -1,6 +1,5 @@
-"""Files of config groups set values. What Hydra would run (a class to make, a handler of logging, a callback) they may
-not name: such a file may be a stranger's. Only the files of conf/hydra/ and of Hydra's packages may, and the command
-line itself.
+"""Files of config groups set values only. They must not name anything that Hydra would run (a class, a logging handler,
+a callback), because such a file may be untrusted; only conf/hydra/, Hydra's packages and the command line may.
 """
 
 from __future__ import annotations
@@ -19,27 +18,27 @@ _HARMLESS = {
     "job": {"name"},
     "mode": set[str](),
 }  # what a file may set of hydra
-_SEEN: dict[Path, tuple[int, str | None]] = {}  # what is wrong with a file of this time of change
+_SEEN: dict[Path, tuple[int, str | None]] = {}  # by path: modification time, and what is wrong
 
 
 def refuse_code(loaded: Sequence[tuple[str, str]], sources: Sequence[Path], given: Collection[str]) -> None:
-    """Look at every file that a composition loads.
+    """Checks every file that a composition loads.
 
     loaded: (path in the search path, package) of each; sources: the folders of the search path, in order; given: the
-    keys of the command line. Raises UserError: a file lies outside of them, or names something to run.
+    keys of the command line. Raises UserError: a file is outside of them, or names something to run.
     """
     for name, package in loaded:
         if ".." in PurePosixPath(name.replace("\\", "/")).parts:
-            raise UserError(f"{name}: leads out of the folders of configurations; expected one of their files")
+            raise UserError(f"{name}: is outside of the configuration folders")
         path = next((place / f"{name}.yaml" for place in sources if (place / f"{name}.yaml").is_file()), None)
         if path is None or name == "config":
-            continue  # of a package; or the primary one, which the command line itself names
+            continue  # of a package; or the primary one, which the command line names
         if name.startswith("hydra/"):
             if path.is_relative_to(root() / "conf") or name.rpartition("/")[0] in given:
                 continue
-            problem: str | None = "Hydra's own settings are taken from conf/hydra/ and the command line alone"
+            problem: str | None = "Hydra's settings are read from conf/hydra/ and the command line only"
         elif package.partition(".")[0] == "hydra":
-            problem = f"its package is {package}, which only conf/hydra/ and the command line set"
+            problem = f"its package is {package}, which only conf/hydra/ and the command line may set"
         else:
             problem = _problem(path)
         if problem is not None:
@@ -55,18 +54,18 @@ def _problem(path: Path) -> str | None:
 
 def _problem_in(tree: object) -> str | None:
     if any(str(key).startswith("_target_") for key in _keys(tree)):
-        return "_target_: a file of values may not name code to run"
+        return "_target_: a configuration file must not name code to run"
     hydra = tree.get("hydra") if isinstance(tree, Mapping) else None
     for key, value in hydra.items() if isinstance(hydra, Mapping) else ():
         inner = set(map(str, value)) if isinstance(value, Mapping) else set[str]()
         if key not in _HARMLESS or not inner <= _HARMLESS[key]:
-            return f"hydra.{'.'.join([str(key), *sorted(inner)[:1]])}: only conf/hydra/ and the command line set it"
+            return f"hydra.{'.'.join([str(key), *sorted(inner)[:1]])}: only conf/hydra/ and the command line may set it"
     dotted = [str(key) for key in tree if str(key).startswith("hydra.")] if isinstance(tree, Mapping) else []
-    return f"{dotted[0]}: only conf/hydra/ and the command line set it" if dotted else None
+    return f"{dotted[0]}: only conf/hydra/ and the command line may set it" if dotted else None
 
 
 def _keys(tree: object) -> Iterator[object]:
-    """All keys below; a shared branch (an alias of YAML) is looked at once."""
+    """All keys of a tree; shared branches (YAML aliases) are visited once."""
     waiting, seen = [tree], set[int]()
     while waiting:
         node = waiting.pop()

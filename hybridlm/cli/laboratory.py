@@ -24,13 +24,13 @@ def sweep(
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="parallel jobs; default: one per GPU, or one")
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="runs of each point, with seed, seed + 1, ...")] = 1,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="runs per point, with seed, seed + 1, ...")] = 1,
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="FOLDER", help="resume a sweep; `last`: the newest")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="list the jobs without starting any")] = False,
 ) -> None:
-    """Run every point of a grid on this machine, each in a process of its own.
+    """Run every point of a grid on this machine, each in its own process.
 
     Exit code 0: all jobs finished; 1: some failed; 2: invalid input, nothing was started; 143: stopped after the jobs
     saved.
@@ -39,8 +39,7 @@ def sweep(
         given = overrides_of("sweep", overrides)
         if resume is not None and (given or seeds > 1 or dry_run):
             raise UserError("sweep --resume FOLDER accepts only --jobs; its jobs are those in the folder")
-        from hybridlm.cli.compose import compose_config
-        from hybridlm.cli.composition import sweep_axes
+        from hybridlm.cli.compose import compose_config, sweep_axes
         from hybridlm.sweep.command import new_sweep, resume_sweep
 
         if resume is None:
@@ -56,7 +55,7 @@ def report(
     folders: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN|FOLDER...", help="`last` (the newest run), run folders, folders with runs below them"
+            metavar="RUN|FOLDER...", help="`last` (the newest run), run folders, or folders that contain runs"
         ),
     ],
     out: Annotated[
@@ -79,8 +78,8 @@ def report(
 
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False) -> None:
-    """Say what this machine has, which compiled kernels work on it, and what to install for the others. Exit code 0 in
-    any case."""
+    """Show what this machine has, which compiled kernels work on it, and what to install for the others. Always exits
+    with 0."""
     with reported():
         from hybridlm.machine.doctor.report import run_doctor
 

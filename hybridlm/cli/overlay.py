@@ -3,62 +3,52 @@ alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
 
-from hybridlm.cli.composition import Composition, composed, config_dir, is_group
+from hybridlm.cli.compose import Composition, composed, config_dir
 from hybridlm.config.groups import groups
-from hybridlm.config.load import load_config
-from hybridlm.config.overrides import CommandLine, key_of
+from hybridlm.config.load import leaves, load_config
+from hybridlm.config.overrides import CommandLine, is_group, key_of
 from hybridlm.config.run import RunConfig
 
 _ABSENT = object()
 
 
-def overlaid(recorded: RunConfig, line: CommandLine) -> RunConfig:
-    """``recorded`` as a (repaired) command line changes it.
+def overlaid(recorded: RunConfig, line: CommandLine, new: Composition) -> RunConfig:
+    """``recorded`` as a (repaired) command line changes it; ``new`` is what the line composes.
 
-    A field is set, or with ``~`` put back to its default. A group brings its section anew, and of other sections
-    whatever its files change there. Raises ConfigError.
+    A field is set, or with ``~`` reset to its default. A group replaces its whole section, and in other sections
+    whatever its files change. Raises ConfigError.
     """
-    ours = [override for override in line.overrides if key_of(override).partition(".")[0] not in ("ckpt", "hydra")]
-    ours = [override for override in ours if not key_of(override).startswith("hydra/")]
+    ours = [override for override in line.overrides if _section_of(override) not in ("ckpt", "hydra")]
     tree: dict[str, Any] = recorded.model_dump()
     chosen = [override for override in ours if is_group(override, groups(config_dir(line)))]
     if chosen:
-        plain, new = _defaults(line.flags), composed(CommandLine(line.flags, tuple(chosen)))
+        plain = composed(CommandLine(line.flags, ()))
         named = {key_of(override).partition("@")[0] for override in chosen}
         named |= {group for group, option in new.choices.items() if plain.choices.get(group, _ABSENT) != option}
-        for path, value in _leaves(new.tree):
+        for path, value in leaves(new.tree):
             if _at(plain.tree, path) != value:
                 _put(tree, path, value)
         for section in named & tree.keys():
             tree[section] = new.tree.get(section, {})
-        if "model" in named:  # as it was before a match
+        if "model" in named:  # a new model has not been matched yet
             _put(tree, ("sweep", "matched"), None)
-    if fields := [override for override in ours if override not in chosen]:
-        new = composed(CommandLine(line.flags, tuple(ours)))
-        for override in fields:
-            path = tuple(key_of(override).split("."))
-            if override.startswith("~"):
-                _drop(tree, path)
-            else:
-                _put(tree, path, _at(new.tree, path))
+    for override in ours:
+        path = tuple(key_of(override).split("."))
+        if override in chosen:
+            continue
+        if override.startswith("~"):
+            _drop(tree, path)
+        else:
+            _put(tree, path, _at(new.tree, path))
     return load_config(tree)
 
 
-@cache
-def _defaults(flags: tuple[str, ...]) -> Composition:
-    return composed(CommandLine(flags, ()))
-
-
-def _leaves(tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, (*path, str(key)))
-    else:
-        yield path, tree
+def _section_of(override: str) -> str:
+    """The part of the key before the first dot or slash."""
+    return key_of(override).partition(".")[0].partition("/")[0]
 
 
 def _at(tree: object, path: tuple[str, ...]) -> object:

@@ -178,7 +178,8 @@ def bench(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RUN | [GROUP=OPTION | FIELD=VALUE]...", help="a trained run, or a model as for train.py"
+            metavar="RUN | [GROUP=OPTION | FIELD=VALUE]...",
+            help="a trained run, or overrides of an untrained model",
         ),
     ] = None,
     compare: Annotated[

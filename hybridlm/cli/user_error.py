@@ -1,4 +1,4 @@
-"""How a command ends that cannot go on: lines on standard error and an exit code, the traceback only on request."""
+"""How a command fails: one line per problem on standard error and an exit code; the traceback only on request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 try:
-    import resource  # here, as later there may be no memory for it
+    import resource  # here: later there may be no memory for it
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
@@ -22,49 +22,46 @@ EXIT_CODE = 2
 TRACEBACK_VARIABLE = "HYBRIDLM_TRACEBACK"
 
 _WHERE = f" ({TRACEBACK_VARIABLE}=1 shows where)"
-_PLACES = (
-    "hydra.run.dir (a run), hydra.sweep.dir (a sweep), data.out (prepared data), or $HYBRIDLM_CACHE (all that is kept)"
-)
+_PLACES = "hydra.run.dir (a run), hydra.sweep.dir (a sweep), data.out (prepared data), or $HYBRIDLM_CACHE (the cache)"
 _ADVICE = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"name a place that can be written with {_PLACES}"),
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some space, or name a place on another disk with {_PLACES}"),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"choose a writable place with {_PLACES}"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some space, or choose another disk with {_PLACES}"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit on open files (ulimit -n)"),
 }
 _NO_MEMORY = (
     "out of memory",
     "allocate memory",
     "failed to map segment",
     "start new thread",
-)  # of libraries, in whatever they raise
+)  # in the messages of libraries, whatever they raise
 
 
 @contextmanager
 def reported(lost: Lost | None = None) -> Iterator[None]:
-    """End the process with one line per problem: with code 2 where the block raises UserError, 130 where Ctrl-C does, 1
-    where it raises RunFailed, where the machine refuses (OSError) and where there is no memory left. Other errors are
-    ours and pass.
+    """Ends the process with one line per problem: with code 2 on UserError, 130 on Ctrl-C, 1 on RunFailed, on errors of
+    the system (OSError) and when memory runs out. Other errors are bugs and propagate.
 
-    Standard streams are as ``prepare_streams`` makes them; ``lost`` is its. With HYBRIDLM_TRACEBACK=1 the traceback
-    comes first.
+    Standard streams are prepared by ``prepare_streams(lost)``. With HYBRIDLM_TRACEBACK=1 the traceback is printed
+    first.
     """
     prepare_streams(lost)
     try:
         yield
     except KeyboardInterrupt as error:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # once more ends what is left to be done, without a word
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the clean-up silently
         _end(error, "interrupted", INTERRUPTED)
     except Exception as error:
-        lines = told(error)
+        lines = lines_of(error)
         if lines is None:
             raise
-        if _without_memory(error):  # what libraries do at the end fails, too, and has nothing to add
+        if _without_memory(error):  # the finalisers of libraries fail, too, and add nothing
             sys.unraisablehook = lambda _: None
         _end(error, lines, EXIT_CODE if isinstance(error, UserError) else 1)
 
 
-def told(error: Exception) -> str | None:
-    """What the user reads of it, a line per problem; None: a fault of ours. What a file of a stranger holds cannot move
-    the cursor."""
+def lines_of(error: Exception) -> str | None:
+    """The lines that the user sees, one per problem; None: the error is a bug. Control characters from untrusted files
+    are escaped."""
     if isinstance(error, UserError | RunFailed):
         problems = error.problems if isinstance(error, UserError) else [str(error)]
         return "\n".join(f"{error.label}: {printable(line)}" for problem in problems for line in problem.split("\n"))
@@ -73,17 +70,17 @@ def told(error: Exception) -> str | None:
 
 
 def _of_the_machine(error: Exception) -> str | None:
-    """What refused, and what can be done; None: the error is not the machine's."""
+    """The system error, and what can be done about it; None: it is not one."""
     if _without_memory(error):
         return (
-            f"out of memory{_limit()}; take a smaller model or data.batch_size (`hybridlm plan` says what a run needs),"
-            f" end other programs, or raise the limit{_WHERE}"
+            f"out of memory{_limit()}; use a smaller model or data.batch_size (`hybridlm plan` shows what a run needs),"
+            f" close other programs, or raise the limit{_WHERE}"
         )
     if not isinstance(error, OSError):
         return None
     what = error.strerror or " ".join(str(error).split()) or type(error).__name__
     if error.filename is None and error.errno == errno.ENOENT and not _has_working_folder():
-        return "the folder in which this was started does not exist any more; change to another one"
+        return "the working directory no longer exists; change to another one"
     where = (
         ""
         if error.filename is None
@@ -93,8 +90,8 @@ def _of_the_machine(error: Exception) -> str | None:
 
 
 def _without_memory(error: BaseException) -> bool:
-    """Whether it, or what it came of, says so. A library that is loaded or called without memory may break in other
-    ways: where this process has a limit, those count, too."""
+    """Whether memory ran out, according to the error or its causes. A library that is loaded or called without memory
+    may fail in other ways: if this process has a limit, those count, too."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -110,7 +107,7 @@ def _without_memory(error: BaseException) -> bool:
 
 
 def _limit() -> str:
-    """The limit of the memory that this process may address, where there is one."""
+    """The limit on the address space of this process, if there is one."""
     if resource is None:
         return ""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -30,15 +30,13 @@ class HfConfig(Section):
     id: str | None = Field(None, min_length=1, description="owner/name on the hub, or a local folder")
     name: str | None = Field(None, description="configuration of the data set; null: its only or default one")
     split: str = Field(
-        "train", min_length=1, description="split of the data set; validation documents are held out of it"
+        "train", min_length=1, description="split of the data set; validation documents are held out from it"
     )
     revision: str | None = Field(None, description="branch, tag or commit; null: the newest")
     streaming: bool = Field(
-        False, description="read over the network without a copy on disk; training reads the token files either way"
+        False, description="read over the network without a copy on disk; training reads token files in any case"
     )
-    limit_mb: int | None = Field(
-        None, ge=1, description="MB of text to take at most, evenly from all of it; null: everything"
-    )
+    limit_mb: int | None = Field(None, ge=1, description="maximum MB of text, sampled evenly; null: everything")
 
 
 class CorpusConfig(Section):
@@ -56,34 +54,30 @@ class CorpusConfig(Section):
     )
     val_path: Paths | None = Field(
         None,
-        description=(
-            "for source=files and bins: what to validate on, named as path is; null: val_fraction of path is held out"
-        ),
+        description=("for source=files and bins: the validation text, given like path; null: val_fraction of path"),
     )
     format: Literal["text", "chat"] = Field(
         "text",
         description=(
-            "chat: a record holds a conversation (docs/data.md has the forms); only the assistant's tokens are learned"
+            "chat: records are conversations (formats in docs/data.md); the loss is on the assistant's tokens only"
         ),
     )
-    text_field: str = Field("text", min_length=1, description="field of .jsonl, column of .parquet that holds the text")
+    text_field: str = Field("text", min_length=1, description="field of .jsonl or column of .parquet with the text")
     on_bad: Literal["skip", "fail"] = Field(
-        "skip", description="what cannot be read: leave it out and say so, or refuse the corpus"
+        "skip", description="unreadable records: skip them with a message, or refuse the corpus"
     )
-    dedup: bool = Field(False, description="leave out every document whose very text came before")
+    dedup: bool = Field(False, description="drop exact duplicates of documents")
     hf: HfConfig = HfConfig()
 
 
 class PartConfig(CorpusConfig):
     """One corpus of a mixture (``data.parts.NAME``)."""
 
-    weight: float = Field(
-        1.0, gt=0, description="windows of this part over all windows is its weight over the sum of weights"
-    )
+    weight: float = Field(1.0, gt=0, description="share of windows, relative to the sum of all weights")
 
 
 class DataConfig(CorpusConfig):
-    """The corpus and how it is cut (``data``)."""
+    """The corpus, the tokenizer and the training windows (``data``)."""
 
     source: Literal["stdlib", "files", "hf", "bins", "mixture", "synthetic"] = Field(  # type: ignore[assignment]
         "stdlib",
@@ -105,28 +99,26 @@ class DataConfig(CorpusConfig):
         0.05,
         ge=0,
         lt=1,
-        description="share of the documents held out, chosen by a hash of their text; of a lone text its end",
+        description="share of documents held out, chosen by a hash of their text; of a single text: its end",
     )
-    shard_mb: int = Field(64, ge=1, description="MB of text per token file at most, about; less for a small corpus")
+    shard_mb: int = Field(64, ge=1, description="approximate maximum MB of text per token file")
     prepare_workers: Auto = Field("auto", description="processes that tokenise; auto: one per core")
     seq_len: int = Field(256, ge=2, description="tokens per training window; of a synthetic task, per example")
     packing: bool = Field(
         False, description="windows of whole documents, packed best-fit; false: cut anywhere in the text"
     )
-    isolate: bool = Field(True, description="with packing: no document sees another in its window, in any layer")
+    isolate: bool = Field(True, description="with packing: documents in a window do not see each other, in any layer")
     val_seq_len: int | None = Field(None, ge=2, description="tokens per validation window; null: seq_len")
     global_batch: Auto = Field(
-        "auto", description="windows per optimizer step, over all devices; auto: the hardware profile's"
+        "auto", description="windows per optimizer step over all devices; auto: the hardware profile's"
     )
     batch_size: Auto = Field(
-        "auto", description="windows per device and micro-batch; auto: the most that fit the memory"
+        "auto", description="micro-batch: windows per device and forward pass; auto: the most that fit in memory"
     )
     workers: int = Field(
-        0, ge=0, le=64, description="processes that cut windows ahead of training; 0: none, which is fast enough"
+        0, ge=0, le=64, description="processes that prepare batches ahead of training; 0: none, which is fast enough"
     )
     changed: Literal["refuse", "accept"] = Field(
         "refuse",
-        description=(
-            "of one start: whether a run may go on with other text, or in another order, than it has read so far"
-        ),
+        description=("for one start: whether to resume although the text or its order has changed"),
     )

@@ -14,7 +14,7 @@ def data_problems(data: DataConfig) -> list[str]:
         problems += _corpus_problems(f"data.parts.{name}", part)
     if data.source == "mixture" and not data.parts:
         problems.append(
-            "data.parts = {}: data.source=mixture needs them; such as 'data.parts={web: {source: files, path:"
+            "data.parts = {}: data.source=mixture needs at least one, such as 'data.parts={web: {source: files, path:"
             ' "web/*.jsonl"}}\''
         )
     if data.source != "mixture" and data.parts:
@@ -26,7 +26,7 @@ def data_problems(data: DataConfig) -> list[str]:
     held_out = all(part.val_path for part in data.parts.values()) if data.source == "mixture" else data.val_path
     if not data.val_fraction and not held_out and data.source != "synthetic":
         problems.append(
-            "data.val_fraction = 0: nothing is held out to validate on; legal is more than 0, or texts in data.val_path"
+            "data.val_fraction = 0: nothing is held out for validation; use more than 0, or set data.val_path"
         )
     if data.source == "synthetic":
         problems += _synthetic_problems(data)
@@ -49,44 +49,42 @@ def _corpus_problems(where: str, corpus: CorpusConfig | DataConfig) -> list[str]
         paths = getattr(corpus, name)
         if paths in ("", ()) or (isinstance(paths, tuple) and not all(paths)):
             problems.append(
-                f"{where}.{name} = {show(paths)}: an empty path; legal is a file, a folder, a glob, or a list of these"
+                f"{where}.{name} = {show(paths)}: an empty path; expected a file, a folder, a glob, or a list of these"
             )
     if corpus.source == "files" and corpus.path is None:
         problems.append(
-            f"{where}.path = null: {where}.source=files needs it; a file, a folder or a glob, such as"
+            f"{where}.path = null: {where}.source=files needs a file, a folder or a glob, such as"
             f" {where}.path='texts/**/*.txt'"
         )
     if corpus.source == "hf" and corpus.hf.id is None:
         problems.append(
-            f"{where}.hf.id = null: {where}.source=hf needs it; such as {where}.hf.id=roneneldan/TinyStories, or a"
+            f"{where}.hf.id = null: {where}.source=hf needs a name, such as {where}.hf.id=roneneldan/TinyStories, or a"
             " local folder"
         )
     if corpus.source != "hf" and corpus.hf != HfConfig():
         problems.append(f"{where}.hf: only {where}.source=hf reads it")
     if corpus.source in ("stdlib", "bins", "synthetic") and corpus.format == "chat":
-        problems.append(
-            f"{where}.format = 'chat': {where}.source={corpus.source} holds no records; it takes files or hf"
-        )
+        problems.append(f"{where}.format = 'chat': {where}.source={corpus.source} has no records; use files or hf")
     return problems
 
 
 def _bins_problems(data: DataConfig) -> list[str]:
     problems = []
     if data.path is None:
-        problems.append("data.path = null: data.source=bins needs it; a token file, such as data.path=train.bin")
+        problems.append("data.path = null: data.source=bins needs a token file, such as data.path=train.bin")
     if data.dedup:
-        problems.append("data.dedup = true: data.source=bins holds tokens, whose documents are taken as they are")
+        problems.append("data.dedup = true: data.source=bins reads tokens, whose documents are used as they are")
     if data.tokenizer.kind != "file":
         problems.append(
             f"data.tokenizer.kind = {data.tokenizer.kind!r}: data.source=bins needs file, with data.tokenizer.path"
-            " naming the tokenizer that made the ids: they are checked and bytes are counted with it"
+            " set to the tokenizer of the ids: it is used to check them and to count bytes"
         )
     return problems
 
 
 def _synthetic_problems(data: DataConfig) -> list[str]:
     problems = [
-        f"data.{name} = true: data.source=synthetic has no documents; an example is a window of its own"
+        f"data.{name} = true: data.source=synthetic has no documents; each example is one window"
         for name in ("packing", "dedup")
         if getattr(data, name)
     ]

@@ -1,4 +1,4 @@
-"""A length of time as a user writes it (1:30:00, 90m, 2h), and as a user reads it."""
+"""Durations, as a user writes them (1:30:00, 90m, 2h) and reads them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def seconds_of(text: str) -> int:
-    """The seconds that ``text`` stands for. ValueError: it is no length of time, or none at all."""
+    """The seconds that ``text`` means. ValueError: it is not a duration, or zero."""
     if clock := re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d)", text):
         hours, minutes, seconds = map(int, clock.groups())
         total = (hours * 60 + minutes) * 60 + seconds
@@ -18,13 +18,13 @@ def seconds_of(text: str) -> int:
     else:
         raise ValueError(f"expected {_FORMS}")
     if total == 0:
-        raise ValueError(f"expected more than nothing: {_FORMS}")
+        raise ValueError(f"expected more than zero: {_FORMS}")
     return total
 
 
 def duration_problems(field: str, value: str | float | None) -> list[str]:
-    """The line about a ``field`` that is no length of time. A bare number is none either: YAML reads 1:30:00 without
-    quotes as one, in seconds, and a person would mean minutes by it."""
+    """The line about a ``field`` that is not a duration. A bare number is not one either: YAML reads 1:30:00 without
+    quotes as a number of seconds, and a person would mean minutes."""
     if value is None:
         return []
     try:
@@ -37,7 +37,7 @@ def duration_problems(field: str, value: str | float | None) -> list[str]:
 
 
 def clock(seconds: float) -> str:
-    """A length that is measured, to the second: 2:05, 1:30:00, 3d 04:00:00."""
+    """A measured duration, to the second: 2:05, 1:30:00, 3d 04:00:00."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 24:
@@ -46,7 +46,7 @@ def clock(seconds: float) -> str:
 
 
 def roughly(seconds: float) -> str:
-    """A length that is estimated: 40 seconds, 12 minutes, 3.5 hours, 2.0 days."""
+    """An estimated duration: 40 seconds, 12 minutes, 3.5 hours, 2.0 days."""
     for unit, size, least in (("days", 86400, 36 * 3600), ("hours", 3600, 5400), ("minutes", 60, 100)):
         if seconds >= least:
             return f"{seconds / size:.{0 if unit == 'minutes' else 1}f} {unit}"

@@ -1,4 +1,4 @@
-"""Where conf/ and experiments/ lie, and which groups and options they hold."""
+"""Where conf/ and experiments/ are, and their groups and options."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ OF_PLUGINS = (
 
 
 def root() -> Path:
-    """The folder that holds conf/ and experiments/: the checkout where the package lies in one, else the installed
-    package."""
+    """The folder of conf/ and experiments/: the checkout, if the package is in one, otherwise the installed package."""
     package = Path(__file__).resolve().parents[1]
     checkout = package.parent
     return (
@@ -29,7 +28,7 @@ def root() -> Path:
 
 
 def groups(extra: str | None = None) -> dict[str, list[str]]:
-    """The config groups with their options, those in folders included; ``extra`` is the folder of Hydra's
+    """The config groups with their options, including those in subfolders; ``extra``: the folder of Hydra's
     --config-dir."""
     found: dict[str, list[str]] = {"experiments": []}
     places = [*(root() / "conf").iterdir(), root() / "experiments"]
@@ -43,9 +42,9 @@ def groups(extra: str | None = None) -> dict[str, list[str]]:
 
 
 def no_such_option(group: str, option: str, options: Mapping[str, list[str]]) -> str:
-    """The line about an unknown option of a group, with the nearest one and all there are."""
+    """The line about an unknown option of a group, with the most similar one and all that exist."""
     if f"{group}/{option}" in OF_PLUGINS:
-        return f"{group}={option}: Hydra's plugin for it is not installed; pip install 'hybridlm[sweep]'"
+        return f"{group}={option}: its Hydra plugin is not installed; pip install 'hybridlm[sweep]'"
     known = options.get(group, [])
     close = get_close_matches(option, known, n=1, cutoff=0.5)
     hint = f"did you mean {group}={close[0]}? " if close else ""

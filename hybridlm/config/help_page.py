@@ -26,13 +26,13 @@ Common tasks:
   python train.py trainer.max_steps=5000 optim.lr=1e-3    longer, at another rate
   python train.py data.seq_len=512 data.global_batch=32   longer windows, other batches
   python train.py hydra.run.dir=outputs/mine              in a folder of that name
-  python train.py ckpt=last trainer.max_steps=2000        go on where the newest run stopped
+  python train.py ckpt=last trainer.max_steps=2000        continue where the newest run stopped
   python train.py experiments=smoke                       with a file of settings
   python train.py logger=wandb logger.offline=false       metrics to W&B, too
   hybridlm plan size=d12 hardware=rtx4060                 what fits, how fast and how long, on any card
-  hybridlm check model.pattern='(M3 L:moe)*4'             does this model do what it should?
+  hybridlm check model.pattern='(M3 L:moe)*4'             verify a model
   hybridlm sweep optim.lr=1e-3,3e-3 --seeds 3 --dry-run   several runs (python train.py -m: by Hydra)
-  hybridlm generate last --prompt 'def '                  let the newest run write; chat last: talk with it
+  hybridlm generate last --prompt 'def '                  generate with the newest run; chat last: chat
 
 --cfg job prints the composed configuration; --hydra-help lists Hydra's own flags.
 docs/pattern.md explains model.pattern.
@@ -40,7 +40,7 @@ docs/pattern.md explains model.pattern.
 
 
 def help_page(groups: Mapping[str, Sequence[str]], tree: Mapping[str, object]) -> str:
-    """groups: options by group; tree: the configuration as plain values, which is what the fields are shown with."""
+    """groups: options by group; tree: the configuration as plain values, shown as the fields' values."""
     rows = [_entry(f"  {group}=...", ", ".join(options)) for group, options in groups.items()]
     fields = "\n".join(_section(RunConfig, (), tree))
     return (
@@ -68,7 +68,7 @@ def _section(section: type[Section], path: tuple[str, ...], tree: object) -> Ite
 
 
 def _value(value: object) -> str:
-    """As it stands on a command line, in quotes where a shell would cut it."""
+    """As written on a command line, in quotes if a shell would split it."""
     text = show(value)
     return text[1:-1] if isinstance(value, str) and not re.search(r"[ '\"]", value) else text
 

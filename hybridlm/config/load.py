@@ -1,15 +1,14 @@
-"""A tree of plain values to a validated ``RunConfig``, and to and from the text of a run folder's config.yaml."""
+"""From a tree of plain values, or the text of a config.yaml, to a validated ``RunConfig``, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import yaml
 
 from hybridlm.config.constraints import constraint_problems
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.problems import validate
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.files.plain import Unreadable, parse_yaml
@@ -29,10 +28,8 @@ def load_config(tree: Mapping[str, object]) -> RunConfig:
 
 
 def validate_model(tree: Mapping[str, object]) -> ModelConfig:
-    """The model section alone, as a checkpoint holds it. Raises ConfigError."""
-    model = validate(ModelConfig, _plain_mapping(tree), "model")
-    resolve_layers(model)
-    return model
+    """The model section alone, as a checkpoint holds it. Raises ConfigError; so does its ``layers``."""
+    return validate(ModelConfig, _plain_mapping(tree), "model")
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -40,16 +37,25 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(_plain(config.model_dump()), sort_keys=False, allow_unicode=True, width=140)
 
 
-def from_yaml(text: str) -> RunConfig:
-    """The configuration that ``to_yaml`` wrote, or a stranger. Raises UserError: the text is no mapping in YAML, plain
-    and within limits; ConfigError: a wrong field."""
+def from_yaml(text: str, *, rules: bool = True) -> RunConfig:
+    """The configuration in the text of a config.yaml, which may be a stranger's. rules: False checks each field by
+    itself only. Raises UserError: the text is not a plain YAML mapping within limits; ConfigError: a wrong field."""
     try:
         tree = parse_yaml(text)
     except Unreadable as error:
         raise UserError(f"config.yaml: {error}") from None
     if not isinstance(tree, Mapping):
-        raise UserError("config.yaml: holds no configuration; expected a mapping of sections")
-    return load_config(tree)
+        raise UserError("config.yaml: expected a mapping of sections")
+    return load_config(tree) if rules else validate(RunConfig, _plain_mapping(tree))
+
+
+def leaves(tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """The path and value of everything in ``tree`` that is not a filled mapping."""
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from leaves(value, (*path, str(key)))
+    else:
+        yield path, tree
 
 
 def _plain(value: object) -> object:

@@ -1,4 +1,4 @@
-"""The sections about what a run tells of itself: loggers, and what happens beside the loop."""
+"""The logger and callbacks sections."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from hybridlm.config.section import Section, Strings
 
 
 class LoggerConfig(Section):
-    """Where metrics go besides metrics.jsonl and metrics.csv (``logger``)."""
+    """Where metrics are logged besides metrics.jsonl and metrics.csv (``logger``)."""
 
     name: Literal["files", "wandb", "tensorboard"] = Field(
-        "files", description="set by logger=...: files: the run folder's alone; wandb, tensorboard: there, too"
+        "files", description="set by logger=...; files: the run folder only; wandb, tensorboard: there, too"
     )
     project: str = Field("hybridlm", min_length=1, description="W&B project")
-    entity: str | None = Field(None, description="W&B user or team; null: the one of the key")
+    entity: str | None = Field(None, description="W&B user or team; null: the default of the API key")
     group: str | None = Field(None, description="W&B group; null: in a sweep the name of its folder")
     job_type: str | None = Field(None, description="W&B job type; null: train, or sweep in a sweep")
     tags: Strings = Field((), description="W&B tags")
@@ -26,8 +26,7 @@ class LoggerConfig(Section):
         20.0,
         gt=0,
         description=(
-            "seconds that an online W&B run may wait for the network when it begins, before it goes offline, and at"
-            " its end"
+            "seconds that an online W&B run waits for the network: at the start, before it goes offline, and at the end"
         ),
     )
 
@@ -35,14 +34,14 @@ class LoggerConfig(Section):
 class SamplesConfig(Section):
     """Text sampled from the model (``callbacks.samples``)."""
 
-    prompts: Strings = Field((), description="continued at the end of training and written to samples.txt")
+    prompts: Strings = Field((), description="prompts to continue at the end of training, for samples.txt")
     every: int | None = Field(
-        None, ge=1, description="also after every so many validations, to samples/; null: only at the end"
+        None, ge=1, description="also after every n-th validation, to samples/; null: only at the end"
     )
     tokens: int = Field(80, ge=1, description="new tokens per prompt")
-    temperature: float = Field(0.8, ge=0, description="of the sampling; 0: always the likeliest token")
+    temperature: float = Field(0.8, ge=0, description="sampling temperature; 0: greedy")
     top_p: float = Field(
-        0.95, gt=0, le=1, description="sample from the likeliest tokens that hold this probability together"
+        0.95, gt=0, le=1, description="sample from the smallest set of tokens with this much probability"
     )
 
 
@@ -53,41 +52,37 @@ class EMAConfig(Section):
         None,
         gt=0,
         lt=1,
-        description=(
-            "share of the average kept in a step, less in the first ones; validated as val/ema_bpb; null: no average"
-        ),
+        description=("decay per step, lower in the first steps; validated as val/ema_bpb; null: no average"),
     )
 
 
 class EarlyStopConfig(Section):
-    """The end of a run that no longer gets better (``callbacks.early_stop``)."""
+    """Early stopping (``callbacks.early_stop``)."""
 
     patience: int | None = Field(
         None,
         ge=1,
         description=(
-            "validations without a better val/bpb (a synthetic task: val/loss) after which training ends; null: never"
+            "validations without improvement of val/bpb (synthetic tasks: val/loss) before training stops; null: never"
         ),
     )
-    min_delta: float = Field(
-        0.0, ge=0, description="bits per byte (nats) by which a validation has to be better to count"
-    )
+    min_delta: float = Field(0.0, ge=0, description="smallest improvement that counts, in bits per byte (nats)")
 
 
 class ProbesConfig(Section):
-    """Can the text model find again what it has just read? (``callbacks.probes``)."""
+    """Probes of in-context recall during training (``callbacks.probes``)."""
 
     every: int | None = Field(
         None,
         ge=1,
-        description="after every so many validations: induction and copying, logged as probe/...; null: never",
+        description="after every n-th validation: induction and copying, logged as probe/...; null: never",
     )
-    examples: int = Field(32, ge=1, description="of each probe, made of random tokens of the model's own vocabulary")
-    length: int = Field(128, ge=32, description="tokens of an example")
+    examples: int = Field(32, ge=1, description="examples per probe, of random tokens of the model's vocabulary")
+    length: int = Field(128, ge=32, description="tokens per example")
 
 
 class CallbacksConfig(Section):
-    """What happens beside the loop (``callbacks``)."""
+    """What happens during training besides the optimizer steps (``callbacks``)."""
 
     samples: SamplesConfig = SamplesConfig()
     ema: EMAConfig = EMAConfig()

@@ -20,13 +20,13 @@ def logging_problems(logger: LoggerConfig, callbacks: CallbacksConfig, trainer: 
     sharded = ("callbacks.samples.every", "callbacks.ema.decay")
     by_validation = ("callbacks.samples.every", "callbacks.early_stop.patience", "callbacks.probes.every")
     problems = [
-        f"{name} = {str(asked[name]).lower()}: needs whole weights, which trainer.strategy = 'fsdp2' shards; take"
-        " strategy=ddp or leave it"
+        f"{name} = {str(asked[name]).lower()}: needs unsharded weights; use trainer.strategy=ddp instead of fsdp2, or"
+        " leave it unset"
         for name in sharded
         if asked[name] is not None and trainer.strategy == "fsdp2"
     ]
     problems += [
-        f"{name} = {asked[name]}: counts validations and trainer.val_every is null; give it a number of steps"
+        f"{name} = {asked[name]}: counts validations, but trainer.val_every is null; set it to a number of steps"
         for name in by_validation
         if asked[name] is not None and trainer.val_every is None
     ]
@@ -34,23 +34,23 @@ def logging_problems(logger: LoggerConfig, callbacks: CallbacksConfig, trainer: 
 
 
 def _wandb_problems(logger: LoggerConfig) -> list[str]:
-    """What W&B would refuse when the run begins to log, or when it is uploaded."""
+    """What W&B would reject when the run starts logging, or on upload."""
     path = (("project", logger.project), ("entity", logger.entity))  # parts of the run's address
     names = (*path, ("group", logger.group), ("job_type", logger.job_type), ("run_name", logger.run_name))
     longest = {"job_type": 64}
     problems = [
-        f"logger.{field} = {show(name)}: legal are 1 to {most} characters, this has {len(name)}"
+        f"logger.{field} = {show(name)}: expected 1 to {most} characters, this has {len(name)}"
         for field, name in names
         if name is not None and not 1 <= len(name) <= (most := longest.get(field, 128))
     ]
     problems += [
-        f"logger.{field} = {show(name)}: legal are characters other than {_NOT_IN_ADDRESSES}, this has"
+        f"logger.{field} = {show(name)}: must not contain any of {_NOT_IN_ADDRESSES}; this has"
         f" {' '.join(sorted(wrong))}"
         for field, name in path
         if name is not None and (wrong := set(name).intersection(_NOT_IN_ADDRESSES.split()))
     ]
     return problems + [
-        f"logger.tags = {show(logger.tags)}: legal are tags of 1 to 64 characters, {show(tag)} has {len(tag)}"
+        f"logger.tags = {show(logger.tags)}: expected tags of 1 to 64 characters, {show(tag)} has {len(tag)}"
         for tag in logger.tags
         if not 1 <= len(tag) <= 64
     ]

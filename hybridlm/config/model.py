@@ -5,13 +5,17 @@ The fields of the kinds of layers (``ffn_after``, ``attention``, ``mlp``, ...) a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, create_model
 
 from hybridlm.config.ffns import FFN_KINDS, FFNS
+from hybridlm.config.layers import LayerSpec
 from hybridlm.config.mixers import MIXERS
 from hybridlm.config.pattern import SSMS
+from hybridlm.config.resolve import resolve
 from hybridlm.config.section import Section, Strings
 
 
@@ -94,3 +98,29 @@ class ModelConfig(_Layers):
     )
     logit_scale: float = Field(1.0, gt=0, description="multiplies the logits")
     logit_softcap: float | None = Field(None, gt=0, description="logits become cap * tanh(logits / cap); null: off")
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """One fully resolved layer after the other, first to last. ConfigError: the pattern, a variant, or a section
+        that some layer uses is wrong; ``load_config`` raises it."""
+        return self._resolved[0]
+
+    @property
+    def layer_note(self) -> str | None:
+        """One line where ``n_layers`` cuts the pattern's cycle or leaves a share without a layer."""
+        return self._resolved[1]
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of mixers and FFNs that some layer has, among them "none" where a layer has no FFN."""
+        return {kind for layer in self.layers for kind in (layer.kind, layer.ffn_kind)}
+
+    @cached_property
+    def _resolved(self) -> tuple[tuple[LayerSpec, ...], str | None]:
+        return resolve(self)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """pydantic's, whose copies would keep the layers of the original."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("_resolved", None)
+        return copied

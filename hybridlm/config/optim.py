@@ -12,27 +12,25 @@ from hybridlm.config.section import Pair, Section
 class LRScale(Section):
     """Learning-rate multipliers by the role of a parameter (``optim.lr_scale``)."""
 
-    matrix: float = Field(1.0, gt=0, description="of the matrices inside blocks")
-    vector: float = Field(1.0, gt=0, description="of norms, biases, A_log, D and what else is no matrix")
-    embedding: float = Field(1.0, gt=0, description="of the embedding, and so of a tied head")
-    head: float = Field(1.0, gt=0, description="of a head with weights of its own")
+    matrix: float = Field(1.0, gt=0, description="for the matrices inside blocks")
+    vector: float = Field(1.0, gt=0, description="for norms, biases, A_log, D and everything else that is not a matrix")
+    embedding: float = Field(1.0, gt=0, description="for the embedding, and thus for a tied head")
+    head: float = Field(1.0, gt=0, description="for an untied head")
 
 
 class MuonConfig(Section):
     """Muon, for the matrices inside the blocks (``optim.muon``)."""
 
     lr: float = Field(0.02, gt=0, description="peak learning rate of the orthogonalised update")
-    momentum: float = Field(0.95, ge=0, lt=1, description="share of the running gradient that is kept in a step")
+    momentum: float = Field(0.95, ge=0, lt=1, description="momentum of the gradient")
     ns_steps: int = Field(5, ge=1, le=20, description="Newton-Schulz iterations")
 
 
 class SGDConfig(Section):
     """Stochastic gradient descent (``optim.sgd``)."""
 
-    momentum: float = Field(
-        0.9, ge=0, lt=1, description="share of the running gradient that is kept in a step; 0: none"
-    )
-    nesterov: bool = Field(False, description="look ahead along the momentum; needs one")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of the gradient; 0: none")
+    nesterov: bool = Field(False, description="Nesterov momentum")
 
 
 class OptimConfig(Section):
@@ -44,23 +42,23 @@ class OptimConfig(Section):
             "muon: Muon for the matrices inside blocks, AdamW for the rest; adamw8bit: moments in 8 bits, CUDA only"
         ),
     )
-    lr: float = Field(3e-3, gt=0, description="peak learning rate; of AdamW, where Muon has one of its own")
+    lr: float = Field(3e-3, gt=0, description="peak learning rate; with optim=muon that of AdamW")
     lr_scale: LRScale = LRScale()
     betas: Pair = Field(
-        (0.9, 0.95), description="AdamW: decay of the first and second moment; Lion: of the update and of the momentum"
+        (0.9, 0.95), description="AdamW: decay of first and second moment; Lion: of update and momentum"
     )
-    eps: float = Field(1e-8, gt=0, description="added to the denominator of AdamW's update")
-    weight_decay: float = Field(0.1, ge=0, description="decoupled decay of the parameters that declare it")
-    clip: float | None = Field(1.0, gt=0, description="global gradient norm; null: no clipping")
+    eps: float = Field(1e-8, gt=0, description="epsilon in the denominator of AdamW's update")
+    weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay, for parameters that take it")
+    clip: float | None = Field(1.0, gt=0, description="maximum global gradient norm; null: no clipping")
     muon: MuonConfig = MuonConfig()
     sgd: SGDConfig = SGDConfig()
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
         "cosine", description="the curve after the warm-up; wsd: stable, then 1 - sqrt over the last optim.decay steps"
     )
     warmup: int | float = Field(
-        0.05, ge=0, description="steps (int) or share of max_steps (float below 1) of linear warm-up"
+        0.05, ge=0, description="linear warm-up: steps (int) or share of max_steps (float below 1)"
     )
     decay: int | float = Field(
-        0.2, gt=0, description="schedule=wsd: last steps (int), or share of max_steps (float below 1), that decay"
+        0.2, gt=0, description="schedule=wsd: length of the decay, steps (int) or share of max_steps (float below 1)"
     )
-    final_lr: float = Field(0.0, ge=0, le=1, description="last learning rate as a share of the peak")
+    final_lr: float = Field(0.0, ge=0, le=1, description="final learning rate, relative to the peak")

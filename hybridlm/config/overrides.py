@@ -1,17 +1,18 @@
-"""Repair of the command line before Hydra reads it, as text only.
+"""Preparation of the command line for Hydra, as text only.
 
-Hydra stops at the first key it does not know and cannot parse ``model.pattern=(TM)*6``. Plain ``a.b=c`` becomes
-``++a.b=c``, so that every mistake reaches our validation and is reported together; patterns are quoted.
+Hydra stops at the first unknown key and cannot parse ``model.pattern=(TM)*6``. Plain ``a.b=c`` becomes ``++a.b=c``, so
+that all mistakes reach our validation and are reported together; patterns and paths are quoted.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from hybridlm.errors import UserError
+from hybridlm.errors import ConfigError, UserError
 
 _FLAGS_WITH_VALUE = (
     *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p"),
@@ -33,6 +34,8 @@ HYDRA_FLAGS = (
         "-sc",
     ),
 )
+_LONGEST = 200_000  # characters of an override; Hydra's parser takes seconds for more
+_DEEPEST = 40  # nested brackets, each of which is a recursive call of the parser
 _INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~|)(?P<key>[^=+~][^=]*)(?:=(?P<value>.*))?", re.DOTALL)
 _PATHS = ("data.path", "data.val_path", "data.out", "data.tokenizer.path", "data.hf.id", "ckpt", "init_from")
@@ -44,13 +47,13 @@ _SEVERAL = re.compile(
 
 @dataclass(frozen=True)
 class CommandLine:
-    """Hydra's own flags with their values, and the overrides."""
+    """Hydra's flags with their values, and the overrides."""
 
     flags: tuple[str, ...]
     overrides: tuple[str, ...]
 
     def value(self, *names: str) -> str | None:
-        """What follows the flag of one of these names (or stands behind its ``=``), the last time it is given."""
+        """The value of the flag of one of these names, after a space or ``=``, the last time it is given."""
         found = None
         for index, flag in enumerate(self.flags):
             name, equals, attached = flag.partition("=")
@@ -69,7 +72,7 @@ class CommandLine:
 
 
 def split(argv: Sequence[str]) -> CommandLine:
-    """Flags and overrides apart: Hydra's parser refuses overrides on both sides of a flag."""
+    """Separates flags and overrides: Hydra's parser rejects overrides on both sides of a flag."""
     flags: list[str] = []
     overrides: list[str] = []
     pending = ""
@@ -85,8 +88,8 @@ def split(argv: Sequence[str]) -> CommandLine:
 
 
 def refuse_flags(argv: Sequence[str], known: Collection[str], legal: str) -> None:
-    """UserError: words with dashes in front that are not among ``known``, each with the field that it is about. legal:
-    what is known."""
+    """UserError: options (words with leading dashes) that are not among ``known``, each with the field it may mean.
+    legal: what is known, in words."""
     from hybridlm.config.problems import field_named
     from hybridlm.config.run import RunConfig
 
@@ -97,11 +100,11 @@ def refuse_flags(argv: Sequence[str], known: Collection[str], legal: str) -> Non
             continue
         bare = following if not equals and following and not following.startswith("-") and "=" not in following else ""
         shown, name = f"{word} {bare}".strip(), flag.lstrip("-")
-        said = field_named(RunConfig, name)
-        if said == name.replace("-", "_"):
-            problems.append(f"{shown}: a field is set without dashes: {said}={value or bare or '...'}")
-        elif said is not None:
-            problems.append(f"{shown}: a field is set without dashes; {said}")
+        meant = field_named(RunConfig, name)
+        if meant == name.replace("-", "_"):
+            problems.append(f"{shown}: a field is set without dashes: {meant}={value or bare or '...'}")
+        elif meant is not None:
+            problems.append(f"{shown}: a field is set without dashes; {meant}")
         else:
             problems.append(f"unknown option {shown}; legal: {legal}")
     if problems:
@@ -109,14 +112,14 @@ def refuse_flags(argv: Sequence[str], known: Collection[str], legal: str) -> Non
 
 
 def several_values(said: str) -> str | None:
-    """The line about an override that Hydra takes for a sweep where one configuration is composed; None: ``said`` is
-    not about one."""
+    """The line about an override that Hydra takes for a sweep when a single configuration is composed; None: the
+    message ``said`` is about something else."""
     found = _SEVERAL.match(said)
     if found is None:
         return None
     key, values = found[1], found[2].replace('"', "")
     remedy = "`hybridlm sweep` trains each and `hybridlm sweep --dry-run` plans each"
-    return f"{key}={values}: several values, where this takes one; {remedy}" + (
+    return f"{key}={values}: several values, but this takes one; {remedy}" + (
         f" (a list is {key}=[a,b])" if "." in key else ""
     )
 
@@ -128,13 +131,13 @@ def key_of(override: str) -> str:
 
 
 def value_of(overrides: Sequence[str], key: str) -> str | None:
-    """The last value given for ``key``, unquoted, or None."""
+    """The last value of ``key``, unquoted, or None."""
     values = [override.partition("=")[2] for override in overrides if key_of(override) == key]
     return _unquoted(values[-1]) if values else None
 
 
 def typed(override: str) -> str:
-    """A repaired override as it is typed: without signs, and without the quotes that a repair brings back."""
+    """A repaired override as a user types it: without signs, and without quotes that ``repair`` would add again."""
     key, _, value = override.lstrip("+").partition("=")
     bare = f"{key}={_unquoted(value)}"
     return bare if _repaired(bare, (), several=False) == f"++{key}={value}" else f"{key}={value}"
@@ -147,11 +150,11 @@ def _unquoted(value: str) -> str:
 
 
 def repair(overrides: Sequence[str], groups: Collection[str], *, several: bool = False) -> list[str]:
-    """``overrides`` in the form in which they reach validation; ``groups`` are the names of the config groups; several:
-    a comma in a path separates points of a sweep.
+    """``overrides`` as Hydra and our validation need them. groups: names of the config groups; several: a comma in a
+    path separates points of a sweep.
 
     Raises:
-        UserError: something that is no override at all.
+        UserError: something is not an override.
     """
     wrong = [
         line
@@ -166,7 +169,7 @@ def repair(overrides: Sequence[str], groups: Collection[str], *, several: bool =
 def _expected(word: str) -> str:
     if word.endswith((".py", ".yaml", ".yml", ".json")):
         return (
-            "a file of settings is an experiment: experiments=NAME for experiments/NAME.yaml (--config-dir names"
+            "a file of settings is an experiment: experiments=NAME for experiments/NAME.yaml (--config-dir for"
             " another folder)"
         )
     return "expected field=value (trainer.max_steps=100) or group=option (model=transformer)"
@@ -177,12 +180,12 @@ def _repaired(line: str, groups: Collection[str], several: bool) -> str:
     if match is None or match["sign"] == "~":
         return line
     key, value = match["key"].strip(), match["value"]
-    if key == "kernels" and not value.lstrip().startswith("{"):  # kernels=cuda, as one would write a group
+    if key == "kernels" and not value.lstrip().startswith("{"):  # kernels=cuda is written like a group
         key = "kernels.default"
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return line
     if key in groups or "/" in key or "@" in key:
-        # a group of the defaults list is chosen without a sign, and an added one is the same choice
+        # a group of the defaults list is chosen without a sign; adding it is the same choice
         return f"{key}={value}"
     if key in _PATHS:
         return f"++{key}={_quoted_path(value, several)}"
@@ -190,29 +193,31 @@ def _repaired(line: str, groups: Collection[str], several: bool) -> str:
 
 
 def _quoted_path(value: str, several: bool) -> str:
-    """A path, or a list of them in brackets, quoted so that Hydra's grammar takes every character. What exists is one
-    path; in a sweep a comma outside of brackets and braces stands between two."""
+    """A path, or a list of paths in brackets, quoted so that Hydra's grammar accepts every character. What exists is
+    one path; in a sweep a comma outside of brackets and braces separates two."""
     if (
         value in ("", "null", "???")
         or (several and value.startswith(("choice(", "glob(", "shuffle(")))
         or os.path.exists(value)
     ):
-        return value if value in ("", "null", "???") or not os.path.exists(value) else _quoted(value)
+        return value if value in ("", "null", "???") or not os.path.exists(value) else quoted(value)
     if _QUOTED.fullmatch(value):
         return value
     if value.startswith("[") and value.endswith("]"):
         return f"[{','.join(_quoted_path(piece.strip(), False) for piece in pieces(value[1:-1]))}]"
     parts = list(pieces(value)) if several else [value]
-    return ",".join(_quoted(part) if part == value else _quoted_path(part, False) for part in parts)
+    return ",".join(quoted(part) if part == value else _quoted_path(part, False) for part in parts)
 
 
-def _quoted(text: str) -> str:
+def quoted(value: str | Path) -> str:
+    """A text or a path as a value of Hydra's grammar, whatever characters it has."""
+    text = value.as_posix() if isinstance(value, Path) else value
     # A backslash is an escape only before a quote, or before another one that stands before it.
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
 def quoted_pattern(value: str) -> str:
-    """A pattern, or a sweep over patterns apart by commas, quoted so that Hydra's grammar takes every character."""
+    """A pattern, or comma-separated patterns of a sweep, quoted so that Hydra's grammar accepts every character."""
     return ",".join(_quoted_piece(piece.strip()) for piece in pieces(value))
 
 
@@ -226,7 +231,7 @@ def _quoted_piece(piece: str) -> str:
 
 
 def pieces(value: str) -> Iterator[str]:
-    """``value``, such as several patterns, cut at the commas that stand outside quotes, brackets and parentheses."""
+    """``value``, such as several patterns, split at commas outside of quotes, brackets and parentheses."""
     depth, quote, start = 0, "", 0
     for index, letter in enumerate(value):
         if quote:
@@ -244,7 +249,35 @@ def pieces(value: str) -> Iterator[str]:
 
 
 def merged(recorded: Sequence[str], new: Sequence[str]) -> list[str]:
-    """Overrides of a run and the new ones behind them; a new value replaces a recorded one of the same field or
-    group."""
+    """The overrides of a run followed by new ones, which replace those of the same field or group."""
     replaced = {key_of(line) for line in new}
     return [line for line in recorded if key_of(line) not in replaced] + list(new)
+
+
+def refuse_odd(overrides: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
+    """ConfigError: an override for which Hydra's parser has no clear message, or which it takes very long to parse.
+    groups: options by group."""
+    for override in overrides:
+        shown = override.lstrip("+")[:60]
+        if len(override) > _LONGEST:
+            raise ConfigError(f"{shown}...: longer than {_LONGEST:,} characters")
+        if max(_depths(override)) > _DEEPEST:
+            raise ConfigError(f"{shown}...: brackets more than {_DEEPEST} deep")
+        key, equals, value = override.partition("=")
+        name = key.lstrip("+~")
+        if name in groups and equals and value.strip()[:1] in ("[", "{"):
+            raise ConfigError(f"{name}={value[:60]}: expected one option; available: {', '.join(groups[name])}")
+
+
+def _depths(text: str) -> Iterator[int]:
+    depth = 0
+    yield depth
+    for letter in re.findall(r"[\[\](){}]", text):
+        depth = depth + 1 if letter in "[({" else max(0, depth - 1)
+        yield depth
+
+
+def is_group(override: str, groups: Collection[str]) -> bool:
+    """Whether an override chooses, or removes, an option of a config group."""
+    key = key_of(override)
+    return key in groups or "/" in key or "@" in key

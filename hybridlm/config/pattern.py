@@ -246,7 +246,7 @@ def _shares(elements: list[_Element], n_layers: int | None, shown: str) -> list[
     return counts
 
 
-def _parse(
+def parse_with_note(
     pattern: str | Sequence[str] | None, n_layers: int | None, letters: Letters
 ) -> tuple[tuple[PatternItem, ...], str | None]:
     if pattern is None:
@@ -289,7 +289,7 @@ def parse_pattern(
     Raises:
         PatternError: one line with the position (from 1), what was found, and what is legal.
     """
-    return _parse(pattern, n_layers, letters or Letters())[0]
+    return parse_with_note(pattern, n_layers, letters or Letters())[0]
 
 
 def pattern_note(
@@ -297,7 +297,7 @@ def pattern_note(
 ) -> str | None:
     """One line where ``n_layers`` cuts the pattern's cycle or leaves a share without a layer, otherwise None. Raises
     PatternError."""
-    return _parse(pattern, n_layers, letters or Letters())[1]
+    return parse_with_note(pattern, n_layers, letters or Letters())[1]
 
 
 def format_pattern(items: Sequence[PatternItem]) -> str:

@@ -1,4 +1,4 @@
-"""Validation of a section with every problem said in one line of our own: where, what stands there, what is legal."""
+"""Validation of a section, with one clear line per problem: the field, its value, what is expected."""
 
 from __future__ import annotations
 
@@ -48,10 +48,9 @@ def validate(cls: type[S], tree: Mapping[str, object], where: str = "") -> S:
 
 
 def recorded(cls: type[S], tree: object, where: object) -> S:
-    """``tree``, which a file of ours holds, as a ``cls``. where: begins the line. UserError: the first thing that is
-    wrong."""
+    """``tree``, from a file of ours, as a ``cls``. where: starts the line. UserError: the first problem."""
     if not isinstance(tree, Mapping):
-        raise UserError(f"{where}: expected a mapping of facts")
+        raise UserError(f"{where}: expected a mapping")
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
@@ -71,7 +70,7 @@ def _missing(tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ..
 
 
 def dotted(where: str, path: Sequence[str]) -> str:
-    """The path of a field in the whole configuration; keys that would break the line are quoted."""
+    """The dotted path of a field in the whole configuration; unprintable keys are quoted."""
     return ".".join([*([where] if where else []), *(name if name.isprintable() else repr(name) for name in path)])
 
 
@@ -81,9 +80,9 @@ def _within(path: str, where: str, gap: tuple[str, ...]) -> bool:
 
 
 def _problem(cls: type[Section], loc: tuple[int | str, ...], tree: Mapping[str, object], where: str) -> tuple[str, str]:
-    """The dotted path of the field that pydantic's ``loc`` lies in, and the line about it.
+    """The dotted path of the field of pydantic's ``loc``, and the line about it.
 
-    Behind the field ``loc`` names members of unions and indices of lists; one mistake may stand there several times.
+    After the field, ``loc`` names members of unions and indices of lists, so that one mistake may occur several times.
     """
     section, names = cls, list[str]()
     for part in loc:
@@ -103,7 +102,7 @@ def _problem(cls: type[Section], loc: tuple[int | str, ...], tree: Mapping[str, 
 
 
 def section_type(annotation: object) -> type[Section] | None:
-    """The section that a field holds; None: it is a value."""
+    """The section that a field is; None: it is a value."""
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
@@ -114,7 +113,7 @@ def _at(tree: object, names: Sequence[str]) -> object:
 
 
 def show(value: object) -> str:
-    """A value as the user would write it, cut to a line."""
+    """A value as the user would write it, shortened to a line."""
     names: dict[object, str] = {None: "null", True: "true", False: "false"}
     if value is None or isinstance(value, bool):
         return names[value]
@@ -123,7 +122,7 @@ def show(value: object) -> str:
     elif isinstance(value, Mapping):
         text = "{" + ", ".join(f"{dotted('', [str(key)])}: {show(item)}" for key, item in value.items()) + "}"
     else:
-        text = printable(repr(value))  # of a tensor in a stranger's checkpoint it has several lines
+        text = printable(repr(value))  # the repr of a tensor has several lines
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -132,7 +131,7 @@ def _unknown(
 ) -> str:
     value = _at(tree, names)
     shown = "" if isinstance(value, Mapping) else f" = {show(value)}"
-    if len(names) == 1 and isinstance(value, Mapping):  # a section of another program
+    if len(names) == 1 and isinstance(value, Mapping):  # a section of another program's configuration
         known = [said for key in value if (said := foreign(f"{names[0]}.{key}")) is not None]
         if known:
             return f"{dotted(where, names)}: unknown key; {'; '.join(known)}"
@@ -140,7 +139,7 @@ def _unknown(
 
 
 def _meant(root: type[Section], section: type[Section], names: list[str], where: str) -> str:
-    """What an unknown key may have been meant as: a field of ours or, by itself, a setting of another program."""
+    """A hint at an unknown key: a similar field of ours, or what a setting of another program is called here."""
     known, parent, key = list(section.model_fields), dotted(where, names[:-1]), dotted(where, names)
     elsewhere = [dotted(where, path) for path in _fields(root) if path[-1] == names[-1]]
     if not parent and (said := foreign(key)) is not None:
@@ -153,8 +152,7 @@ def _meant(root: type[Section], section: type[Section], names: list[str], where:
 
 
 def field_named(root: type[Section], name: str) -> str | None:
-    """What a word is about that stands where no field can: the field of that dotted name, or what it may have been
-    meant as, in words; None: nothing is like it."""
+    """The field that a word means, or a hint; None: nothing is similar."""
     plain = name.replace("-", "_")
     fields = {".".join(path): path[-1] for path in _fields(root)}
     if plain in fields:
@@ -178,7 +176,7 @@ def _expected(info: FieldInfo) -> str:
 
 
 def _describe(annotation: object, metadata: Sequence[object] = ()) -> str:
-    """What a type takes, in words: ``an integer >= 1 or 'auto'``."""
+    """The values of a type, in words: ``an integer >= 1 or 'auto'``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _describe(arguments[0], arguments[1:])

@@ -3,24 +3,29 @@ use."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hybridlm.config.ffns import FFNS
 from hybridlm.config.layers import LayerSection, LayerSpec, MixerSection, Spec
 from hybridlm.config.mixers import MIXERS
-from hybridlm.config.model import ModelConfig
-from hybridlm.config.pattern import RESERVED_LETTERS, Letters, parse_pattern, pattern_note
+from hybridlm.config.pattern import RESERVED_LETTERS, Letters, parse_with_note
 from hybridlm.config.problems import dotted, show, validate
 from hybridlm.errors import ConfigError
 
+if TYPE_CHECKING:
+    from hybridlm.config.model import ModelConfig
 
-def resolve_layers(model: ModelConfig) -> tuple[LayerSpec, ...]:
-    """One ``LayerSpec`` per layer, first to last, every derived number filled in.
+
+def resolve(model: ModelConfig) -> tuple[tuple[LayerSpec, ...], str | None]:
+    """One ``LayerSpec`` per layer, first to last, every derived number filled in; and a line where ``n_layers`` cuts
+    the pattern's cycle or leaves a share without a layer. ``ModelConfig`` asks once and keeps the answer.
 
     Raises:
         ConfigError: one line for each thing that is wrong with the pattern, the variants, or a section that some layer
         uses.
     """
     letters, variants = _letters(model)
-    items = parse_pattern(model.pattern, model.n_layers, letters)
+    items, note = parse_with_note(model.pattern, model.n_layers, letters)
     chosen: dict[str, LayerSection] = {}
     paths: dict[str, str] = {}
     for item in items:
@@ -39,21 +44,10 @@ def resolve_layers(model: ModelConfig) -> tuple[LayerSpec, ...]:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return tuple(
+    layers = tuple(
         LayerSpec(item.kind, specs[paths[item.letter]], item.ffn, specs.get(f"model.{item.ffn}")) for item in items
     )
-
-
-def layer_note(model: ModelConfig) -> str | None:
-    """One line where ``n_layers`` cuts the pattern's cycle, otherwise None. Raises ConfigError as
-    ``resolve_layers``."""
-    return pattern_note(model.pattern, model.n_layers, _letters(model)[0])
-
-
-def kinds_in_use(model: ModelConfig) -> set[str]:
-    """The kinds of mixers and FFNs that some layer has. Raises ConfigError where the pattern is wrong."""
-    items = parse_pattern(model.pattern, model.n_layers, _letters(model)[0])
-    return {item.kind for item in items} | {item.ffn for item in items}
+    return layers, note
 
 
 def _letters(model: ModelConfig) -> tuple[Letters, dict[str, MixerSection]]:

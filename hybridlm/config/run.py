@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from hybridlm.config.batch import BatchSplit
 from hybridlm.config.data import DataConfig
 from hybridlm.config.hardware import HardwareConfig
 from hybridlm.config.kernels import KernelsConfig
@@ -24,9 +25,9 @@ class SizeConfig(Section):
 class RunConfig(Section):
     """Everything a run depends on, validated. ``load_config`` makes it; nothing past it sees Hydra's DictConfig."""
 
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="of weights, data order and samples")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of weights, data order and samples")
     ckpt: str | None = Field(
-        None, description="null: start anew; last: resume the newest run; auto: resume if there is one; or a path"
+        None, description="null: a new run; last: resume the newest run; auto: resume if there is one; or a path"
     )
     model: ModelConfig = ModelConfig()
     size: SizeConfig = SizeConfig()
@@ -38,3 +39,9 @@ class RunConfig(Section):
     hardware: HardwareConfig = HardwareConfig()
     sweep: SweepConfig = SweepConfig()
     kernels: KernelsConfig = KernelsConfig()
+
+    @property
+    def batch(self) -> BatchSplit:
+        """The split of a step's batch, as far as the configuration fixes it."""
+        numbers = (self.data.global_batch, self.data.batch_size, self.trainer.accumulate, self.trainer.devices)
+        return BatchSplit(*(None if number == "auto" else number for number in numbers))

@@ -1,4 +1,4 @@
-"""The base of every config section, and the types that several of them use."""
+"""The base class of config sections, and types that several of them use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A frozen, strict section: unknown keys are refused and nothing is converted but int to float and list to
+    """A frozen, strict section: unknown keys are refused, and nothing is converted except int to float and list to
     tuple."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -19,13 +19,13 @@ def to_tuple(value: object) -> object:
 
 
 def _to_limits(value: object) -> object:
-    """Hydra's grammar writes infinity as inf, YAML as .inf, which reaches us from a command line as text."""
+    """Infinity is inf in Hydra's grammar and .inf in YAML, which is text when it comes from a command line."""
     return (
         tuple(float("inf") if item == ".inf" else item for item in value) if isinstance(value, (list, tuple)) else value
     )
 
 
-# YAML has lists only; a frozen section holds tuples.
+# YAML has lists; a frozen section holds tuples.
 Pair = Annotated[tuple[float, float], BeforeValidator(to_tuple)]
 Limits = Annotated[
     tuple[Annotated[float, AllowInfNan(True)], Annotated[float, AllowInfNan(True)]], BeforeValidator(_to_limits)

@@ -1,6 +1,6 @@
-"""What must hold between the number of steps of a run and the fields that count steps.
+"""Rules between the number of steps of a run and the fields that count steps.
 
-``trainer.max_steps=auto`` is the hardware profile's and known once a device is, so the plan asks here, too.
+``trainer.max_steps=auto`` depends on the device, so these are checked again when a run is planned.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def span(value: float, max_steps: int) -> int:
-    """A part of a run in steps; a number below 1 is a share of all."""
+    """A number of steps; a value below 1 is a share of ``max_steps``."""
     return round(value * max_steps) if value < 1 else int(value)
 
 
 def span_problems(optim: OptimConfig) -> list[str]:
-    """What is wrong with warm-up and decay whatever the number of steps is."""
+    """What is wrong with warm-up and decay for any number of steps."""
     spans = {"optim.warmup": optim.warmup} | ({"optim.decay": optim.decay} if optim.schedule == "wsd" else {})
     problems = [
         f"{name} = {value:g}: a share of max_steps is below 1; a number of steps is written as an integer"
@@ -27,15 +27,14 @@ def span_problems(optim: OptimConfig) -> list[str]:
     ]
     if not problems and len(spans) == 2 and all(value < 1 for value in spans.values()) and sum(spans.values()) > 1:
         problems.append(
-            f"optim.warmup + optim.decay = {optim.warmup:g} + {optim.decay:g}: more than the whole run; shorten one of"
-            " them"
+            f"optim.warmup + optim.decay = {optim.warmup:g} + {optim.decay:g}: longer than the run; shorten one of them"
         )
     return problems
 
 
 def schedule_problems(optim: OptimConfig, max_steps: int, whence: str = "") -> list[str]:
-    """What of the learning rate's schedule a run of ``max_steps`` never reaches. whence: says of an automatic number
-    where it is from."""
+    """What part of the learning-rate schedule a run of ``max_steps`` never reaches. whence: where an automatic number
+    comes from."""
     if span_problems(optim):
         return []
     steps = f"trainer.max_steps = {max_steps}{whence}"
@@ -57,8 +56,7 @@ def schedule_problems(optim: OptimConfig, max_steps: int, whence: str = "") -> l
 
 
 def never_reached(config: RunConfig, max_steps: int) -> str | None:
-    """One line about what was asked for every so many steps and does not happen within ``max_steps``; None: all of it
-    does."""
+    """One line about periodic events that do not happen within ``max_steps``; None: all of them do."""
     trainer, callbacks = config.trainer, config.callbacks
     asked = [
         ("validation before the end", "trainer.val_every", trainer.val_every, 1),

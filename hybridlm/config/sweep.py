@@ -1,4 +1,4 @@
-"""The sweep section: how the models of different patterns are made comparable."""
+"""The sweep section: making models of different patterns comparable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections about the run itself: optimizer and trainer."""
+"""The trainer section: the training loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hybridlm.config.section import Auto, Section
 
 
 class TrainerConfig(Section):
-    """The loop (``trainer``). Steps are optimizer steps."""
+    """The training loop (``trainer``). Steps are optimizer steps."""
 
     max_steps: Auto = Field("auto", description="optimizer steps; auto: the hardware profile's")
     log_every: int = Field(20, ge=1, description="steps between logged metrics")
@@ -21,7 +21,7 @@ class TrainerConfig(Section):
     )
     ckpt_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep_last: int = Field(2, ge=1, description="step checkpoints kept")
-    keep_best: int = Field(1, ge=0, description="checkpoints kept of the validations with the fewest bits per byte")
+    keep_best: int = Field(1, ge=0, description="checkpoints kept of the best validations, by bits per byte")
     async_checkpoints: bool = Field(
         False,
         description=(
@@ -31,32 +31,28 @@ class TrainerConfig(Section):
     time_limit: str | float | None = Field(
         None,
         description=(
-            "of this start, as '1:30:00', 90m or 2h; at the step after it the run saves and ends, to be resumed; null:"
-            " none"
+            "time limit of this start ('1:30:00', 90m, 2h), after which the run saves a checkpoint and ends; null: none"
         ),
     )
-    requeue: bool = Field(
-        False, description="in a job of SLURM, when SIGUSR1 stopped the run: have the job started again"
+    requeue: bool = Field(False, description="requeue the SLURM job when SIGUSR1 stopped the run")
+    accumulate: Auto = Field(
+        "auto", description="micro-batches per step and device; auto: the fewest that fit in memory"
     )
-    accumulate: Auto = Field("auto", description="micro-batches per step; auto: the fewest that fit the memory")
     checkpoint_blocks: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
         description=(
-            "one in so many blocks keeps only its input and is computed again in the backward; 1: every block, 0: none;"
-            " auto: what fits the memory at the least cost"
+            "activation checkpointing of every n-th block; 1: all, 0: none; auto: the cheapest that fits in memory"
         ),
     )
-    loss_rows: Auto = Field(
-        "auto", description="rows of logits that exist at once in the loss; auto: what fits the memory"
-    )
+    loss_rows: Auto = Field("auto", description="rows of logits per chunk of the loss; auto: what fits in memory")
     compile: bool = Field(
-        False, description="torch compiles each block: seconds to minutes at the start, then faster steps"
+        False, description="torch.compile each block: takes seconds to minutes, then steps are faster"
     )
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = Field(
         "auto",
         description=(
-            "bf16-true: weights in bfloat16 too, but for those that must not be rounded (A_log, D, dt_bias, routers);"
-            " 64-true: to compare runs without rounding in the way"
+            "bf16-true: bfloat16 weights, too, except A_log, D, dt_bias and routers; 64-true: to compare runs without"
+            " rounding errors"
         ),
     )
     guard: GuardConfig = GuardConfig()
@@ -64,11 +60,11 @@ class TrainerConfig(Section):
     strategy: Literal["auto", "ddp", "fsdp2"] = Field(
         "auto",
         description=(
-            "of several processes; ddp: each holds the whole model; fsdp2: weights and moments are shared out;"
+            "for several processes; ddp: each has the whole model; fsdp2: weights and optimizer state are sharded;"
             " auto: ddp"
         ),
     )
     headless: bool | Literal["auto"] = Field(
         "auto", description="true: JSON lines on stdout; auto: a progress bar in a terminal, plain lines elsewhere"
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads of torch; null: torch's choice")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; null: torch's default")

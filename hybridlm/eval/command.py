@@ -49,7 +49,7 @@ class Evaluation:
 
 def run_eval(asked: Evaluation, *, as_json: bool) -> None:
     """Evaluates, prints, and writes eval.json. UserError: the run, its data, a task or an option cannot be used."""
-    folder, checkpoint = find_run(asked.run)  # before importing torch, which takes seconds
+    folder, _ = find_run(asked.run)  # before importing torch, which takes seconds
     config = recorded(folder)
     data = asked.data or config.data
     contexts = asked.contexts or _contexts(data)
@@ -72,7 +72,7 @@ def run_eval(asked: Evaluation, *, as_json: bool) -> None:
     from hybridlm.machine.device import inference_device
     from hybridlm.runs.checkpoint import load_run
 
-    loaded = load_run(str(checkpoint), inference_device(), ema=asked.ema)
+    loaded = load_run(asked.run, inference_device(), ema=asked.ema)
     say = Console(stderr=True, highlight=False, soft_wrap=True).print
     say(f"{loaded.checkpoint}: step {loaded.step}{', running average of the weights' if asked.ema else ''}")
     records = list(_evaluated(asked, data, contexts, tasks, loaded))

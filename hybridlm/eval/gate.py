@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Literal, cast
 
 from hybridlm.config.layers import LayerSpec
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.config.run import RunConfig
 from hybridlm.eval.gate_costs import flops, initial_weights, parameters, state_bytes
 from hybridlm.eval.gate_sequences import causality, chunked_prefill, decode, documents, left_padding
@@ -107,7 +106,7 @@ class Gate:
 
     def __init__(self, config: RunConfig) -> None:
         """``config``: as for training; only model, seed and data.seq_len are read."""
-        self._specs = resolve_layers(config.model)
+        self._specs = config.model.layers
         self._distinct = distinct_layers(self._specs)
         full = build_model(config.model, config.model.vocab_size or config.data.tokenizer.vocab_size)
         self._run = _Run(config, self._distinct, make_plan(list(self._distinct), config.model.d_model), full)

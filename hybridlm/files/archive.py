@@ -1,9 +1,7 @@
-"""torch's archives that a stranger may have written: plain values, and tensors that the file itself holds. No code runs
-when one is read.
+"""Untrusted archives of torch.save: plain values, and tensors whose data is in the file. Reading one runs no code.
 
 Reading takes memory in proportion to the file: nothing in it is compressed, the pickle is small, and a tensor that
-claims more than its bytes (sparse, on "meta", expanded, one storage under many names) is refused before anything copies
-it.
+claims more than its bytes (sparse, on "meta", expanded, one storage under many names) is refused before it is copied.
 """
 
 from __future__ import annotations
@@ -18,8 +16,8 @@ from torch import Tensor, nn
 
 from hybridlm.files.plain import MAX_DEPTH, Unreadable, open_regular
 
-MAX_PICKLE = 2**24  # bytes of everything but the tensors; a model of a thousand layers has 7 MB
-_VISITS = 4  # values per byte of the pickle at most, one that stands in several places counted in each
+MAX_PICKLE = 2**24  # bytes without the tensors; a model of a thousand layers has 7 MB
+_VISITS = 4  # maximum values per byte of the pickle; a shared one counts each time
 
 
 def read_archive(path: Path) -> object:
@@ -47,7 +45,7 @@ def _sizes(path: Path) -> tuple[int, int]:
         try:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
-        except Exception as error:  # zipfile raises several kinds for what is no zip file
+        except Exception as error:  # zipfile raises several kinds
             raise Unreadable(f"not an archive of torch ({error})") from None
     pickled = sum(member.file_size for member in members if member.filename.endswith("/data.pkl"))
     if (
@@ -56,7 +54,7 @@ def _sizes(path: Path) -> tuple[int, int]:
     ):
         raise Unreadable("refused, its parts are compressed or overlap")
     if pickled > MAX_PICKLE:
-        raise Unreadable(f"refused, it has {pickled:,} bytes beside its tensors; at most {MAX_PICKLE:,} are read")
+        raise Unreadable(f"refused, it has {pickled:,} bytes besides its tensors; the limit is {MAX_PICKLE:,}")
     return size, pickled
 
 
@@ -67,18 +65,18 @@ def _refuse_unplain(content: object, size: int, visits: int) -> None:
         below: list[object] = []
         visits -= len(level)
         if visits < 0:
-            raise Unreadable("refused, it holds one value in very many places")
+            raise Unreadable("refused, it repeats one value too often")
         for value in level:
             if isinstance(value, Tensor):
                 held[id(value)] = _tensor_bytes(value)
-            elif type(value) in (dict, OrderedDict):
-                if any(type(key) not in (str, int) for key in value):  # type: ignore[attr-defined]
-                    raise Unreadable("refused, a key that is neither text nor a number")
-                below += value.values()  # type: ignore[attr-defined]
-            elif type(value) in (list, tuple):
-                below += value  # type: ignore[operator]
+            elif isinstance(value, dict) and type(value) in (dict, OrderedDict):
+                if any(type(key) not in (str, int) for key in value):
+                    raise Unreadable("refused, a key is neither text nor a number")
+                below += value.values()
+            elif isinstance(value, list | tuple) and type(value) in (list, tuple):
+                below += value
             elif type(value) not in (type(None), bool, int, float, str):
-                raise Unreadable(f"refused, it holds a {type(value).__name__}")
+                raise Unreadable(f"refused, it contains a {type(value).__name__}")
             elif type(value) is int and value.bit_length() > 63:
                 raise Unreadable("refused, a whole number of more than 64 bits")
         if not below:

@@ -1,9 +1,8 @@
-"""The checksum at the end of every checkpoint: one line of text behind the last byte of the file proper.
+"""The checksum at the end of every checkpoint: one line of text after the last byte of the archive.
 
-It stands in the file itself and not beside it, so that one rename makes both visible: there is no moment with a new
-checkpoint and an old checksum, and a copy of a checkpoint takes its checksum along. Readers of zip files look for the
-end of the archive from the back and do not mind the line. A file without it was cut short, or is none of ours: it is
-not trusted. Needs no torch.
+It is in the file itself, so that one rename makes both visible (there is never a new checkpoint with an old checksum),
+and copies keep it. Readers of zip files search for the end of the archive from the back and ignore the line. A file
+without it was truncated or not written by us: it is not read. Needs no torch.
 """
 
 from __future__ import annotations
@@ -21,25 +20,18 @@ SIZE = len("\nhybridlm sha256 \n") + 64  # bytes
 
 
 def closing_line(digest: str) -> bytes:
-    """What stands behind the bytes whose SHA-256 is ``digest`` (hexadecimal)."""
+    """The line to append to a file whose SHA-256 is ``digest`` (hexadecimal)."""
     return f"\nhybridlm sha256 {digest}\n".encode()
 
 
-def has_line(path: Path) -> bool:
-    """Whether the file ends in a checksum, right or wrong. Raises Unreadable."""
-    with open_regular(path) as file:
-        return _line(file, file.seek(0, 2)) is not None
-
-
 def damage(path: Path) -> str | None:
-    """What is wrong with the file as far as its checksum tells, in a few words; None: every byte is as it was
-    written."""
+    """What is wrong with the file according to its checksum, in a few words; None: every byte is as it was written."""
     try:
         with open_regular(path) as file:
             size = file.seek(0, 2)
             expected = _line(file, size)
             if expected is None:
-                return "no checksum at its end: cut short or damaged there"
+                return "no checksum at its end: truncated, or not a checkpoint of hybridlm"
             return None if _sha256(file, size - SIZE) == expected else "its bytes do not match their checksum"
     except Unreadable as error:
         return str(error)

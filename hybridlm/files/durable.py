@@ -1,4 +1,4 @@
-"""Replacing a file so that a crash at any moment leaves the old one or the new one, whole and on the disk. Needs no
+"""Replacing a file so that a crash at any moment leaves the old one or the new one, complete and on disk. Needs no
 torch."""
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ _PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
 
 @contextmanager
 def replaced(target: Path) -> Iterator[Path]:
-    """The block makes the file of the name it gets, in the same folder; then it is synced and renamed to ``target``.
+    """The block writes the file whose path it gets, in the same folder; then it is synced and renamed to ``target``.
 
-    Raises what the block raises, and OSError where the disk does not take the file; the half-written one is gone then.
+    Raises what the block raises, and OSError if the file cannot be written; the partial file is deleted.
     """
-    # The name is this writer's alone, on a file system shared between machines too; the process stands last, for
-    # ``remove_partials``.
+    # The name is unique, also on a file system shared between machines; ``remove_partials`` reads the process id.
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.{os.getpid()}.partial")
     try:
         yield partial
@@ -28,7 +27,7 @@ def replaced(target: Path) -> Iterator[Path]:
         os.replace(partial, target)
         _sync(target.parent)
     except OSError as error:
-        if error.filename in (None, str(partial)):  # what the user knows is the target
+        if error.filename in (None, str(partial)):  # the user knows the target only
             error.filename, error.filename2 = str(target), None
         raise
     finally:
@@ -36,7 +35,7 @@ def replaced(target: Path) -> Iterator[Path]:
 
 
 def remove_partials(folder: Path) -> None:
-    """Deletes what killed processes left half-written in ``folder``."""
+    """Deletes partial files of killed processes in ``folder``."""
     for path in folder.glob(".*.partial"):
         if (match := _PARTIAL.fullmatch(path.name)) and not _runs_elsewhere(int(match[1])):
             with suppress(OSError):
@@ -44,22 +43,18 @@ def remove_partials(folder: Path) -> None:
 
 
 def _runs_elsewhere(process: int) -> bool:
-    """Whether a process of this number, other than this one, is alive on this machine, as far as one can ask."""
-    if (
-        os.name != "posix" or process == os.getpid()
-    ):  # on Windows asking would end it; there, an open file cannot be deleted anyway
+    """Whether another process with this id is alive on this machine, as far as is known."""
+    if os.name != "posix" or process == os.getpid():  # on Windows kill would end it; open files cannot be deleted there
         return False
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)
     return True
 
 
 def _sync(path: Path) -> None:
-    """Makes a file's content, or the renames in a folder, durable."""
+    """Makes the content of a file, or the renames in a folder, durable."""
     if os.name == "nt" and path.is_dir():  # Windows has no such call for folders
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

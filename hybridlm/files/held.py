@@ -1,4 +1,4 @@
-"""A file that one process holds for as long as it lives. Needs no torch."""
+"""A lock file that names its holder. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 
 class Held(Exception):
-    """Another process has the file. ``who`` says which, in words."""
+    """Another process has the lock. ``who`` describes it."""
 
     def __init__(self, who: str) -> None:
         super().__init__(who)
@@ -20,17 +20,17 @@ class Held(Exception):
 
 
 class Holding:
-    """The file while this process has it."""
+    """The lock file while this process holds it."""
 
     def __init__(self, path: Path, made: bool) -> None:
         self._path, self._made, self._signed = path, made, False
 
     def sign(self) -> None:
-        """Says in the file who holds it; from then on it stays, empty once it is let go."""
+        """Writes into the file who holds it; from then on the file is kept, emptied on release."""
         self._signed = True
         self._path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         with suppress(OSError):
             if self._signed:
                 self._path.write_bytes(b"")
@@ -40,14 +40,13 @@ class Holding:
 
 @contextmanager
 def holding(path: Path) -> Iterator[Holding]:
-    """While the block runs no other process holds ``path``, which is made where it is missing.
+    """Holds the lock ``path``, created if missing, while the block runs.
 
-    The lock is the system's: it ends with the process, however that ends, and what a dead one wrote into the file holds
-    nobody up.
+    It is a lock of the operating system: it ends with the process, however that ends, whatever the file contains.
 
     Raises:
         Held: another process has it.
-        OSError: the file cannot be made, or the file system knows no locks.
+        OSError: the file cannot be created, or the file system has no locks.
     """
     made = not path.exists()
     lock = FileLock(path)
@@ -61,12 +60,12 @@ def holding(path: Path) -> Iterator[Holding]:
     try:
         yield holding
     finally:
-        holding.let_go()
+        holding.release()
         lock.release()
 
 
 def _who(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")[:200].strip() or "another process"
-    except OSError:  # Windows lets nobody read a file that is locked
+    except OSError:  # a locked file cannot be read on Windows
         return "another process"

@@ -8,10 +8,10 @@ from hybridlm.errors import UserError
 
 
 def expanded(path: str | Path) -> Path:
-    """``path`` with its ``~`` or ``~name`` written out. UserError: there is no such home."""
+    """``path`` with ``~`` or ``~name`` expanded. UserError: there is no such home."""
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # a user without an entry among the accounts, as in a container, and without HOME
+    except RuntimeError:  # no account and no HOME, as in a container
         raise UserError(
-            f"{path}: ~ stands for no folder here (HOME is not set, or there is no such user); write the path out"
+            f"{path}: ~ cannot be expanded (HOME is not set, or there is no such user); write the full path"
         ) from None

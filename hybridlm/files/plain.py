@@ -1,8 +1,7 @@
-"""JSON and YAML files that a stranger may have written, read as plain values: mappings, lists, texts, numbers, true,
-false, null.
+"""Untrusted JSON and YAML files, read as plain values: mappings, lists, strings, numbers, true, false, null.
 
-Size, depth and the number of digits have limits; YAML has no aliases (a few lines of them unfold to gigabytes), no tags
-and no dates. Reading takes time and memory in proportion to the file's size.
+Size, depth and digits are limited; YAML aliases (a few lines of them expand to gigabytes), tags and dates are not
+supported. Reading takes time and memory in proportion to the size of the file.
 """
 
 from __future__ import annotations
@@ -15,22 +14,22 @@ from typing import Any, BinaryIO
 
 import yaml
 
-MAX_BYTES = 2**24  # of one file; a tokenizer.json of 256k tokens has about 16 MB and passes a limit of its own
-MAX_DEPTH = 64  # mappings and lists within one another
-MAX_DIGITS = 300  # of a whole number, so that it can be made a float
-_Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's where PyYAML was built with it
+MAX_BYTES = 2**24  # per file; a tokenizer.json of 256k tokens has about 16 MB and a limit of its own
+MAX_DEPTH = 64  # nested mappings and lists
+MAX_DIGITS = 300  # of an integer, so that it converts to a float
+_Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, if PyYAML was built with it
 
 
 class Unreadable(ValueError):
-    """Why a file or a text is not read, in a few words, without its name."""
+    """Why a file or a text cannot be read, in a few words, without its name."""
 
 
 class Malformed(Unreadable):
-    """It is no JSON, or no YAML, as one that was cut short is none."""
+    """It is not valid JSON or YAML, for instance because it was truncated."""
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A regular file, open to be read; no pipe, which would wait for ever, and no device, which may have no end. Raises
+    """A regular file, opened for reading; not a pipe, which might block, nor a device, which might never end. Raises
     Unreadable."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -40,7 +39,7 @@ def open_regular(path: Path) -> BinaryIO:
     except OSError as error:
         raise Unreadable(f"cannot be read ({error.strerror or error})") from None
     except ValueError as error:
-        raise Unreadable(str(error)) from None  # Unreadable itself, or a name that no file can have
+        raise Unreadable(str(error)) from None  # Unreadable itself, or an impossible file name
     return os.fdopen(descriptor, "rb")
 
 
@@ -70,7 +69,7 @@ def read_yaml(path: Path, limit: int = MAX_BYTES) -> object:
 
 
 def parse_json(text: str | bytes) -> object:
-    """The plain value that a JSON text holds. Raises Unreadable."""
+    """The plain value of a JSON text. Raises Unreadable."""
     try:
         value = json.loads(text, parse_int=_whole)
     except RecursionError:
@@ -93,7 +92,7 @@ def parse_json(text: str | bytes) -> object:
 
 
 def parse_yaml(text: str) -> object:
-    """The plain value that a YAML text holds. Raises Unreadable."""
+    """The plain value of a YAML text. Raises Unreadable."""
     try:
         _refuse_structure(text)
         return yaml.load(text, Loader=_PlainLoader)
@@ -104,7 +103,7 @@ def parse_yaml(text: str) -> object:
 
 
 def _refuse_structure(text: str) -> None:
-    """Looks at the events of the parser, which builds nothing yet."""
+    """Checks the events of the parser, before anything is built."""
     depth = 0
     for event in yaml.parse(text, Loader=_Parser):
         if isinstance(event, yaml.AliasEvent):
@@ -117,18 +116,18 @@ def _refuse_structure(text: str) -> None:
 
 
 def _whole(digits: str) -> int:
-    """A decimal number as JSON writes it."""
+    """A decimal integer of JSON."""
     _refuse_long(digits)
     return int(digits)
 
 
 def _refuse_long(digits: str) -> None:
     if len(digits) > MAX_DIGITS:
-        raise Unreadable(f"a whole number of more than {MAX_DIGITS} digits")
+        raise Unreadable(f"an integer of more than {MAX_DIGITS} digits")
 
 
 class _PlainLoader(_Parser):
-    """Dates stay texts, and a whole number has few digits."""
+    """Dates stay strings, and integers have limited digits."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in pairs if tag != "tag:yaml.org,2002:timestamp"]
@@ -136,7 +135,7 @@ class _PlainLoader(_Parser):
     }
 
     def construct_whole(self, node: yaml.ScalarNode) -> int:
-        _refuse_long(node.value)  # a hexadecimal or a sexagesimal number has no other limit
+        _refuse_long(node.value)  # hexadecimal and sexagesimal numbers have no other limit
         return int(self.construct_yaml_int(node))
 
 

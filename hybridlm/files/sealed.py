@@ -76,5 +76,5 @@ def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     sha = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()

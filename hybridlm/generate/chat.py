@@ -36,8 +36,8 @@ def run_chat(
 ) -> None:
     """Reads lines until end of input and prints the model's answer to each. UserError: the run or the saved
     conversation cannot be used."""
-    _, checkpoint = find_run(run)  # a missing run is found before importing torch, which takes seconds
-    loaded, engine = open_run(checkpoint, ema=ema, context=context)
+    find_run(run)  # a missing run is found before importing torch, which takes seconds
+    loaded, engine = open_run(run, ema=ema, context=context)
     if engine.context is None:
         engine.context = trained_length(loaded.folder)
     if engine.context is None:

@@ -44,10 +44,10 @@ def run_generate(request: Request, sampling: Sampling) -> None:
     UserError: a prompt that is empty or too long, a run or state that cannot be loaded, options that do not go
     together.
     """
-    _, checkpoint = find_run(request.run)  # before reading a prompt from standard input
+    find_run(request.run)  # before reading a prompt from standard input
     prompts = _prompts(request)
     _check(request, sampling, prompts)
-    run, engine = open_run(checkpoint, ema=request.ema, context=request.context)
+    run, engine = open_run(request.run, ema=request.ema, context=request.context)
     sampling = replace(sampling, stop_ids=(*sampling.stop_ids, run.tokenizer.eos_id))
     rows = [prompt for prompt in prompts for _ in range(request.samples)]
     steps, state = _steps(run, engine, request, sampling, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridlm.errors import UserError
@@ -14,14 +13,14 @@ if TYPE_CHECKING:
     from hybridlm.runs.checkpoint import LoadedRun
 
 
-def open_run(checkpoint: Path, *, ema: bool, context: int | None) -> tuple[LoadedRun, Engine]:
-    """checkpoint: one in a run folder (``find_run``); context: the most tokens of a text. UserError: it cannot be
+def open_run(name: str, *, ema: bool, context: int | None) -> tuple[LoadedRun, Engine]:
+    """name: of a run or a checkpoint, as for ``find_run``; context: the most tokens of a text. UserError: it cannot be
     loaded."""
     from hybridlm.generate.engine import Engine
     from hybridlm.machine.device import inference_device
     from hybridlm.runs.checkpoint import load_run
 
-    run = load_run(str(checkpoint), inference_device(), ema=ema)
+    run = load_run(name, inference_device(), ema=ema)
     return run, Engine(run.model, run.tokenizer, context=context)
 
 

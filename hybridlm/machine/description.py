@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hybridlm.config.device_rules import precision_problem
 from hybridlm.config.steps import schedule_problems
 from hybridlm.errors import ConfigError
 from hybridlm.machine.device import CPU, CUDA, DeviceFacts, cpu_facts, device_facts, limit_memory, take_device
@@ -54,7 +54,7 @@ def resolve_machine(config: RunConfig) -> Machine:
     precision = precision_of(config, facts)
     peak, notes = _peak(hardware, facts, precision)
     global_batch = global_batch_of(config, device, devices)
-    batch_size, accumulate = _split_batch(global_batch, devices, config.data.batch_size, trainer.accumulate)
+    batch_size, accumulate = config.batch.complete(global_batch, devices)
     return Machine(
         device=device,
         device_name=facts.name if device == CUDA else f"CPU, {trainer.threads or torch.get_num_threads()} threads",
@@ -117,17 +117,11 @@ def planned_steps(config: RunConfig, facts: DeviceFacts) -> int:
     return steps
 
 
-def global_batch_of(config: RunConfig, device: str, devices: int) -> int:
-    """``data.global_batch`` in windows, over ``devices`` processes. Where it is auto, the profile's for ``device``, or
-    what is next above it that micro-batches of a size that was given add up to; where their number was given too, just
-    those."""
-    data, accumulate = config.data, config.trainer.accumulate
-    if data.global_batch != "auto":
-        return data.global_batch
-    budget = (config.hardware.cuda if device == CUDA else config.hardware.cpu).global_batch
-    known = [number for number in (data.batch_size, accumulate) if number != "auto"]
-    part = math.prod(known) * devices
-    return part if len(known) == 2 else math.ceil(budget / part) * part
+def global_batch_of(config: RunConfig, device: str, ranks: int) -> int:
+    """Windows of a step over ``ranks`` processes; where ``data.global_batch`` is auto, from the profile's budget for
+    ``device``. ConfigError: the numbers do not fit together."""
+    budget = config.hardware.cuda if device == CUDA else config.hardware.cpu
+    return config.batch.windows_on(ranks, budget.global_batch)
 
 
 def planned_processes(config: RunConfig, facts: DeviceFacts) -> int:
@@ -155,22 +149,6 @@ def _processes(asked: int | str, available: int | None, launched: Launch | None)
     return per_node, 1 if launched is None else launched.nodes
 
 
-def _split_batch(global_batch: int, devices: int, batch_size: int | str, accumulate: int | str) -> tuple[int, int]:
-    """(batch_size, accumulate) with batch_size x accumulate x devices = global_batch."""
-    if not isinstance(batch_size, int):
-        parts = devices * (accumulate if isinstance(accumulate, int) else 1)
-        batch_size = global_batch // parts
-        accumulate = accumulate if isinstance(accumulate, int) else 1
-    elif not isinstance(accumulate, int):
-        accumulate = max(1, global_batch // (batch_size * devices))
-    if batch_size * accumulate * devices != global_batch:
-        raise ConfigError(
-            f"data.global_batch = {global_batch}: not data.batch_size x trainer.accumulate x devices = "
-            f"{batch_size} x {accumulate} x {devices} = {batch_size * accumulate * devices}"
-        )
-    return batch_size, accumulate
-
-
 def precision_of(config: RunConfig, facts: DeviceFacts) -> str:
     """``trainer.precision`` on this device, none of ``auto``. ConfigError: it cannot."""
     device, bf16 = facts.kind, facts.bf16 and config.hardware.bf16
@@ -179,14 +157,9 @@ def precision_of(config: RunConfig, facts: DeviceFacts) -> str:
         if device == CPU:
             return "32-true"  # bfloat16 is not faster on most CPUs
         return "bf16-mixed" if bf16 else "16-mixed"
-    if wanted == "16-mixed" and device == CPU:
-        raise ConfigError(
-            "trainer.precision = '16-mixed': a CPU has no loss-scaled float16 training; legal here: 32-true,"
-            " bf16-mixed, bf16-true"
-        )
-    if wanted in ("bf16-mixed", "bf16-true") and device == CUDA and not bf16:
-        card = facts.name if config.hardware.bf16 else f"hardware {config.hardware.name}"
-        raise ConfigError(f"trainer.precision = {wanted!r}: {card} has no bfloat16; legal here: 32-true, 16-mixed")
+    card = facts.name if config.hardware.bf16 else f"hardware={config.hardware.name}"
+    if (problem := precision_problem(wanted, device, bf16=bf16, card=card)) is not None:
+        raise ConfigError(problem)
     return wanted
 
 

@@ -16,7 +16,6 @@ import torch
 from hybridlm.config.kernels import AUTO, PACKAGES, KernelsConfig
 from hybridlm.config.kernels import TORCH as NEVER
 from hybridlm.config.layers import LayerSpec, Spec
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.errors import ConfigError
 from hybridlm.layers.layer import layer_class
 from hybridlm.layers.mixer import Mixer
@@ -136,7 +135,7 @@ def choose_kernels(config: RunConfig, machine: Machine, say: Callable[[str], Non
     """The kernels of a training run, reported in a line to ``say`` where there is a CUDA device. ConfigError: a
     required one is not available."""
     work = Work(
-        layers=resolve_layers(config.model),
+        layers=config.model.layers,
         dtype=DTYPES[machine.precision],
         documents=config.data.packing and config.data.isolate,
         scale=config.model.logit_scale,

@@ -8,8 +8,9 @@ import torch
 
 from hybridlm.memory.speed import Rates, decode_tokens_per_second, prefill_tokens_per_second
 from hybridlm.memory.workload import Workload
-from hybridlm.model.build import build_model
+from hybridlm.model.build import build_block
 from hybridlm.model.count import parameters, state_bytes
+from hybridlm.model.lm import HybridLM
 
 CONTEXTS = (1024, 4096, 16384, 65536)
 ALL_ATTENTION = "T"
@@ -36,16 +37,16 @@ class Inference:
     contexts: tuple[Context, ...]
 
 
-def inference_of(work: Workload, rates: Rates) -> Inference:
+def inference_of(work: Workload, rates: Rates, model: HybridLM) -> Inference:
     """In 16 bits on a GPU (bfloat16 and float16 take the same), in float32 on a CPU."""
     dtype = torch.float32 if work.card is None else torch.bfloat16
-    model = build_model(work.model, work.vocab)
-    layers = len(work.layers)
-    other = build_model(work.model.model_copy(update={"pattern": ALL_ATTENTION, "n_layers": layers}), work.vocab)
+    (attention,) = work.model.model_copy(update={"pattern": ALL_ATTENTION, "n_layers": 1}).layers
+    with torch.device("meta"):
+        other = build_block(attention, work.model).mixer
     contexts = []
     for tokens in CONTEXTS:
         cache = state_bytes(model, tokens, 1, dtype)
         prefill = prefill_tokens_per_second(model, tokens, rates)
         decode = decode_tokens_per_second(model, tokens, cache, dtype.itemsize, rates)
-        contexts.append(Context(tokens, cache, state_bytes(other, tokens, 1, dtype), prefill, decode))
+        contexts.append(Context(tokens, cache, len(work.layers) * other.state_bytes(tokens, 1, dtype), prefill, decode))
     return Inference(str(dtype).removeprefix("torch."), parameters(model) * dtype.itemsize, tuple(contexts))

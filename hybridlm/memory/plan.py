@@ -3,12 +3,10 @@ drawn."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hybridlm.config.steps import never_reached
-from hybridlm.errors import ConfigError
 from hybridlm.machine.description import global_batch_of, planned_processes, planned_steps, precision_of
 from hybridlm.machine.device import CPU, CUDA, DeviceFacts
 from hybridlm.machine.limits import usable_bytes
@@ -26,6 +24,7 @@ from hybridlm.model.count import parameters
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
+    from hybridlm.model.lm import HybridLM
 
 # What an allocator takes beyond the peak, a share and MiB. On CUDA not measured yet. On a CPU glibc keeps freed blocks
 # below 32 MiB (benchmarks/results/plan_memory.md), and oneDNN compiles a kernel for each shape of a product in 16 bits:
@@ -114,15 +113,18 @@ class Ground:
     limit: Limit
 
     @staticmethod
-    def of(config: RunConfig) -> Ground:
-        """For the device that the profile names or, where it names none, for this machine's. ConfigError: numbers
-        clash, or a tokenizer's file cannot be read."""
+    def of(config: RunConfig, built: HybridLM | None = None) -> Ground:
+        """For the device that the profile names or, where it names none, for this machine's. built: the model on
+        "meta", used where its vocabulary is the planned one. ConfigError: numbers clash, or a tokenizer's file cannot
+        be read."""
         facts = planned_device(config.hardware)
         devices, max_steps = planned_processes(config, facts), planned_steps(config, facts)
-        windows = _windows(config, global_batch_of(config, facts.kind, devices), devices)
+        windows = global_batch_of(config, facts.kind, devices) // devices
         work, vocabulary = workload_of(config, facts)
         update, trainer = follow_update(work), config.trainer
-        steps = Steps(work, build_model(config.model, work.vocab), update, _shares(config, facts, update, devices))
+        model = built if built is not None and built.config is config.model and built.vocab_size == work.vocab else None
+        model = model or build_model(config.model, work.vocab)
+        steps = Steps(work, model, update, _shares(config, facts, update, devices))
         open_to = (config.data.batch_size, trainer.accumulate, trainer.checkpoint_blocks, trainer.loss_rows)
         cuts = possible_cuts(windows, len(work.layers), *open_to)
         return Ground(
@@ -184,10 +186,10 @@ def plan_run(config: RunConfig) -> Plan:
     return Ground.of(config).plan(config)
 
 
-def plan_inference(config: RunConfig) -> Inference:
-    """What the model needs to generate on the planned device, by context."""
+def plan_inference(config: RunConfig, model: HybridLM | None = None) -> Inference:
+    """What the model needs to generate on the planned device, by context. model: on "meta", None: built here."""
     work, _ = workload_of(config, planned_device(config.hardware))
-    return inference_of(work, rates_of(config, work.precision))
+    return inference_of(work, rates_of(config, work.precision), model or build_model(work.model, work.vocab))
 
 
 def step_peak(config: RunConfig, cut: Cut) -> Peak:
@@ -196,19 +198,6 @@ def step_peak(config: RunConfig, cut: Cut) -> Peak:
     work, _ = workload_of(config, facts)
     update = follow_update(work)
     return Steps(work, build_model(config.model, work.vocab), update, _shares(config, facts, update, 1)).peak(cut)
-
-
-def _windows(config: RunConfig, global_batch: int, devices: int) -> int:
-    """Of one device in a step. ConfigError: they cannot be cut as the user says."""
-    fixed = {"data.batch_size": config.data.batch_size, "trainer.accumulate": config.trainer.accumulate}
-    known = {name: number for name, number in fixed.items() if isinstance(number, int)}
-    product, all_known = math.prod(known.values()) * devices, len(known) == len(fixed)
-    if global_batch % product or (all_known and product != global_batch):
-        terms = " x ".join(f"{name} ({number})" for name, number in (*known.items(), ("devices", devices)))
-        relation = "is not" if all_known else "is not a multiple of"
-        remedy = "leave one of them auto" if all_known else f"take a multiple of {product}, or data.global_batch=auto"
-        raise ConfigError(f"data.global_batch = {global_batch}: {relation} {terms}; {remedy}")
-    return global_batch // devices
 
 
 def workload_of(config: RunConfig, facts: DeviceFacts) -> tuple[Workload, Vocabulary]:

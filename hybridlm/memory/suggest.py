@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 
 from hybridlm.config.groups import root
 from hybridlm.config.load import load_config
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.errors import UserError
 from hybridlm.machine.device import CPU
 from hybridlm.machine.profiles import planned_device
@@ -123,7 +122,7 @@ def _freed(config: RunConfig) -> dict[str, object]:
 
 def _sizes(config: RunConfig) -> Iterator[Change]:
     """The next smaller sizes that the preset takes, the largest first."""
-    own = len(resolve_layers(config.model)) * config.model.d_model**2
+    own = len(config.model.layers) * config.model.d_model**2
     found = []
     for path in (root() / "conf/size").glob("*.yaml"):
         shape = _option(path).get("model", {})

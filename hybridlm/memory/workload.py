@@ -10,7 +10,6 @@ import torch
 from hybridlm.config.layers import LayerSpec
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.optim import OptimConfig
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.layers.init import Init
 from hybridlm.model.build import build_block
 from hybridlm.model.lm import HybridLM
@@ -36,7 +35,7 @@ class Workload:
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
-        return resolve_layers(self.model)
+        return self.model.layers
 
     def built(self, layers: tuple[LayerSpec, ...]) -> HybridLM:
         """A model of these layers with the dtypes that its parameters have in training, on the CPU: inside a fake mode,

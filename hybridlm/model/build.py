@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hybridlm.config.resolve import resolve_layers
+from hybridlm.errors import ConfigError
 from hybridlm.layers.init import Init
 from hybridlm.layers.layer import layer_class
 from hybridlm.model.block import Block
@@ -29,12 +29,12 @@ def build_block(spec: LayerSpec, config: ModelConfig) -> Block:
 def build_model(config: ModelConfig, vocab_size: int, *, device: str | torch.device = "meta") -> HybridLM:
     """The model of ``config``, its weights not yet drawn (on "meta": not even allocated).
 
-    vocab_size: ids of the tokenizer; a smaller ``config.vocab_size`` raises ValueError.
+    vocab_size: ids of the tokenizer; a smaller ``config.vocab_size`` raises ConfigError.
     """
     vocab = config.vocab_size or vocab_size
     if vocab < vocab_size:
-        raise ValueError(f"model.vocab_size = {vocab}: smaller than the tokenizer's {vocab_size}")
-    specs = resolve_layers(config)
+        raise ConfigError(f"model.vocab_size = {vocab}: smaller than the tokenizer's {vocab_size}")
+    specs = config.layers
     init = Init(std=config.init.std, residual=config.init.residual, n_layers=len(specs))
     with torch.device(device):
         return HybridLM(config, [build_block(spec, config) for spec in specs], vocab, init)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.layers.layer import PASSES, Phase
 from hybridlm.model.block import Block
 
@@ -54,7 +53,7 @@ def layer_table(model: HybridLM, context: int) -> str:
     """Index, mixer, FFN, parameters and state bytes (one sequence of ``context`` tokens, fp32) of every layer, as plain
     text."""
     rows = [("layer", "mixer", "ffn", "parameters", f"state at {context}")]
-    for i, (spec, module) in enumerate(zip(resolve_layers(model.config), model.blocks, strict=True)):
+    for i, (spec, module) in enumerate(zip(model.config.layers, model.blocks, strict=True)):
         block = cast(Block, module)
         state = block.mixer.state_bytes(context, 1, torch.float32)
         rows.append((str(i), spec.kind, spec.ffn_kind, count_text(parameters(block)), byte_text(state)))

@@ -6,8 +6,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from hybridlm.config.device_rules import optimizer_problem
 from hybridlm.errors import ConfigError
-from hybridlm.machine.device import CPU
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,14 +19,11 @@ _BLOCK, _LEAST = 256, 4096
 
 
 def refuse_missing_kernels(config: OptimConfig, device: str) -> None:
-    """ConfigError: ``config`` asks for 8-bit moments, for which ``device`` or the environment has no kernels."""
-    if config.name != "adamw8bit":
-        return
-    if device == CPU:
-        raise ConfigError(
-            "optim.name = 'adamw8bit': its kernels need CUDA; on this machine use adamw, muon, lion or sgd"
-        )
-    if find_spec("bitsandbytes") is None:
+    """Raise ConfigError where ``config`` names 8-bit moments and ``device`` or the environment has no kernels for
+    them."""
+    if (problem := optimizer_problem(config.name, device)) is not None:
+        raise ConfigError(problem)
+    if config.name == "adamw8bit" and find_spec("bitsandbytes") is None:
         raise ConfigError(
             "optim.name = 'adamw8bit': needs the package bitsandbytes (pip install bitsandbytes), or use adamw"
         )

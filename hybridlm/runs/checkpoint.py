@@ -1,4 +1,4 @@
-"""What our part of a checkpoint holds, and how a run is loaded again. Loading never runs code from the file."""
+"""Our part of a checkpoint, and loading a trained run. Loading never runs code from the file."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from hybridlm.config.section import Section
 from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.errors import UserError, printable
 from hybridlm.files.archive import read_archive
-from hybridlm.files.checksum import damage, has_line
+from hybridlm.files.checksum import damage
 from hybridlm.files.plain import Unreadable
 from hybridlm.files.sealed import read_sealed, write_sealed
 from hybridlm.model.build import build_model
+from hybridlm.model.lm import HybridLM
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.runs.run_folder import RunFolder, find_run
 
 if TYPE_CHECKING:
     from hybridlm.config.model import ModelConfig
-    from hybridlm.model.lm import HybridLM
 
 FORMAT_VERSION = 2  # 2: a checksum at the end of the file
 KEY = "hybridlm"  # of our part among Lightning's
@@ -45,17 +45,17 @@ class Facts(Section):
     vocab_size: int = Field(ge=1, lt=2**31)
     tokenizer: str  # its fingerprint
     accumulate: int = Field(ge=1, lt=2**31)
-    data: dict[str, object] = {}  # what decides which tokens stand in which step, by the field that says so
+    data: dict[str, object] = {}  # what determines the tokens of each step, by field
 
 
 class WeightsFacts(Facts):
-    """Beside the weights alone."""
+    """Those of a file with the weights only."""
 
     step: int = Field(ge=0, lt=2**62)
 
 
 class Content(Section):
-    """What every reader of a checkpoint relies on."""
+    """What all readers of a checkpoint rely on."""
 
     model_config = ConfigDict(extra="ignore", arbitrary_types_allowed=True)
 
@@ -72,10 +72,10 @@ def facts(
     accumulate: int,
     data: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
-    """Our part of a checkpoint: enough to rebuild the model, to know its tokenizer and how its steps were cut, in plain
-    types.
+    """Our part of a checkpoint, in plain types: what is needed to rebuild the model, and to check its tokenizer, the
+    split of its batches and its data.
 
-    data: what decides which tokens stand in which step, by the field that says so."""
+    data: what determines the tokens of each step, by field."""
     return {
         "format_version": FORMAT_VERSION,
         "model": config.model_dump(mode="python"),
@@ -86,13 +86,12 @@ def facts(
     }
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint's content, tensors memory-mapped.
+def read_checkpoint(path: Path, *, verified: bool = False) -> dict[str, Any]:
+    """The checkpoint's content, tensors memory-mapped. verified: its checksum was verified just now.
 
-    UserError: damaged, unreadable, not ours, carries code, or from another format version.
+    UserError: damaged, unreadable, not ours, contains code, or from another format version.
     """
-    problem = damage(path)
-    if problem is not None and _has_checksum(path):  # ours, once: what its bytes say now means nothing
+    if not verified and (problem := damage(path)) is not None:
         raise UserError(f"{path}: {problem}")
     try:
         content = read_archive(path)
@@ -100,30 +99,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read as a checkpoint ({error})") from None
     ours = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(content, dict) or not isinstance(ours, dict):
-        raise UserError(f"{path}: a checkpoint, but not one of hybridlm's (it has no '{KEY}' entry)")
+        raise UserError(f"{path}: not a checkpoint of hybridlm (it has no '{KEY}' entry)")
     version = ours.get("format_version")
     if isinstance(version, int) and version != FORMAT_VERSION:
         raise UserError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}")
-    if problem is not None:
-        raise UserError(f"{path}: {problem}")
     recorded(Content, content, path)
     return content
 
 
-def _has_checksum(path: Path) -> bool:
-    try:
-        return has_line(path)
-    except Unreadable as error:
-        raise UserError(f"{path}: {error}") from None
-
-
 def export_weights(checkpoint: Path, target: Path) -> None:
-    """Writes the weights of a checkpoint, as they were trained and without the optimizer, to the safetensors file
-    ``target``.
+    """Writes the weights of a checkpoint, without the optimizer state, to the safetensors file ``target``.
 
-    Its metadata holds what rebuilds the model: our part of the checkpoint and the step, as JSON, and a checksum over
-    that and every tensor. Weights that are tied are there once. UserError: the checkpoint cannot be read; OSError: the
-    file cannot be written.
+    Its metadata holds what is needed to rebuild the model: our part of the checkpoint and the step, as JSON, and a
+    checksum over that and every tensor. Tied weights are stored once. UserError: the checkpoint cannot be read;
+    OSError: the file cannot be written.
     """
     content = read_checkpoint(checkpoint)
     weights = {
@@ -136,7 +125,7 @@ def export_weights(checkpoint: Path, target: Path) -> None:
 
 def read_weights(path: Path) -> dict[str, Any]:
     """A file of ``export_weights`` in the form of a checkpoint: ``state_dict``, ``global_step`` and our part.
-    UserError: damaged, or none of ours."""
+    UserError: damaged, or not such a file."""
     ours, weights = read_sealed(path, KEY, FORMAT_VERSION, "weights of hybridlm")
     recorded(WeightsFacts, ours, path)
     return {
@@ -148,7 +137,7 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained model, ready to use, and where it came from."""
+    """A trained model, ready to use, and its origin."""
 
     model: HybridLM
     tokenizer: Tokenizer
@@ -157,29 +146,31 @@ class LoadedRun:
     step: int
 
 
-def load_run(name: str, device: torch.device, *, ema: bool = False) -> LoadedRun:
+def load_run(name: str, device: torch.device, *, ema: bool = False, built: HybridLM | None = None) -> LoadedRun:
     """Loads ``last`` (the newest run), a run folder (its newest checkpoint), or a checkpoint or safetensors file in
     one, to evaluate.
 
-    ema: the running average of the weights in place of the last ones.
-    UserError: nothing there, unreadable, no average in it, or the tokenizer beside it is another one.
+    ema: the running average of the weights in place of the last ones; built: a model on "meta", which gets the weights
+    if it is the one of the checkpoint.
+    UserError: nothing there, unreadable, no average in it, or the tokenizer next to it is a different one.
     """
-    folder, path = find_run(name)
-    content = read_weights(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+    folder, named = find_run(name)
+    path = named or folder.newest_checkpoint()
+    content = read_weights(path) if path.suffix == ".safetensors" else read_checkpoint(path, verified=named is None)
     ours = content[KEY]
     tokenizer = Tokenizer.load(folder.tokenizer)
     if tokenizer.fingerprint != ours["tokenizer"]:
-        raise UserError(f"{folder.tokenizer}: not the tokenizer that {path} was trained with")
-    model = rebuilt(ours, path)
+        raise UserError(f"{folder.tokenizer}: not the tokenizer of {path}")
+    model = rebuilt(ours, path, built)
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
-            f"{folder.tokenizer}: {tokenizer.vocab_size:,} ids, the model of {path} knows {model.vocab_size:,}"
+            f"{folder.tokenizer}: {tokenizer.vocab_size:,} ids, but the model of {path} has {model.vocab_size:,}"
         )
     weights = {
         key.removeprefix(PREFIX): tensor for key, tensor in content["state_dict"].items() if key.startswith(PREFIX)
     }
     if ema and EMA_KEY not in content:
-        raise UserError(f"{path}: holds no running average of the weights; train with callbacks=ema")
+        raise UserError(f"{path}: has no running average of the weights; train with callbacks=ema")
     if ema:
         weights |= content[EMA_KEY]
     refuse_misfits(model, weights, path)
@@ -187,11 +178,15 @@ def load_run(name: str, device: torch.device, *, ema: bool = False) -> LoadedRun
     return LoadedRun(model.to(device).eval(), tokenizer, folder, path, int(content["global_step"]))
 
 
-def rebuilt(ours: Mapping[str, Any], path: Path) -> HybridLM:
-    """The model on "meta" that our part of a checkpoint describes: however large, it takes no memory. UserError: there
-    is no such model."""
+def rebuilt(ours: Mapping[str, Any], path: Path, known: ModelConfig | HybridLM | None = None) -> HybridLM:
+    """The model on "meta" that our part of a checkpoint describes: however large, it takes no memory. known: what has
+    been built, or resolved, already, used where it is the same. UserError: there is no such model."""
     try:
-        return build_model(validate_model(ours["model"]), ours["vocab_size"])
+        section = validate_model(ours["model"])
+        config = known.config if isinstance(known, HybridLM) else known
+        if isinstance(known, HybridLM) and (config, known.vocab_size) == (section, ours["vocab_size"]):
+            return known
+        return build_model(config if config == section else section, ours["vocab_size"])
     except UserError as error:
         raise UserError([f"{path}: {problem}" for problem in error.problems[:1]]) from None
     except (
@@ -200,16 +195,13 @@ def rebuilt(ours: Mapping[str, Any], path: Path) -> HybridLM:
         RuntimeError,
         TypeError,
         ValueError,
-    ) as error:  # numbers that no tensor can have
-        raise UserError(
-            f"{path}: no model can be built from its model section"
-            f" ({(str(error).splitlines() or ['too large'])[0][:120]})"
-        ) from None
+    ) as error:  # sizes no tensor has
+        reason = (str(error).splitlines() or ["too large"])[0][:120]
+        raise UserError(f"{path}: no model can be built from its model section ({reason})") from None
 
 
 def refuse_misfits(model: HybridLM, weights: Mapping[str, Tensor], path: Path) -> None:
-    """UserError: names, shapes or dtypes of ``weights`` are not those of ``model``, whatever dtype it was trained
-    in."""
+    """UserError: names, shapes or dtypes of ``weights`` do not match ``model``, in any dtype of training."""
     own = model.state_dict()
     if wrong := sorted(own.keys() ^ weights.keys()):
         which = "lacks" if wrong[0] in own else "has no place for"
@@ -217,7 +209,7 @@ def refuse_misfits(model: HybridLM, weights: Mapping[str, Tensor], path: Path) -
     for name, tensor in own.items():
         if weights[name].shape != tensor.shape:
             raise _misfit(path, f"{name} has shape {tuple(weights[name].shape)}, the model {tuple(tensor.shape)}")
-    specs = model.param_specs()  # which take memory in proportion to what is declared, so sizes are looked at first
+    specs = model.param_specs()  # after the sizes, as they take memory in proportion to what is declared
     rounded = weights["embedding.weight"].dtype
     for name, tensor in own.items():
         if name in specs:
@@ -229,4 +221,4 @@ def refuse_misfits(model: HybridLM, weights: Mapping[str, Tensor], path: Path) -
 
 
 def _misfit(path: Path, reason: str) -> UserError:
-    return UserError(f"{path}: its weights do not fit its own model section ({reason})")
+    return UserError(f"{path}: its weights do not match its model section ({reason})")

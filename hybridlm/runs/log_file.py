@@ -1,5 +1,4 @@
-"""train.log of a run folder, as Hydra's logging is told to write it (conf/hydra/job_logging/plain.yaml). The standard
-library alone."""
+"""train.log of a run folder. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,8 +7,7 @@ import sys
 
 
 class LogFile(logging.FileHandler):
-    """A file in which every message stands that the screen shows, too: where it cannot be written, that is said once
-    and ends nothing."""
+    """A copy of the messages on the screen: if it cannot be written, one warning is printed and the run continues."""
 
     def __init__(self, filename: str) -> None:
         super().__init__(filename, encoding="utf-8", errors="backslashreplace", delay=True)
@@ -18,7 +16,7 @@ class LogFile(logging.FileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)
-        except OSError:  # it is opened here
+        except OSError:  # the file is opened here
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -28,6 +26,6 @@ class LogFile(logging.FileHandler):
         elif not self._failed:
             self._failed = True
             print(
-                f"warning: {self.baseFilename}: cannot be written ({error.strerror}); the screen shows all of it",
+                f"warning: {self.baseFilename}: cannot be written ({error.strerror}); messages are on the screen only",
                 file=sys.stderr,
             )

@@ -1,36 +1,34 @@
-"""What ``ckpt=`` on the command line means: which run goes on, from where, and with what it has recorded."""
+"""What ``ckpt=`` means: which run is resumed, from which checkpoint, and with which recorded configuration."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridlm.config.load import load_config
+from hybridlm.config.load import from_yaml, leaves
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.problems import show
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import UserError
 from hybridlm.files.checksum import damage
-from hybridlm.files.plain import Unreadable, read_yaml
+from hybridlm.files.plain import Unreadable, read_text
 from hybridlm.runs.run_folder import RunFolder, find_run, newest_run, run_of
 
 
 @dataclass(frozen=True)
 class Resume:
-    """A run that goes on. checkpoint: where it starts from; named: by its path, and not as ``last`` or ``auto``."""
+    """checkpoint: the one to resume from, whose checksum was verified; named: by its path, not as ``last`` or
+    ``auto``."""
 
-    folder: RunFolder
     checkpoint: Path
     named: bool
 
 
 def resumed_folder(ckpt: str | None, folder: str | None) -> RunFolder | None:
-    """The folder of the run that goes on as ``ckpt`` (None: none does) and ``hydra.run.dir`` say, or None where a run
-    starts anew.
+    """The folder of the run to resume according to ``ckpt`` and ``hydra.run.dir``, or None for a new run.
 
-    UserError: there is nothing to resume; ``ckpt=auto`` starts anew instead.
+    UserError: there is nothing to resume; ``ckpt=auto`` starts a new run instead.
     """
     if ckpt is None or ckpt.lower() in ("null", ""):
         return None
@@ -41,86 +39,62 @@ def resumed_folder(ckpt: str | None, folder: str | None) -> RunFolder | None:
         return find_run("last")[0] if found is None else run_of(found.path)
     if Path(ckpt).suffix == ".safetensors":
         raise UserError(
-            f"ckpt = {ckpt}: weights alone, without the state of the optimizer; a run goes on from its folder or a"
-            " checkpoint in it (ckpt=RUN), and `hybridlm generate`, `chat` and `eval` take the weights"
+            f"ckpt = {ckpt}: weights only, without optimizer state; resume from the run folder or a checkpoint in it"
+            " (ckpt=RUN), and use the weights with `hybridlm generate`, `chat` and `eval`"
         )
     named, _ = find_run(ckpt)
     if folder and Path(folder).absolute().resolve() != named.path.resolve():
         raise UserError(
-            f"ckpt={ckpt} lies in {named.path}, but hydra.run.dir={folder}; a run is resumed in its own folder"
+            f"ckpt={ckpt} is in {named.path}, but hydra.run.dir={folder}; a run is resumed in its own folder"
         )
     return named
 
 
-def resumed(ckpt: str, folder: RunFolder) -> Resume:
-    """Where the run in ``folder`` goes on from. To be asked while the folder is ours: a run that trains makes new
+def checkpoint_to_resume(ckpt: str, folder: RunFolder) -> Resume:
+    """Where the run in ``folder`` resumes from. To be asked while the folder is locked: a run that trains writes new
     checkpoints.
 
-    UserError: what there is, is damaged. ``last`` and ``auto`` pass over a damaged newest checkpoint; one that is named
-    is refused.
+    UserError: the checkpoint is damaged. A damaged newest one is skipped, one that ``ckpt`` names is refused.
     """
-    if ckpt in ("last", "auto"):
-        return Resume(folder, folder.newest_checkpoint(), named=False)
-    _, checkpoint = find_run(ckpt)
+    checkpoint = None if ckpt in ("last", "auto") else find_run(ckpt)[1]
+    if checkpoint is None:
+        return Resume(folder.newest_checkpoint(), named=ckpt not in ("last", "auto"))
     if problem := damage(checkpoint):
-        raise UserError(f"ckpt = {ckpt}: {problem}; ckpt=last takes the newest checkpoint that is whole")
-    return Resume(folder, checkpoint, named=True)
+        raise UserError(f"ckpt = {ckpt}: {problem}; ckpt=last takes the newest intact checkpoint")
+    return Resume(checkpoint, named=True)
 
 
 def requeued(folder: RunFolder) -> bool:
-    """Whether this is a job of SLURM that was queued again and has begun in ``folder`` before."""
+    """Whether this is a SLURM job that was requeued and started in ``folder`` before."""
     count = os.environ.get("SLURM_RESTART_COUNT", "0")
     return count.isdecimal() and int(count) > 0 and folder.is_run()
 
 
-def recorded(folder: RunFolder) -> RunConfig:
-    """The configuration that a run was given, from its config.yaml. UserError: it is none."""
+def recorded(folder: RunFolder, *, rules: bool = True) -> RunConfig:
+    """The configuration of a run. rules: as of ``from_yaml``. UserError: its config.yaml is not a valid one."""
     try:
-        tree = read_yaml(folder.config)
-        if not isinstance(tree, Mapping):
-            raise UserError("holds no configuration: expected a mapping of sections")
-        return load_config(tree).model_copy(update={"ckpt": None})
+        return from_yaml(read_text(folder.config), rules=rules).model_copy(update={"ckpt": None})
     except Unreadable as error:
         raise UserError(f"{folder.config}: {error}") from None
     except UserError as error:
-        raise UserError([f"{folder.config}: {problem}" for problem in error.problems]) from error
+        problems = [problem.removeprefix("config.yaml: ") for problem in error.problems]
+        raise UserError([f"{folder.config}: {problem}" for problem in problems]) from error
 
 
-def quoted(value: str | Path) -> str:
-    """A text or a path as a value of Hydra's grammar, whatever characters it has."""
-    text = (
-        value.as_posix() if isinstance(value, Path) else value
-    )  # the grammar reads the backslashes of Windows as escapes
-    return "'" + text.replace("'", "\\'") + "'"
-
-
-def refuse_other_model(folder: RunFolder, old: RunConfig, new: RunConfig) -> None:
-    """UserError: with each field of the model section that differs, old -> new; or another optimizer, which keeps other
-    state."""
-    if changes := model_changes(old.model, new.model):
-        raise UserError(
-            f"{folder.path} cannot go on with another architecture; {', '.join(changes)}; start a new run without ckpt"
-        )
+def refuse_other_optimizer(folder: RunFolder, old: RunConfig, new: RunConfig) -> None:
+    """UserError: another optimizer, which keeps other state."""
     if old.optim.name != new.optim.name:
         raise UserError(
-            f"{folder.path} cannot go on with another optimizer; optim.name: {show(old.optim.name)} ->"
+            f"{folder.path} cannot resume with a different optimizer; optim.name: {show(old.optim.name)} ->"
             f" {show(new.optim.name)}; start a new run without ckpt"
         )
 
 
 def model_changes(old: ModelConfig, new: ModelConfig) -> list[str]:
     """Each field that differs, old -> new."""
-    before, after = dict(_leaves(old.model_dump(), "model")), dict(_leaves(new.model_dump(), "model"))
+    before, after = dict(leaves(old.model_dump())), dict(leaves(new.model_dump()))
     return [
-        f"{path}: {show(before.get(path))} -> {show(after.get(path))}"
+        f"{'.'.join(('model', *path))}: {show(before.get(path))} -> {show(after.get(path))}"
         for path in dict.fromkeys([*before, *after])
         if before.get(path) != after.get(path)
     ]
-
-
-def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}")
-    else:
-        yield path, value

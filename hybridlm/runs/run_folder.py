@@ -1,4 +1,4 @@
-"""The run folder: the one place that knows the names of what lies in it. Needs no torch."""
+"""The run folder: the one place that knows the names of the files in it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,14 +23,22 @@ from hybridlm.files.plain import Unreadable, read_text, read_yaml
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"(step|best)-(\d+)\.ckpt")
-_OF_WANDB = re.compile(r"[^/\\#?%:*\[\x00-\x1f\x7f]{1,128}")  # what W&B takes as a name, and no pattern of files
-_SUPERSEDED = ".superseded"  # behind the name of a checkpoint that a resumed run went back behind
-JOB, SWEEP = (
-    "job.json",
-    "sweep.json",
-)  # what `hybridlm sweep` says of one job, in its run's folder, and of all, in the folder above
+_OF_WANDB = re.compile(r"[^/\\#?%:*\[\x00-\x1f\x7f]{1,128}")  # what W&B accepts as a name, without glob patterns
+_SUPERSEDED = ".superseded"  # suffix of checkpoints after the step that a run was resumed from
+# Written by `hybridlm sweep`: about one job, in its run folder; about all of them, in the folder above.
+JOB, SWEEP = "job.json", "sweep.json"
 _RUN_ROOTS = ("outputs", "multirun")
 _NOT_RUNS = {".hydra", "wandb", "checkpoints"}  # folders inside a run that may hold a config.yaml of their own
+
+
+class _Entry:
+    """A file or folder of a fixed name in a run folder."""
+
+    def __init__(self, *parts: str) -> None:
+        self._parts = parts
+
+    def __get__(self, folder: RunFolder, owner: type[RunFolder]) -> Path:
+        return folder.path.joinpath(*self._parts)
 
 
 @dataclass(frozen=True)
@@ -39,98 +47,36 @@ class RunFolder:
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def metrics_jsonl(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def metrics_csv(self) -> Path:
-        return self.path / "metrics.csv"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.path / "tokenizer.json"
-
-    @property
-    def chat_template(self) -> Path:
-        """There where the run was trained on conversations."""
-        return self.path / "chat_template.jinja"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def layers(self) -> Path:
-        return self.path / "layers.txt"
-
-    @property
-    def plan(self) -> Path:
-        return self.path / "plan.txt"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples.txt"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def evaluation(self) -> Path:
-        """What `hybridlm eval` found, all of it."""
-        return self.path / "eval.json"
-
-    @property
-    def position_plot(self) -> Path:
-        """Loss by the tokens before the target, of the last `hybridlm eval`."""
-        return self.path / "loss_by_position.png"
-
-    @property
-    def weights(self) -> Path:
-        """The weights of the end of the run, alone."""
-        return self.path / "weights.safetensors"
-
-    @property
-    def best_weights(self) -> Path:
-        return self.path / "best.safetensors"
+    config = _Entry("config.yaml")
+    metrics_jsonl = _Entry("metrics.jsonl")
+    metrics_csv = _Entry("metrics.csv")
+    tokenizer = _Entry("tokenizer.json")
+    chat_template = _Entry("chat_template.jinja")  # only if the run was trained on conversations
+    checkpoints = _Entry("checkpoints")
+    layers = _Entry("layers.txt")
+    plan = _Entry("plan.txt")
+    samples = _Entry("samples.txt")
+    summary = _Entry("summary.json")
+    evaluation = _Entry("eval.json")  # all results of `hybridlm eval`
+    position_plot = _Entry("loss_by_position.png")  # of the last `hybridlm eval`
+    weights = _Entry("weights.safetensors")  # the final weights alone
+    best_weights = _Entry("best.safetensors")
+    lock = _Entry("train.lock")  # held by the process that trains in the folder
+    log = _Entry("train.log")  # messages with time and level
+    wandb_id = _Entry("wandb_id.txt")
+    tensorboard = _Entry("tensorboard")
+    recorded_overrides = _Entry(".hydra", "overrides.yaml")
 
     def samples_at(self, step: int) -> Path:
         """Text sampled during training, after ``step``."""
         return self.path / "samples" / f"step-{step:08d}.txt"
-
-    @property
-    def log(self) -> Path:
-        """Messages with time and level."""
-        return self.path / "train.log"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that trains in the folder."""
-        return self.path / "train.lock"
-
-    @property
-    def wandb_id(self) -> Path:
-        return self.path / "wandb_id.txt"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def recorded_overrides(self) -> Path:
-        return self.path / ".hydra" / "overrides.yaml"
 
     def is_run(self) -> bool:
         return self.config.is_file()
 
     @contextmanager
     def training(self) -> Iterator[Holding]:
-        """While this process is the one that trains in the folder. UserError: another one does, or the folder cannot be
+        """Holds the folder for this process to train in. UserError: another process is training in it, or it cannot be
         written."""
         top = first_missing(self.path)
         try:
@@ -143,15 +89,16 @@ class RunFolder:
                     raise UserError(f"{self.path} is being trained by {error.who}") from None
                 except OSError as error:
                     raise UserError(
-                        f"{self.path}: cannot be written ({error.strerror or error}); hydra.run.dir=... names another"
+                        f"{self.path}: cannot be written ({error.strerror or error}); choose another folder"
+                        " (hydra.run.dir=...)"
                     ) from None
                 yield held
         finally:
             remove_empty(self.path, top)
 
     def claim(self, config_text: str, *, anew: bool = False) -> None:
-        """Make the folder this run's own by creating config.yaml in it. Raises UserError where another run did so
-        before; ``anew``: unless that one has saved nothing to go on from."""
+        """Claims the folder for this run by creating config.yaml in it. UserError: another run has claimed it before,
+        unless ``anew`` is given and that run has saved nothing to resume from."""
         self.path.mkdir(parents=True, exist_ok=True)
         if anew and not self.resumable():
             self.rewrite_config(config_text)
@@ -164,14 +111,14 @@ class RunFolder:
             file.write(config_text)
 
     def taken(self) -> UserError:
-        """The error of a new run that is sent to this folder."""
+        """The error of a new run in a folder that already has one."""
         return UserError(
-            f"{self.path} holds a run already: resume it with ckpt=auto, or name another folder (hydra.run.dir=...)"
+            f"{self.path} already contains a run; resume it with ckpt=auto, or choose another folder"
+            " (hydra.run.dir=...)"
         )
 
     def rewrite_config(self, config_text: str) -> None:
-        """Replace config.yaml of a run that is resumed with new settings; a crash leaves the old file or the new
-        one."""
+        """Replaces config.yaml when a run is resumed with new settings; a crash leaves the old file or the new one."""
         with replaced(self.config) as new:
             new.write_text(config_text, encoding="utf-8")
 
@@ -182,44 +129,44 @@ class RunFolder:
         return self.checkpoints / f"best-{step:08d}.ckpt"
 
     def resumable(self) -> list[Path]:
-        """What a run can go on from, the highest step first: its step checkpoints; before there is one, those of its
+        """The checkpoints to resume from, newest first: the step checkpoints; as long as there is none, those of the
         best validations."""
         return self.step_checkpoints() or self.best_checkpoints()
 
     def step_checkpoints(self) -> list[Path]:
-        """The checkpoints of this run, newest (the highest step) first."""
+        """The checkpoints of this run, newest (highest step) first."""
         return self._named("step")
 
     def best_checkpoints(self) -> list[Path]:
-        """Those of the best validations, the highest step first."""
+        """Those of the best validations, newest first."""
         return self._named("best")
 
     def newest_checkpoint(self) -> Path:
-        """The newest one whose bytes are as they were written; each damaged one that is passed over is reported in a
-        line of the log.
+        """The newest one whose checksum is right; logs a warning for each damaged one that is skipped.
 
-        Raises ConfigError where there is none yet, or none that can be trusted.
+        UserError: there is none yet, or all are damaged.
         """
         found = self.resumable()
         if not found:
-            raise UserError(f"{self.path} has no checkpoint yet: expected {self.checkpoints / 'step-*.ckpt'}")
-        problems: dict[Path, str] = {}
+            raise self.without_checkpoint()
+        problems: dict[str, str] = {}
         for path in found:
             problem = damage(path)
             if problem is None:
                 for damaged, what in problems.items():
-                    log.warning(f"{damaged}: {what}; using {path.name} instead")
+                    log.warning(f"{self.checkpoints / damaged}: {what}; using {path.name} instead")
                 return path
-            problems[path] = problem
-        raise UserError(
-            f"{self.checkpoints}: no checkpoint can be trusted"
-            f" ({'; '.join(f'{path.name}: {what}' for path, what in problems.items())})"
-        )
+            problems[path.name] = problem
+        details = "; ".join(f"{name}: {what}" for name, what in problems.items())
+        raise UserError(f"{self.checkpoints}: all checkpoints are damaged ({details})")
+
+    def without_checkpoint(self) -> UserError:
+        """The error raised when a checkpoint is needed and there is none."""
+        return UserError(f"{self.path} has no checkpoint yet: expected {self.checkpoints / 'step-*.ckpt'}")
 
     def rewind(self, step: int) -> None:
-        """Before a run goes on from ``step``: files that a killed process left half-written go, and later checkpoints,
-        of a course that is given up, are renamed, so that nothing takes them for this run's newest; ``drop_superseded``
-        deletes them."""
+        """Prepares to resume from ``step``: deletes files that a killed process left half-written, and renames later
+        checkpoints, so that they are not taken for the newest; ``drop_superseded`` deletes them."""
         remove_partials(self.checkpoints)
         remove_partials(self.path)
         for path in (*self.step_checkpoints(), *self.best_checkpoints()):
@@ -227,7 +174,7 @@ class RunFolder:
                 os.replace(path, path.with_name(path.name + _SUPERSEDED))
 
     def drop_superseded(self) -> None:
-        """Deletes what ``rewind`` renamed, once the run has a newer checkpoint."""
+        """Deletes what ``rewind`` renamed; for when the run has a newer checkpoint."""
         for path in self.checkpoints.glob(f"*{_SUPERSEDED}"):
             path.unlink(missing_ok=True)
 
@@ -256,7 +203,7 @@ class RunFolder:
         return {name: line or None for name, line in zip(("id", "project", "entity"), lines, strict=False)}
 
     def overrides(self) -> list[str]:
-        """The overrides the run was started with, to be shown: what goes on is config.yaml. None where they cannot be
+        """The overrides the run was started with, for display (config.yaml is what counts); [] if they cannot be
         read."""
         try:
             recorded = read_yaml(self.recorded_overrides)
@@ -266,8 +213,8 @@ class RunFolder:
         return [line for line in lines if not re.match(r"(ckpt|hydra)(\W|$)", key_of(line))]
 
     def record(self, overrides: Sequence[str]) -> None:
-        """Keep the overrides of this run, and where its relative paths start from, where Hydra keeps those of a sweep's
-        jobs."""
+        """Records the overrides of this run and the directory its relative paths start from, in the files in which
+        Hydra records those of a sweep's jobs."""
         self.recorded_overrides.parent.mkdir(exist_ok=True)
         started_in = {"hydra": {"runtime": {"cwd": str(Path.cwd())}}}
         for path, content in (
@@ -287,44 +234,44 @@ def step_of(checkpoint: Path) -> int:
 
 
 def newest_run(root: Path) -> RunFolder | None:
-    """The run under ``root``/outputs and ``root``/multirun that was started or resumed last, or None."""
+    """The most recently started or resumed run in ``root``/outputs and ``root``/multirun, or None."""
     found = [config for name in _RUN_ROOTS for config in (root / name).glob("**/config.yaml")]
     found = [config for config in found if not _NOT_RUNS.intersection(config.relative_to(root).parts)]
     return RunFolder(max(found, key=lambda config: (config.stat().st_mtime_ns, config)).parent) if found else None
 
 
-def find_run(name: str, root: Path | None = None) -> tuple[RunFolder, Path]:
-    """The run folder and the checkpoint that ``name`` means: ``last``, a run folder, or a checkpoint in a run folder.
+def find_run(name: str, root: Path | None = None) -> tuple[RunFolder, Path | None]:
+    """The run folder that ``name`` means, and the checkpoint where it names one: ``last``, a run folder (None: its
+    ``newest_checkpoint``), or a checkpoint in a run folder.
 
-    ``root`` (default: the working directory) is where outputs/ and multirun/ lie and what a relative path starts from.
+    ``root`` (default: the working directory) contains outputs/ and multirun/; relative paths start there.
 
     Raises:
-        ConfigError: nothing there, not a run folder, or no checkpoint in it yet.
+        UserError: nothing there, not a run folder, or no checkpoint in it yet.
     """
     root = root or Path.cwd()
-    if name == "last":
-        folder = newest_run(root)
+    path = (root / expanded(name)).absolute()
+    if name == "last" or path.is_dir():
+        folder = newest_run(root) if name == "last" else run_of(path)
         if folder is None:
             raise UserError(
                 f"last: no run under {root / 'outputs'} or {root / 'multirun'}; start one with python train.py"
             )
-        return folder, folder.newest_checkpoint()
-    path = (root / expanded(name)).absolute()
-    if path.is_dir():
-        folder = run_of(path)
-        return folder, folder.newest_checkpoint()
+        if not folder.resumable():
+            raise folder.without_checkpoint()
+        return folder, None
     if not path.exists():
         raise UserError(f"{name}: does not exist; expected `last`, a run folder, or a checkpoint in one")
     folder = RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
     if not folder.is_run():
         raise UserError(
-            f"{name}: lies in no run folder; expected RUN/checkpoints/step-00000200.ckpt with RUN/config.yaml"
+            f"{name}: is not in a run folder; expected RUN/checkpoints/step-00000200.ckpt with RUN/config.yaml"
         )
     return folder, path
 
 
 def run_of(path: Path) -> RunFolder:
-    """The run folder ``path``. Raises ConfigError where it is none."""
+    """The run folder ``path``. UserError: it is not one."""
     folder = RunFolder(path)
     if not folder.is_run():
         raise UserError(f"{path}: not a run folder; expected config.yaml and checkpoints/ in it")

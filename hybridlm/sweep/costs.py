@@ -9,7 +9,6 @@ import torch
 
 from hybridlm.config.layers import LayerSpec
 from hybridlm.config.model import ModelConfig
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.layers.init import Init
 from hybridlm.model.build import build_block
 from hybridlm.model.count import block_flops, flops_per_token, parameters
@@ -27,7 +26,7 @@ class Costs:
 
     def of(self, model: ModelConfig) -> int:
         """The cost of the whole model, including embedding and head. ConfigError: the model is illegal."""
-        layers = Counter(resolve_layers(model))
+        layers = Counter(model.layers)
         return round(self._ends_of(model) + sum(count * self._layer(spec, model) for spec, count in layers.items()))
 
     def _layer(self, spec: LayerSpec, model: ModelConfig) -> float:

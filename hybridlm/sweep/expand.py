@@ -8,13 +8,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from hybridlm.config.overrides import key_of, value_of
-from hybridlm.config.resolve import resolve_layers
+from hybridlm.config.overrides import key_of, quoted, value_of
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.machine.description import planned_steps, refuse_missing_gpu
 from hybridlm.machine.profiles import planned_device
-from hybridlm.runs.resume import quoted
 from hybridlm.sweep.grid import Axis
 from hybridlm.sweep.job import Job, foreign
 
@@ -77,7 +75,7 @@ def depth_warning(planned: Sequence[PlannedJob]) -> str | None:
     for job, config in planned:
         if config.sweep.match is not None and config.sweep.target is None:
             others = [item for item in job.point.items() if item[0] not in ("model", "model.pattern")]
-            depths[tuple(others)].add(len(resolve_layers(config.model)))
+            depths[tuple(others)].add(len(config.model.layers))
     uneven = next((sorted(found) for found in depths.values() if len(found) > 1), None)
     if uneven is None:
         return None

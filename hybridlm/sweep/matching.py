@@ -19,10 +19,9 @@ from hybridlm.config.ffns import FFNS
 from hybridlm.config.layers import LayerSection, Spec
 from hybridlm.config.mixers import MIXERS
 from hybridlm.config.model import ModelConfig
-from hybridlm.config.resolve import kinds_in_use, resolve_layers
+from hybridlm.config.overrides import quoted
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import UserError
-from hybridlm.runs.resume import quoted
 
 if TYPE_CHECKING:
     from hybridlm.sweep.costs import Costs
@@ -63,7 +62,7 @@ def matched(config: RunConfig) -> Matched:
 
 def _reference(config: RunConfig) -> ModelConfig:
     """The same model with the reference's pattern, at the same depth."""
-    depth = len(resolve_layers(config.model))
+    depth = len(config.model.layers)
     return config.model.model_copy(update={"pattern": config.sweep.reference, "n_layers": depth})
 
 
@@ -103,7 +102,7 @@ class _Search:
 
     def _rescaled(self, model: ModelConfig, kinds: Collection[str], span: float) -> Iterator[ModelConfig]:
         """For each multiple, the nearest model with layers of ``kinds`` at most ``span`` times wider or narrower."""
-        used = kinds_in_use(model).intersection(kinds)
+        used = model.kinds.intersection(kinds)
         for multiple in _MULTIPLES if _widened(model, used, 2.0, 1) != model else ():
             if (found := self._nearest(model, used, span, multiple)) is not None:
                 yield found
@@ -135,7 +134,7 @@ class _Search:
 
 def _head_dims(model: ModelConfig) -> list[int]:
     """Channels per head of every layer that has heads. ConfigError: there is no such model."""
-    return [spec.params.head_dim for spec in resolve_layers(model) if hasattr(spec.params, "head_dim")]
+    return [spec.params.head_dim for spec in model.layers if hasattr(spec.params, "head_dim")]
 
 
 def _widths(d_model: int) -> Iterator[int]:

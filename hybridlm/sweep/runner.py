@@ -18,11 +18,11 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from hybridlm.config.groups import root
+from hybridlm.config.overrides import quoted
 from hybridlm.errors import UserError
 from hybridlm.files.folders import refuse_links
 from hybridlm.files.held import Held, holding
 from hybridlm.machine.launcher import dies_with
-from hybridlm.runs.resume import quoted
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.sweep.display import Display, Running
 from hybridlm.sweep.job import LOG, Job, Sweep

@@ -1,1 +1,25 @@
-"""Training: Lightning runs the loop, the files here wire our parts into it."""
+"""Training: Lightning runs the loop; the files here connect our parts to it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hybridlm.config.run import RunConfig
+    from hybridlm.train.in_process import TrainedRun
+
+
+class _Callable(ModuleType):
+    """``hybridlm.train`` is this package once a module of it is imported, and a function of the Python API before: so
+    the package can be called, too."""
+
+    def __call__(self, config: RunConfig, folder: str | Path | None = None, *, resume: bool = False) -> TrainedRun:
+        from hybridlm.train.in_process import train
+
+        return train(config, folder, resume=resume)
+
+
+sys.modules[__name__].__class__ = _Callable

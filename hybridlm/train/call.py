@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from hybridlm.errors import ConfigError
 
 
 class NothingLeft(ConfigError):
-    """The run has ended, and nothing was asked for beyond its end."""
+    """The run has ended, and nothing beyond its end was asked for."""
 
 
 def _nobody() -> None:
-    """There is nobody to meet."""
+    """There are no other processes to wait for."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """verb: the words between the program's name and the overrides; overrides: of this start and, where it goes on, of
-    those before.
+    """verb: the words between the program's name and the overrides; overrides: of this start and, when it resumes, of
+    the earlier ones.
 
-    anew: a run that has begun in the folder and saved nothing is replaced; named: the checkpoint was named by its path,
-    so that a run without anything left to do is a mistake; sweep: one of a sweep of Hydra's; meet: called once all that
-    can be refused is behind the run and its folder is its own, returns when the other processes are as far.
+    anew: may replace a run in the folder that has saved nothing; named: the checkpoint was named by its path, so that
+    having nothing left to do is an error; sweep: a job of one of Hydra's sweeps; meet: called once everything that can
+    be refused is checked and the folder is the run's own, returns when the other processes are ready.
     """
 
     verb: tuple[str, ...] = ()
@@ -33,10 +33,7 @@ class Call:
     sweep: bool = False
     meet: Callable[[], None] = _nobody
 
-    def told(self, *, overrides: Sequence[str], meet: Callable[[], None]) -> Call:
-        return replace(self, overrides=tuple(overrides), meet=meet)
-
     @property
     def program(self) -> str:
-        """What starts it, as a user types it."""
+        """What a user types to start it."""
         return f"hybridlm {' '.join(self.verb)}" if self.verb else "python train.py"

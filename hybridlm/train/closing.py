@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridlm.config.load import load_config
-from hybridlm.config.overrides import merged, typed
+from hybridlm.config.overrides import merged, quoted, typed
 from hybridlm.errors import UserError
-from hybridlm.runs.resume import quoted
 from hybridlm.runs.run_folder import newest_run
 from hybridlm.train.stopping import Stopped
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hybridlm.config.overrides import quoted
 from hybridlm.errors import ConfigError
-from hybridlm.runs.resume import quoted
 
 if TYPE_CHECKING:
     from hybridlm.machine.description import Machine
@@ -39,10 +39,10 @@ def sweep_name() -> str | None:
 
 
 def this_job(verb: Sequence[str]) -> tuple[list[str], str]:
-    """The command, and the working directory for it, of another process of this very job in this very run folder.
+    """The command and the working directory of another process of this run, which finds what was decided in an
+    environment variable: the overrides are for whoever lists processes.
 
-    Of the job alone: this process may run the whole of a sweep. ``verb``: the words between the program's name and the
-    overrides.
+    ``verb``: the words between the program's name and the overrides.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -55,14 +55,10 @@ def this_job(verb: Sequence[str]) -> tuple[list[str], str]:
         program = ["-m", spec.name, *verb]
     else:  # a process of submitit or joblib, which another one is not to repeat
         program = ["-m", "hybridlm", "train"]
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    flags = [
-        "--config-name",
-        str(hydra.job.config_name),
-        *(word for folder in folders for word in ("--config-dir", folder)),
-    ]
-    own = [f"hydra.run.dir={quoted(Path(hydra.runtime.output_dir))}", "hydra.output_subdir=null"]
+    folder = Path(hydra.runtime.output_dir)
     safe = (
         ["-P"] if sys.flags.safe_path else []
     )  # as a sweep starts its jobs: in a folder that is not to be imported from
-    return [sys.executable, *safe, *program, *flags, *hydra.overrides.task, *own], str(hydra.runtime.cwd)
+    return [sys.executable, *safe, *program, *hydra.overrides.task, f"hydra.run.dir={quoted(folder)}"], str(
+        hydra.runtime.cwd
+    )

@@ -1,4 +1,5 @@
-"""What a run goes on from, looked at before anything in its folder is touched."""
+"""The checkpoint that a run resumes from, checked before anything in the run folder is touched: the one place that
+decides whether a run may resume from it."""
 
 from __future__ import annotations
 
@@ -20,15 +21,16 @@ if TYPE_CHECKING:
     from hybridlm.data.corpus import Prepared
     from hybridlm.data.windows.loader import Position
     from hybridlm.machine.description import Machine
+    from hybridlm.model.lm import HybridLM
     from hybridlm.runs.run_folder import RunFolder
 
-TEXT = "text"  # the content of the corpora, among data_facts
+TEXT = "text"  # the key for the content of the corpora in data_facts
 
 
 class Resumed(NamedTuple):
-    """What a checkpoint says of its run: the step it stands at, its tokenizer's fingerprint, micro-batches of a step
-    per device, and what decides which tokens a step reads (``data_facts``; empty where it does not say), and where its
-    loader stands."""
+    """A checkpoint to resume from. step: optimizer steps done; tokenizer: its fingerprint; accumulate: micro-batches
+    per device and step; data: what decides which tokens a step reads (``data_facts``; empty in old checkpoints);
+    position: of the data loader; model: on "meta"."""
 
     path: Path
     step: int
@@ -36,62 +38,63 @@ class Resumed(NamedTuple):
     accumulate: int
     data: Mapping[str, object]
     position: Position
+    model: HybridLM
 
     @staticmethod
-    def read(checkpoint: Path, config: RunConfig) -> Resumed:
-        """config: of the run that is to go on. UserError: it cannot from here, whatever the file's checksum says."""
-        content = read_checkpoint(checkpoint)
-        state, ours = _trusted(content, config, checkpoint), content[KEY]
+    def read(checkpoint: Path, config: RunConfig, *, verified: bool = False) -> Resumed:
+        """config: of the run that is to resume; verified: the checksum was verified just now. UserError: it cannot
+        resume from here, whatever the checksum says."""
+        content = read_checkpoint(checkpoint, verified=verified)
+        model, state = _trusted(content, config, checkpoint)
+        ours = content[KEY]
         position = state.loops.fit_loop.loader.combined_loader[0]
-        return Resumed(
-            checkpoint, state.global_step, ours["tokenizer"], ours["accumulate"], ours.get("data", {}), position
-        )
+        facts = (ours["tokenizer"], ours["accumulate"], ours.get("data", {}))
+        return Resumed(checkpoint, state.global_step, *facts, position, model)
 
     def settle(self, config: RunConfig) -> RunConfig:
-        """``config`` with this run's accumulation where nothing was said of it: a plan for another memory may not
+        """``config`` with the accumulation of the checkpoint where it is auto: a plan for another memory size must not
         change it."""
         if config.trainer.accumulate != "auto" or config.data.batch_size != "auto":
             return config
         return config.model_copy(update={"trainer": config.trainer.model_copy(update={"accumulate": self.accumulate})})
 
     def refuse(self, machine: Machine, folder: RunFolder, *, named: bool) -> None:
-        """UserError: this run would be past its end, or its steps cut in another way; NothingLeft: it stands at its
-        end, and nobody named this very checkpoint to go on from.
+        """UserError: the checkpoint is past the last step, or its steps were split differently; NothingLeft: it is at
+        the last step, and the checkpoint was not named by its path.
 
-        A run that was ended between its last step and its summary goes on too: with what comes after the last step.
+        A run that was stopped between its last step and its summary is resumed too, for what comes after the last step.
         """
         if self.step == machine.max_steps and folder.summary.exists() and not named:
             raise NothingLeft(
-                f"{folder.path} has ended at step {self.step}; trainer.max_steps={2 * self.step} would go on"
+                f"{folder.path} is complete at step {self.step}; use trainer.max_steps={2 * self.step} to continue"
             )
         if self.accumulate != machine.accumulate:
             raise UserError(
-                f"{self.path}: its steps have {self.accumulate} micro-batches per device, this run's"
+                f"{self.path}: was trained with {self.accumulate} micro-batches per step and device, this run has"
                 f" {machine.accumulate}; resume with trainer.accumulate={self.accumulate} (Lightning counts its"
                 " position in micro-batches)"
             )
         if self.step > machine.max_steps or (self.step == machine.max_steps and folder.summary.exists()):
             raise ConfigError(
-                f"trainer.max_steps = {machine.max_steps}: {self.path} is already at step {self.step}; give a larger"
-                " number to go on"
+                f"trainer.max_steps = {machine.max_steps}: {self.path} is already at step {self.step}; use a larger"
+                " number to continue"
             )
 
     def refuse_other_data(
         self, read: Mapping[str, object], tokenizer: str, changed: str, say: Callable[[str], None]
     ) -> None:
-        """UserError: this start would read other tokens than the one before. ``read``: its ``data_facts``; changed:
+        """UserError: the data differ from those of the checkpoint. ``read``: the ``data_facts`` of this start; changed:
         data.changed."""
         if self.tokenizer != tokenizer:
             raise UserError(
-                f"{self.path}: trained with another tokenizer than today's data gives; has the text or data.tokenizer"
-                " changed?"
+                f"{self.path}: was trained with a different tokenizer; did the text or data.tokenizer change since?"
             )
         differing = [name for name in read if name in self.data and self.data[name] != read[name]]
         if not differing:
             return
         what = ", ".join(
             (
-                "another training or validation text"
+                "the training or validation text"
                 if name == TEXT
                 else f"{name}: {show(self.data[name])} -> {show(read[name])}"
             )
@@ -99,14 +102,14 @@ class Resumed(NamedTuple):
         )
         if changed == "refuse":
             raise UserError(
-                f"{self.path}: its steps read other tokens ({what}); data.changed=accept goes on with today's all the"
-                " same"
+                f"{self.path}: was trained on different data ({what}); use data.changed=accept to resume with"
+                " today's data"
             )
         say(f"data        changed since step {self.step}: {what}")
 
 
 def data_facts(config: RunConfig, global_batch: int, prepared: Prepared) -> dict[str, object]:
-    """What decides which tokens stand in which step, each by the field that says so, in plain types."""
+    """What determines the tokens of each step, by field, in plain types."""
     data = config.data
     digest = hashlib.sha256()
     for part in prepared.parts:
@@ -120,13 +123,15 @@ def data_facts(config: RunConfig, global_batch: int, prepared: Prepared) -> dict
     return found | {"data.packing": data.packing, "data.isolate": data.isolate, TEXT: digest.hexdigest()}
 
 
-def _trusted(content: Mapping[str, Any], config: RunConfig, path: Path) -> TrainingState:
-    """UserError: weights or an average that are not those of the run's model, or a state of training that it could not
-    go on from."""
+def _trusted(content: Mapping[str, Any], config: RunConfig, path: Path) -> tuple[HybridLM, TrainingState]:
+    """The model on "meta" and the state of training. UserError: another architecture than the run's, weights or an
+    average that do not fit it, or a state that training could not resume from."""
     state = recorded(TrainingState, content, path)
-    model = rebuilt(content[KEY], path)
+    model = rebuilt(content[KEY], path, config.model)
     if changes := model_changes(model.config, config.model):
-        raise UserError(f"{path}: its model is not that of the run: {', '.join(changes)}")
+        raise UserError(
+            f"{path}: cannot resume with a different architecture; {', '.join(changes)}; start a new run without ckpt"
+        )
     weights = {
         name.removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items() if name.startswith(PREFIX)
     }
@@ -138,5 +143,5 @@ def _trusted(content: Mapping[str, Any], config: RunConfig, path: Path) -> Train
     problem = state.miscounted(content[KEY]["accumulate"])
     problem = problem or misfit_optimizer(model, config.optim, content["optimizer_states"][0])
     if problem is not None:
-        raise UserError(f"{path}: no state that training can go on from ({problem})")
-    return state
+        raise UserError(f"{path}: training cannot resume from its state ({problem})")
+    return model, state

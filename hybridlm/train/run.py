@@ -16,14 +16,15 @@ from hybridlm.data.corpus import Prepared
 from hybridlm.data.datamodule import DataModule
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.windows.splits import packed_documents
-from hybridlm.errors import ConfigError, RunFailed
+from hybridlm.errors import RunFailed
 from hybridlm.files.durable import replaced
 from hybridlm.machine.description import Machine, resolve_machine
 from hybridlm.machine.device import CPU
 from hybridlm.machine.kernels import choose_kernels
+from hybridlm.machine.launcher import is_first_rank
 from hybridlm.memory.plan import Plan, plan_inference
 from hybridlm.memory.report import full_text, summary_lines
-from hybridlm.model.build import build_model, fresh_model
+from hybridlm.model.build import fresh_model
 from hybridlm.model.count import flops_per_token, layer_table, parameters
 from hybridlm.optim.eight_bit import refuse_missing_kernels
 from hybridlm.optim.optimizer import group_table, model_groups
@@ -51,23 +52,24 @@ from hybridlm.train.validation import MEASURED, task_samples
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
+    from hybridlm.model.lm import HybridLM
     from hybridlm.runs.run_folder import RunFolder
 
 
 def run(
     config: RunConfig, folder: RunFolder, resume: Path | None, call: Call | None = None, start: Start | None = None
 ) -> dict[str, Any]:
-    """Trains, validates, samples; returns what summary.json holds. UserError: anything the user can mend, found before
-    anything in ``folder`` is touched.
+    """Trains, validates, samples; returns the content of summary.json. UserError: anything the user can fix, found
+    before anything in ``folder`` is touched.
 
-    resume: a checkpoint of ``folder`` to go on from; start: that of ``planned``, None: made here.
+    resume: a checkpoint of ``folder`` to resume from; start: from ``planned``, None: planned here.
     """
     call = call or Call()
     began = time.perf_counter()
     quiet_lightning()
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    plan, resumed = start or planned(config, resume)
+    plan, on_meta, resumed = start or planned(config, resume)
     asked, config = config, plan.applied(config)
     machine = resolve_machine(config)
     _refuse(config, machine, folder, resumed, call)
@@ -80,11 +82,11 @@ def run(
         resumed.refuse_other_data(read, prepared.tokenizer.fingerprint, config.data.changed, console.say)
         _datamodule(config, machine, prepared, val_batches=None).refuse(resumed.position)
     _say_packing(config, prepared, console)
-    module = _module(config, machine, prepared, read)
+    module = _module(config, machine, prepared, read, plan)
     module.model.kernels = kernels
     _begin_folder(asked, folder, prepared, resumed, call)
     call.meet()
-    _say_model(config, machine, module, console, folder, plan, resumed)
+    _say_model(config, machine, module.model, console, folder, Start(plan, on_meta, resumed))
     clock = Clock()
     routers, metrics = metering_callbacks(config, machine, module.model, prepared.tokenizer, console, clock)
     loggers = Loggers(config, folder, console, resumed_at=resumed.step if resumed else None, sweep=sweep_name())
@@ -106,16 +108,14 @@ def run(
             }
     except Stopped as stopped:
         return stopped.result()
-    if rank_zero_only.rank != 0:
+    if not is_first_rank():
         return {}
     saver.export(trainer.global_step)
     if not folder.is_run():
-        raise RunFailed(
-            f"{folder.path}: was removed while training went on; what was written since is {folder.weights}"
-        )
-    summary = _summary(config, machine, prepared, final, metrics, began, folder, trainer.global_step)
-    _samples(config, folder, machine, console, loggers, trainer.global_step)
-    with replaced(folder.summary) as new:  # it says that the run has ended: all of it is there or nothing
+        raise RunFailed(f"{folder.path}: was deleted during training; only {folder.weights} was written since")
+    summary = _summary(config, machine, prepared, module.model, final, metrics, began, folder, trainer.global_step)
+    _samples(config, folder, machine, console, loggers, trainer.global_step, on_meta)
+    with replaced(folder.summary) as new:  # the mark of a finished run: written completely or not at all
         new.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     loggers.finish(summary)
     report(console, summary, hints(call, folder, asked, prepared, trainer.global_step))
@@ -132,25 +132,19 @@ def _say_machine(folder: RunFolder, machine: Machine, plan: Plan, console: Conso
 
 
 def _say_model(
-    config: RunConfig,
-    machine: Machine,
-    module: LitLM,
-    console: Console,
-    folder: RunFolder,
-    plan: Plan,
-    resumed: Resumed | None,
+    config: RunConfig, machine: Machine, model: HybridLM, console: Console, folder: RunFolder, start: Start
 ) -> None:
     """The layers, the optimizer's groups and the steps; layers.txt and plan.txt."""
-    table = layer_table(build_model(config.model, module.model.vocab_size), config.data.seq_len)
-    if rank_zero_only.rank == 0:
+    table = layer_table(model, config.data.seq_len)
+    if is_first_rank():
         write_or_warn(folder.layers, table + "\n", console.say)
-        write_or_warn(folder.plan, full_text(plan, plan_inference(config)), console.say)
+        write_or_warn(folder.plan, full_text(start.plan, plan_inference(config, start.model)), console.say)
     console.say(
-        f"\n{table}\n\n{group_table(model_groups(module.model, config.optim))}\n\n"
+        f"\n{table}\n\n{group_table(model_groups(model, config.optim))}\n\n"
         f"{machine.max_steps} steps of {machine.global_batch} x {config.data.seq_len} tokens"
         f" ({machine.batch_size} x {machine.accumulate} x {machine.devices} windows)"
-        + (f", resuming after step {resumed.step}" if resumed else "")
-        + (f"\n{plan.never_reached}" if plan.never_reached else "")
+        + (f", resuming after step {start.resumed.step}" if start.resumed else "")
+        + (f"\n{start.plan.never_reached}" if start.plan.never_reached else "")
     )
 
 
@@ -161,10 +155,10 @@ def _say_packing(config: RunConfig, prepared: Prepared, console: Console) -> Non
 
 
 def _refuse(config: RunConfig, machine: Machine, folder: RunFolder, resumed: Resumed | None, call: Call) -> None:
-    """ConfigError: this checkpoint cannot go on so, or a package or a compiler is missing."""
+    """UserError: the checkpoint does not fit this run, the folder is taken, or a package or a compiler is missing."""
     if resumed is not None:
         resumed.refuse(machine, folder, named=call.named)
-    elif rank_zero_only.rank == 0 and folder.is_run() and not (call.anew and not folder.resumable()):
+    elif is_first_rank() and folder.is_run() and not (call.anew and not folder.resumable()):
         raise folder.taken()
     strategy(config.trainer.strategy, machine)
     refuse_taken_port(machine)
@@ -179,16 +173,16 @@ def _refuse(config: RunConfig, machine: Machine, folder: RunFolder, resumed: Res
 def _begin_folder(
     config: RunConfig, folder: RunFolder, prepared: Prepared, resumed: Resumed | None, call: Call
 ) -> None:
-    """Takes possession of the folder (a new run) or brings its configuration up to date (a resumed one)."""
+    """Claims the folder (a new run) or updates its configuration (a resumed one)."""
     text = to_yaml(
         config.model_copy(update={"data": config.data.model_copy(update={"changed": "refuse"})})
-    )  # it was of this start only
+    )  # it applied to this start only
     if resumed is not None:
         folder.rewind(resumed.step)
         folder.rewrite_config(text)
         folder.summary.unlink(
             missing_ok=True
-        )  # of an earlier end; without one, a run that is killed behind its last step is not done
+        )  # of an earlier end: a run that is killed after its last step has none, and is not finished
     else:
         folder.claim(text, anew=call.anew)
     folder.record(call.overrides)
@@ -197,14 +191,10 @@ def _begin_folder(
         template_of(prepared.tokenizer).save(folder.path)
 
 
-def _module(config: RunConfig, machine: Machine, prepared: Prepared, read: dict[str, Any]) -> LitLM:
+def _module(config: RunConfig, machine: Machine, prepared: Prepared, read: dict[str, Any], plan: Plan) -> LitLM:
     vocab = prepared.tokenizer.vocab_size
-    try:
-        model = fresh_model(config.model, vocab, seed=config.seed, device=CPU)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    settings = config.trainer  # numbers, by the plan
-    model.checkpoint_blocks, model.loss_rows = settings.checkpoint_blocks, settings.loss_rows
+    model = fresh_model(config.model, vocab, seed=config.seed, device=CPU)
+    model.checkpoint_blocks, model.loss_rows = plan.checkpoint_blocks, plan.loss_rows
     if config.trainer.compile:
         compile_blocks(model)
     return LitLM(
@@ -229,11 +219,17 @@ def _datamodule(config: RunConfig, machine: Machine, prepared: Prepared, *, val_
 
 
 def _samples(
-    config: RunConfig, folder: RunFolder, machine: Machine, console: Console, loggers: Loggers, step: int
+    config: RunConfig,
+    folder: RunFolder,
+    machine: Machine,
+    console: Console,
+    loggers: Loggers,
+    step: int,
+    on_meta: HybridLM,
 ) -> None:
-    """Continues the prompts, or answers examples of a task, with the checkpoint just written, which also shows that it
-    loads."""
-    loaded = load_run(str(folder.path), torch.device(machine.device))
+    """Continues the prompts, or answers examples of a task, with the checkpoint just written, which also verifies that
+    it loads."""
+    loaded = load_run(str(folder.step_checkpoint(step)), torch.device(machine.device), built=on_meta)
     if config.data.source == "synthetic":
         texts = task_samples(loaded.model, config.data)
     else:
@@ -249,6 +245,7 @@ def _summary(
     config: RunConfig,
     machine: Machine,
     prepared: Prepared,
+    model: HybridLM,
     final: dict[str, float],
     metrics: MetricsCallback,
     began: float,
@@ -256,8 +253,7 @@ def _summary(
     steps: int,
 ) -> dict[str, Any]:
     val_bytes = sum(part.val.text_bytes for part in prepared.parts)
-    val = prepared.parts[0].val if len(prepared.parts) == 1 else None  # a compressor's figure is for one text
-    model = build_model(config.model, prepared.tokenizer.vocab_size)
+    val = prepared.parts[0].val if len(prepared.parts) == 1 else None  # a compression ratio is of one text
     return {
         "run": str(folder.path),
         "model": config.model.name,

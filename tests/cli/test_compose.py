@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import subprocess
 import sys
@@ -12,17 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hybridlm.cli.compose import compose_config
-from hybridlm.cli.composition import composed
-from hybridlm.config.load import load_config, to_yaml
-from hybridlm.config.overrides import merged, quoted_pattern, repair, split, typed, value_of
+from hybridlm.cli.compose import compose_config, composed
+from hybridlm.config.load import load_config
+from hybridlm.config.overrides import split
 from hybridlm.errors import UserError
-from hybridlm.files.checksum import closing_line
-from hybridlm.runs.resume import refuse_other_model, resumed, resumed_folder
-from hybridlm.runs.run_folder import RunFolder, find_run
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-GROUPS = ("model", "size", "data", "experiments")
 
 
 def train(folder, *arguments):
@@ -49,12 +43,12 @@ def train(folder, *arguments):
             ["optim.lr=1,2"],
             [
                 [
-                    "optim.lr=1,2: several values, where this takes one",
+                    "optim.lr=1,2: several values, but this takes one",
                     "--dry-run` plans each (a list is optim.lr=[a,b])",
                 ]
             ],
         ),
-        (["model.pattern=T,TM"], [["model.pattern=T,TM: several values, where this takes one; `hybridlm sweep`"]]),
+        (["model.pattern=T,TM"], [["model.pattern=T,TM: several values, but this takes one; `hybridlm sweep`"]]),
         (["size=tiny,small"], [["size=tiny,small: several values"]]),
         (["optim.lr=interval(1e-4,1)"], [["optim.lr=interval(1e-4,1): several values"]]),
         (["--lr", "3", "--cfg", "job"], [["--lr 3: a field is set without dashes; lr is optim.lr here"]]),
@@ -136,7 +130,7 @@ def test_help_and_verb(tmp_path):
         text=True,
         timeout=60,
     )
-    assert (result.returncode, "leave -m away" in result.stderr) == (2, True), result
+    assert (result.returncode, "-m" in result.stderr) == (2, True), result
 
 
 def test_a_wrong_point_of_a_sweep_does_not_stop_the_others(tmp_path):
@@ -148,11 +142,11 @@ def test_a_wrong_point_of_a_sweep_does_not_stop_the_others(tmp_path):
 
 
 def test_section_without_effect_in_a_sweep(capfd):
-    from hybridlm.cli import compose
+    from hybridlm.cli import start
 
-    compose._check_sweep(split(["-m", "++model.pattern=T,TT", "++optim.lr=1,2", "++model.mamba2.d_state=8"]))
+    start._check_sweep(split(["-m", "++model.pattern=T,TT", "++optim.lr=1,2", "++model.mamba2.d_state=8"]))
     assert "model.mamba2.d_state has no effect" in capfd.readouterr().err
-    compose._check_sweep(split(["-m", "++model.pattern=T,TM", "++model.mamba2.d_state=8"]))
+    start._check_sweep(split(["-m", "++model.pattern=T,TM", "++model.mamba2.d_state=8"]))
     assert capfd.readouterr().err == ""
 
 
@@ -169,171 +163,4 @@ def test_a_plugin_that_is_missing_is_named_with_its_extra(choice):
         compose_config([choice])
     (problem,) = error.value.problems
     missing = choice.replace("slurm", "submitit_slurm")
-    assert problem.endswith(f"{missing}: Hydra's plugin for it is not installed; pip install 'hybridlm[sweep]'")
-
-
-def test_repair():
-    given = [
-        "model=x",
-        "+model=y",
-        "seed=1",
-        "+a.b=c",
-        "++a.b=c",
-        "~a.b",
-        "hydra.run.dir=z",
-        "hydra/launcher=joblib",
-        "experiments=a/b",
-    ]
-    wanted = [
-        "model=x",
-        "model=y",
-        "++seed=1",
-        "++a.b=c",
-        "++a.b=c",
-        "~a.b",
-        "hydra.run.dir=z",
-        "hydra/launcher=joblib",
-        "experiments=a/b",
-    ]
-    assert repair(given, GROUPS) == wanted
-    assert split(["a=1", "--cfg", "job", "b=2", "-m", "--info", "c=3"]).overrides == ("a=1", "b=2", "c=3")
-
-
-@pytest.mark.parametrize(
-    ("value", "quoted"),
-    [
-        ("(TM)*6", '"(TM)*6"'),
-        ("(TM)*6,T*12", '"(TM)*6","T*12"'),
-        ('"(TM)*6",T', '"(TM)*6","T"'),
-        ("'(TM)*6'", "'(TM)*6'"),
-        ("[T,M],[(TM)*2]", '["T","M"],["(TM)*2"]'),
-        ("null", "null"),
-        ("choice(T,M)", "choice(T,M)"),
-        ("T*60% M*40%", '"T*60% M*40%"'),
-        ("(TM", '"(TM"'),
-        ("T#é", '"T#é"'),
-    ],
-)
-def test_patterns_are_quoted(value, quoted):
-    assert quoted_pattern(value) == quoted
-
-
-EMPTY_CHECKPOINT = closing_line(hashlib.sha256().hexdigest())
-
-
-def run_in(root, name, overrides, steps=()):
-    folder = RunFolder(root / "outputs" / name)
-    folder.claim(to_yaml(compose_config(overrides)))
-    folder.checkpoints.mkdir()
-    for step in steps:
-        folder.step_checkpoint(step).write_bytes(EMPTY_CHECKPOINT)
-    return folder
-
-
-def test_what_ckpt_means(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert resumed_folder("auto", None) is None
-    folder = run_in(tmp_path, "it's (1)", ["model=transformer", "seed=3", "trainer.max_steps=5"], (9, 100))
-    assert resumed_folder(None, None) is resumed_folder("null", None) is None
-    for ckpt in ("last", "auto", "outputs/it's (1)"):
-        assert resumed_folder(ckpt, None) == folder
-        assert resumed(ckpt, folder).checkpoint.name == "step-00000100.ckpt"
-    assert resumed(str(folder.step_checkpoint(9)), folder).checkpoint == folder.step_checkpoint(9)
-    with pytest.raises(UserError, match=r"but hydra\.run\.dir=elsewhere"):
-        resumed_folder(str(folder.path), "elsewhere")
-    with pytest.raises(UserError, match="weights alone, without the state of the optimizer"):
-        resumed_folder(str(folder.weights), None)
-    for path in folder.step_checkpoints():
-        path.unlink()
-    assert resumed_folder("auto", None) is None, "it begins anew"
-    folder.best_checkpoint(7).write_bytes(EMPTY_CHECKPOINT)
-    assert resumed("auto", folder).checkpoint == folder.best_checkpoint(7)
-
-
-def test_another_model_or_optimizer_does_not_go_on(tmp_path):
-    old = compose_config(["model=transformer"])
-    folder = RunFolder(tmp_path)
-    refuse_other_model(folder, old, compose_config(["model=transformer", "trainer.max_steps=9"]))
-    with pytest.raises(UserError, match=r"model.d_model: 256 -> 64"):
-        refuse_other_model(folder, old, compose_config(["model=transformer", "size=tiny"]))
-    with pytest.raises(UserError, match=r"optim.name: 'muon' -> 'adamw'"):
-        refuse_other_model(folder, old, compose_config(["model=transformer", "optim=adamw"]))
-
-
-def test_merging_replaces_by_key():
-    assert merged(["model=a", "++x.y=1", "~z"], ["++x.y=2", "model=b"]) == ["~z", "++x.y=2", "model=b"]
-
-
-def test_run_folder_is_claimed_once(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    folder.claim("a: 1")
-    with pytest.raises(UserError, match="ckpt=auto"):
-        folder.claim("a: 2")
-    assert folder.config.read_text() == "a: 1"
-
-
-def test_find_run(tmp_path):
-    for name, part in (("last", "no run under"), ("nope", "does not exist"), (".", "not a run folder")):
-        with pytest.raises(UserError, match=part):
-            find_run(name, tmp_path)
-    first = run_in(tmp_path, "first", [], (1,))
-    (tmp_path / "x.ckpt").touch()
-    with pytest.raises(UserError, match="lies in no run folder"):
-        find_run("x.ckpt", tmp_path)
-    time.sleep(0.02)
-    second = run_in(tmp_path, "second", [])
-    with pytest.raises(UserError, match="no checkpoint yet"):
-        find_run("last", tmp_path)
-    second.step_checkpoint(20).write_bytes(EMPTY_CHECKPOINT)
-    (second.path / "wandb").mkdir()
-    (second.path / "wandb" / "config.yaml").touch()
-    assert find_run("last", tmp_path) == (second, second.step_checkpoint(20))
-    assert find_run("outputs/first", tmp_path) == (first, first.step_checkpoint(1))
-    assert find_run("outputs/first/checkpoints/step-00000001.ckpt", tmp_path) == (first, first.step_checkpoint(1))
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "a (1)/x=y #2.txt",
-        "[D]/x*.txt",
-        "a,b.txt",
-        "it's.txt",
-        'q".txt',
-        "语/*.{md,rst}",
-        "~/x",
-        "C:\\data\\x.txt",
-        "end\\",
-        "2024",
-        "\\'x",
-        "true",
-    ],
-)
-def test_a_path_needs_no_quoting_beyond_the_shells(path):
-    assert compose_config(["data=files", f"data.path={path}"]).data.path == path
-    repaired = repair([f"ckpt={path}"], set())
-    assert value_of(repaired, "ckpt") == path
-    assert typed(repaired[0]) == f"ckpt={path}"  # as a hint prints it
-
-
-def test_a_hint_types_what_was_typed():
-    for line in (
-        "model.pattern=(TM)*3",
-        "data.path=docs/*.md",
-        "optim.lr=1e-3",
-        "model=mamba",
-        "callbacks.samples.prompts=['a b']",
-    ):
-        (repaired,) = repair([line], {"model"})
-        assert typed(repaired) == line
-        assert repair([typed(repaired)], {"model"}) == [repaired]
-
-
-def test_lists_of_paths_and_sweeps_over_them(tmp_path, monkeypatch):
-    assert compose_config(["data=files", "data.path=[a.txt,b (1).txt]"]).data.path == ("a.txt", "b (1).txt")
-    assert repair(["data.path=a b,c(1).{x,y}"], set(), several=True) == ["++data.path='a b','c(1).{x,y}'"]
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a,b").mkdir()
-    assert repair(["data.path=a,b"], set(), several=True) == ["++data.path='a,b'"]  # it exists
-    once = repair(["data.path=it's"], set())
-    assert repair(once, set()) == once
+    assert problem.endswith(f"{missing}: its Hydra plugin is not installed; pip install 'hybridlm[sweep]'")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hybridlm.cli.compose import main
-from hybridlm.cli.composition import composed
+from hybridlm.cli.compose import composed
+from hybridlm.cli.start import main
 from hybridlm.config.overrides import split
 from hybridlm.errors import UserError
 

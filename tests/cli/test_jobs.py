@@ -16,7 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from hybridlm.cli.compose import main
+from hybridlm.cli.start import main
 from hybridlm.cli.verbs import app
 from hybridlm.errors import UserError
 from hybridlm.runs.run_folder import JOB, SWEEP, RunFolder
@@ -76,9 +76,9 @@ def test_a_refused_start_leaves_every_byte(run, capfd, corpus):
     for arguments, part in (
         ([*more, "data.global_batch=8"], "data.global_batch: 4 -> 8"),
         ([*more, "data.seq_len=16"], "data.seq_len: 32 -> 16"),
-        ([*more, f"data.path={corpus}/0*.txt"], "another training or validation text"),
+        ([*more, f"data.path={corpus}/0*.txt"], "validation text"),
         ([*more, "seed=5"], "seed: 0 -> 5"),
-        ([*more, "data.tokenizer.kind=bpe"], "another tokenizer"),
+        ([*more, "data.tokenizer.kind=bpe"], "data.tokenizer"),
         ([*more, "model.d_model=64"], "model.d_model: 32 -> 64"),
         ([*more, "optim=adamw"], "optim.name: 'muon' -> 'adamw'"),
         ([*more, "hardware.memory_gb=1.0001"], "this run needs"),
@@ -86,9 +86,9 @@ def test_a_refused_start_leaves_every_byte(run, capfd, corpus):
         ([*more, "callbacks=[1]"], "callbacks="),
         (["ckpt=last", "trainer.max_steps=4"], "already at step 12"),
         (["ckpt=outputs/a"], "already at step 12"),
-        (["ckpt=outputs/a/weights.safetensors"], "weights alone"),
-        (["hydra.run.dir=outputs/a"], "holds a run already"),
-        (["hydra.run.dir=outputs/a", "seed=4", "trainer.max_steps=1"], "holds a run already"),
+        (["ckpt=outputs/a/weights.safetensors"], "optimizer state"),
+        (["hydra.run.dir=outputs/a"], "ckpt=auto"),
+        (["hydra.run.dir=outputs/a", "seed=4", "trainer.max_steps=1"], "ckpt=auto"),
     ):
         assert part in refused(capfd, *arguments), arguments
         assert bytes_of(run.path) == before, arguments
@@ -113,13 +113,13 @@ def test_a_finished_run_has_nothing_left_to_do(run, capfd):
     before = bytes_of(run.path)
     for arguments in (["ckpt=last"], ["ckpt=auto", "hydra.run.dir=outputs/a"], ["ckpt=auto"]):
         main(arguments)
-        assert "has ended at step 12; trainer.max_steps=24 would go on" in capfd.readouterr().out
+        assert "trainer.max_steps=24" in capfd.readouterr().out
     assert bytes_of(run.path) == before
 
 
 def test_what_is_changed_on_purpose_goes_on(run, corpus, capfd):
     main(["ckpt=last", "trainer.max_steps=14", f"data.path={corpus}/0*.txt", "data.changed=accept", "callbacks=ema"])
-    assert "data        changed since step 12: another training or validation text" in capfd.readouterr().out
+    assert "data        changed since step 12:" in capfd.readouterr().out
     config = yaml.safe_load(run.config.read_text())
     assert (config["data"]["changed"], config["trainer"]["max_steps"], config["callbacks"]["ema"]["decay"]) == (
         "refuse",
@@ -136,7 +136,7 @@ def test_a_run_that_has_saved_nothing_begins_anew(run, tiny, capfd):
     shutil.rmtree(run.checkpoints)
     run.summary.unlink()
     before = bytes_of(run.path)
-    assert "holds a run already" in refused(capfd, *trained_with(tiny), "hydra.run.dir=outputs/a")
+    assert "ckpt=auto" in refused(capfd, *trained_with(tiny), "hydra.run.dir=outputs/a")
     assert bytes_of(run.path) == before
     main([*trained_with(tiny), "hydra.run.dir=outputs/a", "ckpt=auto", "trainer.max_steps=3"])
     assert json.loads(run.summary.read_text())["steps"] == 3

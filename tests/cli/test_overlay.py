@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hybridlm.cli.compose import compose_config
+from hybridlm.cli.compose import compose_config, composed
 from hybridlm.cli.overlay import overlaid
 from hybridlm.config.groups import groups
 from hybridlm.config.load import from_yaml, to_yaml
@@ -22,9 +22,14 @@ GIVEN = [
 ]
 
 
+def over(recorded, *overrides):
+    line = CommandLine((), tuple(repair(overrides, groups())))
+    return overlaid(recorded, line, composed(line))
+
+
 def overlay(*overrides):
     recorded = from_yaml(to_yaml(compose_config(GIVEN)))
-    return recorded, overlaid(recorded, CommandLine((), tuple(repair(overrides, groups()))))
+    return recorded, over(recorded, *overrides)
 
 
 def test_what_is_not_named_stays_as_it_was():
@@ -83,7 +88,7 @@ def test_the_entries_of_a_mapping_are_merged():
     base = compose_config(
         ["data=mixture", "data.parts={a: {source: stdlib}, b: {source: files, path: b.txt, weight: 2.0}}"]
     )
-    changed = overlaid(base, CommandLine((), ("++data.parts.b.weight=3",)))
+    changed = over(base, "++data.parts.b.weight=3")
     assert (changed.data.parts["b"].weight, changed.data.parts["b"].path, changed.data.parts["a"].source) == (
         3,
         "b.txt",
@@ -104,7 +109,7 @@ def test_a_reference_in_the_record_stays_text(monkeypatch):
     monkeypatch.setenv("SECRET", "s3cret")
     text = to_yaml(compose_config(GIVEN)).replace("prompts:\n", "prompts:\n    - ${oc.env:SECRET} ${seed}\n", 1)
     recorded = from_yaml(text)
-    changed = overlaid(recorded, CommandLine((), ("++trainer.max_steps=3", "callbacks=ema", "~optim")))
-    kept = overlaid(recorded, CommandLine((), ("++trainer.max_steps=3",)))
+    changed = over(recorded, "++trainer.max_steps=3", "callbacks=ema", "~optim")
+    kept = over(recorded, "++trainer.max_steps=3")
     assert "s3cret" not in to_yaml(changed) + to_yaml(kept)
     assert kept.callbacks.samples.prompts[0] == "${oc.env:SECRET} ${seed}"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from hybridlm.cli import user_error
-from hybridlm.cli.compose import main
+from hybridlm.cli.start import main
 from hybridlm.cli.user_error import reported
 from hybridlm.cli.verbs import run_app
 from hybridlm.errors import ConfigError, RunFailed, UserError
@@ -52,7 +52,7 @@ def limited(monkeypatch, limit: int) -> None:
         (ConfigError("a.b = \x1b[2J"), 2, "config error: a.b = \\x1b[2J\n"),
         (RunFailed("a"), 1, "error: a\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
-        (MemoryError(), 1, "error: out of memory; take a smaller model or data.batch_size"),
+        (MemoryError(), 1, "error: out of memory; use a smaller model or data.batch_size"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "error: out of memory"),
         (ImportError("libtorch.so: failed to map segment from shared object"), 1, "error: out of memory"),
         (
@@ -69,17 +69,17 @@ def limited(monkeypatch, limit: int) -> None:
         (
             OSError(errno.EROFS, "Read-only file system", "outputs"),
             1,
-            "error: outputs: Read-only file system; name a place that can be",
+            "error: outputs: Read-only file system; choose a writable place",
         ),
         (
             PermissionError(errno.EACCES, "Permission denied", b"a/\xff"),
             1,
-            "error: a/\\udcff: Permission denied; name a place",
+            "error: a/\\udcff: Permission denied; choose a writable place",
         ),
         (
             OSError(errno.EMFILE, "Too many open files", "x"),
             1,
-            "error: x: Too many open files; raise the limit of open files",
+            "error: x: Too many open files; raise the limit on open files",
         ),
         (ConnectionError("two\nlines"), 1, "error: two lines (HYBRIDLM_TRACEBACK=1 shows where)"),
     ],
@@ -128,7 +128,7 @@ def test_a_working_folder_that_was_removed(capsys, tmp_path, monkeypatch):
     (tmp_path / "gone").rmdir()
     with pytest.raises(SystemExit) as end:
         run_app(["generate", "last", "-p", "a"])
-    assert (end.value.code, capsys.readouterr().err[:40]) == (1, "error: the folder in which this was star")
+    assert (end.value.code, capsys.readouterr().err[:40]) == (1, "error: the working directory no longer e")
 
 
 def test_ctrl_c_in_a_verb_is_a_line(capsys, monkeypatch):
@@ -142,10 +142,10 @@ def test_ctrl_c_in_a_verb_is_a_line(capsys, monkeypatch):
 
 
 MOMENTS = (
-    "compose.load_config",
+    "cli.start.load_config",
     "data.preparing.build._find_duplicates",
     "data.preparing.build._merged",
-    "train.run.build_model",
+    "train.run.layer_table",
 )
 
 
@@ -228,7 +228,7 @@ def test_a_user_without_a_home(tiny, tmp_path, capsys, monkeypatch):
             "prepare",
             *without,
         ): "no place for prepared data: HOME is not set; name one with data.out, or with HYBRIDLM_CACHE",
-        ("generate", "~/run", "-p", "a"): "~/run: ~ stands for no folder here",
+        ("generate", "~/run", "-p", "a"): "~/run: ~ cannot be expanded",
     }
     for arguments, line in lines.items():
         with pytest.raises(SystemExit) as end:

@@ -12,7 +12,6 @@ from hybridlm.config.ffns import FFN_KINDS, FFNS
 from hybridlm.config.kernels import PACKAGES, KernelsConfig
 from hybridlm.config.mixers import MIXERS
 from hybridlm.config.model import ModelConfig
-from hybridlm.config.resolve import kinds_in_use, resolve_layers
 
 KINDS = MIXERS | FFNS
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -33,9 +32,9 @@ def test_a_kind_has_its_section_its_letter_and_its_default_ffn(kind):
         assert mixer.ffn in FFN_KINDS
         assert getattr(ModelConfig().ffn_after, kind) == mixer.ffn
         for name in (mixer.letter, mixer.word):
-            (layer,) = resolve_layers(ModelConfig(pattern=name))
+            (layer,) = ModelConfig(pattern=name).layers
             assert (layer.kind, layer.ffn_kind) == (kind, mixer.ffn)
-        assert kinds_in_use(ModelConfig(pattern=mixer.letter)) == {kind, mixer.ffn}
+        assert ModelConfig(pattern=mixer.letter).kinds == {kind, mixer.ffn}
         assert (kind in PACKAGES) == (mixer.kernel is not None) == (kind in KernelsConfig.model_fields)
 
 

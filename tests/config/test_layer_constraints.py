@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 
 from hybridlm.config.load import load_config
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.errors import UserError
 
 EVERY_KIND = "T M1 M2 M3 L:moe"
@@ -19,7 +18,7 @@ def problems(pattern, **sections):
 
 
 def params_of(pattern, **sections):
-    return resolve_layers(load_config({"model": {"pattern": pattern, **sections}}).model)[0]
+    return load_config({"model": {"pattern": pattern, **sections}}).model.layers[0]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from hybridlm.config.ffns.mlp import MLPSpec
 from hybridlm.config.load import from_yaml, load_config, to_yaml, validate_model
 from hybridlm.config.mixers.attention import AttentionSpec
 from hybridlm.config.mixers.mamba2 import Mamba2Spec
-from hybridlm.config.resolve import layer_note, resolve_layers
 from hybridlm.errors import UserError
 
 
@@ -146,7 +145,7 @@ def test_sections_that_no_layer_uses_are_not_checked():
 
 def test_derived_numbers():
     model = load_config(tree(model={"pattern": "TMS", "variants": {"S": {"mixer": "attention", "window": 8}}})).model
-    attention, mamba, local = resolve_layers(model)
+    attention, mamba, local = model.layers
     assert isinstance(attention.params, AttentionSpec)
     assert (attention.params.head_dim, attention.params.n_kv_heads, attention.params.scale) == (64, 4, 64**-0.5)
     assert attention.ffn == MLPSpec(256, 704, "swiglu")  # 8/3 x 256 = 682.7, rounded up to a multiple of 32
@@ -155,12 +154,12 @@ def test_derived_numbers():
     assert isinstance(local.params, AttentionSpec)
     assert local.params.window == 8
     wide = load_config(tree(model={"pattern": "T", "d_model": 384})).model
-    assert resolve_layers(wide)[0].ffn == MLPSpec(384, 1024, "swiglu")
+    assert wide.layers[0].ffn == MLPSpec(384, 1024, "swiglu")
 
 
 def test_a_cut_cycle_is_noted():
-    assert "cut" in str(layer_note(load_config(tree(model={"n_layers": 3})).model))
-    assert layer_note(load_config(tree(model={"n_layers": 4})).model) is None
+    assert "cut" in str(load_config(tree(model={"n_layers": 3})).model.layer_note)
+    assert load_config(tree(model={"n_layers": 4})).model.layer_note is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from random_overrides import random_overrides
 
 from hybridlm.cli.compose import compose_config
-from hybridlm.cli.user_error import told
+from hybridlm.cli.user_error import lines_of
 from hybridlm.config.overrides import split
 from hybridlm.errors import UserError
 
@@ -22,7 +22,7 @@ def odd(seed: int) -> str | None:
         compose_config(split(overrides).overrides)
         said = ""
     except UserError as error:
-        said, lines = told(error), [line for problem in error.problems for line in problem.split("\n")]
+        said, lines = lines_of(error), [line for problem in error.problems for line in problem.split("\n")]
         if len(lines) != len(error.problems) or not all(line.strip() for line in lines):
             return f"{seed} {overrides!r:.300}: {error.problems!r:.300}"
     except BaseException:

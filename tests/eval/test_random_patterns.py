@@ -8,7 +8,6 @@ import random
 import pytest
 
 from hybridlm.cli.compose import compose_config
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.config.run import RunConfig
 from hybridlm.eval.gate import Gate
 
@@ -63,7 +62,7 @@ def random_config(seed: int) -> RunConfig:
 
 
 def test_the_random_patterns_hold_every_kind_of_layer():
-    layers = [layer for seed in range(50) for layer in resolve_layers(random_config(seed).model)]
+    layers = [layer for seed in range(50) for layer in random_config(seed).model.layers]
     assert {(layer.kind, layer.ffn_kind) for layer in layers} == {
         (kind, ffn) for kind in ("attention", "mamba1", "mamba2", "mamba3", "mla") for ffn in FFNS
     }

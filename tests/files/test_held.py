@@ -57,7 +57,7 @@ def test_where_nothing_came_of_it_there_is_no_file_and_no_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     with (
-        pytest.raises(UserError, match=r"cannot be written .* hydra\.run\.dir"),
+        pytest.raises(UserError, match=r"cannot be written .*hydra\.run\.dir"),
         RunFolder(tmp_path / "file/x").training(),
     ):
         pass

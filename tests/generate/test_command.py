@@ -194,7 +194,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(folder, said, tmp_path):
     byte_tokenizer(["<|another|>"]).save(copy.tokenizer)
     code, _, err = said("generate", copy.path, "-p", "a")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "not the tokenizer that" in err
+    assert "not the tokenizer of" in err
     copy.tokenizer.write_text(text)
 
     newest = copy.newest_checkpoint()

@@ -12,7 +12,6 @@ import torch
 from hybridlm.cli.compose import compose_config
 from hybridlm.config.kernels import KernelsConfig
 from hybridlm.config.overrides import repair
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.errors import UserError
 from hybridlm.machine.description import resolve_machine
 from hybridlm.machine.device import DeviceFacts, cpu_facts
@@ -41,7 +40,7 @@ def prober(**missing: str):
 
 def work(pattern: str, *settings: str, dtype=torch.bfloat16, documents=False, scale=1.0) -> Work:
     model = compose_config([f"model.pattern={pattern}", "model.n_layers=null", *settings]).model
-    return Work(resolve_layers(model), dtype, documents, scale)
+    return Work(model.layers, dtype, documents, scale)
 
 
 def reasons(job: Work, card=H100, settings=None, probe=None) -> dict[str, str | None]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hybridlm.cli.compose import compose_config, main
+from hybridlm.cli.compose import compose_config
+from hybridlm.cli.start import main
 from hybridlm.errors import UserError
 from hybridlm.machine.description import resolve_machine
 from hybridlm.machine.launcher import (

@@ -158,7 +158,7 @@ def test_a_wrong_value_is_named(setting):
 
 def test_a_wrong_capability_gets_an_example():
     with pytest.raises(
-        UserError, match=r"compute_capability = 'sm_86': expected NVIDIA's number with one decimal, as 8\.6"
+        UserError, match=r"compute_capability = 'sm_86': expected NVIDIA's number with one decimal, such as 8\.6"
     ):
         compose_config(["hardware.compute_capability=sm_86"])
 

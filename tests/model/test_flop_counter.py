@@ -24,7 +24,6 @@ from hybridlm.config.mixers.mamba1 import Mamba1Spec
 from hybridlm.config.mixers.mamba2 import Mamba2Spec
 from hybridlm.config.mixers.mamba3 import Mamba3Spec
 from hybridlm.config.mixers.mla import MLASpec
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.model.build import build_model
 from hybridlm.model.count import flops_per_token
 from hybridlm.model.lm import HybridLM
@@ -81,7 +80,7 @@ def seen(model: HybridLM) -> Seen:
 def without_products(model: HybridLM) -> float:
     """Announced forward FLOPs per token that are no matrix products in the torch path."""
     total = 0.0
-    for layer in resolve_layers(model.config):
+    for layer in model.config.layers:
         spec = layer.params
         if isinstance(spec, (Mamba2Spec, Mamba3Spec)):
             total += 2 * spec.d_conv * spec.conv_channels
@@ -96,7 +95,7 @@ def masked_products(model: HybridLM) -> float:
     """Forward FLOPs per token of keys that the counter sees and the mask hides: the counter's square less what is
     announced."""
     total = 0.0
-    for layer in resolve_layers(model.config):
+    for layer in model.config.layers:
         spec = layer.params
         if isinstance(spec, AttentionSpec):
             window = spec.window or TIME

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hybridlm.cli.compose import compose_config
-from hybridlm.cli.composition import sweep_axes
+from hybridlm.cli.compose import compose_config, sweep_axes
 from hybridlm.memory.plan import plan_run
 from hybridlm.sweep.estimate import costs_of, planned_seconds, plans_of, seconds_left
 from hybridlm.sweep.expand import expand

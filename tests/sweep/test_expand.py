@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hybridlm.cli.compose import compose_config
-from hybridlm.cli.composition import sweep_axes
+from hybridlm.cli.compose import compose_config, sweep_axes
 from hybridlm.errors import UserError
 from hybridlm.sweep.expand import depth_warning, expand
 

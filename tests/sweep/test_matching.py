@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from hybridlm.cli import compose
-from hybridlm.cli.compose import compose_config, main
+from hybridlm.cli.compose import compose_config
+from hybridlm.cli.start import main
 from hybridlm.config.overrides import split
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.errors import UserError
 from hybridlm.model.build import build_model
 from hybridlm.model.count import flops_per_token, parameters
@@ -56,8 +56,8 @@ def test_every_pattern_is_matched_to_the_reference(pattern, by, size):
     config = matched(given.model_copy(update={"sweep": given.sweep.model_copy(update={"match": by})})).config
     assert cost(config, by) == pytest.approx(cost(reference, by), rel=TOLERANCE[by])
     assert f"{round(cost(config, by)):,}" in (config.sweep.matched or "")
-    assert len(resolve_layers(config.model)) == len(resolve_layers(reference.model))
-    for spec in resolve_layers(config.model):
+    assert len(config.model.layers) == len(reference.model.layers)
+    for spec in config.model.layers:
         assert all(getattr(spec.ffn, name, 0) % 8 == 0 for name in ("d_ff", "d_expert"))
         assert getattr(spec.params, "head_dim", 8) % 8 == 0
 

@@ -1,5 +1,6 @@
 """Checkpoint files: the old one or the new one, never half of one."""
 
+import hashlib
 import io
 import os
 import pickle
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from hybridlm.errors import UserError
+from hybridlm.files.checksum import closing_line
 from hybridlm.runs.checkpoint import FORMAT_VERSION, read_checkpoint
 from hybridlm.train import checkpoint_io
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO
@@ -73,13 +75,17 @@ class Payload:
     ("content", "says"),
     [
         ({**CONTENT, "extra": Payload()}, "could run code"),
-        ({"global_step": 3, "state_dict": {}}, "not one of hybridlm's"),
+        ({"global_step": 3, "state_dict": {}}, "no 'hybridlm' entry"),
         ({**CONTENT, "hybridlm": {"format_version": 99}}, "format version 99"),
     ],
 )
-def test_foreign_checkpoints_are_refused_in_one_line(tmp_path, content, says, monkeypatch):
+def test_what_is_not_ours_is_refused_in_one_line(tmp_path, content, says, monkeypatch):
+    """Even with a right checksum."""
     monkeypatch.chdir(tmp_path)
-    torch.save(content, "a.ckpt")
+    archive = io.BytesIO()
+    torch.save(content, archive)
+    raw = archive.getvalue()
+    (tmp_path / "a.ckpt").write_bytes(raw + closing_line(hashlib.sha256(raw).hexdigest()))
     with pytest.raises(UserError, match=says) as caught:
         read_checkpoint(tmp_path / "a.ckpt")
     assert "\n" not in str(caught.value)

@@ -230,7 +230,7 @@ def spoiled(self, *args, **kwargs):
     return y * torch.tensor(math.nan) if self is now.get("layer") else y
 
 LitLM.training_step, Mamba2.forward = step, spoiled
-from hybridlm.cli.compose import main
+from hybridlm.cli.start import main
 main()
 """
 

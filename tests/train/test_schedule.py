@@ -70,7 +70,7 @@ def test_a_run_of_one_step_and_a_step_past_the_end_have_a_rate(schedule):
         (["optim.schedule=wsd", "optim.decay=1.5"], "optim.decay = 1.5: a share of max_steps is below 1"),
         (
             ["optim.schedule=wsd", "optim.warmup=0.5", "optim.decay=0.6"],
-            "optim.warmup + optim.decay = 0.5 + 0.6: more than the whole run",
+            "optim.warmup + optim.decay = 0.5 + 0.6: longer than the run",
         ),
         (
             ["optim.schedule=wsd", "optim.warmup=30", "optim.decay=30", "trainer.max_steps=50"],

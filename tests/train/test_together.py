@@ -47,7 +47,7 @@ def reason(self, trainer):
     return before(self, trainer)
 
 Stopping.reason = reason
-from hybridlm.cli.compose import main
+from hybridlm.cli.start import main
 main()
 """
 

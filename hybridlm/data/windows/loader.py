@@ -19,6 +19,7 @@ import torch
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
+from hybridlm.config.batch import BatchSplit
 from hybridlm.data.windows.order import IGNORE, spread, step_positions
 from hybridlm.data.windows.window_sources import Chain, Source, WindowBatch, Windows
 from hybridlm.data.windows.workers import Ahead
@@ -145,11 +146,8 @@ class TrainLoader:
         """workers: processes that prefetch batches, started with the first batch and ended by ``close``; 0: none.
         context: how they start, "fork" or "spawn"; None: the system's default. ConfigError: the batch sizes do not fit
         together."""
-        if micro_batch * accumulate * world_size != global_batch:
-            raise ConfigError(
-                f"data.global_batch={global_batch} is not data.batch_size x trainer.accumulate x devices = "
-                f"{micro_batch} x {accumulate} x {world_size} = {micro_batch * accumulate * world_size}"
-            )
+        if (problem := BatchSplit(global_batch, micro_batch, accumulate, world_size).problem) is not None:
+            raise ConfigError(problem)
         self._make = _MicroBatches(source, global_batch, micro_batch, accumulate, rank)
         self._global_batch, self._accumulate = global_batch, accumulate
         self._workers, self._context, self._pin_memory = workers, context, pin_memory

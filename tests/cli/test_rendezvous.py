@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hybridlm.cli import agreement
-from hybridlm.cli.agreement import Agreement, Word
+from hybridlm.cli import rendezvous
+from hybridlm.cli.rendezvous import Decision, Rendezvous
 from hybridlm.errors import RunFailed, UserError
 from hybridlm.machine.launcher import launch
 
-WORD = Word("run", "step-00000004.ckpt", "here")
+DECISION = Decision("run", "step-00000004.ckpt", "here")
 
 
 @pytest.fixture
@@ -34,18 +34,18 @@ def launched(monkeypatch):
             monkeypatch.setenv(name, str(value))
         return launch()
 
-    monkeypatch.setattr(agreement, "_BEAT_EVERY", 0.05)
-    monkeypatch.setattr(agreement, "_FAREWELL", 2.0)
+    monkeypatch.setattr(rendezvous, "_HEARTBEAT", 0.05)
+    monkeypatch.setattr(rendezvous, "_FAREWELL", 2.0)
     return of
 
 
 def together(launched, place, *parts):
     """What the part of each process returns or raises, and the seconds until all have ended."""
-    agreements = [Agreement(launched(rank), place) for rank in range(len(parts))]
+    meetings = [Rendezvous(launched(rank), place) for rank in range(len(parts))]
 
     def played(rank: int):
         try:
-            with agreements[rank] as mine:
+            with meetings[rank] as mine:
                 return parts[rank](mine)
         except Exception as error:
             return error
@@ -58,7 +58,7 @@ def together(launched, place, *parts):
 
 def first(mine):
     time.sleep(0.3)  # it decides later than the others ask
-    mine.decide(WORD)
+    mine.decide(DECISION)
     mine.meet()
     end = time.monotonic() + 5
     while mine._folder.exists():  # while it trains: a run that is killed leaves none
@@ -68,16 +68,16 @@ def first(mine):
 
 
 def other(mine):
-    word = mine.word()
-    if word is None:
+    decision = mine.decision()
+    if decision is None:
         return "nothing to do"
     mine.meet()
-    return word
+    return decision
 
 
 def test_all_begin_with_the_word_of_the_first(launched, tmp_path):
     results, _ = together(launched, tmp_path / "run", first, other, other)
-    assert results == ["trained", WORD, WORD]
+    assert results == ["trained", DECISION, DECISION]
     assert list(tmp_path.iterdir()) == [], "its files are gone, and the folder, which nobody took"
 
 
@@ -96,7 +96,7 @@ def test_where_one_is_refused_none_waits(launched, tmp_path):
     ]
 
     def refused_later(mine):
-        mine.word()
+        mine.decision()
         raise UserError("no memory here")
 
     results, more = together(launched, tmp_path / "run", first, other, refused_later)
@@ -106,12 +106,12 @@ def test_where_one_is_refused_none_waits(launched, tmp_path):
 
 
 def test_one_that_is_killed_is_missed(launched, tmp_path, monkeypatch):
-    monkeypatch.setattr(agreement, "_SILENCE", 0.5)
-    monkeypatch.setattr(agreement, "_FAREWELL", 0.1)
+    monkeypatch.setattr(rendezvous, "_SILENCE", 0.5)
+    monkeypatch.setattr(rendezvous, "_FAREWELL", 0.1)
     ended = threading.Event()
 
     def killed(mine):
-        mine._beats.set()
+        mine._ended.set()
         ended.wait(20)
 
     def missed(mine):

@@ -1,0 +1,97 @@
+"""Training from Python (``hybridlm.train``): in this process, without a command line, leaving the process as it was."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import random
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hybridlm.errors import ConfigError, RunFailed
+from hybridlm.runs.run_folder import RunFolder
+from hybridlm.train.call import Call
+
+if TYPE_CHECKING:
+    from hybridlm.config.run import RunConfig
+
+_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
+
+
+class TrainedRun(NamedTuple):
+    """What ``train`` returns. folder: the run folder, which ``hybridlm.load`` takes; summary: the content of its
+    summary.json, empty if trainer.time_limit ended the run."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+def train(config: RunConfig, folder: str | Path | None = None, *, resume: bool = False) -> TrainedRun:
+    """Trains a model in this process, on one device, and returns its run folder and summary.
+
+    Works in a notebook and in any thread. Signal handlers, log levels, warnings, the random state and the number of
+    threads are restored afterwards. Interrupting it (Ctrl-C in the main thread) saves a checkpoint first.
+
+    Args:
+        config: of ``hybridlm.compose``.
+        folder: the run folder; default: outputs/DATE/TIME in the working directory.
+        resume: continue the run in ``folder`` from its newest checkpoint, as with ckpt=last.
+
+    Raises:
+        UserError: the configuration, the data or the folder cannot be used (``ConfigError``: a field), before anything
+            in ``folder`` is written.
+        RunFailed: training ended early: a loss that is not finite, a full disk, SIGTERM.
+
+    Example:
+        >>> config = hybridlm.compose(["size=tiny", "trainer.max_steps=20"])
+        >>> run = hybridlm.train(config, "outputs/first")
+        >>> run.summary["val/bpb"]
+    """
+    if config.ckpt is not None:
+        raise ConfigError(f"ckpt = {config.ckpt!r}: use train(config, folder, resume=True) to resume")
+    if config.trainer.devices not in ("auto", 1):
+        raise ConfigError("trainer.devices: the Python API trains on one device; use `hybridlm train` for several")
+    config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"devices": 1})})
+    place = RunFolder(Path(folder or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")).absolute())
+    with place.training() as holding, _restored():
+        from hybridlm.train.run import run
+
+        checkpoint = place.newest_checkpoint() if resume else None
+        try:
+            summary = run(config, place, checkpoint, Call(("train",), meet=holding.sign))
+        except SystemExit as end:
+            raise RunFailed(f"training was stopped (exit code {end.code}); resume it with resume=True") from None
+    return TrainedRun(place.path, summary)
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    """Gives back what a run changes in the whole process."""
+    import numpy as np
+    import torch
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    threads, faults = torch.get_num_threads(), faulthandler.is_enabled()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=range(min(1, torch.cuda.device_count()))):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+            torch.set_num_threads(threads)
+            if not faults:
+                faulthandler.disable()
