@@ -506,7 +506,7 @@ DOCUMENTS = [
         "attention or mla",
     ),
 ]
-_LOSS, _HARNESS, _TURNS = (
+_LOSS, _HARNESS, _MEASUREMENT = (
     "tests/eval/test_text_loss.py",
     "tests/eval/test_harness.py",
     "tests/bench/test_measurement.py",
@@ -540,7 +540,7 @@ MEASUREMENTS = [
         "bench/measurement.py",
         "            if number:\n",
         "            if number >= 0:\n",
-        _TURNS,
+        _MEASUREMENT,
     ),
 ]
 PLANTS = [*MAMBA3, *MAMBA2, *OTHER_MIXERS, *MOE, *CACHES, *DOCUMENTS, *MEASUREMENTS]
