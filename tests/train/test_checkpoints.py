@@ -17,7 +17,7 @@ from hybridlm.errors import RunFailed, UserError
 from hybridlm.files.checksum import SIZE, damage
 from hybridlm.optim.optimizer import HybridOptimizer
 from hybridlm.runs.checkpoint import KEY, export_weights, load_run, read_checkpoint, read_weights
-from hybridlm.runs.resume import resumed
+from hybridlm.runs.resume import checkpoint_to_resume
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.checkpoint_io import AtomicCheckpointIO
 from hybridlm.train.exact import seed_everything
@@ -129,10 +129,10 @@ def test_a_resume_uses_the_newest_intact_checkpoint(tiny, finished, copy, caplog
     newest = copy.step_checkpoint(12)
     newest.write_bytes(newest.read_bytes()[:-9])
     (copy.checkpoints / ".step-00000012.ckpt.999999999.partial").write_bytes(b"half")
-    resume = resumed("last", copy)
+    resume = checkpoint_to_resume("last", copy)
     assert resume.checkpoint == copy.step_checkpoint(8)
     with pytest.raises(UserError, match=r"no checksum at its end.*ckpt=last"):
-        resumed(str(newest), copy)
+        checkpoint_to_resume(str(newest), copy)
     run(compose_config(tiny), copy, resume.checkpoint)
     assert_same_end(copy, finished)
     assert names(copy) == names(finished)
@@ -142,7 +142,7 @@ def test_auto_does_not_start_over_damaged_checkpoints(tiny, copy):
     for path in copy.step_checkpoints():
         path.write_bytes(b"")
     with pytest.raises(UserError, match="no checkpoint can be trusted") as caught:
-        resumed("auto", copy)
+        checkpoint_to_resume("auto", copy)
     assert "\n" not in str(caught.value)
 
 
