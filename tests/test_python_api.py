@@ -59,7 +59,7 @@ def test_the_examples_run(corpus, tmp_path, monkeypatch, capsys):
     compose = hybridlm.compose
     monkeypatch.setattr(hybridlm, "compose", lambda overrides: compose([*overrides, *small]), raising=False)
     examples = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(examples) == 8
+    assert len(examples) == 7
     names: dict[str, object] = {}
     for example in examples:
         exec(compile(example, str(DOCUMENT), "exec"), names)

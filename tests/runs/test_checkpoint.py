@@ -218,8 +218,8 @@ def test_an_archive_takes_no_more_memory_than_it_has_bytes(folder, content):
         deep = [deep]
     one = torch.zeros(1000)
     for value, reason in (
-        (loop, "levels deep|many places"),
-        (layers, "many places"),
+        (loop, "levels deep|too often"),
+        (layers, "too often"),
         (deep, "levels deep"),
         (torch.zeros(1).expand(10**9), "not plain"),
         ([one.view(1000)[:] for _ in range(2000)], "claim more bytes"),
@@ -233,7 +233,7 @@ def test_an_archive_takes_no_more_memory_than_it_has_bytes(folder, content):
         for member in old.infolist():
             new.writestr(member.filename, old.read(member))
     assert "compressed" in refusal(sealed(folder, packed.getvalue()))
-    assert "at most" in refusal(write(folder, {**content, "extra": ["0" * 2**24]}))
+    assert "the limit" in refusal(write(folder, {**content, "extra": ["0" * 2**24]}))
 
 
 def test_only_a_regular_file_is_opened(folder, tmp_path):
@@ -247,7 +247,7 @@ def test_only_a_regular_file_is_opened(folder, tmp_path):
         assert "not a regular file" in refusal(file)
         file.unlink()
     path.write_bytes(b"")
-    assert "cannot be read" in refusal(path)
+    assert "no checksum" in refusal(path)
     weights.write_bytes((2**40).to_bytes(8, "little") + b"{}")
     assert "header" in refusal(weights)
 
