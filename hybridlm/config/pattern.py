@@ -1,4 +1,4 @@
-"""The pattern grammar: ``model.pattern`` to one item per layer, and back to text.
+"""The pattern grammar: ``model.pattern`` to one item per layer.
 
 T transformer ...    a kind of mixer, by its letter or word in ``config/mixers``
 M mamba              the Mamba that model.ssm names
@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import groupby
 
 from hybridlm.config.ffns import FFN_KINDS
 from hybridlm.config.mixers import MIXERS
@@ -298,10 +297,3 @@ def pattern_note(
     """One line where ``n_layers`` cuts the pattern's cycle or leaves a share without a layer, otherwise None. Raises
     PatternError."""
     return _parse(pattern, n_layers, letters or Letters())[1]
-
-
-def format_pattern(items: Sequence[PatternItem]) -> str:
-    """Text that parses to ``items`` wherever the same variants are defined; FFNs are spelled out: ``M2:none*3
-    T:mlp``."""
-    runs = ((item, len(list(run))) for item, run in groupby(items))
-    return " ".join(f"{item.letter}:{item.ffn}" + (f"*{count}" if count > 1 else "") for item, count in runs)
