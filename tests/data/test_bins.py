@@ -25,7 +25,7 @@ def write(path, documents=((1, 2, 3), (), (4,)), vocab_size=100, masked=False):
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65535, "<u2"), (65536, "<u4"), (200_000, "<u4")])
-def test_documents_stand_between_separators(tmp_path, vocab_size, dtype):
+def test_documents_are_between_separators(tmp_path, vocab_size, dtype):
     largest = vocab_size - 1
     meta = write(tmp_path / "a.bin", [(1, 2, 3), (), (largest,)], vocab_size)
     file = open_bin(tmp_path / "a.bin")
@@ -38,7 +38,7 @@ def test_documents_stand_between_separators(tmp_path, vocab_size, dtype):
     assert (meta.count, meta.documents, meta.dtype, meta.text_bytes) == (8, 3, dtype, 9)
 
 
-def test_what_is_learned_stands_beside_the_tokens(tmp_path):
+def test_the_mask_is_stored_next_to_the_tokens(tmp_path):
     write(tmp_path / "a.bin", masked=True)
     file = open_bin(tmp_path / "a.bin")
     assert file.tokens().tolist() == [0, 1, 2, 3, 0, 0, 4, 0]
@@ -130,7 +130,7 @@ def test_any_cut_and_any_flip_of_a_sidecar_is_refused_in_one_line_or_changes_not
 
 
 @pytest.mark.parametrize("kind", ["pipe", "zeros", "deep", "latin"])
-def test_a_sidecar_that_a_stranger_made_is_refused_at_once(tmp_path, kind):
+def test_an_untrusted_sidecar_is_refused_at_once(tmp_path, kind):
     path = tmp_path / "a.bin"
     path.write_bytes(b"\0" * 64)
     sidecar = path.with_suffix(".json")

@@ -273,7 +273,7 @@ FIELDS = "no messages, conversations, prompt with response, or instruction with 
     ],
     ids=str,
 )
-def test_what_is_no_conversation_is_said(fields, said):
+def test_records_that_are_not_conversations_are_reported(fields, said):
     found = record(**fields)
     assert isinstance(found, Bad)
     assert str(found) == f"a.jsonl:3: {said}"
@@ -283,7 +283,7 @@ def test_what_is_no_conversation_is_said(fields, said):
 @every
 @settings(max_examples=150, deadline=None)
 @given(turns=talks)
-def test_learned_are_the_assistants_words_and_their_ends_alone(name, turns):
+def test_only_assistant_contents_and_their_ends_are_learned(name, turns):
     ((ids, learned),) = encoded(name, turns)
     assert (ids.dtype, learned.dtype, ids.shape) == (np.uint32, np.bool_, learned.shape)
     assert shown(name, ids) == written(name, turns)
@@ -300,7 +300,7 @@ def test_learned_are_the_assistants_words_and_their_ends_alone(name, turns):
 @every
 @settings(max_examples=50, deadline=None)
 @given(turns=talks)
-def test_a_content_has_the_same_ids_wherever_it_stands(name, turns):
+def test_a_content_has_the_same_ids_anywhere(name, turns):
     ((ids, _),) = encoded(name, turns)
     tokenizer, template = TOKENIZERS[name], template_of(TOKENIZERS[name])
     alone = [
@@ -313,7 +313,7 @@ def test_a_content_has_the_same_ids_wherever_it_stands(name, turns):
 @every
 @settings(max_examples=50, deadline=None)
 @given(turns=talks)
-def test_a_prompt_is_what_training_saw_in_front_of_an_answer(name, turns):
+def test_a_prompt_is_what_training_saw_before_an_answer(name, turns):
     template = template_of(TOKENIZERS[name])
     answered = (*turns, Turn("assistant", "yes"))
     ((ids, learned),) = encoded(name, answered)
@@ -355,13 +355,13 @@ def test_conversations_are_read_as_they_are_needed(monkeypatch):
         assert len(read) <= count + 10
 
 
-def test_a_text_among_conversations_is_the_programs_mistake():
+def test_a_text_among_conversations_is_a_value_error():
     tokenizer = TOKENIZERS["bytes"]
     with pytest.raises(ValueError, match="a is not a conversation"):
         list(encode_conversations([Document("a", "text")], tokenizer, template_of(tokenizer)))
 
 
-def test_the_first_style_whose_tokens_are_all_there_is_taken():
+def test_the_first_style_with_all_its_tokens_is_used():
     for tokens, end in ((OURS + CHATML, "<|end|>"), (LLAMA + CHATML, "<|im_end|>"), (OURS[:3] + LLAMA, "<|eot_id|>")):
         tokenizer = byte_tokenizer(tokens)
         assert template_of(tokenizer).end_id == tokenizer.special_id(end)
@@ -376,7 +376,7 @@ def test_a_tokenizer_without_a_template_is_refused_in_one_line():
         assert all(word in said for word in ["data.tokenizer.special_tokens", *OURS, *CHATML, *LLAMA])
 
 
-def test_a_token_that_ends_documents_too_can_end_no_message(tmp_path):
+def test_a_token_that_ends_documents_cannot_end_messages(tmp_path):
     path = tmp_path / "tokenizer.json"
     byte_tokenizer(CHATML).save(path)
     facts = json.loads(path.read_text(encoding="utf-8"))
@@ -400,14 +400,14 @@ def test_jinja_renders_the_same_text(name, turns):
 
 
 @every
-def test_jinja_refuses_what_is_no_conversation(name):
+def test_jinja_refuses_invalid_conversations(name):
     for turns in ([Turn("tool", "a")], [Turn("user", "a"), Turn("system", "b")]):
         with pytest.raises(TemplateError, match="roles are system, user, assistant"):
             rendered(name, turns)
 
 
 @every
-def test_transformers_gives_the_very_ids(name, tmp_path):
+def test_transformers_gives_the_same_ids(name, tmp_path):
     transformers = pytest.importorskip("transformers")
     TOKENIZERS[name].save(tmp_path / "tokenizer.json")
     template = template_of(TOKENIZERS[name])
@@ -427,7 +427,7 @@ def test_transformers_gives_the_very_ids(name, tmp_path):
         assert prompt == template.encode_prompt(turns, TOKENIZERS[name])
 
 
-def test_what_is_learned_is_bright_and_what_is_read_is_not():
+def test_learned_tokens_are_bright_and_context_is_dim():
     ((ids, learned),) = encoded("bytes", (Turn("user", "a b"), Turn("assistant", "c\n")))
     text = coloured([TOKENIZERS["bytes"].eos_id, *ids], TOKENIZERS["bytes"], [False, *learned])
     assert text.plain == "<eos><|user|>a·b<|end|><|assistant|>c⏎\n<|end|>"

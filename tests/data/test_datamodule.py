@@ -71,7 +71,7 @@ def test_a_resumed_fit_is_bit_exact(corpora, tmp_path, kind, accumulate):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_again_and_again_it_still_sees_every_batch(corpora, tmp_path, workers):
+def test_a_run_killed_repeatedly_still_sees_every_batch(corpora, tmp_path, workers):
     whole, _ = fit(corpora["cut"], STEPS, tmp_path / "whole", accumulate=2, every=100)
     seen, ckpt, last = [], None, 0
     for number, fail_at in enumerate((5, 9, 12, None)):

@@ -110,7 +110,7 @@ def test_a_unit_whose_digests_are_there_is_not_read_again(tmp_path):
     assert dropped_of(tmp_path, 0).tolist() == [False, False]
 
 
-def test_what_was_killed_on_the_way_is_made_again(tmp_path):
+def test_work_that_was_killed_is_redone(tmp_path):
     class Killed:
         size = 0
 

@@ -92,7 +92,7 @@ def test_large_ids_need_u32(tmp_path):
     )
 
 
-def test_the_json_of_another_program_is_no_sidecar(tmp_path):
+def test_the_json_of_another_program_is_not_a_sidecar(tmp_path):
     path = save(tmp_path / "train.bin", raw(IDS, "u16"))
     for text in ('{"text": "once"}', "[", ""):
         path.with_suffix(".json").write_text(text)
@@ -247,7 +247,7 @@ def test_refusals_say_what_where_and_what_is_legal(tmp_path, name):
         open_foreign(path, dtype=dtype, vocab_size=vocab_size)
 
 
-def test_what_is_no_readable_file_is_refused(tmp_path):
+def test_unreadable_files_are_refused(tmp_path):
     assert "cannot be read (No such file or directory)" in refusal(tmp_path / "none.bin", "u16")
     assert "is not a regular file" in refusal(tmp_path, "u16")
 
@@ -286,7 +286,7 @@ def test_a_flip_in_a_used_field_is_refused(tmp_path, dtype):
                     refusal(path, given, vocab_size)
 
 
-def test_damage_and_mixed_up_widths_are_refused_or_read_as_they_stand(tmp_path):
+def test_damage_and_wrong_widths_are_refused_or_read_literally(tmp_path):
     """Whatever opens holds the tokens that stand in the file, in the width they were written with."""
     rng = np.random.default_rng(7)
     outcomes = {"read": 0, "refused": 0}

@@ -200,7 +200,7 @@ def test_a_cut_never_changes_ids(loaded, name, text, limit):
     assert [token for piece in cut for token in tokenizer.encode(piece)] == tokenizer.encode(text)
 
 
-def test_where_a_token_reaches_across_line_ends_nothing_is_cut(tmp_path):
+def test_text_is_not_cut_where_a_token_spans_line_ends(tmp_path):
     facts = sentencepiece()
     vocab = facts["model"]["vocab"]
     vocab |= {"\n": len(vocab), "\nt": len(vocab) + 1}
@@ -210,7 +210,7 @@ def test_where_a_token_reaches_across_line_ends_nothing_is_cut(tmp_path):
     assert tokenizer.encode("a\nt")[-1] == vocab["\nt"]
 
 
-def test_a_sentencepiece_text_has_no_blank_before_it_and_no_s(loaded):
+def test_a_sentencepiece_text_gets_no_leading_space_and_no_bos(loaded):
     for name in ("bpe", "metaspace", "unigram"):
         tokenizer = loaded[name]
         assert tokenizer.bytes_of(tokenizer.encode(" the")[0])[:1] == b" "
@@ -223,7 +223,7 @@ def test_a_sentencepiece_text_has_no_blank_before_it_and_no_s(loaded):
         assert tokenizer.decode(tokenizer.encode("▁ ▁")) == "▁ ▁"
 
 
-def test_an_own_tokenizer_is_loaded_as_it_is(tmp_path):
+def test_our_own_tokenizer_is_loaded_unchanged(tmp_path):
     for tokenizer in (train_bpe(TEXTS, 400), byte_tokenizer()):
         tokenizer.save(tmp_path / "tokenizer.json")
         assert load_tokenizer(tmp_path / "tokenizer.json").fingerprint == tokenizer.fingerprint
@@ -242,7 +242,7 @@ def with_chat(tmp_path_factory):
 @pytest.mark.parametrize("name", ["bytes", "bpe", "metaspace", "unigram"])
 @settings(max_examples=100, deadline=None)
 @given(text=st.lists(st.sampled_from([*CHAT, *TRICKY, "<|", "user"]), max_size=8).map("".join) | texts)
-def test_added_special_tokens_stand_behind_the_others_and_are_no_text(loaded, with_chat, name, text):
+def test_added_special_tokens_follow_the_others_and_give_no_text(loaded, with_chat, name, text):
     before, tokenizer = loaded[name], with_chat[name]
     assert [tokenizer.special_id(content) for content in CHAT] == [before.vocab_size, before.vocab_size + 1]
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (before.vocab_size + 2, before.eos_id)
@@ -267,7 +267,7 @@ def test_added_special_tokens_are_saved_and_found_again(with_chat, name, tmp_pat
         assert again.encode("a <|user|> b") == tokenizer.encode("a <|user|> b")
 
 
-def test_special_tokens_that_are_there_keep_their_ids(tmp_path):
+def test_existing_special_tokens_keep_their_ids(tmp_path):
     tokenizer = load_tokenizer(write(tmp_path, byte_level()), ("<|new|>", "<|begin|>", EOS))
     assert [tokenizer.special_id(content) for content in ("<|begin|>", EOS, "<|new|>")] == [COUNT, COUNT + 1, COUNT + 3]
     assert tokenizer.fingerprint == load_tokenizer(write(tmp_path, byte_level()), ("<|new|>",)).fingerprint
@@ -278,7 +278,7 @@ def test_special_tokens_that_are_there_keep_their_ids(tmp_path):
     assert load_tokenizer(write(tmp_path, sentencepiece()), ("<unk>", "<s>")).special_id("<s>") == 1
 
 
-def test_special_tokens_stand_behind_gaps_and_ids_out_of_order(tmp_path):
+def test_special_tokens_follow_gaps_and_ids_out_of_order(tmp_path):
     facts = byte_level()
     facts["added_tokens"][2]["id"] = 600
     facts["model"]["vocab"]["zz"] = 700
@@ -292,7 +292,7 @@ def test_special_tokens_stand_behind_gaps_and_ids_out_of_order(tmp_path):
     assert Tokenizer.load(tmp_path / "saved.json").special_id("<|end|>") == 702
 
 
-def test_names_that_can_be_no_special_token_of_it_are_refused(tmp_path):
+def test_special_token_names_that_are_ordinary_tokens_are_refused(tmp_path):
     for facts, name in (
         (byte_level(), "<|x|>"),
         (byte_level(), "ue"),
@@ -342,7 +342,7 @@ def test_a_bare_file_has_the_first_end_of_document_name_that_it_knows(tmp_path):
     ],
     ids=str,
 )
-def test_a_folder_says_which_token_ends_a_document(tmp_path, files):
+def test_a_folder_names_its_end_of_document_token(tmp_path, files):
     facts = byte_level("<stop>")
     path = write(tmp_path / "folder", facts, **files)
     tokenizer = load_tokenizer(path.parent)
@@ -351,7 +351,7 @@ def test_a_folder_says_which_token_ends_a_document(tmp_path, files):
     assert Tokenizer.load(tmp_path / "saved.json").eos_id == COUNT + 1
 
 
-def test_an_end_of_document_token_that_is_no_special_one_is_made_one(tmp_path):
+def test_an_end_of_document_token_is_made_special(tmp_path):
     facts = byte_level("<stop>")
     facts["added_tokens"][1] |= {"special": False, "rstrip": True}
     path = write(tmp_path / "folder", facts, tokenizer_config={"eos_token": "<stop>"})
@@ -385,14 +385,14 @@ def test_added_tokens_keep_their_ids_and_gaps_are_unused(tmp_path):
     refused(write(tmp_path, facts), "largest id is 1073741824", "1048576")
 
 
-def test_added_tokens_swallow_no_blanks(tmp_path):
+def test_added_tokens_swallow_no_spaces(tmp_path):
     facts = byte_level()
     facts["added_tokens"][2] |= {"lstrip": True, "rstrip": True}
     tokenizer = load_tokenizer(write(tmp_path, facts))
     assert tokenizer.decode(tokenizer.encode("a  <|x|>\n b")) == "a  <|x|>\n b"
 
 
-def test_a_special_token_that_merges_or_whole_pieces_lead_to_is_text_in_a_text(tmp_path):
+def test_a_special_token_spelled_in_a_text_is_text(tmp_path):
     facts = byte_level("</s>")
     vocab = facts["model"]["vocab"]
     vocab |= {"</": 500, "</s": 501, "</s>": 502}
@@ -474,7 +474,7 @@ BYTES_ALONE = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": T
         (lambda: [], "not a JSON object"),
     ],
 )
-def test_what_cannot_be_exact_is_refused(tmp_path, facts, word):
+def test_lossy_tokenizers_are_refused(tmp_path, facts, word):
     refused(write(tmp_path, facts()), word)
 
 
@@ -493,14 +493,14 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         load_tokenizer(path.parent)
 
 
-def test_load_of_a_run_refuses_what_is_not_exact_as_it_stands(tmp_path):
+def test_load_refuses_tokenizers_that_need_changes(tmp_path):
     with pytest.raises(UserError, match="its normalizer Prepend changes texts"):
         Tokenizer.load(write(tmp_path, sentencepiece()))
     with pytest.raises(UserError, match="puts a space before texts"):
         Tokenizer.load(write(tmp_path, metaspace()))
 
 
-def test_a_token_that_a_template_only_lists_ends_no_document(tmp_path):
+def test_a_token_that_a_template_only_lists_does_not_end_documents(tmp_path):
     """And ours, which lists its own, is read back as it was, whichever other ends it has."""
     library = train_bpe(["some words"], 300, ("<pad>", "</s>"))._library
     library.post_processor = processors.TemplateProcessing(
@@ -517,7 +517,7 @@ def test_a_token_that_a_template_only_lists_ends_no_document(tmp_path):
     assert named.fingerprint == again.fingerprint
 
 
-def test_a_tokenizer_of_an_old_run_is_still_its_own(tmp_path):
+def test_a_tokenizer_of_an_old_run_keeps_its_fingerprint(tmp_path):
     """Files of ours once had no mark at the end of document that they list."""
     library = train_bpe(["some words"], 300, ("</s>",))._library
     library.save(str(tmp_path / "tokenizer.json"))

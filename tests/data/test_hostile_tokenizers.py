@@ -106,7 +106,7 @@ def test_a_regex_that_never_ends_is_refused_at_once(tmp_path, regex, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_a_panic_on_a_text_is_said_in_a_line():
+def test_a_panic_on_a_text_is_a_one_line_error():
     tokenizer = byte_tokenizer()
     library = LibraryTokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     facts = json.loads(library.to_str()) | {"pre_tokenizer": {"type": "FixedLength", "length": 0}}
@@ -201,7 +201,7 @@ def test_a_folder_never_runs_code_and_its_template_is_not_rendered(tmp_path, mon
     assert os.listdir(tmp_path) == ["stranger"]
 
 
-def test_names_of_tokens_reach_no_terminal_raw(tmp_path):
+def test_token_names_are_escaped_on_terminals(tmp_path):
     library = LibraryTokenizer.from_str(json.dumps(VALID[1]))
     library.add_special_tokens([AddedToken("\x1b[2J<|x|>", special=True, normalized=False)])
     facts = json.loads(library.to_str())

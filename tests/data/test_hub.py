@@ -474,7 +474,7 @@ def test_a_data_set_of_the_hub_is_read_and_found_again_without_a_network(small_h
         assert max(answer["seconds"] for answer in found) < 15  # a bare load_dataset takes 25
 
 
-def test_what_the_hub_refuses_is_told_in_one_line(small_hub, tmp_path):
+def test_refusals_of_the_hub_are_reported_in_one_line(small_hub, tmp_path):
     cases = [
         (
             {"id": "me/gone"},

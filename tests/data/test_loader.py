@@ -77,7 +77,7 @@ def test_targets_are_the_next_tokens():
 
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 4), (2, 2), (4, 1), (2, 4), (8, 1)])
-def test_the_global_batch_does_not_hang_on_ranks_or_accumulation(world_size, accumulate):
+def test_the_global_batch_does_not_depend_on_ranks_or_accumulation(world_size, accumulate):
     for mine, reference in zip(global_batches(world_size, accumulate, 20), global_batches(1, 1, 20), strict=True):
         assert torch.equal(mine, reference)
     batch = next(iter(train_loader(accumulate=accumulate, world_size=world_size)))
@@ -100,7 +100,7 @@ def test_another_seed_is_another_order():
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_resumed_anywhere_it_goes_on_as_if_never_stopped(accumulate):
+def test_a_loader_resumed_anywhere_continues_exactly(accumulate):
     whole = take(train_loader(accumulate=accumulate), 40)
     for stop in range(31):
         loader = train_loader(accumulate=accumulate)
@@ -110,7 +110,7 @@ def test_resumed_anywhere_it_goes_on_as_if_never_stopped(accumulate):
         assert all(torch.equal(a, b) for a, b in zip(take(other, 9), whole[stop : stop + 9], strict=True)), stop
 
 
-def test_a_state_fits_other_ranks_and_another_accumulation():
+def test_a_state_fits_different_ranks_and_accumulation():
     loader = train_loader(accumulate=4)
     take(loader, 10 * 4)
     for world_size, accumulate in ((2, 2), (4, 1), (1, 1), (1, 8)):
@@ -293,7 +293,7 @@ def test_validation_counts_the_bytes_of_learned_tokens_alone(tmp_path, packed):
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_validation_passes_over_windows_without_targets(tmp_path, packed, world_size):
+def test_validation_skips_windows_without_targets(tmp_path, packed, world_size):
     """Conversations of long questions and an answer of two letters: most windows hold nothing to learn, and weigh
     nothing."""
     documents = [[1] * (90 + number) + [2, 3] for number in range(12)]
@@ -342,7 +342,7 @@ def packed_steps(world_size, accumulate, steps):
 
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 1)])
-def test_packed_batches_do_not_hang_on_ranks_or_accumulation(world_size, accumulate):
+def test_packed_batches_do_not_depend_on_ranks_or_accumulation(world_size, accumulate):
     (mine, parts), (reference, _) = packed_steps(world_size, accumulate, 9), packed_steps(1, 1, 9)
     for step, want, batches in zip(mine, reference, parts, strict=True):
         assert all(torch.equal(step[name], want[name]) for name in want)
@@ -368,14 +368,14 @@ def test_a_pass_holds_every_packed_pair_once():
     assert sorted(pairs) == sorted(itertools.pairwise(PACKED))
 
 
-def test_documents_are_given_to_the_model_only_where_they_are_kept_apart():
+def test_doc_ids_are_given_only_if_documents_are_isolated():
     apart, together = (next(iter(packed_loader(isolate=isolate))) for isolate in (True, False))
     assert "doc_ids" not in together
     assert torch.equal(apart["ids"], together["ids"])
     assert bool(((apart["doc_ids"] < 0) == (apart["targets"] == IGNORE)).all())
 
 
-def test_a_packed_loader_goes_on_where_it_stood():
+def test_a_packed_loader_resumes_exactly():
     loader = packed_loader()
     ahead = [batch["ids"] for batch in itertools.islice(endless(loader), 7)]
     for stop in range(1, 6):
@@ -397,7 +397,7 @@ def mixed_loader(*, rank=0, world_size=1, accumulate=1, workers=0, context=None)
 
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 4), (2, 2), (8, 1)])
-def test_a_mixture_does_not_hang_on_ranks_or_accumulation(world_size, accumulate):
+def test_a_mixture_does_not_depend_on_ranks_or_accumulation(world_size, accumulate):
     whole = take(mixed_loader(), 30)
     loaders = [mixed_loader(rank=rank, world_size=world_size, accumulate=accumulate) for rank in range(world_size)]
     parts = [take(loader, 30 * accumulate) for loader in loaders]
@@ -407,7 +407,7 @@ def test_a_mixture_does_not_hang_on_ranks_or_accumulation(world_size, accumulate
         )
 
 
-def test_a_mixture_resumed_anywhere_goes_on():
+def test_a_mixture_resumed_anywhere_continues_exactly():
     whole = take(mixed_loader(), 40)
     for stop in range(0, 31, 3):
         loader, other = mixed_loader(), mixed_loader()

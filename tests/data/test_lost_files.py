@@ -72,7 +72,7 @@ def test_a_file_that_was_cut_before_it_was_opened_gives_no_other_tokens(tmp_path
         source.rows(np.array([SIZE - 100]))
 
 
-def test_a_packing_that_is_cut_is_a_line_and_one_that_is_gone_is_made_again(tmp_path):
+def test_a_truncated_packing_is_an_error_and_a_missing_one_is_rebuilt(tmp_path):
     text = split(tmp_path / "documents", some_documents(4000, seed=1), files=1).stream
     windows = PackedWindows(PackedStream(text, 16, eos_id=EOS, folder=tmp_path / "packed"), 3, isolate=True)
     before = windows.rows(np.array([0, 9]))

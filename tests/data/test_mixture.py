@@ -37,7 +37,7 @@ def mixture(parts):
         ([1] * BLOCK, [1] * BLOCK),
     ],
 )
-def test_shares_are_the_rounded_weights_and_none_is_left_out(weights, places):
+def test_shares_are_the_rounded_weights_and_at_least_one(weights, places):
     assert shares(weights).tolist() == places
 
 
@@ -72,7 +72,7 @@ def test_the_windows_are_those_of_the_parts_at_these_places(mixture, parts):
     assert mixture.targets(mixture.choose(positions)).tolist() == [8] * BLOCK
 
 
-def test_the_order_hangs_on_seed_and_position_alone(mixture, parts):
+def test_the_order_depends_only_on_seed_and_position(mixture, parts):
     positions = np.arange(BLOCK - 300, BLOCK + 300)
     whole = mixture.choose(positions).tolist()
     again = Mixture(parts, WEIGHTS, seed=7)

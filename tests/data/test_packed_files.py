@@ -111,7 +111,7 @@ def test_opening_reads_no_packing(stream, folder, monkeypatch):
     assert len(set(mapped)) == 1
 
 
-def test_what_is_packed_in_another_way_is_packed_anew(stream, folder):
+def test_different_settings_are_packed_separately(stream, folder):
     opened(stream, folder)
     other = opened(stream, folder, seq_len=24)
     assert other.seq_len == 24
@@ -122,7 +122,7 @@ def test_what_is_packed_in_another_way_is_packed_anew(stream, folder):
 
 
 @pytest.mark.parametrize("name", ["index.json", "a piece"])
-def test_whatever_byte_is_wrong_the_packing_is_right(tmp_path, name):
+def test_a_damaged_packing_is_rebuilt_whatever_byte_is_wrong(tmp_path, name):
     stream = split(tmp_path / "files", some_documents(6, seed=6), files=1).stream
     folder = tmp_path / "packed"
     wanted = rows(opened(stream, folder))
@@ -141,7 +141,7 @@ def test_whatever_byte_is_wrong_the_packing_is_right(tmp_path, name):
         assert path.read_bytes() == whole or name == "index.json", place
 
 
-def test_where_nothing_can_be_written_it_packs_all_the_same(stream, tmp_path, folder):
+def test_packing_works_where_nothing_can_be_written(stream, tmp_path, folder):
     blocked = tmp_path / "blocked"
     blocked.write_text("a file stands where the folder should")
     packed = opened(stream, blocked)
@@ -162,7 +162,7 @@ def test_a_failed_write_leaves_nothing_behind(stream, folder, monkeypatch):
     assert same(packed, whole)
 
 
-def test_pieces_without_documents_are_passed_over(tmp_path, folder):
+def test_pieces_without_documents_are_skipped(tmp_path, folder):
     files = [token_file(tmp_path / f"{k}.bin", documents) for k, documents in enumerate(([], [[1, 2]], [], [[3]], []))]
     packed = opened(TokenStream(joined(files)), folder)
     assert len(packed) == 2

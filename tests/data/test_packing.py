@@ -139,14 +139,14 @@ def test_targets_are_counted_per_window_asked_for():
     assert packed.targets[np.array([], dtype=np.int64)].sum() == 0
 
 
-def test_pieces_and_windows_stand_in_the_order_of_the_stream():
+def test_pieces_and_windows_are_in_stream_order():
     packed = pack(realistic(2000), 1024)
     windows = grouped(packed)
     assert all(window == sorted(window) for window in windows)
     assert windows == sorted(windows)
 
 
-def test_realistic_lengths_leave_almost_no_filling():
+def test_realistic_lengths_leave_almost_no_padding():
     assert efficiency(pack(realistic(20_000), 2048)) > 0.999
 
 
@@ -221,5 +221,5 @@ def test_documents_are_found_by_the_eos_between_them(first, last, block, monkeyp
 
 
 @pytest.mark.parametrize("tokens", [[], [9], [1]])
-def test_a_token_alone_is_no_document(tokens):
+def test_a_single_token_is_not_a_document(tokens):
     assert len(document_starts(np.array(tokens, dtype=np.uint16), 9)) < 2

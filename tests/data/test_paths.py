@@ -27,7 +27,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_folder_means_its_text_files(here):
+def test_a_folder_stands_for_its_text_files(here):
     write(
         here, "n/a.txt", "n/deep/b.md", "n/c.jsonl", "n/.hidden.txt", "n/.git/d.txt", "n/e.png", "n/f.png", "n/LICENSE"
     )
@@ -53,14 +53,14 @@ def test_lists_and_braces(here):
 
 
 @pytest.mark.parametrize("folder", ["[D]", "a{b,c}", "x=1 #2 (3)", "语料", "it's"])
-def test_what_exists_is_taken_as_it_is_written(here, folder):
+def test_an_existing_path_is_taken_literally(here, folder):
     write(here, f"{folder}/a.txt", f"{folder}/b.md")
     assert names(folder) == ["a.txt", "b.md"]
     assert names(f"{folder}/*.txt") == ["a.txt"]
     assert names(f"{folder}/a.txt") == ["a.txt"]
 
 
-def test_every_real_file_comes_once(here):
+def test_every_real_file_is_read_once(here):
     write(here, "c/a.txt", "c/d/b.txt")
     (here / "c/loop").symlink_to(here / "c")
     (here / "c/d/up").symlink_to(here / "c")

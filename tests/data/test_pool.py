@@ -104,7 +104,7 @@ def test_what_is_done_adds_up_to_the_sizes_of_the_units(tmp_path, several):
 
 
 @pytest.mark.parametrize(("size", "total"), [(1_000_000, 3_000_000), (0, 30 * 300_000)], ids=["known", "unknown"])
-def test_little_is_done_in_this_process_in_order(tmp_path, size, total):
+def test_little_work_is_done_in_this_process_in_order(tmp_path, size, total):
     done, units = [], [(number, Piece("read:300000", size)) for number in (2, 0, 1)]
     work_on(Task(tmp_path), units, 2 if size else 1, done.append)
     assert processes(tmp_path) == {os.getpid()}
@@ -126,7 +126,7 @@ def test_the_error_of_the_first_unit_counts_even_if_a_later_one_fails_sooner(tmp
     assert not alive(processes(tmp_path))
 
 
-def test_an_error_of_the_system_comes_as_it_was(tmp_path, several):
+def test_an_os_error_is_raised_unchanged(tmp_path, several):
     with pytest.raises(OSError, match="No space") as caught:
         work(tmp_path, "none", "full", "long")
     assert (caught.value.errno, caught.value.filename) == (28, "there")
@@ -222,7 +222,7 @@ def test_without_a_terminal_progress_is_a_line_every_half_minute(monkeypatch, cl
     assert sys.stderr.getvalue() == ""
 
 
-def test_short_work_says_nothing(monkeypatch, clock):
+def test_short_work_reports_nothing(monkeypatch, clock):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     lines = []
     with ByteProgress("reading", 10, lines.append) as bar:

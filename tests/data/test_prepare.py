@@ -191,7 +191,7 @@ CHILD = (
 
 
 @pytest.mark.parametrize("dedup", [False, True])
-def test_killed_anywhere_it_goes_on_to_the_same_files(corpus, dedup, tmp_path):
+def test_a_killed_preparation_resumes_to_the_same_files(corpus, dedup, tmp_path):
     """By os._exit, as by kill -9: no handler and no cleanup runs. Before a unit's report, and before the manifest."""
     write_lines(corpus, 4500)
     whole = files_of(folder_of(lines_config(corpus, dedup=dedup, out=f"{tmp_path}/whole")))
@@ -275,7 +275,7 @@ def kept_texts(prepared: Prepared) -> tuple[list[str], list[str]]:
     return texts_of(prepared, part.train), texts_of(prepared, part.val)
 
 
-def test_of_few_documents_the_nearest_goes_to_the_side_that_would_be_empty(corpus):
+def test_with_few_documents_the_nearest_goes_to_the_empty_side(corpus):
     for path in sorted((corpus / "text").iterdir())[3:]:
         path.unlink()
     texts = sorted((path.read_text(encoding="utf-8") for path in (corpus / "text").iterdir()), key=place_of)
@@ -299,7 +299,7 @@ def test_equal_texts_are_on_one_side_whatever_file_holds_them(corpus):
 
 @pytest.mark.parametrize("name", ["input.txt", "input.jsonl"])
 @pytest.mark.parametrize("kind", ["bpe", "bytes"])
-def test_a_lone_text_gives_its_end(tmp_path, name, kind):
+def test_the_end_of_a_single_text_is_held_out(tmp_path, name, kind):
     text = "".join(f"Line {number}: some words, again the same words\n" for number in range(400))
     (tmp_path / name).write_text(text if name.endswith("txt") else json.dumps({"text": text}))
     lines = []
@@ -318,7 +318,7 @@ def test_a_lone_text_gives_its_end(tmp_path, name, kind):
     assert any("the last 0.1 of it held out" in line for line in lines)
 
 
-def test_a_lone_text_of_many_pieces_gives_its_end(tmp_path, monkeypatch):
+def test_the_end_of_a_single_text_in_many_pieces_is_held_out(tmp_path, monkeypatch):
     from hybridlm.data.reading import documents
 
     monkeypatch.setattr(documents, "LONGEST", 1000)
@@ -329,7 +329,7 @@ def test_a_lone_text_of_many_pieces_gives_its_end(tmp_path, monkeypatch):
     assert abs(len("".join(val)) / len(text) - 0.25) < 0.001
 
 
-def test_a_lone_text_without_line_ends_is_cut_at_a_blank_or_anywhere(tmp_path):
+def test_a_single_text_without_line_ends_is_cut_at_a_space_or_anywhere(tmp_path):
     for text, end in (("some words " * 500, " "), ("x" * 500, "x"), ("ab", "b")):
         (tmp_path / "input.txt").write_text(text)
         (train,), (val,) = kept_texts(prepare(config(tmp_path, path=f"{tmp_path}/input.txt", tokenizer=BYTES)))
@@ -488,7 +488,7 @@ def test_a_place_that_cannot_be_written_is_named(corpus):
         prepare(config(corpus, out=f"{corpus}/file"))
 
 
-def test_where_prepared_data_lie(monkeypatch, tmp_path):
+def test_the_folder_of_prepared_data(monkeypatch, tmp_path):
     monkeypatch.setenv("HYBRIDLM_CACHE", str(tmp_path / "a"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
     assert data_folder(DataConfig(out=str(tmp_path / "c"))) == tmp_path / "c"

@@ -37,14 +37,14 @@ def test_it_prepares_and_shows_documents(corpus, tmp_path):
         (["data=bins", "data.path=nowhere.bin", "data.tokenizer.path=nowhere.json"], "nowhere.json"),
     ],
 )
-def test_a_mistake_is_one_line_and_code_2(arguments, message):
+def test_a_user_error_is_one_line_and_exit_code_2(arguments, message):
     done = prepare(*arguments)
     assert done.exit_code == 2
     assert message in done.output
     assert "Traceback" not in done.output
 
 
-def test_tokens_are_told_apart_by_colour():
+def test_tokens_are_distinguished_by_colour():
     tokenizer = byte_tokenizer()
     shown = coloured([tokenizer.eos_id, *"a é\n".encode()], tokenizer)
     assert shown.plain == "<eos>a·\\xc3\\xa9⏎\n"

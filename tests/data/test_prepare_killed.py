@@ -44,7 +44,7 @@ def files_of(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_killed_at_three_random_moments_it_makes_the_same_files(tmp_path):
+def test_killed_at_random_moments_prepare_gives_the_same_files(tmp_path):
     train_bpe(write_corpus(tmp_path / "texts.jsonl"), 8192).save(tmp_path / "tokenizer.json")
     began = time.monotonic()
     whole = prepare(tmp_path, "whole")

@@ -119,7 +119,7 @@ def test_damaged_compression_is_one_bad_line(tmp_path, damage):
     assert (len(good) == 2000) == (damage in ("check", "rubbish_behind"))
 
 
-def test_a_zipped_file_of_nothing_but_line_ends_holds_no_document(tmp_path):
+def test_a_zipped_file_of_empty_lines_holds_no_document(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n\n\r\n"))
     assert found(tmp_path / "a.jsonl.gz") == ([], [])
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b""))
@@ -225,7 +225,7 @@ def test_a_text_keeps_its_line_ends_and_is_named_where_it_is_not_utf8(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names are bytes on POSIX only")
-def test_a_file_name_that_is_no_text(tmp_path):
+def test_a_file_name_that_is_not_utf8(tmp_path):
     folder = os.fsdecode(b"\xff")
     for ending, data in (
         (".jsonl", b'{"text": "x"}\n{'),

@@ -181,7 +181,7 @@ def test_a_file_of_another_size_or_time_is_read_again(tmp_path, opened, content)
     assert (before == after) == (content == b"1234")
 
 
-def test_what_was_found_in_a_file_that_changed_a_moment_ago_is_not_kept(tmp_path, opened):
+def test_the_scan_of_a_file_that_has_just_changed_is_not_cached(tmp_path, opened):
     files = write(tmp_path, {"old.txt": b"1"}) + write(tmp_path, {"new.txt": b"2"}, changed=None)
     write(tmp_path, {"future.txt": b"3"}, changed=time.time() + 1000)
     files.append(SourceFile("future.txt", tmp_path / "future.txt"))
@@ -202,7 +202,7 @@ def test_a_file_that_settles_while_others_are_read_is_not_kept(tmp_path, opened,
     assert not (tmp_path / "kept").exists()
 
 
-def test_a_kept_scan_that_is_damaged_is_made_again(tmp_path, opened):
+def test_a_damaged_cached_scan_is_rebuilt(tmp_path, opened):
     files, kept = write(tmp_path, {"a.jsonl": b'{"text": "x"}\n' * 4}), tmp_path / "kept"
     first = scan_files(files, RECORDS, 20, kept)
     whole = kept.read_bytes()
@@ -221,7 +221,7 @@ def test_a_kept_scan_that_is_damaged_is_made_again(tmp_path, opened):
 
 
 @pytest.mark.parametrize("where", ["a_file_in_the_way", "a_folder_of_that_name"])
-def test_where_nothing_can_be_kept_every_scan_reads(tmp_path, opened, where):
+def test_without_a_writable_cache_every_scan_reads(tmp_path, opened, where):
     files = write(tmp_path, {"a.txt": b"1"})
     if where == "a_file_in_the_way":
         (tmp_path / "cache").write_bytes(b"")
@@ -256,7 +256,7 @@ def test_the_fingerprint_is_of_content_names_records_and_size_of_units(tmp_path)
     assert len({same, *others}) == 1 + len(others)
 
 
-def test_what_the_system_does_not_give_us_is_bad_and_looked_at_again(tmp_path, opened):
+def test_unreadable_files_are_reported_and_scanned_again(tmp_path, opened):
     (tmp_path / "a.jsonl").mkdir()
     (tmp_path / "b.txt").symlink_to(tmp_path / "nothing")
     (tmp_path / "c.parquet").mkdir()
@@ -273,7 +273,7 @@ def test_what_the_system_does_not_give_us_is_bad_and_looked_at_again(tmp_path, o
     assert len(opened) == 8
 
 
-def test_a_file_that_may_not_be_read_is_read_as_soon_as_it_may(tmp_path, monkeypatch):
+def test_a_file_is_read_as_soon_as_its_permissions_allow(tmp_path, monkeypatch):
     """Permissions are no part of a file's time of change."""
     files = write(tmp_path, {"a.txt": b"1"})
     forbidden = PermissionError(13, "Permission denied")
@@ -289,9 +289,7 @@ def test_a_file_that_may_not_be_read_is_read_as_soon_as_it_may(tmp_path, monkeyp
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz", "a.parquet", "long.txt"])
 @pytest.mark.parametrize("how", ["gone", "changed", "folder"])
-def test_a_file_that_goes_or_changes_between_scan_and_reading_is_an_error_not_a_document_less(
-    tmp_path, monkeypatch, name, how
-):
+def test_a_file_that_vanishes_or_changes_after_the_scan_is_an_error(tmp_path, monkeypatch, name, how):
     if name == "a.parquet":
         parquet.write_table(pyarrow.table({"text": ["x"]}), tmp_path / name)
         files = write(tmp_path, {name: (tmp_path / name).read_bytes()})
@@ -317,7 +315,7 @@ def test_a_file_that_goes_or_changes_between_scan_and_reading_is_an_error_not_a_
     assert str(caught.value).startswith(f"data: {name} {reason}")
 
 
-def test_progress_is_never_told_by_two_threads_at_once(tmp_path, monkeypatch):
+def test_progress_is_never_reported_by_two_threads_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "_BLOCK", 10)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     busy, seen, threads = threading.Lock(), [], set()
@@ -335,7 +333,7 @@ def test_progress_is_never_told_by_two_threads_at_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals go to threads on POSIX only")
-def test_an_interrupt_does_not_wait_for_the_files_under_way(tmp_path, monkeypatch):
+def test_an_interrupt_does_not_wait_for_files_in_progress(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "_BLOCK", 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     files = write(tmp_path, {"a.txt": b"x", "b.txt": b"x" * 100_000})
@@ -355,5 +353,5 @@ def test_an_interrupt_does_not_wait_for_the_files_under_way(tmp_path, monkeypatc
     assert not (tmp_path / "kept").exists()
 
 
-def test_a_bad_file_name_is_written_out():
+def test_a_bad_file_name_is_escaped():
     assert str(Bad("\udcff\n.txt", "empty")) == r"\udcff\n.txt: empty"

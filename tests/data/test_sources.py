@@ -70,7 +70,7 @@ def test_names_begin_below_the_first_part_with_a_wildcard(tmp_path, monkeypatch,
     assert [name for name, _ in documents(CorpusConfig(source="files", path=pattern.format(tmp=tmp_path)))] == names
 
 
-def test_a_corpus_is_the_same_wherever_it_lies(tmp_path, monkeypatch):
+def test_a_corpus_is_the_same_in_any_place(tmp_path, monkeypatch):
     content = {"c/a/z.jsonl": '{"text": "x"}\n', "c/b.txt": "bee"}
     for place in ("here", "there"):
         write(tmp_path / place, content)
@@ -81,7 +81,7 @@ def test_a_corpus_is_the_same_wherever_it_lies(tmp_path, monkeypatch):
     assert above != one
 
 
-def test_folders_and_links_to_nothing_are_no_documents(tmp_path):
+def test_folders_and_dead_links_are_not_documents(tmp_path):
     write(tmp_path, {"c/a.txt": "1"})
     (tmp_path / "c" / "folder.txt").mkdir()
     (tmp_path / "c" / "link.txt").symlink_to(tmp_path / "nothing")
@@ -213,7 +213,7 @@ def test_lines_keep_their_place_when_others_come_and_go(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names are bytes on POSIX only")
-def test_a_file_name_that_is_no_text_has_a_place_and_can_be_shown(tmp_path):
+def test_a_file_name_that_is_not_text_has_a_position_and_can_be_shown(tmp_path):
     name = os.fsdecode(b"\xff.txt")
     write(tmp_path, {f"c/{name}": "x", f"c/bad{name}": ""})
     corpus = opened(CorpusConfig(source="files", path=f"{tmp_path}/c/*.txt"), tmp_path / "cache")

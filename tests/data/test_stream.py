@@ -41,7 +41,7 @@ def test_a_window_over_three_pieces(pieces):
 
 
 @pytest.mark.parametrize(("first", "count"), [(-1, 2), (0, 55), (54, 1), (53, 2)])
-def test_what_is_not_there_is_not_read(pieces, first, count):
+def test_reading_out_of_range_is_refused(pieces, first, count):
     with pytest.raises(IndexError, match="stream of 54"):
         pieces.read(first, count)
 
@@ -80,7 +80,7 @@ def test_files_of_ours_are_one_stream_with_one_eos_between_documents(tmp_path):
     assert len({piece.key for piece in stream.pieces}) == 3
 
 
-def test_no_files_and_half_masks_are_refused(tmp_path):
+def test_no_files_and_partial_masks_are_refused(tmp_path):
     for pieces in ([], [Piece(tmp_path, "<u2", 3), Piece(tmp_path, "<u2", 3, masked=True)]):
         with pytest.raises(ValueError, match="at least one piece"):
             TokenStream(pieces)
@@ -88,7 +88,7 @@ def test_no_files_and_half_masks_are_refused(tmp_path):
         TokenStream(joined([]))
 
 
-def test_another_process_opens_the_files_anew(tmp_path):
+def test_another_process_reopens_the_files(tmp_path):
     ids = np.arange(5_000_000, dtype="<u2")  # 10 MB
     stream = raw_stream(tmp_path / "files", [ids])
     stream.read(0, 10)

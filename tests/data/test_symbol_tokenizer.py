@@ -15,7 +15,7 @@ from hybridlm.errors import UserError
 WORDS = words(SyntheticConfig(task="modular_arithmetic_brackets"))
 
 
-def test_ids_are_the_places_of_the_words():
+def test_ids_are_the_positions_of_the_words():
     tokenizer = symbol_tokenizer(WORDS)
     ids = tokenizer.encode("( 3 * 4 ) =")
     assert [WORDS[token] for token in ids] == ["(", "3", "*", "4", ")", "="]
@@ -30,7 +30,7 @@ def test_ids_are_the_places_of_the_words():
     assert StreamDecoder(tokenizer).feed([WORDS.index("4")]) == " 4"
 
 
-def test_what_was_saved_is_loaded_as_what_it_is(tmp_path):
+def test_a_saved_tokenizer_is_loaded_with_its_own_class(tmp_path):
     tokenizer = symbol_tokenizer(WORDS)
     tokenizer.save(tmp_path / "tokenizer.json")
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")
@@ -41,7 +41,7 @@ def test_what_was_saved_is_loaded_as_what_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["1 + x", "1+2", "<|endoftext|>"])
-def test_a_word_that_is_none_is_an_error_of_one_line(text):
+def test_an_unknown_word_is_a_one_line_error(text):
     with pytest.raises(UserError, match=r"is not a word .*: \+, -, \*, =") as error:
         symbol_tokenizer(WORDS).encode(text)
     assert len(error.value.problems) == 1

@@ -115,7 +115,7 @@ def test_a_prepared_corpus_is_read_back_by_its_files(folder):
         assert (mine.documents, mine.text_bytes) == (reference.documents, reference.text_bytes)
 
 
-def test_files_are_looked_through_once(folder, monkeypatch):
+def test_files_are_scanned_once(folder, monkeypatch):
     settings = config(folder, val_path=f"{folder}/val.bin")
     first = prepare(settings).parts[0]
     monkeypatch.setattr("hybridlm.data.files.foreign_bins._check_raw", lambda *_: pytest.fail("looked through again"))

@@ -57,7 +57,7 @@ def test_stream_decoder_shows_an_unfinished_character_only_at_the_end():
 
 
 @both
-def test_special_tokens_are_no_text_and_text_is_never_special(tokenizer):
+def test_special_tokens_give_no_text_and_text_gives_no_special_tokens(tokenizer):
     assert tokenizer.token_bytes()[tokenizer.eos_id] == 0
     assert tokenizer.decode([tokenizer.eos_id, *tokenizer.encode("a"), tokenizer.eos_id]) == "a"
     ids = tokenizer.encode(f"a{EOS}b")
@@ -129,7 +129,7 @@ def test_ids_outside_the_vocabulary_are_refused():
             BYTES.decode([token])
 
 
-def test_load_refuses_what_is_no_tokenizer(tmp_path):
+def test_load_refuses_other_files(tmp_path):
     BPE.save(tmp_path / "good.json")
     text = (tmp_path / "good.json").read_text(encoding="utf-8")
     word_level = LibraryTokenizer(models.WordLevel({"a": 0, "☃": 1, EOS: 2}, unk_token="a"))
@@ -153,7 +153,7 @@ def test_load_refuses_what_is_no_tokenizer(tmp_path):
         assert len(str(caught.value).splitlines()) == 1, name
 
 
-def test_special_tokens_stand_behind_the_first_and_count_as_ids():
+def test_special_tokens_follow_the_first_and_count_as_ids():
     assert [BYTES_MORE.special_id(name) for name in (EOS, *SPECIALS)] == [256, 257, 258, 259]
     assert [BPE_MORE.special_id(name) for name in (EOS, *SPECIALS)] == [0, 1, 2, 3]
     assert (BYTES_MORE.vocab_size, train_bpe(TEXTS, 300, SPECIALS).vocab_size) == (260, 300)
@@ -165,7 +165,7 @@ def test_special_tokens_stand_behind_the_first_and_count_as_ids():
         train_bpe(TEXTS, 259, SPECIALS)
 
 
-def test_without_special_tokens_a_tokenizer_is_as_ever():
+def test_without_special_tokens_a_tokenizer_is_unchanged():
     """The default job's ids hang on it: <|endoftext|>, then the letters of bytes in their order."""
     assert BPE.eos_id == 0
     assert [BPE.bytes_of(token) for token in range(1, 4)] == [b"!", b'"', b"#"]
@@ -178,7 +178,7 @@ def test_without_special_tokens_a_tokenizer_is_as_ever():
 @given(
     text=st.lists(st.sampled_from([EOS, *SPECIALS, "<|", "user", " a", "\n", "☃"]), max_size=8).map("".join) | st.text()
 )
-def test_more_special_tokens_are_no_text_either(tokenizer, text):
+def test_additional_special_tokens_give_no_text(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert not any(tokenizer.special_name(token) for token in ids)
@@ -218,7 +218,7 @@ def test_special_tokens_are_saved(tmp_path):
         (("<\ud800>",), "half a surrogate pair"),
     ],
 )
-def test_names_that_can_be_no_special_token_are_refused(names, said):
+def test_unusable_special_token_names_are_refused(names, said):
     for make in (lambda: train_bpe(TEXTS, 400, names), lambda: byte_tokenizer(names)):
         with pytest.raises(UserError, match=rf"data\.tokenizer\.special_tokens: .*{said}.*") as caught:
             make()

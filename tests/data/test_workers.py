@@ -59,7 +59,7 @@ def same(ours, theirs):
 
 
 @pytest.mark.parametrize(("kind", "context"), [("packed", "fork"), ("mixture", "fork"), ("packed", "spawn")])
-def test_workers_hand_out_the_batches_of_none(sources, kind, context):
+def test_workers_give_the_same_batches_as_no_workers(sources, kind, context):
     if context not in multiprocessing.get_all_start_methods():
         pytest.skip(f"this system cannot {context}")
     alone, helped = loader_of(sources[kind], 0), loader_of(sources[kind], 2, context)
@@ -148,7 +148,7 @@ def test_workers_end_with_the_process_however_it_ends(sources, tmp_path, end, co
 @pytest.mark.parametrize(
     ("trainer", "printed"), [("os.getppid()", "began\n"), ("os.getpid()", ""), ("None", "began\n")]
 )
-def test_a_worker_whose_trainer_has_gone_before_it_began_ends(trainer, printed):
+def test_a_worker_ends_if_its_trainer_is_gone_before_it_starts(trainer, printed):
     code = f"import os; from hybridlm.data.windows.workers import _begin; _begin({trainer}, 0); print('began')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (result.stdout, result.stderr) == (printed, "")

@@ -202,7 +202,7 @@ def test_queries_of_mqar_lie_near_the_pairs_as_zoology_draws_them():
     assert np.abs(ours - theirs).max() < 0.03
 
 
-def test_an_example_as_text_shows_the_answers_and_what_was_said_instead():
+def test_an_example_as_text_shows_answers_and_wrong_predictions():
     section = SyntheticConfig(task="parity")
     ids, targets = np.array([2, 1, 2, 0]), np.array([2, 2, 1, -100])
     assert as_text(ids, targets, words(section)) == "1[1] 0[1] 1[0]"

@@ -87,7 +87,7 @@ def test_a_pass_holds_every_example_once_and_the_seed_changes_the_order_alone():
     assert not torch.equal(rows, others)
 
 
-def test_a_source_can_be_sent_to_another_process():
+def test_a_source_is_picklable():
     source = GeneratedWindows(SECTION, "train", 16, 3)
     again = pickle.loads(pickle.dumps(source))
     chosen = source.choose(np.arange(40))

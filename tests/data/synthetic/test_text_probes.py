@@ -39,7 +39,7 @@ def test_copying_shows_lists_and_measures_the_last_copy():
 
 
 @pytest.mark.parametrize("name", TEXT_PROBES)
-def test_a_probe_hangs_on_its_seed_alone(name):
+def test_a_probe_depends_only_on_its_seed(name):
     make = TEXT_PROBES[name]
     one, again, other = make(TOKENS, 4, 40, 1), make(TOKENS, 4, 40, 1), make(TOKENS, 4, 40, 2)
     assert np.array_equal(one.ids, again.ids)
