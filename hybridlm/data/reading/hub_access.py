@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,32 +109,21 @@ def quiet(offline: bool = False) -> Iterator[None]:
     from huggingface_hub import constants
     from huggingface_hub.utils import logging as hub_logging
 
-    loggers: list[Any] = [datasets.logging, hub_logging]
-    switches: list[Any] = [datasets.config, constants]
-    levels = [logger.get_verbosity() for logger in loggers]
-    before = [module.HF_HUB_OFFLINE for module in switches]
     # With their own environment variables set, these calls do nothing but warn.
     free = datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
-    barred = [
-        module
-        for module in (datasets, huggingface_hub.utils)
-        if free and not sys.stderr.isatty() and not module.are_progress_bars_disabled()
-    ]
-    try:
-        for logger in loggers:
-            logger.set_verbosity(logging.CRITICAL)
-        for module in switches if offline else ():
+    module: Any
+    with ExitStack() as restored:
+        for module in (datasets.logging, hub_logging):
+            restored.callback(module.set_verbosity, module.get_verbosity())
+            module.set_verbosity(logging.CRITICAL)
+        for module in (datasets.config, constants) if offline else ():
+            restored.callback(setattr, module, "HF_HUB_OFFLINE", module.HF_HUB_OFFLINE)
             module.HF_HUB_OFFLINE = True
-        for library in barred:
-            library.disable_progress_bars()
+        for module in (datasets, huggingface_hub.utils):
+            if free and not sys.stderr.isatty() and not module.are_progress_bars_disabled():
+                restored.callback(module.enable_progress_bars)
+                module.disable_progress_bars()
         yield
-    finally:
-        for module, value in zip(switches, before, strict=True):
-            module.HF_HUB_OFFLINE = value
-        for library in barred:
-            library.enable_progress_bars()
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.set_verbosity(level)
 
 
 def unreachable(config: HfConfig, reason: str, cache: str) -> str:

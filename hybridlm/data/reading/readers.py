@@ -67,16 +67,10 @@ def read_lines(name: str, lines: Iterable[bytes | int], records: Records, first:
 def read_zipped(name: str, file: IO[bytes], records: Records) -> Iterator[Document | Bad]:
     """The same for a .gz file; what comes before damaged data is kept."""
     number = 0
-
-    def counted(lines: Iterable[bytes | int]) -> Iterator[bytes | int]:
-        nonlocal number
-        for line in lines:
-            number += 1
-            yield line
-
     try:
         with gzip.open(file) as unzipped:
-            yield from read_lines(name, counted(bounded_lines(unzipped)), records)
+            for number, line in enumerate(bounded_lines(unzipped), 1):
+                yield from read_lines(name, [line], records, number)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         yield Bad(f"{name}:{number + 1}", "compressed data are damaged", str(error))
     else:
