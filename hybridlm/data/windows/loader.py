@@ -227,9 +227,10 @@ class ValLoader:
         self._token_bytes = token_bytes.astype(np.int64)
         self._counting = _counting(self._windows) if masked else None
         self._windows_left = self._windows.numbers if self._counting is None else self._counting.size
-        self._count = (
-            self._windows_left if limit_batches is None else min(limit_batches * batch_size, self._windows_left)
-        )  # over all ranks
+        # Over all ranks.
+        self._count = min(
+            self._windows_left if limit_batches is None else limit_batches * batch_size, self._windows_left
+        )
         self._batches = -(-self._count // (batch_size * world_size))
         self._first = rank * self._batches * batch_size
 
@@ -239,29 +240,21 @@ class ValLoader:
     def __iter__(self) -> Iterator[Batch]:
         for index in range(self._batches):
             first = self._first + index * self._batch_size
-            places = np.arange(
-                first, min(first + self._batch_size, self._count), dtype=np.int64
-            )  # maybe none on the last ranks
+            # Perhaps none on the last ranks.
+            places = np.arange(first, min(first + self._batch_size, self._count), dtype=np.int64)
             chosen = spread(places, self._count, self._windows_left)
             yield self._batch(chosen if self._counting is None else self._counting[chosen])
 
     def _batch(self, chosen: np.ndarray) -> Batch:
-        rows = self._filled(chosen)
+        # Padding rows are real windows, so that all batches have the same fields.
+        rows = self._windows.rows(np.pad(chosen, (0, self._batch_size - len(chosen))))
+        rows.targets[len(chosen) :] = IGNORE
         counted = rows.targets[rows.targets != IGNORE]
         batch = _tensors(rows) | {
             "n_targets": torch.tensor(counted.size),
             "n_bytes": torch.tensor(int(self._token_bytes[counted].sum())),
         }
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if self._pin_memory else batch
-
-    def _filled(self, chosen: np.ndarray) -> WindowBatch:
-        """The windows, and below them rows without targets."""
-        if len(chosen) == self._batch_size:
-            return self._windows.rows(chosen)
-        # WindowBatch of a real window, so that all batches have the same fields.
-        rows = self._windows.rows(np.concatenate([chosen, np.zeros(self._batch_size - len(chosen), dtype=np.int64)]))
-        rows.targets[len(chosen) :] = IGNORE
-        return rows
 
 
 def _counting(windows: Windows) -> np.ndarray:
