@@ -140,6 +140,12 @@ def test_a_limit_takes_evenly_spaced_stretches_and_always_the_same(tmp_path, ope
     assert len(read(open_hub(HfConfig(id=folder, limit_mb=7)))) == 30_000
 
 
+def test_a_limit_is_reached_where_row_groups_are_few(tmp_path, open_hub):
+    folder = write(tmp_path / "set", {"train.jsonl": long_texts(3001)})
+    size = sum(len(document.text) for document in read(open_hub(HfConfig(id=folder, limit_mb=1))))
+    assert MB <= size <= MB + 4 * 1000
+
+
 def test_a_limit_of_a_stream_takes_an_even_share_of_groups_of_files(tmp_path, open_hub, monkeypatch):
     monkeypatch.setattr(hub, "_FILE_MB", 1)
     folder = write(tmp_path / "set", {f"{i}.jsonl": long_texts(700) for i in range(6)})

@@ -13,7 +13,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -92,8 +92,8 @@ class Unreachable:
 def open_hub(config: CorpusConfig, unit_bytes: int, cache: Path, progress: Callable[[int], None]) -> Corpus:
     """``data.source=hf``. cache: the folder for downloaded data sets.
 
-    With ``data.hf.limit_mb`` every unit gives its first documents until it has its even share of the limit: of a
-    downloaded data set up to 16 or more evenly spaced stretches; of a stream, groups of files, one group per 64 MB. A
+    With ``data.hf.limit_mb`` every unit gives its first documents until it has its share of the limit: of a downloaded
+    data set 16 or more evenly spaced stretches of row groups; of a stream, groups of files, one group per 64 MB. A
     share ends with the document that fills it, so slightly more than the limit is taken; the same documents every time.
 
     The fingerprint covers the commit of a data set of the hub, or the content of a local folder.
@@ -194,9 +194,12 @@ def _downloaded(
     for group in groups:
         pieces.setdefault(done * count // total, []).append(group)
         done += group.size
-    if not whole:
-        return _shares(pieces.values(), limit)
-    return [Share(tuple(units), sum(unit.size for unit in units)) for units in pieces.values()]
+    shares = []
+    for units in pieces.values():
+        size = sum(unit.size for unit in units)
+        share = math.ceil(limit * size / total)
+        shares.append(Share(tuple(units), size) if whole else Share(tuple(units), share, share))
+    return shares
 
 
 def _row_groups(config: HfConfig, records: Records, place: Path) -> Iterator[ParquetRows]:
@@ -243,10 +246,5 @@ def _streamed(config: HfConfig, records: Records, folder: Path | None, access: A
         return [Share((unit,), 0) for unit in units]
     count = min(len(units), math.ceil(config.limit_mb / _FILE_MB))
     edges = [len(units) * number // count for number in range(count + 1)]
-    return _shares([units[begin:end] for begin, end in pairwise(edges)], config.limit_mb * _MB)
-
-
-def _shares(pieces: Collection[Sequence[Unit]], limit: int) -> list[Share]:
-    """Units that give ``limit`` bytes together."""
-    share = math.ceil(limit / len(pieces))
-    return [Share(tuple(units), share, share) for units in pieces]
+    share = math.ceil(config.limit_mb * _MB / count)
+    return [Share(tuple(units[begin:end]), share, share) for begin, end in pairwise(edges)]
