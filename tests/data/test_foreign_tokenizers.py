@@ -405,7 +405,7 @@ def test_a_special_token_spelled_in_a_text_is_text(tmp_path):
         for text in ("</s>", "a</s></s>", "<</s>\n"):
             assert tokenizer.decode(tokenizer.encode(text)) == text
     facts["added_tokens"] = [special(502, "</s>"), special(vocab["x"], "x")]
-    refused(write(tmp_path, facts), "'x' cannot be told")
+    refused(write(tmp_path, facts), "'x' cannot be distinguished")
 
 
 def edit(facts, **changes):

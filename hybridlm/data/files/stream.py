@@ -50,7 +50,7 @@ def opened(key: Hashable, open_it: Callable[[], tuple[_T, Sequence[Mapped]]]) ->
 
 
 def joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """Whole files as they stand in one stream: a file of ours ends with an eos, and the next one of ours begins with
+    """Whole files joined into one stream: a file of ours ends with an eos, and the next one of ours begins with
     one."""
     whole = list(pieces)
     ours = [piece.documents is not None for piece in whole] + [False]

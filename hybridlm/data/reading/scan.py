@@ -67,7 +67,7 @@ def open_scanned(
 ) -> Corpus:
     """``scan_files`` with what the configuration says. place: identifies the set of files, for the cache."""
     # Some dozens of units in a corpus, so that many processes finish at about the same time; the size stays the same
-    # until the corpus doubles, so that growing does not always cut all of it anew.
+    # until the corpus doubles, so that a growing corpus is not recut every time.
     total, even = 0, _LEAST
     for file in files:
         with contextlib.suppress(OSError):

@@ -92,7 +92,7 @@ def _folder_eos(folder: Path, names: Mapping[str, int]) -> str | None:
 
 
 def _names(facts: Mapping[str, Any]) -> dict[str, int]:
-    """Token to id of a tokenizer.json as it stands."""
+    """Token to id of a tokenizer.json before any change."""
     vocab = facts["model"]["vocab"]
     names = dict(vocab) if isinstance(vocab, dict) else {entry[0]: token for token, entry in enumerate(vocab)}
     return names | {token["content"]: token["id"] for token in facts.get("added_tokens") or []}

@@ -175,7 +175,7 @@ class Tokenizer:
             if (self._pieces[token] and not a_byte) or self._gives_back(text):
                 continue
             if not (self._gives_back(text[:1]) and self._gives_back(text[1:])):
-                raise ValueError(f"a text with {content!r} cannot be told from that token")
+                raise ValueError(f"a text with {content!r} cannot be distinguished from that token")
             found.append(f"{re.escape(text[0])}(?={re.escape(text[1:])})")
         return re.compile("|".join(found)) if found else None
 
