@@ -227,7 +227,7 @@ def test_a_user_without_a_home(tiny, tmp_path, capsys, monkeypatch):
         (
             "prepare",
             *without,
-        ): "no place for prepared data: HOME is not set; name one with data.out, or with HYBRIDLM_CACHE",
+        ): "nowhere to store prepared data: HOME is not set; choose a folder with data.out or HYBRIDLM_CACHE",
         ("generate", "~/run", "-p", "a"): "~/run: ~ stands for no folder here",
     }
     for arguments, line in lines.items():
