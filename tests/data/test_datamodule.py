@@ -39,7 +39,7 @@ def corpora(tmp_path_factory):
         "packed": (prepared(one), packing),
         "mixture": (prepared(replace(one, weight=1.0), other), CONFIG),
         "packed mixture": (prepared(one, other), packing),
-        "synthetic": (open_synthetic(SYNTHETIC, Path(), lambda line: None, False), SYNTHETIC),
+        "synthetic": (open_synthetic(SYNTHETIC, Path, lambda line: None, False), SYNTHETIC),
     }
 
 

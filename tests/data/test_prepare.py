@@ -500,6 +500,13 @@ def test_the_folder_of_prepared_data(monkeypatch, tmp_path):
     assert data_folder(DataConfig()) == tmp_path / ".cache" / "hybridlm" / "data"
 
 
+def test_a_synthetic_task_needs_no_folder(monkeypatch):
+    monkeypatch.setattr(
+        "hybridlm.data.preparing.prepare.data_folder", lambda config: pytest.fail("a folder is asked for")
+    )
+    assert prepare(DataConfig(source="synthetic")).parts == ()
+
+
 def test_what_a_bpe_learns_from_is_bounded_where_words_do_not_repeat(tmp_path, monkeypatch):
     """Text without blanks is taken evenly from all of the corpus, as much of it as memory bears."""
     monkeypatch.setattr(cuts, "MOST_RARE", 30_000)

@@ -24,13 +24,16 @@ _BLOCK = 1 << 22  # tokens
 _ENDINGS = (".bin",)  # of the files of a folder
 
 
-def open_tokenised(config: DataConfig, folder: Path, report: Callable[[str], None], whole: bool) -> Prepared:
-    """folder: for what is found in the files; whole: without ``data.val_path`` both splits are all of ``data.path``.
+def open_tokenised(
+    config: DataConfig, data_folder: Callable[[], Path], report: Callable[[str], None], whole: bool
+) -> Prepared:
+    """data_folder: for scan results; whole: without ``data.val_path`` both splits are all of ``data.path``.
 
     UserError: a file or the tokenizer is missing or does not fit.
     """
     assert config.path is not None  # config.data_constraints
     assert config.tokenizer.path is not None
+    folder = data_folder()
     tokenizer = load_tokenizer(expanded(config.tokenizer.path), config.tokenizer.special_tokens)
     found = find_files("data.path", config.path, _ENDINGS)
     named = None if config.val_path is None else find_files("data.val_path", config.val_path, _ENDINGS)

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -31,8 +32,9 @@ from hybridlm.errors import UserError
 from hybridlm.files.home import expanded
 
 _VERIFIED = "verified.json"
-# Sources with nothing to tokenise, by ``data.source``; those with documents are in ``reading.sources``.
-TOKENISED: dict[str, Callable[[DataConfig, Path, Report, bool], Prepared]] = {
+# Sources with nothing to tokenise, by ``data.source``; those with documents are in ``reading.sources``. Not all need
+# the data folder, so it is passed as a function.
+TOKENISED: dict[str, Callable[[DataConfig, Callable[[], Path], Report, bool], Prepared]] = {
     "bins": open_tokenised,
     "synthetic": open_synthetic,
 }
@@ -45,10 +47,9 @@ def prepare(config: DataConfig, report: Report = lambda line: None, *, whole: bo
     whole: hold nothing out; both splits are all of the text.
     UserError: the corpus cannot be read or split, the folder cannot be written, or prepared files are damaged.
     """
-    place = data_folder(config)
     if config.source in TOKENISED:
-        return TOKENISED[config.source](config, place, report, whole)
-    began = time.monotonic()
+        return TOKENISED[config.source](config, partial(data_folder, config), report, whole)
+    place, began = data_folder(config), time.monotonic()
     sources = _sources(config, place, report, whole)
     tokenizer = corpus_tokenizer(config.tokenizer, sources, place / "tokenizers", report)
     if any(source.masked for source in sources):

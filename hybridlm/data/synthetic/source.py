@@ -51,7 +51,9 @@ def shown_examples(config: DataConfig, count: int) -> list[str]:
     return [as_text(ids, targets, words(config.synthetic)) for ids, targets in zip(rows.ids, rows.targets, strict=True)]
 
 
-def open_synthetic(config: DataConfig, folder: Path, report: Callable[[str], None], whole: bool) -> Prepared:
+def open_synthetic(
+    config: DataConfig, data_folder: Callable[[], Path], report: Callable[[str], None], whole: bool
+) -> Prepared:
     """``data.source=synthetic``: nothing but the tokenizer, since windows are generated. ``report`` gets a line about
     the task."""
     section = config.synthetic
