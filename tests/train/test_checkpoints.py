@@ -141,7 +141,7 @@ def test_a_resume_uses_the_newest_intact_checkpoint(tiny, finished, copy, caplog
 def test_auto_does_not_start_over_damaged_checkpoints(tiny, copy):
     for path in copy.step_checkpoints():
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="step-00000012.ckpt: no checksum.*step-00000008.ckpt") as caught:
+    with pytest.raises(UserError, match=r"step-00000012.ckpt: no checksum.*step-00000008.ckpt") as caught:
         checkpoint_to_resume("auto", copy)
     assert "\n" not in str(caught.value)
 
