@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hybridlm.memory.segments import Pieces, follow
+from hybridlm.memory.microbatch import Pieces, follow
 from hybridlm.memory.speed import relative_time
 from hybridlm.memory.timeline import Cut, Peak, Shares, compose
 from hybridlm.memory.updates import Update

@@ -38,7 +38,7 @@ class Inference:
 
 def inference_of(work: Workload, rates: Rates) -> Inference:
     """In 16 bits on a GPU (bfloat16 and float16 take the same), in float32 on a CPU."""
-    dtype = torch.float32 if work.card is None else torch.bfloat16
+    dtype = torch.bfloat16 if work.gpu else torch.float32
     model = build_model(work.model, work.vocab)
     layers = len(work.layers)
     other = build_model(work.model.model_copy(update={"pattern": ALL_ATTENTION, "n_layers": layers}), work.vocab)

@@ -36,10 +36,6 @@ _NARROW = ("bf16-mixed", "bf16-true")
 # (aten/src/ATen/cuda/CublasHandlePool.cpp).
 _CUBLAS, _CUBLAS_HOPPER = 8 * 2**20 + 128 * 2**10, 32 * 2**20
 _HOPPER = (9, 0)
-_AMPERE, _OLDER = (
-    (8, 0),
-    (7, 0),
-)  # where the ways part that our operators take on a GPU; plans for cards of one kind share their pieces
 _HANDLES = 2
 
 
@@ -214,11 +210,9 @@ def _windows(config: RunConfig, global_batch: int, devices: int) -> int:
 def workload_of(config: RunConfig, facts: DeviceFacts) -> tuple[Workload, Vocabulary]:
     """What one device has to do, and the vocabulary that it is planned with."""
     vocabulary = planned_vocabulary(config)
-    capability = _capability(facts)
-    card = None if capability is None else _AMPERE if capability >= _AMPERE else _OLDER
     documents = config.data.packing and config.data.isolate
     work = Workload(
-        config.model, config.optim, vocabulary.ids, config.data.seq_len, precision_of(config, facts), card, documents
+        config.model, config.optim, vocabulary.ids, config.data.seq_len, precision_of(config, facts), facts.kind == CUDA, documents
     )
     return work, vocabulary
 
@@ -247,7 +241,7 @@ def _shares(config: RunConfig, facts: DeviceFacts, update: Update, devices: int)
 def margin_of(work: Workload, usable: int | None = None) -> Limit:
     """What the allocator of a device takes besides the peak, with ``usable`` bytes in all."""
     share, spare = _CPU_NARROW_MARGIN if work.precision in _NARROW else _CPU_MARGIN
-    if work.card is not None:
+    if work.gpu:
         share, spare = _CUDA_MARGIN
     return Limit(usable, share, spare * 2**20)
 

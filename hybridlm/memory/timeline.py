@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from hybridlm.config.layers import LayerSpec
-from hybridlm.memory.segments import Both, Pieces, Segment
+from hybridlm.memory.microbatch import Both, Pieces, Segment
 from hybridlm.memory.updates import Update
 
 WEIGHTS, GRADIENTS, OPTIMIZER, AVERAGE, BATCH = "weights", "gradients", "optimizer", "running average", "micro-batches"

@@ -8,8 +8,8 @@ from functools import lru_cache
 
 import torch
 
-from hybridlm.memory.ledger import counted
-from hybridlm.memory.segments import gradient_bytes
+from hybridlm.memory.tracker import tracked
+from hybridlm.memory.microbatch import gradient_bytes
 from hybridlm.memory.workload import Workload
 from hybridlm.optim.eight_bit import eight_bit_state_bytes
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups
@@ -35,19 +35,19 @@ def follow_update(work: Workload) -> Update:
     """``optim=adamw8bit`` moves weights inside bitsandbytes, in place: what is transient then is clipping's."""
     eight_bit = work.optim.name == "adamw8bit"
     optim = work.optim.model_copy(update={"name": "sgd"}) if eight_bit else work.optim
-    with counted(work.card, autocast=False) as ledger:
+    with tracked(work.gpu, autocast=False) as tracker:
         model = work.built(work.layers)
-        ledger.hold([*model.parameters(), *model.buffers()])
-        weights = ledger.held
+        tracker.hold([*model.parameters(), *model.buffers()])
+        weights = tracker.held
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)
-        gradients, before = ledger.held - weights, ledger.held
+        gradients, before = tracker.held - weights, tracker.held
         optimizer = HybridOptimizer(model_groups(model, optim), optim)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 optimizer.state[parameter] |= fresh_state(group["algorithm"], parameter)
-        state, held = ledger.held - before, ledger.held
-        ledger.restart()
+        state, held = tracker.held - before, tracker.held
+        tracker.restart()
         optimizer.step()
         parameters = list(model.parameters())
         if eight_bit:
@@ -58,7 +58,7 @@ def follow_update(work: Workload) -> Update:
             weights=weights,
             gradients=gradients,
             state=state,
-            transient=ledger.peak - held,
+            transient=tracker.peak - held,
             average=4 * sum(parameter.numel() for parameter in parameters),
             average_transient=4 * sum(others),
             largest_block=max(blocks),

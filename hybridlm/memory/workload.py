@@ -20,7 +20,7 @@ _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 @dataclass(frozen=True)
 class Workload:
-    """One device's work. precision: none of ``auto``; card: compute capability of the GPU, None: a CPU; documents:
+    """One device's work. precision: none of ``auto``; gpu: or a CPU; documents:
     packed ones are told apart; vocab: ids of the model."""
 
     model: ModelConfig
@@ -28,7 +28,7 @@ class Workload:
     vocab: int
     seq_len: int
     precision: str
-    card: tuple[int, int] | None
+    gpu: bool
     documents: bool
 
     def __hash__(self) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
 from hybridlm.ops.kernels.rules import conv_refusal
-from hybridlm.ops.modes import called
+from hybridlm.ops.dispatch import called
 from hybridlm.ops.norm import as_dtype
 from hybridlm.ops.padding import after_padding
 
@@ -35,9 +35,7 @@ class _Young(NamedTuple):
 
     @staticmethod
     def find(positions: Tensor, width: int) -> _Young:
-        row, time = (
-            (positions < width - 1).nonzero().unbind(1)
-        )  # as_tuple=True is another operator, which a memory plan cannot follow
+        row, time = (positions < width - 1).nonzero().unbind(1)
         return _Young(row, time, positions[row, time].unsqueeze(1))
 
     def inputs(self, x: Tensor, before: Tensor | None, lag: int) -> Tensor:

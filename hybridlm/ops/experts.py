@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridlm.ops.modes import called, gpu
+from hybridlm.ops.dispatch import called
 from hybridlm.ops.norm import at_least_fp32
 
 _ALIGNMENT = 16  # bytes, of the rows that torch's grouped product takes
@@ -195,9 +195,8 @@ def _experts_grouped(
 
 def _grouped_kernels(x: Tensor, down: Tensor) -> bool:
     """Whether torch has a grouped kernel for these tensors, and not a loop behind the same name."""
-    capability = gpu(x)
     aligned = all(width * x.element_size() % _ALIGNMENT == 0 for width in down.shape[1:])
-    return capability is not None and x.dtype == torch.bfloat16 and aligned and capability >= (8, 0)
+    return x.is_cuda and x.dtype == torch.bfloat16 and aligned
 
 
 def mixture(x: Tensor, experts: Tensor, weights: Tensor, up: Tensor, down: Tensor, *, gated: bool) -> Tensor:

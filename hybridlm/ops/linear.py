@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybridlm.ops.modes import autocast_off, autocast_on, gpu, gradient_wanted
+from hybridlm.ops.dispatch import autocast_off, autocast_on, gradient_wanted
 from hybridlm.ops.norm import as_dtype
 
 _TOKENS = 4  # from twice as many on there is nothing to gain
@@ -104,7 +104,7 @@ _projections.register_autograd(_backward, setup_context=_setup)
 def split_linear(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]) -> Sequence[Tensor]:
     """``linear(x, weight, bias).split(sizes, -1)``. On a CPU its backward takes the gradients as they come, where a
     split's would first copy them side by side."""
-    if bias is not None or not x.is_cpu or gpu(x) is not None or not gradient_wanted(x, weight):
+    if bias is not None or not x.is_cpu or not gradient_wanted(x, weight):
         return linear(x, weight, bias).split_with_sizes(list(sizes), -1)
     if autocast_on(x):
         dtype = torch.get_autocast_dtype(x.device.type)

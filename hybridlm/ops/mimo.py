@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hybridlm.ops.mimo_backward import mimo_scan_backward
 from hybridlm.ops.mimo_tiles import Tiles, cut
-from hybridlm.ops.modes import autocast_off, called, rounds
+from hybridlm.ops.dispatch import autocast_off, called
 from hybridlm.ops.norm import at_least_fp32
 
 
@@ -30,7 +30,7 @@ def _forward(tiles: Tiles, D: Tensor, initial_state: Tensor | None) -> tuple[Ten
     y = tiles.B.new_empty(heads, chunks, batch, rank, length, width)
     states = tiles.B.new_empty(heads, chunks + 1, batch, d_state, width)
     states[:, 0] = 0.0 if initial_state is None else initial_state.to(states.dtype).permute(1, 0, 3, 2)
-    for block in rounds(tiles.blocks()):
+    for block in tiles.blocks():
         _block(tiles.part(block), D.to(y.dtype), states[:, block.start : block.stop + 1], y[:, block])
     return y, states
 
@@ -42,7 +42,7 @@ def _block(tiles: Tiles, D: Tensor, states: Tensor, y: Tensor) -> None:
     values = [tiles.values(h) for h in range(heads)]
     for h in range(heads):
         torch.bmm(k[h] * tiles.to_end[h], values[h], out=states[h, 1:].view(K, d_state, width))
-    for i in rounds(range(tiles.x.shape[1])):
+    for i in range(tiles.x.shape[1]):
         states[:, i + 1].addcmul_(states[:, i], tiles.keep[:, i])
     for h in range(heads):
         c = tiles.turned(tiles.C, tiles.C_bias, h).transpose(1, 2)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hybridlm.ops.mimo_tiles import sum_of_ranks
-from hybridlm.ops.modes import autocast_off, called
+from hybridlm.ops.dispatch import autocast_off, called
 from hybridlm.ops.norm import as_dtype
 from hybridlm.ops.padding import in_chunks
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridlm.ops.modes import gradient_wanted
+from hybridlm.ops.dispatch import gradient_wanted
 
 
 def at_least_fp32(dtype: torch.dtype) -> torch.dtype:

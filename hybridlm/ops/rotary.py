@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridlm.ops.modes import gradient_wanted
+from hybridlm.ops.dispatch import gradient_wanted
 from hybridlm.ops.norm import as_dtype, at_least_fp32
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
 from hybridlm.ops.kernels.rules import mamba1_refusal
-from hybridlm.ops.modes import called
+from hybridlm.ops.dispatch import called
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.selective_scan_blocks import backward, cut_inputs, forward
 

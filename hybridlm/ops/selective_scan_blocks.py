@@ -19,7 +19,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hybridlm.ops.modes import rounds
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.padding import in_chunks
 
@@ -154,7 +153,7 @@ def forward(cut: Cut, D: Tensor, initial_state: Tensor | None) -> tuple[Tensor, 
     states = cut.x.new_empty(cut.x.shape[0], cut.x.shape[1] + 1, *cut.A.shape)
     states[:, 0] = 0.0 if initial_state is None else initial_state.to(states.dtype).transpose(1, 2)
     y = torch.empty_like(cut.x)
-    for block in rounds(cut.blocks):
+    for block in cut.blocks:
         steps, begin = _load(cut, block), states[block.rows, block.chunks]
         _beginnings(block, steps, cut.A, begin)
         h = begin.clone(memory_format=torch.contiguous_format).flatten(0, 1)  # (k, N, E)
@@ -248,7 +247,7 @@ def backward(cut: Cut, A: Tensor, D: Tensor, states: Tensor, dy: Tensor, dstates
     A = A.to(cut.x.dtype).t().contiguous()
     dA = cut.x.new_zeros(max(block.k for block in cut.blocks), state, channels)
     h = cut.x.new_empty((length + 1) * dA.numel())
-    for block in reversed(rounds(cut.blocks)):
+    for block in reversed(cut.blocks):
         steps, dy_steps = _load(cut, block), block.steps(dy_cut, 2)
         ddecay, dwritten, dB_steps, dC_steps = (torch.empty_like(of) for of in (steps.dt, steps.dt, steps.B, steps.B))
         grads = _StepGrads(ddecay, dwritten, dB_steps, dC_steps, dA[: block.k])

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
 from hybridlm.ops.kernels.rules import mamba2_refusal
-from hybridlm.ops.modes import autocast_off, called, gradient_wanted
+from hybridlm.ops.dispatch import autocast_off, called, gradient_wanted
 from hybridlm.ops.norm import as_dtype, at_least_fp32
 from hybridlm.ops.ssd_chunks import backward, cut, forward, into_chunks
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybridlm.ops.modes import rounds
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.padding import in_chunks
 
@@ -135,7 +134,7 @@ def forward(chunks: Chunks, D: Tensor, initial_state: Tensor | None, batch: int)
     incoming = torch.empty_like(written)
     incoming[:, 0] = 0.0 if initial_state is None else initial_state.to(written.dtype).permute(0, 3, 1, 2)
     decay = chunks.carry[:, -1].view(batch, n_chunks, 1, heads, 1)
-    for c in rounds(range(n_chunks - 1)):
+    for c in range(n_chunks - 1):
         torch.addcmul(written[:, c], incoming[:, c], decay[:, c], out=incoming[:, c + 1])
     final = torch.addcmul(written[:, -1], incoming[:, -1], decay[:, -1])
 
@@ -186,7 +185,7 @@ def backward(chunks: Chunks, D: Tensor, incoming: Tensor, dy: Tensor, dfinal: Te
     doutgoing = torch.empty_like(incoming)
     doutgoing[:, -1] = 0.0 if dfinal is None else dfinal
     decay = chunks.carry[:, -1].view(batch, n_chunks, 1, heads, 1)
-    for c in reversed(rounds(range(1, n_chunks))):
+    for c in reversed(range(1, n_chunks)):
         torch.addcmul(dread[:, c], doutgoing[:, c], decay[:, c], out=doutgoing[:, c - 1])
     dinitial = torch.addcmul(dread[:, 0], doutgoing[:, 0], decay[:, 0])
     dsums[:, -1] += (doutgoing * incoming).sum(-1).sum(2).view(rows, heads) * chunks.carry[:, -1]

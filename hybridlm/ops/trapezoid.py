@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hybridlm.ops.mimo_tiles import pairs
-from hybridlm.ops.modes import autocast_off, called, gradient_wanted
+from hybridlm.ops.dispatch import autocast_off, called, gradient_wanted
 from hybridlm.ops.norm import as_dtype
 
 _SPAN = 64  # tokens that are summed in one matrix product

@@ -1,7 +1,7 @@
 """The bytes of a training step piece by piece: embedding, each kind of layer, norm and loss, forward and backward.
 
 A model that has each distinct layer of the real one runs one micro-batch on fake tensors. Between hooks at the borders
-of its layers the ledger says how far memory rose and where it ended. Attention is there twice: what its first layer
+of its layers the tracker says how far memory rose and where it ended. Attention is there twice: what its first layer
 makes for all of its kind (a mask, rotary angles) the later ones share. ``timeline`` puts the pieces together as the
 real model's layers follow each other.
 """
@@ -15,9 +15,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 
 from hybridlm.config.layers import LayerSpec
-from hybridlm.memory.ledger import Ledger, counted
+from hybridlm.memory.tracker import MemoryTracker, tracked
 from hybridlm.memory.workload import Workload
 from hybridlm.model.lm import HybridLM
 
@@ -53,13 +54,13 @@ class Pieces:
 class _Borders:
     """Hooks at the borders of layers; each closes the segment before it."""
 
-    def __init__(self, ledger: Ledger, model: HybridLM) -> None:
-        self._ledger, self._from = ledger, ledger.held
+    def __init__(self, tracker: MemoryTracker, model: HybridLM) -> None:
+        self._tracker, self._from = tracker, tracker.held
         self.forward: list[Segment] = []
         self.backward: list[Segment] = []
         self._closed: list[Segment] | None = self.forward
         self._handles = [hook for block in model.blocks for hook in self._hooks(block, first=block is model.blocks[0])]
-        ledger.restart()
+        tracker.restart()
 
     def _hooks(self, block: nn.Module, first: bool) -> list[Any]:
         handles: list[Any] = [block.register_forward_hook(lambda _module, _args, output: self._border(output[0]))]
@@ -74,8 +75,8 @@ class _Borders:
 
     def close(self) -> None:
         assert self._closed is not None
-        self._closed.append(Segment(self._ledger.restart() - self._from, self._ledger.held - self._from))
-        self._from = self._ledger.held
+        self._closed.append(Segment(self._tracker.restart() - self._from, self._tracker.held - self._from))
+        self._from = self._tracker.held
 
     def turn(self) -> None:
         """From forward to backward."""
@@ -93,21 +94,23 @@ def follow(work: Workload, batch: int, *, checkpointed: bool, accumulating: bool
     """The pieces of a micro-batch of ``batch`` windows. checkpointed: every layer is computed again in the backward;
     accumulating: there are gradients before; rows: of logits at once in the loss."""
     specs = tuple(dict.fromkeys(work.layers))
-    with counted(work.card) as ledger:
+    with tracked(work.gpu) as tracker:
         model = work.built(specs + tuple(spec for spec in specs if spec.kind in _SHARING))
-        ledger.hold([*model.parameters(), *model.buffers()])
+        tracker.hold([*model.parameters(), *model.buffers()])
         model.checkpoint_blocks, model.loss_rows = int(checkpointed), rows
         if accumulating:
             for parameter in model.parameters():
                 parameter.grad = torch.empty_like(parameter)
-        before = ledger.held
+        before = tracker.held
         inputs = _batch(batch, work)
-        ids = ledger.held - before
-        borders = _Borders(ledger, model)
+        ids = tracker.held - before
+        borders = _Borders(tracker, model)
         loss = _loss(work, model, inputs)
         borders.turn()
-        loss.backward()  # type: ignore[no-untyped-call]
-        del loss
+        # As of ``loss.backward()``, which would suspend the mode that stands for the planned device.
+        seed = (torch.ones_like(loss),)
+        _engine_run_backward((loss,), seed, False, False, (), allow_unreachable=True, accumulate_grad=True)
+        del loss, seed
         borders.leave()
         return _pieces(specs, borders.forward, borders.backward[::-1], model, ids)
 
