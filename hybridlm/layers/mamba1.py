@@ -14,8 +14,8 @@ from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.ops.conv import causal_conv
-from hybridlm.ops.linear import linear
 from hybridlm.ops.dispatch import autocast_off
+from hybridlm.ops.linear import linear
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.selective_scan import selective_scan
 

@@ -16,9 +16,9 @@ from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.ops.conv import causal_conv
+from hybridlm.ops.dispatch import product_dtype
 from hybridlm.ops.kernels.choice import CUDA
 from hybridlm.ops.kernels.rules import mamba2_layer_refusal
-from hybridlm.ops.dispatch import product_dtype
 from hybridlm.ops.norm import as_dtype, at_least_fp32, gated_rms_norm
 from hybridlm.ops.ssd import ssd
 

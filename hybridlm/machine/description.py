@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Machine:
-    """What ``auto`` came to. global_batch = batch_size x accumulate x devices, in windows."""
+    """What ``auto`` resolved to. global_batch = batch_size x accumulate x devices, in sequences."""
 
     device: str  # cpu or cuda
     device_name: str
@@ -32,12 +32,12 @@ class Machine:
     batch_size: int
     accumulate: int
     peak_flops: float | None  # of all devices together in this precision, per second; None: unknown
-    notes: tuple[str, ...]  # lines to say: a card that is not the profile's, where the peak is from
+    notes: tuple[str, ...]  # lines to log: a card other than the profile's, the source of the peak
 
 
 def resolve_machine(config: RunConfig) -> Machine:
-    """Chooses device, precision and batch sizes on this machine. ConfigError: the profile asks for what is not here, or
-    numbers clash."""
+    """Chooses device, precision and batch sizes on this machine. Raises ConfigError where the profile needs a device
+    that is not available, or numbers contradict each other."""
     import torch
 
     hardware, trainer = config.hardware, config.trainer
@@ -54,7 +54,8 @@ def resolve_machine(config: RunConfig) -> Machine:
     precision = precision_of(config, facts)
     peak, notes = _peak(hardware, facts, precision)
     global_batch = global_batch_of(config, device, devices)
-    batch_size, accumulate = _split_batch(global_batch, devices, config.data.batch_size, trainer.accumulate)
+    windows, micro = windows_per_process(config, global_batch, devices), config.data.batch_size
+    batch_size = windows // (1 if trainer.accumulate == "auto" else trainer.accumulate) if micro == "auto" else micro
     return Machine(
         device=device,
         device_name=facts.name if device == CUDA else f"CPU, {trainer.threads or torch.get_num_threads()} threads",
@@ -64,31 +65,32 @@ def resolve_machine(config: RunConfig) -> Machine:
         max_steps=max_steps_of(config, device),
         global_batch=global_batch,
         batch_size=batch_size,
-        accumulate=accumulate,
+        accumulate=windows // batch_size,
         peak_flops=None if peak is None else peak * 1e12 * devices,
         notes=tuple(notes),
     )
 
 
 def _peak(hardware: HardwareConfig, facts: DeviceFacts, precision: str) -> tuple[float | None, list[str]]:
-    """(TFLOP/s of one device, lines to say). The profile's where it speaks of this card, else another profile's, else
-    measured; on a CPU, whose rate hangs on what else runs, only what the profile says."""
+    """(TFLOP/s of one device, lines to log): the profile's if it is for this card, else another profile's, else
+    measured. On a CPU, whose rate depends on what else is running, only the profile's."""
     import torch
 
     name = peak_name(precision, tf32_allowed())
     if name is None:
         return None, []
-    notes, profile = [], hardware
+    notes: list[str] = []
+    profile: HardwareConfig | None = hardware
     if facts.kind == CUDA and hardware.cards and not names_card(hardware, facts.name):
-        limit = "" if hardware.memory_gb is None else f" its memory limit of {hardware.memory_gb:g} GiB holds,"
+        limit = "" if hardware.memory_gb is None else f" its memory limit of {hardware.memory_gb:g} GiB applies,"
         notes.append(
-            f"hardware={hardware.name} is planned for, and this card is {facts.name}:{limit} perf/mfu is of this card"
+            f"hardware={hardware.name} is for another card than {facts.name}:{limit} perf/mfu is relative to this card"
         )
         profile = None
     if profile is None or (not hardware.cards and peak_of(hardware.peak_tflops, name) is None):
         profile = profile_of(facts.name)
     peak = None if profile is None else peak_of(profile.peak_tflops, name)
-    if peak is not None:
+    if profile is not None and peak is not None:
         source = f" ({profile.source})" if profile.source else ""
         return peak, [*notes, f"peak {peak:g} TFLOP/s in {name}{source}"]
     if facts.kind == CPU:
@@ -96,19 +98,19 @@ def _peak(hardware: HardwareConfig, facts: DeviceFacts, precision: str) -> tuple
     peak = matrix_tflops(torch.device(facts.kind), name)
     return peak, [
         *notes,
-        f"no profile has the {name} peak of {facts.name}: measured {peak:.1f} TFLOP/s, of which perf/mfu is a share",
+        f"no profile has the {name} peak of {facts.name}: perf/mfu is relative to {peak:.1f} TFLOP/s, measured",
     ]
 
 
 def max_steps_of(config: RunConfig, device: str) -> int:
-    """``trainer.max_steps``; where it is auto, the profile's for ``device``."""
+    """``trainer.max_steps``; if auto, the profile's for ``device``."""
     budget = config.hardware.cuda if device == CUDA else config.hardware.cpu
     return budget.max_steps if config.trainer.max_steps == "auto" else config.trainer.max_steps
 
 
 def planned_steps(config: RunConfig, facts: DeviceFacts) -> int:
-    """``max_steps_of`` a device like ``facts``. ConfigError: an automatic number that the schedule's warm-up or decay
-    does not fit into."""
+    """``max_steps_of`` a device like ``facts``. Raises ConfigError where the schedule's warm-up and decay do not fit
+    into an automatic number."""
     steps = max_steps_of(config, facts.kind)
     if config.trainer.max_steps == "auto" and (
         problems := schedule_problems(config.optim, steps, f" (auto, on {facts.name})")
@@ -118,9 +120,8 @@ def planned_steps(config: RunConfig, facts: DeviceFacts) -> int:
 
 
 def global_batch_of(config: RunConfig, device: str, devices: int) -> int:
-    """``data.global_batch`` in windows, over ``devices`` processes. Where it is auto, the profile's for ``device``, or
-    what is next above it that micro-batches of a size that was given add up to; where their number was given too, just
-    those."""
+    """``data.global_batch`` in sequences, over ``devices`` processes. If auto, the profile's for ``device``, rounded up
+    to whole micro-batches where their size or their number is set; where both are set, their product."""
     data, accumulate = config.data, config.trainer.accumulate
     if data.global_batch != "auto":
         return data.global_batch
@@ -131,7 +132,7 @@ def global_batch_of(config: RunConfig, device: str, devices: int) -> int:
 
 
 def planned_processes(config: RunConfig, facts: DeviceFacts) -> int:
-    """Processes over all nodes on devices like ``facts``, which need not be here: one where nothing says how many."""
+    """Processes over all nodes on devices like ``facts``, which this machine need not have; one by default."""
     import torch
 
     here = facts.kind == CUDA and torch.cuda.is_available()
@@ -140,12 +141,12 @@ def planned_processes(config: RunConfig, facts: DeviceFacts) -> int:
 
 
 def _processes(asked: int | str, available: int | None, launched: Launch | None) -> tuple[int, int]:
-    """(processes per node, nodes). available: devices of this node, None on a CPU, where any number of processes may
+    """(processes per node, nodes). available: devices of this node; None on a CPU, where any number of processes can
     run."""
     if launched is not None:
         if isinstance(asked, int) and asked != launched.per_node:
             raise ConfigError(
-                f"trainer.devices = {asked}: {launched.name} started {launched.per_node} processes per node; leave it"
+                f"trainer.devices = {asked}: {launched.name} started {launched.per_node} processes per node; set it to"
                 " auto"
             )
         asked = launched.per_node
@@ -155,24 +156,21 @@ def _processes(asked: int | str, available: int | None, launched: Launch | None)
     return per_node, 1 if launched is None else launched.nodes
 
 
-def _split_batch(global_batch: int, devices: int, batch_size: int | str, accumulate: int | str) -> tuple[int, int]:
-    """(batch_size, accumulate) with batch_size x accumulate x devices = global_batch."""
-    if not isinstance(batch_size, int):
-        parts = devices * (accumulate if isinstance(accumulate, int) else 1)
-        batch_size = global_batch // parts
-        accumulate = accumulate if isinstance(accumulate, int) else 1
-    elif not isinstance(accumulate, int):
-        accumulate = max(1, global_batch // (batch_size * devices))
-    if batch_size * accumulate * devices != global_batch:
-        raise ConfigError(
-            f"data.global_batch = {global_batch}: not data.batch_size x trainer.accumulate x devices = "
-            f"{batch_size} x {accumulate} x {devices} = {batch_size * accumulate * devices}"
-        )
-    return batch_size, accumulate
+def windows_per_process(config: RunConfig, global_batch: int, devices: int) -> int:
+    """``global_batch`` / ``devices``. Raises ConfigError where it is not micro-batch x accumulation x devices."""
+    fixed = {"data.batch_size": config.data.batch_size, "trainer.accumulate": config.trainer.accumulate}
+    known = {name: number for name, number in fixed.items() if isinstance(number, int)}
+    product, all_known = math.prod(known.values()) * devices, len(known) == len(fixed)
+    if global_batch % product or (all_known and product != global_batch):
+        terms = " x ".join(f"{name} ({number})" for name, number in (*known.items(), ("devices", devices)))
+        relation = "is not" if all_known else "is not a multiple of"
+        remedy = "set one of them to auto" if all_known else f"use a multiple of {product}, or data.global_batch=auto"
+        raise ConfigError(f"data.global_batch = {global_batch}: {relation} {terms}; {remedy}")
+    return global_batch // devices
 
 
 def precision_of(config: RunConfig, facts: DeviceFacts) -> str:
-    """``trainer.precision`` on this device, none of ``auto``. ConfigError: it cannot."""
+    """``trainer.precision`` on this device, with auto resolved. Raises ConfigError where it is not supported."""
     device, bf16 = facts.kind, facts.bf16 and config.hardware.bf16
     wanted = config.trainer.precision
     if wanted == "auto":
@@ -181,19 +179,18 @@ def precision_of(config: RunConfig, facts: DeviceFacts) -> str:
         return "bf16-mixed" if bf16 else "16-mixed"
     if wanted == "16-mixed" and device == CPU:
         raise ConfigError(
-            "trainer.precision = '16-mixed': a CPU has no loss-scaled float16 training; legal here: 32-true,"
-            " bf16-mixed, bf16-true"
+            "trainer.precision = '16-mixed': not supported on a CPU; available: 32-true, bf16-mixed, bf16-true"
         )
     if wanted in ("bf16-mixed", "bf16-true") and device == CUDA and not bf16:
         card = facts.name if config.hardware.bf16 else f"hardware {config.hardware.name}"
-        raise ConfigError(f"trainer.precision = {wanted!r}: {card} has no bfloat16; legal here: 32-true, 16-mixed")
+        raise ConfigError(f"trainer.precision = {wanted!r}: {card} has no bfloat16; available: 32-true, 16-mixed")
     return wanted
 
 
 def refuse_missing_gpu(config: RunConfig, found: bool) -> None:
-    """ConfigError: the profile is for a CUDA device, and there is none."""
+    """Raises ConfigError where the profile needs a CUDA device and there is none."""
     if config.hardware.accelerator == CUDA and not found:
         raise ConfigError(
-            f"hardware = {config.hardware.name}: needs a CUDA device and this machine has none; train with"
-            " hardware=auto or hardware=cpu (--cfg job works anywhere)"
+            f"hardware = {config.hardware.name}: needs a CUDA device, and this machine has none; train with"
+            " hardware=auto or hardware=cpu (hybridlm plan and --cfg job work anywhere)"
         )

@@ -1,4 +1,4 @@
-"""The other side of a model: what it needs to generate, by the length of its context."""
+"""What the model needs to generate text, by context length."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ALL_ATTENTION = "T"
 
 @dataclass(frozen=True)
 class Context:
-    """One sequence that has read ``tokens``. attention: bytes of the cache where every layer is attention of the
-    model's section; prefill, decode: tokens per second, estimates; None: the device's rates are unknown."""
+    """One sequence with a context of ``tokens``. cache: bytes; attention: bytes of the cache if every layer were
+    attention; prefill, decode: estimated tokens per second, None: the device's peaks are unknown."""
 
     tokens: int
     cache: int

@@ -1,9 +1,8 @@
-"""The bytes of a training step piece by piece: embedding, each kind of layer, norm and loss, forward and backward.
+"""The memory of one micro-batch part by part: embedding, each distinct layer, norm and loss, forward and backward.
 
-A model that has each distinct layer of the real one runs one micro-batch on fake tensors. Between hooks at the borders
-of its layers the tracker says how far memory rose and where it ended. Attention is there twice: what its first layer
-makes for all of its kind (a mask, rotary angles) the later ones share. ``timeline`` puts the pieces together as the
-real model's layers follow each other.
+A model with one of each distinct layer of the real one runs a micro-batch on fake tensors. Hooks between its layers
+read from the tracker how far memory rose and where it ended. Attention is there twice: later layers share what the
+first one computes for all (a mask, rotary angles). ``timeline`` composes these parts in the order of the real layers.
 """
 
 from __future__ import annotations
@@ -25,40 +24,40 @@ from hybridlm.model.lm import HybridLM
 _SHARING = ("attention", "mla")  # kinds whose layers share what they keep in ``SequenceInfo``
 
 
-class Segment(NamedTuple):
-    """Bytes above those held where the piece begins."""
+class Usage(NamedTuple):
+    """Bytes above what is held when the part begins."""
 
     peak: int
-    net: int  # where it ends
+    net: int  # when it ends
 
 
-class Both(NamedTuple):
-    """A piece in both directions, and its parameters' gradients (those that appear in its backward where none were
-    before)."""
+class ForwardBackward(NamedTuple):
+    """A part in both directions, and the bytes of its parameters' gradients, which its backward allocates if there were
+    none."""
 
-    forward: Segment
-    backward: Segment
+    forward: Usage
+    backward: Usage
     gradients: int
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """Of one micro-batch. blocks: by layer, its first occurrence and any later one."""
+class MicrobatchMemory:
+    """blocks: by layer, its first occurrence and any later one."""
 
-    embedding: Both
-    blocks: dict[LayerSpec, tuple[Both, Both]]
-    head: Both
+    embedding: ForwardBackward
+    blocks: dict[LayerSpec, tuple[ForwardBackward, ForwardBackward]]
+    head: ForwardBackward
     batch: int  # the micro-batch's ids, targets and documents
 
 
-class _Borders:
-    """Hooks at the borders of layers; each closes the segment before it."""
+class _LayerHooks:
+    """Hooks between layers; each one ends the part before it."""
 
     def __init__(self, tracker: MemoryTracker, model: HybridLM) -> None:
         self._tracker, self._from = tracker, tracker.held
-        self.forward: list[Segment] = []
-        self.backward: list[Segment] = []
-        self._closed: list[Segment] | None = self.forward
+        self.forward: list[Usage] = []
+        self.backward: list[Usage] = []
+        self._closed: list[Usage] | None = self.forward
         self._handles = [hook for block in model.blocks for hook in self._hooks(block, first=block is model.blocks[0])]
         tracker.restart()
 
@@ -69,13 +68,13 @@ class _Borders:
         return handles
 
     def _border(self, x: Tensor) -> None:
-        if self._closed is self.forward:  # not when a checkpointed layer runs again
+        if self._closed is self.forward:  # not during recomputation
             self.close()
             x.register_hook(lambda _gradient: self.close())
 
     def close(self) -> None:
         assert self._closed is not None
-        self._closed.append(Segment(self._tracker.restart() - self._from, self._tracker.held - self._from))
+        self._closed.append(Usage(self._tracker.restart() - self._from, self._tracker.held - self._from))
         self._from = self._tracker.held
 
     def turn(self) -> None:
@@ -90,9 +89,11 @@ class _Borders:
 
 
 @lru_cache(maxsize=256)
-def follow(work: Workload, batch: int, *, checkpointed: bool, accumulating: bool, rows: int) -> Pieces:
-    """The pieces of a micro-batch of ``batch`` windows. checkpointed: every layer is computed again in the backward;
-    accumulating: there are gradients before; rows: of logits at once in the loss."""
+def trace_microbatch(
+    work: Workload, batch: int, *, checkpointed: bool, accumulating: bool, rows: int
+) -> MicrobatchMemory:
+    """The memory of a micro-batch of ``batch`` sequences. checkpointed: every layer uses activation checkpointing;
+    accumulating: the parameters have gradients already; rows: of logits that the loss computes at once."""
     specs = tuple(dict.fromkeys(work.layers))
     with tracked(work.gpu) as tracker:
         model = work.built(specs + tuple(spec for spec in specs if spec.kind in _SHARING))
@@ -104,7 +105,7 @@ def follow(work: Workload, batch: int, *, checkpointed: bool, accumulating: bool
         before = tracker.held
         inputs = _batch(batch, work)
         ids = tracker.held - before
-        borders = _Borders(tracker, model)
+        borders = _LayerHooks(tracker, model)
         loss = _loss(work, model, inputs)
         borders.turn()
         # As of ``loss.backward()``, which would suspend the mode that stands for the planned device.
@@ -116,7 +117,7 @@ def follow(work: Workload, batch: int, *, checkpointed: bool, accumulating: bool
 
 
 def _batch(batch: int, work: Workload) -> tuple[Tensor, ...]:
-    """Ids, targets and, where documents are told apart, theirs."""
+    """Ids, targets and, with packed documents, document ids."""
     return tuple(torch.empty(batch, work.seq_len, dtype=torch.int64) for _ in range(3 if work.documents else 2))
 
 
@@ -129,20 +130,19 @@ def _loss(work: Workload, model: HybridLM, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def _pieces(
-    specs: Sequence[LayerSpec], forward: Sequence[Segment], backward: Sequence[Segment], model: HybridLM, batch: int
-) -> Pieces:
-    """Both directions in the forward's order: embedding, layers, head."""
+    specs: Sequence[LayerSpec], forward: Sequence[Usage], backward: Sequence[Usage], model: HybridLM, batch: int
+) -> MicrobatchMemory:
+    """ForwardBackward directions in the forward's order: embedding, layers, head."""
     blocks = [gradient_bytes(block) for block in model.blocks]
-    first = (
-        0 if model.lm_head is None else gradient_bytes(model.embedding)
-    )  # of tied weights the head's product comes first
+    # With tied weights the head's product allocates the gradient.
+    first = 0 if model.lm_head is None else gradient_bytes(model.embedding)
     gradients = [first, *blocks, gradient_bytes(model) - sum(blocks) - first]
-    both = [Both(*piece) for piece in zip(forward, backward, gradients, strict=True)]
+    both = [ForwardBackward(*piece) for piece in zip(forward, backward, gradients, strict=True)]
     later = iter(both[1 + len(specs) : -1])
     pairs = {spec: (both[1 + i], next(later) if spec.kind in _SHARING else both[1 + i]) for i, spec in enumerate(specs)}
-    return Pieces(both[0], pairs, both[-1], batch)
+    return MicrobatchMemory(both[0], pairs, both[-1], batch)
 
 
 def gradient_bytes(module: nn.Module) -> int:
-    """Of all parameters of a module; a gradient has its weight's dtype."""
+    """Bytes of the gradients of a module's parameters, in their dtypes."""
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())

@@ -1,9 +1,8 @@
-"""Estimates of time, from FLOPs, a device's peaks and a simple model. They rank choices; no measurement stands behind
-them.
+"""Estimates of time from FLOPs, a device's peaks and a simple model. They rank options and are not measured.
 
-A step takes ``FLOPs / (peak x _SHARE)``, more by what is computed again, and more by ``1 + _SMALL / tokens`` for
-micro-batches of few tokens, which fill a device badly. The optimizer reads and writes weights, gradients and state
-once, at the memory's bandwidth.
+A step takes ``FLOPs / (peak x _SHARE)``, plus the recomputation of checkpointed layers, times ``1 + _SMALL / tokens``
+because small micro-batches underuse a device. The optimizer reads and writes weights, gradients and state once, at the
+memory's bandwidth.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-from hybridlm.memory.timeline import Cut
-from hybridlm.memory.updates import Update
+from hybridlm.memory.optimizer import OptimizerMemory
+from hybridlm.memory.timeline import StepSettings
 from hybridlm.memory.workload import Workload
 from hybridlm.model.block import Block
 from hybridlm.model.count import flops_per_token
@@ -32,17 +31,17 @@ class Rates:
     bandwidth: float | None
 
 
-def relative_time(model: HybridLM, work: Workload, cut: Cut) -> float:
-    """Of a step cut so, where 1 is a step of one endless micro-batch in which nothing is computed again."""
-    tokens = cut.batch_size * work.seq_len
-    return (1 + again(model, work, cut)) * (1 + _SMALL / tokens) * (1.0 if cut.rows >= ROWS else _FEWER_ROWS)
+def relative_time(model: HybridLM, work: Workload, step: StepSettings) -> float:
+    """Relative to a step of one infinitely large micro-batch without activation checkpointing."""
+    tokens = step.batch_size * work.seq_len
+    return (1 + recomputed(model, work, step)) * (1 + _SMALL / tokens) * (1.0 if step.rows >= ROWS else _FEWER_ROWS)
 
 
-def again(model: HybridLM, work: Workload, cut: Cut) -> float:
-    """FLOPs of layers computed again, as a share of the step's others."""
-    if not cut.checkpoint_blocks:
+def recomputed(model: HybridLM, work: Workload, step: StepSettings) -> float:
+    """FLOPs of recomputing checkpointed layers, as a share of the step's other FLOPs."""
+    if not step.checkpoint_blocks:
         return 0.0
-    blocks = [cast(Block, block) for block in list(model.blocks)[:: cut.checkpoint_blocks]]
+    blocks = [cast(Block, block) for block in list(model.blocks)[:: step.checkpoint_blocks]]
     forward = sum(
         block.mixer.flops(work.seq_len, "prefill") + (block.ffn.flops("prefill") if block.ffn is not None else 0.0)
         for block in blocks
@@ -50,15 +49,17 @@ def again(model: HybridLM, work: Workload, cut: Cut) -> float:
     return forward / flops_per_token(model, work.seq_len, "train")
 
 
-def tokens_per_second(model: HybridLM, work: Workload, cut: Cut, update: Update, rates: Rates) -> float | None:
-    """Of one device in training; None: its peak is unknown."""
+def tokens_per_second(
+    model: HybridLM, work: Workload, step: StepSettings, update: OptimizerMemory, rates: Rates
+) -> float | None:
+    """Training throughput of one device; None: its peak is unknown."""
     if rates.flops is None:
         return None
-    tokens = cut.batch_size * cut.accumulate * work.seq_len
+    tokens = step.batch_size * step.accumulate * work.seq_len
     seconds = (
         tokens
         * flops_per_token(model, work.seq_len, "train")
-        * relative_time(model, work, cut)
+        * relative_time(model, work, step)
         / (rates.flops * _SHARE)
     )
     if rates.bandwidth is not None:
@@ -71,8 +72,8 @@ def prefill_tokens_per_second(model: HybridLM, context: int, rates: Rates) -> fl
 
 
 def decode_tokens_per_second(model: HybridLM, context: int, cache: int, width: int, rates: Rates) -> float | None:
-    """One sequence: each token reads the weights that it meets (``width`` bytes each) and ``cache`` bytes."""
+    """One sequence: every token reads its active weights (``width`` bytes each) and ``cache`` bytes."""
     if rates.bandwidth is None:
         return None
-    met = flops_per_token(model, 1, "decode") / 2
-    return rates.bandwidth / (met * width + cache)
+    active = flops_per_token(model, 1, "decode") / 2
+    return rates.bandwidth / (active * width + cache)

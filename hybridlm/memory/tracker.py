@@ -1,4 +1,4 @@
-"""Counts the bytes that live tensors hold while a piece of training runs on fake tensors, which have shapes but no data.
+"""Counts the bytes of live tensors while a piece of training runs on fake tensors, which have shapes but no data.
 
 torch's fake mode knows a custom operator only by its declared outputs, so it does not see the workspace inside. Here
 the operator's own Python runs on "meta" tensors instead. An operator that loops over chunks of the sequence runs on
@@ -156,9 +156,7 @@ def _extrapolated(name: str, args: Sequence[Any], grain: int) -> list[int]:
     return _run(name, args, grain)
 
 
-def _shortened(
-    args: Sequence[Any], axes: Sequence[int | None], tokens: int, chunk: int, removed: int
-) -> list[Any]:
+def _shortened(args: Sequence[Any], axes: Sequence[int | None], tokens: int, chunk: int, removed: int) -> list[Any]:
     """Arguments of a sequence that has ``removed`` chunks fewer, with strides like those of the whole."""
     shorter = list(args)
     for i, axis in enumerate(axes):

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-
 def causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
     """Boolean (queries, keys) mask, True where attention is allowed; the last query sits on the last key.
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hybridlm.ops.dispatch import called, new_like
 from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
 from hybridlm.ops.kernels.rules import conv_refusal
-from hybridlm.ops.dispatch import called
 from hybridlm.ops.norm import as_dtype
 from hybridlm.ops.padding import after_padding
 
@@ -70,11 +70,7 @@ def _causal_conv(
     return torch.nn.functional.silu(out), out
 
 
-@_causal_conv.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None, positions: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape)
+_causal_conv.register_fake(lambda x, weight, bias, before, positions: tuple(new_like(x, x)))
 
 
 @torch.library.custom_op("hybridlm::causal_conv_backward", mutates_args=())
@@ -106,12 +102,13 @@ def _causal_conv_backward(
     return dline, dtaps.t().unsqueeze(1).contiguous(), dbias
 
 
-@_causal_conv_backward.register_fake
-def _(
-    dy: Tensor, x: Tensor, weight: Tensor, before: Tensor | None, positions: Tensor | None, out: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    line = x.new_empty(x.shape[0], weight.shape[-1] - 1 + x.shape[1], x.shape[2])
-    return line, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+_causal_conv_backward.register_fake(
+    lambda dy, x, weight, before, positions, out: (
+        x.new_empty(x.shape[0], weight.shape[-1] - 1 + x.shape[1], x.shape[2]),
+        weight.new_empty(weight.shape),
+        weight.new_empty(weight.shape[0]),
+    )
+)
 
 
 def _setup(

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridlm.ops.dispatch import autocast_off
 from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
 from hybridlm.ops.kernels.rules import loss_refusal
-from hybridlm.ops.dispatch import autocast_off
 from hybridlm.ops.norm import at_least_fp32
 
 IGNORE = -100  # a target that does not count, as in torch
@@ -159,7 +159,8 @@ def linear_cross_entropy(
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     in_forward = wanted and hidden.dtype != torch.float16
     weight = weight.to(hidden.dtype)  # autocast keeps the weight in fp32
-    total: Tensor = _linear_cross_entropy(hidden, weight, targets, vocab, scale, softcap or 0.0, rows, in_forward, None)[0]
+    arguments = (hidden, weight, targets, vocab, scale, softcap or 0.0, rows, in_forward, None)
+    total: Tensor = _linear_cross_entropy(*arguments)[0]
     return total
 
 

@@ -36,6 +36,11 @@ def gradient_wanted(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
+def new_like(*tensors: Tensor) -> list[Tensor]:
+    """Contiguous tensors of the same shapes, dtypes and devices, for an operator's fake implementation."""
+    return [tensor.new_empty(tensor.shape) for tensor in tensors]
+
+
 def called(operator: Any, *arguments: Any) -> Any:
     """``operator(*arguments)`` for a torch.library custom operator. Where nothing records or traces the call, runs the
     function behind it instead: an operator's first call imports torch's compiler, which takes longer than loading a

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridlm.ops.dispatch import called
+from hybridlm.ops.dispatch import called, new_like
 from hybridlm.ops.norm import at_least_fp32
 
 _ALIGNMENT = 16  # bytes, of the rows that torch's grouped product takes
@@ -99,11 +99,12 @@ def _experts(
     return _sum_pairs(out, order, top_k), hidden
 
 
-@_experts.register_fake
-def _(
-    x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor, up: Tensor, down: Tensor, gated: bool
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(order.shape[0], up.shape[1])
+_experts.register_fake(
+    lambda x, weights, order, offsets, up, down, gated: (
+        x.new_empty(x.shape),
+        x.new_empty(order.shape[0], up.shape[1]),
+    )
+)
 
 
 @torch.library.custom_op("hybridlm::experts_backward", mutates_args=())
@@ -142,20 +143,9 @@ def _experts_backward(
     return _sum_pairs(dx_pairs, order, top_k), dweights, dup, ddown
 
 
-@_experts_backward.register_fake
-def _(
-    dy: Tensor,
-    x: Tensor,
-    weights: Tensor,
-    order: Tensor,
-    offsets: Tensor,
-    up: Tensor,
-    down: Tensor,
-    hidden: Tensor,
-    gated: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx, dweights, dup, ddown = (tensor.new_empty(tensor.shape) for tensor in (x, weights, up, down))
-    return dx, dweights, dup, ddown
+_experts_backward.register_fake(
+    lambda dy, x, weights, order, offsets, up, down, hidden, gated: tuple(new_like(x, weights, up, down))
+)
 
 
 def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:

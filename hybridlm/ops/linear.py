@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybridlm.ops.dispatch import autocast_off, autocast_on, gradient_wanted
+from hybridlm.ops.dispatch import autocast_off, autocast_on, gradient_wanted, new_like
 from hybridlm.ops.norm import as_dtype
 
 _TOKENS = 4  # from twice as many on there is nothing to gain
@@ -62,9 +62,7 @@ def _projections(x: Tensor, weight: Tensor, sizes: list[int]) -> list[Tensor]:
         return [torch.mm(x, rows.t()) for rows in weight.split(sizes)]
 
 
-@_projections.register_fake
-def _(x: Tensor, weight: Tensor, sizes: list[int]) -> list[Tensor]:
-    return [x.new_empty(len(x), size) for size in sizes]
+_projections.register_fake(lambda x, weight, sizes: [x.new_empty(len(x), size) for size in sizes])
 
 
 @torch.library.custom_op("hybridlm::projections_backward", mutates_args=())
@@ -79,9 +77,7 @@ def _projections_backward(dys: list[Tensor], x: Tensor, weight: Tensor) -> tuple
     return dx, dweight
 
 
-@_projections_backward.register_fake
-def _(dys: list[Tensor], x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+_projections_backward.register_fake(lambda dys, x, weight: tuple(new_like(x, weight)))
 
 
 def _setup(

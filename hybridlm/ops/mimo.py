@@ -17,9 +17,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridlm.ops.dispatch import autocast_off, called
 from hybridlm.ops.mimo_backward import mimo_scan_backward
 from hybridlm.ops.mimo_tiles import Tiles, cut
-from hybridlm.ops.dispatch import autocast_off, called
 from hybridlm.ops.norm import at_least_fp32
 
 

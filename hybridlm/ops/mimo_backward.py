@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hybridlm.ops.mimo_tiles import Tiles, cut, pairs, rotate_, rows_of, sum_of_ranks
 from hybridlm.ops.dispatch import autocast_off
+from hybridlm.ops.mimo_tiles import Tiles, cut, pairs, rotate_, rows_of, sum_of_ranks
 
 
 @dataclass

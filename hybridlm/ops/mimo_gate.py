@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hybridlm.ops.dispatch import autocast_off, called, new_like
 from hybridlm.ops.mimo_tiles import sum_of_ranks
-from hybridlm.ops.dispatch import autocast_off, called
 from hybridlm.ops.norm import as_dtype
 from hybridlm.ops.padding import in_chunks
 
@@ -40,9 +40,7 @@ def _mimo_gate(y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor) -> Tensor:
         return _gated(y, z, mimo_z, mimo_o)
 
 
-@_mimo_gate.register_fake
-def _(y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor) -> Tensor:
-    return z.new_empty(z.shape, dtype=y.dtype)
+_mimo_gate.register_fake(lambda y, z, mimo_z, mimo_o: z.new_empty(z.shape, dtype=y.dtype))
 
 
 def _gradients(
@@ -76,9 +74,7 @@ def _mimo_gate_backward(
         return _gradients(dout, y, z, mimo_z, mimo_o)
 
 
-@_mimo_gate_backward.register_fake
-def _(dout: Tensor, y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return y.new_empty(y.shape), z.new_empty(z.shape), mimo_z.new_empty(mimo_z.shape), mimo_o.new_empty(mimo_o.shape)
+_mimo_gate_backward.register_fake(lambda dout, *inputs: tuple(new_like(*inputs)))
 
 
 def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:

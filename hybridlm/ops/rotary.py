@@ -69,9 +69,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backward: bo
     return _turn(x, cos, sin, interleaved, backward)
 
 
-@_rotate.register_fake
-def _(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backward: bool) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+_rotate.register_fake(lambda x, cos, sin, interleaved, backward: x.new_empty(x.shape))
 
 
 def _setup(

@@ -16,9 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridlm.ops.dispatch import called, new_like
 from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
 from hybridlm.ops.kernels.rules import mamba1_refusal
-from hybridlm.ops.dispatch import called
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.selective_scan_blocks import backward, cut_inputs, forward
 
@@ -83,24 +83,9 @@ def _scan_backward(
     return dx, ddt, grads.A.to(A.dtype).contiguous(), dB, dC, grads.D.to(D.dtype), grads.initial_state.contiguous()
 
 
-@_scan_backward.register_fake
-def _(
-    dy: Tensor,
-    dstates: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    starts: Tensor | None,
-    states: Tensor,
-    chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dx, ddt, dA, dB, dC, dD = (
-        tensor.new_empty(tensor.shape) for tensor in (x, dt, A, B, C, D)
-    )  # contiguous, as the real ones are
-    return dx, ddt, dA, dB, dC, dD, states.new_empty(states[:, 0].shape)
+_scan_backward.register_fake(
+    lambda dy, dstates, x, dt, A, B, C, D, starts, states, chunk: tuple(new_like(x, dt, A, B, C, D, states[:, 0]))
+)
 
 
 def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:

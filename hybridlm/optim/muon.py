@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
 # The quintic whose iteration pushes every singular value into about [0.7, 1.2]; coefficients from the same source.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from hybridlm.config.groups import root
 from hybridlm.errors import UserError
 from hybridlm.files.folders import refuse_links
-from hybridlm.machine.launcher import dies_with
+from hybridlm.machine.lifetime import dies_with
 from hybridlm.sweep.job import LOCK, LOG
 
 _ERROR = re.compile(r"(config )?error: .+|([A-Za-z_]\w*\.)*\w*(Error|Exception|Interrupt|Exit)\b.*")

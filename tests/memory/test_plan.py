@@ -12,9 +12,10 @@ import torch
 
 from hybridlm.cli.compose import compose_config
 from hybridlm.errors import UserError
+from hybridlm.machine.description import windows_per_process
 from hybridlm.machine.device import CUDA, DeviceFacts
 from hybridlm.machine.limits import usable_bytes
-from hybridlm.memory.plan import _windows, plan_inference, plan_run
+from hybridlm.memory.plan import plan_inference, plan_run
 from hybridlm.memory.report import full_text, json_text, refusal, summary_lines
 from hybridlm.memory.suggest import suggestions
 from hybridlm.memory.timeline import AVERAGE, EXCHANGE, GRADIENTS, OPTIMIZER, WEIGHTS
@@ -80,19 +81,17 @@ def test_what_the_user_fixed_is_kept():
 def test_a_global_batch_that_the_devices_here_cannot_share():
     """Their number may be a launcher's, which no rule between fields knows."""
     config = compose_config(["hardware=cpu", "size=tiny", "data.global_batch=8", "data.batch_size=4"])
-    assert _windows(config, 8, 2) == 4
+    assert windows_per_process(config, 8, 2) == 4
     with pytest.raises(
         UserError,
-        match=r"data.global_batch = 8: is not a multiple of data.batch_size \(4\) x devices \(3\); take a mul",
+        match=r"data.global_batch = 8: is not a multiple of data.batch_size \(4\) x devices \(3\)",
     ):
-        _windows(config, 8, 3)
+        windows_per_process(config, 8, 3)
     both = compose_config(
         ["hardware=cpu", "size=tiny", "data.global_batch=8", "data.batch_size=4", "trainer.accumulate=2"]
     )
-    with pytest.raises(
-        UserError, match=r"is not data.batch_size \(4\) x trainer.accumulate \(2\) x devices \(2\); leave one"
-    ):
-        _windows(both, 8, 2)
+    with pytest.raises(UserError, match=r"is not data.batch_size \(4\) x trainer.accumulate \(2\) x devices \(2\)"):
+        windows_per_process(both, 8, 2)
 
 
 def test_parts_are_those_of_the_model_and_its_optimizer():

@@ -26,8 +26,8 @@ from hybridlm.model.decode.attention import AttentionToken
 from hybridlm.model.decode.mamba2 import Mamba2Token
 from hybridlm.model.decode.projection import Projection, normed
 from hybridlm.ops.cross_entropy import cap_logits
-from hybridlm.ops.kernels.choice import ALL_TORCH
 from hybridlm.ops.dispatch import autocast_on
+from hybridlm.ops.kernels.choice import ALL_TORCH
 
 if TYPE_CHECKING:
     from hybridlm.layers.ffn import FFN
