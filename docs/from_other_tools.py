@@ -1,4 +1,4 @@
-"""Puts the names of other programs' settings into docs/from_other_tools.md, between its two marks.
+"""Writes the names of other programs' settings into docs/from_other_tools.md, between its two marks.
 
 python docs/from_other_tools.py
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from hybridlm.data.tokenizer import byte_tokenizer
 ROOT = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(1)  # the tensors of the tests are too small to share
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # nohup and `&` in a script pass this on to every child process
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,15 @@ Not part of the suite: each planted error is a run of pytest.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import tokenize
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,14 +27,35 @@ ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 600  # seconds of one pytest run
 
 
+def tokens_of(text: str) -> list[tokenize.TokenInfo]:
+    """The tokens that mean something: no comments, line breaks, indentation or trailing commas. ``text`` may be a
+    fragment whose brackets do not close."""
+    found: list[tokenize.TokenInfo] = []
+    with contextlib.suppress(tokenize.TokenError, IndentationError):
+        found.extend(token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.string.strip())
+    found = [token for token in found if token.type != tokenize.COMMENT]
+    closes = [token.string in ")]}" for token in found[1:]] + [False]
+    return [token for token, last in zip(found, closes, strict=True) if not (token.string == "," and last)]
+
+
+def replaced(text: str, old: str, new: str) -> str:
+    """``new`` in place of the one stretch of code that reads as ``old`` does, however either is laid out."""
+    tokens, wanted = tokens_of(text), [token.string for token in tokens_of(old)]
+    strings = [token.string for token in tokens]
+    places = [i for i in range(len(tokens)) if strings[i : i + len(wanted)] == wanted]
+    if len(places) != 1:
+        raise ValueError(f"stands {len(places)} times: {old!r}")
+    lines = text.splitlines(keepends=True)
+    (first_row, first), (last_row, last) = tokens[places[0]].start, tokens[places[0] + len(wanted) - 1].end
+    before = "".join(lines[: first_row - 1]) + lines[first_row - 1][:first]
+    return before + new.strip() + lines[last_row - 1][last:] + "".join(lines[last_row:])
+
+
 def planted(plant: Plant, package: Path) -> None:
-    """Changes the copy; every old text must stand in its file exactly once."""
+    """Changes the copy of the package; every old text must stand in its file exactly once."""
     for file, old, new in plant.changes:
         path = package / file
-        text = path.read_text(encoding="utf-8")
-        if text.count(old) != 1:
-            raise ValueError(f"{plant.name}: {text.count(old)} times in {file}: {old!r}")
-        path.write_text(text.replace(old, new), encoding="utf-8")
+        path.write_text(replaced(path.read_text(encoding="utf-8"), old, new), encoding="utf-8")
 
 
 def noticed(plant: Plant) -> tuple[Plant, str | None, float]:

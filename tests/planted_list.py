@@ -220,7 +220,7 @@ MAMBA2 = [
                 "        y, ssm_state = ssd(\n            inner.unflatten(-1, (spec.n_heads, spec.head_dim)),\n            dt,\n            -self.A_log.to(wide).exp(),",
                 "        tiled = torch.arange(spec.n_heads).view(-1, spec.n_groups).t().flatten()\n        y, ssm_state = ssd(\n            inner.unflatten(-1, (spec.n_heads, spec.head_dim))[:, :, tiled],\n            dt[..., tiled],\n            -self.A_log.to(wide).exp()[tiled],",
             ),
-            (_M2, "            self.D,\n", "            self.D[tiled],\n"),
+            (_M2, "self.D, initial_state", "self.D[tiled], initial_state"),
             (
                 _M2,
                 "        if cache is not None:\n",

@@ -31,16 +31,13 @@ from recurrences_ffn import Routing, mlp, moe
 from recurrences_mamba import Mamba1States, Mamba2States, Mamba3States, mamba1, mamba2, mamba3, ssd
 from torch import Tensor
 
-from hybridlm.config.layers import (
-    AttentionSpec,
-    LayerSpec,
-    Mamba1Spec,
-    Mamba2Spec,
-    Mamba3Spec,
-    MixerSpec,
-    MLASpec,
-    MLPSpec,
-)
+from hybridlm.config.ffns.mlp import MLPSpec
+from hybridlm.config.layers import LayerSpec, Spec
+from hybridlm.config.mixers.attention import AttentionSpec
+from hybridlm.config.mixers.mamba1 import Mamba1Spec
+from hybridlm.config.mixers.mamba2 import Mamba2Spec
+from hybridlm.config.mixers.mamba3 import Mamba3Spec
+from hybridlm.config.mixers.mla import MLASpec
 from hybridlm.config.model import ModelConfig
 
 __all__ = [
@@ -84,7 +81,7 @@ MIXERS: dict[type, Callable[..., tuple]] = {
 }
 
 
-def mixer(p: Params, u: Tensor, spec: MixerSpec) -> Tensor:
+def mixer(p: Params, u: Tensor, spec: Spec) -> Tensor:
     """The mixer of any kind on u (B,T,D), from the start of a document."""
     y: Tensor = MIXERS[type(spec)](p, u, spec)[0]
     return y

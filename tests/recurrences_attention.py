@@ -9,7 +9,8 @@ import torch
 from formulas import Params, rms_norm
 from torch import Tensor
 
-from hybridlm.config.layers import AttentionSpec, MLASpec
+from hybridlm.config.mixers.attention import AttentionSpec
+from hybridlm.config.mixers.mla import MLASpec
 
 LATENT_EPS = 1e-6  # of both norms of latent attention, whatever the model's is
 

@@ -8,7 +8,8 @@ import torch
 from formulas import Params, below, sigmoid, silu
 from torch import Tensor
 
-from hybridlm.config.layers import MLPSpec, MoESpec
+from hybridlm.config.ffns.mlp import MLPSpec
+from hybridlm.config.ffns.moe import MoESpec
 
 
 class Routing(NamedTuple):

@@ -10,7 +10,9 @@ import torch
 from formulas import Params, causal_conv, group_rms_norm, rms_norm, sigmoid, silu, softplus
 from torch import Tensor
 
-from hybridlm.config.layers import Mamba1Spec, Mamba2Spec, Mamba3Spec
+from hybridlm.config.mixers.mamba1 import Mamba1Spec
+from hybridlm.config.mixers.mamba2 import Mamba2Spec
+from hybridlm.config.mixers.mamba3 import Mamba3Spec
 
 
 class Mamba1States(NamedTuple):

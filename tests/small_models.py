@@ -10,8 +10,13 @@ import torch
 from recurrences import document_by_document, language_model
 from torch import Tensor
 
-from hybridlm.config.ffns import MLPConfig, MoEConfig
-from hybridlm.config.mixers import AttentionConfig, Mamba1Config, Mamba2Config, Mamba3Config, MLAConfig
+from hybridlm.config.ffns.mlp import MLPConfig
+from hybridlm.config.ffns.moe import MoEConfig
+from hybridlm.config.mixers.attention import AttentionConfig
+from hybridlm.config.mixers.mamba1 import Mamba1Config
+from hybridlm.config.mixers.mamba2 import Mamba2Config
+from hybridlm.config.mixers.mamba3 import Mamba3Config
+from hybridlm.config.mixers.mla import MLAConfig
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.resolve import resolve_layers
 from hybridlm.model.build import build_model

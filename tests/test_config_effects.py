@@ -38,7 +38,7 @@ from hybridlm.train.guards import GuardCallback, RunDiverged
 from hybridlm.train.launch import strategy
 from hybridlm.train.loggers import Loggers
 from hybridlm.train.probes import Probes
-from hybridlm.train.router import moe_layers, move_bias
+from hybridlm.train.router import routers_of
 from hybridlm.train.samples import sampled
 from hybridlm.train.schedule import lr_factor
 from hybridlm.train.stopping import Stopping
@@ -373,9 +373,8 @@ def model_effects(config: RunConfig) -> dict[str, Any]:
         (output.loss_sum / 24 + (0 if output.aux is None else output.aux)).backward()
         optimizer.step()
         optimizer.zero_grad()
-    for layer, moe in moe_layers(model).items():
-        if moe.spec.router == "sigmoid":
-            move_bias(moe.gate.e_score_correction_bias, output.router[layer].counts, moe.spec.bias_update_rate)
+    for layer, ffn in routers_of(model).items():
+        ffn.balance(output.router[layer].counts)
     return {
         "buffers": digest(*model.buffers()),
         "shapes": {name: tuple(parameter.shape) for name, parameter in model.named_parameters()},

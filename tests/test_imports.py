@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layers": {"ops"},
     "model": {"layers", "ops", "config"},
     "data": {"config", "files"},
-    "machine": {"config", "ops"},
+    "machine": {"config", "ops", "layers"},
     "runs": {"config", "files", "model", "ops", "machine", "data.tokenizer"},
     "optim": {"config", "ops", "layers", "model", "machine"},
     "memory": {"config", "ops", "layers", "model", "optim", "machine", "data.tokenizer", "files"},

@@ -15,7 +15,8 @@ from torch import nn
 
 from hybridlm.cli.compose import compose_config
 from hybridlm.config.kernels import KernelsConfig
-from hybridlm.config.mixers import AttentionConfig, Mamba2Config
+from hybridlm.config.mixers.attention import AttentionConfig
+from hybridlm.config.mixers.mamba2 import Mamba2Config
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.resolve import resolve_layers
 from hybridlm.machine.device import cpu_facts, device_facts

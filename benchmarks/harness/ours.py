@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hybridlm.config.ffns import MLPConfig, MoEConfig
-from hybridlm.config.mixers import AttentionConfig, Mamba3Config, MLAConfig
+from hybridlm.config.ffns.mlp import MLPConfig
+from hybridlm.config.ffns.moe import MoEConfig
+from hybridlm.config.mixers.attention import AttentionConfig
+from hybridlm.config.mixers.mamba3 import Mamba3Config
+from hybridlm.config.mixers.mla import MLAConfig
 from hybridlm.config.model import ModelConfig
 from hybridlm.model.build import fresh_model
 from hybridlm.model.lm import HybridLM

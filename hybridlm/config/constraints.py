@@ -12,7 +12,7 @@ from hybridlm.config.duration import duration_problems
 from hybridlm.config.ffns import FFN_KINDS
 from hybridlm.config.hardware import CPU, CUDA
 from hybridlm.config.logging_constraints import logging_problems
-from hybridlm.config.mixers import MIXER_KINDS
+from hybridlm.config.mixers import MIXERS
 from hybridlm.config.optim import OptimConfig
 from hybridlm.config.resolve import kinds_in_use, resolve_layers
 from hybridlm.config.run import RunConfig
@@ -158,7 +158,7 @@ def overridden_sections(overrides: Sequence[str]) -> dict[str, str]:
         kind = (
             parts[2] if parts[:2] == ["model", "ffn_after"] and len(parts) > 2 else parts[1] if len(parts) > 1 else ""
         )
-        if parts[0] == "model" and kind in (*MIXER_KINDS, *FFN_KINDS):
+        if parts[0] == "model" and kind in (*MIXERS, *FFN_KINDS):
             touched.setdefault(kind, key)
     return touched
 

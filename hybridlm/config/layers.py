@@ -1,170 +1,47 @@
-"""Resolved layer descriptions: what one layer is, with every derived number filled in.
+"""What a kind of layer declares to the configuration, and the resolved description of a layer.
 
-``config/resolve.py`` makes them from the model section. Layers, counter, planner, caches and export read only these, so
-a layer never has to know how a default was derived. Shape letters of the whole code base: B batch, T time, D d_model, H
-heads, P head_dim, N d_state, G groups, V vocabulary, K conv width, E experts, R rank.
+``config/mixers/KIND.py`` and ``config/ffns/KIND.py`` hold a kind each: a subclass of ``MixerSection`` or ``FFNSection``
+(what a user writes, and how nulls are derived) and one of ``Spec`` (the result). ``layers/KIND.py`` holds the layer.
+Shape letters of the whole code base: B batch, T time, D d_model, H heads, P head_dim, N d_state, G groups, V
+vocabulary, K conv width, E experts, R rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from importlib import import_module
+from typing import ClassVar, Protocol, Self, TypeVar
+
+from hybridlm.config.section import Section
+
+
+class Stream(Protocol):
+    """What a layer needs to know about the model around it."""
+
+    @property
+    def d_model(self) -> int: ...
+
+    @property
+    def norm_eps(self) -> float: ...
 
 
 @dataclass(frozen=True)
-class AttentionSpec:
-    """Grouped-query attention. ``scale`` is the softmax scale; ``window`` counts the token itself (None: all of the
-    past)."""
+class Spec:
+    """A mixer or an FFN with every derived number filled in. The layer, the planner and ``check`` read only this.
+
+    Two fields have a meaning to others where a kind has them: ``chunk``, a chunk length that changes speed and no
+    result, and ``window``, the number of tokens that a query sees, itself included.
+    """
+
+    layer: ClassVar[str]  # the layer's class and its module in hybridlm.layers: "mamba2.Mamba2"
 
     d_model: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    rope: bool
-    rope_theta: float
-    qk_norm: bool
-    window: int | None
-    scale: float
-    norm_eps: float
 
-
-@dataclass(frozen=True)
-class Mamba1Spec:
-    """Mamba-1 (selective scan): every one of ``d_inner`` channels has ``d_state`` states of its own."""
-
-    d_model: int
-    d_inner: int
-    d_state: int
-    d_conv: int
-    dt_rank: int
-    bias: bool
-    chunk: int
-    dt_range: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Mamba2Spec:
-    """Mamba-2 (SSD). ``n_heads * head_dim`` is d_inner; B and C have ``n_groups`` groups of ``d_state`` channels."""
-
-    d_model: int
-    n_heads: int
-    head_dim: int
-    d_state: int
-    n_groups: int
-    d_conv: int
-    chunk: int
-    dt_range: tuple[float, float]
-    dt_limit: tuple[float, float]
-    a_range: tuple[float, float]
-    norm_before_gate: bool
-    norm_eps: float
-
-    @property
-    def d_inner(self) -> int:
-        return self.n_heads * self.head_dim
-
-    @property
-    def conv_channels(self) -> int:
-        return self.d_inner + 2 * self.n_groups * self.d_state  # [x, B, C]
-
-
-@dataclass(frozen=True)
-class Mamba3Spec:
-    """Mamba-3. ``mimo_rank`` None is SISO; B and C have ``rank`` x ``n_groups`` x ``d_state`` channels, rank
-    slowest."""
-
-    d_model: int
-    n_heads: int
-    head_dim: int
-    d_state: int
-    n_groups: int
-    mimo_rank: int | None
-    chunk: int
-    complex_rope: bool
-    rope_fraction: float
-    trapezoidal: bool
-    use_conv: bool
-    d_conv: int
-    a_activation: Literal["softplus", "heavy_tail"]
-    a_floor: float
-    outproj_norm: bool
-    dt_range: tuple[float, float]
-    norm_eps: float
-
-    @property
-    def d_inner(self) -> int:
-        return self.n_heads * self.head_dim
-
-    @property
-    def rank(self) -> int:
-        return self.mimo_rank or 1
-
-    @property
-    def n_angles(self) -> int:
-        """Angles per token, shared by all heads: one for each pair of channels that rotates."""
-        return int(self.d_state * self.rope_fraction) // 2 if self.complex_rope else 0
-
-    @property
-    def conv_channels(self) -> int:
-        """Channels of the optional convolution, [x, B, C]; 0 without it."""
-        return self.d_inner + 2 * self.rank * self.n_groups * self.d_state if self.use_conv else 0
-
-
-@dataclass(frozen=True)
-class MLASpec:
-    """Multi-head latent attention. A token's cache is its latent (``kv_lora_rank``) and one shared key
-    (``qk_rope_head_dim``)."""
-
-    d_model: int
-    n_heads: int
-    kv_lora_rank: int
-    q_lora_rank: int | None
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
-    rope: bool
-    rope_theta: float
-    rope_interleave: bool
-    scale: float
-
-
-@dataclass(frozen=True)
-class MLPSpec:
-    """Dense feed-forward of width ``d_ff``: SwiGLU (three matrices) or squared ReLU (two), no biases."""
-
-    d_model: int
-    d_ff: int
-    activation: Literal["swiglu", "relu2"]
-
-
-@dataclass(frozen=True)
-class MoESpec:
-    """Mixture of ``n_experts`` experts of width ``d_expert``; ``d_shared`` is the joint width of the shared ones (0:
-    none)."""
-
-    d_model: int
-    n_experts: int
-    top_k: int
-    d_expert: int
-    d_shared: int
-    activation: Literal["swiglu", "relu2"]
-    router: Literal["softmax", "sigmoid"]
-    norm_topk_prob: bool
-    routed_scaling_factor: float
-    n_expert_groups: int
-    topk_groups: int
-    balance_loss_weight: float
-    z_loss_weight: float
-    bias_update_rate: float
-
-    @property
-    def shared(self) -> MLPSpec | None:
-        """The dense FFN that the shared experts are together."""
-        return MLPSpec(self.d_model, self.d_shared, self.activation) if self.d_shared else None
-
-
-MixerSpec = AttentionSpec | Mamba1Spec | Mamba2Spec | Mamba3Spec | MLASpec
-FFNSpec = MLPSpec | MoESpec
+    def narrowed(self, d_model: int) -> Self:
+        """The same kind of layer, fewer heads and channels wide, for ``hybridlm check`` on a wide model. Sizes of a
+        head and of its state stay."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -172,6 +49,54 @@ class LayerSpec:
     """One layer: a mixer of ``kind`` with its parameters, then an optional FFN of ``ffn_kind``."""
 
     kind: str
-    params: MixerSpec
+    params: Spec
     ffn_kind: str  # "none" where there is no FFN
-    ffn: FFNSpec | None
+    ffn: Spec | None
+
+
+class LayerSection(Section):
+    """The section of one kind of layer (``model.KIND``)."""
+
+    title: ClassVar[str]  # in prose: "Mamba-2"
+
+    def resolve(self, model: Stream, where: str) -> Spec:
+        """The section with its derived numbers. ``where`` is its path, for messages. Raises ConfigError."""
+        raise NotImplementedError
+
+    def widened(self, model: Stream, factor: float, multiple: int) -> Self:
+        """With about ``factor`` times as many heads, or channels in ``multiple``s: what `sweep.match` may change to
+        make models of equal cost. The section itself where nothing may be changed."""
+        return self
+
+
+class MixerSection(LayerSection):
+    """The section of a mixer."""
+
+    letter: ClassVar[str]  # in a pattern: one capital, or M and a digit
+    word: ClassVar[str]  # in a pattern, in place of the letter
+    ffn: ClassVar[str]  # the FFN after it by default
+    kernel: ClassVar[str | None] = None  # the package of its compiled kernel, which `kernels.KIND` turns on and off
+    forms: ClassVar[tuple[dict[str, object], ...]] = ()  # settings that make it use another kernel than the defaults do
+
+
+class FFNSection(LayerSection):
+    """The section of an FFN."""
+
+
+S = TypeVar("S", bound=LayerSection)
+
+
+def registered(package: str, base: type[S], names: Sequence[str]) -> dict[str, type[S]]:
+    """The sections ``module.Class`` of a package, by module: a kind is called like its module."""
+    return {name.split(".")[0]: _section(package, base, *name.split(".")) for name in names}
+
+
+def _section(package: str, base: type[S], module: str, name: str) -> type[S]:
+    section: type[S] = getattr(import_module(f"{package}.{module}"), name)
+    assert issubclass(section, base)
+    return section
+
+
+def rounded(width: float, multiple: int) -> int:
+    """The nearest multiple, at least one."""
+    return max(1, round(width / multiple)) * multiple

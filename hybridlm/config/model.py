@@ -1,13 +1,17 @@
-"""The model section: what a user writes about the architecture. Everything here travels in every checkpoint."""
+"""The model section: what a user writes about the architecture. Everything here is saved in every checkpoint.
+
+The fields of the kinds of layers (``ffn_after``, ``attention``, ``mlp``, ...) are made from the registries.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, create_model
 
-from hybridlm.config.ffns import FFNAfter, MLPConfig, MoEConfig
-from hybridlm.config.mixers import AttentionConfig, Mamba1Config, Mamba2Config, Mamba3Config, MLAConfig
+from hybridlm.config.ffns import FFN_KINDS, FFNS
+from hybridlm.config.mixers import MIXERS
+from hybridlm.config.pattern import SSMS
 from hybridlm.config.section import Section, Strings
 
 
@@ -20,7 +24,8 @@ class InitConfig(Section):
         None, gt=0, description="standard deviation of an untied head; null: like projections"
     )
     residual: Literal["depth", "zero", "none"] = Field(
-        "depth", description="projections back into the residual stream: std / sqrt(2 n_layers), zero, or as all others"
+        "depth",
+        description="projections back into the residual stream: std / sqrt(2 n_layers), zero, or like the others",
     )
 
 
@@ -28,12 +33,14 @@ def _pattern_items(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+if TYPE_CHECKING:
+    _SSM = str
+else:
+    _SSM = Literal[SSMS]
 Pattern = Annotated[str | tuple[str, ...] | None, BeforeValidator(_pattern_items)]
 
 
-class ModelConfig(Section):
-    """The architecture (``model``)."""
-
+class _Shape(Section):
     name: str = Field("custom", description="name of the preset, for logs and reports")
     sizes: Strings = Field(
         ("default", "tiny", "small", "d12", "d16", "d20", "d26"), description="the values of `size` this preset takes"
@@ -41,18 +48,39 @@ class ModelConfig(Section):
     d_model: int = Field(256, ge=1, description="width D of the residual stream")
     n_layers: int | None = Field(None, ge=1, le=1000, description="layers; null: as long as the pattern")
     pattern: Pattern = Field(None, description="the layers, in the grammar of docs/pattern.md; null: all transformer")
-    ssm: Literal["mamba1", "mamba2", "mamba3"] = Field("mamba2", description="what M means in the pattern")
+    ssm: _SSM = Field("mamba2", description="what M means in the pattern")
     variants: dict[str, dict[str, object]] = Field(
         {}, description="letters of your own: {S: {mixer: attention, window: 512}}"
     )
-    ffn_after: FFNAfter = FFNAfter()
-    attention: AttentionConfig = AttentionConfig()
-    mamba1: Mamba1Config = Mamba1Config()
-    mamba2: Mamba2Config = Mamba2Config()
-    mamba3: Mamba3Config = Mamba3Config()
-    mla: MLAConfig = MLAConfig()
-    mlp: MLPConfig = MLPConfig()
-    moe: MoEConfig = MoEConfig()
+
+
+if TYPE_CHECKING:
+
+    class _Layers(_Shape):
+        """``getattr(model, kind)`` is the section of a kind."""
+
+        ffn_after: Section = Section()
+
+else:
+    _FFN = Literal[FFN_KINDS]
+    _after = {
+        kind: (_FFN, Field(mixer.ffn, description=f"the FFN after {mixer.title}")) for kind, mixer in MIXERS.items()
+    }
+    FFNAfter = create_model(
+        "FFNAfter",
+        __base__=Section,
+        __doc__="Which FFN follows a mixer when the pattern does not say (``model.ffn_after``).",
+        **_after,
+    )
+    _sections = {"ffn_after": FFNAfter} | MIXERS | FFNS
+    _Layers = create_model(
+        "_Layers", __base__=_Shape, **{name: (section, section()) for name, section in _sections.items()}
+    )
+
+
+class ModelConfig(_Layers):
+    """The architecture (``model``)."""
+
     init: InitConfig = InitConfig()
     vocab_size: int | None = Field(None, ge=2, description="token ids the model knows; null: the tokenizer's")
     vocab_multiple: int = Field(

@@ -1,7 +1,7 @@
 """The pattern grammar: ``model.pattern`` to one item per layer, and back to text.
 
-T transformer        attention                      M mamba     the Mamba that model.ssm names
-M1 M2 M3 mamba1...   that Mamba                     L mla       multi-head latent attention
+T transformer ...    a kind of mixer, by its letter or word in ``config/mixers``
+M mamba              the Mamba that model.ssm names
 S                    a letter of model.variants     T:moe       another FFN than model.ffn_after's
 T*12  (TM)*10        repeats                        T*60% M*40% shares of n_layers
 TM with n_layers=20  the pattern cycles             null        all transformer
@@ -15,13 +15,17 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import groupby
 
-from hybridlm.config.ffns import FFN_KINDS, FFNAfter
+from hybridlm.config.ffns import FFN_KINDS
+from hybridlm.config.mixers import MIXERS
 from hybridlm.errors import ConfigError
 
 MAX_LAYERS = 1000
-RESERVED_LETTERS = ("T", "M", "L")  # a variant cannot take these
-_WORDS = {"transformer": "T", "mamba": "M", "mamba1": "M1", "mamba2": "M2", "mamba3": "M3", "mla": "L"}
-_KINDS = {"T": "attention", "M1": "mamba1", "M2": "mamba2", "M3": "mamba3", "L": "mla"}
+_FAMILY = "M"  # the one letter that stands for several kinds, M1, M2, ...: model.ssm says which
+_KINDS = {mixer.letter: kind for kind, mixer in MIXERS.items()}
+_NUMBERED = {letter: kind for letter, kind in _KINDS.items() if letter.startswith(_FAMILY)}
+_WORDS = {"mamba": _FAMILY} | {mixer.word: mixer.letter for mixer in MIXERS.values()}
+SSMS = tuple(_NUMBERED.values())
+RESERVED_LETTERS = tuple(dict.fromkeys(letter[0] for letter in _KINDS))  # a variant cannot take these
 _TOKEN = re.compile(
     r"(?P<space>\s+)|(?P<word>[a-z][a-z0-9]*)|(?P<letter>[A-Z])|(?P<number>[0-9]+(?:\.[0-9]+)?)|(?P<mark>[():*%])|(?P<other>.)",
     re.DOTALL,
@@ -29,7 +33,7 @@ _TOKEN = re.compile(
 
 
 class PatternError(ConfigError):
-    """A pattern that means nothing. The message names the position (from 1), what stands there, and what is legal."""
+    """A pattern that means nothing. The message names the position (from 1), what was found, and what is legal."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,21 @@ class Letters:
     """What the letters mean: ``M`` (``ssm``), the FFN by kind (``ffn_after``), and variants as letter -> mixer kind."""
 
     ssm: str = "mamba2"
-    ffn_after: Mapping[str, str] = field(default_factory=lambda: FFNAfter().model_dump())
+    ffn_after: Mapping[str, str] = field(default_factory=lambda: {kind: mixer.ffn for kind, mixer in MIXERS.items()})
     variants: Mapping[str, str] = field(default_factory=dict)
 
     def item(self, symbol: str, ffn: str | None) -> PatternItem | None:
         """The layer that ``symbol`` stands for, or None where it stands for none."""
-        letter = self.ssm.replace("mamba", "M") if symbol == "M" else symbol
+        letter = MIXERS[self.ssm].letter if symbol == _FAMILY else symbol
         kind = _KINDS.get(letter) or self.variants.get(letter)
         return None if kind is None else PatternItem(letter, kind, ffn or self.ffn_after[kind])
 
     def legal(self) -> str:
-        own = "".join(f", {letter} ({kind})" for letter, kind in sorted(self.variants.items()))
-        return f"T (transformer), M ({self.ssm}), M1, M2, M3, L (mla){own}"
+        shown = {letter: f"{letter} ({mixer.word})" for letter, mixer in zip(_KINDS, MIXERS.values(), strict=True)}
+        numbered = f"{_FAMILY} ({self.ssm}), {', '.join(_NUMBERED)}"
+        names = dict.fromkeys(numbered if letter in _NUMBERED else shown[letter] for letter in _KINDS)
+        own = (f"{letter} ({kind})" for letter, kind in sorted(self.variants.items()))
+        return ", ".join((*names, *own))
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ class _Parser:
             item = self.item()
             count, share = self.repeat(grouped=False)
             if share is not None:
-                raise self.error(token, "a share (%) inside a group; shares stand alone, as in T*60% M*40%")
+                raise self.error(token, "a share (%) inside a group; shares cannot be grouped, as in T*60% M*40%")
             if len(items) + count > MAX_LAYERS:
                 raise self.error(token, f"more than {MAX_LAYERS:,} layers")
             items.extend([item] * count)
@@ -150,7 +157,7 @@ class _Parser:
                 if symbol in _KINDS
                 else f"; or define it: model.variants={{{symbol}: {{mixer: attention, window: 256}}}}"
             )
-            raise self.error(token, f"{symbol!r} is no layer; legal letters: {self.letters.legal()}{hint}")
+            raise self.error(token, f"{symbol!r} is not a layer; legal letters: {self.letters.legal()}{hint}")
         return item
 
     def symbol(self) -> str:
@@ -160,31 +167,30 @@ class _Parser:
             if token.text in _WORDS:
                 return _WORDS[token.text]
             upper = token.text.upper()
-            known = all(self.letters.item(letter, None) for letter in re.findall(r"M[123]|.", upper))
+            known = all(self.letters.item(letter, None) for letter in re.findall(r"[A-Z]\d?", upper))
             hint = f"letters are upper case: {upper!r}; " if known else ""
             legal = f"legal words: {', '.join(_WORDS)}; legal letters: {self.letters.legal()}"
-            raise self.error(token, f"{token.text!r} is no layer; {hint}{legal}")
+            raise self.error(token, f"{token.text!r} is not a layer; {hint}{legal}")
         if token.kind != "letter":
             reasons = {
                 ")": "')' without '('",
                 "*": "'*' without a letter or group before it",
                 ":": "':' without a letter before it",
             }
-            reason = reasons.get(token.text, f"{token.text!r} is no layer")
+            reason = reasons.get(token.text, f"{token.text!r} is not a layer")
             if token.kind == "number":
-                reason = f"{token.text!r} is no layer; a count is written T*{token.text}"
+                reason = f"{token.text!r} is not a layer; a count is written T*{token.text}"
             elif token.text == ",":
-                reason = "',' is no layer; separate items by spaces, or write a list [T, M]"
+                reason = "',' is not a layer; separate items by spaces, or write a list [T, M]"
             raise self.error(token, f"{reason}; legal letters: {self.letters.legal()}")
         number = self.peek()
-        if token.text == "M" and number and number.kind == "number" and number.start == token.stop:
-            if number.text not in ("1", "2", "3"):
-                raise self.error(
-                    token,
-                    f"'M{number.text}' is no layer; the Mambas are M1, M2, M3, and a count is written M*{number.text}",
-                )
+        if token.text == _FAMILY and number and number.kind == "number" and number.start == token.stop:
+            letter = _FAMILY + number.text
+            if letter not in _NUMBERED:
+                legal = f"the Mambas are {', '.join(_NUMBERED)}, and a count is written {_FAMILY}*{number.text}"
+                raise self.error(token, f"{letter!r} is not a layer; {legal}")
             self.at += 1
-            return "M" + number.text
+            return letter
         return token.text
 
     def suffix(self) -> str | None:
@@ -193,7 +199,8 @@ class _Parser:
         token = self.take()
         if token is None or token.text not in FFN_KINDS:
             raise self.error(
-                token or colon, f"{token.text if token else ''!r} is no FFN; legal after ':': {', '.join(FFN_KINDS)}"
+                token or colon,
+                f"{token.text if token else ''!r} is not an FFN; legal after ':': {', '.join(FFN_KINDS)}",
             )
         return token.text
 
@@ -204,7 +211,7 @@ class _Parser:
         token = self.take()
         if token is None or token.kind != "number":
             raise self.error(token, "'*' needs a count such as *12, or a share such as *60%")
-        again = "'*' stands once per item or group"
+        again = "an item or group takes one '*' only"
         if percent := self.take("%"):
             if grouped:
                 raise self.error(percent, "a share (%) on a group; shares are of single letters, as in T*60% M*40%")
@@ -215,7 +222,7 @@ class _Parser:
                 raise self.error(star, again)
             return 1, share
         if "." in token.text:
-            raise self.error(token, f"'*{token.text}' is no count; counts are whole numbers from 1")
+            raise self.error(token, f"'*{token.text}' is not a valid count; counts are whole numbers from 1")
         digits = token.text.lstrip("0")
         if not digits:
             raise self.error(token, f"'*{token.text[:8]}' repeats nothing; counts are whole numbers from 1")
@@ -235,7 +242,7 @@ def _elements(pattern: str | Sequence[str], letters: Letters) -> list[_Element]:
             found += _Parser(item, f"{_shown(item)} (item {index + 1} of the list)", letters).elements()
     else:
         raise PatternError(
-            f"model.pattern = {_shown(pattern)}: expected text such as TM*6, a list of such, or null for all"
+            f"model.pattern = {_shown(pattern)}: expected text such as TM*6, a list of them, or null for all"
             " transformer"
         )
     if not found:
@@ -254,10 +261,10 @@ def _shares(elements: list[_Element], n_layers: int | None, shown: str) -> list[
     plain = next((element for element in elements if element.share is None), None)
     if plain is not None:
         raise PatternError(
-            f"model.pattern = {shown}: {plain.text!r} stands beside shares (%); give every item a share, or none"
+            f"model.pattern = {shown}: {plain.text!r} is mixed with shares (%); give every item a share, or none"
         )
     if n_layers is None:
-        raise PatternError(f"model.pattern = {shown}: shares (%) are of model.n_layers, which is null; set it")
+        raise PatternError(f"model.pattern = {shown}: shares (%) need model.n_layers, which is null")
     shares = [element.share or Fraction(0) for element in elements]
     total = sum(shares, Fraction(0))
     if abs(total - 100) > Fraction(1, 2):  # 33.3% three times is meant as a whole
@@ -285,7 +292,7 @@ def _parse(
         counts = _shares(elements, n_layers, _shown(pattern))
         none = [element.text for element, count in zip(elements, counts, strict=True) if count == 0]
         note = (
-            f"model.pattern = {_shown(pattern)}: {', '.join(none)} of {n_layers} layers rounds to no layer"
+            f"model.pattern = {_shown(pattern)}: {', '.join(none)} of {n_layers} layers rounds to zero layers"
             if none
             else None
         )
@@ -311,7 +318,7 @@ def parse_pattern(
     """The layers that ``pattern`` means, cycled to ``n_layers`` (None: as long as the pattern).
 
     Raises:
-        PatternError: one line with the position (from 1), what stands there, and what is legal.
+        PatternError: one line with the position (from 1), what was found, and what is legal.
     """
     return _parse(pattern, n_layers, letters or Letters())[0]
 

@@ -3,28 +3,13 @@ use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from hybridlm.config.derive_ffns import derive_mlp, derive_moe
-from hybridlm.config.derive_mixers import derive_attention, derive_mamba1, derive_mamba2, derive_mamba3, derive_mla
-from hybridlm.config.layers import FFNSpec, LayerSpec, MixerSpec
-from hybridlm.config.mixers import MIXER_KINDS
+from hybridlm.config.ffns import FFNS
+from hybridlm.config.layers import LayerSection, LayerSpec, MixerSection, Spec
+from hybridlm.config.mixers import MIXERS
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.pattern import RESERVED_LETTERS, Letters, parse_pattern, pattern_note
 from hybridlm.config.problems import dotted, show, validate
-from hybridlm.config.section import Section
 from hybridlm.errors import ConfigError
-
-# Each kind's section to its spec. A new layer: its section, its spec in layers.py, its function here, its class in
-# model/build.py.
-_MIXERS: dict[str, Callable[..., MixerSpec]] = {
-    "attention": derive_attention,
-    "mamba1": derive_mamba1,
-    "mamba2": derive_mamba2,
-    "mamba3": derive_mamba3,
-    "mla": derive_mla,
-}
-_FFNS: dict[str, Callable[..., FFNSpec]] = {"mlp": derive_mlp, "moe": derive_moe}
 
 
 def resolve_layers(model: ModelConfig) -> tuple[LayerSpec, ...]:
@@ -34,25 +19,29 @@ def resolve_layers(model: ModelConfig) -> tuple[LayerSpec, ...]:
         ConfigError: one line for each thing that is wrong with the pattern, the variants, or a section that some layer
         uses.
     """
-    letters, sections = _letters(model)
+    letters, variants = _letters(model)
     items = parse_pattern(model.pattern, model.n_layers, letters)
-    mixers: dict[str, MixerSpec] = {}
-    ffns: dict[str, FFNSpec | None] = {"none": None}
+    chosen: dict[str, LayerSection] = {}
+    paths: dict[str, str] = {}
+    for item in items:
+        if item.letter not in paths:
+            variant = variants.get(item.letter)
+            paths[item.letter] = f"model.{item.kind}" if variant is None else f"model.variants.{item.letter}"
+            chosen[paths[item.letter]] = variant or getattr(model, item.kind)
+    ffns = [ffn for ffn in dict.fromkeys(item.ffn for item in items) if ffn in FFNS]
+    chosen |= {f"model.{ffn}": getattr(model, ffn) for ffn in ffns}
+    specs: dict[str, Spec] = {}
     problems: list[str] = []
-    for letter, kind in {item.letter: item.kind for item in items}.items():
-        where = f"model.variants.{letter}" if letter in sections else f"model.{kind}"
+    for where, section in chosen.items():
         try:
-            mixers[letter] = _MIXERS[kind](sections.get(letter, getattr(model, kind)), model, where)
-        except ConfigError as error:
-            problems += error.problems
-    for kind in dict.fromkeys(item.ffn for item in items if item.ffn != "none"):
-        try:
-            ffns[kind] = _FFNS[kind](getattr(model, kind), model)
+            specs[where] = section.resolve(model, where)
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return tuple(LayerSpec(item.kind, mixers[item.letter], item.ffn, ffns[item.ffn]) for item in items)
+    return tuple(
+        LayerSpec(item.kind, specs[paths[item.letter]], item.ffn, specs.get(f"model.{item.ffn}")) for item in items
+    )
 
 
 def layer_note(model: ModelConfig) -> str | None:
@@ -67,31 +56,26 @@ def kinds_in_use(model: ModelConfig) -> set[str]:
     return {item.kind for item in items} | {item.ffn for item in items}
 
 
-def _letters(model: ModelConfig) -> tuple[Letters, dict[str, Section]]:
+def _letters(model: ModelConfig) -> tuple[Letters, dict[str, MixerSection]]:
     """What each letter means, and the section of each variant: its base section with its changes."""
     kinds: dict[str, str] = {}
-    sections: dict[str, Section] = {}
+    sections: dict[str, MixerSection] = {}
     problems: list[str] = []
     for letter, changes in model.variants.items():
         where = dotted("model.variants", [letter])
         kind = changes.get("mixer")
         if len(letter) != 1 or not "A" <= letter <= "Z" or letter in RESERVED_LETTERS:
             legal = f"one capital letter other than {', '.join(RESERVED_LETTERS)}"
-            problems.append(f"{where}: {letter!r} is no name of a variant; legal: {legal}")
-        elif not isinstance(kind, str) or kind not in MIXER_KINDS:
-            problems.append(f"{where}.mixer = {show(kind)}: not one of {', '.join(MIXER_KINDS)}")
+            problems.append(f"{where}: {letter!r} cannot name a variant; legal: {legal}")
+        elif not isinstance(kind, str) or kind not in MIXERS:
+            problems.append(f"{where}.mixer = {show(kind)}: not one of {', '.join(MIXERS)}")
         else:
             kinds[letter] = kind
+            fields = getattr(model, kind).model_dump() | {key: changes[key] for key in changes if key != "mixer"}
             try:
-                sections[letter] = _variant(getattr(model, kind), changes, where)
+                sections[letter] = validate(MIXERS[kind], fields, where)
             except ConfigError as error:
                 problems += error.problems
     if problems:
         raise ConfigError(problems)
     return Letters(model.ssm, model.ffn_after.model_dump(), kinds), sections
-
-
-def _variant(base: Section, changes: Mapping[str, object], where: str) -> Section:
-    return validate(
-        type(base), base.model_dump() | {key: value for key, value in changes.items() if key != "mixer"}, where
-    )

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from hybridlm.layers.cache import LayerCache, TokenCache
-from hybridlm.layers.init import MATRIX, VECTOR, Init, ParamSpec
+from hybridlm.layers.layer import PASSES, Phase, linear_flops
 from hybridlm.layers.linear import Linear
-from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
+from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.ops.attention import attention
@@ -18,11 +18,13 @@ from hybridlm.ops.norm import rms_norm
 from hybridlm.ops.rotary import apply_rotary
 
 if TYPE_CHECKING:
-    from hybridlm.config.layers import AttentionSpec
+    from hybridlm.config.mixers.attention import AttentionSpec
 
 
 class Attention(Mixer):
     """Causal softmax attention; H query heads share H_kv key/value heads. QK-norm comes before the rotation (Qwen3)."""
+
+    shares_tables = True
 
     def __init__(self, spec: AttentionSpec) -> None:
         super().__init__()
@@ -66,19 +68,3 @@ class Attention(Mixer):
         keys = reach if phase == "decode" else (reach * (reach + 1) / 2 + (context - reach) * reach) / context
         scores_and_values = 2 * 2 * spec.n_heads * spec.head_dim * keys
         return PASSES[phase] * (linear_flops(self.q_proj, self.k_proj, self.v_proj, self.o_proj) + scores_and_values)
-
-    def state_bytes(self, context: int, batch: int, dtype: torch.dtype) -> int:
-        window = self.spec.window
-        tokens = context if window is None or window > context else window - 1
-        return bytes_of(2 * batch * tokens * self.spec.n_kv_heads * self.spec.head_dim, dtype)
-
-    def reset_parameters(self, init: Init) -> None:
-        for layer in (self.q_proj, self.k_proj, self.v_proj):
-            init.matrix(layer.weight)
-        init.residual_matrix(self.o_proj.weight)
-        for norm in (self.q_norm, self.k_norm):
-            if norm is not None:
-                norm.reset_parameters()
-
-    def param_specs(self) -> dict[str, ParamSpec]:
-        return {name: VECTOR if "norm" in name else MATRIX for name, _ in self.named_parameters()}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from hybridlm.layers.init import Init, ParamSpec
-from hybridlm.layers.mixer import Phase
+from hybridlm.layers.layer import Layer, Phase
 
 
 class RouterStats(NamedTuple):
@@ -20,22 +19,22 @@ class RouterStats(NamedTuple):
     counts: Tensor  # (E,) tokens per expert
 
 
-class FFN(nn.Module, ABC):
-    """A feed-forward network of any kind."""
+class FFN(Layer):
+    """A feed-forward network of any kind. One with a router has ``n_experts``, ``top_k`` and ``balancing``."""
+
+    n_experts: int = 0  # 0: no router
+    top_k: int = 0  # experts per token
+    balancing: str = ""  # the field, of the model section, that spreads the load over experts
 
     @abstractmethod
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, RouterStats | None]:
-        """x: (B, T, D), normalised; valid: (B, T), False where a token is padding. Returns (B, T, D) and, of a router,
-        its statistics."""
+        """x: (B, T, D), normalised; valid: (B, T), False where a token is padding. Returns (B, T, D) and, from a
+        router, its statistics."""
 
     @abstractmethod
     def flops(self, phase: Phase) -> float:
         """Matrix-product FLOPs per token. A multiply-add counts two."""
 
-    @abstractmethod
-    def reset_parameters(self, init: Init) -> None:
-        """Draws every parameter anew."""
-
-    @abstractmethod
-    def param_specs(self) -> dict[str, ParamSpec]:
-        """One entry for every parameter, by its name in this module."""
+    def balance(self, counts: Tensor) -> None:
+        """What a router changes after an optimizer step that was not skipped. counts: (E,) tokens per expert in that
+        step, over all ranks."""

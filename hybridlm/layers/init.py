@@ -14,9 +14,9 @@ Role = Literal["matrix", "vector", "embedding", "head"]
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """What a module says of one of its parameters; optimizer groups, precision and sharding read only this.
+    """What a module declares about one of its parameters; optimizer groups, precision and sharding read only this.
 
-    decay: whether weight decay applies. role: what it is to an optimizer. row_blocks: sizes of the independent row
+    decay: whether weight decay applies. role: how an optimizer treats it. row_blocks: sizes of the independent row
     blocks of a fused projection (empty: one block). dtype: "fp32" where the parameter must not be rounded (decay rates,
     step biases).
     """
@@ -30,6 +30,19 @@ class ParamSpec:
 MATRIX = ParamSpec(decay=True, role="matrix")
 VECTOR = ParamSpec(decay=False, role="vector")
 VECTOR_FP32 = ParamSpec(decay=False, role="vector", dtype="fp32")
+
+
+def fused(*rows: int) -> ParamSpec:
+    """A projection whose rows are several projections stacked."""
+    return ParamSpec(decay=True, role="matrix", row_blocks=rows)
+
+
+def declared(name: str, parameter: Tensor) -> ParamSpec:
+    """The declaration of a layer's parameter that its name and shape suggest (``Layer.param_specs``)."""
+    if "." not in name:
+        return VECTOR_FP32
+    # K taps per channel of a convolution are nothing that a matrix optimizer could orthogonalise.
+    return MATRIX if parameter.dim() == 2 else VECTOR
 
 
 @dataclass(frozen=True)
@@ -60,11 +73,11 @@ class Init:
 
 
 def reset_convolution(conv: nn.Conv1d) -> None:
-    """Torch's own default for a depthwise convolution with a bias, whose fan-in is its width."""
+    """Torch's own default for a depthwise convolution, whose fan-in is its width."""
     bound = conv.kernel_size[0] ** -0.5
-    for taps in (conv.weight, conv.bias):
-        assert taps is not None
-        nn.init.uniform_(taps, -bound, bound)
+    nn.init.uniform_(conv.weight, -bound, bound)
+    if conv.bias is not None:
+        nn.init.uniform_(conv.bias, -bound, bound)
 
 
 @torch.no_grad()

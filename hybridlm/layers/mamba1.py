@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,18 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridlm.layers.cache import LayerCache, StateCache
-from hybridlm.layers.init import MATRIX, VECTOR, VECTOR_FP32, Init, ParamSpec, reset_convolution, reset_step_bias
+from hybridlm.layers.init import VECTOR_FP32, Init, ParamSpec, fused, reset_convolution, reset_step_bias
+from hybridlm.layers.layer import PASSES, Phase, linear_flops
 from hybridlm.layers.linear import Linear
-from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
+from hybridlm.layers.mixer import Mixer, step_metrics
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.ops.conv import causal_conv
 from hybridlm.ops.dispatch import autocast_off
+from hybridlm.ops.kernels.rules import KernelUse, Need, conv_need, mamba1_refusal
 from hybridlm.ops.linear import linear
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.selective_scan import selective_scan
 
 if TYPE_CHECKING:
-    from hybridlm.config.layers import Mamba1Spec
+    from hybridlm.config.mixers.mamba1 import Mamba1Spec
 
 
 class Mamba1(Mixer):
@@ -93,13 +96,8 @@ class Mamba1(Mixer):
         state = 2 * 2 * spec.d_inner * spec.d_state
         return PASSES[phase] * (projections + 2 * spec.d_conv * spec.d_inner + state)
 
-    def state_bytes(self, context: int, batch: int, dtype: torch.dtype) -> int:
-        spec = self.spec
-        conv = bytes_of(batch * (spec.d_conv - 1) * spec.d_inner, dtype)
-        return conv + bytes_of(batch * spec.d_inner * spec.d_state, at_least_fp32(dtype))
-
     def reset_parameters(self, init: Init) -> None:
-        init.matrix(self.in_proj.weight)
+        init.matrix(self.in_proj.weight)  # not super's way: dt_proj is no projection like the others
         init.matrix(self.x_proj.weight)
         init.residual_matrix(self.out_proj.weight)
         for projection in (self.in_proj, self.out_proj):
@@ -116,17 +114,17 @@ class Mamba1(Mixer):
 
     def param_specs(self) -> dict[str, ParamSpec]:
         spec = self.spec
-        specs = {
-            "in_proj.weight": ParamSpec(decay=True, role="matrix", row_blocks=(spec.d_inner, spec.d_inner)),
-            "conv1d.weight": VECTOR,  # K taps per channel: nothing a matrix optimizer could orthogonalise
-            "conv1d.bias": VECTOR,
-            "x_proj.weight": ParamSpec(
-                decay=True, role="matrix", row_blocks=(spec.dt_rank, spec.d_state, spec.d_state)
-            ),
-            "dt_proj.weight": MATRIX,
+        return super().param_specs() | {
+            "in_proj.weight": fused(spec.d_inner, spec.d_inner),
+            "x_proj.weight": fused(spec.dt_rank, spec.d_state, spec.d_state),
             "dt_proj.bias": VECTOR_FP32,
-            "A_log": VECTOR_FP32,
-            "D": VECTOR_FP32,
-            "out_proj.weight": MATRIX,
         }
-        return specs | ({"in_proj.bias": VECTOR, "out_proj.bias": VECTOR} if spec.bias else {})
+
+    def metrics(self) -> dict[str, Tensor]:
+        return step_metrics(self.dt_proj.bias)
+
+    @classmethod
+    def kernel_needs(cls, spec: Mamba1Spec, use: KernelUse) -> Iterable[Need]:
+        yield conv_need(spec.d_inner, spec.d_conv, use)
+        refusal = mamba1_refusal(spec.d_state, use.dtype, documents=use.documents)
+        yield Need("mamba1", "mamba1", "selective scan", refusal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,20 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridlm.layers.cache import LayerCache, StateCache
-from hybridlm.layers.init import MATRIX, VECTOR, VECTOR_FP32, Init, ParamSpec, reset_convolution, reset_step_bias
+from hybridlm.layers.init import Init, ParamSpec, fused, reset_step_bias
+from hybridlm.layers.layer import PASSES, Phase, linear_flops
 from hybridlm.layers.linear import Linear
-from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
+from hybridlm.layers.mixer import Mixer, step_metrics
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.ops.conv import causal_conv
 from hybridlm.ops.dispatch import product_dtype
 from hybridlm.ops.kernels.choice import CUDA
-from hybridlm.ops.kernels.rules import mamba2_layer_refusal
+from hybridlm.ops.kernels.rules import KernelUse, Need, Sizes, conv_need, mamba2_layer_refusal, mamba2_refusal
 from hybridlm.ops.norm import as_dtype, at_least_fp32, gated_rms_norm
 from hybridlm.ops.ssd import ssd
 
 if TYPE_CHECKING:
-    from hybridlm.config.layers import Mamba2Spec
+    from hybridlm.config.mixers.mamba2 import Mamba2Spec
 
 
 class Mamba2(Mixer):
@@ -130,29 +132,22 @@ class Mamba2(Mixer):
             linear_flops(self.in_proj, self.out_proj) + 2 * spec.d_conv * spec.conv_channels + state
         )
 
-    def state_bytes(self, context: int, batch: int, dtype: torch.dtype) -> int:
-        spec = self.spec
-        conv = bytes_of(batch * (spec.d_conv - 1) * spec.conv_channels, dtype)
-        return conv + bytes_of(batch * spec.d_inner * spec.d_state, at_least_fp32(dtype))
-
     def reset_parameters(self, init: Init) -> None:
-        init.matrix(self.in_proj.weight)
-        init.residual_matrix(self.out_proj.weight)
-        reset_convolution(self.conv1d)
+        super().reset_parameters(init)
         reset_step_bias(self.dt_bias, self.spec.dt_range)
         with torch.no_grad():
             self.A_log.uniform_(*self.spec.a_range).log_()
         nn.init.ones_(self.D)
-        self.norm.reset_parameters()
 
     def param_specs(self) -> dict[str, ParamSpec]:
-        return {
-            "in_proj.weight": ParamSpec(decay=True, role="matrix", row_blocks=self.row_blocks),
-            "conv1d.weight": VECTOR,  # K taps per channel: nothing a matrix optimizer could orthogonalise
-            "conv1d.bias": VECTOR,
-            "dt_bias": VECTOR_FP32,
-            "A_log": VECTOR_FP32,
-            "D": VECTOR_FP32,
-            "norm.weight": VECTOR,
-            "out_proj.weight": MATRIX,
-        }
+        return super().param_specs() | {"in_proj.weight": fused(*self.row_blocks)}
+
+    def metrics(self) -> dict[str, Tensor]:
+        return step_metrics(self.dt_bias)
+
+    @classmethod
+    def kernel_needs(cls, spec: Mamba2Spec, use: KernelUse) -> Iterable[Need]:
+        yield conv_need(spec.conv_channels, spec.d_conv, use)
+        sizes = Sizes(head_dim=spec.head_dim, d_state=spec.d_state, width=spec.d_conv)
+        reason, whole = mamba2_refusal(spec.d_state, use.dtype), ("mamba2_layer", "Mamba-2 layer")
+        yield Need("mamba2", "mamba2", "SSD scan", reason, (sizes,), whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -9,21 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridlm.layers.cache import LayerCache, StateCache
-from hybridlm.layers.init import MATRIX, VECTOR, VECTOR_FP32, Init, ParamSpec, reset_convolution, reset_step_bias
+from hybridlm.layers.init import Init, ParamSpec, fused, reset_step_bias
+from hybridlm.layers.layer import PASSES, Phase, linear_flops
 from hybridlm.layers.linear import Linear
-from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
+from hybridlm.layers.mixer import Mixer, step_metrics
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.ops.conv import causal_conv
 from hybridlm.ops.kernels.choice import CUDA
-from hybridlm.ops.kernels.rules import mamba3_refusal, mimo_refusal
+from hybridlm.ops.kernels.rules import KernelUse, Need, Sizes, conv_need, mamba3_refusal, mimo_refusal
 from hybridlm.ops.mimo import mimo_scan
 from hybridlm.ops.mimo_gate import mimo_gate, mimo_gate_step
 from hybridlm.ops.norm import as_dtype, at_least_fp32, rms_norm
 from hybridlm.ops.trapezoid import angles, carried_state, previous_weight, trapezoid_step, turned, write_weight
 
 if TYPE_CHECKING:
-    from hybridlm.config.layers import Mamba3Spec
+    from hybridlm.config.mixers.mamba3 import Mamba3Spec
 
 
 class _Steps(NamedTuple):
@@ -281,19 +283,8 @@ class Mamba3(Mixer):
             linear_flops(self.in_proj, self.out_proj) + 2 * spec.d_conv * spec.conv_channels + state
         )
 
-    def state_bytes(self, context: int, batch: int, dtype: torch.dtype) -> int:
-        spec = self.spec
-        wide = spec.d_inner * spec.d_state + spec.n_heads * spec.n_angles
-        if spec.trapezoidal:
-            wide += spec.n_heads * (spec.rank * spec.d_state + spec.head_dim)
-        conv = (spec.d_conv - 1) * spec.conv_channels
-        return bytes_of(batch * wide, at_least_fp32(dtype)) + bytes_of(batch * conv, dtype)
-
     def reset_parameters(self, init: Init) -> None:
-        init.matrix(self.in_proj.weight)
-        init.residual_matrix(self.out_proj.weight)
-        if self.spec.use_conv:
-            reset_convolution(self.conv1d)
+        super().reset_parameters(init)
         reset_step_bias(self.dt_bias, self.spec.dt_range)
         for ones in (self.B_bias, self.C_bias, self.D):
             nn.init.ones_(ones)
@@ -301,19 +292,25 @@ class Mamba3(Mixer):
             nn.init.constant_(self.mimo_x, 1 / self.spec.mimo_rank)
             nn.init.ones_(self.mimo_z)
             nn.init.constant_(self.mimo_o, 1 / self.spec.mimo_rank)
-        for norm in (self.B_norm, self.C_norm, *((self.norm,) if self.spec.outproj_norm else ())):
-            norm.reset_parameters()
 
     def param_specs(self) -> dict[str, ParamSpec]:
-        specs = {
-            "in_proj.weight": ParamSpec(decay=True, role="matrix", row_blocks=self.row_blocks),
-            "out_proj.weight": MATRIX,
-        }
-        if self.spec.use_conv:  # K taps per channel: nothing a matrix optimizer could orthogonalise
-            specs |= {"conv1d.weight": VECTOR, "conv1d.bias": VECTOR}
-        specs |= dict.fromkeys(("dt_bias", "B_bias", "C_bias", "D"), VECTOR_FP32)
-        if self.spec.mimo_rank is not None:
-            specs |= dict.fromkeys(("mimo_x", "mimo_z", "mimo_o"), VECTOR_FP32)
-        return specs | dict.fromkeys(
-            ("B_norm.weight", "C_norm.weight", *(("norm.weight",) if self.spec.outproj_norm else ())), VECTOR
+        return super().param_specs() | {"in_proj.weight": fused(*self.row_blocks)}
+
+    def metrics(self) -> dict[str, Tensor]:
+        return step_metrics(self.dt_bias)
+
+    @classmethod
+    def kernel_needs(cls, spec: Mamba3Spec, use: KernelUse) -> Iterable[Need]:
+        if spec.use_conv:
+            yield conv_need(spec.conv_channels, spec.d_conv, use)
+        widths = (spec.d_state, spec.head_dim)
+        refusal = mamba3_refusal(*widths, spec.n_angles, use.dtype, trapezoidal=spec.trapezoidal)
+        sizes = Sizes(head_dim=spec.head_dim, d_state=spec.d_state, rank=spec.rank, angles=spec.n_angles)
+        if spec.mimo_rank is None:
+            yield Need("mamba3", "mamba3_siso", "Mamba-3 SISO", refusal, (sizes,))
+            return
+        grouped, gated = {"heads": spec.n_heads, "groups": spec.n_groups}, not spec.outproj_norm
+        refusal = refusal or mimo_refusal(
+            *widths, spec.mimo_rank, spec.n_angles, **grouped, gated=gated, shared_memory_kb=use.shared_memory_kb
         )
+        yield Need("mamba3", "mamba3_mimo", "Mamba-3 MIMO", refusal, (sizes,))

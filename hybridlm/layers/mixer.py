@@ -1,31 +1,36 @@
-"""The contract of a sequence mixer. The model knows mixers only through it."""
+"""The contract of a sequence mixer. Everything outside ``layers/`` knows mixers only through it."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Literal
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from hybridlm.layers.cache import LayerCache
-from hybridlm.layers.init import Init, ParamSpec
+from hybridlm.layers.layer import Layer, Phase
 from hybridlm.layers.sequence import SequenceInfo
 
-Phase = Literal["train", "prefill", "decode"]
-PASSES: dict[Phase, int] = {"train": 3, "prefill": 1, "decode": 1}  # a backward costs two forwards
+if TYPE_CHECKING:
+    from hybridlm.ops.kernels.rules import KernelUse, Need
 
 
-class Mixer(nn.Module, ABC):
+class Mixer(Layer):
     """Moves information between the tokens of a sequence: attention, a Mamba, ...
 
     One ``forward`` serves training, prefill in chunks and decode: with a cache, any T >= 1 tokens may follow any
-    prefix.
+    prefix. ``shares_tables``: the first layer of the kind makes tables (a mask, rotary angles) that later ones find in
+    ``SequenceInfo``; the planner then counts a first and a later layer.
     """
+
+    shares_tables: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, x: Tensor, seq: SequenceInfo, cache: LayerCache | None = None) -> Tensor:
-        """x: (B, T, D), normalised; returns (B, T, D). A given cache is read and brought up to date in place."""
+        """x: (B, T, D), normalised; returns (B, T, D). A given cache is read and updated in place."""
 
     @abstractmethod
     def new_cache(self, batch: int, max_len: int, *, dtype: torch.dtype, device: torch.device) -> LayerCache:
@@ -34,26 +39,30 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def flops(self, context: int, phase: Phase) -> float:
         """Matrix-product FLOPs per token: of a sequence of ``context`` tokens (train: with backward; prefill), or of
-        one token decoded after ``context`` others. A multiply-add counts two."""
+        one token decoded after ``context`` others. A multiply-add counts two; of a state, one write and one read of
+        each number count."""
 
-    @abstractmethod
     def state_bytes(self, context: int, batch: int, dtype: torch.dtype) -> int:
         """Bytes of the cache that ``new_cache(batch, context, dtype=dtype)`` allocates."""
+        cache = self.new_cache(batch, context, dtype=dtype, device=torch.device("meta"))
+        return sum(tensor.nbytes for tensor in cache.tensors().values())
 
-    @abstractmethod
-    def reset_parameters(self, init: Init) -> None:
-        """Draws every parameter anew."""
+    def metrics(self) -> dict[str, Tensor]:
+        """Scalars that a training log reports of this layer, as ``group/name``; logged as ``group/LAYER/name``. Called
+        on every rank."""
+        return {}
 
-    @abstractmethod
-    def param_specs(self) -> dict[str, ParamSpec]:
-        """One entry for every parameter, by its name in this module."""
-
-
-def bytes_of(elements: int, dtype: torch.dtype) -> int:
-    """Bytes of so many elements."""
-    return elements * dtype.itemsize
+    @classmethod
+    def kernel_needs(cls, spec: Any, use: KernelUse) -> Iterable[Need]:
+        """The compiled kernels that a layer of ``spec``, the kind's own, can use, each with what rules it out, if
+        anything."""
+        return ()
 
 
-def linear_flops(*layers: nn.Linear) -> float:
-    """Forward FLOPs per token of these projections."""
-    return float(sum(2 * layer.in_features * layer.out_features for layer in layers))
+@torch.no_grad()
+def step_metrics(bias: Tensor) -> dict[str, Tensor]:
+    """Mean and largest of the step sizes that the bias of a state-space layer gives by itself (tokens add to it). A
+    layer whose steps shrink to zero has stopped reading; one whose steps grow forgets."""
+    gather = getattr(bias, "full_tensor", None)  # where FSDP shards it
+    step = F.softplus((bias if gather is None else gather()).float())
+    return {"ssm/dt_mean": step.mean(), "ssm/dt_max": step.max()}

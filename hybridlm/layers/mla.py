@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from hybridlm.layers.cache import LayerCache, TokenCache
-from hybridlm.layers.init import MATRIX, VECTOR, Init, ParamSpec
+from hybridlm.layers.init import ParamSpec, fused
+from hybridlm.layers.layer import PASSES, Phase, linear_flops
 from hybridlm.layers.linear import Linear
-from hybridlm.layers.mixer import PASSES, Mixer, Phase, bytes_of, linear_flops
+from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.ops.attention import attention
@@ -18,7 +19,7 @@ from hybridlm.ops.norm import rms_norm
 from hybridlm.ops.rotary import apply_rotary
 
 if TYPE_CHECKING:
-    from hybridlm.config.layers import MLASpec
+    from hybridlm.config.mixers.mla import MLASpec
 
 # DeepSeek's code gives the norms of the two latents an epsilon of their own, whatever that of the model's other norms;
 # weights trained or exported under either would differ with any other number.
@@ -35,6 +36,8 @@ class MLA(Mixer):
     There are two equal forms. Expanded: keys and values of every token seen. Absorbed: the latent itself is key and
     value of all heads, the expansion moves to the query and to the weighted sum.
     """
+
+    shares_tables = True
 
     def __init__(self, spec: MLASpec) -> None:
         super().__init__()
@@ -132,26 +135,12 @@ class MLA(Mixer):
             keys, per_key = (context + 1) / 2, spec.qk_nope_head_dim + spec.qk_rope_head_dim + spec.v_head_dim
         return PASSES[phase] * (projections + 2 * spec.n_heads * per_key * keys)
 
-    def state_bytes(self, context: int, batch: int, dtype: torch.dtype) -> int:
-        return bytes_of(batch * context * (self.spec.kv_lora_rank + self.spec.qk_rope_head_dim), dtype)
-
-    def reset_parameters(self, init: Init) -> None:
-        for module in self.children():
-            if module is self.o_proj:
-                init.residual_matrix(self.o_proj.weight)
-            elif isinstance(module, nn.Linear):
-                init.matrix(module.weight)
-            elif isinstance(module, RMSNorm):
-                module.reset_parameters()
-
     def param_specs(self) -> dict[str, ParamSpec]:
         spec = self.spec
-        specs = {name: VECTOR if "norm" in name else MATRIX for name, _ in self.named_parameters()}
+        specs = super().param_specs()
         if spec.qk_rope_head_dim:
-            parts = (spec.kv_lora_rank, spec.qk_rope_head_dim)
-            specs["kv_a_proj_with_mqa.weight"] = ParamSpec(decay=True, role="matrix", row_blocks=parts)
+            specs["kv_a_proj_with_mqa.weight"] = fused(spec.kv_lora_rank, spec.qk_rope_head_dim)
         # Keys and values are different maps of the latent; their rows alternate head by head, so each head's are blocks
         # of their own.
-        rows = (spec.qk_nope_head_dim, spec.v_head_dim) * spec.n_heads
-        specs["kv_b_proj.weight"] = ParamSpec(decay=True, role="matrix", row_blocks=rows)
+        specs["kv_b_proj.weight"] = fused(*(spec.qk_nope_head_dim, spec.v_head_dim) * spec.n_heads)
         return specs

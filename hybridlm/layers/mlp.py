@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridlm.layers.ffn import FFN, RouterStats
-from hybridlm.layers.init import MATRIX, Init, ParamSpec
+from hybridlm.layers.layer import PASSES, Phase, linear_flops
 from hybridlm.layers.linear import Linear
-from hybridlm.layers.mixer import PASSES, Phase, linear_flops
 
 if TYPE_CHECKING:
-    from hybridlm.config.layers import MLPSpec
+    from hybridlm.config.ffns.mlp import MLPSpec
 
 
 class MLP(FFN):
@@ -34,12 +33,3 @@ class MLP(FFN):
         return PASSES[phase] * linear_flops(
             *[layer for layer in (self.gate_proj, self.up_proj, self.down_proj) if layer is not None]
         )
-
-    def reset_parameters(self, init: Init) -> None:
-        for layer in (self.gate_proj, self.up_proj):
-            if layer is not None:
-                init.matrix(layer.weight)
-        init.residual_matrix(self.down_proj.weight)
-
-    def param_specs(self) -> dict[str, ParamSpec]:
-        return {name: MATRIX for name, _ in self.named_parameters()}

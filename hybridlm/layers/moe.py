@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridlm.layers.ffn import FFN, RouterStats
-from hybridlm.layers.init import MATRIX, Init, ParamSpec
-from hybridlm.layers.mixer import PASSES, Phase, linear_flops
+from hybridlm.layers.init import MATRIX, Init, ParamSpec, fused
+from hybridlm.layers.layer import PASSES, Phase, linear_flops
 from hybridlm.layers.mlp import MLP
 from hybridlm.ops.experts import mixture
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.router import Routing, balance_loss, expert_counts, sigmoid_routing, softmax_routing, z_loss
 
 if TYPE_CHECKING:
-    from hybridlm.config.layers import MoESpec
+    from hybridlm.config.ffns.moe import MoESpec
 
 
 class Router(nn.Linear):
@@ -102,6 +102,8 @@ class MoE(FFN):
     def __init__(self, spec: MoESpec) -> None:
         super().__init__()
         self.spec = spec
+        self.n_experts, self.top_k = spec.n_experts, spec.top_k
+        self.balancing = "moe.bias_update_rate" if spec.router == "sigmoid" else "moe.balance_loss_weight"
         self.gate = Router(spec)
         self.experts = Experts(spec)
         self.shared_experts = None if spec.shared is None else MLP(spec.shared)
@@ -126,25 +128,35 @@ class MoE(FFN):
         return PASSES[phase] * (linear_flops(self.gate) + routed) + shared
 
     def reset_parameters(self, init: Init) -> None:
-        init.matrix(self.gate.weight)
+        super().reset_parameters(init)
         if self.spec.router == "sigmoid":
             nn.init.zeros_(self.gate.e_score_correction_bias)
-        self.experts.reset_parameters(init)
-        if self.shared_experts is not None:
-            self.shared_experts.reset_parameters(init)
 
     def param_specs(self) -> dict[str, ParamSpec]:
-        # The router is AdamW's under every optimizer: an orthogonalised update moves all directions alike, those of
-        # experts that the gradient says nothing about too, and which experts come out on top follows every such move.
+        # The router is AdamW's under every optimizer: an orthogonalised update moves all directions equally, including
+        # those of experts that the gradient has nothing to say about, and every such move changes which experts win.
         # Decay keeps its logits from growing to where the choice no longer changes; rounding its weights would change
         # choices.
-        specs = {"gate.weight": ParamSpec(decay=True, role="vector", dtype="fp32")}
+        experts = dict.fromkeys((f"experts.{name}" for name, _ in self.experts.named_parameters()), MATRIX)
         if self.experts.gated:
-            blocks = (self.spec.d_expert, self.spec.d_expert)
-            specs["experts.gate_up_proj"] = ParamSpec(decay=True, role="matrix", row_blocks=blocks)
-        else:
-            specs["experts.up_proj"] = MATRIX
-        specs["experts.down_proj"] = MATRIX
-        if self.shared_experts is not None:
-            specs |= {f"shared_experts.{name}": spec for name, spec in self.shared_experts.param_specs().items()}
-        return specs
+            experts["experts.gate_up_proj"] = fused(self.spec.d_expert, self.spec.d_expert)
+        gate = ParamSpec(decay=True, role="vector", dtype="fp32")
+        return super().param_specs() | experts | {"gate.weight": gate}
+
+    def balance(self, counts: Tensor) -> None:
+        if self.spec.router == "sigmoid" and self.spec.bias_update_rate > 0:
+            move_bias(self.gate.e_score_correction_bias, counts, self.spec.bias_update_rate)
+
+
+@torch.no_grad()
+def move_bias(bias: Tensor, counts: Tensor, rate: float) -> None:
+    """One step of DeepSeek-V3's balancing without a loss (Wang et al. 2024): ``bias += rate * sign(mean(counts) -
+    counts)``, centred.
+
+    bias, counts: (E,). The choice of experts depends on differences of biases only, but signs need not sum to zero:
+    where few experts have most of the load, a bias that is not centred grows without end, and float32 loses the
+    differences that matter.
+    """
+    load = counts.double()
+    step = rate * torch.sign(load.mean() - load)
+    bias.add_((step - step.mean()).to(bias.dtype))

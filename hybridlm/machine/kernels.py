@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hybridlm.config.kernels import AUTO, KINDS, KernelsConfig
+from hybridlm.config.kernels import AUTO, PACKAGES, KernelsConfig
 from hybridlm.config.kernels import TORCH as NEVER
-from hybridlm.config.layers import LayerSpec, Mamba1Spec, Mamba2Spec, Mamba3Spec
+from hybridlm.config.layers import LayerSpec, Spec
 from hybridlm.config.resolve import resolve_layers
 from hybridlm.errors import ConfigError
+from hybridlm.layers.layer import layer_class
+from hybridlm.layers.mixer import Mixer
 from hybridlm.machine.device import CUDA, DeviceFacts, cpu_facts
 from hybridlm.machine.profiles import planned_device
 from hybridlm.ops.kernels import rules
 from hybridlm.ops.kernels.choice import ALL_TORCH, KernelChoice
 from hybridlm.ops.kernels.probe import Probe, probe
-from hybridlm.ops.kernels.trials import Sizes
+from hybridlm.ops.kernels.rules import Need, Sizes
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
@@ -36,13 +38,6 @@ DTYPES = {  # of activations, by trainer.precision
     "bf16-true": torch.bfloat16,
     "16-mixed": torch.float16,
     "64-true": torch.float64,
-}
-INSTALL = {
-    "conv": "causal-conv1d",
-    "mamba1": "mamba-ssm",
-    "mamba2": "mamba-ssm",
-    "mamba3": "mamba-ssm",
-    "loss": "liger-kernel",
 }
 
 
@@ -57,94 +52,41 @@ class Work:
     sharded: bool = False
 
 
-@dataclass(frozen=True)
-class Need:
-    """One kernel that a kind of layer can use. field: of KernelChoice; refusal: the layers' own reason against it;
-    sizes: of the layers, where the kernel is compiled for their widths, so that it may work at some and not at
-    others."""
-
-    kind: str
-    field: str
-    kernel: str
-    refusal: str | None
-    sizes: tuple[Sizes, ...] = ()
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Of one kernel: used, or the reason why not. sizes: as of ``Need``."""
-
-    kind: str
-    field: str
-    kernel: str
-    reason: str | None
-    sizes: tuple[Sizes, ...]
-
-
 def needs(work: Work, card: DeviceFacts) -> list[Need]:
     """The kernels that the layers could use, each once, with the first reason that a layer gives against it and the
     sizes of all."""
+    use = rules.KernelUse(work.dtype, work.documents, card.shared_memory_kb)
+    every = [need for spec in dict.fromkeys(layer.params for layer in work.layers) for need in _of(spec, use)]
+    refusal = rules.loss_refusal(work.dtype, scale=work.scale, sharded=work.sharded)
+    every.append(Need("loss", "loss", "linear cross-entropy", refusal))
     found: dict[str, Need] = {}
-    for need in _needs(work, card):
+    for need in every:
         known = found.get(need.field, need)
         sizes = tuple(dict.fromkeys((*known.sizes, *need.sizes)))
-        found[need.field] = replace(known, refusal=known.refusal or need.refusal, sizes=sizes)
-    return sorted(found.values(), key=lambda need: KINDS.index(need.kind))
+        found[need.field] = replace(known, reason=known.reason or need.reason, sizes=sizes)
+    return sorted(found.values(), key=lambda need: list(PACKAGES).index(need.setting))
 
 
-def _needs(work: Work, card: DeviceFacts) -> Iterable[Need]:
-    dtype = work.dtype
-    for spec in dict.fromkeys(layer.params for layer in work.layers):
-        if isinstance(spec, Mamba1Spec):
-            yield Need("conv", "conv", "causal-conv1d", rules.conv_refusal(spec.d_inner, spec.d_conv, dtype))
-            yield Need(
-                "mamba1",
-                "mamba1",
-                "selective scan",
-                rules.mamba1_refusal(spec.d_state, dtype, documents=work.documents),
-            )
-        elif isinstance(spec, Mamba2Spec):
-            yield Need("conv", "conv", "causal-conv1d", rules.conv_refusal(spec.conv_channels, spec.d_conv, dtype))
-            sizes = Sizes(head_dim=spec.head_dim, d_state=spec.d_state, width=spec.d_conv)
-            yield Need("mamba2", "mamba2", "SSD scan", rules.mamba2_refusal(spec.d_state, dtype), (sizes,))
-        elif isinstance(spec, Mamba3Spec):
-            if spec.use_conv:
-                yield Need("conv", "conv", "causal-conv1d", rules.conv_refusal(spec.conv_channels, spec.d_conv, dtype))
-            yield _mamba3(spec, dtype, card)
-    yield Need(
-        "loss", "loss", "linear cross-entropy", rules.loss_refusal(dtype, scale=work.scale, sharded=work.sharded)
-    )
-
-
-def _mamba3(spec: Mamba3Spec, dtype: torch.dtype, card: DeviceFacts) -> Need:
-    widths = (spec.d_state, spec.head_dim)
-    refusal = rules.mamba3_refusal(*widths, spec.n_angles, dtype, trapezoidal=spec.trapezoidal)
-    sizes = Sizes(head_dim=spec.head_dim, d_state=spec.d_state, rank=spec.rank, angles=spec.n_angles)
-    if spec.mimo_rank is None:
-        return Need("mamba3", "mamba3_siso", "Mamba-3 SISO", refusal, (sizes,))
-    shared, gated = card.shared_memory_kb, not spec.outproj_norm
-    grouped = {"heads": spec.n_heads, "groups": spec.n_groups}
-    refusal = refusal or rules.mimo_refusal(
-        *widths, spec.mimo_rank, spec.n_angles, **grouped, gated=gated, shared_memory_kb=shared
-    )
-    return Need("mamba3", "mamba3_mimo", "Mamba-3 MIMO", refusal, (sizes,))
+def _of(spec: Spec, use: rules.KernelUse) -> Iterable[Need]:
+    mixer: type[Mixer] = layer_class(spec)
+    return mixer.kernel_needs(spec, use)
 
 
 def verdicts(
     work: Work, settings: KernelsConfig, card: DeviceFacts, device: torch.device, prober: Prober = probe
-) -> list[Verdict]:
-    """Of every kernel that the layers could use. card: what is planned for; device: where the kernels are run to see. A
+) -> list[Need]:
+    """``needs``, with what rules a kernel out here. card: what is planned for; device: where the kernels are tried. A
     kernel that the configuration or the layers rule out is not run."""
     found = []
     for need in needs(work, card):
-        setting, field = settings.of(need.kind)
+        setting, field = settings.of(need.setting)
         if setting == NEVER:
             reason: str | None = f"{field} = torch"
         elif card.kind != CUDA:
             reason = "needs a CUDA device"
         else:
-            reason = need.refusal or _failure(need.kernel, device, work.dtype, need.sizes, prober)
-        found.append(Verdict(need.kind, need.field, need.kernel, reason, need.sizes))
+            reason = need.reason or _failure(need.kernel, device, work.dtype, need.sizes, prober)
+        found.append(replace(need, reason=reason))
     return found
 
 
@@ -156,36 +98,34 @@ def _failure(
     return next((reason for reason in tried if reason is not None), None)
 
 
-def chosen(found: Sequence[Verdict], dtype: torch.dtype, device: torch.device, prober: Prober = probe) -> KernelChoice:
-    """The backends that follow. Where both the convolution and Mamba-2's scan are compiled, a Mamba-2 layer may run as
-    one kernel."""
-    used = {verdict.field: verdict.sizes for verdict in found if verdict.reason is None}
-    if {"conv", "mamba2"} <= set(used) and _failure("Mamba-2 layer", device, dtype, used["mamba2"], prober) is None:
-        used["mamba2_layer"] = used["mamba2"]
+def chosen(found: Sequence[Need], dtype: torch.dtype, device: torch.device, prober: Prober = probe) -> KernelChoice:
+    """The backends that follow. Where a layer's scan and its convolution are compiled, the layer may run as one
+    kernel."""
+    used = {verdict.field for verdict in found if verdict.reason is None}
+    if "conv" in used:
+        whole = [(verdict.whole, verdict.sizes) for verdict in found if verdict.field in used and verdict.whole]
+        used |= {field for (field, kernel), sizes in whole if _failure(kernel, device, dtype, sizes, prober) is None}
     return KernelChoice(**dict.fromkeys(used, CUDA))  # type: ignore[arg-type]
 
 
-def refuse_missing(found: Sequence[Verdict], settings: KernelsConfig) -> None:
+def refuse_missing(found: Sequence[Need], settings: KernelsConfig) -> None:
     """Raise ConfigError with a line for each kernel that is asked for and cannot be had."""
     problems = []
     for verdict in found:
-        setting, field = settings.of(verdict.kind)
+        name = verdict.setting
+        setting, field = settings.of(name)
         if verdict.reason is not None and setting not in (AUTO, NEVER):
-            package = INSTALL[verdict.kind]
-            install = (
-                f"; install it (hybridlm doctor says how) or take {field}=auto"
-                if f"{package} " in verdict.reason
-                else ""
-            )
-            install = install or f"; take kernels.{verdict.kind}=auto"
+            missing = f"{PACKAGES[name]} " in verdict.reason
+            remedy = f"install it (hybridlm doctor says how) or take {field}=auto" if missing else ""
             problems.append(
-                f"{field} = 'cuda': no compiled kernel for {verdict.kind} ({verdict.kernel}): {verdict.reason}{install}"
+                f"{field} = 'cuda': no compiled kernel for {name} ({verdict.kernel}): {verdict.reason};"
+                f" {remedy or f'take kernels.{name}=auto'}"
             )
     if problems:
         raise ConfigError(problems)
 
 
-def told(found: Sequence[Verdict]) -> str:
+def told(found: Sequence[Need]) -> str:
     """One line: what is used, and why not what is not."""
     used = dict.fromkeys(verdict.kernel for verdict in found if verdict.reason is None)
     missed = "; ".join(f"{verdict.kernel}: {verdict.reason}" for verdict in found if verdict.reason is not None)

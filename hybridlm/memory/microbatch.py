@@ -1,8 +1,9 @@
 """The memory of one micro-batch part by part: embedding, each distinct layer, norm and loss, forward and backward.
 
 A model with one of each distinct layer of the real one runs a micro-batch on fake tensors. Hooks between its layers
-read from the tracker how far memory rose and where it ended. Attention is there twice: later layers share what the
-first one computes for all (a mask, rotary angles). ``timeline`` composes these parts in the order of the real layers.
+read from the tracker how far memory rose and where it ended. A kind that shares tables is there twice: later layers use
+what the first one computes for all (a mask, rotary angles). ``timeline`` composes these parts as the real layers follow
+each other.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 
 from hybridlm.config.layers import LayerSpec
+from hybridlm.layers.layer import layer_class
+from hybridlm.layers.mixer import Mixer
 from hybridlm.memory.tracker import MemoryTracker, tracked
 from hybridlm.memory.workload import Workload
 from hybridlm.model.lm import HybridLM
-
-_SHARING = ("attention", "mla")  # kinds whose layers share what they keep in ``SequenceInfo``
 
 
 class Usage(NamedTuple):
@@ -96,7 +97,7 @@ def trace_microbatch(
     accumulating: the parameters have gradients already; rows: of logits that the loss computes at once."""
     specs = tuple(dict.fromkeys(work.layers))
     with tracked(work.gpu) as tracker:
-        model = work.built(specs + tuple(spec for spec in specs if spec.kind in _SHARING))
+        model = work.built(specs + tuple(spec for spec in specs if _shares(spec)))
         tracker.hold([*model.parameters(), *model.buffers()])
         model.checkpoint_blocks, model.loss_rows = int(checkpointed), rows
         if accumulating:
@@ -139,8 +140,13 @@ def _pieces(
     gradients = [first, *blocks, gradient_bytes(model) - sum(blocks) - first]
     both = [ForwardBackward(*piece) for piece in zip(forward, backward, gradients, strict=True)]
     later = iter(both[1 + len(specs) : -1])
-    pairs = {spec: (both[1 + i], next(later) if spec.kind in _SHARING else both[1 + i]) for i, spec in enumerate(specs)}
+    pairs = {spec: (both[1 + i], next(later) if _shares(spec) else both[1 + i]) for i, spec in enumerate(specs)}
     return MicrobatchMemory(both[0], pairs, both[-1], batch)
+
+
+def _shares(spec: LayerSpec) -> bool:
+    mixer: type[Mixer] = layer_class(spec.params)
+    return mixer.shares_tables
 
 
 def gradient_bytes(module: nn.Module) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from hybridlm.config.resolve import resolve_layers
-from hybridlm.layers.mixer import PASSES, Phase
+from hybridlm.layers.layer import PASSES, Phase
 from hybridlm.model.block import Block
 
 if TYPE_CHECKING:

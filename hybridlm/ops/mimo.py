@@ -121,10 +121,10 @@ def _backward(
     if dy is None:
         x, rank, chunk = tensors[0], tensors[4].shape[2], ctx.chunk  # type: ignore[attr-defined]
         dy = states.new_zeros(x.shape[2], states.shape[1] - 1, x.shape[0], rank, chunk, x.shape[3])
+    adjacent, chunk, dtype = ctx.adjacent, ctx.chunk, ctx.initial_dtype  # type: ignore[attr-defined]
     *grads, dtheta, dmimo_x, dinitial = mimo_scan_backward(
-        dy.contiguous(), dstates, *tensors, starts, states, ctx.adjacent, ctx.chunk
-    )  # type: ignore[attr-defined]
-    dtype = ctx.initial_dtype  # type: ignore[attr-defined]
+        dy.contiguous(), dstates, *tensors, starts, states, adjacent, chunk
+    )
     theta, mimo_x = (None if tensor is None else grad for tensor, grad in ((tensors[8], dtheta), (tensors[9], dmimo_x)))
     initial = None if dtype is None else dinitial.permute(1, 0, 3, 2).to(dtype)
     return (*grads[:-1], theta, mimo_x, grads[-1], initial, None, None, None)

@@ -1,23 +1,23 @@
 """Models of equal cost: widths are changed until a pattern has the parameters, or the FLOPs per token, of a reference
 pattern.
 
-The hidden width of the FFNs is tried first, then the heads of the SSMs, then d_model, alone before together; the first
-that comes within the tolerance is taken, and where none does, the nearest of all. Hidden widths and Mamba-1's inner
-channels become multiples of 64, 32, 16 or 8 (the first that suffices), d_model of 32, 16 or 8, and heads of attention
-keep a multiple of 8 channels: 8 numbers of 16 bits are the 16 bytes that Tensor Cores want rows to be a multiple of, 64
-the 128 bytes with which they are fastest (NVIDIA, Matrix Multiplication Background User's Guide). Heads of Mamba-2 and
--3 keep their width, and their number stays a multiple of the groups.
+The hidden width of the FFNs is tried first, then the width of the mixers that can be widened (each kind's section says
+how: ``widened``), then d_model, alone before together; the first that comes within the tolerance is taken, and where
+none does, the nearest of all. Hidden widths and inner channels become multiples of 64, 32, 16 or 8 (the first that
+suffices), d_model of 32, 16 or 8, and heads whose width follows d_model keep a multiple of 8 channels: 8 numbers of 16
+bits are the 16 bytes that Tensor Cores require rows to be a multiple of, 64 the 128 bytes with which they are fastest
+(NVIDIA, Matrix Multiplication Background User's Guide).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hybridlm.config.derive_ffns import derive_mlp, derive_moe
-from hybridlm.config.layers import AttentionSpec
+from hybridlm.config.ffns import FFNS
+from hybridlm.config.layers import LayerSection, Spec
+from hybridlm.config.mixers import MIXERS
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.resolve import kinds_in_use, resolve_layers
 from hybridlm.config.run import RunConfig
@@ -29,18 +29,9 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"params": 0.01, "flops": 0.02}
 _MULTIPLES = (64, 32, 16, 8)
-_FFN_RANGE, _HEADS_RANGE, _WIDTH_RANGES = (
-    16.0,
-    4.0,
-    (1.25, 4.0),
-)  # how many times smaller or larger; d_model is kept near first
+# How many times smaller or larger; d_model is kept near first.
+_FFN_RANGE, _MIXER_RANGE, _WIDTH_RANGES = 16.0, 4.0, (1.25, 4.0)
 _HALVINGS = 24
-_DERIVED: dict[str, Callable[[ModelConfig], int]] = {
-    "model.mlp.d_ff": lambda model: derive_mlp(model.mlp, model).d_ff,
-    "model.moe.d_expert": lambda model: derive_moe(model.moe, model).d_expert,
-}
-_SSMS = ("model.mamba1.expand", *(f"model.mamba{i}.{name}" for i in (2, 3) for name in ("expand", "n_heads")))
-_CHANGED = ("model.d_model", *_DERIVED, *_SSMS)  # the fields that a match may set
 _Change = Callable[[ModelConfig, float, int], ModelConfig]  # by a factor, to a multiple
 
 
@@ -82,12 +73,9 @@ class _Search:
 
     def __init__(self, model: ModelConfig, costs: Costs, target: int, tolerance: float) -> None:
         self._model, self._costs, self._target, self._tolerance = model, costs, target, tolerance
-        specs = resolve_layers(model)
-        self._ffns = any(spec.ffn_kind != "none" for spec in specs)
-        self._ssms = any(spec.kind.startswith("mamba") for spec in specs)
-        self._even_heads = all(
-            spec.params.head_dim % 8 == 0 for spec in specs if isinstance(spec.params, AttentionSpec)
-        )
+        self._head_dims = _head_dims(model)
+        self._ffns = _with_ffns(model, 2.0, 1) != model
+        self._mixers = _with_mixers(model, 2.0, 1) != model
 
     def best(self) -> ModelConfig:
         """The first within the tolerance, else the nearest."""
@@ -106,7 +94,7 @@ class _Search:
 
     def _candidates(self) -> Iterator[ModelConfig]:
         yield from self._with(_with_ffns, self._model, _FFN_RANGE) if self._ffns else ()
-        for model in self._with(_with_heads, self._model, _HEADS_RANGE) if self._ssms else ():
+        for model in self._with(_with_mixers, self._model, _MIXER_RANGE) if self._mixers else ():
             yield model
             yield from self._with(_with_ffns, model, _FFN_RANGE) if self._ffns else ()
         for width in _widths(self._model.d_model):
@@ -114,7 +102,7 @@ class _Search:
             if self._legal(model):
                 yield model
                 yield from self._with(_with_ffns, model, _FFN_RANGE) if self._ffns else ()
-            yield from self._with(_with_heads, model, _HEADS_RANGE) if self._ssms else ()
+            yield from self._with(_with_mixers, model, _MIXER_RANGE) if self._mixers else ()
 
     def _with(self, change: _Change, model: ModelConfig, span: float) -> Iterator[ModelConfig]:
         """The nearest for each multiple."""
@@ -142,11 +130,15 @@ class _Search:
 
     def _legal(self, model: ModelConfig) -> bool:
         try:
-            specs = resolve_layers(model)
+            dims = _head_dims(model)
         except UserError:
             return False
-        heads = [spec.params.head_dim for spec in specs if isinstance(spec.params, AttentionSpec)]
-        return not self._even_heads or all(width % 8 == 0 for width in heads)
+        return all(now % 8 == 0 or before % 8 for before, now in zip(self._head_dims, dims, strict=True))
+
+
+def _head_dims(model: ModelConfig) -> list[int]:
+    """Channels per head of every layer that has heads. ConfigError: there is no such model."""
+    return [spec.params.head_dim for spec in resolve_layers(model) if hasattr(spec.params, "head_dim")]
 
 
 def _widths(d_model: int) -> Iterator[int]:
@@ -162,71 +154,53 @@ def _widths(d_model: int) -> Iterator[int]:
 
 def _with_ffns(model: ModelConfig, factor: float, multiple: int) -> ModelConfig:
     """Every FFN ``factor`` times as wide, about."""
-    mlp, moe = derive_mlp(model.mlp, model).d_ff, derive_moe(model.moe, model).d_expert
-    kinds = kinds_in_use(model)
-    update: dict[str, object] = {}
-    if "mlp" in kinds:
-        update["mlp"] = model.mlp.model_copy(update={"d_ff": _rounded(mlp * factor, multiple)})
-    if "moe" in kinds:
-        update["moe"] = model.moe.model_copy(update={"d_expert": _rounded(moe * factor, multiple)})
-    return model.model_copy(update=update)
+    return _widened(model, FFNS, factor, multiple)
 
 
-def _with_heads(model: ModelConfig, factor: float, multiple: int) -> ModelConfig:
-    """Every SSM with ``factor`` times as many heads, about; Mamba-1, which has none, with as many channels."""
-    kinds = kinds_in_use(model)
-    update: dict[str, object] = {}
-    if "mamba1" in kinds:
-        channels = _rounded(model.mamba1.expand * model.d_model * factor, multiple)
-        update["mamba1"] = model.mamba1.model_copy(update={"expand": channels / model.d_model})
-    for kind in kinds & {"mamba2", "mamba3"}:
-        section = getattr(model, kind)
-        heads = _rounded(
-            (section.n_heads or section.expand * model.d_model / section.head_dim) * factor, section.n_groups
-        )
-        expand = heads * section.head_dim / model.d_model
-        update[kind] = section.model_copy(update={"expand": expand, "n_heads": section.n_heads and heads})
-    return model.model_copy(update=update)
+def _with_mixers(model: ModelConfig, factor: float, multiple: int) -> ModelConfig:
+    """Every mixer that can be widened ``factor`` times as wide, about."""
+    return _widened(model, MIXERS, factor, multiple)
 
 
-def _rounded(width: float, multiple: int) -> int:
-    return max(1, round(width / multiple)) * multiple
+def _widened(model: ModelConfig, kinds: Iterable[str], factor: float, multiple: int) -> ModelConfig:
+    used = kinds_in_use(model).intersection(kinds)
+    sections: dict[str, LayerSection] = {kind: getattr(model, kind) for kind in used}
+    return model.model_copy(
+        update={kind: section.widened(model, factor, multiple) for kind, section in sections.items()}
+    )
 
 
 def _settings(before: ModelConfig, after: ModelConfig) -> Iterator[tuple[str, int | float | None]]:
     """The fields of ``after`` that differ, with their values."""
-    for field in _CHANGED:
-        if (value := _value(after, field)) != _value(before, field):
-            yield field, value
-
-
-def _value(model: ModelConfig, field: str) -> int | float | None:
-    """What stands in ``model`` under ``field``, for instance model.mlp.d_ff."""
-    _, *path = field.split(".")
-    return reduce(getattr, path, model)  # type: ignore[return-value]
+    if after.d_model != before.d_model:
+        yield "model.d_model", after.d_model
+    for kind in (*FFNS, *MIXERS):
+        old, new = getattr(before, kind).model_dump(), getattr(after, kind).model_dump()
+        yield from ((f"model.{kind}.{name}", value) for name, value in new.items() if value != old[name])
 
 
 def _note(config: RunConfig, model: ModelConfig, cost: int, target: int) -> str:
     """One line: what was changed from what to what, and how near the cost came."""
     changes = []
     for field, value in _settings(config.model, model):
-        old = _value(config.model, field) or _DERIVED[field](config.model)
-        heads = ""
-        if field.endswith(".expand"):
-            heads = f" ({' -> '.join(_heads(side, field.split('.')[1]) for side in (config.model, model))})"
-        changes.append(f"{field} {old:.5g} -> {value:.5g}{heads}")
+        kind, _, name = field.removeprefix("model.").rpartition(".")
+        old, new = _resolved(config.model, kind), _resolved(model, kind)
+        was = getattr(getattr(config.model, kind) if kind else config.model, name)
+        width = f" ({_width(old)} -> {_width(new)})" if name == "expand" else ""
+        changes.append(f"{field} {getattr(old, name) if was is None else was:.5g} -> {value:.5g}{width}")
     by = config.sweep.match or ""
     unit = {"params": "parameters", "flops": "training FLOPs per token"}[by]
     aim = "sweep.target" if config.sweep.target else f"pattern {config.sweep.reference}"
-    near = "" if abs(cost / target - 1) <= TOLERANCE[by] else ", the nearest there is"
+    near = "" if abs(cost / target - 1) <= TOLERANCE[by] else ", the nearest possible"
     return (
         f"{', '.join(changes) or 'nothing to change'}: {cost:,} {unit}, {aim} {target:,},"
         f" {cost / target - 1:+.2%}{near}"
     )
 
 
-def _heads(model: ModelConfig, kind: str) -> str:
-    section = getattr(model, kind)
-    if kind == "mamba1":
-        return f"{round(section.expand * model.d_model)} channels"
-    return f"{round(section.expand * model.d_model / section.head_dim)} heads"
+def _resolved(model: ModelConfig, kind: str) -> Spec | None:
+    return getattr(model, kind).resolve(model, "") if kind else None
+
+
+def _width(spec: Any) -> str:
+    return f"{spec.n_heads} heads" if hasattr(spec, "n_heads") else f"{spec.d_inner} channels"

@@ -17,9 +17,9 @@ from hybridlm.train.compiled import eager
 from hybridlm.train.ema import EMA
 from hybridlm.train.metrics import Costs, MetricsCallback, validation_score
 from hybridlm.train.probes import Probes
-from hybridlm.train.router import RouterCallback, moe_layers
+from hybridlm.train.router import RouterCallback, routers_of
 from hybridlm.train.samples import sampled, write_samples
-from hybridlm.train.ssm import ssm_layers, ssm_metrics
+from hybridlm.train.ssm import mixer_metrics
 
 if TYPE_CHECKING:
     from hybridlm.config.logging import EarlyStopConfig, SamplesConfig
@@ -44,7 +44,7 @@ def metering_callbacks(
 ) -> Metering:
     """The one for routers, where there are any, and the one for metrics, which asks the first. ``clock`` is the
     trainer's profiler."""
-    layers, mixers, log_every = moe_layers(model), ssm_layers(model), config.trainer.log_every
+    layers, log_every = routers_of(model), config.trainer.log_every
     routers = [RouterCallback(layers, log_every, console.say)] if layers else []
     costs = Costs(
         tokens_per_step=machine.global_batch * config.data.seq_len,
@@ -54,7 +54,7 @@ def metering_callbacks(
     )
 
     def more(trainer: lightning.Trainer) -> Metrics:
-        return (routers[0].metrics(trainer) if routers else {}) | ssm_metrics(mixers)
+        return (routers[0].metrics(trainer) if routers else {}) | mixer_metrics(model)
 
     return routers, MetricsCallback(log_every, costs, clock, more)
 

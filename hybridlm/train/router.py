@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning
 import torch
-from torch import Tensor
 
-from hybridlm.layers.moe import MoE
+from hybridlm.model.block import Block
 from hybridlm.model.lm import HybridLM
 from hybridlm.train.guards import hybrid_optimizer
 
 if TYPE_CHECKING:
-    from hybridlm.layers.ffn import RouterStats
+    from hybridlm.layers.ffn import FFN, RouterStats
     from hybridlm.train.metrics import Metrics
 
 _NAMED = 8  # dead experts that a warning names before it only counts them
 
 
-def moe_layers(model: HybridLM) -> dict[int, MoE]:
-    """The mixtures of experts by the index of their layer."""
-    return {i: block.ffn for i, block in enumerate(model.blocks) if isinstance(block.ffn, MoE)}
-
-
-@torch.no_grad()
-def move_bias(bias: Tensor, counts: Tensor, rate: float) -> None:
-    """One step of DeepSeek-V3's balancing without a loss (Wang et al. 2024): ``bias += rate * sign(mean(counts) -
-    counts)``, centred.
-
-    bias, counts: (E,). The choice of experts depends on differences of biases only, but signs need not sum to zero:
-    where few experts have most of the load, a bias that is not centred grows without end, and float32 loses the
-    differences that matter.
-    """
-    load = counts.double()
-    step = rate * torch.sign(load.mean() - load)
-    bias.add_((step - step.mean()).to(bias.dtype))
+def routers_of(model: HybridLM) -> dict[int, FFN]:
+    """The FFNs with a router by the index of their layer."""
+    ffns = {i: cast(Block, block).ffn for i, block in enumerate(model.blocks)}
+    return {i: ffn for i, ffn in ffns.items() if ffn is not None and ffn.n_experts}
 
 
 class RouterCallback(lightning.Callback):
@@ -46,8 +32,8 @@ class RouterCallback(lightning.Callback):
     Stands before MetricsCallback in the list of callbacks, which asks it for the metrics of a logged step.
     """
 
-    def __init__(self, layers: dict[int, MoE], log_every: int, say: Callable[[str], None]) -> None:
-        """``layers``: as from ``moe_layers``, at least one. ``say`` prints a line on the first rank."""
+    def __init__(self, layers: dict[int, FFN], log_every: int, say: Callable[[str], None]) -> None:
+        """``layers``: as from ``routers_of``, at least one. ``say`` prints a line on the first rank."""
         self._layers, self._log_every, self._say = layers, log_every, say
         self._step = 0
         self._counts = torch.empty(0)  # (layers, E) of the running step, this rank's
@@ -59,7 +45,7 @@ class RouterCallback(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._step = trainer.global_step
-        shape = (len(self._layers), next(iter(self._layers.values())).spec.n_experts)
+        shape = (len(self._layers), next(iter(self._layers.values())).n_experts)
         self._counts = torch.zeros(shape, dtype=torch.int64, device=pl_module.device)
         self._begin_interval()
 
@@ -77,9 +63,9 @@ class RouterCallback(lightning.Callback):
         moves = (
             hybrid_optimizer(trainer).refused is False
         )  # else the loads are of a bad step, which changed no weight either
-        for moe, row in zip(self._layers.values(), counts, strict=True):
-            if moves and moe.spec.router == "sigmoid" and moe.spec.bias_update_rate > 0:
-                move_bias(moe.gate.e_score_correction_bias, row, moe.spec.bias_update_rate)
+        for ffn, row in zip(self._layers.values(), counts, strict=True):
+            if moves:
+                ffn.balance(row)
         self._interval += counts
         self._steps += 1
         self._counts = torch.zeros_like(self._counts)
@@ -119,10 +105,9 @@ class RouterCallback(lightning.Callback):
             names = ", ".join(map(str, dead[:_NAMED])) + (
                 f" and {len(dead) - _NAMED} more" if len(dead) > _NAMED else ""
             )
-            spec = self._layers[layer].spec
-            remedy = "bias_update_rate" if spec.router == "sigmoid" else "balance_loss_weight"
+            ffn = self._layers[layer]
             self._say(
                 f"warning     layer {layer}: no token went to expert{'s' if len(dead) > 1 else ''} {names} of"
-                f" {spec.n_experts} in {self._steps} step{'s' if self._steps > 1 else ''} up to step {self._step}; a"
-                f" larger model.moe.{remedy} spreads the load"
+                f" {ffn.n_experts} in {self._steps} step{'s' if self._steps > 1 else ''} up to step {self._step}; a"
+                f" larger model.{ffn.balancing} spreads the load"
             )

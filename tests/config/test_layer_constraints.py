@@ -62,7 +62,7 @@ def params_of(pattern, **sections):
         ("mamba3", {"rope_fraction": 0.25}, ["rope_fraction = 0.25", "0.5 or 1.0"]),
         ("mamba3", {"d_state": 3, "rope_fraction": 0.5}, ["d_state = 3", "rope_fraction 0.5", "less than one pair"]),
         ("mamba3", {"d_state": 1, "rope_fraction": 1.0}, ["d_state = 1", "less than one pair"]),
-        ("mamba3", {"d_state": 5, "mimo_rank": 2}, ["d_state = 5", "MIMO", "even d_state"]),
+        ("mamba3", {"d_state": 5, "mimo_rank": 2}, ["d_state = 5", "MIMO", "even"]),
         ("mla", {"qk_rope_head_dim": 15}, ["qk_rope_head_dim = 15", "pairs", "even", "rope=false"]),
         ("mla", {"qk_rope_head_dim": 0}, ["qk_rope_head_dim = 0", "at least 2", "rope=false"]),
         ("moe", {"top_k": 9}, ["top_k = 9", "n_experts = 8"]),

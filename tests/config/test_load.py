@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridlm.config.constraints import unused_section_warnings
-from hybridlm.config.layers import AttentionSpec, Mamba2Spec, MLPSpec
+from hybridlm.config.ffns.mlp import MLPSpec
 from hybridlm.config.load import from_yaml, load_config, to_yaml, validate_model
+from hybridlm.config.mixers.attention import AttentionSpec
+from hybridlm.config.mixers.mamba2 import Mamba2Spec
 from hybridlm.config.resolve import layer_note, resolve_layers
 from hybridlm.errors import UserError
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from streams import EOS, some_documents, split
 
-from hybridlm.config.mixers import AttentionConfig, Mamba2Config
+from hybridlm.config.mixers.attention import AttentionConfig
+from hybridlm.config.mixers.mamba2 import Mamba2Config
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.optim import OptimConfig
 from hybridlm.data.tokenizer import byte_tokenizer

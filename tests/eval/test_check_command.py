@@ -14,7 +14,6 @@ from hybridlm.cli.verbs import app
 from hybridlm.eval import gate, gate_report
 from hybridlm.eval.gate_subject import distinct_layers, make_plan
 from hybridlm.layers.mamba2 import Mamba2
-from hybridlm.model import build
 
 SMALL = [
     "model.d_model=16",
@@ -81,7 +80,7 @@ class GivesNaN(Mamba2):
 @pytest.mark.parametrize("style", ["plain", "json"])
 def test_a_failure_is_code_1_and_names_the_layer(monkeypatch, style):
     """What is no number never passes."""
-    monkeypatch.setitem(build.MIXERS, "mamba2", GivesNaN)
+    monkeypatch.setattr("hybridlm.layers.mamba2.Mamba2", GivesNaN)
     result = check(*SMALL, "model.pattern=T:none M2", *(["--json"] if style == "json" else []))
     assert result.exit_code == 1, result.output
     numeric = ROWS[:8]

@@ -20,7 +20,6 @@ from hybridlm.layers.mamba3 import Mamba3
 from hybridlm.layers.mla import MLA
 from hybridlm.layers.mlp import MLP
 from hybridlm.layers.moe import MoE
-from hybridlm.model import build
 
 TINY = [
     "model.d_model=16",
@@ -351,12 +350,11 @@ def test_a_broken_layer_fails_its_row(monkeypatch, broken, row, pattern):
     kind."""
     (base,) = broken.__bases__
     kind = KINDS[base]
-    registry = build.FFNS if kind in build.FFNS else build.MIXERS
     other = "M2:none" if kind != "mamba2" else "L:none"
     arguments = [f"{other} {pattern}", *OVERRIDES.get(broken.__name__, [])]
     monkeypatch.setattr("hybridlm.eval.gate._CHECKS", one_check(row))
     assert [result.status for result in gate(*arguments).rows()] == ["pass"]
-    monkeypatch.setitem(registry, kind, broken)
+    monkeypatch.setattr(f"hybridlm.layers.{kind}.{base.__name__}", broken)
     (result,) = gate(*arguments).rows()
     assert (result.name, result.status) == (row, "fail")
     assert not result.error <= result.limit
@@ -391,7 +389,7 @@ def test_a_layer_that_raises_is_a_failed_row(monkeypatch):
         def forward(self, x, seq, cache=None):
             raise RuntimeError("no such\nthing")
 
-    monkeypatch.setitem(build.MIXERS, "attention", Refuses)
+    monkeypatch.setattr("hybridlm.layers.attention.Attention", Refuses)
     found = rows("M2 T")
     assert {row.status for name, row in found.items() if name in ("causality", "FLOPs", "derivative")} == {"fail"}
     assert "RuntimeError: no such thing; to blame: attention (layer 1)" in found["decode"].note

@@ -16,11 +16,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hybridlm.config.derive_ffns import derive_moe
-from hybridlm.config.derive_mixers import derive_attention, derive_mamba1, derive_mamba2, derive_mamba3, derive_mla
-from hybridlm.config.ffns import MoEConfig
-from hybridlm.config.layers import AttentionSpec, Mamba1Spec, Mamba2Spec, Mamba3Spec, MixerSpec, MLASpec, MoESpec
-from hybridlm.config.mixers import AttentionConfig, Mamba1Config, Mamba2Config, Mamba3Config, MLAConfig
+from hybridlm.config.ffns.moe import MoEConfig, MoESpec
+from hybridlm.config.layers import Spec
+from hybridlm.config.mixers.attention import AttentionConfig, AttentionSpec
+from hybridlm.config.mixers.mamba1 import Mamba1Config, Mamba1Spec
+from hybridlm.config.mixers.mamba2 import Mamba2Config, Mamba2Spec
+from hybridlm.config.mixers.mamba3 import Mamba3Config, Mamba3Spec
+from hybridlm.config.mixers.mla import MLAConfig, MLASpec
 from hybridlm.config.model import ModelConfig
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -50,14 +52,14 @@ def prefill_length(facts: dict[str, Any]) -> int:
     return facts["config"].get("prefill_len", 20)  # the attention cases name none
 
 
-def mixer_spec(config: dict[str, Any]) -> MixerSpec:
+def mixer_spec(config: dict[str, Any]) -> Spec:
     model = ModelConfig(d_model=config["d_model"], norm_eps=config.get("norm_eps", config.get("qk_norm_eps", 1e-5)))
     match config["mixer"]:
         case "attention":
             return attention_spec(config, model)
         case "mamba1":
             names = ("d_state", "d_conv", "expand", "dt_rank", "bias")
-            return derive_mamba1(Mamba1Config(**{name: config[name] for name in names}), model, "mamba1")
+            return Mamba1Config(**{name: config[name] for name in names}).resolve(model, "mamba1")
         case "mamba2":
             return mamba2_spec(config, model)
         case "mamba3":
@@ -65,14 +67,14 @@ def mixer_spec(config: dict[str, Any]) -> MixerSpec:
         case "mla":
             names = ("n_heads", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
             names += ("rope_theta", "rope_interleave")
-            return derive_mla(MLAConfig(**{name: config[name] for name in names}), model, "mla")
+            return MLAConfig(**{name: config[name] for name in names}).resolve(model, "mla")
         case other:
             raise ValueError(other)
 
 
 def attention_spec(config: dict[str, Any], model: ModelConfig) -> AttentionSpec:
     names = ("n_heads", "n_kv_heads", "head_dim", "rope_theta", "qk_norm")
-    return derive_attention(AttentionConfig(rope=True, **{name: config[name] for name in names}), model, "attention")
+    return AttentionConfig(rope=True, **{name: config[name] for name in names}).resolve(model, "attention")
 
 
 def mamba2_spec(config: dict[str, Any], model: ModelConfig) -> Mamba2Spec:
@@ -87,7 +89,7 @@ def mamba2_spec(config: dict[str, Any], model: ModelConfig) -> Mamba2Spec:
         dt_limit=(low, math.inf if high is None else high),
         norm_before_gate=config["norm_before_gate"],
     )
-    return derive_mamba2(section, model, "mamba2")
+    return section.resolve(model, "mamba2")
 
 
 def mamba3_spec(config: dict[str, Any], model: ModelConfig) -> Mamba3Spec:
@@ -102,7 +104,7 @@ def mamba3_spec(config: dict[str, Any], model: ModelConfig) -> Mamba3Spec:
         a_floor=config["A_floor"],
         outproj_norm=config["is_outproj_norm"],
     )
-    return derive_mamba3(section, model, "mamba3")
+    return section.resolve(model, "mamba3")
 
 
 def moe_spec(config: dict[str, Any]) -> MoESpec:
@@ -117,10 +119,10 @@ def moe_spec(config: dict[str, Any]) -> MoESpec:
         n_expert_groups=config["n_group"],
         topk_groups=config["topk_group"],
     )
-    return derive_moe(section, ModelConfig(d_model=config["d_model"]))
+    return section.resolve(ModelConfig(d_model=config["d_model"]), "moe")
 
 
-def golden_states(spec: MixerSpec, tensors: dict[str, Tensor], length: int) -> dict[str, Tensor]:
+def golden_states(spec: Spec, tensors: dict[str, Tensor], length: int) -> dict[str, Tensor]:
     """The state after ``length`` tokens under our names. A golden convolution state has K columns, channels first; ours
     the last K - 1."""
     found = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"state@{length}.")}

@@ -12,7 +12,12 @@ from recurrences import assert_near
 from recurrences import mixer as recurrence_of
 from torch import Tensor
 
-from hybridlm.config.layers import AttentionSpec, Mamba1Spec, Mamba2Spec, Mamba3Spec, MixerSpec, MLASpec
+from hybridlm.config.layers import Spec
+from hybridlm.config.mixers.attention import AttentionSpec
+from hybridlm.config.mixers.mamba1 import Mamba1Spec
+from hybridlm.config.mixers.mamba2 import Mamba2Spec
+from hybridlm.config.mixers.mamba3 import Mamba3Spec
+from hybridlm.config.mixers.mla import MLASpec
 from hybridlm.layers.attention import Attention
 from hybridlm.layers.cache import LayerCache
 from hybridlm.layers.mamba1 import Mamba1
@@ -85,7 +90,7 @@ MLA = MLASpec(
     rope_interleave=True,
     scale=0.4,
 )
-SPECS: dict[str, MixerSpec] = {
+SPECS: dict[str, Spec] = {
     "attention": ATTENTION,
     "attention_gqa": GQA,
     "attention_rope": replace(GQA, rope=True),
@@ -133,7 +138,7 @@ SPECS: dict[str, MixerSpec] = {
 every_mixer = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 
 
-def layer_of(spec: MixerSpec) -> Mixer:
+def layer_of(spec: Spec) -> Mixer:
     """The layer as it is built, its weights not yet drawn."""
     match spec:
         case AttentionSpec():
@@ -148,7 +153,7 @@ def layer_of(spec: MixerSpec) -> Mixer:
             return LatentAttention(spec)
 
 
-def make_mixer(spec: MixerSpec, dtype: torch.dtype = torch.float64, seed: int = 0) -> Mixer:
+def make_mixer(spec: Spec, dtype: torch.dtype = torch.float64, seed: int = 0) -> Mixer:
     """The layer with weights that hide nothing: no norm is one, no bias zero, no head or rank like another."""
     mixer = layer_of(spec)
     g = torch.Generator().manual_seed(seed)
@@ -186,7 +191,7 @@ def forward_in_pieces(
     return torch.cat(outputs, 1), cache
 
 
-def recurrence(spec: MixerSpec, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+def recurrence(spec: Spec, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
     return recurrence_of(parameters, x, spec)
 
 

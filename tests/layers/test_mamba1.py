@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from recurrences import assert_near, relative_error
 from torch import Tensor
 
-from hybridlm.config.layers import Mamba1Spec
+from hybridlm.config.mixers.mamba1 import Mamba1Spec
 from hybridlm.layers.init import Init
 from hybridlm.layers.mamba1 import Mamba1
 from hybridlm.layers.sequence import SequenceInfo

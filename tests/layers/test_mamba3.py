@@ -12,7 +12,7 @@ from mixer_specs import CPU, MAMBA3, MIMO, forward, forward_in_pieces, make_inpu
 from recurrences import assert_near, relative_error
 from torch import Tensor
 
-from hybridlm.config.layers import Mamba3Spec
+from hybridlm.config.mixers.mamba3 import Mamba3Spec
 from hybridlm.layers.mamba3 import Mamba3
 from hybridlm.layers.sequence import SequenceInfo
 

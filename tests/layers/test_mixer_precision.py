@@ -10,7 +10,7 @@ import torch
 from mixer_specs import MAMBA1, MAMBA2, MAMBA3, every_mixer, forward, forward_in_pieces, make_input, make_mixer
 from recurrences import relative_error
 
-from hybridlm.config.layers import MLPSpec
+from hybridlm.config.ffns.mlp import MLPSpec
 from hybridlm.layers.mlp import MLP
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.model.block import Block

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from hybridlm.config.layers import MLASpec
+from hybridlm.config.mixers.mla import MLASpec
 from hybridlm.layers.init import Init
 from hybridlm.layers.mla import LATENT_NORM_EPS, MLA
 from hybridlm.layers.sequence import SequenceInfo

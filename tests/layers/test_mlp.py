@@ -8,7 +8,7 @@ import pytest
 import torch
 from recurrences import assert_near, mlp
 
-from hybridlm.config.layers import MLPSpec
+from hybridlm.config.ffns.mlp import MLPSpec
 from hybridlm.layers.init import Init
 from hybridlm.layers.mlp import MLP
 

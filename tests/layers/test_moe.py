@@ -11,9 +11,10 @@ import torch
 from recurrences import assert_near, mlp, relative_error, sigmoid
 from torch import Tensor
 
-from hybridlm.config.ffns import MoEConfig
-from hybridlm.config.layers import MLPSpec, MoESpec
-from hybridlm.config.mixers import AttentionConfig, Mamba2Config
+from hybridlm.config.ffns.mlp import MLPSpec
+from hybridlm.config.ffns.moe import MoEConfig, MoESpec
+from hybridlm.config.mixers.attention import AttentionConfig
+from hybridlm.config.mixers.mamba2 import Mamba2Config
 from hybridlm.config.model import ModelConfig
 from hybridlm.layers.init import Init
 from hybridlm.layers.moe import MoE

@@ -10,7 +10,7 @@ import torch
 from recurrences import assert_near, moe, relative_error
 from torch import Tensor
 
-from hybridlm.config.layers import MoESpec
+from hybridlm.config.ffns.moe import MoESpec
 from hybridlm.layers.ffn import RouterStats
 from hybridlm.layers.moe import MoE
 

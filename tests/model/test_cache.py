@@ -9,7 +9,7 @@ import torch
 from recurrences import relative_error
 from small_models import DOCUMENTS, TIME, alone, every_pattern, fed, make_ids, small_config, small_model
 
-from hybridlm.config.mixers import AttentionConfig
+from hybridlm.config.mixers.attention import AttentionConfig
 from hybridlm.model.cache import ModelCache
 from hybridlm.model.lm import HybridLM
 

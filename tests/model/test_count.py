@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_models import VOCAB, make_ids, small_config, small_model
 
-from hybridlm.config.mixers import AttentionConfig
+from hybridlm.config.mixers.attention import AttentionConfig
 from hybridlm.model.build import build_model
 from hybridlm.model.count import flops_per_token, layer_table, parameters, state_bytes
 

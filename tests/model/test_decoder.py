@@ -10,8 +10,9 @@ import torch
 from recurrences import relative_error
 from small_models import VOCAB, every_pattern, make_ids, small_config, small_model
 
-from hybridlm.config.ffns import MLPConfig
-from hybridlm.config.mixers import AttentionConfig, Mamba2Config
+from hybridlm.config.ffns.mlp import MLPConfig
+from hybridlm.config.mixers.attention import AttentionConfig
+from hybridlm.config.mixers.mamba2 import Mamba2Config
 from hybridlm.model.decode.decoder import Decoder
 from hybridlm.ops.kernels.choice import ALL_TORCH, CUDA
 

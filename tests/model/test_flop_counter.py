@@ -19,8 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm import ops
-from hybridlm.config.layers import AttentionSpec, Mamba1Spec, Mamba2Spec, Mamba3Spec, MLASpec
-from hybridlm.config.mixers import AttentionConfig
+from hybridlm.config.mixers.attention import AttentionConfig, AttentionSpec
+from hybridlm.config.mixers.mamba1 import Mamba1Spec
+from hybridlm.config.mixers.mamba2 import Mamba2Spec
+from hybridlm.config.mixers.mamba3 import Mamba3Spec
+from hybridlm.config.mixers.mla import MLASpec
 from hybridlm.config.resolve import resolve_layers
 from hybridlm.model.build import build_model
 from hybridlm.model.count import flops_per_token

@@ -13,8 +13,8 @@ from small_models import VOCAB, make_ids, recurrence_logits, small_config, small
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hybridlm.config.ffns import MLPConfig
-from hybridlm.config.mixers import AttentionConfig
+from hybridlm.config.ffns.mlp import MLPConfig
+from hybridlm.config.mixers.attention import AttentionConfig
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.model.lm import HybridLM
 

@@ -20,7 +20,7 @@ from small_models import (
 )
 from torch import Tensor
 
-from hybridlm.config.mixers import AttentionConfig
+from hybridlm.config.mixers.attention import AttentionConfig
 from hybridlm.layers.cache import TokenCache
 from hybridlm.model.lm import HybridLM
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_models import VOCAB, small_config
 
-from hybridlm.config.mixers import AttentionConfig
+from hybridlm.config.mixers.attention import AttentionConfig
 from hybridlm.config.optim import OptimConfig
 from hybridlm.model.build import build_model
 from hybridlm.optim.optimizer import param_groups

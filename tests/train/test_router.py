@@ -18,18 +18,19 @@ import torch
 from torch import Tensor
 
 from hybridlm.cli.compose import compose_config
-from hybridlm.config.ffns import MoEConfig
-from hybridlm.config.mixers import AttentionConfig
+from hybridlm.config.ffns.moe import MoEConfig
+from hybridlm.config.mixers.attention import AttentionConfig
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.optim import OptimConfig
 from hybridlm.layers.ffn import RouterStats
+from hybridlm.layers.moe import move_bias
 from hybridlm.model.build import fresh_model
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups
 from hybridlm.runs.checkpoint import load_run, read_checkpoint
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.metrics import COLUMNS
-from hybridlm.train.router import RouterCallback, moe_layers, move_bias
+from hybridlm.train.router import RouterCallback, routers_of
 from hybridlm.train.run import run
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
@@ -140,7 +141,7 @@ class Driver:
 
     def __init__(self, model, log_every: int, ranks: int = 1, reduce=lambda tensor, reduce_op: tensor) -> None:
         self.lines: list[str] = []
-        self.layers = moe_layers(model)
+        self.layers = routers_of(model)
         self.callback = RouterCallback(self.layers, log_every, self.lines.append)
         self.optimizer = HybridOptimizer(model_groups(model, OptimConfig()), OptimConfig())
         self.optimizer.refused = False
@@ -161,7 +162,7 @@ def stats_of(counts: list[int], balance: float = 1.0, z: float = 2.0) -> dict[in
 
 
 def biases(model) -> list[list[float]]:
-    return [moe.gate.e_score_correction_bias.tolist() for moe in moe_layers(model).values()]
+    return [moe.gate.e_score_correction_bias.tolist() for moe in routers_of(model).values()]
 
 
 def test_the_bias_moves_once_per_step_by_the_counts_of_all_its_micro_batches():
@@ -261,7 +262,7 @@ def two_steps(rank: int, ranks: int) -> dict:
     from torch.nn.parallel import DistributedDataParallel
 
     model = make_model()
-    for moe in moe_layers(model).values():
+    for moe in routers_of(model).values():
         moe.gate.weight.data[3] = 0.0
         moe.gate.e_score_correction_bias[3] = -5.0  # one expert gets no token on any rank
     with warnings.catch_warnings():

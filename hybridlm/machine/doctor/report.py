@@ -12,26 +12,17 @@ from rich.console import Console
 from rich.table import Table
 
 from hybridlm.config.kernels import KernelsConfig
+from hybridlm.config.layers import LayerSpec, Spec
+from hybridlm.config.mixers import MIXERS
 from hybridlm.config.model import ModelConfig
-from hybridlm.config.resolve import resolve_layers
 from hybridlm.machine.device import CUDA, DeviceFacts, device_facts, inference_device
 from hybridlm.machine.doctor.advice import Line, advice
 from hybridlm.machine.doctor.stack import OPTIONAL, Stack, stack_here
-from hybridlm.machine.kernels import Work, verdicts
+from hybridlm.machine.kernels import Work, needs, verdicts
 from hybridlm.machine.limits import system_bytes
 from hybridlm.ops.kernels.probe import KERNELS, Probe, package_version, probe
 
 NO_CARD = "needs a CUDA device"
-_EVERY_KIND = ModelConfig(  # one layer of each, at the defaults
-    pattern="T L M1 M2 M3 X", variants={"X": {"mixer": "mamba3", "mimo_rank": 4}}
-)
-_NAMES = {
-    "conv": "convolution of a Mamba",
-    "mamba1": "mamba1",
-    "mamba2": "mamba2",
-    "mamba3": "mamba3",
-    "loss": "head and loss",
-}
 
 
 @dataclass(frozen=True)
@@ -90,17 +81,34 @@ def _broken(stack: Stack, card: DeviceFacts, kernels: list[Probe]) -> tuple[str,
 def _choices(card: DeviceFacts, device: torch.device, dtype: torch.dtype, works: dict[str, bool]) -> list[Choice]:
     """For each kind of layer at its defaults, in the 16-bit precision of trainer.precision=auto on this card."""
     attention = [kind for kind in ("flash", "efficient") if works[f"{kind} attention"]]
-    takes = " or ".join([*attention, "math"]) if card.kind == CUDA else "torch"
-    found = [Choice("attention, mla", f"torch's SDPA ({takes})" if card.kind == CUDA else "torch", None)]
-    work = Work(resolve_layers(_EVERY_KIND), dtype, documents=False, scale=1.0)
-    for verdict in verdicts(work, KernelsConfig(), card, device):
-        kind = _NAMES[verdict.kind] + (" with mimo_rank" if verdict.field == "mamba3_mimo" else "")
-        takes = "torch" if verdict.reason else verdict.kernel
-        if verdict.field == "mamba2" and not verdict.reason and works["Mamba-2 layer"]:
-            takes = "Mamba-2 layer"
-        note = "torch with packed, isolated documents" if verdict.field == "mamba1" and not verdict.reason else None
-        found.append(Choice(kind, takes, f"{verdict.kernel}: {verdict.reason}" if verdict.reason else note))
-    return found
+    found: dict[str, Choice] = {}
+    plain = []
+    for kind, spec in _every_kind().items():
+        layer = (LayerSpec(kind, spec, "none", None),)
+        chosen = verdicts(Work(layer, dtype, documents=False, scale=1.0), KernelsConfig(), card, device)
+        packed = {need.field: need.reason for need in needs(Work(layer, dtype, documents=True, scale=1.0), card)}
+        for need in chosen:
+            name = {"conv": "short convolution", "loss": "head and loss"}.get(need.setting, kind)
+            takes = need.whole[1] if need.whole and works[need.whole[1]] else need.kernel
+            note = f"{need.kernel}: {need.reason}"
+            if need.reason is None:
+                note = f"torch for packed documents: {packed[need.field]}" if packed[need.field] else ""
+            found[name] = Choice(name, "torch" if need.reason else takes, note or None)
+        if len(chosen) == 1:  # the loss, which every model has
+            plain.append(kind)
+    takes = f"torch, attention by SDPA ({' or '.join([*attention, 'math'])})" if card.kind == CUDA else "torch"
+    return [Choice(", ".join(plain), takes, None), *found.values()]
+
+
+def _every_kind() -> dict[str, Spec]:
+    """Each kind of mixer at the defaults, and in its other forms."""
+    model = ModelConfig()
+    specs = {kind: mixer().resolve(model, "") for kind, mixer in MIXERS.items()}
+    for kind, mixer in MIXERS.items():
+        specs |= {
+            f"{kind} with {', '.join(form)}": mixer.model_validate(form).resolve(model, "") for form in mixer.forms
+        }
+    return specs
 
 
 def run_doctor(*, as_json: bool) -> None:

@@ -13,7 +13,8 @@ from hybridlm.ops.trapezoid import angles, previous_weight, write_weight
 
 if TYPE_CHECKING:
     from hybridlm.ops.kernels.mamba3 import Mamba3Inputs
-    from hybridlm.ops.kernels.trials import Draw, Sizes
+    from hybridlm.ops.kernels.rules import Sizes
+    from hybridlm.ops.kernels.trials import Draw
 
 
 def _inputs(draw: Draw, dtype: torch.dtype, sizes: Sizes, rank: int) -> Mamba3Inputs:

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import torch
 
 from hybridlm.ops.kernels import trials
+from hybridlm.ops.kernels.rules import Sizes
 
 
 class Mismatch(Exception):
@@ -62,7 +63,7 @@ KERNELS = {
 
 
 @cache
-def probe(name: str, device: torch.device, dtype: torch.dtype, sizes: trials.Sizes | None = None) -> Probe:
+def probe(name: str, device: torch.device, dtype: torch.dtype, sizes: Sizes | None = None) -> Probe:
     """Runs the kernel ``name`` of ``KERNELS`` forward and backward on ``device``, once per process, dtype and sizes.
     Does not raise.
 
@@ -81,9 +82,7 @@ def probe(name: str, device: torch.device, dtype: torch.dtype, sizes: trials.Siz
                 f" {kernel.tolerance:g}"
             )
         reason = None
-    except (
-        Exception
-    ) as error:  # a broken package raises anything: ImportError, OSError, a compiler's own
+    except Exception as error:  # a broken package raises anything: ImportError, OSError, a compiler's own
         reason = _reason(kernel, error)
     return Probe(name, reason is None, reason, time.perf_counter() - began, version)
 

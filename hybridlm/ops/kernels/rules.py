@@ -8,6 +8,8 @@ ops/tilelang/mamba3/mamba3_mimo.py), liger-kernel 0.8.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 HALF = (torch.float16, torch.bfloat16)
@@ -16,6 +18,47 @@ MIMO_ROWS = 64  # rows of a tile, chunk x rank, that the MIMO kernel takes at mo
 # (mamba3_mimo.py).
 MIMO_WIDTHS = {(n, p) for n in (16, 32, 64, 128, 256) for p in (32, 64, 128)} - {(16, 32), (256, 128)}
 _KIB = 1024
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a trial. A row of 40 tokens is no whole number of chunks."""
+
+    batch: int = 2
+    time: int = 40
+    channels: int = 32
+    heads: int = 2
+    head_dim: int = 16
+    groups: int = 1
+    d_state: int = 16
+    width: int = 4
+    rank: int = 4  # of Mamba-3 MIMO
+    angles: int = 4  # of Mamba-3
+
+
+@dataclass(frozen=True)
+class KernelUse:
+    """What a run asks of its kernels. dtype: of activations; documents: layers must keep documents apart;
+    shared_memory_kb: of a block on the card, None: unknown."""
+
+    dtype: torch.dtype
+    documents: bool
+    shared_memory_kb: float | None = None
+
+
+@dataclass(frozen=True)
+class Need:
+    """One compiled kernel that a layer can use. setting: its field in the kernels section; field: of KernelChoice;
+    kernel: of ``probe.KERNELS``; reason: what rules it out, None: nothing; sizes: of the layer, where the kernel is
+    compiled for its widths, so that it may work for some and not for others; whole: field and kernel of the whole
+    layer in one, which is used where this kernel and the convolution's are."""
+
+    setting: str
+    field: str
+    kernel: str
+    reason: str | None
+    sizes: tuple[Sizes, ...] = ()
+    whole: tuple[str, str] | None = None
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -52,6 +95,11 @@ def conv_refusal(
     if documents and state:
         return "it cannot both go on from a state and tell documents apart"
     return _not_float64(dtype)
+
+
+def conv_need(channels: int, width: int, use: KernelUse) -> Need:
+    """causal-conv1d, for a layer with a short convolution over ``channels``."""
+    return Need("conv", "conv", "causal-conv1d", conv_refusal(channels, width, use.dtype))
 
 
 def mamba1_refusal(d_state: int, dtype: torch.dtype, *, documents: bool = False, state: bool = False) -> str | None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,26 +16,10 @@ from hybridlm.ops.conv import causal_conv
 from hybridlm.ops.cross_entropy import IGNORE, linear_cross_entropy
 from hybridlm.ops.kernels.choice import CUDA
 from hybridlm.ops.kernels.mamba3_trials import mimo_pair, siso_pair
+from hybridlm.ops.kernels.rules import Sizes
 from hybridlm.ops.norm import gated_rms_norm
 from hybridlm.ops.selective_scan import selective_scan
 from hybridlm.ops.ssd import ssd
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of a trial. The 40 tokens of a row are not a whole number of chunks."""
-
-    batch: int = 2
-    time: int = 40
-    channels: int = 32
-    heads: int = 2
-    head_dim: int = 16
-    groups: int = 1
-    d_state: int = 16
-    width: int = 4
-    rank: int = 4  # of Mamba-3 MIMO
-    angles: int = 4  # of Mamba-3
-
 
 SMALL = Sizes()
 

@@ -37,8 +37,8 @@ def test_packages_that_work():
     with packages(*WORKING):
         findings = examine(STACK, CARD, HERE, 1)
     assert choices(findings) == {
-        "attention, mla": "torch's SDPA (flash or math)",
-        "convolution of a Mamba": "causal-conv1d",
+        "attention, mla": "torch, attention by SDPA (flash or math)",
+        "short convolution": "causal-conv1d",
         "mamba1": "selective scan",
         "mamba2": "Mamba-2 layer",
         "mamba3": "Mamba-3 SISO",

@@ -78,8 +78,9 @@ def main(folder: str) -> None:
 
     without_cuda()
     from hybridlm.ops.kernels import trials
+    from hybridlm.ops.kernels.rules import Sizes
 
-    sizes = trials.Sizes(batch=2, time=20)
+    sizes = Sizes(batch=2, time=20)
     here, fp32 = torch.device("cpu"), torch.float32
     found = {
         "SSD": trials.mamba2(here, fp32, sizes),

@@ -10,7 +10,7 @@ import torch
 from kernel_packages import WORKING, calls, packages
 
 from hybridlm.ops.kernels.probe import KERNELS, probe
-from hybridlm.ops.kernels.trials import Sizes
+from hybridlm.ops.kernels.rules import Sizes
 
 HERE = torch.device("cpu")
 SCANS = (
