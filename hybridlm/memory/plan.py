@@ -18,10 +18,9 @@ from hybridlm.machine.device import CPU, CUDA, DeviceFacts
 from hybridlm.machine.limits import usable_bytes
 from hybridlm.machine.profiles import planned_device, planned_rates
 from hybridlm.machine.rates import cpu_tflops, peak_name, peak_of, tf32_allowed
-from hybridlm.memory.inference import Inference, inference_of
 from hybridlm.memory.optimizer import OptimizerMemory, trace_optimizer
 from hybridlm.memory.search import MemoryLimit, StepModel, choose, possible_settings, roughly
-from hybridlm.memory.speed import Rates, tokens_per_second
+from hybridlm.memory.speed import Inference, Rates, inference_of, tokens_per_second
 from hybridlm.memory.timeline import DeviceShare, Peak, StepSettings
 from hybridlm.memory.vocabulary import Vocabulary, planned_vocabulary
 from hybridlm.memory.workload import Workload
@@ -128,7 +127,11 @@ class Planner:
         usable = usable_bytes(facts, config.hardware.memory_gb)
         if usable is not None and facts.kind == CPU:
             usable //= devices  # the processes share the machine's memory
-        return Planner(facts, devices, max_steps, windows, vocabulary, steps, options, margin_of(work, usable))
+        margin, spare = _CPU_NARROW_MARGIN if work.precision in _NARROW else _CPU_MARGIN
+        if work.gpu:
+            margin, spare = _CUDA_MARGIN
+        limit = MemoryLimit(usable, margin, spare * 2**20)
+        return Planner(facts, devices, max_steps, windows, vocabulary, steps, options, limit)
 
     def rough(self, config: RunConfig) -> tuple[int, float | None, float] | None:
         """Bytes of the smallest option, with the margin; tokens per second and relative time with about the largest
@@ -183,14 +186,6 @@ def plan_inference(config: RunConfig) -> Inference:
     return inference_of(work, rates_of(config, work.precision))
 
 
-def step_peak(config: RunConfig, step: StepSettings) -> Peak:
-    """The peak of a training step of ``config`` on one device with these settings."""
-    facts = planned_device(config.hardware)
-    work, _ = workload_of(config, facts)
-    update = trace_optimizer(work)
-    return StepModel(work, build_model(config.model, work.vocab), update, _shares(config, facts, update, 1)).peak(step)
-
-
 def workload_of(config: RunConfig, facts: DeviceFacts) -> tuple[Workload, Vocabulary]:
     """The work of one process, and the vocabulary that it is planned with."""
     vocabulary = planned_vocabulary(config)
@@ -220,14 +215,6 @@ def _shares(config: RunConfig, facts: DeviceFacts, update: OptimizerMemory, devi
     elif devices > 1:
         exchange = update.gradients
     return DeviceShare(devices if sharded else 1, exchange, libraries, averaged=config.callbacks.ema.decay is not None)
-
-
-def margin_of(work: Workload, usable: int | None = None) -> MemoryLimit:
-    """The limit of a device with ``usable`` bytes, None: unknown."""
-    share, spare = _CPU_NARROW_MARGIN if work.precision in _NARROW else _CPU_MARGIN
-    if work.gpu:
-        share, spare = _CUDA_MARGIN
-    return MemoryLimit(usable, share, spare * 2**20)
 
 
 def rates_of(config: RunConfig, precision: str) -> Rates:

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from importlib.util import find_spec
 
 from hybridlm.config.duration import roughly
-from hybridlm.memory.inference import Inference
 from hybridlm.memory.plan import Plan
+from hybridlm.memory.speed import Inference
 from hybridlm.memory.suggest import Suggestion
 from hybridlm.memory.timeline import WORKSPACE
 from hybridlm.model.count import byte_text, count_text

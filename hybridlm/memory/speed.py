@@ -1,4 +1,5 @@
-"""Estimates of time from FLOPs, a device's peaks and a simple model. They rank options and are not measured.
+"""Estimates of training and generation speed from FLOPs, a device's peaks and a simple model: to rank options, not
+measured.
 
 A step takes ``FLOPs / (peak x _SHARE)``, plus the recomputation of checkpointed layers, times ``1 + _SMALL / tokens``
 because small micro-batches underuse a device. The optimizer reads and writes weights, gradients and state once, at the
@@ -10,14 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
+import torch
+
 from hybridlm.memory.optimizer import OptimizerMemory
 from hybridlm.memory.timeline import StepSettings
 from hybridlm.memory.workload import Workload
 from hybridlm.model.block import Block
-from hybridlm.model.count import flops_per_token
+from hybridlm.model.build import build_model
+from hybridlm.model.count import flops_per_token, parameters, state_bytes
 from hybridlm.model.lm import HybridLM
 from hybridlm.ops.cross_entropy import ROWS
 
+CONTEXTS = (1024, 4096, 16384, 65536)
+ALL_ATTENTION = "T"
 _SHARE = 0.4  # of the peak that training and prefill reach
 _SMALL = 1024  # tokens of a micro-batch that take twice the time of their arithmetic
 _FEWER_ROWS = 1.02  # smaller products in the loss
@@ -77,3 +83,39 @@ def decode_tokens_per_second(model: HybridLM, context: int, cache: int, width: i
         return None
     active = flops_per_token(model, 1, "decode") / 2
     return rates.bandwidth / (active * width + cache)
+
+
+@dataclass(frozen=True)
+class Context:
+    """One sequence with a context of ``tokens``. cache: bytes; attention: bytes of the cache if every layer were
+    attention; prefill, decode: estimated tokens per second, None: the device's peaks are unknown."""
+
+    tokens: int
+    cache: int
+    attention: int
+    prefill: float | None
+    decode: float | None
+
+
+@dataclass(frozen=True)
+class Inference:
+    """weights: bytes, in ``dtype``."""
+
+    dtype: str
+    weights: int
+    contexts: tuple[Context, ...]
+
+
+def inference_of(work: Workload, rates: Rates) -> Inference:
+    """In 16 bits on a GPU (bfloat16 and float16 take the same), in float32 on a CPU."""
+    dtype = torch.bfloat16 if work.gpu else torch.float32
+    model = build_model(work.model, work.vocab)
+    layers = len(work.layers)
+    other = build_model(work.model.model_copy(update={"pattern": ALL_ATTENTION, "n_layers": layers}), work.vocab)
+    contexts = []
+    for tokens in CONTEXTS:
+        cache = state_bytes(model, tokens, 1, dtype)
+        prefill = prefill_tokens_per_second(model, tokens, rates)
+        decode = decode_tokens_per_second(model, tokens, cache, dtype.itemsize, rates)
+        contexts.append(Context(tokens, cache, state_bytes(other, tokens, 1, dtype), prefill, decode))
+    return Inference(str(dtype).removeprefix("torch."), parameters(model) * dtype.itemsize, tuple(contexts))

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from hybridlm.cli.compose import compose_config
-from hybridlm.machine.profiles import planned_device
-from hybridlm.memory.plan import step_peak, workload_of
+from hybridlm.memory.plan import Planner
 from hybridlm.memory.timeline import StepSettings
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
@@ -25,8 +24,8 @@ def real(monkeypatch):
 
 
 def compare(real, config, step):
-    work, _ = workload_of(config, planned_device(config.hardware))
-    assert step_peak(config, step).bytes == pytest.approx(real.RealStep(work, step).peak(), rel=WITHIN)
+    steps = Planner.of(config).steps
+    assert steps.peak(step).bytes == pytest.approx(real.RealStep(steps.work, step).peak(), rel=WITHIN)
 
 
 @pytest.mark.parametrize("seed", [1, 6, 9])
@@ -78,7 +77,8 @@ def test_the_whole_model_followed_at_once_agrees():
     """Layers that repeat are followed once; a model in which none repeats is followed whole. With a residual scale that
     differs in nothing, layers of one kind are told apart."""
     config = compose_config([*SMALL, "model.pattern=M T M M T", "optim=adamw"])
-    work, _ = workload_of(config, planned_device(config.hardware))
+    steps = Planner.of(config).steps
+    work = steps.work
     told_apart = [
         replace(spec, params=replace(spec.params, norm_eps=spec.params.norm_eps * (1 + i * 1e-3)))
         for i, spec in enumerate(work.layers)
@@ -95,7 +95,7 @@ def test_the_whole_model_followed_at_once_agrees():
     pieces = trace_microbatch(whole, 4, checkpointed=False, accumulating=False, rows=512)
     assert len(pieces.blocks) == 5  # each kind of layer is followed once otherwise
     peak = compose(whole.layers, (pieces, pieces), trace_optimizer(work), step, DeviceShare(1, 0, 0, averaged=False))
-    assert peak.bytes == pytest.approx(step_peak(config, step).bytes, rel=0.001)
+    assert peak.bytes == pytest.approx(steps.peak(step).bytes, rel=0.001)
 
 
 def test_a_run_of_the_trainer_holds_no_more(real, tmp_path, monkeypatch):
