@@ -150,7 +150,7 @@ def linear_cross_entropy(
     """Sum over rows of the cross-entropy of ``cap(hidden @ weight^T)``, a scalar in at least fp32 (nats).
 
     hidden: (R, D); weight: (V, D), rows from ``vocab`` on are padding and get no probability; targets: (R,), IGNORE
-    does not count. rows: of logits that exist at once. ``backend`` CUDA: the compiled kernel for what it can honour.
+    does not count. rows: of logits that exist at once. ``backend`` CUDA: the compiled kernel where it supports this.
     """
     if backend == CUDA and loss_refusal(hidden.dtype, scale=scale) is None:
         from hybridlm.ops.kernels.loss import kernel_linear_cross_entropy

@@ -132,7 +132,7 @@ def selective_scan(
     x: (B, T, E); dt: (B, T, E), after softplus, at least 0 (0 leaves the state untouched); A: (E, N), negative; B, C:
     (B, T, N); D: (E,). initial_state: (B, E, N); None: zeros. starts: (B, T), True at a token before which everything
     is dropped; None: nowhere. ``chunk`` changes speed and memory, not results. ``backend`` CUDA: the compiled kernel
-    for what it can honour; its final state gives no gradient.
+    where it supports the call; its final state gives no gradient.
     """
     refusal = mamba1_refusal(A.shape[1], x.dtype, documents=starts is not None, state=initial_state is not None)
     if backend == CUDA and refusal is None:

@@ -211,7 +211,7 @@ def ssd(
     """Mamba-2's scan: ``scan`` with log_decay = dt A and scale = dt.
 
     dt: (B, T, H), after softplus and bias, 0 at padding; A: (H,), negative; the others, and what is returned, as in
-    ``scan``. ``backend`` CUDA: the compiled kernel for what it can honour, but for a token decoded after a state.
+    ``scan``. ``backend`` CUDA: the compiled kernel where it supports the call, but for a token decoded after a state.
     """
     if backend == CUDA and (x.shape[1] > 1 or initial_state is None) and mamba2_refusal(B.shape[3], x.dtype) is None:
         from hybridlm.ops.kernels.mamba import kernel_ssd

@@ -18,7 +18,7 @@ from hybridlm.config.model import ModelConfig
 from hybridlm.machine.device import CUDA, DeviceFacts, device_facts, inference_device
 from hybridlm.machine.doctor.advice import Line, advice
 from hybridlm.machine.doctor.stack import OPTIONAL, Stack, stack_here
-from hybridlm.machine.kernels import Work, needs, verdicts
+from hybridlm.machine.kernels import KernelWork, needs, verdicts
 from hybridlm.machine.limits import system_bytes
 from hybridlm.ops.kernels.probe import KERNELS, Probe, package_version, probe
 
@@ -85,8 +85,8 @@ def _choices(card: DeviceFacts, device: torch.device, dtype: torch.dtype, works:
     plain = []
     for kind, spec in _every_kind().items():
         layer = (LayerSpec(kind, spec, "none", None),)
-        chosen = verdicts(Work(layer, dtype, documents=False, scale=1.0), KernelsConfig(), card, device)
-        packed = {need.field: need.reason for need in needs(Work(layer, dtype, documents=True, scale=1.0), card)}
+        chosen = verdicts(KernelWork(layer, dtype, documents=False, scale=1.0), KernelsConfig(), card, device)
+        packed = {need.field: need.reason for need in needs(KernelWork(layer, dtype, documents=True, scale=1.0), card)}
         for need in chosen:
             name = {"conv": "short convolution", "loss": "head and loss"}.get(need.setting, kind)
             takes = need.whole[1] if need.whole and works[need.whole[1]] else need.kernel

@@ -13,7 +13,7 @@ from hybridlm.cli.compose import compose_config
 from hybridlm.config.kernels import KernelsConfig
 from hybridlm.config.resolve import resolve_layers
 from hybridlm.machine.device import CUDA, device_facts
-from hybridlm.machine.kernels import Work, chosen, verdicts
+from hybridlm.machine.kernels import KernelWork, chosen, verdicts
 from hybridlm.model.build import fresh_model
 from hybridlm.ops.kernels import rules, trials
 from hybridlm.ops.kernels.choice import ALL_TORCH
@@ -113,7 +113,7 @@ def test_a_model_trains_the_same(device, pattern, documents):
             "model.mamba3.d_state=64",
         ]
     ).model
-    work = Work(resolve_layers(config), torch.bfloat16, documents, 1.0)
+    work = KernelWork(resolve_layers(config), torch.bfloat16, documents, 1.0)
     found = verdicts(work, KernelsConfig(), device_facts(), device)
     kernels = chosen(found, work.dtype, device)
     if kernels == ALL_TORCH:
