@@ -74,7 +74,7 @@ def forked(config: RunConfig, folder: RunFolder, log: Path, prepare=lambda: None
         return process
     code = 3
     try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)  # else it grows into the limit of "disk full"
         os.dup2(output, 1)
         os.dup2(output, 2)
         prepare()
