@@ -99,7 +99,7 @@ class Mamba2(Mixer):
 
     def _in_one_kernel(self, zxbcdt: Tensor, seq: SequenceInfo) -> Tensor:
         """What follows ``in_proj`` where no state is asked for and nothing is padding."""
-        from hybridlm.ops.kernels.mamba import LayerWeights, kernel_mamba2_layer
+        from hybridlm.ops.kernels.calls import LayerWeights, kernel_mamba2_layer
 
         spec, conv = self.spec, self.conv1d
         assert conv.bias is not None

@@ -157,7 +157,7 @@ def causal_conv(
     if backend == CUDA and x.shape[1] > 1:
         told = {"documents": positions is not None, "state": state is not None, "padding": padding is not None}
         if conv_refusal(x.shape[2], weight.shape[-1], x.dtype, **told) is None:
-            from hybridlm.ops.kernels.conv import kernel_conv
+            from hybridlm.ops.kernels.calls import kernel_conv
 
             newest = _newest(x, None if state is None else as_dtype(state, x.dtype), front)
             return kernel_conv(x, weight, bias, state, positions), newest

@@ -153,7 +153,7 @@ def linear_cross_entropy(
     does not count. rows: of logits that exist at once. ``backend`` CUDA: the compiled kernel where it supports this.
     """
     if backend == CUDA and loss_refusal(hidden.dtype, scale=scale) is None:
-        from hybridlm.ops.kernels.loss import kernel_linear_cross_entropy
+        from hybridlm.ops.kernels.calls import kernel_linear_cross_entropy
 
         return kernel_linear_cross_entropy(hidden, weight, targets, vocab=vocab, ignore=IGNORE, softcap=softcap)
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)

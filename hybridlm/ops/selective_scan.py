@@ -136,7 +136,7 @@ def selective_scan(
     """
     refusal = mamba1_refusal(A.shape[1], x.dtype, documents=starts is not None, state=initial_state is not None)
     if backend == CUDA and refusal is None:
-        from hybridlm.ops.kernels.mamba import kernel_selective_scan
+        from hybridlm.ops.kernels.calls import kernel_selective_scan
 
         return kernel_selective_scan(x, dt, A, B, C, D)
     if x.shape[1] == 1 and initial_state is not None:

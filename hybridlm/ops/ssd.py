@@ -214,7 +214,7 @@ def ssd(
     ``scan``. ``backend`` CUDA: the compiled kernel where it supports the call, but for a token decoded after a state.
     """
     if backend == CUDA and (x.shape[1] > 1 or initial_state is None) and mamba2_refusal(B.shape[3], x.dtype) is None:
-        from hybridlm.ops.kernels.mamba import kernel_ssd
+        from hybridlm.ops.kernels.calls import kernel_ssd
 
         return kernel_ssd(x, dt, A, B, C, D, initial_state, starts)
     wide = at_least_fp32(x.dtype)

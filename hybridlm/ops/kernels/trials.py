@@ -126,7 +126,7 @@ def mamba2(
 
 def mamba2_layer(device: torch.device, dtype: torch.dtype, sizes: Sizes = SMALL, *, documents: bool = True) -> float:
     """mamba-ssm's convolution, SSD scan, norm and output projection in one."""
-    from hybridlm.ops.kernels.mamba import LayerWeights, kernel_mamba2_layer
+    from hybridlm.ops.kernels.calls import LayerWeights, kernel_mamba2_layer
 
     draw, heads, inner = Draw(device), sizes.heads, sizes.heads * sizes.head_dim
     state_channels = sizes.groups * sizes.d_state
