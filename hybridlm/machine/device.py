@@ -92,7 +92,7 @@ def peak_memory_gb(device: torch.device) -> float | None:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs to choose from for CUDA_VISIBLE_DEVICES of a child process: its entries if it is set, else all numbers."""
+    """GPUs to choose from for a child's CUDA_VISIBLE_DEVICES: this process's entries if it is set, else all numbers."""
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -1,4 +1,4 @@
-"""Which kernels a run uses: what the configuration asks for, the layers and the precision allow, and works on this card.
+"""Which kernels a run uses: what the configuration asks for, layers and precision allow, and works on this card.
 
 Decided once, before data is prepared. ``auto`` falls back to torch and logs why; a missing kernel that the
 configuration requires is an error.

@@ -35,7 +35,7 @@ def profile_of(card: str) -> HardwareConfig | None:
 
 
 def planned_device(hardware: HardwareConfig) -> DeviceFacts:
-    """The device a run is planned for: the profile's if it names cards, else this machine's with the profile's limits."""
+    """The device a run is planned for: the profile's if it names cards, else this machine's within its limits."""
     if hardware.accelerator == CPU:
         return cpu_facts()
     if hardware.cards:
@@ -66,7 +66,7 @@ def planned_device(hardware: HardwareConfig) -> DeviceFacts:
 
 
 def planned_rates(hardware: HardwareConfig) -> tuple[Peaks, float | None]:
-    """(peaks, GB/s) of ``planned_device``: the profile's, else those of the profile that names this card, else empty."""
+    """(peaks, GB/s) of ``planned_device``: the profile's, else those of the one that names this card, else empty."""
     if hardware.cards or hardware.peak_tflops != Peaks() or hardware.accelerator == CPU:
         return hardware.peak_tflops, hardware.bandwidth_gb_s
     known = profile_of(device_facts().name)

@@ -1,5 +1,5 @@
-"""How fast a device multiplies matrices: the peak that a precision is compared with, and a measurement for cards without
-a profile."""
+"""How fast a device multiplies matrices: the peak that a precision is compared with, and a measurement for cards
+without a profile."""
 
 from __future__ import annotations
 
