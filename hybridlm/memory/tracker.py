@@ -74,7 +74,7 @@ class MemoryTracker(TorchDispatchMode):
             found = args[0].new_empty((max(1, args[0].numel() // _YOUNG), args[0].dim()), dtype=torch.int64)
             self.hold(found)
             return found
-        workspace = self._workspace(func._schema.name, args) if _is_ours(func) else 0
+        workspace = self._workspace(func._schema.name, args) if func.namespace == "hybridlm" else 0
         before = self.held
         with torch._C.DisableTorchFunction():
             out = func(*args, **(kwargs or {}))
@@ -180,11 +180,6 @@ def _written(func: Any) -> int | str | None:
         return None
     position, argument = written[0]
     return argument.name if argument.kwarg_only else position
-
-
-@cache
-def _is_ours(func: Any) -> bool:
-    return str(func._schema.name).startswith("hybridlm::")
 
 
 def _number(tensor: Tensor) -> float | int | bool:

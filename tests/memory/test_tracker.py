@@ -7,6 +7,7 @@ import torch
 
 from hybridlm.memory import tracker as tracking
 from hybridlm.memory.tracker import CUDA_GRAIN, tracked
+from hybridlm.ops.delta import gated_delta
 from hybridlm.ops.mimo import mimo_scan
 from hybridlm.ops.selective_scan import selective_scan
 from hybridlm.ops.ssd import scan
@@ -63,7 +64,13 @@ def mimo(batch: int, time: int) -> None:
     mimo_scan(x, decay, scale, own, b, c, *biases, theta, mimo_x, torch.empty(heads))[0].sum().backward()
 
 
-@pytest.mark.parametrize("operator", [mamba1, mimo])
+def delta(batch: int, time: int) -> None:
+    q, k, v = (torch.empty(batch, time, 4, 32, requires_grad=True) for _ in range(3))
+    log_decay, beta = (torch.empty(batch, time, 4, requires_grad=True) for _ in range(2))
+    gated_delta(q, k, v, log_decay, beta)[0].sum().backward()
+
+
+@pytest.mark.parametrize("operator", [mamba1, mimo, delta])
 @pytest.mark.parametrize(("batch", "time"), [(1, 16384), (8, 2048), (3, 5000)])
 def test_workspace_of_a_long_sequence_is_extrapolated(operator, batch, time, monkeypatch):
     def peak() -> int:
