@@ -1,9 +1,9 @@
 """Linear layer and cross-entropy in one, over chunks of rows: the (tokens x vocabulary) logits never exist as a whole.
 
-For a vocabulary of 32k the logits and their gradient are the largest tensors of a small model's step. Here a chunk of
-rows is projected, turned into its loss and, where gradients are wanted, straight into the gradients of the hidden
-states and the weight; the backward then only scales them. float16 is the exception: unscaled gradients would underflow,
-so it recomputes in backward with the loss scale already multiplied in.
+For a vocabulary of 32k the logits and their gradient are the largest tensors of a small model's step. Here each chunk of
+rows is projected and reduced to its loss and, if gradients are needed, directly to the gradients of the hidden states
+and the weight; the backward only scales them. float16 is the exception: unscaled gradients would underflow, so its
+backward recomputes them with the loss scale included.
 """
 
 from __future__ import annotations

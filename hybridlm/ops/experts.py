@@ -1,7 +1,7 @@
 """The feed-forward networks of many experts, each over the tokens that were sent to it.
 
-The N k pairs of a token and one of its experts are sorted by expert, so that an expert's tokens are neighbours and its
-products are products of matrices. Two ways compute the same:
+The N k pairs of a token and one of its experts are sorted by expert, so that an expert's tokens are contiguous and its
+products are matrix products. Two implementations compute the same:
 
 * A loop over the experts, each over its own slice, with a hand-written backward that keeps one tensor (the hidden units
   before the
@@ -184,7 +184,8 @@ def _experts_grouped(
 
 
 def _grouped_kernels(x: Tensor, down: Tensor) -> bool:
-    """Whether torch has a grouped kernel for these tensors, and not a loop behind the same name."""
+    """Whether torch has a grouped kernel for these tensors, rather than a loop behind the same name. (On cards older than
+    8.0, which do not train in bfloat16, it falls back to that loop.)"""
     aligned = all(width * x.element_size() % _ALIGNMENT == 0 for width in down.shape[1:])
     return x.is_cuda and x.dtype == torch.bfloat16 and aligned
 

@@ -1,8 +1,8 @@
-"""``x @ weight^T``, for a few tokens and for an output in several parts faster than torch's own on a CPU.
+"""``x @ weight^T``, faster than torch's own on a CPU for a few tokens and for an output that is split.
 
-Decoding reads every weight for a handful of numbers, so it takes the time of reading them. MKL's product of a matrix
-and a vector, which is what torch makes of one token, reads a weight at a third to three quarters of the rate at which
-it reads the same weight as a batch of matrices of fewer rows (benchmarks/results/linear.md).
+Decoding is bound by reading the weights. MKL's matrix-vector product, which torch uses for one token, reads a weight at
+a third to three quarters of the rate at which it reads the same weight as a batch of matrices of fewer rows
+(benchmarks/results/linear.md).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from hybridlm.ops.dispatch import autocast_off, autocast_on, gradient_wanted, new_like
 from hybridlm.ops.norm import as_dtype
 
-_TOKENS = 4  # from twice as many on there is nothing to gain
-_WIDEST = 1024  # inputs; of wider ones MKL reads long rows well by itself
+_TOKENS = 4  # no gain from twice as many on
+_WIDEST = 1024  # inputs; MKL reads longer rows well
 _MKL = torch.backends.mkl.is_available()
 
 

@@ -7,9 +7,9 @@ Per head, with k_{t,r} = Rot(theta_t) (B_{t,r} + B_bias_r), c_{t,r} likewise of 
     y_{t,r} = sum_{s<t} exp(sum log_decay_{s+1..t}) scale_s sum_r' (c_{t,r} . k_{s,r'}) x_{s,r'}
               + own_t sum_r' (c_{t,r} . k_{t,r'}) x_{t,r'} + D x_{t,r}
 
-The rotated k and c are R heads x N numbers per token and cost less to make than to keep: they are made head by head
-inside the op, and once more in its backward, from B, C and the angles. Kept between the two are the inputs and the
-states at the chunks' boundaries.
+The rotated k and c are R heads x N numbers per token and cheaper to recompute than to save: they are computed head by
+head inside the operator, and again in its backward, from B, C and the angles. The operator saves its inputs and the
+states at chunk boundaries.
 """
 
 from __future__ import annotations

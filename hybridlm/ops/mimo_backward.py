@@ -1,4 +1,4 @@
-"""The backward of Mamba-3's chunked scan (``mimo.py``): tiles are computed again, block by block and head by head.
+"""The backward of Mamba-3's chunked scan (``mimo.py``): tiles are recomputed block by block and head by head.
 
 As in ``ssd.py``, every pair of tokens s < t of a chunk gives the same amount to the gradient of the running sum c_t of
 log_decay and, negative, of c_s; what a token reads of the incoming state gives to that of c_t, what it adds to the

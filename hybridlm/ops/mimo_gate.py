@@ -1,7 +1,7 @@
-"""How Mamba-3's ranks leave the scan: each gated by its own projection of z, weighed and summed; backward by hand.
+"""The output of Mamba-3's ranks: each is gated by its own projection of z, weighted and summed; hand-written backward.
 
-R d_inner numbers per token would be kept several times over if autograd recorded the steps: the op keeps y and z, and
-computes the gates again in its backward, head by head in the layout of the scan.
+Recorded by autograd, R d_inner numbers per token would be saved several times: the operator saves y and z, and
+recomputes the gates in its backward, head by head in the layout of the scan.
 """
 
 from __future__ import annotations

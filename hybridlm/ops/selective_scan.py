@@ -5,10 +5,9 @@ The recurrence, for channel e and state n (E channels of N states each):
     h_t[e, n] = exp(dt_t[e] A[e, n]) h_{t-1}[e, n] + dt_t[e] x_t[e] B_t[n]          y_t[e] = sum_n h_t[e, n] C_t[n] +
     D[e] x_t[e]
 
-Every state decays at its own rate, so a chunk is no matrix product as in ops/ssd.py: it is a loop over its positions,
-which moves many chunks at once (ops/selective_scan_blocks.py). The exponents of all products are sums of dt A, at most
-0, and nothing is divided by a product of decays. Only the inputs and the states at the boundaries of chunks are kept
-for the backward.
+Every state decays at its own rate, so a chunk is not a matrix product as in ops/ssd.py, but a loop over its positions
+that advances many chunks at once (ops/selective_scan_blocks.py). Exponents are sums of dt A, at most 0, and nothing is divided by a product of decays. Only the inputs and the states at chunk boundaries are saved for the
+backward.
 """
 
 from __future__ import annotations

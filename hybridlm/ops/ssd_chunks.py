@@ -1,10 +1,10 @@
 """The arithmetic of the scan in ``ops.ssd``, which see: inputs cut into chunks, forward, and backward, on plain
 tensors.
 
-Heads are taken one at a time: a tile of (chunks, Q, Q) stays in cache, where all heads at once would go through memory.
+Heads are processed one at a time, so that a tile of (chunks, Q, Q) stays in cache.
 
-Logarithms and powers are to base 2. On a CPU torch's exp takes longer than its exp2, and many times as long where the
-result underflows, which a decay over a chunk often does.
+Logarithms and powers are to base 2. On a CPU torch's exp is slower than its exp2, and many times slower where it
+underflows, as a decay over a chunk often does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.padding import in_chunks
 
 _TINY = 1e-30  # in the backward scale is at least this: it is zero at padding, and its gradient is a quotient by it
-# exponents of pairs that do not count may be large before they are masked: kept finite, so that no 0 * inf makes a NaN
+# exponents of masked pairs may be large: clamped, so that no 0 * inf becomes NaN
 _CAP = 30.0
 
 
@@ -39,9 +39,7 @@ class Chunks(NamedTuple):
     carry: Tensor  # (BC, Q, H)  2^c_l, the weight of the incoming state; zero once a document has started
     # (BC, Q, H)  2^(c_Q - c_s) scale_s, the weight of a token in the outgoing state; zero before the last start
     to_end: Tensor
-    past: (
-        Tensor | None
-    )  # (BC, Q, Q)  one where s < l are of one document, else zero; None: documents are not told apart
+    past: Tensor | None  # (BC, Q, Q)  one where s < l are of one document, else zero; None: one document
     began: Tensor | None  # (BC, Q, 1)  True where a document starts
 
     def weights(self, head: int) -> Tensor:
