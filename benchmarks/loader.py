@@ -19,7 +19,7 @@ from harness.report import run, table
 from harness.turns import take_turns
 
 from hybridlm.data.files.bins import BinWriter, open_bin
-from hybridlm.data.files.stream import TokenStream, split_of
+from hybridlm.data.files.stream import TokenStream, joined
 from hybridlm.data.windows.loader import Batch, TrainLoader
 from hybridlm.data.windows.packed_files import PackedStream
 from hybridlm.data.windows.window_sources import CutWindows, PackedWindows, Source
@@ -39,9 +39,8 @@ def _stream(folder: Path, files: int) -> TokenStream:
         with BinWriter(path, eos_id=VOCAB - 1, vocab_size=VOCAB, tokenizer="none") as writer:
             while writer.count < TOKENS // files:
                 writer.add(rng.integers(0, VOCAB - 1, int(rng.lognormal(6.0, 1.2)) + 1), 0)
-            writer.finish()
-        opened.append(open_bin(path, verify=False))
-    return split_of(opened)
+            opened.append(open_bin(path, writer.finish(), verify=False))
+    return TokenStream(joined(opened))
 
 
 def _source(way: str, stream: TokenStream, seq_len: int, folder: Path) -> Source:

@@ -22,6 +22,7 @@ from harness.report import BOUNDS, bound_row, run, table
 from harness.texts import write_lines
 from harness.turns import take_turns
 
+from hybridlm.data.preparing.split import Split
 from hybridlm.data.preparing.tokenise import Task, tokenise
 from hybridlm.data.reading.documents import Document, TextRecords
 from hybridlm.data.reading.file_units import Lines, SourceFile
@@ -44,13 +45,13 @@ def rate(rounds: int) -> list[str]:
         tokenizer = train_bpe(texts, VOCAB)
         tokenizer.save(folder / "tokenizer.json")
         library = tokenizer._library
-        task = Task(folder, folder / "tokenizer.json", False, 0.05, False, 64_000_000)
+        task = Task(folder, folder / "tokenizer.json", False, Split(0.05), False, False, 64_000_000)
 
         def alone() -> None:
             for first in range(0, len(texts), BATCH):
                 library.encode_batch_fast(texts[first : first + BATCH], add_special_tokens=False)
 
-        times = take_turns({"library": alone, "ours": lambda: tokenise(task, 0, unit, tokenizer)}, rounds)
+        times = take_turns({"library": alone, "ours": lambda: tokenise(task, 0, unit)}, rounds)
     ratio = times.ratio("library", "ours")
     rates = ", ".join(f"{name} {RATE_BYTES / 1e6 / times.median(name):.2f} MB/s" for name in ("library", "ours"))
     rows = [bound_row("rate of `prepare`'s worker over the library's", ratio, 0.9, 1.0, "more")]

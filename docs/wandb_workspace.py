@@ -1,7 +1,7 @@
-"""Makes a W&B workspace with the panels of wandb_panels.json:   python docs/wandb_workspace.py --project hybridlm
---entity TEAM
+"""Creates a W&B workspace with the panels of wandb_panels.json.
 
---dry-run prints what would be sent and needs neither the network nor the package wandb-workspaces.
+python docs/wandb_workspace.py --project hybridlm --entity TEAM
+--dry-run prints what would be sent; it needs neither a network nor the package wandb-workspaces.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def plan(spec: dict[str, Any], project: str, entity: str | None) -> dict[str, An
 
 
 def save(planned: dict[str, Any]) -> str:
-    """Makes the workspace and returns its address."""
+    """Creates the workspace and returns its URL."""
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as workspaces
 
@@ -49,7 +49,7 @@ def save(planned: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--project", required=True)
-    parser.add_argument("--entity", help="the user or team; needed unless --dry-run")
+    parser.add_argument("--entity", help="user or team; required unless --dry-run")
     parser.add_argument("--dry-run", action="store_true", help="print what would be sent")
     arguments = parser.parse_args()
     planned = plan(json.loads(PANELS.read_text(encoding="utf-8")), arguments.project, arguments.entity)
@@ -57,7 +57,7 @@ def main() -> int:
         print(json.dumps(planned, indent=2))
         return 0
     if arguments.entity is None:
-        print("--entity: give the user or team that the workspace is for", file=sys.stderr)
+        print("--entity is required: the user or team that owns the workspace", file=sys.stderr)
         return 2
     try:
         print(save(planned))

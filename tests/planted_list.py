@@ -375,9 +375,9 @@ MOE = [
 CACHES = [
     _one(
         "cache: convolution's state not kept",
-        _M2,
-        'cache.update({"conv": conv_state, "ssm": ssm_state})',
-        'cache.update({"ssm": ssm_state})',
+        "layers/conv.py",
+        'cache.update({"conv": state})',
+        "pass",
         _CONTRACT,
         "-k",
         "mamba2 and any_cut",
@@ -420,7 +420,7 @@ CACHES = [
 DOCUMENTS = [
     _one(
         "documents: convolution reaches across",
-        _M2,
+        "layers/conv.py",
         "None if seq.doc_ids is None else seq.positions",
         "None",
         _DOCUMENTS,

@@ -20,7 +20,7 @@ from hybridlm.config.run import RunConfig
 from hybridlm.data.preparing import prepare as prepare_module
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.errors import UserError
-from hybridlm.eval.text_probes import text_probe_metrics
+from hybridlm.eval.probes import text_probe_metrics
 from hybridlm.machine.description import resolve_machine
 from hybridlm.machine.kernels import choose_kernels
 from hybridlm.machine.profiles import planned_device, planned_rates
@@ -30,19 +30,19 @@ from hybridlm.runs.run_folder import RunFolder
 from hybridlm.sweep.matching import matched
 from hybridlm.train import run as run_module
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
-from hybridlm.train.checkpoint_io import AtomicCheckpointIO, writer_of
+from hybridlm.train.checkpoint_io import AtomicCheckpointIO
 from hybridlm.train.checkpoints import Checkpoints
-from hybridlm.train.clock import Clock
 from hybridlm.train.console import Console
 from hybridlm.train.guards import GuardCallback, RunDiverged
 from hybridlm.train.launch import strategy
 from hybridlm.train.loggers import Loggers
-from hybridlm.train.probes import Probes
+from hybridlm.train.metrics import Clock
 from hybridlm.train.router import routers_of
 from hybridlm.train.samples import sampled
 from hybridlm.train.schedule import lr_factor
 from hybridlm.train.stopping import Stopping
 from hybridlm.train.trainer import make_trainer
+from hybridlm.train.validation import InContextProbes
 
 # field: (new value, what else has to be set for the field to matter)
 FROM_FILE = ["data.tokenizer.kind=file", "data.tokenizer.path=CORPUS/tokenizer.json"]
@@ -285,8 +285,6 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
             "run_name": "r",
             "offline": "false",
             "timeout": 7.0,
-            "gradients": "true",
-            "expert_load": "true",
         }.items()
     },
     "callbacks.samples.prompts": ("[another]", []),
@@ -430,16 +428,12 @@ def loop_effects(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
         ),
         "recomputed": (module.model.checkpoint_blocks, module.model.loss_rows),
         "compiled": [block._compiled_call_impl is not None for block in module.model.blocks],
-        "checkpoints": (saver.every, saver.keep_last, saver.keep_best, writer_of(trainer).background.threaded),
+        "checkpoints": (saver.every, saver.keep_last, saver.keep_best, type(trainer.strategy.checkpoint_io)),
         "stopping": (saver.stopping._limit, saver.stopping._requeue),
         "strategy": str(type(strategy(config.trainer.strategy, machine))),
         "loggers": [type(logger).__name__ for logger in loggers.all],
-        "remote": loggers.remote
-        and (
-            loggers.remote._backend.arguments | {"config": None},
-            loggers.remote._backend._timeout,
-            loggers.remote._expert_load,
-        ),
+        "remote": loggers.remote._backend
+        and (loggers.remote._backend.arguments | {"config": None}, loggers.remote._backend._timeout),
         "json": loggers.all[1]._json,
         "log_every": metrics._log_every,
         "guard": guard_effects(config, folder),
@@ -477,7 +471,7 @@ def guard_effects(config: RunConfig, folder: RunFolder) -> list[str]:
 
 
 def callback_effects(config: RunConfig, folder: RunFolder, loggers: Loggers) -> dict[str, Any]:
-    names = ("_decay", "_interval", "_patience", "_min_delta", "_log_every")
+    names = ("_decay", "_interval", "patience", "min_delta")
     tokenizer = prepare(config.data).tokenizer
     callbacks = extra_callbacks(config, folder, tokenizer, loggers.remote, print)
     found = {
@@ -485,7 +479,7 @@ def callback_effects(config: RunConfig, folder: RunFolder, loggers: Loggers) -> 
             (type(callback).__name__, [getattr(callback, name, None) for name in names]) for callback in callbacks
         ]
     }
-    for probes in (callback for callback in callbacks if isinstance(callback, Probes)):
+    for probes in (callback for callback in callbacks if isinstance(callback, InContextProbes)):
         model = fresh_model(config.model, tokenizer.vocab_size, seed=0, device="cpu")
         found |= {
             "probes": text_probe_metrics(

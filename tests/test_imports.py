@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generate": {"runs", "data", "model", "machine", "config", "files"},
     "report": {"config", "files", "model", "runs"},
     "bench": {"generate", "memory", "runs", "model", "config", "machine", "report.plots"},
-    "eval": {"generate", "data", "runs", "model", "config", "machine", "files", "report.plots"},
+    "eval": {"generate", "data", "runs", "model", "layers", "config", "machine", "files", "report.plots"},
     "sweep": {"config", "files", "runs", "machine", "model", "layers", "memory"},
 }
 MAY_IMPORT["train"] = {*MAY_IMPORT} - {"bench", "sweep"}

@@ -34,8 +34,8 @@ ROOT = FOLDER.parents[1]
 SEQ_LEN, BATCH = 512, 8
 WAYS = {
     "cut anywhere": [],
-    "packed, not kept apart": ["data.packing=true", "data.isolate=false"],
-    "packed, kept apart": ["data.packing=true", "data.isolate=true"],
+    "packed, not isolated": ["data.packing=true", "data.isolate=false"],
+    "packed, isolated": ["data.packing=true", "data.isolate=true"],
 }
 
 
@@ -62,7 +62,7 @@ def functions(work: Path) -> Iterator[str]:
 
 
 def train(way: str, seed: int, corpus: Path, steps: int, work: Path) -> dict[str, object]:
-    """One run of train.py, and its held-out functions read each by itself."""
+    """One run of train.py, and its held-out functions read each separately."""
     folder = work / f"{way.replace(', ', '-').replace(' ', '_')}-{seed}"
     overrides = [
         "data=files",
@@ -127,7 +127,7 @@ def report(results: list[dict], about: str, command: str) -> str:
         "",
         about,
         "",
-        "| windows | bits per byte, in windows of the same kind | bits per byte, each by itself | seconds a run |",
+        "| windows | bits per byte, in windows of the same kind | bits per byte, each separately | seconds a run |",
         "|---|---|---|---|",
     ]
     for way in WAYS:

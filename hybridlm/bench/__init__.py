@@ -1,1 +1,1 @@
-"""How fast a model reads and writes, and what it holds in memory, by context length and batch."""
+"""Prefill and decode speed, and memory, by context length and batch size."""

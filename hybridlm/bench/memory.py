@@ -1,45 +1,40 @@
-"""Memory of one turn of a benchmark: what is free before it, and the most that was held during it."""
+"""Memory during a measurement: what is free before it, and the peak."""
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from hybridlm.machine.device import CUDA
 
-_SELF, _SYSTEM = Path("/proc/self"), Path("/proc/meminfo")  # of Linux
+_SELF, _SYSTEM = Path("/proc/self"), Path("/proc/meminfo")  # on Linux
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on the device; None where the system does not say."""
-    if device.type == CUDA:
-        return torch.cuda.mem_get_info(device)[0]
-    return _kib(_SYSTEM, "MemAvailable")
+    """Bytes that can still be allocated on the device; None if unknown."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == CUDA else _kib(_SYSTEM, "MemAvailable")
 
 
-def forget_peak(device: torch.device) -> None:
-    """From here on ``peak_bytes`` is anew, as far as the system allows it."""
+def reset_peak(device: torch.device) -> None:
+    """Starts ``peak_bytes`` again, where the system allows it."""
     if device.type == CUDA:
         torch.cuda.reset_peak_memory_stats(device)
         return
-    try:
+    with suppress(OSError):  # not Linux, or not permitted
         (_SELF / "clear_refs").write_text("5", encoding="ascii")
-    except OSError:  # no Linux, or not allowed
-        return
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """The most held since ``forget_peak``: allocated by torch on a GPU, resident of the whole process on a CPU; None
-    where the system does not say."""
-    if device.type == CUDA:
-        return torch.cuda.max_memory_allocated(device)
-    return _kib(_SELF / "status", "VmHWM")
+    """The peak since ``reset_peak``: allocated by torch on a GPU, resident in the whole process on a CPU; None if
+    unknown."""
+    return torch.cuda.max_memory_allocated(device) if device.type == CUDA else _kib(_SELF / "status", "VmHWM")
 
 
-def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given, so that a clock may be read."""
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has finished, so that the time can be read."""
     if device.type == CUDA:
         torch.cuda.synchronize(device)
 

@@ -1,4 +1,4 @@
-"""What a benchmark found: a table, JSON, and a picture."""
+"""The results of a benchmark as rows, as a table, and as a plot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from hybridlm.bench.turns import Point, ratio
+from hybridlm.bench.measurement import Measurement
 from hybridlm.report.plots.colours import COLOURS, MARKERS
 
 _COLUMNS = (
@@ -35,9 +35,9 @@ _PANELS = (
 )
 
 
-def rows(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Flat, for JSON: one object a point; ``decode_ratio`` is that to the first model at the same batch and context,
-    round by round."""
+def rows(points: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """Flat, for JSON: one object per measurement; ``decode_ratio`` is relative to the first model at the same batch and
+    context, round by round."""
     found = []
     for point in points:
         row: dict[str, Any] = {
@@ -49,18 +49,18 @@ def rows(points: Sequence[Point]) -> list[dict[str, Any]]:
             "cache_bytes": point.cache_bytes,
             "cache_bytes_measured": point.cache_bytes_measured,
             "left_out": point.left_out,
-            "rounds": len(point.turns),
+            "rounds": len(point.rounds),
             **point.figures(),
         }
         base = next(other for other in points if (other.batch, other.context) == (point.batch, point.context))
-        if base is not point and (compared := ratio(point, base)):
+        if base is not point and (compared := point.decode_ratio(base)):
             row |= dict(zip(("decode_ratio", "decode_ratio_low", "decode_ratio_high"), compared, strict=True))
         found.append(row)
     return found
 
 
 def print_rows(found: Sequence[dict[str, Any]], console: Console) -> None:
-    """A row for each point, and below them why points were left out."""
+    """A row for each measurement, and below the table why some were left out."""
     table = Table(*_COLUMNS, box=SIMPLE)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -92,16 +92,13 @@ def _mib(number: float) -> str:
 
 
 def plot(found: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Three panels against the context: a colour and mark for each model, a line style for each batch. OSError: it
-    cannot be written."""
-    from matplotlib.figure import Figure  # without pyplot there is no window to open
+    """Three panels over the context: a colour and marker per model, a line style per batch. OSError: it cannot be
+    written."""
+    from matplotlib.figure import Figure  # not pyplot, which would open a window
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(12.0, 4.2), layout="constrained")
-    models, batches = (
-        list(dict.fromkeys(row["model"] for row in found)),
-        list(dict.fromkeys(row["batch"] for row in found)),
-    )
+    models, batches = (list(dict.fromkeys(row[name] for row in found)) for name in ("model", "batch"))
     for axes, (name, label) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         for place, model in enumerate(models):
             for style, batch in enumerate(batches):
@@ -116,14 +113,11 @@ def plot(found: Sequence[dict[str, Any]], title: str, path: Path) -> None:
                     label=model if len(batches) == 1 else f"{model}, batch {batch}",
                 )
         axes.set_xscale("log", base=2)
-        if any(name in row for row in found):
+        if any(name in row for row in found):  # a log scale needs a value
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-        else:
-            axes.set_yticks([])
-            axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, ha="center")
         axes.set_xticks(sorted({row["context"] for row in found}))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set_xlabel("context, tokens")

@@ -118,8 +118,8 @@ def prepare(
         config = compose_config(given)
         from rich.console import Console
 
+        from hybridlm.data.coloured_tokens import coloured, first_documents, legend
         from hybridlm.data.preparing.prepare import prepare as prepare_data
-        from hybridlm.data.show import coloured, first_documents, legend
         from hybridlm.data.synthetic.source import shown_examples
         from hybridlm.data.windows.splits import packed_documents
 

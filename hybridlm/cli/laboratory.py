@@ -18,27 +18,27 @@ def sweep(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[GROUP=OPTION,OPTION | FIELD=VALUE,VALUE]...", help="as for train.py -m: optim.lr=1e-3,3e-3"
+            metavar="[GROUP=OPTION,OPTION | FIELD=VALUE,VALUE]...", help="as with train.py -m: optim.lr=1e-3,3e-3"
         ),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="at once; default: one per GPU, or one")
+        int | None, typer.Option("--jobs", "-j", min=1, help="parallel jobs; default: one per GPU, or one")
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="runs of each point, with seed, seed + 1, ...")] = 1,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="FOLDER", help="go on with a sweep, `last`: the newest")
+        str | None, typer.Option("--resume", metavar="FOLDER", help="resume a sweep; `last`: the newest")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the jobs and start none")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the jobs without starting any")] = False,
 ) -> None:
     """Run every point of a grid on this machine, each in a process of its own.
 
-    Exit code 0: all are finished; 1: some failed; 2: the input is wrong, and nothing was started; 143: stopped, the
-    jobs have saved.
+    Exit code 0: all jobs finished; 1: some failed; 2: invalid input, nothing was started; 143: stopped after the jobs
+    saved.
     """
     with reported("goes on"):
         given = overrides_of("sweep", overrides)
         if resume is not None and (given or seeds > 1 or dry_run):
-            raise UserError("sweep --resume FOLDER: takes --jobs alone; the jobs are those of the folder")
+            raise UserError("sweep --resume FOLDER accepts only --jobs; its jobs are those in the folder")
         from hybridlm.cli.compose import compose_config
         from hybridlm.cli.composition import sweep_axes
         from hybridlm.sweep.command import new_sweep, resume_sweep
@@ -60,17 +60,17 @@ def report(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="where the report goes (default: the first folder)")
+        Path | None, typer.Option("--out", metavar="DIR", help="output folder (default: the first folder)")
     ] = None,
     best_of: Annotated[
         list[str] | None,
         typer.Option(
-            "--best-of", metavar="FIELD", help="each point at its best value of it: optim.lr; may be repeated"
+            "--best-of", metavar="FIELD", help="show each model at its best value of FIELD (optim.lr); may be repeated"
         ),
     ] = None,
 ) -> None:
-    """Draw a run, or compare several: an HTML page (report.html), the same as Markdown (report.md), and every run as a
-    row (report.csv)."""
+    """Report on a run, or compare several: an HTML page (report.html), the same as Markdown (report.md), and a CSV row
+    per run (report.csv)."""
     with reported():
         from hybridlm.report.command import run_report
 

@@ -16,9 +16,7 @@ class TokenizerConfig(Section):
     kind: Literal["bpe", "bytes", "file"] = Field(
         "bpe", description="bpe: byte-level BPE trained on the corpus; bytes: one id per byte; file: the one of path"
     )
-    path: str | None = Field(
-        None, description="for kind=file: a tokenizer.json, a Hugging Face folder, or a .tiktoken file"
-    )
+    path: str | None = Field(None, description="for kind=file: a tokenizer.json, or a Hugging Face folder with one")
     vocab_size: int = Field(4096, ge=257, le=1_000_000, description="ids of a trained BPE, specials included")
     special_tokens: Strings = Field((), description="special tokens beside <|endoftext|>, added where they are missing")
     train_mb: int = Field(

@@ -101,9 +101,7 @@ def _synthetic_problems(data: DataConfig) -> list[str]:
 def _tokenizer_problems(data: DataConfig) -> list[str]:
     problems, tokenizer = [], data.tokenizer
     if tokenizer.kind == "file" and not tokenizer.path:
-        problems.append(
-            "data.tokenizer.path = null: kind=file needs it; a tokenizer.json, a folder with one, or a .tiktoken file"
-        )
+        problems.append("data.tokenizer.path = null: kind=file needs it; a tokenizer.json, or a folder with one")
     if tokenizer.kind != "file" and tokenizer.path is not None:
         problems.append(
             f"data.tokenizer.path = {tokenizer.path!r}: kind={tokenizer.kind} does not read it; add"

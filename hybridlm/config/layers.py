@@ -88,13 +88,11 @@ S = TypeVar("S", bound=LayerSection)
 
 def registered(package: str, base: type[S], names: Sequence[str]) -> dict[str, type[S]]:
     """The sections ``module.Class`` of a package, by module: a kind is called like its module."""
-    return {name.split(".")[0]: _section(package, base, *name.split(".")) for name in names}
-
-
-def _section(package: str, base: type[S], module: str, name: str) -> type[S]:
-    section: type[S] = getattr(import_module(f"{package}.{module}"), name)
-    assert issubclass(section, base)
-    return section
+    found: dict[str, type[S]] = {}
+    for module, name in (path.split(".") for path in names):
+        found[module] = getattr(import_module(f"{package}.{module}"), name)
+        assert issubclass(found[module], base)
+    return found
 
 
 def rounded(width: float, multiple: int) -> int:

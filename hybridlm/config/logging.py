@@ -30,12 +30,6 @@ class LoggerConfig(Section):
             " its end"
         ),
     )
-    gradients: bool = Field(
-        False, description="a histogram of each layer's gradients at every logged step, for wandb and tensorboard"
-    )
-    expert_load: bool = Field(
-        False, description="a histogram of each router's load at every logged step, for wandb and tensorboard"
-    )
 
 
 class SamplesConfig(Section):

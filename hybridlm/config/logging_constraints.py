@@ -16,9 +16,8 @@ def logging_problems(logger: LoggerConfig, callbacks: CallbacksConfig, trainer: 
         "callbacks.ema.decay": callbacks.ema.decay,
         "callbacks.early_stop.patience": callbacks.early_stop.patience,
         "callbacks.probes.every": callbacks.probes.every,
-        "logger.gradients": logger.gradients or None,
     }
-    sharded = ("callbacks.samples.every", "callbacks.ema.decay", "logger.gradients")
+    sharded = ("callbacks.samples.every", "callbacks.ema.decay")
     by_validation = ("callbacks.samples.every", "callbacks.early_stop.patience", "callbacks.probes.every")
     problems = [
         f"{name} = {str(asked[name]).lower()}: needs whole weights, which trainer.strategy = 'fsdp2' shards; take"
@@ -31,11 +30,6 @@ def logging_problems(logger: LoggerConfig, callbacks: CallbacksConfig, trainer: 
         for name in by_validation
         if asked[name] is not None and trainer.val_every is None
     ]
-    for name, on in (("gradients", logger.gradients), ("expert_load", logger.expert_load)):
-        if on and logger.name == "files":
-            problems.append(
-                f"logger.{name} = true: histograms are for logger=wandb and logger=tensorboard, this is logger=files"
-            )
     return problems + (_wandb_problems(logger) if logger.name == "wandb" else [])
 
 

@@ -54,7 +54,7 @@ class Letters:
     variants: Mapping[str, str] = field(default_factory=dict)
 
     def item(self, symbol: str, ffn: str | None) -> PatternItem | None:
-        """The layer that ``symbol`` stands for, or None where it stands for none."""
+        """The layer that ``symbol`` means, or None."""
         letter = MIXERS[self.ssm].letter if symbol == _FAMILY else symbol
         kind = _KINDS.get(letter) or self.variants.get(letter)
         return None if kind is None else PatternItem(letter, kind, ffn or self.ffn_after[kind])
@@ -65,14 +65,6 @@ class Letters:
         names = dict.fromkeys(numbered if letter in _NUMBERED else shown[letter] for letter in _KINDS)
         own = (f"{letter} ({kind})" for letter, kind in sorted(self.variants.items()))
         return ", ".join((*names, *own))
-
-
-@dataclass(frozen=True)
-class _Token:
-    kind: str
-    text: str
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -87,150 +79,127 @@ class _Element:
 class _Parser:
     def __init__(self, text: str, shown: str, letters: Letters) -> None:
         self.text, self.shown, self.letters = text, shown, letters
-        tokens = [_Token(str(m.lastgroup), m.group(), m.start(), m.end()) for m in _TOKEN.finditer(text)]
-        self.tokens = [token for token in tokens if token.kind != "space"]
+        self.tokens = [token for token in _TOKEN.finditer(text) if token.lastgroup != "space"]
         self.at = 0
 
-    def error(self, token: _Token | None, message: str) -> PatternError:
-        position = (token.start if token else len(self.text)) + 1
+    def error(self, token: re.Match[str] | None, message: str) -> PatternError:
+        position = (token.start() if token else len(self.text)) + 1
         return PatternError(f"model.pattern = {self.shown}: position {position}: {message}")
 
-    def peek(self, text: str | None = None) -> _Token | None:
+    def peek(self, text: str | None = None) -> re.Match[str] | None:
         """The next token, or None at the end or where it is not ``text``."""
         token = self.tokens[self.at] if self.at < len(self.tokens) else None
-        return token if text is None or (token and token.text == text) else None
+        return token if text is None or (token and token.group() == text) else None
 
-    def take(self, text: str | None = None) -> _Token | None:
+    def take(self, text: str | None = None) -> re.Match[str] | None:
         token = self.peek(text)
         self.at += token is not None
         return token
 
-    def elements(self) -> list[_Element]:
+    def elements(self, grouped: bool = False) -> list[_Element]:
+        """Up to the end, or to the parenthesis that closes a group."""
         found: list[_Element] = []
-        layers = 0
-        while (first := self.peek()) is not None:
-            found.append(self.element())
-            layers += len(found[-1].items)
-            if layers > MAX_LAYERS:
-                raise self.error(first, f"more than {MAX_LAYERS:,} layers")
+        while (token := self.peek()) is not None and not (grouped and token.group() == ")"):
+            found.append(self.element(grouped))
+            if sum(len(element.items) for element in found) > MAX_LAYERS:
+                raise self.error(token, f"more than {MAX_LAYERS:,} layers")
         return found
 
-    def element(self) -> _Element:
+    def element(self, grouped: bool) -> _Element:
         first = self.tokens[self.at]
-        grouped = first.text == "("
-        items = self.group() if grouped else (self.item(),)
-        count, share = self.repeat(grouped)
-        if count * len(items) > MAX_LAYERS:
-            raise self.error(first, f"more than {MAX_LAYERS:,} layers")
-        text = self.text[first.start : self.tokens[self.at - 1].stop]
-        return _Element(items * count, share, text)
+        group = first.group() == "("
+        if group and grouped:
+            raise self.error(first, "a group inside a group; write the inner one out")
+        items = self.group() if group else (self.item(),)
+        count, share = self.repeat(group)
+        if share is not None and grouped:
+            raise self.error(first, "a share (%) inside a group; shares cannot be grouped, as in T*60% M*40%")
+        return _Element(items * count, share, self.text[first.start() : self.tokens[self.at - 1].end()])
 
     def group(self) -> tuple[PatternItem, ...]:
         opening = self.take("(")
-        items: list[PatternItem] = []
-        while (token := self.peek()) is not None and token.text != ")":
-            if token.text == "(":
-                raise self.error(token, "a group inside a group; write the inner one out")
-            item = self.item()
-            count, share = self.repeat(grouped=False)
-            if share is not None:
-                raise self.error(token, "a share (%) inside a group; shares cannot be grouped, as in T*60% M*40%")
-            if len(items) + count > MAX_LAYERS:
-                raise self.error(token, f"more than {MAX_LAYERS:,} layers")
-            items.extend([item] * count)
+        items = tuple(item for element in self.elements(grouped=True) for item in element.items)
         if not self.take(")"):
             raise self.error(opening, "'(' is never closed")
         if not items:
             raise self.error(opening, "an empty group")
         if colon := self.peek(":"):
             raise self.error(colon, "an FFN suffix on a group; put it on each letter, as in (T:moe M)*2")
-        return tuple(items)
+        return items
 
     def item(self) -> PatternItem:
         token = self.tokens[self.at]
         symbol = self.symbol()
-        ffn = self.suffix()
-        item = self.letters.item(symbol, ffn)
+        item = self.letters.item(symbol, self.suffix())
         if item is None:
-            hint = (
-                ""
-                if symbol in _KINDS
-                else f"; or define it: model.variants={{{symbol}: {{mixer: attention, window: 256}}}}"
-            )
+            hint = f"; or define it: model.variants={{{symbol}: {{mixer: attention, window: 256}}}}"
             raise self.error(token, f"{symbol!r} is not a layer; legal letters: {self.letters.legal()}{hint}")
         return item
 
     def symbol(self) -> str:
         token = self.tokens[self.at]
         self.at += 1
-        if token.kind == "word":
-            if token.text in _WORDS:
-                return _WORDS[token.text]
-            upper = token.text.upper()
-            known = all(self.letters.item(letter, None) for letter in re.findall(r"[A-Z]\d?", upper))
-            hint = f"letters are upper case: {upper!r}; " if known else ""
-            legal = f"legal words: {', '.join(_WORDS)}; legal letters: {self.letters.legal()}"
-            raise self.error(token, f"{token.text!r} is not a layer; {hint}{legal}")
-        if token.kind != "letter":
+        text = token.group()
+        if token.lastgroup == "word":
+            return self.word(token)
+        if token.lastgroup != "letter":
             reasons = {
                 ")": "')' without '('",
                 "*": "'*' without a letter or group before it",
                 ":": "':' without a letter before it",
+                ",": "',' is not a layer; separate items by spaces, or write a list [T, M]",
             }
-            reason = reasons.get(token.text, f"{token.text!r} is not a layer")
-            if token.kind == "number":
-                reason = f"{token.text!r} is not a layer; a count is written T*{token.text}"
-            elif token.text == ",":
-                reason = "',' is not a layer; separate items by spaces, or write a list [T, M]"
+            count = f"; a count is written T*{text}" if token.lastgroup == "number" else ""
+            reason = reasons.get(text, f"{text!r} is not a layer{count}")
             raise self.error(token, f"{reason}; legal letters: {self.letters.legal()}")
         number = self.peek()
-        if token.text == _FAMILY and number and number.kind == "number" and number.start == token.stop:
-            letter = _FAMILY + number.text
-            if letter not in _NUMBERED:
-                legal = f"the Mambas are {', '.join(_NUMBERED)}, and a count is written {_FAMILY}*{number.text}"
-                raise self.error(token, f"{letter!r} is not a layer; {legal}")
-            self.at += 1
-            return letter
-        return token.text
+        if text != _FAMILY or number is None or number.lastgroup != "number" or number.start() != token.end():
+            return text
+        self.at += 1
+        if text + number.group() not in _NUMBERED:
+            legal = f"the Mambas are {', '.join(_NUMBERED)}, and a count is written {text}*{number.group()}"
+            raise self.error(token, f"{text + number.group()!r} is not a layer; {legal}")
+        return text + number.group()
+
+    def word(self, token: re.Match[str]) -> str:
+        text = token.group()
+        if text not in _WORDS:
+            known = all(self.letters.item(letter, None) for letter in re.findall(r"[A-Z]\d?", text.upper()))
+            hint = f"letters are upper case: {text.upper()!r}; " if known else ""
+            legal = f"legal words: {', '.join(_WORDS)}; legal letters: {self.letters.legal()}"
+            raise self.error(token, f"{text!r} is not a layer; {hint}{legal}")
+        return _WORDS[text]
 
     def suffix(self) -> str | None:
         if not (colon := self.take(":")):
             return None
         token = self.take()
-        if token is None or token.text not in FFN_KINDS:
-            raise self.error(
-                token or colon,
-                f"{token.text if token else ''!r} is not an FFN; legal after ':': {', '.join(FFN_KINDS)}",
-            )
-        return token.text
+        ffn = token.group() if token else ""
+        if ffn not in FFN_KINDS:
+            raise self.error(token or colon, f"{ffn!r} is not an FFN; legal after ':': {', '.join(FFN_KINDS)}")
+        return ffn
 
-    def repeat(self, grouped: bool) -> tuple[int, Fraction | None]:
+    def repeat(self, group: bool) -> tuple[int, Fraction | None]:
         """What follows ``*``: a count, or a share in percent."""
         if not self.take("*"):
             return 1, None
         token = self.take()
-        if token is None or token.kind != "number":
+        if token is None or token.lastgroup != "number":
             raise self.error(token, "'*' needs a count such as *12, or a share such as *60%")
-        again = "an item or group takes one '*' only"
-        if percent := self.take("%"):
-            if grouped:
-                raise self.error(percent, "a share (%) on a group; shares are of single letters, as in T*60% M*40%")
-            share = Fraction(token.text[:32])
-            if not 0 < share <= 100:
-                raise self.error(token, f"a share of {token.text}% is not above 0 and up to 100")
-            if star := self.peek("*"):
-                raise self.error(star, again)
-            return 1, share
-        if "." in token.text:
-            raise self.error(token, f"'*{token.text}' is not a valid count; counts are whole numbers from 1")
-        digits = token.text.lstrip("0")
-        if not digits:
-            raise self.error(token, f"'*{token.text[:8]}' repeats nothing; counts are whole numbers from 1")
+        text, percent = token.group(), self.take("%")
+        if percent and group:
+            raise self.error(percent, "a share (%) on a group; shares are of single letters, as in T*60% M*40%")
+        if percent and not 0 < Fraction(text[:32]) <= 100:
+            raise self.error(token, f"a share of {text}% is not above 0 and up to 100")
+        if not percent and ("." in text or not text.strip("0")):
+            raise self.error(token, f"'*{text[:8]}' is not a valid count; counts are whole numbers from 1")
         if star := self.peek("*"):
-            raise self.error(star, again)
-        if len(digits) > len(str(MAX_LAYERS)) or int(digits) > MAX_LAYERS:
+            raise self.error(star, "an item or group takes one '*' only")
+        if percent:
+            return 1, Fraction(text[:32])
+        if len(text.lstrip("0")) > len(str(MAX_LAYERS)) or int(text) > MAX_LAYERS:
             raise self.error(token, f"more than {MAX_LAYERS:,} layers")
-        return int(digits), None
+        return int(text), None
 
 
 def _elements(pattern: str | Sequence[str], letters: Letters) -> list[_Element]:

@@ -19,10 +19,10 @@ class SweepConfig(Section):
             " written"
         ),
     )
-    reference: str = Field("T", description="the pattern whose cost, at the same depth, every pattern is brought to")
+    reference: str = Field("T", description="the pattern whose cost, at the same depth, every pattern is made to match")
     target: int | None = Field(
-        None, ge=1, description="parameters, or FLOPs per token, to be brought to instead; null: the reference's"
+        None, ge=1, description="parameters, or FLOPs per token, to match instead; null: the reference's"
     )
     matched: str | None = Field(
-        None, description="what a match has changed, which writes this; a model that has it is not matched again"
+        None, description="written by a match: what it changed; a model that has it is not matched again"
     )

@@ -1,4 +1,4 @@
-"""Synthetic tasks (``data.synthetic``): what is asked, of how many symbols, and the words that its ids stand for.
+"""Synthetic tasks (``data.synthetic``): the question, the number of symbols, and the words that the ids stand for.
 
 An example is ``data.seq_len`` tokens long. Everything here is known without generating anything, so that a model can be
 planned for it.
@@ -22,13 +22,13 @@ SyntheticTask = Literal[
     "modular_arithmetic_brackets",
     "needle",
 ]
-PAD = "<|endoftext|>"  # id 0 of every task: fills up behind an example that is shorter than its window
+PAD = "<|endoftext|>"  # id 0 of every task: fills the rest of a window after an example that is shorter
 
 
 class SyntheticConfig(Section):
     """A generated task (``data.synthetic``); docs/data.md has a line and the chance level of each."""
 
-    task: SyntheticTask = Field("mqar", description="what is asked")
+    task: SyntheticTask = Field("mqar", description="the task")
     vocab_size: int = Field(
         64,
         ge=2,
@@ -38,7 +38,7 @@ class SyntheticConfig(Section):
     n_pairs: int = Field(
         4,
         ge=1,
-        description="mqar: keys with a value, all of them asked for; needle: needles, one of which is asked for",
+        description="mqar: keys with a value, all of them queried; needle: needles, one of which is queried",
     )
     n_items: int = Field(
         4, ge=1, description="selective_copying: symbols to remember; needle: symbols of a needle's value"
@@ -53,50 +53,39 @@ class SyntheticConfig(Section):
     examples: int = Field(100_000, ge=1, description="training examples, each once in a pass")
     val_examples: int = Field(512, ge=1, description="held-out examples of each length")
     seed: int = Field(
-        0, ge=0, le=2**32 - 1, description="of the examples; the order of training hangs on the run's seed"
+        0, ge=0, le=2**32 - 1, description="of the examples; the order of training depends on the run's seed"
     )
 
 
 def words(section: SyntheticConfig) -> tuple[str, ...]:
     """The word of every id of the task: PAD, its markers, its symbols."""
+    keys = section.vocab_size // 2
     symbols = tuple(f"s{number}" for number in range(section.vocab_size))
     digits = tuple(str(number) for number in range(section.modulus))
-    match section.task:
-        case "mqar":
-            keys = section.vocab_size // 2
-            halves = (("k", keys), ("v", section.vocab_size - keys))
-            return (PAD, *(f"{letter}{number}" for letter, count in halves for number in range(count)))
-        case "copying":
-            return (PAD, "copy", *symbols)
-        case "selective_copying":
-            return (PAD, ".", "?", *symbols)
-        case "induction":
-            return (PAD, "*", *symbols)
-        case "parity":
-            return (PAD, "0", "1")
-        case "modular_arithmetic":
-            return (PAD, "+", "-", "*", "=", *digits)
-        case "modular_arithmetic_brackets":
-            return (PAD, "+", "-", "*", "=", "(", ")", *digits)
-        case "needle":
-            return (PAD, "needle", "?", *symbols)
+    keys_and_values = (*(f"k{i}" for i in range(keys)), *(f"v{i}" for i in range(section.vocab_size - keys)))
+    of_task: dict[str, tuple[str, ...]] = {
+        "mqar": keys_and_values,
+        "copying": ("copy", *symbols),
+        "selective_copying": (".", "?", *symbols),
+        "induction": ("*", *symbols),
+        "parity": ("0", "1"),
+        "modular_arithmetic": ("+", "-", "*", "=", *digits),
+        "modular_arithmetic_brackets": ("+", "-", "*", "=", "(", ")", *digits),
+        "needle": ("needle", "?", *symbols),
+    }
+    return (PAD, *of_task[section.task])
 
 
 def shortest(section: SyntheticConfig) -> int:
     """Tokens of the shortest example that the task has room in."""
-    match section.task:
-        case "mqar":
-            return 4 * section.n_pairs  # pairs, and a query with the place behind it for each
-        case "selective_copying":
-            return 2 * section.n_items
-        case "induction":
-            return 3
-        case "parity":
-            return 1
-        case "needle":
-            return section.n_pairs * (2 + section.n_items) + section.n_items + 1
-        case _:  # copying: a symbol and the marker; modular arithmetic: a digit and =
-            return 2
+    of_task = {
+        "mqar": 4 * section.n_pairs,  # pairs, and a query with the place behind it for each
+        "selective_copying": 2 * section.n_items,
+        "induction": 3,
+        "parity": 1,
+        "needle": section.n_pairs * (2 + section.n_items) + section.n_items + 1,
+    }
+    return of_task.get(section.task, 2)  # copying: a symbol and the marker; modular arithmetic: a digit and =
 
 
 def synthetic_problems(section: SyntheticConfig, seq_len: int) -> list[str]:
@@ -125,5 +114,5 @@ def synthetic_problems(section: SyntheticConfig, seq_len: int) -> list[str]:
         if length < least
     ]
     if len(set(section.eval_lengths)) < len(section.eval_lengths):
-        problems.append(f"{where}.eval_lengths = {list(section.eval_lengths)}: a length stands there twice")
+        problems.append(f"{where}.eval_lengths = {list(section.eval_lengths)}: a length is listed twice")
     return problems

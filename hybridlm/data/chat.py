@@ -1,7 +1,7 @@
-"""Conversations as tokens: the special ones around each message, and which of all are learned.
+"""Conversations as tokens: the special tokens around each message, and which tokens are learned.
 
-Learned is what an assistant has to write: the content of its messages and the token that ends each. All the rest is
-there to be read.
+What an assistant has to write is learned: the content of its messages and the token that ends each. Everything else is
+context.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _STYLES = (
 class ChatTemplate:
     """How a tokenizer's conversations are written; ``template_of`` makes it.
 
-    prefixes: the ids in front of a content, by role. end_id: the special token right behind every content, where
-    generation stops. tail: the ids behind that one.
+    prefixes: the ids before a content, by role. end_id: the special token right after every content, where generation
+    stops. tail: the ids after that one.
     """
 
     style: _Style
@@ -58,8 +58,8 @@ class ChatTemplate:
     tail: tuple[int, ...]
 
     def encode(self, roles: Sequence[str], contents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """A conversation of one role and the ids of one content a message: its ids, uint32 (n,), and which are learned,
-        bool (n,)."""
+        """A conversation, given the role and the content ids of each message: its ids, uint32 (n,), and which are
+        learned, bool (n,)."""
         pieces: list[Sequence[int] | np.ndarray] = []
         learned: list[bool] = []
         for role, content in zip(roles, contents, strict=True):
@@ -70,7 +70,7 @@ class ChatTemplate:
         return ids, np.repeat(learned, [len(piece) for piece in pieces])
 
     def encode_prompt(self, turns: Iterable[Turn], tokenizer: Tokenizer) -> list[int]:
-        """The ids of a conversation so far, and of what stands in front of the assistant's next content."""
+        """The ids of a conversation so far, and of what precedes the assistant's next content."""
         ids: list[int] = []
         for role, content in turns:
             ids += [*self.prefixes[role], *tokenizer.encode(content), self.end_id, *self.tail]
@@ -80,8 +80,8 @@ class ChatTemplate:
         """The template in Jinja, as ``apply_chat_template`` of Hugging Face takes it, ``add_generation_prompt``
         included.
 
-        What it renders has the ids of ``encode``, unless a content spells a special token, or where the template has
-        text beside a content (ChatML, Llama 3), begins with what the tokenizer joins to a line end.
+        What it renders has the ids of ``encode``, unless a content spells a special token or, where the template has
+        text next to a content (ChatML, Llama 3), begins with what the tokenizer merges with a line end.
         """
         before, after = (_quoted(part) for part in self.style.prefix.split("{role}"))
         lines = [
@@ -102,12 +102,12 @@ class ChatTemplate:
         return "\n".join(lines) + "\n"
 
     def save(self, folder: str | Path) -> None:
-        """Write ``chat_template.jinja``, which Hugging Face's programs look for beside ``tokenizer.json``."""
+        """Write ``chat_template.jinja``, which Hugging Face's programs look for next to ``tokenizer.json``."""
         (Path(folder) / "chat_template.jinja").write_text(self.jinja(), encoding="utf-8", newline="\n")
 
 
 def template_of(tokenizer: Tokenizer) -> ChatTemplate:
-    """The template that the special tokens of ``tokenizer`` are for: ours, else ChatML's, else Llama 3's.
+    """The template for which ``tokenizer`` has the special tokens: ours, else ChatML's, else Llama 3's.
 
     ConfigError: it has none of the three sets, or documents end with the token that ends a message.
     """
@@ -117,8 +117,8 @@ def template_of(tokenizer: Tokenizer) -> ChatTemplate:
             continue
         if shared := [name for name, token in known.items() if token == tokenizer.eos_id]:
             raise ConfigError(
-                f"data.format=chat: {shared[0]} of {style.name} template also ends this tokenizer's documents: each"
-                " message would be one; legal is another template, such as"
+                f"data.format=chat: {shared[0]} of {style.name} template also ends this tokenizer's documents, so each"
+                " message would be a document; use another template, such as"
                 f" data.tokenizer.special_tokens={list(_STYLES[0].tokens)}"
             )
         return ChatTemplate(
@@ -129,26 +129,26 @@ def template_of(tokenizer: Tokenizer) -> ChatTemplate:
         )
     sets = "; or ".join(f"{style.name} {' '.join(style.tokens)}" for style in _STYLES)
     raise ConfigError(
-        "data.format=chat: the tokenizer lacks the special tokens of a template; legal for"
-        f" data.tokenizer.special_tokens is {sets}"
+        "data.format=chat: the tokenizer lacks the special tokens of a template; set data.tokenizer.special_tokens to"
+        f" {sets}"
     )
 
 
 def encode_conversations(
     conversations: Iterable[Document], tokenizer: Tokenizer, template: ChatTemplate
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The ids (uint32) of each conversation in turn, and which of them are learned (bool); no end of document is put
-    around them.
+    """The ids (uint32) of each conversation in turn, and which of them are learned (bool), without end-of-document
+    tokens.
 
-    Every content is encoded by itself, so that it has the same ids wherever it stands and gives no special token.
-    Memory is bounded as ``Tokenizer.encode_documents`` bounds it. ValueError: a document that is no conversation.
+    Every content is encoded by itself, so that it has the same ids anywhere and gives no special token. Memory is
+    bounded as in ``Tokenizer.encode_documents``. ValueError: a document that is not a conversation.
     """
-    ahead: deque[tuple[str, ...]] = deque()  # the roles of what was read and not yet given
+    ahead: deque[tuple[str, ...]] = deque()  # the roles of what was read and not yet yielded
 
     def contents() -> Iterator[str]:
         for conversation in conversations:
             if not conversation.turns:
-                raise ValueError(f"{conversation.name} is no conversation")
+                raise ValueError(f"{conversation.name} is not a conversation")
             ahead.append(tuple(turn.role for turn in conversation.turns))
             for turn in conversation.turns:
                 yield turn.content
@@ -160,7 +160,7 @@ def encode_conversations(
 
 
 def _ids(text: str, specials: Mapping[str, int], tokenizer: Tokenizer) -> list[int]:
-    """The ids of a piece of the template: its special tokens, and the text between them by itself."""
+    """The ids of a piece of the template: its special tokens, and the text between them encoded separately."""
     for name, token in specials.items():
         before, found, behind = text.partition(name)
         if found:
@@ -169,5 +169,5 @@ def _ids(text: str, specials: Mapping[str, int], tokenizer: Tokenizer) -> list[i
 
 
 def _quoted(text: str) -> str:
-    """A string of Jinja."""
+    """A Jinja string literal."""
     return "'" + text.replace("\n", "\\n") + "'"

@@ -13,8 +13,8 @@ from hybridlm.data.tokenizer import Tokenizer
 class TextSplit:
     """The training or the validation documents of a corpus as tokens.
 
-    text_bytes: of UTF-8 text, in conversations of the learned tokens' alone. gzip_bytes, xz_bytes: of that text
-    compressed, the yardstick for bits per byte; None if it was not measured.
+    text_bytes: UTF-8 bytes of text, in conversations of the learned tokens only. gzip_bytes, xz_bytes: of that text
+    compressed, the yardstick for bits per byte; None if not measured.
     """
 
     stream: TokenStream
@@ -32,12 +32,12 @@ class Part:
     weight: float
     train: TextSplit
     val: TextSplit
-    folder: Path  # for what is made of it and kept
+    folder: Path  # for derived data
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that training reads: the corpora, none where examples are generated, and the tokenizer of all of them."""
+    """Everything that training reads: the corpora, none where examples are generated, and their common tokenizer."""
 
     parts: tuple[Part, ...]
     tokenizer: Tokenizer

@@ -1,4 +1,4 @@
-"""The prepared data as Lightning wants it. Use ``Trainer(use_distributed_sampler=False)``: the loaders slice by rank
+"""The prepared data for Lightning. Use ``Trainer(use_distributed_sampler=False)``: the loaders slice by rank
 themselves."""
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from hybridlm.data.windows.window_sources import Windows
 class DataModule(lightning.LightningDataModule):
     """Loaders over ``prepared`` for the rank that Lightning gives this process.
 
-    The position in the training data travels in Lightning's checkpoint (``loops.fit_loop``), so ``fit(ckpt_path=...)``
-    goes on exactly.
+    The position in the training data is saved in Lightning's checkpoint (``loops.fit_loop``), so
+    ``fit(ckpt_path=...)`` resumes exactly.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class DataModule(lightning.LightningDataModule):
         return self._training
 
     def refuse(self, position: Position) -> None:
-        """UserError: the training data cannot go on where a loader stood so."""
+        """UserError: the training data cannot resume at ``position``."""
         steps = steps_of(train_source(self.prepared, self._config, self._seed), self._global_batch)
         placed(position, self._global_batch, self._accumulate, steps * self._accumulate)
 
     def val_dataloader(self) -> ValLoader | list[ValLoader]:
-        """This rank's share of the held-out text: packed as the training text is, so that both are seen alike.
+        """This rank's share of the held-out text, packed if the training text is.
 
-        Of a synthetic task a loader for each length, the one of training first."""
+        For a synthetic task one loader per length, that of training first."""
         if self._config.source == "synthetic":
             return [self._val_loader([windows]) for windows in held_out(self._config)]
         return self._val_loader(val_windows(self.prepared, self._config))

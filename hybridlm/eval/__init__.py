@@ -1,1 +1,1 @@
-"""What a model is worth and whether it is what it claims: for now the gate, which `hybridlm check` runs."""
+"""Evaluating a trained model (`hybridlm eval`), and checking any architecture for correctness (`hybridlm check`)."""

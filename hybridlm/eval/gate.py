@@ -1,8 +1,8 @@
 """The gate: proof, for one configuration, that its layers do what they claim.
 
 Its rows are of two kinds. The numeric ones run a model of each distinct layer, once, in float64 on the CPU; the others
-ask the model as it is, on the meta device. A row fails where its error is above the limit or is no number, and where it
-raises.
+examine the model as it is, on the meta device. A row fails where its error is above the limit or not a
+number, and where it raises.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
+from typing import Literal, cast
 
 from hybridlm.config.layers import LayerSpec
 from hybridlm.config.resolve import resolve_layers
 from hybridlm.config.run import RunConfig
-from hybridlm.eval.gate_formulas import counted_flops, counted_parameters, counted_state_bytes
-from hybridlm.eval.gate_init import LIMIT as CHANCE
-from hybridlm.eval.gate_init import initial_weights
+from hybridlm.eval.gate_costs import flops, initial_weights, parameters, state_bytes
 from hybridlm.eval.gate_sequences import causality, chunked_prefill, decode, documents, left_padding
 from hybridlm.eval.gate_subject import VOCAB, Plan, Subject, Worst, build_layers, distinct_layers, make_plan
 from hybridlm.eval.gate_training import checkpointing, derivative, experts, gradients
+from hybridlm.model.block import Block
 from hybridlm.model.build import build_model
 from hybridlm.model.lm import HybridLM
 
@@ -33,8 +33,8 @@ _ZERO = 1e-12  # of a loss that does not change
 
 @dataclass(frozen=True)
 class Row:
-    """One result. error: the worst found, infinite where something is no number. note: what a failure is about, and
-    what is to blame."""
+    """One result. error: the worst found, infinite where something is not a number. note: what failed, and which
+    layer is to blame."""
 
     name: str
     compared: str
@@ -61,22 +61,13 @@ class _Run:
     def __init__(
         self, config: RunConfig, places: Mapping[LayerSpec, Sequence[int]], plan: Plan, full: HybridLM
     ) -> None:
-        """places: each distinct layer of ``full`` with the places where it stands."""
+        """places: each distinct layer of ``full`` with its places."""
         self.config, self.places, self.plan, self.full = config, places, plan, full
         self.layers = list(places)
-        self._subject: Subject | None = None
 
-    @property
+    @cached_property
     def subject(self) -> Subject:
-        if self._subject is None:
-            self._subject = Subject(self.layers, self.config.model, self.plan, self.config.seed)
-        return self._subject
-
-    def initial_weights(self) -> Worst:
-        return initial_weights(self.layers, self.full, self.config.seed)
-
-    def state_bytes(self) -> Worst:
-        return counted_state_bytes(self.places, self.full, self.config.data.seq_len)
+        return Subject(self.layers, self.config.model, self.plan, self.config.seed)
 
     def alone(self, layer: LayerSpec) -> _Run:
         """The same run with one layer only."""
@@ -97,23 +88,14 @@ _CHECKS = (
     _Check("gradients", "every parameter has one, and it is finite", _ZERO, _on(gradients)),
     _Check("derivative", "autograd with a difference quotient along a random direction", _QUOTIENT, _on(derivative)),
     _Check(
-        "initial weights", "distributions, in units of what chance allows", CHANCE, lambda run: run.initial_weights()
-    ),
-    _Check(
-        "parameters",
-        "whole model: declared, on meta, and allocated",
+        "initial weights",
+        "every parameter is drawn, and finite",
         0.0,
-        lambda run: counted_parameters(run.places, run.full),
+        lambda run: initial_weights(run.full, run.subject),
     ),
-    _Check(
-        "state bytes", "whole model: announced with allocated, at several contexts", 0.0, lambda run: run.state_bytes()
-    ),
-    _Check(
-        "FLOPs",
-        "whole model: announced with the products that torch sees",
-        1e-9,
-        lambda run: counted_flops(run.places, run.full),
-    ),
+    _Check("parameters", "whole model: declared, and built", 0.0, lambda run: parameters(run.full, run.places)),
+    _Check("state bytes", "announced, with a cache that was used", 0.0, _on(state_bytes)),
+    _Check("FLOPs", "announced, with the products that torch sees", 1e-9, lambda run: flops(run.full, run.layers)),
     _Check(
         "experts", "counts and balance loss: padding left out, uniform routing", _EXACT, _on(experts), experts_only=True
     ),
@@ -128,7 +110,7 @@ class Gate:
         self._specs = resolve_layers(config.model)
         self._distinct = distinct_layers(self._specs)
         full = build_model(config.model, config.model.vocab_size or config.data.tokenizer.vocab_size)
-        self._run = _Run(config, self._distinct, make_plan(list(self._distinct), config.model), full)
+        self._run = _Run(config, self._distinct, make_plan(list(self._distinct), config.model.d_model), full)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -137,24 +119,20 @@ class Gate:
     @property
     def head_line(self) -> str:
         """What the numeric rows run on."""
-        plan, config = self._run.plan, self._run.config.model
-        made = [f"{len(self._distinct)} distinct of {len(self._specs)} layers", f"{plan.width or config.d_model} wide"]
-        if plan.width not in (None, config.d_model):
-            made[-1] += f" instead of {config.d_model}"
-        made += ["float64", f"{VOCAB} ids", f"texts of {plan.tokens} tokens"]
-        if plan.narrow_ffn:
-            made.append("narrower FFNs")
-        if plan.longest_chunk is not None:
-            made.append(f"chunks of at most {plan.longest_chunk}")
-        if plan.longest_window is not None:
-            made.append(f"windows of at most {plan.longest_window}")
-        return ", ".join([*made, f"seed {self._run.config.seed}"])
+        plan, config = self._run.plan, self._run.config
+        wide = f"{plan.width} wide" + (
+            f" instead of {config.model.d_model}" if plan.width < config.model.d_model else ""
+        )
+        return (
+            f"{len(self._distinct)} distinct of {len(self._specs)} layers, {wide}, float64, {VOCAB} ids, texts of"
+            f" {plan.tokens} tokens, chunks of at most {plan.chunk}, seed {config.seed}"
+        )
 
     def rows(self) -> Iterator[Row]:
         """Runs the checks in their order. What a check raises is a failed row."""
         for check in _CHECKS:
             began = time.perf_counter()
-            if check.experts_only and not any(spec.ffn_kind == "moe" for spec in self._specs):
+            if check.experts_only and not any(map(self._has_experts, self._distinct)):
                 yield Row(check.name, check.compared, 0.0, check.limit, "n/a", 0.0, "no layer has experts")
                 continue
             worst = _attempt(check, self._run)
@@ -167,9 +145,7 @@ class Gate:
         """Which layers fail by themselves, and whether it is their mixer or their FFN."""
         guilty = []
         for spec, places in self._distinct.items():
-            if check.experts_only and spec.ffn_kind != "moe":
-                continue
-            if self._passes(check, spec):
+            if (check.experts_only and not self._has_experts(spec)) or self._passes(check, spec):
                 continue
             part = spec.kind
             if check.experts_only or (
@@ -180,6 +156,10 @@ class Gate:
         if not guilty:
             return "no layer fails by itself" if len(self._distinct) > 1 else "the model around the layers"
         return f"to blame: {', '.join(guilty)}"
+
+    def _has_experts(self, layer: LayerSpec) -> bool:
+        ffn = cast(Block, self._run.full.blocks[self._distinct[layer][0]]).ffn
+        return ffn is not None and ffn.n_experts > 0
 
     def _passes(self, check: _Check, layer: LayerSpec) -> bool:
         """Whether a model of this layer alone passes."""
@@ -194,7 +174,7 @@ def _places(places: Sequence[int]) -> str:
 def _attempt(check: _Check, run: _Run) -> Worst:
     try:
         return check.run(run)
-    except Exception as error:  # a layer that cannot do what is asked of it
+    except Exception as error:  # whatever a broken layer raises
         worst = Worst()
         worst.see(math.inf, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
         return worst

@@ -1,4 +1,4 @@
-"""The gate's rows about sequences: whatever way a text is cut, padded or packed, every token gets the same logits."""
+"""The gate's rows about sequences: however a text is cut, padded or packed, every token gets the same logits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from hybridlm.eval.gate_subject import VOCAB, Subject, Worst, compare_gradients, logits_of, relative
 
-_VISIBLE = 1e-6  # a change below this is none
+_VISIBLE = 1e-6  # smaller changes count as none
 
 
 def causality(subject: Subject) -> Worst:
-    """One token is changed: nothing before it may change, and it must."""
+    """Changing a token must change its own logits and none before it."""
     worst, chunk, tokens = Worst(), subject.plan.chunk, subject.plan.tokens
     base = subject.text[:1]
     places = sorted({place for place in (chunk - 1, chunk, 2 * chunk, tokens - 2) if 0 < place < tokens})
@@ -72,8 +72,8 @@ def chunked_prefill(subject: Subject) -> Worst:
 
 
 def left_padding(subject: Subject) -> Worst:
-    """Rows of different lengths, one of them empty, filled up on the left: prefill, then decode in which rows end and
-    go on."""
+    """Rows of different lengths, one of them empty, padded on the left: prefill, then decode in which rows end and
+    continue."""
     worst, chunk = Worst(), subject.plan.chunk
     wide = min(subject.plan.tokens, 2 * chunk + 3)
     lengths = [wide, min(chunk + 2, wide), 1, 0]
@@ -102,8 +102,8 @@ def left_padding(subject: Subject) -> Worst:
 
 
 def documents(subject: Subject) -> Worst:
-    """A packed text against each of its documents alone: logits, loss, every gradient; and a document's change stays in
-    it."""
+    """A packed text against each of its documents alone: logits, loss, every gradient; and a change in
+    one document does not reach another."""
     worst, model = Worst(), subject.model
     ids, targets, doc_ids = subject.packed
     with torch.no_grad():

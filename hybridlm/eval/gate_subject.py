@@ -1,11 +1,11 @@
-"""What the gate's numeric rows run on: each distinct layer of a model once, in float64, with weights that hide nothing,
-and its texts."""
+"""What the gate's numeric rows run on: each distinct layer of a model once, in float64, with weights that hide no
+error, and its texts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hybridlm.config.layers import LayerSpec
 from hybridlm.config.model import ModelConfig
+from hybridlm.layers.init import Init
 from hybridlm.machine.device import CPU
 from hybridlm.model.block import Block
 from hybridlm.model.build import build_block
@@ -21,45 +22,28 @@ from hybridlm.model.lm import HybridLM, LMOutput
 
 VOCAB = 61  # ids of the gate's texts; the embedding pads them to 64
 _MULTIPLE = 8
-_CHUNKS, _SHORTEST = (
-    (64, 32, 16, 8),
-    24,
-)  # chunk lengths tried where the model's own is too long; tokens of the shortest text
-_WORK, _LONGEST = (
-    0.8e9,
-    512,
-)  # parameters x tokens, and tokens, that keep all rows together under half a minute on two cores
+_WIDTH, _CHUNK, _SHORTEST = 256, 64, 24  # of the widest layer and longest chunk that are run, of the shortest text
 _NO_CHUNK = 16  # what texts are cut around where no layer works in chunks
-_NARROW_WIDTH, _NARROW_FFN = 256, {"d_ff": 256, "d_expert": 32, "d_shared": 32}
-_NARROW = _NARROW_FFN | {"d_inner": 512, "kv_lora_rank": 96, "q_lora_rank": 96, "dt_rank": 16}
-_HEADS_PER_GROUP = 2
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long the texts are, and what of the layers had to be made smaller for them (None: nothing)."""
+    """What the layers are run on. tokens: of a text; chunk: texts are cut around multiples of it; width: d_model at
+    most. Chunks and windows are shortened and layers narrowed to these, which changes nothing that is checked."""
 
     tokens: int
-    chunk: int  # texts are cut around multiples of this
-    longest_chunk: int | None = None
-    longest_window: int | None = None
-    narrow_ffn: bool = False
-    width: int | None = None
+    chunk: int
+    width: int
     rows: int = 2  # plain texts side by side
 
     def apply(self, spec: LayerSpec) -> LayerSpec:
-        """``spec`` with what the plan makes smaller."""
-        params: Any = spec.params
-        if self.width is not None:
-            params, ffn = _narrowed(params, self.width), None if spec.ffn is None else _narrowed(spec.ffn, self.width)
-            spec = replace(spec, ffn=ffn)
-        elif self.narrow_ffn and spec.ffn is not None:
-            spec = replace(spec, ffn=replace(spec.ffn, **_at_most(_NARROW_FFN, spec.ffn)))
-        if self.longest_chunk is not None and hasattr(params, "chunk"):
-            params = replace(params, chunk=min(params.chunk, self.longest_chunk))
-        if self.longest_window is not None and getattr(params, "window", None) is not None:
-            params = replace(params, window=min(params.window, self.longest_window))
-        return replace(spec, params=params)
+        """``spec`` as it is run."""
+        params: Any = spec.params if spec.params.d_model <= self.width else spec.params.narrowed(self.width)
+        if getattr(params, "chunk", None) is not None:
+            params = replace(params, chunk=min(params.chunk, self.chunk))
+        if getattr(params, "window", None) is not None:
+            params = replace(params, window=min(params.window, self.tokens // 2))
+        return replace(spec, params=params, ffn=spec.ffn and spec.ffn.narrowed(params.d_model))
 
 
 def distinct_layers(specs: Sequence[LayerSpec]) -> dict[LayerSpec, list[int]]:
@@ -70,67 +54,10 @@ def distinct_layers(specs: Sequence[LayerSpec]) -> dict[LayerSpec, list[int]]:
     return places
 
 
-def make_plan(layers: Sequence[LayerSpec], config: ModelConfig) -> Plan:
-    """The longest texts that ``layers`` can be run on in the time there is.
-
-    First choice: two of the longest chunks and a half, and more than the longest window. Then chunks and windows are
-    shortened, which changes no result that a correct layer gives. Where even that is too much the FFNs are made
-    narrower, which look at one token at a time, and last the mixers.
-    """
-    plan = _texts(layers, None)
-    for narrow in (
-        Plan(0, 0),
-        Plan(0, 0, narrow_ffn=True),
-        Plan(0, 0, narrow_ffn=True, width=min(config.d_model, _NARROW_WIDTH)),
-    ):
-        made = build_layers([narrow.apply(spec) for spec in layers], config)
-        size = sum(parameter.numel() for parameter in made.parameters())
-        for longest in (None, *_CHUNKS):
-            plan = replace(_texts(layers, longest), narrow_ffn=narrow.narrow_ffn, width=narrow.width)
-            plan = replace(plan, rows=2 if size * plan.tokens <= _WORK / 4 else 1)
-            if size * plan.tokens <= _WORK and plan.tokens <= _LONGEST:
-                return plan
-    return plan
-
-
-def _texts(layers: Sequence[LayerSpec], longest: int | None) -> Plan:
-    """Texts for chunks up to ``longest`` (None: as long as they are) at full width."""
-    chunks = [int(chunk) for spec in layers if (chunk := getattr(spec.params, "chunk", None)) is not None]
-    windows = [int(window) for spec in layers if (window := getattr(spec.params, "window", None)) is not None]
-    chunk = max(chunks, default=_NO_CHUNK)
-    if longest is None:
-        return Plan(max(_tokens(chunk), max(windows, default=0) + 9), chunk)
-    tokens = _tokens(min(chunk, longest))
-    window = tokens // 2 if max(windows, default=0) > tokens // 2 else None
-    return Plan(tokens, min(chunk, longest), longest if max(chunks, default=0) > longest else None, window)
-
-
-def _tokens(chunk: int) -> int:
-    return max(_SHORTEST, 2 * chunk + chunk // 2 + 5)
-
-
-def _narrowed(params: Any, width: int) -> Any:
-    """The same kind of layer with fewer heads and channels; sizes of a head, of its state and all choices stay."""
-    changes = _at_most(_NARROW, params)
-    groups_name = "n_kv_heads" if hasattr(params, "n_kv_heads") else "n_groups"
-    if hasattr(params, "n_heads"):
-        groups = getattr(params, groups_name, 1)
-        fewer = min(2, groups)
-        per_group = min(_HEADS_PER_GROUP, params.n_heads // groups)
-        changes["n_heads"] = fewer * per_group
-        if hasattr(params, groups_name):
-            changes[groups_name] = fewer
-    return replace(params, d_model=width, **changes)
-
-
-def _at_most(sizes: Mapping[str, int], params: Any) -> dict[str, int]:
-    """Those of the fields ``sizes`` that a spec has, no larger than given there."""
-    names = {field.name for field in fields(params)}
-    return {
-        name: min(most, size)
-        for name, most in sizes.items()
-        if name in names and (size := getattr(params, name)) is not None
-    }
+def make_plan(layers: Sequence[LayerSpec], d_model: int) -> Plan:
+    """Texts of two and a half of the longest chunks."""
+    chunk = min(max((getattr(spec.params, "chunk", 0) for spec in layers), default=0) or _NO_CHUNK, _CHUNK)
+    return Plan(max(_SHORTEST, 2 * chunk + chunk // 2 + 5), chunk, min(d_model, _WIDTH))
 
 
 def build_layers(
@@ -140,11 +67,11 @@ def build_layers(
 
     like: the model whose recipe for fresh weights they take, which knows how deep it is.
     """
-    width = cast(Any, layers[0].params).d_model
+    width = layers[0].params.d_model
     small = config.model_copy(update={"vocab_size": None, "vocab_multiple": _MULTIPLE, "d_model": width})
     with torch.device(device):
         blocks = [build_block(spec, small) for spec in layers]
-        return HybridLM(small, blocks, VOCAB, cast(Any, None if like is None else like.init))
+        return HybridLM(small, blocks, VOCAB, like.init if like else Init(None, "depth", len(layers)))
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -164,7 +91,7 @@ class Worst:
         self.error, self.where = 0.0, ""
 
     def see(self, error: float, where: str) -> None:
-        """An error that is no number counts as infinite."""
+        """NaN counts as infinite."""
         error = math.inf if math.isnan(error) else error
         if error > self.error:
             self.error, self.where = error, where
@@ -232,7 +159,7 @@ class Subject:
         return self.gradients(self.model(ids, doc_ids=documents, targets=targets), with_aux=False)
 
     def gradients(self, output: LMOutput, *, with_aux: bool) -> tuple[Tensor, dict[str, Tensor | None]]:
-        """The summed loss, with the routers' losses if asked for, and its gradient by parameter; None where there is
+        """The summed loss, with the routers' losses if ``with_aux``, and its gradient by parameter; None where there is
         none."""
         loss = output.loss_sum
         assert loss is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ _GOOD = 1e-7  # an error after which no shorter step is tried
 
 
 def checkpointing(subject: Subject) -> Worst:
-    """Blocks computed a second time in the backward against blocks that keep their activations."""
+    """Checkpointed blocks against blocks that keep their activations."""
     worst, model = Worst(), subject.model
     ids, targets, documents = subject.packed
     kept = subject.gradients(model(ids, doc_ids=documents, targets=targets), with_aux=True)
@@ -53,7 +52,7 @@ def derivative(subject: Subject) -> Worst:
     exact = sum(float((grads[name] * direction[name]).sum()) for name in grads)
     scale = math.sqrt(sum(float((grads[name] * direction[name]).square().sum()) for name in grads))
     best, quotient = math.inf, math.nan
-    for step in _STEPS:  # a step may cross the point where a router changes its mind: then a shorter one is tried
+    for step in _STEPS:  # a step may cross the point where a router changes its mind: then a shorter step is tried
         values = []
         for move in (step, -2 * step):
             _move(parameters, direction, move)
@@ -109,31 +108,31 @@ def _loss_moves_with(subject: Subject, name: str) -> float:
 
 
 def experts(subject: Subject) -> Worst:
-    """Padding reaches no expert and no statistic; each token reaches top_k; a router that knows no difference has a
-    balance loss of 1."""
+    """Padding reaches no expert and no statistic; each token reaches top_k; a uniform router has a balance loss of
+    1."""
     worst = Worst()
     x = torch.empty(2, subject.plan.tokens, subject.model.config.d_model, dtype=torch.float64)
     x.uniform_(-1.0, 1.0, generator=subject.generator(8))
     valid = torch.ones(x.shape[:2], dtype=torch.bool)
     valid[0, :7] = False
-    for i, (spec, block) in enumerate(zip(subject.layers, subject.blocks, strict=True)):
-        if spec.ffn_kind != "moe":
+    for i, block in enumerate(subject.blocks):
+        ffn = block.ffn
+        if ffn is None or not ffn.n_experts:
             continue
-        params, ffn = cast(Any, spec.ffn), cast(Any, block.ffn)
         with torch.no_grad():
             padded, stats = ffn(x, valid)
             alone, bare = ffn(x[valid].unsqueeze(0))
-            worst.see(relative(padded[valid], alone[0]), f"layer {i}: outputs beside padding")
+            worst.see(relative(padded[valid], alone[0]), f"layer {i}: outputs next to padding")
             for name, with_padding, without in zip(stats._fields, stats, bare, strict=True):
                 worst.see(relative(with_padding.double(), without.double()), f"layer {i}: {name} counts padding")
-            wanted = params.top_k * int(valid.sum())
+            wanted = ffn.top_k * int(valid.sum())
             worst.see(abs(float(stats.counts.sum()) - wanted) / wanted, f"layer {i}: {wanted} places are to be given")
             other = x.masked_fill(~valid.unsqueeze(-1), 3.0)
             worst.see(
                 relative(ffn(other, valid)[0][valid], padded[valid]),
-                f"layer {i}: what stands in padding reaches tokens",
+                f"layer {i}: the content of padding reaches tokens",
             )
-            router = [p for p in ffn.parameters() if p.shape == (params.n_experts, params.d_model)]
+            router = [p for p in ffn.parameters() if p.shape == (ffn.n_experts, x.shape[-1])]
             if len(router) == 1:
                 kept = router[0].clone()
                 router[0].zero_()

@@ -1,48 +1,29 @@
-"""eval.json of a run folder: every evaluation of the run, one record each (docs/evaluation.md)."""
+"""Where the results of an evaluation are kept: eval.json in the run folder (docs/evaluation.md), and the summary of the
+W&B run."""
 
 from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from hybridlm.config.problems import recorded
+from hybridlm.config.run import RunConfig
 from hybridlm.config.section import Section
 from hybridlm.errors import UserError
 from hybridlm.files.durable import replaced
 from hybridlm.files.plain import Unreadable, read_json
-
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Record:
-    """One evaluation. what: ``loss``, ``task/NAME`` or ``probe/NAME``; settings: all that its numbers depend on beside
-    the weights; metrics: flat, by name; curve: rows of numbers by name, where the evaluation has them; when: UTC, ISO
-    8601."""
-
-    what: str
-    checkpoint: str  # file name
-    step: int
-    ema: bool
-    settings: dict[str, Any]
-    metrics: dict[str, float]
-    curve: list[dict[str, float]] = field(default_factory=list)
-    when: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
-
-    @property
-    def key(self) -> str:
-        """Two records of one key are the same measurement; the later one takes the place of the earlier."""
-        return json.dumps([self.what, self.checkpoint, self.step, self.ema, self.settings], sort_keys=True)
+from hybridlm.runs.run_folder import RunFolder
 
 
-class RecordFacts(Section):
-    """A ``Record`` in the file."""
+class Record(Section):
+    """One evaluation. what: ``loss``, ``answers/TASK``, ``task/NAME`` or ``probe/NAME``; checkpoint: its file name;
+    settings: everything else the metrics depend on; curve: one row of numbers per bucket or length, where there are
+    any; when: UTC, ISO 8601."""
 
     model_config = ConfigDict(allow_inf_nan=True)
 
@@ -50,41 +31,85 @@ class RecordFacts(Section):
     checkpoint: str
     step: int = Field(ge=0)
     ema: bool
-    settings: dict[str, object]
-    metrics: dict[str, float]
-    curve: list[dict[str, float]] = []
-    when: str
+    settings: dict[str, Any]
+    metrics: dict[str, int | float]
+    curve: list[dict[str, int | float]] = []
+    when: str = Field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+
+    @property
+    def key(self) -> str:
+        """Two records with the same key are the same measurement; the later one replaces the earlier."""
+        return json.dumps([self.what, self.checkpoint, self.step, self.ema, self.settings], sort_keys=True)
+
+    @property
+    def wandb_name(self) -> str:
+        """As W&B's summary names it, with the settings that commonly differ."""
+        name = self.what
+        if name == "loss":
+            name = f"{self.settings['split']}/context-{self.settings['context']}"
+        elif name.startswith("answers/"):
+            name += f"/context-{self.settings['context']}"
+        return f"eval/{name}/ema" if self.ema else f"eval/{name}"
 
 
-class EvalFacts(Section):
+class EvalFile(Section):
+    """The content of eval.json."""
+
     format_version: Literal[1]
-    results: list[RecordFacts]
+    results: list[Record]
 
 
 def read_records(path: Path) -> list[Record]:
-    """What ``add_records`` wrote, none if there is no file. UserError: the file is not one of ours."""
+    """What ``add_records`` wrote, empty if there is no file. UserError: the file is not a valid eval.json."""
     if not path.exists():
         return []
     try:
-        content = read_json(path)
+        return recorded(EvalFile, read_json(path), path).results
     except Unreadable as error:
         raise UserError(f"{path}: {error}; move it away") from None
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version != FORMAT_VERSION:
-        raise UserError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}; move it away")
-    return [Record(**record.model_dump()) for record in recorded(EvalFacts, content, path).results]
 
 
 def add_records(path: Path, new: Sequence[Record]) -> None:
-    """Adds to the file; a record of the same key is replaced. UserError: see ``read_records``, or it cannot be
+    """Adds to the file, replacing records with the same key. UserError: see ``read_records``, or it cannot be
     written."""
-    merged = {record.key: asdict(record) for record in read_records(path)}
+    records = {record.key: record for record in read_records(path)}
     for record in new:
-        merged.pop(record.key, None)  # the newest stand last
-        merged[record.key] = asdict(record)
-    text = json.dumps({"format_version": FORMAT_VERSION, "results": list(merged.values())}, indent=1)
+        records.pop(record.key, None)  # the newest are last
+        records[record.key] = record
+    content = EvalFile(format_version=1, results=list(records.values())).model_dump()
     try:
         with replaced(path) as partial:
-            partial.write_text(text + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def log_to_wandb(config: RunConfig, folder: RunFolder, records: Sequence[Record], warn: Callable[[str], None]) -> None:
+    """Adds the metrics to the summary of the run's W&B run, if it has one. A failure is one warning, never an error."""
+    logger = config.logger
+    if logger.name != "wandb" or not folder.wandb_id.is_file():
+        return
+    try:
+        import wandb
+
+        kept = folder.wandb_run() or {}
+        run = wandb.init(
+            id=kept.get("id"),
+            project=kept.get("project", logger.project),
+            entity=kept.get("entity", logger.entity),
+            resume=None if logger.offline else "allow",
+            mode="offline" if logger.offline else "online",
+            dir=str(folder.path),
+            settings=wandb.Settings(
+                silent=True, console="off", init_timeout=logger.timeout, finish_timeout=logger.timeout
+            ),
+        )
+        for record in records:
+            run.summary.update({f"{record.wandb_name}/{name}": value for name, value in record.metrics.items()})
+        run.finish()
+    except Exception as error:  # no package, no network, no key
+        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        warn(
+            f"warning: W&B did not accept the results ({type(error).__name__}: {reason}); they are in"
+            f" {folder.evaluation}"
+        )

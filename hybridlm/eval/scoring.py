@@ -1,4 +1,4 @@
-"""Log-likelihoods of the ends of token rows, many rows at a time."""
+"""Losses of single tokens, and log-likelihoods of continuations in batches."""
 
 from __future__ import annotations
 
@@ -6,41 +6,51 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from hybridlm.data.windows.order import IGNORE
 from hybridlm.model.lm import HybridLM
 
 
-class Row(NamedTuple):
-    """At least one id, of which the last ``scored`` are to be predicted; fewer than there are."""
+@torch.no_grad()
+def token_losses(model: HybridLM, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss of each target in nats, float64 and 0 where the target is ignored (-100), and whether the target is the most
+    likely id, False where ignored; both (B, T) on the CPU.
 
-    ids: tuple[int, ...]
-    scored: int
-
-
-def scored(model: HybridLM, rows: Sequence[Row], batch: int) -> list[tuple[float, bool]]:
-    """For each row the summed log-likelihood (nats) of its scored ids, and whether each of them is the likeliest. Equal
-    rows are computed once, ``batch`` rows of like length at a time."""
-    unique = sorted(set(rows), key=lambda row: (-len(row.ids), row))
-    answers: dict[Row, tuple[float, bool]] = {}
-    for first in range(0, len(unique), batch):
-        some = unique[first : first + batch]
-        answers |= zip(some, _together(model, some), strict=True)
-    return [answers[row] for row in rows]
-
-
-@torch.inference_mode()
-def _together(model: HybridLM, rows: Sequence[Row]) -> list[tuple[float, bool]]:
-    """Of rows filled up at the right, which no token looks at."""
-    longest = max(1, *(len(row.ids) - 1 for row in rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    targets = torch.full_like(ids, IGNORE)
-    for place, (tokens, count) in enumerate(rows):
-        end = len(tokens) - 1
-        ids[place, :end] = torch.tensor(tokens[:-1], dtype=torch.long)
-        if count:
-            targets[place, end - count : end] = torch.tensor(tokens[-count:])
+    ids, targets: (B, T). The model is in evaluation mode.
+    """
     device = model.embedding.weight.device
     output = model(ids.to(device), targets=targets.to(device), each=True)
-    likely = (output.likeliest.cpu() | (targets == IGNORE)).all(1)
-    return list(zip((-output.losses.double().sum(1)).tolist(), likely.tolist(), strict=True))
+    return output.losses.double().cpu(), output.likeliest.cpu() & (targets != IGNORE)
+
+
+class Continuation(NamedTuple):
+    """ids: context and continuation, at least one id; length: ids of the continuation, fewer than all."""
+
+    ids: tuple[int, ...]
+    length: int
+
+
+def loglikelihoods(model: HybridLM, requests: Sequence[Continuation], batch: int) -> list[tuple[float, bool]]:
+    """For each request the log-likelihood of its continuation in nats, and whether greedy decoding produces it. Equal
+    requests are computed once, in batches of similar length."""
+    unique = sorted(set(requests), key=lambda request: (-len(request.ids), request))
+    scores: dict[Continuation, tuple[float, bool]] = {}
+    for first in range(0, len(unique), batch):
+        some = unique[first : first + batch]
+        scores |= zip(some, _batched(model, some), strict=True)
+    return [scores[request] for request in requests]
+
+
+def _batched(model: HybridLM, requests: Sequence[Continuation]) -> list[tuple[float, bool]]:
+    """One forward; shorter rows are padded on the right, which no token attends to."""
+    longest = max(1, *(len(request.ids) - 1 for request in requests))
+    ids = torch.zeros(len(requests), longest, dtype=torch.long)
+    targets = torch.full_like(ids, IGNORE)
+    for row, (tokens, length) in enumerate(requests):
+        end = len(tokens) - 1
+        ids[row, :end] = torch.tensor(tokens[:-1], dtype=torch.long)
+        targets[row, end - length : end] = torch.tensor(tokens[len(tokens) - length :], dtype=torch.long)
+    losses, likeliest = token_losses(model, ids, targets)
+    greedy = (likeliest | (targets == IGNORE)).all(1)
+    return list(zip((-losses.sum(1)).tolist(), greedy.tolist(), strict=True))

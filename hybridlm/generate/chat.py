@@ -1,11 +1,11 @@
-"""What `hybridlm chat` does: a conversation in the terminal, or over a pipe."""
+"""`hybridlm chat`: a conversation in the terminal, or over a pipe."""
 
 from __future__ import annotations
 
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,37 +13,49 @@ from typing import TYPE_CHECKING
 from hybridlm.data.reading.documents import encodable
 from hybridlm.errors import UserError, for_stream, harmless
 from hybridlm.files.home import expanded
-from hybridlm.generate.loading import Writer, open_run
+from hybridlm.generate.loading import open_run, trained_length
 from hybridlm.generate.sampling import Sampling
+from hybridlm.runs.run_folder import find_run
 
 if TYPE_CHECKING:
     from hybridlm.generate.conversation import Conversation
 
 HELP = """\
-/reset         begin anew
-/save FILE     write the conversation to a file
-/load FILE     go on with one
-/temp X        temperature of the sampling; 0 takes the likeliest token
-/system TEXT   begin anew, with what the assistant is told first
-/help          these lines
-/quit          end, as the end of input does
-Ctrl-C stops an answer. A line that begins with // is a text that begins with /."""
+/reset         start over
+/save FILE     save the conversation to a file
+/load FILE     continue a saved conversation
+/temp X        sampling temperature; 0 always picks the most likely token
+/system TEXT   start over with this system message
+/help          this list
+/quit          quit, like end of input
+Ctrl-C stops an answer. Start a line with // to send text that begins with a slash."""
 
 
 def run_chat(
     run: str, sampling: Sampling, *, ema: bool, context: int | None, system: str | None, load: Path | None
 ) -> None:
-    """Reads lines until they end and prints what the model answers to each. ConfigError: the run or the state cannot be
-    used."""
-    writer = open_run(run, ema=ema, context=context)
+    """Reads lines until end of input and prints the model's answer to each. UserError: the run or the saved
+    conversation cannot be used."""
+    _, checkpoint = find_run(run)  # a missing run is found before importing torch, which takes seconds
+    loaded, engine = open_run(checkpoint, ema=ema, context=context)
+    if engine.context is None:
+        engine.context = trained_length(loaded.folder)
+    if engine.context is None:
+        raise UserError(f"{loaded.folder.config}: the training window (data.seq_len) is unknown; give --context N")
+
+    from hybridlm.data.chat import template_of
+    from hybridlm.generate.conversation import Conversation
+
     terminal = Terminal(sys.stdin.isatty() and sys.stdout.isatty())
-    conversation = _conversation(writer, sampling, terminal.note)
+    template = template_of(loaded.tokenizer) if loaded.folder.chat_template.is_file() else None
+    conversation = Conversation(engine, loaded.tokenizer, template, sampling, terminal.note)
     if system is not None:
         conversation.reset(system)
     if load is not None:
         conversation.load(load)
-    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # what is no UTF-8 costs a note, not the conversation
-    terminal.greet(writer, conversation)
+    # Input that is not UTF-8 then costs a note, not the conversation.
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    terminal.greet(f"{loaded.folder.path.name}, step {loaded.step:,}", conversation)
     for line in terminal.lines():
         try:
             if not encodable(line):
@@ -58,24 +70,8 @@ def run_chat(
                 terminal.note(problem)
 
 
-def _conversation(writer: Writer, sampling: Sampling, tell: Callable[[str], None]) -> Conversation:
-    from hybridlm.data.chat import template_of
-    from hybridlm.generate.conversation import Conversation
-    from hybridlm.generate.engine import Engine
-
-    engine, tokenizer = writer.engine, writer.run.tokenizer
-    if engine.context is None:
-        if writer.trained_length is None:
-            raise UserError(
-                f"{writer.run.folder.config}: does not say how long a text the model was trained on; give --context N"
-            )
-        engine = Engine(engine.model, tokenizer, context=writer.trained_length)
-    template = template_of(tokenizer) if writer.run.folder.chat_template.is_file() else None
-    return Conversation(engine, tokenizer, template, sampling, tell)
-
-
 def _command(conversation: Conversation, line: str, note: Callable[[str], None]) -> bool:
-    """Does what a line with a slash says; False: the end. ConfigError: it cannot be done."""
+    """Runs a slash command; False: quit. UserError: it is not possible."""
     name, _, argument = line.partition(" ")
     argument = argument.strip()
     takes = {"/save": "FILE", "/load": "FILE", "/temp": "X", "/system": "TEXT"}
@@ -97,15 +93,13 @@ def _command(conversation: Conversation, line: str, note: Callable[[str], None])
             note(f"temperature {conversation.sampling.temperature:g}")
         case "/save":
             conversation.save(expanded(argument))
-            note(f"saved: {conversation.tokens:,} tokens in {argument}")
+            note(f"saved: {conversation.tokens:,} tokens to {argument}")
         case "/load":
             conversation.load(expanded(argument))
-            note(
-                f"loaded: {conversation.tokens:,} tokens"
-                + (f", {len(conversation.turns)} messages" if conversation.turns else "")
-            )
+            messages = f", {len(conversation.turns)} messages" if conversation.turns else ""
+            note(f"loaded: {conversation.tokens:,} tokens{messages}")
         case _:
-            raise UserError(f"unknown command {name}; /help lists them")
+            raise UserError(f"unknown command {name}; /help lists the commands")
     return True
 
 
@@ -117,23 +111,19 @@ def _number(text: str) -> float:
 
 
 class Terminal:
-    """Lines in, answers out. Where either end is no terminal there is no prompt, and notes go to standard error."""
+    """Lines in, answers out. If either end is not a terminal there is no prompt, and notes go to standard error."""
 
     def __init__(self, interactive: bool) -> None:
         self._interactive = interactive
-        self._mid_line = False  # whether the answer has left the cursor behind its text
+        self._mid_line = False  # whether the cursor is at the end of an answer
 
-    def greet(self, writer: Writer, conversation: Conversation) -> None:
-        if not self._interactive:
-            return
-        kind = "it goes on with what you write" if conversation.template is None else "trained on conversations"
-        self.note(
-            f"{writer.run.folder.path.name}, step {writer.run.step:,}: {kind}; context {conversation.context:,} tokens;"
-            " /help"
-        )
+    def greet(self, run: str, conversation: Conversation) -> None:
+        if self._interactive:
+            kind = "continues your text" if conversation.template is None else "trained on conversations"
+            self.note(f"{run}: {kind}; context {conversation.context:,} tokens; /help")
 
     def note(self, text: str) -> None:
-        """What the program says, not the model."""
+        """Prints a line from the program, not from the model."""
         if self._interactive:
             self._end_line()
             print("\n".join(f"\033[2m{line}\033[0m" for line in harmless(text).splitlines()), flush=True)  # dim
@@ -146,13 +136,13 @@ class Terminal:
         self._mid_line = False
 
     def lines(self) -> Iterator[str]:
-        """What the user writes, until it ends or the second Ctrl-C in a row at the prompt."""
+        """The user's lines, until end of input or a second Ctrl-C in a row at the prompt."""
         if not self._interactive:
             for line in sys.stdin:
                 yield line.rstrip("\r\n")
             return
         with suppress(ImportError):  # on Windows
-            import readline  # noqa: F401, input() then has a history and can be edited
+            import readline  # noqa: F401, gives input() a history and line editing
         stopped = False
         while True:
             try:
@@ -165,32 +155,26 @@ class Terminal:
                 if stopped:
                     return
                 stopped = True
-                self.note("Ctrl-C once more ends")
+                self.note("press Ctrl-C again to quit")
                 continue
             stopped = False
             yield line
 
     def answer(self, conversation: Conversation, text: str) -> None:
-        """Prints the answer as it comes; Ctrl-C stops it, between two tokens, so that the conversation can go on."""
-        with _interrupts() as interrupted, closing(conversation.say(text)) as pieces:  # type: ignore[type-var]
-            for piece in pieces:
-                sys.stdout.write(for_stream(piece, sys.stdout))
-                sys.stdout.flush()
-                self._mid_line = True
-                if interrupted():
-                    break
+        """Prints the answer as it is generated. Ctrl-C stops it between two tokens: raised in the middle of a forward,
+        it would leave the caches half updated."""
+        interrupts: list[int] = []
+        before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+        try:
+            with closing(conversation.say(text)) as pieces:  # type: ignore[type-var]
+                for piece in pieces:
+                    sys.stdout.write(for_stream(piece, sys.stdout))
+                    sys.stdout.flush()
+                    self._mid_line = True
+                    if interrupts:
+                        break
+        finally:
+            signal.signal(signal.SIGINT, before)
         self._end_line()
-        if interrupted():
+        if interrupts:
             self.note("stopped")
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C raises nothing; the function says whether it came. In the middle of a forward it would leave
-    half of it behind."""
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -1,25 +1,21 @@
-"""A conversation with a model: what was said, what the model remembers of it, and what happens when that is full.
+"""A conversation with a model: its messages, the model's cache of them, and what happens when the context is full.
 
-Every turn reads the new tokens only; the cache goes on with what it holds. With a template (a run trained on
-conversations) the tokens are those of its messages. Without one (a base model) the conversation is one text: each of
-the user's lines begins a new line of it.
+Each turn prefills the new tokens only. With a template (a run trained on conversations) the tokens are those of its
+messages. Without one (a base model) the conversation is a single text, and each of the user's messages is a new line.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field, ValidationError
 
-from hybridlm.config.problems import recorded
-from hybridlm.config.section import Section, to_tuple
+from hybridlm.config.section import Section
 from hybridlm.data.reading.documents import Turn, encodable
-from hybridlm.errors import UserError
-from hybridlm.files.plain import Unreadable, parse_json
+from hybridlm.errors import UserError, printable
 from hybridlm.generate.engine import Engine, Finish, State
 from hybridlm.generate.sampling import Sampling
 from hybridlm.generate.state_file import load_state, save_state
@@ -29,21 +25,17 @@ if TYPE_CHECKING:
     from hybridlm.data.tokenizer import Tokenizer
 
 
-def _tuples(value: object) -> object:
-    return tuple(map(to_tuple, value)) if isinstance(value, list) else value
+class Saved(Section):
+    """What is saved of a conversation besides its state, as JSON. open: ids that close the last answer."""
 
-
-class Said(Section):
-    """What a saved conversation says beside its state. open: ids that close the newest answer."""
-
-    template: bool
-    turns: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_tuples)]
-    open: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(to_tuple)]
+    template: bool = False
+    turns: tuple[tuple[str, str], ...] = ()
+    open: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
 
 class Conversation:
-    """engine: with a context, the most tokens to remember. tell: takes lines about what happens, such as messages that
-    are forgotten."""
+    """engine: one with a context, which limits the conversation. tell: receives notes, for example about messages that
+    no longer fit."""
 
     def __init__(
         self,
@@ -60,28 +52,26 @@ class Conversation:
         self.context = engine.context
         self.turns: list[Turn] = []
         self._state: State | None = None
-        self._open: tuple[int, ...] = ()  # ids that close the newest answer, which the model has not read yet
+        self._open: tuple[int, ...] = ()  # ids that close the last answer, not yet prefilled
 
     @property
     def tokens(self) -> int:
-        """Tokens that the model remembers."""
+        """Tokens of the conversation in the context."""
         return 0 if self._state is None else len(self._state.ids[0]) + len(self._open)
 
     def reset(self, system: str | None = None) -> None:
-        """Begins anew, with a system message or the one there is. ConfigError: there is no template to say it in."""
+        """Starts over, with a new system message or the present one. UserError: there is no template for one."""
         if system is not None and self.template is None:
-            raise UserError(
-                "/system: this model was not trained on conversations and has no place for a system message"
-            )
+            raise UserError("/system: this model was not trained on conversations, so it takes no system message")
         kept = self.turns[:1] if self.turns and self.turns[0].role == "system" else []
         self.turns = kept if system is None else [Turn("system", system)] if system else []
         self._state, self._open = None, ()
 
     def say(self, text: str) -> Iterator[str]:
-        """The answer as it comes, a piece for each token, empty where a letter is not complete. A caller may leave off
-        at any piece; what came so far stands. In a base model an empty text lets it go on.
+        """The answer as it is generated, one piece per token, empty while a character is incomplete. The caller may
+        stop at any piece, which keeps the answer so far. With a base model an empty text continues the answer.
 
-        ConfigError: the text does not fit into the context, or there is nothing to go on with.
+        UserError: the text does not fit in the context, or there is nothing to continue.
         """
         state = self._read(text)
         answer, finish = "", None
@@ -92,10 +82,10 @@ class Conversation:
         finally:
             self._close(answer, finish)
         if finish == "length":
-            going_on = "; an empty line goes on" if self.template is None else ""
-            self.tell(f"cut off at {self.sampling.max_new_tokens:,} tokens{going_on}")
+            hint = "; an empty line continues" if self.template is None else ""
+            self.tell(f"stopped after {self.sampling.max_new_tokens:,} tokens{hint}")
         elif finish == "context":
-            self.tell(f"cut off: the context of {self.context:,} tokens is full")
+            self.tell(f"stopped: the context of {self.context:,} tokens is full")
 
     def _close(self, answer: str, finish: Finish | None) -> None:
         if self.template is None:
@@ -106,11 +96,11 @@ class Conversation:
 
     @property
     def _room(self) -> int:
-        """The most tokens in front of an answer, which has a quarter of the context at least, if it may be so long."""
+        """The most tokens before an answer, which gets at least a quarter of the context if it may be that long."""
         return self.context - min(self.sampling.max_new_tokens, self.context // 4)
 
     def _read(self, text: str) -> State:
-        """Makes the model read what is new; where that does not fit, what is left when the oldest is forgotten."""
+        """Prefills what is new or, if that does not fit, what is left after dropping the oldest messages."""
         if self.template is not None:
             state, self.turns = self._read_message(self.template, [*self.turns, Turn("user", text)])
         else:
@@ -119,7 +109,7 @@ class Conversation:
         return state
 
     def _read_message(self, template: ChatTemplate, turns: list[Turn]) -> tuple[State, list[Turn]]:
-        """The state after the newest of ``turns``, and those that were kept."""
+        """The state after the last of ``turns``, and the turns that were kept."""
         if self._state is not None:
             new = [*self._open, *template.encode_prompt(turns[-1:], self.tokenizer)]
             if len(self._state.ids[0]) + len(new) <= self._room:
@@ -132,15 +122,15 @@ class Conversation:
                 raise self._too_long(len(ids))
             rest = rest[2:]  # a question and its answer
         state = self.engine.prefill([ids])
-        if forgotten := len(turns) - len(system) - len(rest):
-            self.tell(f"the context of {self.context:,} tokens is full: the {forgotten} oldest messages are forgotten")
+        if dropped := len(turns) - len(system) - len(rest):
+            self.tell(f"the context of {self.context:,} tokens is full: dropped the {dropped} oldest messages")
         return state, [*system, *rest]
 
     def _read_text(self, text: str) -> State:
         state, begun = self._state, self.tokens > 0 and not self._open
         new = [*self._open, *self.tokenizer.encode(("\n" if begun and text else "") + text)]
         if state is None and not new:
-            raise UserError("nothing to go on with yet: write something")
+            raise UserError("nothing to continue yet; write something")
         if len(new) > self._room:
             raise self._too_long(len(new))
         if state is None:
@@ -152,43 +142,42 @@ class Conversation:
             return state
         kept = [*ids, *new][-max(len(new), self._room // 2) :]
         state = self.engine.prefill([kept])
-        self.tell(
-            f"the context of {self.context:,} tokens is full: the {len(ids) + len(new) - len(kept):,} oldest are"
-            " forgotten"
-        )
+        dropped = len(ids) + len(new) - len(kept)
+        self.tell(f"the context of {self.context:,} tokens is full: dropped the {dropped:,} oldest tokens")
         return state
 
     def _too_long(self, tokens: int) -> UserError:
         return UserError(
-            f"{tokens:,} tokens leave no room for an answer in a context of {self.context:,}; write less, or"
-            " --context N"
+            f"{tokens:,} tokens leave no room for an answer in a context of {self.context:,}; shorten the text, or"
+            " start with a larger --context"
         )
 
     def save(self, path: Path) -> None:
-        """ConfigError: there is nothing to save, or the file cannot be written."""
+        """UserError: there is nothing to save, or the file cannot be written."""
         if self._state is None:
-            raise UserError("/save: nothing was said yet")
-        note = json.dumps({"template": self.template is not None, "turns": self.turns, "open": self._open})
-        save_state(path, self._state, self.engine.model, note)
+            raise UserError("/save: the conversation is empty")
+        turns = tuple((turn.role, turn.content) for turn in self.turns)
+        saved = Saved(template=self.template is not None, turns=turns, open=self._open)
+        save_state(path, self._state, self.engine.model, saved.model_dump_json())
 
     def load(self, path: Path) -> None:
-        """Takes the place of this conversation. UserError: not a conversation with this model."""
+        """Replaces this conversation by a saved one. UserError: not a conversation with this model."""
         state, note = load_state(path, self.engine.model)
         try:
-            content = parse_json(note) if note else {"template": False, "turns": [], "open": []}
-        except Unreadable as error:
-            raise UserError(f"{path}: its note is {error}") from None
-        said = recorded(Said, content, path)
-        if len(state.ids) != 1 or said.template != (self.template is not None):
-            raise UserError(f"{path}: a state, but not of a conversation")
-        if not _in_turn(said.turns) or not all(token < self.engine.model.vocab_size for token in said.open):
-            raise UserError(f"{path}: a state, but its messages are no conversation")
-        self.turns = [Turn(*turn) for turn in said.turns]
-        self._state, self._open = state, said.open
+            saved = Saved.model_validate_json(note or "{}")  # empty: a state of `hybridlm generate`
+        except ValidationError as error:
+            where = printable(".".join(map(str, error.errors()[0]["loc"])))
+            raise UserError(f"{path}: a saved state, but not a valid conversation ({where or 'not JSON'})") from None
+        if len(state.ids) != 1 or saved.template != (self.template is not None):
+            raise UserError(f"{path}: a saved state, but not of a conversation")
+        if not _in_turn(saved.turns) or not all(token < self.engine.model.vocab_size for token in saved.open):
+            raise UserError(f"{path}: a saved state, but its messages do not form a conversation")
+        self.turns = [Turn(*turn) for turn in saved.turns]
+        self._state, self._open = state, saved.open
 
 
 def _in_turn(turns: Sequence[tuple[str, str]]) -> bool:
-    """Whether user and assistant take turns, behind a system message at most, in text that has UTF-8."""
+    """Whether user and assistant alternate after at most one system message, in text that UTF-8 can encode."""
     roles = [role for role, _ in turns]
     first = 1 if roles[:1] == ["system"] else 0
     in_turn = all(role == ("user", "assistant")[place % 2] for place, role in enumerate(roles[first:]))

@@ -1,4 +1,4 @@
-"""From logits to the next token, as a ``Sampling`` wants it."""
+"""From logits to the next token, by the options of a ``Sampling``."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from hybridlm.generate.sampling import Sampling
 
-_DRAW_BITS = 48  # fewer than float64's 53: a draw times a total then stays below it
-_COLDEST, _HOTTEST = 1e-30, 1e30  # beyond them float32 cannot divide by a temperature, and nothing changes any more
+_DRAW_BITS = 48  # fewer than float64's 53, so that a draw times a total is below it
+_COLDEST, _HOTTEST = 1e-30, 1e30  # float32 cannot divide by temperatures beyond these, which change nothing more
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural logarithm of the probability that the model itself gives to a token, whatever the sampling made of it.
+    """Natural log of a token's probability under the model itself, before any sampling option.
 
-    top: the likeliest tokens at that place and theirs, the likeliest first.
+    top: the most likely tokens at that position and their log-probabilities, the most likely first.
     """
 
     id: int
@@ -28,21 +28,18 @@ class TokenLogprob:
 
 
 def draw(seed: int, place: int) -> float:
-    """A number in [0, 1) that hangs on nothing but ``seed`` and ``place``, the number of tokens in front of the one
-    that is drawn.
+    """A number in [0, 1) that depends only on ``seed`` and ``place``, the number of tokens before the one to draw.
 
-    A hash, not a generator with a state: a row that is branched, saved or moved to another batch goes on with the draws
-    it would have had.
+    A hash, not a stateful generator: a row that is branched, saved or moved to another batch keeps its draws.
     """
     digest = hashlib.blake2b(f"{seed} {place}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> (64 - _DRAW_BITS)) / 2**_DRAW_BITS
+    return (int.from_bytes(digest, "little") >> (64 - _DRAW_BITS)) / (1 << _DRAW_BITS)
 
 
 def adjusted(
     logits: Tensor, sampling: Sampling, prompts: Sequence[Sequence[int]], generated: Sequence[Sequence[int]]
 ) -> Tensor:
-    """``logits`` (B, V) with bias and penalties; the ids that each row was given and those it generated. Changes
-    nothing in place."""
+    """``logits`` (B, V) with bias and penalties. prompts, generated: the ids of each row. Not in place."""
     if sampling.logit_bias:
         ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
         logits = logits.index_add(1, ids, logits.new_tensor(list(sampling.logit_bias.values())).expand(len(logits), -1))
@@ -63,9 +60,9 @@ def adjusted(
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution (B, V) that is drawn from, in at least float32; temperature above 0."""
+    """The distribution (B, V) to draw from, in at least float32; temperature above 0."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    # with 0 as the largest none can overflow
+    # The largest becomes 0, so that none overflows.
     logits = (logits - logits.amax(-1, keepdim=True)) / min(max(sampling.temperature, _COLDEST), _HOTTEST)
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         smallest = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
@@ -73,9 +70,7 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     probability = logits.softmax(-1)
     if sampling.top_p < 1:
         ordered, order = probability.sort(-1, descending=True)
-        outside = (
-            ordered.cumsum(-1) - ordered >= sampling.top_p
-        )  # what comes before it already holds enough; the first one always stays
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # those before it are enough; the first always stays
         probability = probability.masked_fill(torch.zeros_like(outside).scatter_(1, order, outside), 0.0)
     if sampling.min_p > 0:
         probability = probability.masked_fill(probability < sampling.min_p * probability.amax(-1, keepdim=True), 0.0)
@@ -83,11 +78,11 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def chosen(logits: Tensor, sampling: Sampling, draws: Sequence[float]) -> Tensor:
-    """The next id of each row, (B,): the likeliest where temperature is 0, else that at which the running sum of the
-    probabilities, in the order of the ids, passes the row's draw.
+    """The next id of each row, (B,): the most likely if temperature is 0, else the first id at which the cumulative
+    probability, in order of the ids, exceeds the row's draw.
 
-    logits: (B, V), adjusted. ``draws``: one number in [0, 1) for each row. A rounding of the logits changes the token
-    only where a draw falls within that rounding of a border.
+    logits: (B, V), adjusted. draws: one number in [0, 1) per row. Rounding of the logits changes the token only if a
+    draw falls within that rounding of a border.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
@@ -97,7 +92,7 @@ def chosen(logits: Tensor, sampling: Sampling, draws: Sequence[float]) -> Tensor
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, top: int) -> list[TokenLogprob]:
-    """Of each row's chosen id (B,) under the model's own logits (B, V), with the ``top`` likeliest."""
+    """Of each row's chosen id (B,) under the model's own logits (B, V), with the ``top`` most likely ids."""
     logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     own = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1).tolist()
     likeliest = logprobs.topk(min(top, logprobs.shape[1]), dim=-1)

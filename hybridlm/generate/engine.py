@@ -1,7 +1,7 @@
-"""From prompts to text: prefill in chunks, then a token of every row at a time, through the model's caches.
+"""Batched generation: chunked prefill, then decoding one token of every row at a time through the model's caches.
 
-Rows of a batch may have prompts of any lengths. What one row gets does not hang on the others but for the rounding of
-the sums inside matrix products, which may differ with the number of rows.
+Prompts of a batch may have any lengths. The result of a row does not depend on the others except for the rounding of
+sums inside matrix products, which may differ with the number of rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from hybridlm.errors import RunFailed, UserError
 from hybridlm.generate.distribution import TokenLogprob, adjusted, chosen, draw, token_logprobs
 from hybridlm.generate.sampling import Sampling
 from hybridlm.generate.text_stream import TextStream
-from hybridlm.model.decode.decoder import Decoder
 
 if TYPE_CHECKING:
     from hybridlm.data.tokenizer import Tokenizer
@@ -27,15 +26,14 @@ if TYPE_CHECKING:
 
 Finish = Literal["stop", "length", "context"]
 Ids = Sequence[Sequence[int]]  # rows of token ids
-ROOM_AHEAD = 4096  # new tokens a row for which memory is taken at once; where more come the cache grows
+ROOM_AHEAD = 4096  # new tokens per row that memory is allocated for at once; after that the cache grows
 
 
 @dataclass(frozen=True)
 class Step:
-    """One token of one row, and what of its text is certain now.
+    """One token of one row, and the text that is final now.
 
-    id: None where the row ended without one more token: at a stop id, or with no room left. finish: why the row ended;
-    None: it goes on.
+    id: None if the row ended without another token, at a stop id. finish: why the row ended; None: it continues.
     """
 
     row: int
@@ -47,8 +45,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a row wrote. ids: without a stop id; text: without a stop string. logprobs: one for each id, None where not
-    asked for."""
+    """The new tokens of a row. ids: without the stop id; text: without the stop string. logprobs: one for each id, None
+    if not requested."""
 
     ids: list[int]
     text: str
@@ -58,10 +56,10 @@ class Completion:
 
 @dataclass
 class State:
-    """Rows of tokens, and what the model remembers of them.
+    """Rows of tokens and the model's cache of them.
 
-    ids: every token of each row. cache: holds all of them but the newest where ``logits`` is None. logits: (B, V) of
-    the token that comes next. room: tokens a row for which the cache has memory.
+    ids: every token of each row. cache: holds all of them, except the newest if ``logits`` is None. logits: (B, V) of
+    the next token. room: tokens per row that the cache has memory for.
     """
 
     ids: list[list[int]]
@@ -70,35 +68,26 @@ class State:
     room: int
 
     def select(self, rows: Sequence[int]) -> State:
-        """A new state of these rows; one may come several times."""
+        """A new state of these rows; a row may be repeated."""
         index = torch.tensor(rows, device=self.cache.lengths.device)
         logits = None if self.logits is None else self.logits.index_select(0, index)
         return State([list(self.ids[row]) for row in rows], self.cache.select(index), logits, self.room)
 
 
 class _Row:
-    """What a row of ``run`` needs beside the model."""
+    """Sampling, text and end of one row of ``run``."""
 
     def __init__(self, number: int, given: list[int], sampling: Sampling, tokenizer: Tokenizer | None) -> None:
         self.number, self.given, self.sampling = number, given, sampling
         self.text = None if tokenizer is None else TextStream(tokenizer, sampling.stop)
         self.new: list[int] = []
-        bias = tuple(sorted(sampling.logit_bias.items()))
-        penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
-        self.kind = (
-            sampling.temperature,
-            sampling.top_k,
-            sampling.top_p,
-            sampling.min_p,
-            *penalties,
-            bias,
-            sampling.logprobs,
-        )
+        # Rows that differ in nothing else are sampled together.
+        self.kind = replace(sampling, seed=0, stop=(), stop_ids=(), max_new_tokens=1)
 
     def step(self, token: int, logprob: TokenLogprob | None, context: int | None) -> Step:
-        """Takes the next token, which may end the row."""
+        """Adds the next token, which may end the row."""
         if token in self.sampling.stop_ids:
-            return self.end("stop")
+            return Step(self.number, None, "" if self.text is None else self.text.flush(), None, "stop")
         self.new.append(token)
         text, stopped = ("", False) if self.text is None else self.text.feed(token)
         finish: Finish | None = None
@@ -112,16 +101,12 @@ class _Row:
             text += self.text.flush()
         return Step(self.number, token, text, logprob, finish)
 
-    def end(self, finish: Finish) -> Step:
-        return Step(self.number, None, "" if self.text is None else self.text.flush(), None, finish)
-
 
 class Engine:
-    """A model that writes; its weights stay as they are as long as it is used.
+    """Generates with a model.
 
-    prefill_chunk: tokens that are read at once, which bounds the activations of a long prompt. context: the most tokens
-    that a row may hold; None: as many as fit in memory. max_batch: rows at a time; more wait their turn. Without a
-    tokenizer there is no text.
+    prefill_chunk: tokens per forward of a prompt, which bounds its activations. context: the most tokens of a row;
+    None: as many as fit in memory. max_batch: rows at a time; more are queued. tokenizer: None: only ids, no text.
     """
 
     def __init__(
@@ -136,36 +121,23 @@ class Engine:
         if min(prefill_chunk, max_batch) < 1 or (context is not None and context < 2):
             raise ValueError("prefill_chunk and max_batch count from 1, context from 2")
         self.model, self.tokenizer = model.eval(), tokenizer
-        self._decoder = Decoder(model)
         self.prefill_chunk, self.context, self.max_batch = prefill_chunk, context, max_batch
 
     def generate(self, prompts: Ids, sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
-        """What every prompt goes on with, in their order; arguments as for ``stream``."""
-        ids: list[list[int]] = [[] for _ in prompts]
-        texts: list[list[str]] = [[] for _ in prompts]
-        logprobs: list[list[TokenLogprob]] = [[] for _ in prompts]
-        finishes: list[Finish] = ["length" for _ in prompts]
+        """The completions of all prompts, in their order; arguments and errors as for ``stream``."""
+        rows: list[list[Step]] = [[] for _ in prompts]
         for step in self.stream(prompts, sampling):
-            texts[step.row].append(step.text)
-            if step.id is not None:
-                ids[step.row].append(step.id)
-            if step.logprob is not None:
-                logprobs[step.row].append(step.logprob)
-            if step.finish is not None:
-                finishes[step.row] = step.finish
-        wanted = [one.logprobs is not None for one in _each(sampling, len(prompts))]
-        return [
-            Completion(tokens, "".join(text), values if asked else None, finish)
-            for tokens, text, values, finish, asked in zip(ids, texts, logprobs, finishes, wanted, strict=True)
-        ]
+            rows[step.row].append(step)
+        return [completion(steps, one) for steps, one in zip(rows, _each(sampling, len(prompts)), strict=True)]
 
     @torch.inference_mode()
     def stream(self, prompts: Ids, sampling: Sampling | Sequence[Sampling]) -> Iterator[Step]:
-        """The tokens of every row as they come. sampling: one for all rows, whose row i then draws with the seed + i,
-        or one for each.
+        """The tokens of all rows as they are generated. sampling: one for each prompt, or one for all, in which case
+        row i uses seed + i.
 
-        Equal prompts are read once. ConfigError: a prompt that leaves no room in the context. ValueError: one without a
-        token; stop strings without a tokenizer. RunFailed: the model gives no numbers.
+        Equal prompts are prefilled once. UserError: a prompt that leaves no room in the context, a logit_bias of an
+        unknown id. ValueError: an empty prompt; stop strings without a tokenizer. RunFailed: logits that are not
+        finite.
         """
         samplings = _each(sampling, len(prompts))
         for first in range(0, len(prompts), self.max_batch):
@@ -184,8 +156,8 @@ class Engine:
 
     @torch.inference_mode()
     def prefill(self, prompts: Ids, room: int = 0) -> State:
-        """Reads the prompts into a new cache with memory for ``room`` tokens a row, or what they need. Errors as for
-        ``stream``."""
+        """A state with a new cache of the prompts, with memory for ``room`` tokens per row or what they need. Errors as
+        for ``stream``."""
         room = max(room, *(len(prompt) + 1 for prompt in prompts))
         state = State([[] for _ in prompts], self.model.new_cache(len(prompts), room), None, room)
         self.extend(state, prompts)
@@ -193,10 +165,10 @@ class Engine:
 
     @torch.inference_mode()
     def extend(self, state: State, new: Ids) -> None:
-        """Adds at least one token to every row, and reads them."""
+        """Appends at least one token to every row and prefills them."""
         for row, tokens in zip(state.ids, new, strict=True):
             if not tokens:
-                raise ValueError("a row without a new token")
+                raise ValueError("every row needs at least one new token")
             if self.context is not None and len(row) + len(tokens) >= self.context:
                 raise UserError(
                     f"prompt: {len(row) + len(tokens):,} tokens leave no room in a context of {self.context:,}"
@@ -208,16 +180,16 @@ class Engine:
 
     @torch.inference_mode()
     def decode(self, state: State, tokens: Tensor) -> Tensor:
-        """Reads one token of every row, ``tokens`` (B,), for which there must be room, and returns the logits (B, V)
-        behind them: what a benchmark times. The state's ids stay as they are."""
-        state.logits = self._decoder(tokens, state.cache)
+        """One decoding step without sampling, as a benchmark times it: takes one token of every row, ``tokens`` (B,),
+        for which there must be room, and returns the logits (B, V) of the next. Does not change the state's ids."""
+        state.logits = self._logits(tokens.unsqueeze(1), state.cache)
         return state.logits
 
     @torch.inference_mode()
     def run(self, state: State, samplings: Sequence[Sampling]) -> Iterator[Step]:
-        """Goes on with every row of ``state`` until it ends. After each step the state's ids hold what was yielded, and
-        a caller may leave off there. A row that has ended leaves the state, so that the others are faster; a state of
-        one row can go on, one of several is used up. ConfigError: logit_bias of an id that is none."""
+        """Continues every row of ``state`` until it ends. After each step the state's ids hold what was yielded, and
+        the caller may stop there. A row that has ended leaves the state, which makes the others faster; a state of one
+        row can be continued afterwards, one of several is used up. Errors as for ``stream``."""
         rows = [
             _Row(i, list(ids), one, self.tokenizer)
             for i, (ids, one) in enumerate(zip(state.ids, samplings, strict=True))
@@ -226,12 +198,12 @@ class Engine:
             raise ValueError("stop strings need a tokenizer")
         vocab = self.model.vocab_size
         if wrong := [id for one in samplings for id in one.logit_bias if not 0 <= id < vocab]:
-            raise UserError(f"logit_bias: id {wrong[0]}: legal is 0 to {vocab - 1}")
+            raise UserError(f"logit_bias: id {wrong[0]} does not exist; ids are 0 to {vocab - 1}")
         if any(list(one.logit_bias.values()).count(-math.inf) == vocab for one in samplings):
-            raise UserError("logit_bias: -inf rules out every id, and none is left to write")
+            raise UserError("logit_bias: every id is -inf, which leaves none to choose")
         while rows:
             if self.context is not None and any(len(ids) >= self.context for ids in state.ids):
-                raise UserError(f"no room left in a context of {self.context:,} tokens")
+                raise UserError(f"the context of {self.context:,} tokens is full")
             if state.logits is None:
                 self._read(state, [ids[-1:] for ids in state.ids])
             assert state.logits is not None
@@ -250,38 +222,34 @@ class Engine:
             rows = [rows[place] for place in going]
 
     def _choose(self, logits: Tensor, rows: Sequence[_Row]) -> list[Step]:
-        """The next step of every row; rows that sample alike are computed together."""
+        """The next step of every row; rows with equal options are sampled together."""
         if not bool(logits.isfinite().all()):
-            raise RunFailed(
-                "the model gives logits that are no numbers: its weights are damaged, or its training diverged"
-            )
-        alike: dict[tuple[object, ...], list[int]] = {}
-        for place, row in enumerate(rows):
-            alike.setdefault(row.kind, []).append(place)
+            raise RunFailed("the model's logits are not finite: its weights are damaged, or training diverged")
         steps: dict[int, Step] = {}
-        for places in alike.values():
-            some, sampling = [rows[place] for place in places], rows[places[0]].sampling
+        kinds = [row.kind for row in rows]
+        for place, sampling in enumerate(kinds):
+            if place in steps:
+                continue
+            places = [other for other in range(place, len(rows)) if kinds[other] == sampling]
+            some = [rows[other] for other in places]
             own = logits if len(places) == len(rows) else logits[torch.tensor(places, device=logits.device)]
             changed = adjusted(own, sampling, [row.given for row in some], [row.new for row in some])
             tokens = chosen(changed, sampling, [draw(row.sampling.seed, len(row.given) + len(row.new)) for row in some])
             logprobs = (
                 [None] * len(some) if sampling.logprobs is None else token_logprobs(own, tokens, sampling.logprobs)
             )
-            for place, row, token, logprob in zip(places, some, tokens.tolist(), logprobs, strict=True):
-                steps[place] = row.step(token, logprob, self.context)
+            for other, row, token, logprob in zip(places, some, tokens.tolist(), logprobs, strict=True):
+                steps[other] = row.step(token, logprob, self.context)
         return [steps[place] for place in range(len(rows))]
 
     def _read(self, state: State, new: Ids) -> None:
-        """Takes these tokens, at least one for every row, into the cache; shorter rows are padded on the left. Keeps
-        the logits behind."""
+        """Prefills these tokens, at least one for every row, padding shorter rows on the left, and keeps the logits of
+        the next token."""
         longest, needed = max(len(row) for row in new), max(len(ids) for ids in state.ids)
         if needed > state.room:
             state.room = max(needed, state.room + state.room // 2)
             state.cache.grow(state.room)
         device = self.model.embedding.weight.device
-        if longest == 1:
-            state.logits = self._decoder(torch.tensor([row[0] for row in new], device=device), state.cache)
-            return
         ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in new], device=device)
         valid = None
         if any(len(row) < longest for row in new):
@@ -289,11 +257,25 @@ class Engine:
             valid = torch.arange(longest, device=device) >= begins.unsqueeze(1)
         for start in range(0, longest, self.prefill_chunk):
             piece = slice(start, start + self.prefill_chunk)
-            output = self.model(
-                ids[:, piece], state.cache, valid=None if valid is None else valid[:, piece], keep="last"
-            )
-        assert output.logits is not None
-        state.logits = output.logits[:, -1]
+            state.logits = self._logits(ids[:, piece], state.cache, None if valid is None else valid[:, piece])
+
+    def _logits(self, ids: Tensor, cache: ModelCache, valid: Tensor | None = None) -> Tensor:
+        """(B, V) after the last of ``ids`` (B, T)."""
+        logits: Tensor = self.model(ids, cache, valid=valid, keep="last").logits
+        return logits[:, -1]
+
+
+def completion(steps: Sequence[Step], sampling: Sampling) -> Completion:
+    """All steps of one row as one value."""
+    last = steps[-1].finish
+    assert last is not None
+    logprobs = [step.logprob for step in steps if step.logprob is not None]
+    return Completion(
+        [step.id for step in steps if step.id is not None],
+        "".join(step.text for step in steps),
+        None if sampling.logprobs is None else logprobs,
+        last,
+    )
 
 
 def _each(sampling: Sampling | Sequence[Sampling], rows: int) -> list[Sampling]:

@@ -1,47 +1,33 @@
-"""A trained run, ready to write."""
+"""A trained run, ready to generate."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridlm.config.load import from_yaml
 from hybridlm.errors import UserError
-from hybridlm.files.plain import Unreadable, read_text
-from hybridlm.runs.run_folder import RunFolder, find_run
+from hybridlm.runs.resume import recorded
+from hybridlm.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from hybridlm.generate.engine import Engine
     from hybridlm.runs.checkpoint import LoadedRun
 
 
-@dataclass(frozen=True)
-class Writer:
-    """trained_length: tokens that the model saw at a time in training; None: the run does not say."""
-
-    engine: Engine
-    run: LoadedRun
-    trained_length: int | None
-
-
-def open_run(name: str, *, ema: bool, context: int | None) -> Writer:
-    """``name``: `last`, a run folder, or a checkpoint; context: the most tokens a text may hold. ConfigError: it cannot
-    be loaded."""
-    if context is not None and context < 2:
-        raise UserError(f"--context {context}: legal is 2 or more")
-    folder, _ = find_run(name)  # what is not there is said before torch is imported, which takes seconds
-
+def open_run(checkpoint: Path, *, ema: bool, context: int | None) -> tuple[LoadedRun, Engine]:
+    """checkpoint: one in a run folder (``find_run``); context: the most tokens of a text. UserError: it cannot be
+    loaded."""
     from hybridlm.generate.engine import Engine
     from hybridlm.machine.device import inference_device
     from hybridlm.runs.checkpoint import load_run
 
-    run = load_run(name, inference_device(), ema=ema)
-    return Writer(Engine(run.model, run.tokenizer, context=context), run, _trained_length(folder))
+    run = load_run(str(checkpoint), inference_device(), ema=ema)
+    return run, Engine(run.model, run.tokenizer, context=context)
 
 
-def _trained_length(folder: RunFolder) -> int | None:
-    """A config.yaml of another version does not keep weights from being used."""
+def trained_length(folder: RunFolder) -> int | None:
+    """Tokens of a window in training; None if config.yaml is not readable, which does not make the weights useless."""
     try:
-        return from_yaml(read_text(folder.config)).data.seq_len
-    except (UserError, Unreadable):
+        return recorded(folder).data.seq_len
+    except UserError:
         return None

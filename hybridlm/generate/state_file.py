@@ -1,8 +1,8 @@
-"""A ``State`` in a file: to go on later, in another process, where it was left off.
+"""A ``State`` in a file, to continue later or in another process.
 
-A safetensors file with every tensor of the cache, the columns of attention cut to the tokens that are there: of a model
-of Mambas alone its size does not grow with the text. Its metadata is JSON and holds the fingerprint of the model, since
-a state means something to the weights that made it only, and a checksum. No code runs when it is read.
+A safetensors file with every tensor of the cache, attention's columns cut to the tokens present: for a model of Mamba
+layers only, its size does not grow with the text. The metadata is JSON with the fingerprint of the model, since a state
+is valid only with the weights that made it, and a checksum. No code runs when it is read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
 from pydantic import Field
@@ -24,17 +24,18 @@ from hybridlm.files.sealed import digest, read_sealed, write_sealed
 from hybridlm.generate.engine import ROOM_AHEAD, State
 
 if TYPE_CHECKING:
+    from hybridlm.model.block import Block
     from hybridlm.model.cache import ModelCache
     from hybridlm.model.lm import HybridLM
 
 FORMAT_VERSION = 1
-KEY = "hybridlm_state"  # of our JSON among the file's metadata
+KEY = "hybridlm_state"  # of the JSON in the file's metadata
 _LOGITS, _TOKENS = "logits", "tokens"
-_DOCUMENTS = "last_doc"  # of the cache, where documents are told apart
+_DOCUMENTS = "last_doc"  # of a cache that distinguishes documents
 
 
 class StateFacts(Section):
-    """rows: tokens of each; room: tokens a row for which the state had memory."""
+    """rows: tokens of each row; room: tokens per row that the state had memory for."""
 
     format_version: Literal[1]
     model: str  # the fingerprint
@@ -44,14 +45,13 @@ class StateFacts(Section):
 
 
 def fingerprint(model: HybridLM) -> str:
-    """SHA-256 (hex) over the architecture and every weight. It reads all of them: half a second for a gigabyte or
-    so."""
+    """SHA-256 (hex) over the architecture and all weights; about half a second per gigabyte."""
     facts = json.dumps([model.config.model_dump(mode="json"), model.vocab_size], sort_keys=True)
     return digest(facts, model.state_dict())
 
 
 def save_state(path: Path, state: State, model: HybridLM, note: str = "") -> None:
-    """Writes the rows of ``state``; a crash leaves the old file or the new one. note: what the caller wants back.
+    """Writes the rows of ``state``; a crash leaves the old file or the new one. note: returned by ``load_state``.
     UserError: the file cannot be written."""
     past = state.cache.past
     tensors = {
@@ -72,27 +72,27 @@ def save_state(path: Path, state: State, model: HybridLM, note: str = "") -> Non
     try:
         write_sealed(path, KEY, facts, tensors)
     except OSError as error:
-        raise UserError(f"{path}: the state cannot be written ({str(error).splitlines()[0][:120]})") from None
+        raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0][:120]})") from None
 
 
 def _grows(cache: ModelCache, name: str) -> bool:
-    """Whether this tensor of the cache has a column for every token."""
+    """Whether this tensor of the cache has a column per token."""
     layer, _, rest = name.removeprefix("layers.").partition(".")
     return bool(rest) and cache.layers[int(layer)].has_columns
 
 
 def load_state(path: Path, model: HybridLM) -> tuple[State, str]:
-    """The inverse of ``save_state``: the rows, and the note. Going on with them is bit for bit what it would have been.
+    """The inverse of ``save_state``: the rows, and the note. Continuing them gives bit for bit what it would have.
 
-    UserError: missing, damaged, not a state, from another format version, of another model, or numbers that no state of
-    it has.
+    UserError: missing, damaged, not a state, from another format version, of another model, or not a possible state of
+    this one.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a state that generate --save-state or /save of chat wrote")
+        raise UserError(f"{path}: no such file; expected one written by generate --save-state or by /save in chat")
     content, tensors = read_sealed(path, KEY, FORMAT_VERSION, "a state")
     facts = recorded(StateFacts, content, path)
     if facts.model != fingerprint(model):
-        raise UserError(f"{path}: a state of another model; a state fits the weights that made it and no others")
+        raise UserError(f"{path}: a state of another model; a state is valid only with the weights that made it")
     try:
         tokens, logits = tensors.pop(_TOKENS), tensors.pop(_LOGITS, None)
         _refuse_rows(facts.rows, tokens, logits, model)
@@ -122,31 +122,28 @@ def _refuse_rows(rows: Sequence[int], tokens: Tensor, logits: Tensor | None, mod
         or int(tokens.min()) < 0
         or int(tokens.max()) >= model.vocab_size
     ):
-        raise ValueError("its tokens are not those of its rows")
+        raise ValueError("its tokens do not match its rows")
     if logits is not None and (logits.shape != (len(rows), model.vocab_size) or not logits.is_floating_point()):
         raise ValueError(f"logits have shape {tuple(logits.shape)} and are {logits.dtype}")
 
 
 def _room(facts: StateFacts, unread: bool, model: HybridLM) -> int:
-    """The room that is made for it: no more than the text and what may follow need, so that a file cannot ask for any
-    memory, but where the file's room makes a layer with a window a bounded one, so does this."""
+    """The room to allocate: no more than the text and a continuation need, so that a file cannot claim arbitrary
+    memory, but enough for a window that the file's room includes, since such a cache is bounded."""
     needed = max(facts.rows) - unread
-    windows = [
-        window
-        for block in model.blocks
-        if (window := getattr(block.mixer.spec, "window", None)) and window <= facts.room
-    ]
-    return max(needed, min(facts.room, max([needed + ROOM_AHEAD, *windows])))
+    specs = [cast("Block", block).mixer.spec for block in model.blocks]
+    windows = [window for spec in specs if isinstance(window := getattr(spec, "window", None), int)]
+    return max(needed, min(facts.room, max([needed + ROOM_AHEAD, *(n for n in windows if n <= facts.room)])))
 
 
 def _refuse_misfits(tensors: Mapping[str, Tensor], rows: Sequence[int], unread: bool, empty: ModelCache) -> None:
-    """empty: the cache that the tensors are for, on "meta". Raises KeyError and ValueError."""
+    """empty: the cache that the tensors are for, on "meta". Raises KeyError or ValueError."""
     own = empty.state_dict()
     if wrong := sorted((own.keys() ^ tensors.keys()) - {_DOCUMENTS}):
         raise ValueError(f"{'lacks' if wrong[0] in own else 'unknown'} {printable(wrong[0])}")
     lengths = [row - unread for row in rows]
     if tensors["lengths"].tolist() != lengths:
-        raise ValueError("lengths are not those of its rows")
+        raise ValueError("lengths do not match its rows")
     past = max(lengths)
     for name, tensor in own.items():
         shape = tensor.shape if not _grows(empty, name) else (tensor.shape[0], past, *tensor.shape[2:])
@@ -157,7 +154,7 @@ def _refuse_misfits(tensors: Mapping[str, Tensor], rows: Sequence[int], unread: 
             )
     positions = tensors["next_position"].tolist()
     if not all(0 <= position <= length for position, length in zip(positions, lengths, strict=True)):
-        raise ValueError("next_position is behind its row")
+        raise ValueError("next_position is beyond its row")
     documents = tensors.get(_DOCUMENTS)
     if documents is not None and (documents.shape, documents.dtype) != (tensors["lengths"].shape, torch.long):
         raise ValueError(f"{_DOCUMENTS} has shape {tuple(documents.shape)} and is {documents.dtype}")

@@ -1,4 +1,4 @@
-"""The text of one row as it comes, cut off in front of the first stop string."""
+"""The text of one row as it is generated, up to the first stop string."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class TextStream:
-    """Ids in, text out; held back is the beginning of a character, and what may be the beginning of a stop string."""
+    """Ids in, text out; an incomplete character, and what may be the start of a stop string, is held back."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._decoder = StreamDecoder(tokenizer)
@@ -20,11 +20,11 @@ class TextStream:
         self._held = ""
 
     def feed(self, token: int) -> tuple[str, bool]:
-        """The text that is certain now, and whether a stop string stands behind it."""
+        """The text that is final now, and whether a stop string follows it."""
         return self._released(self._decoder.feed([token]))
 
     def flush(self) -> str:
-        """What was held back, at the row's end."""
+        """At the end of the row, the text that was held back."""
         text, stopped = self._released(self._decoder.flush())
         held, self._held = self._held, ""
         return text if stopped else text + held
@@ -41,5 +41,5 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of ``text`` that ``stop`` begins with."""
+    """The length of the longest suffix of ``text`` that is a prefix of ``stop``."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

@@ -62,7 +62,7 @@ class TokenCache(LayerCache):
 
     @staticmethod
     def _columns(batch: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, capacity: int) -> Tensor:
-        """Zeros (B, capacity, ...). Heads lie apart in memory: a query then reads its keys in one go."""
+        """Zeros (B, capacity, ...). The columns of a head are contiguous: a query reads its keys in one pass."""
         *heads, width = shape
         return torch.zeros(batch, *heads, capacity, width, dtype=dtype, device=device).movedim(-2, 1)
 
@@ -98,7 +98,7 @@ class TokenCache(LayerCache):
         self.capacity = self.bounded
 
     def append(self, new: dict[str, Tensor], seq: SequenceInfo) -> dict[str, Tensor]:
-        """Adds (B, T, ...) of the new tokens; returns all that they may look at, in the new tensors' dtype and newest
+        """Adds (B, T, ...) of the new tokens; returns all that they may attend to, in the new tensors' dtype and newest
         last.
 
         The columns are those of ``seq.visible``; where ``seq.plain`` there are none before the row's first token.
@@ -111,22 +111,8 @@ class TokenCache(LayerCache):
         step = self._shift_in if self.bounded is not None else self._place
         return {name: step(self._kept[name], tensor, seq) for name, tensor in new.items()}
 
-    def place_token(self, key: Tensor, value: Tensor, column: int) -> tuple[Tensor, Tensor]:
-        """``append`` of one token (B, H_kv, ...) of every row to the same column, where no window is as short as the
-        room: the keys and values up to it, both (B, H_kv, S, ...). ValueError as for ``append``."""
-        if column >= self.capacity:
-            raise ValueError(
-                f"the cache holds {self.capacity} tokens, {column + 1} are needed: make it with a larger max_len"
-            )
-        seen = []
-        for name, new in (("k", key), ("v", value)):
-            kept = self._kept[name].transpose(1, 2)
-            kept.select(2, column).copy_(new)
-            seen.append(kept.narrow(2, 0, column + 1))
-        return seen[0], seen[1]
-
     def _shift_in(self, kept: Tensor, new: Tensor, seq: SequenceInfo) -> Tensor:
-        """Bounded: the newest tokens stand last, in every row."""
+        """Bounded: the newest tokens are last, in every row."""
         wide = torch.promote_types(kept.dtype, new.dtype)  # what a row keeps must not be rounded on its way
         before = kept[:, self.capacity - min(seq.past, self.capacity) :] if seq.plain else kept
         seen = after_padding(before.to(wide), new.to(wide), seq.padding)
@@ -139,7 +125,7 @@ class TokenCache(LayerCache):
         if seq.valid is None and seq.held is None:
             kept[:, seq.past : seq.span] = new
         else:
-            recent = slice(-self.capacity, None)  # a row has no more tokens than this, and they stand last
+            recent = slice(-self.capacity, None)  # a row has no more tokens than this, and they are last
             # T consecutive indices, taken modulo the capacity, are T different columns: padding gets some that its row
             # does not fill, and writes back what is there.
             index = seq.index[:, recent].remainder(self.capacity)
@@ -157,7 +143,7 @@ class StateCache(LayerCache):
     """What a Mamba keeps of a row, whatever its length: named tensors (B, ...).
 
     conv: (B, K - 1, channels), the last inputs of the convolution, oldest first, in the activations' dtype. The others
-    are the scan's state and at least fp32: ssm, of which each mixer says the shape, and Mamba-3's angle, k and v.
+    are the scan's state, in at least fp32: ssm, whose shape is the mixer's own, and Mamba-3's angle, k and v.
     """
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
@@ -176,8 +162,8 @@ class StateCache(LayerCache):
         """A state has room for any number."""
 
     def update(self, tensors: dict[str, Tensor]) -> None:
-        """Overwrites these states in place, where a scan has not done so itself. Those that autograd records take the
-        old ones' place, which the backward still needs."""
+        """Overwrites these states in place, unless a scan has already done so. Those that autograd records replace the
+        old ones, which the backward still needs."""
         for name, tensor in tensors.items():
             kept = self._kept[name]
             if gradient_wanted(tensor):

@@ -23,7 +23,7 @@ class Layer(nn.Module, ABC):
     """A mixer or an FFN, built from its spec alone: ``Layer(spec)``."""
 
     def reset_parameters(self, init: Init) -> None:
-        """Draws every parameter anew, in a fixed order.
+        """Draws fresh values for every parameter, in a fixed order.
 
         Done here: projections that are children of this module (those called o_proj, out_proj or down_proj like all
         that add to the residual stream), their biases (zero), norms (one), depthwise convolutions, and children that

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridlm.layers.cache import LayerCache, StateCache
+from hybridlm.layers.conv import depthwise, short_conv
 from hybridlm.layers.init import VECTOR_FP32, Init, ParamSpec, fused, reset_convolution, reset_step_bias
 from hybridlm.layers.layer import PASSES, Phase, linear_flops
 from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, step_metrics
 from hybridlm.layers.sequence import SequenceInfo
-from hybridlm.ops.conv import causal_conv
 from hybridlm.ops.dispatch import autocast_off
 from hybridlm.ops.kernels.rules import KernelUse, Need, conv_need, mamba1_refusal
 from hybridlm.ops.linear import linear
@@ -37,8 +37,7 @@ class Mamba1(Mixer):
         super().__init__()
         self.spec = spec
         self.in_proj = Linear(spec.d_model, 2 * spec.d_inner, bias=spec.bias)
-        # A container of the convolution's parameters (mamba_ssm's names); ops.conv does the computing.
-        self.conv1d = nn.Conv1d(spec.d_inner, spec.d_inner, spec.d_conv, groups=spec.d_inner)
+        self.conv1d = depthwise(spec.d_inner, spec.d_conv)
         self.x_proj = Linear(spec.d_inner, spec.dt_rank + 2 * spec.d_state, bias=False)
         self.dt_proj = Linear(spec.dt_rank, spec.d_inner)
         self.A_log = nn.Parameter(torch.empty(spec.d_inner, spec.d_state))
@@ -49,13 +48,7 @@ class Mamba1(Mixer):
         spec = self.spec
         assert cache is None or isinstance(cache, StateCache)
         inner, z = self.in_proj.split(x, (spec.d_inner, spec.d_inner))
-        assert self.conv1d.bias is not None
-        conv_state = None if cache is None else cache["conv"]
-        positions = seq.positions if seq.doc_ids is not None else None
-        weight, bias, backends = self.conv1d.weight, self.conv1d.bias, seq.kernels
-        inner, conv_state = causal_conv(
-            inner, weight, bias, conv_state, positions=positions, padding=seq.padding, backend=backends.conv
-        )
+        inner = short_conv(self.conv1d, inner, seq, cache)
         delta, B, C = self.x_proj(inner).split((spec.dt_rank, spec.d_state, spec.d_state), dim=-1)
         y, ssm_state = selective_scan(
             inner,
@@ -67,15 +60,15 @@ class Mamba1(Mixer):
             initial_state=None if cache is None else cache["ssm"],
             starts=seq.starts,
             chunk=spec.chunk,
-            backend=backends.mamba1,
+            backend=seq.kernels.mamba1,
         )
         if cache is not None:
-            cache.update({"conv": conv_state, "ssm": ssm_state})
+            cache.update({"ssm": ssm_state})
         out: Tensor = self.out_proj(y * F.silu(z))
         return out
 
     def _step_sizes(self, delta: Tensor, valid: Tensor | None) -> Tensor:
-        """dt (B, T, E) in at least fp32, also under autocast: it stands in exponents. 0 at padding, which moves no
+        """dt (B, T, E) in at least fp32, also under autocast: it is exponentiated. 0 at padding, which changes no
         state."""
         wide = at_least_fp32(delta.dtype)
         with autocast_off(delta):
@@ -97,7 +90,7 @@ class Mamba1(Mixer):
         return PASSES[phase] * (projections + 2 * spec.d_conv * spec.d_inner + state)
 
     def reset_parameters(self, init: Init) -> None:
-        init.matrix(self.in_proj.weight)  # not super's way: dt_proj is no projection like the others
+        init.matrix(self.in_proj.weight)  # not the default: dt_proj is not drawn like the others
         init.matrix(self.x_proj.weight)
         init.residual_matrix(self.out_proj.weight)
         for projection in (self.in_proj, self.out_proj):

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridlm.layers.cache import LayerCache, StateCache
+from hybridlm.layers.conv import depthwise, short_conv
 from hybridlm.layers.init import Init, ParamSpec, fused, reset_step_bias
 from hybridlm.layers.layer import PASSES, Phase, linear_flops
 from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, step_metrics
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
-from hybridlm.ops.conv import causal_conv
 from hybridlm.ops.dispatch import product_dtype
 from hybridlm.ops.kernels.choice import CUDA
 from hybridlm.ops.kernels.rules import KernelUse, Need, Sizes, conv_need, mamba2_layer_refusal, mamba2_refusal
@@ -42,8 +42,7 @@ class Mamba2(Mixer):
             spec.n_heads,
         )
         self.in_proj = Linear(spec.d_model, sum(self.row_blocks), bias=False)
-        # A container of the convolution's parameters (mamba_ssm's names); ops.conv does the computing.
-        self.conv1d = nn.Conv1d(spec.conv_channels, spec.conv_channels, spec.d_conv, groups=spec.conv_channels)
+        self.conv1d = depthwise(spec.conv_channels, spec.d_conv)
         self.dt_bias = nn.Parameter(torch.empty(spec.n_heads))
         self.A_log = nn.Parameter(torch.empty(spec.n_heads))
         self.D = nn.Parameter(torch.empty(spec.n_heads))
@@ -57,12 +56,7 @@ class Mamba2(Mixer):
         if whole and mamba2_layer_refusal(spec.conv_channels, spec.d_conv, spec.d_state, product_dtype(x)) is None:
             return self._in_one_kernel(self.in_proj(x), seq)
         z, xBC, dt = self.in_proj.split(x, (spec.d_inner, spec.conv_channels, spec.n_heads))
-        assert self.conv1d.bias is not None
-        state, positions = None if cache is None else cache["conv"], None if seq.doc_ids is None else seq.positions
-        weight, bias = self.conv1d.weight, self.conv1d.bias
-        xBC, conv_state = causal_conv(
-            xBC, weight, bias, state, positions=positions, padding=seq.padding, backend=seq.kernels.conv
-        )
+        xBC = short_conv(self.conv1d, xBC, seq, cache)
         inner, B, C = xBC.split_with_sizes(self.row_blocks[1:4], dim=-1)
 
         wide = at_least_fp32(x.dtype)
@@ -85,7 +79,7 @@ class Mamba2(Mixer):
             backend=seq.kernels.mamba2,
         )
         if cache is not None:
-            cache.update({"conv": conv_state, "ssm": ssm_state})
+            cache.update({"ssm": ssm_state})
         y = gated_rms_norm(
             y.flatten(2),
             z,
@@ -98,7 +92,7 @@ class Mamba2(Mixer):
         return out
 
     def _in_one_kernel(self, zxbcdt: Tensor, seq: SequenceInfo) -> Tensor:
-        """What follows ``in_proj`` where no state is asked for and nothing is padding."""
+        """Everything after ``in_proj``, where no state is needed and nothing is padding."""
         from hybridlm.ops.kernels.calls import LayerWeights, kernel_mamba2_layer
 
         spec, conv = self.spec, self.conv1d

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridlm.layers.cache import LayerCache, StateCache
+from hybridlm.layers.conv import depthwise, short_conv
 from hybridlm.layers.init import Init, ParamSpec, fused, reset_step_bias
 from hybridlm.layers.layer import PASSES, Phase, linear_flops
 from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, step_metrics
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
-from hybridlm.ops.conv import causal_conv
 from hybridlm.ops.kernels.choice import CUDA
 from hybridlm.ops.kernels.rules import KernelUse, Need, Sizes, conv_need, mamba3_refusal, mimo_refusal
 from hybridlm.ops.mimo import mimo_scan
@@ -52,19 +52,11 @@ class Mamba3(Mixer):
         state_channels = spec.rank * spec.n_groups * spec.d_state
         trap = (spec.n_heads,) if spec.trapezoidal else ()
         angle = (spec.n_angles,) if spec.complex_rope else ()
-        self.row_blocks = (
-            spec.d_inner,
-            spec.d_inner,
-            state_channels,
-            state_channels,
-            spec.n_heads,
-            spec.n_heads,
-            *trap,
-            *angle,
-        )
+        inner = (spec.d_inner, spec.d_inner, state_channels, state_channels)
+        self.row_blocks = (*inner, spec.n_heads, spec.n_heads, *trap, *angle)
         self.in_proj = Linear(spec.d_model, sum(self.row_blocks), bias=False)
-        if spec.use_conv:  # a container of the convolution's parameters; ops.conv does the computing
-            self.conv1d = nn.Conv1d(spec.conv_channels, spec.conv_channels, spec.d_conv, groups=spec.conv_channels)
+        if spec.use_conv:
+            self.conv1d = depthwise(spec.conv_channels, spec.d_conv)
         self.dt_bias = nn.Parameter(torch.empty(spec.n_heads))
         self.B_bias = nn.Parameter(torch.empty(spec.n_heads, spec.rank, spec.d_state))
         self.C_bias = nn.Parameter(torch.empty(spec.n_heads, spec.rank, spec.d_state))
@@ -82,7 +74,7 @@ class Mamba3(Mixer):
         spec = self.spec
         z, xBC, rates = self.in_proj.split(x, (spec.d_inner, sum(self.row_blocks[1:4]), sum(self.row_blocks[4:])))
         if spec.use_conv:
-            xBC = self._convolved(xBC, seq, cache)
+            xBC = short_conv(self.conv1d, xBC, seq, cache)
         if self._kernel_takes(xBC, seq, cache):
             mixed = self._in_one_kernel(xBC, rates, z, seq)
         else:
@@ -96,17 +88,6 @@ class Mamba3(Mixer):
         if cache is not None and z.shape[1] == 1:
             return self._gated_step(self._stepped(steps, seq, cache), z[:, 0]).unsqueeze(1)
         return self._gated(self._scanned(steps, seq, cache), z)
-
-    def _convolved(self, xBC: Tensor, seq: SequenceInfo, cache: StateCache | None) -> Tensor:
-        assert self.conv1d.bias is not None
-        state, positions = None if cache is None else cache["conv"], None if seq.doc_ids is None else seq.positions
-        weight, bias = self.conv1d.weight, self.conv1d.bias
-        xBC, state = causal_conv(
-            xBC, weight, bias, state, positions=positions, padding=seq.padding, backend=seq.kernels.conv
-        )
-        if cache is not None:
-            cache.update({"conv": state})
-        return xBC
 
     def _steps(self, xBC: Tensor, rates: Tensor, seq: SequenceInfo, cache: StateCache | None) -> _Steps:
         spec = self.spec
@@ -138,21 +119,14 @@ class Mamba3(Mixer):
         return x.unflatten(-1, (spec.n_heads, spec.head_dim)), B, C, dt, decay.clamp_min(spec.a_floor), others
 
     def _kernel_takes(self, xBC: Tensor, seq: SequenceInfo, cache: StateCache | None) -> bool:
-        spec, kernels = self.spec, seq.kernels
-        if (kernels.mamba3_siso if spec.mimo_rank is None else kernels.mamba3_mimo) != CUDA or cache is not None:
+        chosen = seq.kernels.mamba3_siso if self.spec.mimo_rank is None else seq.kernels.mamba3_mimo
+        if chosen != CUDA or cache is not None:
             return False
-        widths = (spec.d_state, spec.head_dim)
-        refusal = mamba3_refusal(
-            *widths, spec.n_angles, xBC.dtype, trapezoidal=spec.trapezoidal, padding=seq.valid is not None
-        )
-        if refusal is None and spec.mimo_rank is not None:
-            length = xBC.shape[1] if seq.starts is None else None  # documents end where they like
-            grouped, gated = {"heads": spec.n_heads, "groups": spec.n_groups}, not spec.outproj_norm
-            refusal = mimo_refusal(*widths, spec.mimo_rank, spec.n_angles, **grouped, length=length, gated=gated)
-        return refusal is None
+        length = xBC.shape[1] if seq.starts is None else None  # documents end anywhere
+        return _refusal(self.spec, xBC.dtype, padding=seq.valid is not None, length=length) is None
 
     def _in_one_kernel(self, xBC: Tensor, rates: Tensor, z: Tensor, seq: SequenceInfo) -> Tensor:
-        """The gated output (B, T, H, P) where no state is asked for and nothing is padding."""
+        """The gated output (B, T, H, P) where no state is needed and nothing is padding."""
         from hybridlm.ops.kernels.mamba3 import Mamba3Inputs, kernel_mimo, kernel_siso
 
         spec = self.spec
@@ -303,14 +277,27 @@ class Mamba3(Mixer):
     def kernel_needs(cls, spec: Mamba3Spec, use: KernelUse) -> Iterable[Need]:
         if spec.use_conv:
             yield conv_need(spec.conv_channels, spec.d_conv, use)
-        widths = (spec.d_state, spec.head_dim)
-        refusal = mamba3_refusal(*widths, spec.n_angles, use.dtype, trapezoidal=spec.trapezoidal)
+        reason = _refusal(spec, use.dtype, shared_memory_kb=use.shared_memory_kb)
         sizes = Sizes(head_dim=spec.head_dim, d_state=spec.d_state, rank=spec.rank, angles=spec.n_angles)
-        if spec.mimo_rank is None:
-            yield Need("mamba3", "mamba3_siso", "Mamba-3 SISO", refusal, (sizes,))
-            return
-        grouped, gated = {"heads": spec.n_heads, "groups": spec.n_groups}, not spec.outproj_norm
-        refusal = refusal or mimo_refusal(
-            *widths, spec.mimo_rank, spec.n_angles, **grouped, gated=gated, shared_memory_kb=use.shared_memory_kb
-        )
-        yield Need("mamba3", "mamba3_mimo", "Mamba-3 MIMO", refusal, (sizes,))
+        name = "SISO" if spec.mimo_rank is None else "MIMO"
+        yield Need("mamba3", f"mamba3_{name.lower()}", f"Mamba-3 {name}", reason, (sizes,))
+
+
+def _refusal(
+    spec: Mamba3Spec,
+    dtype: torch.dtype,
+    *,
+    padding: bool = False,
+    length: int | None = None,
+    shared_memory_kb: float | None = None,
+) -> str | None:
+    """Why the compiled kernel cannot run the layer, None: it can. length: tokens of a row, of one document."""
+    widths = (spec.d_state, spec.head_dim)
+    reason = mamba3_refusal(*widths, spec.n_angles, dtype, trapezoidal=spec.trapezoidal, padding=padding)
+    if reason or spec.mimo_rank is None:
+        return reason
+    where = {"heads": spec.n_heads, "groups": spec.n_groups}
+    gated = not spec.outproj_norm
+    return mimo_refusal(
+        *widths, spec.mimo_rank, spec.n_angles, **where, gated=gated, length=length, shared_memory_kb=shared_memory_kb
+    )

@@ -1,4 +1,4 @@
-"""Mixture of experts: a router sends each token to the few experts that suit it (Shazeer et al. 2017; Mixtral;
+"""Mixture of experts: a router sends each token to a few experts (Shazeer et al. 2017; Mixtral;
 DeepSeek-V3)."""
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Router(nn.Linear):
             self.register_buffer("e_score_correction_bias", torch.empty(spec.n_experts, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (N, D). Returns logits (N, E) in at least fp32 whatever autocast says."""
+        """x: (N, D). Returns logits (N, E) in at least fp32, also under autocast."""
         wide = at_least_fp32(x.dtype)
         device = x.device.type
         if not torch.is_autocast_enabled(device):

@@ -14,14 +14,14 @@ from hybridlm.ops.rotary import rotary_angles
 
 @dataclass(frozen=True)
 class SequenceInfo:
-    """The T columns of a forward: where each token stands, which are padding, and where documents begin.
+    """The T columns of a forward: the position of each token, which are padding, and where documents begin.
 
     positions: (B, T) place of each token in its document. past: tokens that the caches of the fullest row hold. starts:
     (B, T) True at the first token of a document, which must see nothing before it; None: no document begins here.
     valid: (B, T) False at padding, which in every row comes before all tokens; such columns change no state, and what a
     layer returns for them is finite and unused. None: no padding. held: (B,) tokens that each row's caches hold; None:
     ``past`` in every row. doc_ids: (B, T) document of each token, meaningless at padding; None as long as documents
-    were never told apart. longest: tokens that the fullest row holds with the new ones; None: ``past`` + T. kernels:
+    were never given. longest: tokens that the fullest row holds with the new ones; None: ``past`` + T. kernels:
     the backend of each operator.
     """
 
@@ -35,9 +35,6 @@ class SequenceInfo:
     kernels: KernelChoice = ALL_TORCH
     _masks: dict[tuple[int | None, int | None], Tensor] = field(default_factory=dict, repr=False, compare=False)
     _angles: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
-    _token_angles: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(
         default_factory=dict, repr=False, compare=False
     )
 
@@ -78,21 +75,11 @@ class SequenceInfo:
             tables = self._angles[head_dim, theta, dtype] = rotary_angles(self.positions, head_dim, theta, dtype)
         return tables
 
-    def token_rotary(self, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """For one token a row: what to multiply its channels with, and its channels turned by half a head, both (B, 1,
-        head_dim)."""
-        tables = self._token_angles.get((head_dim, theta, dtype))
-        if tables is None:
-            cos, sin = self.rotary(head_dim, theta, dtype)
-            tables = torch.cat((cos, cos), -1), torch.cat((sin.neg(), sin), -1)
-            self._token_angles[head_dim, theta, dtype] = tables
-        return tables
-
     def visible(self, window: int | None, bounded: int | None = None) -> Tensor:
-        """(B, 1, T, S) True where a token may look at a key: its own past, within the window, in its own document.
+        """(B, 1, T, S) True where a token may attend to a key: its own past, within the window, in its own document.
 
-        Keys stand by their index in the row, S = ``span``; where the cache is ``bounded`` to so many tokens, S =
-        bounded + T and the last column is the row's newest token. Padding looks at every key, so that no softmax is
+        Keys are ordered by their index in the row, S = ``span``; where the cache is ``bounded`` to so many tokens, S =
+        bounded + T and the last column is the row's newest token. Padding attends to every key, so that no softmax is
         empty. Made once per forward.
         """
         mask = self._masks.get((window, bounded))
@@ -105,7 +92,7 @@ class SequenceInfo:
         query = self.index.unsqueeze(2)  # (B, T, 1)
         if bounded is None:
             key = torch.arange(self.span, device=query.device).view(1, 1, -1)
-        else:  # the newest token of every row stands last
+        else:  # the newest token of every row is last
             key = self.index[:, -1:, None] + torch.arange(1 - bounded - length, 1, device=query.device)
         # A token's position is the number of tokens before it in its document: the first key that it may see. Ids are
         # not compared, so a document may have the id of an earlier one.

@@ -1,4 +1,4 @@
-"""One layer: a mixer and an optional FFN, each behind a norm and added to the residual stream (pre-norm)."""
+"""One layer: a mixer and an optional FFN, each preceded by a norm and added to the residual stream (pre-norm)."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ NO_DOCUMENT = -1  # what stood last in an empty row
 class ModelCache:
     """layers: one cache per layer. past: tokens that the fullest row holds. lengths: (B,) tokens that each row holds.
 
-    next_position: (B,) place of a row's next token in its document, if that goes on. last_doc: (B,) document of each
-    row's newest token; None until documents are told apart. ragged: rows may hold different numbers of tokens.
+    next_position: (B,) position of a row's next token in its document, if that continues. last_doc: (B,) document of
+    each row's newest token; None until documents are given. ragged: rows may hold different numbers of tokens.
     """
 
     def __init__(self, layers: list[LayerCache], batch: int, device: torch.device) -> None:
@@ -27,7 +27,7 @@ class ModelCache:
         self.ragged = False
 
     def open_doc(self) -> Tensor:
-        """(B,) ``last_doc``, 0 where documents were not told apart; ``NO_DOCUMENT`` where the row is empty."""
+        """(B,) ``last_doc``, 0 where none were given; ``NO_DOCUMENT`` where the row is empty."""
         return torch.where(self.lengths > 0, 0 if self.last_doc is None else self.last_doc, NO_DOCUMENT)
 
     def advance(self, seq: SequenceInfo) -> None:
@@ -85,7 +85,7 @@ class ModelCache:
     def insert(self, row: int, other: ModelCache) -> None:
         """Overwrites one row with the only row of ``other``, which must have been made with the same max_len.
 
-        The two may hold different numbers of tokens, and only one of them may tell documents apart.
+        The two may hold different numbers of tokens, and only one of them may know documents.
         """
         for mine, its in zip(self.layers, other.layers, strict=True):
             for name, tensor in its.tensors().items():
@@ -103,7 +103,7 @@ class ModelCache:
             self.ragged = least != self.past
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything needed to go on later, as tensors; they are this cache's own, and change when it goes on."""
+        """Everything needed to continue later, as tensors; they are this cache's own, and change when it is used."""
         state = {
             f"layers.{i}.{name}": tensor
             for i, layer in enumerate(self.layers)

@@ -39,7 +39,9 @@ def sequence_info(
         starts = _starts(doc_ids, rank, open_doc)
         began = torch.where(starts, rank, -1).cummax(1).values  # rank of the newest start; -1: none in this forward
         place = torch.where(began >= 0, rank - began, place)
-    elif cache is not None and cache.last_doc is not None:  # the open document goes on; an empty row begins document 0
+    elif (
+        cache is not None and cache.last_doc is not None
+    ):  # the open document continues; an empty row begins document 0
         doc_ids = torch.where(cache.lengths > 0, open_doc, 0).unsqueeze(1).expand(batch, length)
     held = longest = None
     if cache is not None:

@@ -1,5 +1,5 @@
-"""What a built model costs: parameters, FLOPs, state bytes, and the layer table. All of it is asked of the layers
-themselves."""
+"""What a built model costs: parameters, FLOPs, state bytes, and the layer table. The layers
+themselves report it."""
 
 from __future__ import annotations
 

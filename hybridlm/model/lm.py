@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @dataclass
 class LMOutput:
     """logits: (B, kept, V) where targets were not given; loss_sum: summed loss in nats and n_tokens, the targets that
-    count, where they were. losses, likeliest: (B, T) of each target, where they were asked for. router: statistics of
+    count, where they were. losses, likeliest: (B, T) of each target, where requested. router: statistics of
     each MoE layer by index; aux: the sum of their weighted losses, None without such layers."""
 
     logits: Tensor | None = None
@@ -50,9 +50,8 @@ class HybridLM(nn.Module):
         super().__init__()
         self.config, self.vocab_size, self.init = config, vocab_size, init
         self.kernels = ALL_TORCH  # the backend of each operator
-        self.checkpoint_blocks = (
-            0  # every so many blocks, one keeps only its input and is computed again in the backward; 0: none
-        )
+        # Every so many blocks, one is checkpointed: it keeps only its input and is recomputed in the backward. 0: none.
+        self.checkpoint_blocks = 0
         self.loss_rows = ROWS  # of logits that exist at once in the loss
         padded = -(-vocab_size // config.vocab_multiple) * config.vocab_multiple
         # Weights given: on "meta" nn.Embedding's own drawing would import torch's compiler, seconds for nothing.
@@ -79,13 +78,13 @@ class HybridLM(nn.Module):
     ) -> LMOutput:
         """ids: (B, T) token ids. With ``targets`` (B, T; -100 does not count) the output holds the loss and no logits,
         which are never built whole; without, the logits of the columns that ``keep`` names ("all", "last", or the last
-        n). each: beside the sum the loss of every target in nats and whether it is the likeliest id, without gradients.
+        n). each: also the loss of every target in nats and whether it is the likeliest id, without gradients.
 
         cache: read, and advanced by the tokens. doc_ids: (B, T) document of each token: nothing reaches from one
-        document into another; a row's first token goes on with what the cache holds if its document is the one that
-        stood there last (0 where none was given). None: all goes on. valid: (B, T) False at padding, wherever in a row
-        it stands: it changes no state, counts as no target, and its logits mean nothing; its ids must be ids all the
-        same. Both may be left out of later calls with the same cache.
+        document into another; a row's first token continues what the cache holds if its document is the row's last
+        one (0 where none was given). None: everything continues. valid: (B, T) False at padding, anywhere in a row: it
+        changes no state, is never a target, and its logits mean nothing; its ids must still be valid ids. Both may be
+        left out of later calls with the same cache.
         """
         back = None
         if valid is not None:
@@ -176,7 +175,7 @@ class HybridLM(nn.Module):
         return ModelCache(layers, batch, device)
 
     def reset_parameters(self) -> None:
-        """Draws every parameter anew, once, from torch's generator."""
+        """Draws fresh values for every parameter, once, from torch's generator."""
         settings = self.config.init
         nn.init.normal_(self.embedding.weight, std=settings.embedding_std)
         for block in self.blocks:

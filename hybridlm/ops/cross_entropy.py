@@ -1,6 +1,6 @@
 """Linear layer and cross-entropy in one, over chunks of rows: the (tokens x vocabulary) logits never exist as a whole.
 
-For a vocabulary of 32k the logits and their gradient are the largest tensors of a small model's step. Here each chunk of
+For a vocabulary of 32k the logits and their gradient are the largest tensors of a small model's step. Here a chunk of
 rows is projected and reduced to its loss and, if gradients are needed, directly to the gradients of the hidden states
 and the weight; the backward only scales them. float16 is the exception: unscaled gradients would underflow, so its
 backward recomputes them with the loss scale included.

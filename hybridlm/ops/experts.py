@@ -3,13 +3,11 @@
 The N k pairs of a token and one of its experts are sorted by expert, so that an expert's tokens are contiguous and its
 products are matrix products. Two implementations compute the same:
 
-* A loop over the experts, each over its own slice, with a hand-written backward that keeps one tensor (the hidden units
-  before the
-  activation). What is element-wise stays in the processor's cache. It needs the experts' counts on the host: on a GPU
-  that is one wait.
+* A loop over the experts, each over its own slice, with a hand-written backward that saves one tensor (the hidden units
+  before the activation). Element-wise work stays in cache. It needs the experts' counts on the host: on a GPU that is a
+  synchronisation.
 * torch's grouped product, all experts in one kernel that reads the counts on the GPU. Only its bfloat16 kernels are
-  more than a loop
-  inside torch; on a CPU it was measured slower than the loop here.
+  more than a loop inside torch; on a CPU it is slower than the loop here.
 
 Neither drops a token, and an expert without tokens gets a gradient of zero.
 """
@@ -184,8 +182,8 @@ def _experts_grouped(
 
 
 def _grouped_kernels(x: Tensor, down: Tensor) -> bool:
-    """Whether torch has a grouped kernel for these tensors, rather than a loop behind the same name. (On cards older than
-    8.0, which do not train in bfloat16, it falls back to that loop.)"""
+    """Whether torch has a grouped kernel for these tensors, not a loop behind the same name. (On cards older than 8.0,
+    which do not train in bfloat16, it uses that loop.)"""
     aligned = all(width * x.element_size() % _ALIGNMENT == 0 for width in down.shape[1:])
     return x.is_cuda and x.dtype == torch.bfloat16 and aligned
 

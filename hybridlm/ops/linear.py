@@ -32,12 +32,6 @@ def _matrices(outputs: int, inputs: int, tokens: int) -> tuple[int, int, int] | 
     return None if rows is None else (outputs // rows, rows, inputs)
 
 
-def matrices(weight: Tensor, tokens: int) -> tuple[int, int, int] | None:
-    """The shape (n, rows, I) in which ``linear`` reads ``weight`` for so many tokens of its dtype and device; None: as
-    it is."""
-    return _matrices(*weight.shape, tokens) if _readable(weight, weight) else None
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight^T + bias``. x: (..., I); weight: (O, I); bias: (O,) or None. Returns (..., O)."""
     outputs, inputs = weight.shape

@@ -6,8 +6,8 @@ The recurrence, for channel e and state n (E channels of N states each):
     D[e] x_t[e]
 
 Every state decays at its own rate, so a chunk is not a matrix product as in ops/ssd.py, but a loop over its positions
-that advances many chunks at once (ops/selective_scan_blocks.py). Exponents are sums of dt A, at most 0, and nothing is divided by a product of decays. Only the inputs and the states at chunk boundaries are saved for the
-backward.
+that advances many chunks at once (ops/selective_scan_blocks.py). Exponents are sums of dt A, at most 0, and nothing is
+divided by a product of decays. Only the inputs and the states at chunk boundaries are saved for the backward.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""AdamW with moments in 8 bits, from bitsandbytes (Dettmers et al. 2022, arXiv 2110.02861): 2 bytes of state per weight
-for 8."""
+"""AdamW with 8-bit moments, from bitsandbytes (Dettmers et al. 2022, arXiv 2110.02861): 2 bytes of state per weight
+instead of 8."""
 
 from __future__ import annotations
 
@@ -14,29 +14,26 @@ if TYPE_CHECKING:
 
     from hybridlm.config.optim import OptimConfig
 
-_BLOCK, _LEAST = (
-    256,
-    4096,
-)  # bitsandbytes' own: numbers that share a scale, and below how many a tensor stays in float32
+# bitsandbytes' own: numbers that share a scale, and the size below which a tensor's state stays in float32.
+_BLOCK, _LEAST = 256, 4096
 
 
 def refuse_missing_kernels(config: OptimConfig, device: str) -> None:
-    """Raise ConfigError where ``config`` names 8-bit moments and ``device`` or the environment has no kernels for
-    them."""
+    """ConfigError: ``config`` asks for 8-bit moments, for which ``device`` or the environment has no kernels."""
     if config.name != "adamw8bit":
         return
     if device == CPU:
         raise ConfigError(
-            "optim.name = 'adamw8bit': its kernels are for CUDA; on this machine take adamw, muon, lion or sgd"
+            "optim.name = 'adamw8bit': its kernels need CUDA; on this machine use adamw, muon, lion or sgd"
         )
     if find_spec("bitsandbytes") is None:
         raise ConfigError(
-            "optim.name = 'adamw8bit': needs the package bitsandbytes (pip install bitsandbytes); adamw needs none"
+            "optim.name = 'adamw8bit': needs the package bitsandbytes (pip install bitsandbytes), or use adamw"
         )
 
 
 class EightBit:
-    """bitsandbytes' optimizer behind ours, which owns the states and the rates."""
+    """bitsandbytes' optimizer inside ours, which owns the states and the learning rates."""
 
     def __init__(self, groups: list[dict[str, Any]], config: OptimConfig) -> None:
         import bitsandbytes
@@ -46,8 +43,7 @@ class EightBit:
         )
 
     def step(self, groups: list[dict[str, Any]], state: Any, scale: float) -> None:
-        """``groups`` in the order of the constructor, with rates that ``scale`` multiplies; ``state`` is our
-        optimizer's own."""
+        """``groups`` in the constructor's order, whose rates ``scale`` multiplies; ``state``: the outer optimizer's."""
         self._inner.state = state
         for inner, group in zip(self._inner.param_groups, groups, strict=True):
             inner["lr"], inner["weight_decay"] = group["lr"] * scale, group["weight_decay"]
@@ -55,7 +51,7 @@ class EightBit:
 
 
 def eight_bit_state_bytes(weight: Tensor) -> int:
-    """Bytes of the state that bitsandbytes 0.45 keeps of ``weight`` (``Optimizer2State.init_state``): two moments of a
-    byte, each block of 256 with a float32 scale; those of a tensor below 4,096 numbers stay float32."""
+    """Bytes of the state that bitsandbytes 0.45 keeps for ``weight`` (``Optimizer2State.init_state``): two moments of
+    one byte, with a float32 scale per block of 256; tensors below 4,096 numbers keep float32 moments."""
     numbers = weight.numel()
     return 2 * (numbers + 4 * -(-numbers // _BLOCK)) if numbers >= _LEAST else 2 * 4 * numbers

@@ -14,14 +14,9 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     """Replaces the singular values of each matrix (..., R, C) by values near 1, by Newton-Schulz iterations.
 
-    On a GPU the iteration runs in bfloat16, as published; on a CPU in float32, which is the faster of the two there and
-    exact besides.
+    On a GPU the iteration runs in bfloat16, as published; on a CPU in float32, which is faster there, and exact.
     """
-    x = (
-        matrices.to(torch.bfloat16)
-        if matrices.is_cuda
-        else matrices.to(torch.promote_types(matrices.dtype, torch.float32))
-    )
+    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.promote_types(matrices.dtype, torch.float32))
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -29,16 +24,17 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     for _ in range(steps):
         gram = x @ x.mT
         x = _A * x + (_B * gram + _C * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+    result: Tensor = x.mT if tall else x
+    return result.to(matrices.dtype)
 
 
 def muon_updates(updates: Sequence[Tensor], row_blocks: Sequence[tuple[int, ...]], steps: int) -> list[Tensor]:
     """The orthogonalised updates, each scaled by sqrt(max(1, rows / columns)) so that its effect on the output does not
     depend on shape.
 
-    updates: matrices (R, C), or one for each expert (E, R, C), which are orthogonalised apart. row_blocks: for each,
-    the sizes of the independent projections that fill its rows, empty for one: these are orthogonalised apart as well.
-    Blocks of one shape are taken together in one batched product.
+    updates: matrices (R, C), or one per expert (E, R, C), each orthogonalised separately. row_blocks: for each update,
+    the row counts of the independent projections stacked in it, empty for one: these are orthogonalised separately too.
+    Blocks of the same shape go through one batched product.
     """
     parts = [
         block

@@ -1,5 +1,5 @@
-"""One optimizer for Lightning, whatever algorithm each group of parameters has; clipping and the refusal of bad steps
-are inside."""
+"""One optimizer for Lightning, whatever algorithm each parameter group uses; it also clips the gradient and refuses bad
+steps."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def param_groups(
     named: Iterable[tuple[str, nn.Parameter]], specs: dict[str, ParamSpec], config: OptimConfig
 ) -> list[dict[str, Any]]:
-    """One group per (role, decay), each with its algorithm, learning rate and decay. Every parameter is in exactly one;
-    one without a declaration raises KeyError."""
+    """One group per (role, decay), each with its algorithm, learning rate and weight decay. Every parameter is in
+    exactly one; KeyError: one has no ``ParamSpec``."""
     members: dict[tuple[str, bool], list[tuple[nn.Parameter, tuple[int, ...]]]] = {}
     for name, parameter in named:
         spec = specs[name]
@@ -46,7 +46,7 @@ def param_groups(
 
 
 def model_groups(model: HybridLM, config: OptimConfig) -> list[dict[str, Any]]:
-    """``param_groups`` of all that ``model`` has."""
+    """``param_groups`` of all parameters of ``model``."""
     return param_groups(model.named_parameters(), model.param_specs(), config)
 
 
@@ -58,21 +58,18 @@ def group_table(groups: Iterable[dict[str, Any]]) -> str:
         rates = (f"{group['lr']:g}", f"{group['weight_decay']:g}")
         rows.append((group["name"], group["algorithm"], str(len(group["params"])), f"{numbers:,}", *rates))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        words = [
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(words).rstrip())
-    return "\n".join(lines)
+    aligned = (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust, str.rjust)
+    return "\n".join(
+        "  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 class HybridOptimizer(torch.optim.Optimizer):
-    """Takes the global gradient norm, clips, then moves each group by its algorithm.
+    """Computes the global gradient norm, clips, then updates each group by its algorithm.
 
-    A step whose norm is not finite, or which ``veto`` refuses, changes neither weights nor states. The norm is that of
-    all ranks, so they agree without asking each other. It is read here, which waits for the device once a step.
+    A step whose norm is not finite, or which ``veto`` refuses, changes neither weights nor states. The norm is taken
+    over all ranks, so they agree without communicating. Reading it waits for the device once a step.
 
     Lightning refuses its own clipping with a fused optimizer under mixed precision. Here gradients are complete when
     ``step`` sees them and, since this class does not claim to handle loss scaling, unscaled. Moments are at least fp32,
@@ -83,19 +80,17 @@ class HybridOptimizer(torch.optim.Optimizer):
         super().__init__(groups, {})
         self._config = config
         self._eight_bit = EightBit(self.param_groups, config) if config.name == "adamw8bit" else None
-        self.rate_scale = 1.0  # on every group's rate; the guard lowers it
-        self.veto: Callable[[], bool] | None = (
-            None  # asked about a step with a finite norm; has to answer alike on every rank
-        )
+        self.rate_scale = 1.0  # multiplies every group's learning rate; the guard lowers it
+        # Called for a step with a finite norm; must return the same on every rank.
+        self.veto: Callable[[], bool] | None = None
         self.grad_norm: Tensor | None = None  # before clipping, of the last step
-        self.used_lr = 0.0  # in the last step, not Muon's; the schedule has moved on when others look
-        self.refused: bool | None = (
-            None  # whether the last step was; the guard sets None before a step, which a loss scaler may leave out
-        )
-        self.skipped = 0  # steps refused in the whole run; the guard keeps it over a resume
+        self.used_lr = 0.0  # of the last step, not Muon's; the schedule has moved on when it is read
+        # Whether the last step was refused; the guard sets None before a step, which a loss scaler may skip.
+        self.refused: bool | None = None
+        self.skipped = 0  # steps refused in the whole run; the guard restores it on a resume
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -119,11 +114,8 @@ class HybridOptimizer(torch.optim.Optimizer):
         return loss
 
     def _update(self, group: dict[str, Any]) -> None:
-        chosen = [
-            (parameter, blocks)
-            for parameter, blocks in zip(group["params"], group["row_blocks"], strict=True)
-            if parameter.grad is not None
-        ]
+        pairs = zip(group["params"], group["row_blocks"], strict=True)
+        chosen = [(parameter, blocks) for parameter, blocks in pairs if parameter.grad is not None]
         if not chosen:
             return
         for parameter, _ in chosen:
@@ -140,9 +132,8 @@ class HybridOptimizer(torch.optim.Optimizer):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch does it, with two differences. What a group is stays this run's own (a checkpoint of shards loses
-        part of it). And the dtype of each state stays the saved one, where torch would round the moments of bfloat16
-        weights to theirs."""
+        """As torch's, with two differences: what describes a group stays this run's (a checkpoint of shards loses part
+        of it), and states keep their saved dtype, where torch would round the moments of bfloat16 weights."""
         own = [
             {name: group[name] for name in ("name", "algorithm", "row_blocks", "weight_decay")}
             for group in self.param_groups
@@ -159,7 +150,7 @@ class HybridOptimizer(torch.optim.Optimizer):
 
 
 def total_norm(gradients: list[Tensor]) -> Tensor:
-    """The norm of all gradients together, those of all shards, taken in at least fp32."""
+    """The norm of all gradients together, over all shards, computed in at least fp32."""
     narrow = [gradient for gradient in gradients if gradient.dtype != wide_dtype(gradient)]
     wide = [gradient for gradient in gradients if gradient.dtype == wide_dtype(gradient)]
     norm = torch.nn.utils.get_total_norm(wide)

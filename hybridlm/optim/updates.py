@@ -1,7 +1,7 @@
-"""How each algorithm moves weights. A rule gets weights, gradients and states in at least fp32 and changes weights and
+"""The update rule of each algorithm. A rule gets weights, gradients and states in at least fp32 and changes weights and
 states in place.
 
-Weight decay is decoupled in every one of them: ``w -= lr * decay * w`` beside the update (Loshchilov & Hutter 2019).
+Weight decay is decoupled in all of them: ``w -= lr * decay * w`` beside the update (Loshchilov & Hutter 2019).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hybridlm.config.optim import OptimConfig
 
 State = dict[str, Tensor]
-_AT_ONCE = 2**25  # numbers of the matrices that Muon moves together, 128 MiB in float32
+_AT_ONCE = 2**25  # numbers in the matrices that Muon updates together, 128 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _lion(
     rates: Rates,
     config: OptimConfig,
 ) -> None:
-    """The sign of a short average moves the weights, a longer one is kept (Chen et al. 2023, arXiv 2302.06675)."""
+    """The weights move by the sign of a short average, a longer one is kept (Chen et al. 2023, arXiv 2302.06675)."""
     for weight, gradient, state in zip(weights, gradients, states, strict=True):
         direction = gradient.lerp(state["exp_avg"], config.betas[0]).sign_()
         weight.mul_(1 - rates.lr * rates.weight_decay).add_(direction, alpha=-rates.lr)
@@ -116,12 +116,12 @@ def _muon(
         update = gradient.lerp(state["momentum"], momentum)  # Nesterov
         updates.append(update.full_tensor() if isinstance(update, DTensor) else update)
     for weight, update in zip(weights, muon_updates(updates, blocks, config.muon.ns_steps), strict=True):
-        if isinstance(weight, DTensor):  # every rank has the same whole: nothing is sent
+        if isinstance(weight, DTensor):  # every rank has the same full matrix: nothing is sent
             update = distribute_tensor(update, weight.device_mesh, weight.placements, src_data_rank=None)
         weight.mul_(1 - rates.lr * rates.weight_decay).add_(update, alpha=-rates.lr)
 
 
-# Beside each rule what it keeps of a weight, in the weight's shape.
+# Each rule with the states that it keeps per weight, in the weight's shape.
 RULES: dict[str, tuple[Rule, tuple[str, ...]]] = {
     "adamw": (_adamw, ("exp_avg", "exp_avg_sq")),
     "lion": (_lion, ("exp_avg",)),
@@ -131,19 +131,19 @@ RULES: dict[str, tuple[Rule, tuple[str, ...]]] = {
 
 
 def wide_dtype(weight: Tensor) -> torch.dtype:
-    """Of a weight's update and its state: at least fp32."""
+    """The dtype of a weight's update and state: at least fp32."""
     return torch.promote_types(weight.dtype, torch.float32)
 
 
 def fresh_state(algorithm: str, weight: Tensor) -> State:
-    """Zeros for ``weight``; AdamW counts its steps for each weight as well."""
+    """Zeros for ``weight``; AdamW also counts its steps per weight."""
     state: State = {"step": torch.zeros((), dtype=torch.float32, device=weight.device)} if algorithm == "adamw" else {}
     return state | {name: torch.zeros_like(weight, dtype=wide_dtype(weight)) for name in RULES[algorithm][1]}
 
 
 def _together(weights: list[Tensor]) -> list[list[int]]:
-    """Places of the weights that Muon moves at once: those of a shape beside each other, in parts of about ``_AT_ONCE``
-    numbers, so that its copies do not double a large model's memory."""
+    """Indices of the weights that Muon updates together: by shape, in parts of about ``_AT_ONCE`` numbers, so that its
+    copies do not double a large model's memory."""
     parts: list[list[int]] = [[]]
     numbers = 0
     for i in sorted(range(len(weights)), key=lambda i: tuple(weights[i].shape)):
@@ -164,10 +164,10 @@ def apply_rule(
     rates: Rates,
     config: OptimConfig,
 ) -> None:
-    """Moves the weights of a group. Weights of fewer bits are widened, moved and rounded to the nearest again.
+    """Updates the weights of a group. Weights below fp32 are widened, updated and rounded to nearest.
 
-    Muon takes matrices of one shape together; of the others wide copies are made one by one, so that only one lives at
-    a time.
+    Muon takes matrices of the same shape together; for the others wide copies are made one by one, so that only one
+    exists at a time.
     """
     rule = RULES[algorithm][0]
     narrow = any(weight.dtype != wide_dtype(weight) for weight in weights)

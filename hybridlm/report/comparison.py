@@ -1,21 +1,21 @@
-"""Runs that can be compared, gathered into points: runs of one configuration that differ in the seed alone."""
+"""Groups runs into configurations (runs that differ in the seed alone), and configurations into comparisons (runs
+validated on the same text or task)."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from hybridlm.config.overrides import key_of
-from hybridlm.report.facts import written_number
-from hybridlm.report.measures import QUALITIES, Measure
-from hybridlm.report.reading import Run, shown
-from hybridlm.report.spread import Spread, spread
+from hybridlm.report.metrics import QUALITIES, Metric, Spread, spread
+from hybridlm.report.runs import Run, as_text
 
-# Settings without a part in what a run comes to, beside the seed, over which means are taken.
-_NO_PART = (
+# Settings that do not influence what a run learns, and the seed, over which means are taken.
+_IGNORED = (
     "seed",
     "ckpt",
     "sweep.matched",
@@ -39,11 +39,12 @@ _NOT_TEXT = (
     "prepare_workers",
     "workers",
 )
-# Settings that make the held-out examples of a generated task, on which val/accuracy is measured; the others are of
-# training or not read.
+# Settings that define the held-out examples of a generated task, on which val/accuracy is measured; the others are for
+# training or are not read.
 _TASK = ("task", "vocab_size", "n_pairs", "n_items", "modulus", "val_examples", "seed")
 _OF_TASK = ("source", "seq_len", *(f"synthetic.{name}" for name in _TASK))
-_TELLING = (
+# The columns tried first to tell configurations apart.
+_PREFERRED = (
     "model.name",
     "size.name",
     "model.pattern",
@@ -53,236 +54,205 @@ _TELLING = (
     "optim.lr",
     "hardware.name",
 )
-_PLAIN = (
-    "model",
-    "size",
-    "model.name",
-    "size.name",
-    "model.pattern",
-    "device",
-)  # their values need no name beside them
 DEVICE = "device"
+_UNNAMED = ("model", "size", "model.name", "size.name", "model.pattern", DEVICE)  # the value alone says what it is
 _THREADS = re.compile(r", \d+ threads$")
 
 
 @dataclass(frozen=True)
-class Point:
-    """settings: one value per column of its comparison, shown as text."""
+class Configuration:
+    """Runs with the same settings and different seeds. settings: one value per column of the comparison, as text."""
 
     name: str
     settings: tuple[str, ...]
     runs: tuple[Run, ...]
 
-    @property
-    def identity(self) -> frozenset[tuple[str, str]]:
-        """All settings that its runs have in common and that have a part in what they come to."""
-        return _identity(self.runs[0])
-
-    def spread(self, measure: Measure) -> Spread | None:
-        return spread(value for run in self.runs if (value := measure.of(run)) is not None)
+    def spread(self, metric: Metric) -> Spread | None:
+        return spread(value for run in self.runs if (value := metric.of(run)) is not None)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs validated on one text, or one task. points: of finished runs, the best by ``quality`` first. lost: runs that
-    have not finished.
+    """Runs validated on the same text or task. configurations: of finished runs, the best by ``quality`` first.
 
-    columns: the settings that tell the points apart; tuned: those of which each point has its best value; passed_over:
-    the other values.
+    columns: the settings that tell the configurations apart; tuned: those shown at their best value only; passed_over:
+    the configurations with the other values; unfinished: runs without a summary.
     """
 
     title: str
-    quality: Measure
+    quality: Metric
     columns: tuple[str, ...]
-    points: tuple[Point, ...]
-    lost: tuple[Run, ...]
-    notes: tuple[str, ...]
+    configurations: tuple[Configuration, ...]
+    unfinished: tuple[Run, ...]
     tuned: tuple[str, ...] = ()
-    passed_over: tuple[Point, ...] = ()
+    passed_over: tuple[Configuration, ...] = ()
+
+    @property
+    def tried(self) -> tuple[Configuration, ...]:
+        return (*self.configurations, *self.passed_over)
 
     @property
     def runs(self) -> list[Run]:
-        return [run for point in (*self.points, *self.passed_over) for run in point.runs] + list(self.lost)
+        return [run for tried in self.tried for run in tried.runs] + list(self.unfinished)
 
     def settings_of(self, run: Run) -> tuple[str, ...]:
-        return tuple(_setting(run, column) for column in self.columns)
+        return _settings(run, self.columns)
 
     def name_of(self, settings: Sequence[str], without: Collection[str] = ()) -> str:
-        """A point's settings in a line, but for the columns ``without`` and those in which no point differs."""
-        same = _same(self.columns, [point.settings for point in (*self.points, *self.passed_over)])
-        return _name(self.columns, settings, {*without, *same})
+        """Settings in a line, except the columns ``without`` and those in which all configurations agree."""
+        return _name(self.columns, settings, {*without, *_shared(self.columns, [one.settings for one in self.tried])})
 
-    def ranked(self) -> list[tuple[Point, Spread]]:
-        """The points whose quality is a number, best first."""
-        return [(point, found) for point in self.points if (found := point.spread(self.quality)) is not None]
+    def ranked(self) -> list[tuple[Configuration, Spread]]:
+        """The configurations with a finite quality, best first."""
+        return [(one, found) for one in self.configurations if (found := one.spread(self.quality)) is not None]
 
 
 def compare(runs: Sequence[Run], varied: Sequence[str] = ()) -> list[Comparison]:
-    """``runs`` in as few comparisons as can be ranked, the one of most runs first. varied: fields that a sweep says
-    differ."""
+    """``runs`` in as few comparisons as can be ranked, the one with most runs first. varied: fields that a sweep
+    varied."""
     texts: dict[object, list[Run]] = defaultdict(list)
     for run in runs:
         if run.finished:
             texts[_text(run)].append(run)
     groups = sorted(texts.values(), key=len, reverse=True) or [[]]
-    lost: dict[int, list[Run]] = defaultdict(list)
+    unfinished: dict[int, list[Run]] = defaultdict(list)
     for run in runs:
-        if not run.finished:  # beside runs of its data, as far as its configuration tells
+        if not run.finished:  # goes with runs on the same data, as far as its configuration tells
             alike = (i for i, group in enumerate(groups) if any(_data(run) == _data(other) for other in group))
-            lost[next(alike, 0)].append(run)
-    return [_comparison(group, lost[i], varied) for i, group in enumerate(groups)]
+            unfinished[next(alike, 0)].append(run)
+    return [_comparison(group, unfinished[i], varied) for i, group in enumerate(groups)]
 
 
 def best_of(comparison: Comparison, tuned: Collection[str]) -> Comparison:
-    """Of points that differ in the settings ``tuned`` alone only the best: each model at its own learning rate, for
-    instance.
+    """Keeps, of configurations that differ in the settings ``tuned`` alone, the best one: each model at its own
+    learning rate, for instance.
 
-    A value with which some run failed or gave no number comes after the others: the mean of those that survived
-    flatters it.
+    A value with which some run failed or diverged ranks after the others: the mean of its surviving runs flatters it.
     """
-    tried = tuple(column for column in comparison.columns if column in tuned)
-    best: dict[tuple[str, ...], Point] = {}
-    failed = {comparison.settings_of(run) for run in comparison.lost if run.status == "failed"}
+    columns = tuple(column for column in comparison.columns if column in tuned)
+    failed = {comparison.settings_of(run) for run in comparison.unfinished if run.status == "failed"}
 
-    def fell(point: Point) -> bool:
-        found = point.spread(comparison.quality)
-        return found is None or found.n < len(point.runs) or point.settings in failed
+    def unreliable(one: Configuration) -> bool:
+        found = one.spread(comparison.quality)
+        return found is None or found.n < len(one.runs) or one.settings in failed
 
-    for point in sorted(comparison.points, key=fell):  # of each sort the best first
-        best.setdefault(
-            tuple(s for c, s in zip(comparison.columns, point.settings, strict=True) if c not in tried), point
-        )
-    chosen = set(map(id, best.values()))
-    kept = tuple(point for point in comparison.points if id(point) in chosen)
-    others = tuple(point for point in comparison.points if id(point) not in chosen)
-    if not others:
-        return comparison
-    values = {
-        column: {point.settings[comparison.columns.index(column)]: None for point in comparison.points}
-        for column in tried
-    }
-    said = "; ".join(f"{column} ({', '.join(sorted(found, key=_by_size))})" for column, found in values.items())
-    note = (
-        f"Each point has the best of what was tried of {said}, by its mean; values with which a run failed or gave no"
-        " number come last. That favours points with more tries. Runs with the other values,"
-        f" {sum(len(point.runs) for point in others)}, are in report.csv and below."
-    )
-    return replace(comparison, points=kept, notes=(note, *comparison.notes), tuned=tried, passed_over=others)
-
-
-def _by_size(text: str) -> tuple[bool, float, str]:
-    value = written_number(text)
-    return value is None, value or 0.0, text
+    best: dict[tuple[str, ...], int] = {}
+    for one in sorted(comparison.configurations, key=unreliable):  # a stable sort: the best of each kind comes first
+        fixed = (value for column, value in zip(comparison.columns, one.settings, strict=True) if column not in columns)
+        best.setdefault(tuple(fixed), id(one))
+    kept = tuple(one for one in comparison.configurations if id(one) in best.values())
+    others = tuple(one for one in comparison.configurations if id(one) not in best.values())
+    return replace(comparison, configurations=kept, tuned=columns, passed_over=others) if others else comparison
 
 
 def _data(run: Run) -> tuple[tuple[str, str], ...]:
-    """The settings that say which text, or which task, it is."""
+    """The settings that determine the text or the task."""
     items = ((key.removeprefix("data."), value) for key, value in run.config.items() if key.startswith("data."))
     generated = run.config.get("data.source") == "synthetic"
-    return tuple(
-        sorted(
-            (key, json.dumps(value)) for key, value in items if (key in _OF_TASK if generated else key not in _NOT_TEXT)
-        )
-    )
+    chosen = ((key, value) for key, value in items if (key in _OF_TASK if generated else key not in _NOT_TEXT))
+    return tuple(sorted((key, json.dumps(value)) for key, value in chosen))
 
 
 def _text(run: Run) -> object:
-    """Equal where the validation text is. A text compressed by two programs to the same sizes is the same, whatever its
-    tokens are; where that was not measured, and where there are no bytes to count, the settings of the data speak."""
+    """Equal for equal validation texts. A text that two programs compress to the same sizes is the same, whatever the
+    tokenizer; if that was not measured, or there are no bytes to count, the settings of the data decide."""
     facts = [run.summary.get(key) for key in ("val_bytes", "gzip_bpb", "xz_bpb")]
     return tuple(facts) if all(facts) and run.summary.get("val/bpb") is not None else (_data(run), facts[0])
 
 
-def _comparison(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> Comparison:
-    quality = _quality(finished, lost)
-    columns = _columns(finished, lost, varied)
-    together: dict[object, list[Run]] = defaultdict(list)
+def _comparison(finished: list[Run], unfinished: list[Run], varied: Sequence[str]) -> Comparison:
+    quality = _quality(finished, unfinished)
+    columns = _columns(finished, unfinished, varied)
+    groups: dict[object, list[Run]] = defaultdict(list)
     for run in finished:
-        together[_identity(run)].append(run)
-    settings = {identity: tuple(_setting(runs[0], column) for column in columns) for identity, runs in together.items()}
-    same = _same(columns, list(settings.values()))
-    points = [_point(runs, columns, settings[identity], same) for identity, runs in together.items()]
-    sign = -1.0 if quality.better == "more" else 1.0
+        groups[identity(run)].append(run)
+    shared = _shared(columns, [_settings(runs[0], columns) for runs in groups.values()])
+    configurations = []
+    for first, *others in groups.values():
+        settings = _settings(first, columns)
+        name = _name(columns, settings, shared) or first.setting("model.pattern") or first.setting("model.name")
+        configurations.append(Configuration(name or first.name, settings, (first, *others)))
 
-    def rank(point: Point) -> tuple[bool, float]:
-        found = point.spread(quality)
-        return (True, 0.0) if found is None else (False, sign * found.mean)
+    def rank(one: Configuration) -> float:
+        found = one.spread(quality)
+        return math.inf if found is None else found.mean * (-1 if quality.better == "more" else 1)
 
-    points.sort(key=rank)
-    return Comparison(
-        _title(finished or lost), quality, columns, tuple(points), tuple(lost), tuple(_notes(points, quality))
+    configurations.sort(key=rank)
+    title = _title((finished or unfinished)[0]) if finished or unfinished else "No finished run"
+    return Comparison(title, quality, columns, tuple(configurations), tuple(unfinished))
+
+
+def _quality(finished: list[Run], unfinished: list[Run]) -> Metric:
+    """If no run has finished, the metric they were validated by during training."""
+
+    def measured(one: Metric, run: Run) -> bool:
+        return one.of(run) is not None if finished else any(one.key in row for row in run.rows)
+
+    return next((one for one in QUALITIES if any(measured(one, run) for run in finished or unfinished)), QUALITIES[0])
+
+
+def _shared(columns: Sequence[str], settings: Sequence[tuple[str, ...]]) -> list[str]:
+    """The columns in which several configurations all agree; names do without them."""
+    several = len(settings) > 1
+    return [column for i, column in enumerate(columns) if several and len({values[i] for values in settings}) == 1]
+
+
+def _name(columns: Sequence[str], settings: Sequence[str], without: Collection[str]) -> str:
+    return ", ".join(
+        value if column in _UNNAMED else f"{column.removesuffix('.name').rpartition('.')[2]}={value}"
+        for column, value in zip(columns, settings, strict=True)
+        if column not in without
     )
 
 
-def _quality(finished: list[Run], lost: list[Run]) -> Measure:
-    """Of runs of which none has finished, what they were validated by on their way."""
-
-    def measured(one: Measure, run: Run) -> bool:
-        return one.of(run) is not None if finished else any(one.key in row for row in run.rows)
-
-    return next((one for one in QUALITIES if any(measured(one, run) for run in finished or lost)), QUALITIES[0])
+def identity(run: Run) -> frozenset[tuple[str, str]]:
+    """All settings that influence the result, except the seed."""
+    items = {(key, as_text(value)) for key, value in run.config.items() if _matters(key)}
+    return frozenset(items | {(DEVICE, device_of(run))})
 
 
-def _point(runs: list[Run], columns: Sequence[str], settings: tuple[str, ...], same: Collection[str]) -> Point:
-    first = runs[0]
-    name = _name(columns, settings, same) or first.setting("model.pattern") or first.setting("model.name") or first.name
-    return Point(name, settings, tuple(runs))
+def device_of(run: Run) -> str:
+    """Without the number of threads, which changes the speed but not the result: the seeds of one configuration may
+    have run with different numbers."""
+    return _THREADS.sub("", as_text(run.summary.get(DEVICE, "")))
 
 
-def _same(columns: Sequence[str], points: Sequence[tuple[str, ...]]) -> list[str]:
-    """The columns in which several points do not differ, and which no name needs."""
-    if len(points) < 2:
-        return []
-    return [column for column, values in zip(columns, zip(*points, strict=True), strict=True) if len(set(values)) == 1]
+def _matters(key: str) -> bool:
+    """Whether a field, or a group (``logger``), influences the result."""
+    return not f"{key}.".startswith(_IGNORED)
 
 
-def _name(columns: Sequence[str], settings: Sequence[str], without: Collection[str] = ()) -> str:
-    named = [
-        value if column in _PLAIN else f"{column.removesuffix('.name').rpartition('.')[2]}={value}"
-        for column, value in zip(columns, settings, strict=True)
-        if column not in without
-    ]
-    return ", ".join(named)
+def _settings(run: Run, columns: Iterable[str]) -> tuple[str, ...]:
+    device = {DEVICE: device_of(run)} if DEVICE in run.summary else {}
+    values = (device.get(column, run.setting(column)) for column in columns)
+    return tuple("-" if value is None else value for value in values)
 
 
-def _identity(run: Run) -> frozenset[tuple[str, str]]:
-    items = {(key, shown(value)) for key, value in run.config.items() if _has_part(key)}
-    return frozenset(items | {(DEVICE, _device(run))})
-
-
-def _device(run: Run) -> str:
-    """Without the number of threads, which changes the speed and not what is learned: seeds of one point may have run
-    with several."""
-    return _THREADS.sub("", shown(run.summary.get("device", "")))
-
-
-def _has_part(key: str) -> bool:
-    """Of a field, or of a group (``logger``), whose fields are named behind a dot."""
-    return not f"{key}.".startswith(_NO_PART)
-
-
-def _setting(run: Run, column: str) -> str:
-    value = _device(run) if column == DEVICE and "device" in run.summary else run.setting(column)
-    return "-" if value is None else value
-
-
-def _columns(finished: list[Run], lost: list[Run], varied: Sequence[str]) -> tuple[str, ...]:
-    """What the user varied, and then other settings, until all points are told apart."""
-    everyone = finished + lost
+def _columns(finished: list[Run], unfinished: list[Run], varied: Sequence[str]) -> tuple[str, ...]:
+    """What the user varied, then other settings until all configurations are told apart."""
+    everyone = finished + unfinished
     given = dict.fromkeys([*varied, *(key_of(line) for run in everyone for line in run.overrides)])
-    asked = [key for key in given if _has_part(key) and len({run.setting(key) for run in everyone} - {None}) > 1]
-    asked = [key for key in asked if not any(_matched(run, key) for run in everyone)]
-    keys = dict.fromkeys(key for run in finished for key in run.config if _has_part(key))
-    telling = sorted(keys, key=lambda key: _TELLING.index(key) if key in _TELLING else len(_TELLING))
-    points = {_identity(run): run for run in finished}
-    chosen = list(asked)
-    told = _told_apart(points.values(), chosen)
-    for key in [*telling, DEVICE]:
-        if told == len(points):
+    chosen = [
+        key
+        for key in given
+        if _matters(key)
+        and len({run.setting(key) for run in everyone} - {None}) > 1
+        and not any(_matched(run, key) for run in everyone)
+    ]
+    keys = dict.fromkeys(key for run in finished for key in run.config if _matters(key))
+    others = sorted(keys, key=lambda key: _PREFERRED.index(key) if key in _PREFERRED else len(_PREFERRED))
+    distinct = {identity(run): run for run in finished}
+
+    def told_apart(columns: Sequence[str]) -> int:
+        return len({_settings(run, columns) for run in distinct.values()})
+
+    told = told_apart(chosen)
+    for key in [*others, DEVICE]:
+        if told == len(distinct):
             break
-        if (more := _told_apart(points.values(), [*chosen, key])) > told:
+        if (more := told_apart([*chosen, key])) > told:
             chosen, told = [*chosen, key], more
-    return tuple(sorted(chosen, key=lambda key: key not in _PLAIN))  # what a model is comes before its settings
+    return tuple(sorted(chosen, key=lambda key: key not in _UNNAMED))  # what a model is comes before its settings
 
 
 def _matched(run: Run, key: str) -> bool:
@@ -290,53 +260,9 @@ def _matched(run: Run, key: str) -> bool:
     return f"{key} " in (run.setting("sweep.matched") or "")
 
 
-def _told_apart(runs: Iterable[Run], columns: Sequence[str]) -> int:
-    return len({tuple(_setting(run, column) for column in columns) for run in runs})
-
-
-def _title(runs: list[Run]) -> str:
-    if not runs:
-        return "No finished run"
-    first = runs[0]
-    name = first.setting("data") or first.setting("data.source") or "data"
-    task = first.setting("data.synthetic.task") if first.setting("data.source") == "synthetic" else None
-    size = first.summary.get("val_bytes")
+def _title(run: Run) -> str:
+    name = run.setting("data") or run.setting("data.source") or "data"
+    task = run.setting("data.synthetic.task") if run.setting("data.source") == "synthetic" else None
+    size = run.summary.get("val_bytes")
     held_out = f", {size / 1e3:,.0f} kB held out" if isinstance(size, int | float) and size else ""
     return f"{name}{f' {task}' if task else ''}{held_out}"
-
-
-def _notes(points: list[Point], quality: Measure) -> list[str]:
-    """What a reader has to know before believing the table."""
-    runs = [run for point in points for run in point.runs]
-    notes = []
-    if len({_device(run) for run in runs}) > 1:
-        notes.append(
-            "The runs were made on different devices: speed, memory and time of one do not compare with those of"
-            " another."
-        )
-    elif len({run.summary.get(DEVICE) for run in runs}) > 1:
-        notes.append("The runs had different numbers of threads: their speeds and times do not compare.")
-    with_text = [run for run in runs if run.setting("data.source") != "synthetic"]
-    if (
-        len(
-            {tuple(run.setting(f"data.tokenizer.{key}") for key in ("kind", "path", "vocab_size")) for run in with_text}
-        )
-        > 1
-    ):
-        notes.append("The runs have different tokenizers: bits per byte compare, losses per token and tokens/s do not.")
-    if again := [point.name for point in points if len({run.seed for run in point.runs}) < len(point.runs)]:
-        notes.append(f"Runs of the same seed are in the mean of {some(again)}.")
-    odd = [point.name for point in points if (found := point.spread(quality)) is None or found.n < len(point.runs)]
-    if odd:
-        notes.append(f"Not a number in some run of {some(odd)}; it is left out of the mean.")
-    if len(runs) > 1 and all(shown(run.summary.get(DEVICE, "")).startswith("CPU") and not run.job for run in runs):
-        notes.append(
-            "Memory on a CPU is the whole process's: the jobs of one train.py -m share it, and it never falls between"
-            " them."
-        )
-    return notes
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first of ``names``, and how many more there are."""
-    return "; ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,150 +1,85 @@
-"""Tables, as cells of text with what they are sorted by, and their Markdown and CSV."""
+"""Tables of a report: one of configurations, one of all runs; as Markdown and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hybridlm.errors import printable
-from hybridlm.report.comparison import Comparison, Point
-from hybridlm.report.facts import written_number
-from hybridlm.report.measures import COSTS, EXACT, QUALITIES, Measure
-from hybridlm.report.reading import Run
-from hybridlm.report.repeat import command_of
-from hybridlm.report.spread import Difference
-from hybridlm.report.verdict import differences, quality_text
-
-NOTHING = "-"
-_STEPS: dict[str, tuple[tuple[float, str], ...]] = {
-    "bytes": ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B")),
-    "FLOP": ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"), (1, "FLOP")),
-    "count": ((1e9, "billion"), (1e6, "million"), (1e3, "thousand"), (1, "")),
-    "seconds": ((3600, "h"), (60, "min"), (1, "s")),
-}
+from hybridlm.report.comparison import Comparison, Configuration
+from hybridlm.report.metrics import COSTS, EXACT, QUALITIES, Difference, Metric, scale
+from hybridlm.report.run_files import parsed_number
+from hybridlm.report.runs import Run
+from hybridlm.report.verdict import differences
 
 
 @dataclass(frozen=True)
 class Cell:
-    """order: what the column is sorted by: a number, or the text itself."""
+    """value: what the column is sorted by; None: the text."""
 
     text: str
-    order: float | str
+    value: float | None = None
+
+
+NOTHING = Cell("-", math.inf)
 
 
 @dataclass(frozen=True)
 class Column:
     heading: str
-    unit: str
-    numeric: bool
+    unit: str = ""
+    numeric: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """Of a row with fewer cells than there are columns, the last cell reaches to the end."""
+    """If a row has fewer cells than there are columns, its last cell spans the rest."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How the numbers of one column are written: divided by ``size``, with as many decimals as the smallest needs."""
-
-    size: float
-    unit: str
-    decimals: int
-
-    def text(self, value: float) -> str:
-        return f"{value / self.size:,.{self.decimals}f}" if math.isfinite(value) else str(value)
-
-
-def scale(values: Sequence[float], unit: str) -> Scale:
-    """The largest unit in which no number is under 1, and three digits for the smallest of them."""
-    sizes = [abs(value) for value in values if math.isfinite(value) and value != 0]
-    least = min(sizes, default=1.0)
-    steps = _STEPS.get(unit, ((1.0, unit),))
-    size, name = next((step for step in steps if least >= step[0]), steps[-1])
-    digits = math.floor(math.log10(least / size)) if least else 0
-    whole = all(value == int(value) for value in sizes) and size == 1
-    return Scale(size, name, 0 if whole else min(6, max(0, 2 - digits)))
-
-
-def points_table(comparison: Comparison) -> Table:
-    """A row per point, the best first, and behind them one for each run that has not finished."""
-    points = comparison.points
-    apart: list[Difference | None] = [*differences(comparison)]
-    apart += [None] * (len(points) - len(apart))
-    others = (
-        [] if comparison.quality == QUALITIES[0] else [one for one in (*QUALITIES, EXACT) if _measured(one, points)]
-    )
-    qualities = [comparison.quality, *(one for one in others if one != comparison.quality)]
-    columns = [Column("#", "", True), *(Column(name, "", False) for name in comparison.columns or ("run",))]
-    rows: list[list[Cell]] = [[Cell(str(i), i), *_named(point)] for i, point in enumerate(points, 1)]
-    for measure in qualities:
-        unit = measure.unit if measure.unit not in measure.title else ""
-        _column(
-            columns,
-            rows,
-            Column(measure.title, "" if measure == QUALITIES[0] else unit, True),
-            [_quality(p, measure) for p in points],
-        )
-        if measure == comparison.quality:
-            _column(
-                columns, rows, Column("to the best", "", True), [_apart(i, one, measure) for i, one in enumerate(apart)]
-            )
-            _column(
-                columns,
-                rows,
-                Column("runs", "", True),
-                [Cell(str(len(point.runs)), len(point.runs)) for point in points],
-            )
-    for measure in COSTS:
-        if _measured(measure, points):
-            heading, cells = _cost(measure, points)
-            _column(columns, rows, heading, cells)
-    lost = [
-        (Cell(NOTHING, math.inf), *_lost_names(comparison, run), Cell(_what_became(run), math.inf))
-        for run in comparison.lost
+def configurations_table(comparison: Comparison) -> Table:
+    """A row per configuration, the best first, then one for each run that has not finished."""
+    shown, quality = comparison.configurations, comparison.quality
+    columns = [(Column("#", numeric=True), [Cell(str(i), i) for i in range(1, len(shown) + 1)])]
+    for i, name in enumerate(comparison.columns or ("run",)):
+        columns.append((Column(name), [_sortable((one.settings or (one.name,))[i]) for one in shown]))
+    columns.append(_column(quality, shown))
+    apart = [_difference(i, one, quality) for i, one in enumerate(differences(comparison))]
+    columns.append((Column("vs best", numeric=True), apart + [NOTHING] * (len(shown) - len(apart))))
+    columns.append((Column("runs", numeric=True), [Cell(str(len(one.runs)), len(one.runs)) for one in shown]))
+    others = () if quality == QUALITIES[0] else (*QUALITIES, EXACT)
+    for metric in [one for one in (*others, *COSTS) if one != quality]:
+        if any(one.spread(metric) is not None for one in shown):
+            columns.append(_column(metric, shown))
+    unfinished = [
+        (NOTHING, *map(_sortable, comparison.settings_of(run) or (run.name,)), Cell(_ending(run), math.inf))
+        for run in comparison.unfinished
     ]
-    return Table(tuple(columns), (*map(tuple, rows), *lost))
+    rows = zip(*(cells for _, cells in columns), strict=True)
+    return Table(tuple(heading for heading, _ in columns), (*rows, *unfinished))
 
 
 def runs_table(comparisons: Sequence[Comparison]) -> Table:
-    """A row per run, finished or not, in full: what report.csv holds."""
+    """A row per run, finished or not, with full precision: the content of report.csv."""
     settings = tuple(dict.fromkeys(column for one in comparisons for column in one.columns))
-    measures = [
-        m for m in (*QUALITIES, EXACT, *COSTS) if any(m.of(run) is not None for one in comparisons for run in one.runs)
-    ]
-    names = [
-        "run",
-        "compared_in",
-        "status",
-        *settings,
-        "seed",
-        *(measure.key for measure in measures),
-        "device",
-        "error",
-        "command",
-    ]
+    everyone = [(comparison, run) for comparison in comparisons for run in comparison.runs]
+    metrics = [one for one in (*QUALITIES, EXACT, *COSTS) if any(one.of(run) is not None for _, run in everyone)]
+    names = ["run", "compared_in", "status", *settings, "seed", *(metric.key for metric in metrics)]
     rows = []
-    for comparison in comparisons:
-        for run in comparison.runs:
-            own = dict(zip(comparison.columns, comparison.settings_of(run), strict=True))
-            texts = [
-                run.name,
-                comparison.title,
-                run.status,
-                *(own.get(column, run.setting(column) or "") for column in settings),
-            ]
-            numbers = [run.seed, *(measure.of(run) for measure in measures)]
-            last = [str(run.summary.get("device", "")), run.error or "", command_of(run)]
-            rows.append(
-                tuple(Cell(text, text) for text in [*texts, *("" if n is None else repr(n) for n in numbers), *last])
-            )
-    return Table(tuple(Column(name, "", False) for name in names), tuple(rows))
+    for comparison, run in everyone:
+        own = dict(zip(comparison.columns, comparison.settings_of(run), strict=True))
+        numbers = [run.seed, *(metric.of(run) for metric in metrics)]
+        texts = [run.name, comparison.title, run.status]
+        texts += [own.get(column, run.setting(column) or "") for column in settings]
+        texts += ["" if value is None else repr(value) for value in numbers]
+        texts += [str(run.summary.get("device", "")), run.error or "", run.command]
+        rows.append(tuple(map(Cell, texts)))
+    return Table(tuple(map(Column, [*names, "device", "error", "command"])), tuple(rows))
 
 
 def to_csv(table: Table) -> str:
@@ -156,90 +91,60 @@ def to_csv(table: Table) -> str:
 
 
 def _csv_cell(text: str) -> str:
-    """In one line, and no formula to a spreadsheet: an apostrophe in front says that it is text. Numbers stay as they
-    are."""
+    """In one line, with a leading apostrophe if a spreadsheet would read it as a formula. Numbers stay as they are."""
     line = printable(text)
-    return (
-        f"'{line}"
-        if line.startswith(("=", "+", "-", "@")) and written_number(line) is None and line != NOTHING
-        else line
-    )
+    formula = line.startswith(("=", "+", "-", "@")) and parsed_number(line) is None and line != NOTHING.text
+    return f"'{line}" if formula else line
 
 
 def to_markdown(table: Table) -> str:
-    lines = [[f"{column.heading} ({column.unit})" if column.unit else column.heading for column in table.columns]]
-    lines += [[cell.text for cell in row] + [""] * (len(table.columns) - len(row)) for row in table.rows]
-    head, *body = ["| " + " | ".join(markdown(text) for text in line) + " |" for line in lines]
+    def line(texts: Iterable[str]) -> str:
+        return f"| {' | '.join(map(markdown, texts))} |\n"
+
+    columns = table.columns
+    head = line(f"{one.heading} ({one.unit})" if one.unit else one.heading for one in columns)
+    rule = f"|{'|'.join('---:' if one.numeric else '---' for one in columns)}|\n"
     return (
-        "\n".join([head, "|" + "|".join("---:" if column.numeric else "---" for column in table.columns) + "|", *body])
-        + "\n"
+        head
+        + rule
+        + "".join(line([cell.text for cell in row] + [""] * (len(columns) - len(row))) for row in table.rows)
     )
 
 
 def markdown(text: str) -> str:
-    """``text`` with nothing in it that Markdown, or the HTML in it, would read."""
-    escaped = "".join(
-        f"\\{letter}" if letter in "\\`*_[]|~" else letter for letter in printable(" ".join(text.split()))
-    )
+    """``text`` with everything escaped that Markdown, or HTML in it, would interpret."""
+    line = printable(" ".join(text.split()))
+    escaped = "".join(f"\\{letter}" if letter in "\\`*_[]|~" else letter for letter in line)
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _column(columns: list[Column], rows: list[list[Cell]], column: Column, cells: list[Cell]) -> None:
-    columns.append(column)
-    for row, cell in zip(rows, cells, strict=True):
-        row.append(cell)
-
-
-def _measured(measure: Measure, points: Sequence[Point]) -> bool:
-    return any(point.spread(measure) is not None for point in points)
-
-
-def _named(point: Point) -> list[Cell]:
-    return [_sortable(text) for text in point.settings or (point.name,)]
-
-
-def _lost_names(comparison: Comparison, run: Run) -> list[Cell]:
-    return [_sortable(text) for text in (comparison.settings_of(run) if comparison.columns else (run.name,))]
-
-
 def _sortable(text: str) -> Cell:
-    value = written_number(text)
-    return Cell(text, text if value is None else value)
+    return Cell(text, parsed_number(text))
 
 
-def _what_became(run: Run) -> str:
+def _ending(run: Run) -> str:
     seed = "" if run.seed is None else f", seed {run.seed}"
     return f"{run.status} (run {run.name}{seed}){f': {run.error}' if run.error else ''}"
 
 
-def _quality(point: Point, measure: Measure) -> Cell:
-    found = point.spread(measure)
-    if found is None:
-        return Cell(NOTHING, math.inf)
-    about = "" if found.deviation is None else f" ± {quality_text(found.deviation, measure)}"
-    return Cell(quality_text(found.mean, measure) + about, found.mean)
-
-
-def _apart(index: int, apart: Difference | None, measure: Measure) -> Cell:
-    if apart is None:
-        return Cell(NOTHING, math.inf)
-    if index == 0:
+def _difference(rank: int, apart: Difference, metric: Metric) -> Cell:
+    if rank == 0:
         return Cell("best", 0.0)
-    sign = "+" if apart.value >= 0 else "-"
-    text = "no difference" if apart.none else sign + quality_text(abs(apart.value), measure)
-    return Cell(text + ("" if apart.within is not None or apart.none else " ?"), abs(apart.value))
+    size = abs(apart.value)
+    if apart.within_noise:
+        return Cell("no difference", size)
+    return Cell(f"{'+' if apart.value >= 0 else '-'}{metric.text(size)}{' ?' if apart.std is None else ''}", size)
 
 
-def _cost(measure: Measure, points: Sequence[Point]) -> tuple[Column, list[Cell]]:
-    spreads = [point.spread(measure) for point in points]
-    scaled = scale([one.mean for one in spreads if one is not None], measure.unit)
+def _column(metric: Metric, shown: Sequence[Configuration]) -> tuple[Column, list[Cell]]:
+    spreads = [one.spread(metric) for one in shown]
+    scaled = scale([found.mean for found in spreads if found], metric.unit)
+    text, unit, least = scaled.text, scaled.unit, 1e-9  # a deviation smaller than this share is rounding
+    if metric not in COSTS:
+        text, unit, least = metric.text, metric.unit if metric.unit not in metric.title else "", -1.0
     cells = []
-    for one in spreads:
-        if one is None:
-            cells.append(Cell(NOTHING, math.inf))
-            continue
-        deviation = one.deviation or 0.0
-        scatters = deviation > 1e-9 * abs(one.mean)  # what rounding leaves of equal numbers is none
-        about = f" ± {scaled.text(deviation)}" if scatters else ""
-        cells.append(Cell(scaled.text(one.mean) + about, one.mean))
-    return Column(measure.title, scaled.unit, True), cells
+    for found in spreads:
+        varies = found and found.std is not None and found.std > least * abs(found.mean)
+        about = f" ± {text(found.std or 0.0)}" if found and varies else ""
+        cells.append(Cell(text(found.mean) + about, found.mean) if found else NOTHING)
+    return Column(metric.title, "" if metric == QUALITIES[0] else unit, numeric=True), cells

@@ -109,6 +109,11 @@ class RunFolder:
         return self.path / "train.log"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that trains in the folder."""
+        return self.path / "train.lock"
+
+    @property
     def wandb_id(self) -> Path:
         return self.path / "wandb_id.txt"
 
@@ -133,7 +138,7 @@ class RunFolder:
                 try:
                     self.path.mkdir(parents=True, exist_ok=True)
                     refuse_links(self.path)
-                    held = stack.enter_context(holding(self.path / "train.lock"))
+                    held = stack.enter_context(holding(self.lock))
                 except Held as error:
                     raise UserError(f"{self.path} is being trained by {error.who}") from None
                 except OSError as error:

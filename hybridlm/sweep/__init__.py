@@ -1,2 +1,1 @@
-"""Many runs that belong together: grids of overrides, models brought to equal cost, and a runner for one
-workstation."""
+"""Sweeps: grids of overrides, models matched in cost, and a runner for one workstation."""

@@ -1,5 +1,4 @@
-"""What a configuration costs, counted on layers without weights: one of each kind, so that thousands can be asked
-for."""
+"""The cost of a configuration, counted on one meta-device layer of each kind, so that thousands can be evaluated."""
 
 from __future__ import annotations
 
@@ -21,13 +20,13 @@ class Costs:
     """Parameters, or FLOPs per training token, of models with one vocabulary and one context."""
 
     def __init__(self, by: Literal["params", "flops"], vocab_size: int, context: int) -> None:
-        """context: tokens of a training window."""
+        """context: tokens per training window."""
         self._by, self._vocab, self._context = by, vocab_size, context
         self._layers: dict[LayerSpec, float] = {}
         self._ends: dict[int, float] = {}
 
     def of(self, model: ModelConfig) -> int:
-        """The cost of the whole model, embedding and head included. ConfigError: there is no such model."""
+        """The cost of the whole model, including embedding and head. ConfigError: the model is illegal."""
         layers = Counter(resolve_layers(model))
         return round(self._ends_of(model) + sum(count * self._layer(spec, model) for spec, count in layers.items()))
 

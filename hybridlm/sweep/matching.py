@@ -1,17 +1,17 @@
-"""Models of equal cost: widths are changed until a pattern has the parameters, or the FLOPs per token, of a reference
+"""Matches models in cost: widths change until a pattern has the parameters, or the FLOPs per token, of a reference
 pattern.
 
 The hidden width of the FFNs is tried first, then the width of the mixers that can be widened (each kind's section says
-how: ``widened``), then d_model, alone before together; the first that comes within the tolerance is taken, and where
-none does, the nearest of all. Hidden widths and inner channels become multiples of 64, 32, 16 or 8 (the first that
-suffices), d_model of 32, 16 or 8, and heads whose width follows d_model keep a multiple of 8 channels: 8 numbers of 16
-bits are the 16 bytes that Tensor Cores require rows to be a multiple of, 64 the 128 bytes with which they are fastest
-(NVIDIA, Matrix Multiplication Background User's Guide).
+how: ``widened``), then d_model, alone before combined; the first that comes within the tolerance is taken or, if none
+does, the nearest. Hidden widths and inner channels become multiples of 64, 32, 16 or 8 (the first that suffices),
+d_model of 32, 16 or 8, and heads whose width follows d_model keep a multiple of 8 channels: Tensor Cores need rows of a
+multiple of 16 bytes, 8 numbers of 16 bits, and are fastest with 128 bytes (NVIDIA, Matrix Multiplication Background
+User's Guide).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,20 +32,19 @@ _MULTIPLES = (64, 32, 16, 8)
 # How many times smaller or larger; d_model is kept near first.
 _FFN_RANGE, _MIXER_RANGE, _WIDTH_RANGES = 16.0, 4.0, (1.25, 4.0)
 _HALVINGS = 24
-_Change = Callable[[ModelConfig, float, int], ModelConfig]  # by a factor, to a multiple
 
 
 @dataclass(frozen=True)
 class Matched:
-    """A configuration after the match, and the overrides that make the one before it into this one; none where no match
-    was asked for, or the configuration has gone through one."""
+    """A configuration after matching, and the overrides that turn the original into it; none if no match was requested,
+    or the configuration is already matched."""
 
     config: RunConfig
     overrides: tuple[str, ...]
 
 
 def matched(config: RunConfig) -> Matched:
-    """``config`` at the cost that ``sweep`` asks for. ConfigError: the tokenizer that gives the vocabulary cannot be
+    """``config`` at the cost that ``sweep`` requests. ConfigError: the tokenizer that defines the vocabulary cannot be
     read."""
     by = config.sweep.match
     if by is None or config.sweep.matched is not None:
@@ -63,19 +62,17 @@ def matched(config: RunConfig) -> Matched:
 
 
 def _reference(config: RunConfig) -> ModelConfig:
-    """The same model with the reference's pattern, as deep as it is."""
+    """The same model with the reference's pattern, at the same depth."""
     depth = len(resolve_layers(config.model))
     return config.model.model_copy(update={"pattern": config.sweep.reference, "n_layers": depth})
 
 
 class _Search:
-    """Looks for the model that costs ``target``."""
+    """Searches for the model that costs ``target``."""
 
     def __init__(self, model: ModelConfig, costs: Costs, target: int, tolerance: float) -> None:
         self._model, self._costs, self._target, self._tolerance = model, costs, target, tolerance
         self._head_dims = _head_dims(model)
-        self._ffns = _with_ffns(model, 2.0, 1) != model
-        self._mixers = _with_mixers(model, 2.0, 1) != model
 
     def best(self) -> ModelConfig:
         """The first within the tolerance, else the nearest."""
@@ -93,33 +90,33 @@ class _Search:
         return abs(self._costs.of(model) / self._target - 1)
 
     def _candidates(self) -> Iterator[ModelConfig]:
-        yield from self._with(_with_ffns, self._model, _FFN_RANGE) if self._ffns else ()
-        for model in self._with(_with_mixers, self._model, _MIXER_RANGE) if self._mixers else ():
+        yield from self._rescaled(self._model, FFNS, _FFN_RANGE)
+        for model in self._rescaled(self._model, MIXERS, _MIXER_RANGE):
             yield model
-            yield from self._with(_with_ffns, model, _FFN_RANGE) if self._ffns else ()
+            yield from self._rescaled(model, FFNS, _FFN_RANGE)
         for width in _widths(self._model.d_model):
             model = self._model.model_copy(update={"d_model": width})
             if self._legal(model):
                 yield model
-                yield from self._with(_with_ffns, model, _FFN_RANGE) if self._ffns else ()
-            yield from self._with(_with_mixers, model, _MIXER_RANGE) if self._mixers else ()
+                yield from self._rescaled(model, FFNS, _FFN_RANGE)
+            yield from self._rescaled(model, MIXERS, _MIXER_RANGE)
 
-    def _with(self, change: _Change, model: ModelConfig, span: float) -> Iterator[ModelConfig]:
-        """The nearest for each multiple."""
-        for multiple in _MULTIPLES:
-            if (found := self._nearest(change, model, span, multiple)) is not None:
+    def _rescaled(self, model: ModelConfig, kinds: Collection[str], span: float) -> Iterator[ModelConfig]:
+        """For each multiple, the nearest model with layers of ``kinds`` at most ``span`` times wider or narrower."""
+        used = kinds_in_use(model).intersection(kinds)
+        for multiple in _MULTIPLES if _widened(model, used, 2.0, 1) != model else ():
+            if (found := self._nearest(model, used, span, multiple)) is not None:
                 yield found
 
-    def _nearest(self, change: _Change, model: ModelConfig, span: float, multiple: int) -> ModelConfig | None:
-        """The nearest that ``change`` makes of ``model``, whose cost grows with the factor; None: it makes illegal
-        ones."""
+    def _nearest(self, model: ModelConfig, kinds: Collection[str], span: float, multiple: int) -> ModelConfig | None:
+        """None if the range contains illegal models. The cost grows with the width."""
         low, high = 1 / span, span
-        ends = change(model, low, multiple), change(model, high, multiple)
+        ends = _widened(model, kinds, low, multiple), _widened(model, kinds, high, multiple)
         if not all(map(self._legal, ends)):
             return None
         for _ in range(_HALVINGS):
             middle = (low * high) ** 0.5
-            candidate = change(model, middle, multiple)
+            candidate = _widened(model, kinds, middle, multiple)
             if candidate in ends or not self._legal(candidate):
                 break
             if self._costs.of(candidate) <= self._target:
@@ -152,19 +149,9 @@ def _widths(d_model: int) -> Iterator[int]:
             )
 
 
-def _with_ffns(model: ModelConfig, factor: float, multiple: int) -> ModelConfig:
-    """Every FFN ``factor`` times as wide, about."""
-    return _widened(model, FFNS, factor, multiple)
-
-
-def _with_mixers(model: ModelConfig, factor: float, multiple: int) -> ModelConfig:
-    """Every mixer that can be widened ``factor`` times as wide, about."""
-    return _widened(model, MIXERS, factor, multiple)
-
-
-def _widened(model: ModelConfig, kinds: Iterable[str], factor: float, multiple: int) -> ModelConfig:
-    used = kinds_in_use(model).intersection(kinds)
-    sections: dict[str, LayerSection] = {kind: getattr(model, kind) for kind in used}
+def _widened(model: ModelConfig, kinds: Collection[str], factor: float, multiple: int) -> ModelConfig:
+    """The layers of ``kinds`` about ``factor`` times as wide."""
+    sections: dict[str, LayerSection] = {kind: getattr(model, kind) for kind in kinds}
     return model.model_copy(
         update={kind: section.widened(model, factor, multiple) for kind, section in sections.items()}
     )
@@ -180,7 +167,7 @@ def _settings(before: ModelConfig, after: ModelConfig) -> Iterator[tuple[str, in
 
 
 def _note(config: RunConfig, model: ModelConfig, cost: int, target: int) -> str:
-    """One line: what was changed from what to what, and how near the cost came."""
+    """One line: what changed from what to what, and how close the cost is."""
     changes = []
     for field, value in _settings(config.model, model):
         kind, _, name = field.removeprefix("model.").rpartition(".")

@@ -1,12 +1,10 @@
-"""When a checkpoint is written and which ones stay: the last k steps, the best k validations, and the state a run stops
-in."""
+"""When a checkpoint is written and which ones are kept: the last k steps, the best k validations, and the state a run
+stops in."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +14,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from hybridlm.errors import RunFailed, UserError
 from hybridlm.runs.checkpoint import export_weights
 from hybridlm.runs.run_folder import step_of
-from hybridlm.train.checkpoint_io import AtomicCheckpointIO, writer_of
-from hybridlm.train.metrics import validation_score
+from hybridlm.train.checkpoint_io import add_name, writer_of
+from hybridlm.train.validation import validation_score
 
 if TYPE_CHECKING:
     from hybridlm.config.train import TrainerConfig
@@ -25,26 +23,9 @@ if TYPE_CHECKING:
     from hybridlm.train.stopping import Stopping
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """How a save went. failed: the files that are not there, and why; notes: what else is to be said."""
-
-    failed: dict[Path, str]
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """The save of a step, which may still be going on. last: the run ends with it; outcome: on the first rank."""
-
-    step: int
-    last: bool
-    outcome: Future[_Outcome] | None
-
-
 class Checkpoints(Checkpoint):
-    """Saves at the end of an optimizer step, behind the validation where one is due, so that no validation is lost or
-    seen twice.
+    """Saves at the end of an optimizer step, after the validation if one is due, so that no validation is lost or run
+    twice.
 
     Lightning calls callbacks of this class after all others, whose state the checkpoint holds. (Its ModelCheckpoint
     saves before the validation, forgets the file that a run was resumed from, and deletes by lists that a crash leaves
@@ -57,10 +38,10 @@ class Checkpoints(Checkpoint):
         """``say`` prints a line on the first rank."""
         self._folder, self.stopping, self._say = folder, stopping, say
         self.every, self.keep_last, self.keep_best = settings.ckpt_every, settings.keep_last, settings.keep_best
-        self._val_every = settings.val_every
-        self._step = 0  # the last one that was looked at
+        self._val_every, self._in_background = settings.val_every, settings.async_checkpoints
+        self._step = 0  # the last step that was looked at
         self._best: dict[int, float] = {}  # score by step, of the best checkpoints
-        self._begun: _Begun | None = None  # the save that no rank but the first has heard of since
+        self._pending: list[Path] = []  # the names of a checkpoint whose write may still be running
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._step = trainer.global_step
@@ -75,13 +56,17 @@ class Checkpoints(Checkpoint):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.state.fn == "fit" and trainer.global_step != self._step:
-            self._settle(trainer)  # the ranking is of the best ones that were written
+            self._finish_save(trainer)  # only checkpoints that were written are ranked
             self._after_step(trainer, best=self._among_best(trainer.global_step, validation_score(trainer)))
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": dict(self._best)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for step in state_dict["best"]:
+            latest, best = self._folder.step_checkpoint(step), self._folder.best_checkpoint(step)
+            if latest.exists() and not best.exists():  # the run was killed before the file got its second name
+                add_name(latest, best)
         self._best = {
             step: score for step, score in state_dict["best"].items() if self._folder.best_checkpoint(step).exists()
         }
@@ -94,108 +79,92 @@ class Checkpoints(Checkpoint):
         if best:
             paths.append(self._folder.best_checkpoint(step))
         if paths:
-            self._save(trainer, paths, last=last)
+            self._finish_save(trainer)
+            trainer.save_checkpoint(paths[0])
+            self._pending = paths
+            if last or not self._in_background:
+                self._finish_save(trainer, last=last)
         if reason is not None:
             self.stopping.stop(trainer, reason)
 
     def _among_best(self, step: int, score: float) -> bool:
-        """Whether this validation belongs to the best, in which case it takes its place: each checkpoint of this step
-        then says so."""
+        """Whether this validation is among the best. If so it is ranked, and every checkpoint of this step records
+        that."""
         if not math.isfinite(score):
             return False
         ranked = sorted({**self._best, step: score}.items(), key=lambda item: (item[1], item[0]))[: self.keep_best]
         self._best = dict(ranked)
         return step in self._best
 
-    def _save(self, trainer: lightning.Trainer, paths: list[Path], *, last: bool) -> None:
-        """``paths``: the names that the checkpoint of this step is to have."""
-        self._settle(trainer)
-        trainer.save_checkpoint(paths[0])
-        writer, kept = writer_of(trainer), frozenset(self._best)
-        outcome = (
-            writer.background.start(lambda: self._complete(writer, paths, kept)) if trainer.is_global_zero else None
-        )
-        self._begun = _Begun(self._step, last, outcome)
-        if last or not writer.background.threaded:
-            self._settle(trainer)
+    def _finish_save(self, trainer: lightning.Trainer, *, last: bool = False) -> None:
+        """Waits for the pending save and reports to every rank how it went. The run continues without a checkpoint
+        that could not be written, unless it is the last one: that raises RunFailed."""
+        if not self._pending:
+            return
+        paths, self._pending = self._pending, []
+        with trainer.profiler.profile("save_checkpoint"):  # type: ignore[attr-defined]  # counted as such
+            failed = trainer.strategy.broadcast(self._complete(trainer, paths) if trainer.is_global_zero else {})
+        step = step_of(paths[0])
+        if self._folder.best_checkpoint(step) in failed:
+            del self._best[step]
+        if last and paths[0] in failed:
+            raise RunFailed(self._problem(paths[0], failed[paths[0]]))
+        self._report(failed)
 
-    def _complete(self, writer: AtomicCheckpointIO, paths: list[Path], kept: frozenset[int]) -> _Outcome:
-        """The first rank's work once the first of ``paths`` was written, or was not. ``kept``: the steps of the best
-        checkpoints."""
+    def _complete(self, trainer: lightning.Trainer, paths: list[Path]) -> dict[Path, str]:
+        """On the first rank: waits until the first of ``paths`` is written, adds the others, and deletes the
+        checkpoints that are no longer kept. Returns what could not be written, and why."""
+        trainer.strategy.checkpoint_io.teardown()
         first, *others = paths
-        if writer.error is not None:
-            return _Outcome(dict.fromkeys(paths, writer.error))
-        failed: dict[Path, str] = {}
-        notes: list[str] = []
-        for path in others:
-            writer.duplicate(first, path)
-            if writer.error is not None:
-                failed[path] = writer.error
+        if (error := writer_of(trainer).error) is not None:
+            return dict.fromkeys(paths, error)
+        failed = {path: error for path in others if (error := add_name(first, path)) is not None}
         best = self._folder.best_checkpoint(step_of(first))
         if best in paths and best not in failed:
             for old in self._folder.best_checkpoints():
-                if step_of(old) not in kept:
+                if step_of(old) not in self._best:
                     old.unlink(missing_ok=True)
-            notes = self._export(best, self._folder.best_weights)
         if first != best:
             self._prune()
-        return _Outcome(failed, notes)
-
-    def _settle(self, trainer: lightning.Trainer) -> None:
-        """Waits for the save before, and tells every rank how it went. A run goes on without a checkpoint, unless it
-        was the last: that raises RunFailed."""
-        if self._begun is None:
-            return
-        begun, self._begun = self._begun, None
-        with trainer.profiler.profile("save_checkpoint"):  # type: ignore[attr-defined]  # to be counted as such
-            outcome = trainer.strategy.broadcast(None if begun.outcome is None else begun.outcome.result())
-        assert outcome is not None
-        if self._folder.best_checkpoint(begun.step) in outcome.failed:
-            del self._best[begun.step]
-        step_checkpoint = self._folder.step_checkpoint(begun.step)
-        if begun.last and step_checkpoint in outcome.failed:
-            raise RunFailed(self._problem(step_checkpoint, outcome))
-        self._tell(outcome)
+        return failed
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """The save that was on its way is finished and spoken of; other ranks may not be there to hear of it."""
-        if self._begun is not None and self._begun.outcome is not None:
-            self._tell(self._begun.outcome.result())
-        self._begun = None
+        """Finishes the pending save and reports on it; the other ranks may be gone."""
+        if self._pending and trainer.is_global_zero:
+            self._report(self._complete(trainer, self._pending))
+        self._pending = []
 
-    def _tell(self, outcome: _Outcome) -> None:
-        for path in outcome.failed:
-            self._say(f"warning     {self._problem(path, outcome)}; training goes on")
-        for note in outcome.notes:
-            self._say(note)
+    def _report(self, failed: dict[Path, str]) -> None:
+        for path, error in failed.items():
+            self._say(f"warning     {self._problem(path, error)}; training continues")
 
-    def _problem(self, path: Path, outcome: _Outcome) -> str:
+    def _problem(self, path: Path, error: str) -> str:
         kept = self._folder.step_checkpoints()
-        have = f"the last good checkpoint is of step {step_of(kept[0])}" if kept else "there is no checkpoint yet"
-        return f"{path}: cannot be written ({outcome.failed[path]}); {have}"
+        have = f"the last good checkpoint is from step {step_of(kept[0])}" if kept else "there is no checkpoint yet"
+        return f"{path}: cannot be written ({error}); {have}"
 
     def _prune(self) -> None:
-        """What is no longer to be kept goes, now that a newer one is durable."""
+        """Deletes the older checkpoints beyond ``keep_last``, now that a newer one is durable."""
         older = self._folder.step_checkpoints()[1:]
-        # Those of every n-th step first: a run that was stopped on the way has others besides, and is to keep what it
-        # would have had.
+        # A run that was stopped has checkpoints of other steps besides: those of every n-th step are kept first, as in
+        # a run that was not.
         older.sort(key=lambda path: (step_of(path) % self.every == 0, step_of(path)), reverse=True)
         for old in older[self.keep_last - 1 :]:
             old.unlink(missing_ok=True)
         self._folder.drop_superseded()
 
-    def export(self, checkpoint: Path, target: Path) -> None:
-        """The weights of a checkpoint alone, as safetensors. A failure is said and ends nothing: the checkpoint has
-        them too."""
-        for note in self._export(checkpoint, target):
-            self._say(note)
-
-    @staticmethod
-    def _export(checkpoint: Path, target: Path) -> list[str]:
-        try:
-            export_weights(checkpoint, target)
-        except (OSError, UserError) as error:
-            return [f"warning     {target}: cannot be written ({error})"]
-        return []
+    def export(self, step: int) -> None:
+        """At the end of a run: the weights alone of the last checkpoint, that of ``step``, and of the best one, as
+        safetensors. A failure is reported and ends nothing: the checkpoints have the weights too."""
+        exports = {self._folder.weights: self._folder.step_checkpoint(step)}
+        if self._best:
+            exports[self._folder.best_weights] = self._folder.best_checkpoint(
+                min(self._best, key=self._best.__getitem__)
+            )
+        for target, checkpoint in exports.items():
+            try:
+                export_weights(checkpoint, target)
+            except (OSError, UserError) as error:
+                self._say(f"warning     {target}: cannot be written ({error})")

@@ -1,5 +1,5 @@
-"""The last lines of a run on the screen: how good, how fast, and what can be done next. Each command that they name
-works as it stands."""
+"""The last lines that a run prints: quality, speed, and what can be done next. Every command in them works as
+printed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,53 +30,43 @@ _ANOTHER = ("model.pattern=(TM)*3", "optim.lr=2e-3")
 _PROMPT_TOKENS, _PROMPT_LETTERS = 64, 24
 
 
-@dataclass(frozen=True)
-class Hints:
-    """What can be done with a run that has ended. config: as it was asked for."""
+def hints(call: Call, folder: RunFolder, config: RunConfig, prepared: Prepared, steps: int) -> list[str]:
+    """What can be done with a run that has finished ``steps`` steps. config: as it was asked for."""
+    run = shlex.quote(name_of(folder))
+    found = [(f"{go_on(call, folder)} trainer.max_steps={2 * steps}", "train longer")]
+    if any(part.train.stream.masked for part in prepared.parts):
+        found.append((f"hybridlm chat {run}", "chat with it"))
+    elif prepared.parts:
+        found.append((f"hybridlm generate {run} --prompt {shlex.quote(_prompt(prepared))} -n 200", "generate text"))
+    found.append((f"hybridlm report {run}", "plot its metrics"))
+    if (another := _another(call, config)) is not None:
+        found.append((another, "try another model"))
+    return [f"  {command}    # {what}" for command, what in found]
 
-    call: Call
-    folder: RunFolder
-    config: RunConfig
-    prepared: Prepared
 
-    def lines(self, steps: int) -> list[str]:
-        masked = any(part.train.stream.masked for part in self.prepared.parts)
-        run = shlex.quote(name_of(self.folder))
-        found = [(f"{go_on(self.call, self.folder)} trainer.max_steps={2 * steps}", "train on")]
-        if masked:
-            found.append((f"hybridlm chat {run}", "talk to it"))
-        elif self.prepared.parts:
-            found.append((f"hybridlm generate {run} --prompt {shlex.quote(self._prompt())} -n 200", "let it write"))
-        found.append((f"hybridlm report {run}", "draw it"))
-        if (another := self._another()) is not None:
-            found.append((another, "try another model"))
-        return [f"  {command}    # {what}" for command, what in found]
+def _prompt(prepared: Prepared) -> str:
+    """The first words of the held-out text."""
+    stream, tokenizer = prepared.parts[0].val.stream, prepared.tokenizer
+    ids = [int(i) for i in stream.read(0, min(len(stream), _PROMPT_TOKENS)) if int(i) != tokenizer.eos_id]
+    lines = [line.strip() for line in tokenizer.decode(ids).splitlines()]
+    text = next((line for line in lines if line and line.isprintable() and "\ufffd" not in line), "The")
+    short = text[:_PROMPT_LETTERS]
+    return short if len(text) <= _PROMPT_LETTERS else short.rpartition(" ")[0] or short
 
-    def _prompt(self) -> str:
-        """The first words of the held-out text."""
-        stream, tokenizer = self.prepared.parts[0].val.stream, self.prepared.tokenizer
-        ids = [int(i) for i in stream.read(0, min(len(stream), _PROMPT_TOKENS)) if int(i) != tokenizer.eos_id]
-        lines = [line.strip() for line in tokenizer.decode(ids).splitlines()]
-        text = next((line for line in lines if line and line.isprintable() and "\ufffd" not in line), "The")
-        return (
-            text
-            if len(text) <= _PROMPT_LETTERS
-            else text[:_PROMPT_LETTERS].rpartition(" ")[0] or text[:_PROMPT_LETTERS]
-        )
 
-    def _another(self) -> str | None:
-        """The same on other layers; None where the configuration does not take them."""
-        tree = self.config.model_dump()
-        tree["model"]["pattern"], tree["optim"]["lr"] = "(TM)*3", 2e-3
-        try:
-            load_config(tree)
-        except UserError:
-            return None
-        return _command(self.call, merged(_plain(self.call), _ANOTHER))
+def _another(call: Call, config: RunConfig) -> str | None:
+    """The same with other layers; None if the configuration cannot have them."""
+    tree = config.model_dump()
+    tree["model"]["pattern"], tree["optim"]["lr"] = "(TM)*3", 2e-3
+    try:
+        load_config(tree)
+    except UserError:
+        return None
+    return _command(call, merged(_plain(call), _ANOTHER))
 
 
 def name_of(folder: RunFolder) -> str:
-    """What a command calls the run: ``last`` where that is this one, else its path."""
+    """How a command names the run: ``last`` if it is the newest, else its path."""
     newest = newest_run(Path.cwd())
     if newest is not None and newest.path.resolve() == folder.path.resolve():
         return "last"
@@ -86,8 +75,7 @@ def name_of(folder: RunFolder) -> str:
 
 
 def go_on(call: Call, folder: RunFolder) -> str:
-    """The command that goes on with a run, from its newest checkpoint; anew, with all it was given, where it has
-    none."""
+    """The command that resumes a run from its newest checkpoint, or starts it again if it has none."""
     if folder.resumable():
         name = name_of(folder)
         plain = re.fullmatch(r"[\w./-]+", name)
@@ -106,21 +94,21 @@ def _command(call: Call, overrides: list[str]) -> str:
 
 @contextmanager
 def ending(console: Console, trainer: lightning.Trainer, folder: RunFolder, call: Call) -> Iterator[None]:
-    """Takes the progress bar down however training ends; an interrupted run says how to go on."""
+    """Closes the progress bar however training ends; an interrupted run prints how to resume it."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as end:
         console.close()
         why = f" by {end.reason}" if isinstance(end, Stopped) else ""
-        where = "go on from the last checkpoint" if folder.resumable() else "nothing is saved; begin again"
+        where = "resume from the last checkpoint" if folder.resumable() else "nothing is saved; start again"
         console.say(f"stopped{why} at step {trainer.global_step}; {where} with {go_on(call, folder)}")
         raise
     finally:
         console.close()
 
 
-def report(console: Console, summary: dict[str, Any], hints: Hints) -> None:
-    """How good, how fast, what next."""
+def report(console: Console, summary: dict[str, Any], hints: list[str]) -> None:
+    """Prints quality, speed and ``hints``."""
     anchors = [(name, summary[key]) for name, key in (("gzip -9", "gzip_bpb"), ("xz -9", "xz_bpb")) if summary[key]]
     lines = [
         "",
@@ -128,26 +116,26 @@ def report(console: Console, summary: dict[str, Any], hints: Hints) -> None:
         f"speed       {summary['tokens_per_s']:,.0f} tokens/s, {summary['seconds']:.0f} s in all{_throughput(summary)}",
         "",
         "next:",
-        *hints.lines(summary["steps"]),
+        *hints,
     ]
     console.say("\n".join(lines))
 
 
 def _quality(summary: dict[str, Any]) -> str:
-    """What the last validation found: of text, bits per byte; of a synthetic task, right answers by length."""
+    """The last validation: bits per byte of text, or a synthetic task's accuracy by length."""
     if "val/bpb" in summary:
         return f"validation  {summary['val/bpb']:.4f} bits per byte on {summary['val_bytes'] / 1e3:,.0f} kB held out"
     lengths = [name.rpartition("/")[2] for name in summary if name.startswith("val/accuracy/")]
     shares = (
         f"{summary[f'val/accuracy/{n}']:.2%} ({summary[f'val/exact/{n}']:.2%}) at {int(n):,} tokens" for n in lengths
     )
-    return f"validation  right answers (examples right throughout): {', '.join(shares)}"
+    return f"validation  accuracy (examples with every answer right): {', '.join(shares)}"
 
 
 def _throughput(summary: dict[str, Any]) -> str:
     """Model FLOP/s, memory, and where the time went."""
     names = (("step", "training"), ("data", "waiting for data"), ("val", "validation"), ("ckpt", "checkpoints"))
     parts = [f"{summary[f'{key}_seconds'] / summary['seconds']:.0%} {name}" for key, name in names]
-    memory = "" if summary["memory_gb"] is None else f", {summary['memory_gb']:.1f} GiB at most"
+    memory = "" if summary["memory_gb"] is None else f", {summary['memory_gb']:.1f} GiB peak"
     share = "" if summary["mfu"] is None else f" ({summary['mfu']:.0%} of the peak)"
     return f"; {summary['flops_per_s'] / 1e9:,.1f} GFLOP/s{share}{memory}\ntime        {', '.join(parts)}"

@@ -1,5 +1,4 @@
-"""Blocks that torch compiles, each in place: the names of their parameters stay, and with them what checkpoints
-hold."""
+"""torch.compile of each block, in place: parameters keep their names, and checkpoints their content."""
 
 from __future__ import annotations
 
@@ -16,44 +15,35 @@ if TYPE_CHECKING:
     from hybridlm.config.train import TrainerConfig
     from hybridlm.model.lm import HybridLM
 
-# of a block's code: for each kind of layer, with and without gradients, for fixed and for changing lengths; torch takes
-# 8
-_VERSIONS = 64
+# Compiled versions of a block's code: per kind of layer, with and without gradients, for fixed and dynamic lengths.
+_VERSIONS = 64  # torch's default is 8
 
 
 def refuse_missing_compiler(settings: TrainerConfig, device: str) -> None:
-    """Compiles and runs a line for ``device`` if blocks are to be compiled. ConfigError: torch cannot, with its
-    reason."""
+    """Compiles and runs one line for ``device`` if blocks are to be compiled. ConfigError: torch cannot, and why."""
     if not settings.compile:
         return
     try:
-        torch.compile(_line)(torch.zeros(2, device=device))
-    except Exception as error:  # compilers that are missing, old or broken raise all kinds
+        torch.compile(lambda x: x * 2 + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # missing, old and broken compilers raise all kinds
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:160]
         needs = "a C++ compiler (g++ or the one that CXX names)" if device == CPU else "triton and a C compiler"
         raise ConfigError(
-            f"trainer.compile = true: torch cannot compile here ({reason}); install {needs}, or take false"
+            f"trainer.compile = true: torch cannot compile here ({reason}); install {needs}, or set it to false"
         ) from None
 
 
-def _line(x: torch.Tensor) -> torch.Tensor:
-    return x * 2 + 1
-
-
 def compile_blocks(model: HybridLM) -> None:
-    """From here on each block of ``model`` compiles itself when it is first called, and again for what that does not
-    fit."""
-    warnings.filterwarnings(
-        "ignore", message="Dynamo detected a call to a `functools.lru_cache`"
-    )  # ours depend on their arguments alone
+    """From here on, each block of ``model`` is compiled when it is first called, and again where a guard fails."""
+    # The cached functions depend only on their arguments.
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
     torch._dynamo.config.recompile_limit = max(_VERSIONS, torch._dynamo.config.recompile_limit)
     for block in model.blocks:
         block.compile()
 
 
 def eager(model: HybridLM) -> AbstractContextManager[object]:
-    """Within it compiled blocks run as they are written: for work whose shapes change with each call."""
+    """Within it compiled blocks run eagerly: for work whose shapes change with every call."""
     compiled = any(block._compiled_call_impl is not None for block in model.blocks)
-    return (
-        torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    )  # the first imports the compiler, which takes seconds
+    # set_stance imports the compiler, which takes seconds.
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

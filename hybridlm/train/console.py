@@ -1,5 +1,4 @@
-"""What a person, or a program, sees of a run while it goes: a progress bar in a terminal, plain lines elsewhere, JSON
-lines on request."""
+"""What a running job shows: a progress bar in a terminal, plain lines elsewhere, JSON lines on request."""
 
 from __future__ import annotations
 
@@ -8,7 +7,6 @@ import sys
 from typing import Any, Literal
 
 import lightning
-from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -17,27 +15,29 @@ from rich.text import Text
 
 from hybridlm.config.duration import clock
 from hybridlm.errors import for_stream
+from hybridlm.machine.launcher import is_first_rank
+from hybridlm.train.run_files import Row, RowLogger
 
 _WIDE, _WIDEST = 100, 150  # columns of a terminal from which more is shown beside the bar
-_SPEED = 60.0  # seconds of the past that the time left is told from
+_SPEED = 60.0  # the remaining time is estimated from the speed of so many seconds
 
 
-class Console(Logger):
-    """Prints messages, and metrics as a Lightning logger. Silent on every rank but the first."""
+class Console(RowLogger):
+    """Prints messages and, as a Lightning logger, metrics. Silent on every rank but the first."""
 
     def __init__(self, headless: bool | Literal["auto"], max_steps: int, rich: RichConsole | None = None) -> None:
-        """rich: of the terminal; None: standard output's."""
+        """rich: the terminal's; None: that of standard output."""
         super().__init__()
         self._json = headless is True
         self._max_steps = max_steps
         self._rich = rich or RichConsole(highlight=False)
         self._progress: Progress | None = None
         self._task: Any = None
-        self._live = self._rich.is_terminal and headless is not True and rank_zero_only.rank == 0
+        self._live = self._rich.is_terminal and headless is not True and is_first_rank()
 
     @rank_zero_only
     def say(self, text: str) -> None:
-        """One message, for people; under headless a JSON object that holds it."""
+        """One message for people; if headless, a JSON object with it."""
         if self._json:
             print(json.dumps({"message": text}), flush=True)
         else:
@@ -45,13 +45,16 @@ class Console(Logger):
             sys.stdout.flush()
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Row, step: int | None = None) -> None:
+        numbers = {name: value for name, value in metrics.items() if not isinstance(value, list)}
         if self._json:
             print(json.dumps({"step": step, **metrics}), flush=True)
         elif self._live:
-            self._update(metrics, step or 0)
+            self.reach(step or 0)
+            assert self._progress is not None
+            self._progress.update(self._task, metrics=self._progress.tasks[0].fields["metrics"] | numbers)
         else:
-            self._plain(metrics, step or 0)
+            self._plain(numbers, step or 0)
 
     def _plain(self, metrics: dict[str, float], step: int) -> None:
         place = f"step {step:>{len(str(self._max_steps))}}/{self._max_steps}"
@@ -67,21 +70,16 @@ class Console(Logger):
             loss = (
                 f"loss {metrics.get('train/loss', float('nan')):.4f}"
                 if metrics.get("data/targets", 1)
-                else "nothing to learn in its windows"
+                else "no targets in its windows"
             )
             print(f"{place}  {loss}{bpb}  {rate}{eta}{skipped}", flush=True)
 
-    def _update(self, metrics: dict[str, float], step: int) -> None:
-        self.reach(step)
-        assert self._progress is not None
-        self._progress.update(self._task, metrics=self._progress.tasks[0].fields["metrics"] | metrics)
-
     def reach(self, step: int) -> None:
-        """Moves the bar to ``step``, where there is one; the first time draws it."""
+        """Moves the progress bar, if there is one, to ``step``; draws it the first time."""
         if not self._live:
             return
         if self._progress is None:
-            bar = BarColumn(bar_width=None, table_column=Column(ratio=1))  # all the room that the facts leave
+            bar = BarColumn(bar_width=None, table_column=Column(ratio=1))  # all the width that the facts leave
             columns = (TextColumn("training"), bar, _Facts(self._rich))
             self._progress = Progress(*columns, console=self._rich, expand=True, speed_estimate_period=_SPEED)
             self._task = self._progress.add_task("", total=self._max_steps, completed=step, metrics={})
@@ -89,26 +87,15 @@ class Console(Logger):
         self._progress.update(self._task, completed=step)
 
     def close(self) -> None:
-        """Ends the progress bar, so that what is printed next stands below it."""
+        """Ends the progress bar, so that the next message is printed below it."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
-    def log_hyperparams(self, params: Any = None) -> None:
-        """The configuration is in config.yaml."""
-
-    @property
-    def name(self) -> str:
-        return "console"
-
-    @property
-    def version(self) -> str:
-        return ""
-
 
 class _Facts(ProgressColumn):
-    """What stands behind the bar, as much as the terminal is wide; each part always takes the same room, so that the
-    bar does, too."""
+    """The figures beside the bar, more in a wide terminal; each always takes the same width, so that the bar does
+    too."""
 
     def __init__(self, console: RichConsole) -> None:
         super().__init__()
@@ -135,24 +122,19 @@ class _Facts(ProgressColumn):
 
 
 def _padded(before: str, value: float | None, width: int, form: str, unit: str = "") -> str:
-    """A part of the line; room for it where there is no value yet."""
+    """A figure with its label and unit; as many blanks while there is no value."""
     text = f"{before}{value:>{width}{form}}{unit}" if value is not None else ""
     return text.rjust(len(before) + width + len(unit))
 
 
 class Steps(lightning.Callback):
-    """Moves the console's bar at every optimizer step, not only at those that are logged."""
+    """Moves the progress bar at every optimizer step, not only at logged ones."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._step = console, -1
-
-    def _reach(self, trainer: lightning.Trainer) -> None:
-        if trainer.global_step != self._step:  # micro-batches of one step come to the same place
-            self._step = trainer.global_step
-            self._console.reach(self._step)
+        self._console = console
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._reach(trainer)
+        self._console.reach(trainer.global_step)
 
     def on_train_batch_end(
         self,
@@ -162,9 +144,9 @@ class Steps(lightning.Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        self._reach(trainer)
+        self._console.reach(trainer.global_step)
 
 
 def _quality(metrics: dict[str, float]) -> str:
-    """How good the model is: bits per byte of text, or the share of a synthetic task's answers that are right."""
+    """Bits per byte of text, or a synthetic task's accuracy."""
     return f"{metrics['val/bpb']:.4f} bits/byte" if "val/bpb" in metrics else f"{metrics['val/accuracy']:.2%} right"

@@ -1,4 +1,4 @@
-"""What makes a resumed run the uninterrupted one where Lightning does not: random numbers and learning rates."""
+"""Makes a resumed run equal to an uninterrupted one where Lightning does not: random numbers and learning rates."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch
 
 
 class ExactSteps(lightning.Callback):
-    """Makes each step a function of the configuration, the step and the state before it.
+    """Makes each step a function of the configuration, the step number and the state before it.
 
-    Random numbers: the generators of torch, numpy and Python are seeded anew at every micro-batch, by (seed, rank,
-    micro-batch), so that nothing random depends on what ran before; no generator's state needs to be saved.
+    Random numbers: the generators of torch, numpy and Python are reseeded at every micro-batch, with (seed, rank,
+    micro-batch), so that nothing random depends on what ran before, and no generator's state has to be saved.
 
-    Rates: a checkpoint holds the rate of the step that was to come, by the schedule of that time. Where ``max_steps``
-    or a rate was changed for the resume that is another one (0 at the end of a linear decay): the settings of each
-    parameter group are those of today, and its rate is what today's schedule says of the step.
+    Learning rates: a checkpoint has the rate of its next step, by the schedule it was trained with. If ``max_steps`` or
+    a rate is changed for the resume, that rate is wrong (0 at the end of a linear decay): each parameter group takes
+    the settings of the current configuration, and its rate from the current schedule.
     """
 
     def __init__(self, seed: int, accumulate: int) -> None:
-        """``accumulate``: micro-batches of an optimizer step."""
+        """``accumulate``: micro-batches per optimizer step."""
         self._seed, self._accumulate = seed, accumulate
         self._settings: list[dict[str, Any]] = []
         self._step = self._inside = 0  # finished optimizer steps, micro-batches since
@@ -56,7 +56,7 @@ class ExactSteps(lightning.Callback):
 
 
 def seed_everything(seed: int, rank: int, micro_batch: int) -> None:
-    """Seeds every global generator by a hash of the three, so that neighbours have nothing in common."""
+    """Seeds every global generator with a hash of the three, so that neighbouring seeds are unrelated."""
     mixed = int.from_bytes(hashlib.blake2b(f"{seed},{rank},{micro_batch}".encode(), digest_size=8).digest(), "big")
     torch.manual_seed(mixed)
     np.random.seed(mixed % 2**32)

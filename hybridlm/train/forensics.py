@@ -1,5 +1,5 @@
-"""Where a bad step went wrong: the first layer whose output is not finite, or else the first parameter whose gradient
-is not."""
+"""Finds where a bad step went wrong: the first layer whose output is not finite, or else the first parameter whose
+gradient is not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,15 +20,17 @@ if TYPE_CHECKING:
     from hybridlm.data.windows.loader import Batch
     from hybridlm.model.lm import HybridLM
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Cause:
-    """What was not finite ("output", "loss" or "gradient", or "norm": finite gradients of a norm beyond float32), and
-    the module or parameter that it belongs to, by its name in the model."""
+    """What was not finite ("output", "loss", "gradient", or "norm": finite gradients whose norm overflows float32), and
+    the name in the model of the module or parameter that it belongs to."""
 
     what: str
     place: str = ""
-    order: int = 0  # of several ranks' causes of one kind the lowest is named
+    order: int = 0  # of several ranks' causes of one kind, the lowest is reported
 
     def __str__(self) -> str:
         if not self.place:
@@ -41,23 +43,24 @@ _KINDS = ("output", "loss", "gradient", "norm")  # an earlier one explains the l
 
 
 def find_cause(model: HybridLM, batches: Sequence[Batch], precision: AbstractContextManager[None]) -> Cause:
-    """The first that went wrong on any rank in the step of these micro-batches, whose gradients are still there and
-    whose weights have not moved since. Every rank has to call it: shards are gathered, and ranks tell each other what
-    they found.
+    """The first that went wrong on any rank in the step of these micro-batches, called while the gradients are still
+    there and before the weights change. Every rank must call it: shards are gathered, and ranks exchange what they
+    found.
 
-    precision: the context that training runs its forward in.
+    precision: the context in which training runs its forward.
     """
     mine = _bad_forward(model, batches, precision) or _bad_gradient(model) or Cause("norm")
     return min(everyones(mine), key=lambda cause: (_KINDS.index(cause.what), cause.order))
 
 
 def fingerprint(batch: Batch) -> str:
-    """Of the tokens of a micro-batch, so that the windows can be found again in the data."""
+    """The first 16 hex digits of the SHA-256 of a micro-batch's tokens, by which its windows can be found in the
+    data."""
     return hashlib.sha256(batch["ids"].cpu().numpy().tobytes()).hexdigest()[:16]
 
 
-def everyones(value: Any) -> list[Any]:
-    """``value`` of each rank."""
+def everyones(value: T) -> list[T]:
+    """The ``value`` of every rank."""
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -66,8 +69,8 @@ def everyones(value: Any) -> list[Any]:
 
 
 def _bad_forward(model: HybridLM, batches: Sequence[Batch], precision: AbstractContextManager[None]) -> Cause | None:
-    """Runs the forward of every micro-batch again, also behind a find: where weights are sharded, ranks have to stay
-    together."""
+    """Runs the forward of every micro-batch again, even after something is found: with sharded weights the ranks must
+    stay in step."""
     found: list[Cause] = []
 
     def watch(name: str) -> Any:
@@ -79,7 +82,7 @@ def _bad_forward(model: HybridLM, batches: Sequence[Batch], precision: AbstractC
 
     handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     try:
-        # Compiled blocks would leave out the hooks of the modules inside them.
+        # Compiled blocks would skip the hooks of the modules inside them.
         with torch.no_grad(), precision, torch.compiler.set_stance("force_eager"):
             for batch in batches:
                 output = model(batch["ids"], doc_ids=batch.get("doc_ids"), targets=batch["targets"])
@@ -90,12 +93,12 @@ def _bad_forward(model: HybridLM, batches: Sequence[Batch], precision: AbstractC
             handle.remove()
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # without a backward the root keeps its whole weights, which the next step makes stale
+                module.reshard()  # without a backward the root keeps its gathered weights, which the next step outdates
     return found[0] if found else None
 
 
 def _bad_gradient(model: nn.Module) -> Cause | None:
-    """A backward runs from the last module to the first."""
+    """In the order of the backward, from the last module to the first."""
     for order, (name, parameter) in enumerate(reversed(list(model.named_parameters()))):
         gradient = parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
         if gradient is not None and not _finite(gradient):

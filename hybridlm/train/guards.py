@@ -1,8 +1,8 @@
-"""Bad steps: skipped, named, and after several in a row undone.
+"""Bad steps are skipped and explained, and after several in a row training rolls back to a checkpoint.
 
-``HybridOptimizer`` refuses a step whose gradient norm is not finite. A loss that is not finite makes it so
-(``spoiling``), on whichever rank it is: the gradients of all ranks are summed, so all refuse the step without asking
-each other. What follows is here.
+``HybridOptimizer`` refuses a step whose gradient norm is not finite. A loss that is not finite makes the norm so
+(``propagate_non_finite``), whichever rank it is on: gradients are summed over ranks, so all of them refuse the step
+without communicating. The rest is here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -18,55 +19,48 @@ import torch
 from torch import Tensor
 
 from hybridlm.errors import RunFailed, UserError
-from hybridlm.optim.optimizer import HybridOptimizer
 from hybridlm.runs.checkpoint import EMA_KEY, read_checkpoint
-from hybridlm.train.checkpoint_io import writer_of
+from hybridlm.runs.run_folder import step_of
 from hybridlm.train.ema import EMA
-from hybridlm.train.forensics import Cause, everyones, find_cause, fingerprint
+from hybridlm.train.forensics import everyones, find_cause, fingerprint
+from hybridlm.train.lightning_module import hybrid_optimizer, model_of
+from hybridlm.train.run_files import write_or_warn
 from hybridlm.train.saved_state import GuardState
-from hybridlm.train.writing import write_or_say
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from hybridlm.config.guard import GuardConfig
     from hybridlm.data.windows.loader import Batch
+    from hybridlm.optim.optimizer import HybridOptimizer
     from hybridlm.runs.run_folder import RunFolder
-    from hybridlm.train.lightning_module import LitLM
 
 REPORT = "report-nonfinite.json"  # in the run folder
-_REMEMBERED = 100  # bad steps that the state, and a report, still know one by one
+_REMEMBERED = 100  # bad steps that the state and the report list
 
 
 class RunDiverged(RunFailed):
-    """Training was stopped because steps went wrong again and again."""
-
-
-def spoiling(loss: Tensor) -> Tensor:
-    """``loss``, with a gradient that is NaN everywhere if the loss is not finite, and its own to the bit if it is.
-
-    An infinite loss may have finite gradients. This way the device finds out, without a word to the host or to other
-    ranks.
-    """
-    return loss * (1 + (loss - loss).detach())
+    """Training was stopped because steps kept failing."""
 
 
 class GuardCallback(lightning.Callback):
-    """Counts and names the steps that the optimizer refused; rolls back after several in a row; stops the run if that
-    does not help.
+    """Counts and explains the steps that the optimizer refused; rolls back after several in a row; stops the run if
+    that does not help.
 
-    A rollback puts the weights and moments of the last good checkpoint in the place of today's. Steps, schedule and
-    data go on from where they are, so neither the data of the bad steps nor those since the checkpoint are seen again.
-    Stands in front of the callbacks that look at weights after a step.
+    A rollback restores the weights and moments of the last good checkpoint. Step count, schedule and data continue from
+    where they are, so neither the batches of the bad steps nor those since the checkpoint are seen again. Must come
+    before the callbacks that look at weights after a step.
     """
 
     def __init__(self, config: GuardConfig, folder: RunFolder, *, ckpt_every: int, say: Callable[[str], None]) -> None:
-        """``say`` prints a line on the first rank. ``ckpt_every``: checkpoints of these steps are preferred, since a
-        run that was stopped on the way has others besides."""
+        """``say`` prints a line on the first rank. ``ckpt_every``: checkpoints of its multiples are preferred, as a run
+        that was stopped has others besides, and must roll back to the same one as a run that was not."""
         self._config, self._folder, self._ckpt_every, self._say = config, folder, ckpt_every, say
         self._state = GuardState()
         self._step = 0
-        self._batches: list[Batch] = []  # of the running step
+        self._batches: list[Batch] = []  # of the current step
         self._losses: list[Tensor] = []  # of its micro-batches
-        self._loss: float | None = None  # of the running step over all ranks, once it was asked for
+        self._loss: float | None = None  # of the current step over all ranks, once it was computed
 
     def state_dict(self) -> dict[str, Any]:
         return self._state.model_dump()
@@ -77,7 +71,7 @@ class GuardCallback(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         optimizer = hybrid_optimizer(trainer)
         optimizer.rate_scale, optimizer.skipped = self._state.rate_scale, self._state.skipped
-        optimizer.veto = None if self._config.spike_sigma is None else lambda: self._spikes(trainer)
+        optimizer.veto = lambda: self._spikes(trainer)
         self._step = trainer.global_step
         self._clear()
 
@@ -100,13 +94,13 @@ class GuardCallback(lightning.Callback):
         self._step = trainer.global_step
         optimizer = hybrid_optimizer(trainer)
         bad = bool(optimizer.refused)
-        if optimizer.refused is None:  # the loss scaler was there first
-            bad = (
-                not math.isfinite(self._step_loss(trainer)) or scale_of(trainer) < 1
-            )  # a scale that was only too large is no fault
+        if (
+            optimizer.refused is None
+        ):  # the loss scaler skipped the step; a scale that was only too large is not an error
+            bad = not math.isfinite(self._step_loss(trainer)) or scale_of(trainer) < 1
             optimizer.skipped += bad
         if bad:
-            self._after_bad(trainer, pl_module, optimizer)  # type: ignore[arg-type]
+            self._after_bad(trainer, pl_module, optimizer)
         else:
             self._state.streak = 0
             if self._config.spike_sigma is not None:
@@ -117,29 +111,29 @@ class GuardCallback(lightning.Callback):
         self._batches, self._losses, self._loss = [], [], None
 
     def _step_loss(self, trainer: lightning.Trainer) -> float:
-        """Of the running step over all micro-batches and ranks, each of which holds its part times the number of
-        parts."""
+        """Of the current step over all micro-batches and ranks, each of which has its share times the number of
+        shares."""
         if self._loss is None:
             self._loss = float(trainer.strategy.reduce(torch.stack(self._losses).sum(), reduce_op="mean"))
         return self._loss
 
     def _spikes(self, trainer: lightning.Trainer) -> bool:
-        before = self._state.losses
-        assert self._config.spike_sigma is not None
-        if len(before) < self._config.spike_window:
+        before, sigma = self._state.losses, self._config.spike_sigma
+        if sigma is None or len(before) < self._config.spike_window:
             return False
-        return self._step_loss(trainer) > statistics.fmean(before) + self._config.spike_sigma * statistics.pstdev(
-            before
-        )
+        return self._step_loss(trainer) > statistics.fmean(before) + sigma * statistics.pstdev(before)
 
-    def _after_bad(self, trainer: lightning.Trainer, module: LitLM, optimizer: HybridOptimizer) -> None:
+    def _after_bad(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: HybridOptimizer
+    ) -> None:
         state, config = self._state, self._config
         state.skipped, state.streak = optimizer.skipped, state.streak + 1
         cause = self._cause(trainer, module, optimizer)
-        fingerprints = [
-            print_ for prints in everyones([fingerprint(batch) for batch in self._batches]) for print_ in prints
+        fingerprints: list[JsonValue] = [
+            *chain.from_iterable(everyones([fingerprint(batch) for batch in self._batches]))
         ]
-        state.bad = [*state.bad, {"step": self._step, "cause": cause, "batches": fingerprints}][-_REMEMBERED:]
+        bad: dict[str, JsonValue] = {"step": self._step, "cause": cause, "batches": fingerprints}
+        state.bad = [*state.bad, bad][-_REMEMBERED:]
         self._say(f"warning     step {self._step} skipped: {cause}; {state.streak} in a row, {state.skipped} in all")
         if state.streak < config.rollback_after:
             return
@@ -147,20 +141,18 @@ class GuardCallback(lightning.Callback):
             self._stop(trainer)
         self._roll_back(trainer, optimizer)
 
-    def _cause(self, trainer: lightning.Trainer, module: LitLM, optimizer: HybridOptimizer) -> str:
-        norm = optimizer.grad_norm
+    def _cause(self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: HybridOptimizer) -> str:
+        norm, losses = optimizer.grad_norm, self._state.losses
         if optimizer.refused and norm is not None and math.isfinite(float(norm)):
-            mean = statistics.fmean(self._state.losses)
-            return (
-                f"a loss of {self._step_loss(trainer):.4g} where the last {len(self._state.losses)} average {mean:.4g}"
-            )
-        cause: Cause = find_cause(module.model, self._batches, trainer.precision_plugin.train_step_context())
+            mean = statistics.fmean(losses)
+            return f"the loss is {self._step_loss(trainer):.4g}, the last {len(losses)} average {mean:.4g}"
+        cause = find_cause(model_of(module), self._batches, trainer.precision_plugin.train_step_context())
         return f"{cause} is not finite"
 
     def _roll_back(self, trainer: lightning.Trainer, optimizer: HybridOptimizer) -> None:
         state = self._state
         first = self._step - state.streak + 1
-        writer_of(trainer).background.wait()  # the newest good one may be on its way
+        trainer.strategy.checkpoint_io.teardown()  # waits for a write in the background
         good: int | None = trainer.strategy.broadcast(self._good_step(first) if trainer.is_global_zero else None)
         if good is not None:
             rates = [group["lr"] for group in optimizer.param_groups]
@@ -168,29 +160,24 @@ class GuardCallback(lightning.Callback):
             trainer.strategy.load_model_state_dict(content)
             trainer.strategy.load_optimizer_state_dict(content)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate  # of the step that comes, not of the checkpoint's
+                group["lr"] = rate  # of the next step, not of the checkpoint's
             for average in [callback for callback in trainer.callbacks if isinstance(callback, EMA)]:  # type: ignore[attr-defined]
-                average.go_back(content[EMA_KEY])
+                average.restore(content[EMA_KEY])
         state.rollbacks += 1
         state.streak = 0
         state.rate_scale *= self._config.lr_factor
         state.ranges = [*state.ranges, [first, self._step, self._step if good is None else good]]
         optimizer.rate_scale = state.rate_scale
-        weights = "weights stay (no checkpoint yet)" if good is None else f"weights and moments of step {good} are back"
+        done = "weights kept (no checkpoint yet)" if good is None else f"weights and moments of step {good} restored"
         self._say(
-            f"warning     steps {first} to {self._step} were bad: {weights}, learning rates are times"
-            f" {state.rate_scale:g} from here on, the data go on; rollback {state.rollbacks} of at most"
-            f" {self._config.max_rollbacks}"
+            f"warning     steps {first} to {self._step} were bad: {done}, learning rates scaled by {state.rate_scale:g}"
+            f" from now on, no batch is repeated; rollback {state.rollbacks} of at most {self._config.max_rollbacks}"
         )
 
     def _good_step(self, first_bad: int) -> int | None:
         """The newest readable checkpoint from before the bad steps."""
-        steps = [int(path.stem.removeprefix("step-")) for path in self._folder.step_checkpoints()]
-        for step in sorted(
-            (step for step in steps if step < first_bad),
-            key=lambda step: (step % self._ckpt_every == 0, step),
-            reverse=True,
-        ):
+        steps = [step for path in self._folder.step_checkpoints() if (step := step_of(path)) < first_bad]
+        for step in sorted(steps, key=lambda step: (step % self._ckpt_every == 0, step), reverse=True):
             try:
                 read_checkpoint(self._folder.step_checkpoint(step))
             except UserError as error:
@@ -202,27 +189,16 @@ class GuardCallback(lightning.Callback):
     def _stop(self, trainer: lightning.Trainer) -> None:
         state, path = self._state, self._folder.path / REPORT
         if trainer.is_global_zero:
-            text = json.dumps(
-                {"step": self._step, **{key: value for key, value in state.model_dump().items() if key != "losses"}},
-                indent=2,
-            )
-            write_or_say(path, text + "\n", self._say)
+            text = json.dumps({"step": self._step, **state.model_dump(exclude={"losses"})}, indent=2)
+            write_or_warn(path, text + "\n", self._say)
         last = state.bad[-1]
         raise RunDiverged(
             f"stopped at step {self._step}: {state.streak} bad steps in a row after {state.rollbacks} rollbacks, the"
-            f" last because {last['cause']}; {path} lists the steps, layers and batches"
+            f" last: {last['cause']}; {path} lists the steps, layers and batches"
         )
 
 
 def scale_of(trainer: lightning.Trainer) -> float:
-    """What the loss is multiplied by under 16-mixed; 1 where nothing scales it."""
+    """The loss scale of 16-mixed; 1 in other precisions."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return 1.0 if scaler is None else float(scaler.get_scale())
-
-
-def hybrid_optimizer(trainer: lightning.Trainer) -> HybridOptimizer:
-    """The run's optimizer without what Lightning may wrap it in."""
-    optimizer = trainer.optimizers[0]
-    optimizer = getattr(optimizer, "optimizer", optimizer)
-    assert isinstance(optimizer, HybridOptimizer)
-    return optimizer

@@ -1,13 +1,14 @@
-"""Our model in Lightning's terms. It only wires: the maths is in the model, the optimizer and the schedule."""
+"""The model as a LightningModule. It only wires: the mathematics is in the model, the optimizer and the schedule."""
 
 from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -15,7 +16,6 @@ from hybridlm.layers.ffn import RouterStats
 from hybridlm.model.lm import HybridLM
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups
 from hybridlm.runs.checkpoint import KEY
-from hybridlm.train.guards import spoiling
 from hybridlm.train.schedule import lr_factor
 
 if TYPE_CHECKING:
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 
 class LitLM(lightning.LightningModule):
-    """Loss, validation in bits per byte, optimizer, and our part of every checkpoint."""
+    """Loss, validation in bits per byte, optimizer, and hybridlm's part of every checkpoint."""
 
     def __init__(
         self, model: HybridLM, optim: OptimConfig, machine: Machine, *, facts: dict[str, Any], sharded: bool
     ) -> None:
-        """facts: our part of every checkpoint."""
+        """facts: hybridlm's part of every checkpoint. sharded: parameters are sharded over devices (FSDP2)."""
         super().__init__()
         self.model = model
         self._optim, self._max_steps, self._sharded = optim, machine.max_steps, sharded
         self._facts = facts
-        self._val: Tensor | None = None  # (nats, tokens, bytes) of the running validation
+        self._val = torch.empty(0)  # (3,) sums of the running validation, as from `loss_sums`
 
     def configure_model(self) -> None:
-        """Shards the parameters, block by block and then the rest, where the strategy asks for it (FSDP2)."""
+        """Under FSDP2: shards the parameters, block by block and then the rest."""
         if not self._sharded or isinstance(self.model.norm.weight, torch.distributed.tensor.DTensor):
             return
         from torch.distributed.fsdp import fully_shard
@@ -50,15 +50,15 @@ class LitLM(lightning.LightningModule):
         fully_shard(self.model, mesh=mesh)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """The loss is a sum over this micro-batch divided by the targets of the whole global batch, so that every
-        target weighs the same. Lightning then averages over ranks and accumulation; the factor takes that back. A
-        router's loss is a mean over this micro-batch: it weighs as much as the targets that it stands beside."""
+        """The loss is the sum over this micro-batch divided by the number of targets in the global batch, so that every
+        target has the same weight. Lightning then averages over ranks and accumulation; the factor undoes that. A
+        router's auxiliary loss is a mean over this micro-batch, weighted by its number of targets."""
         output = self.model(batch["ids"], doc_ids=batch.get("doc_ids"), targets=batch["targets"])
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
         total = output.loss_sum if output.aux is None else output.loss_sum + output.aux * output.n_tokens
         return {
-            "loss": spoiling(total * shares / batch["n_targets"]),
-            "loss_sum": output.loss_sum.detach(),  # cross-entropy alone
+            "loss": propagate_non_finite(total * shares / batch["n_targets"]),
+            "loss_sum": output.loss_sum.detach(),  # cross-entropy only
             "n_targets": batch["n_targets"],
             "router": {
                 layer: RouterStats(*[value.detach() for value in stats]) for layer, stats in output.router.items()
@@ -69,30 +69,59 @@ class LitLM(lightning.LightningModule):
         self._val = torch.zeros(3, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        if dataloader_idx:  # another length of a synthetic task, which is not part of val/loss: see answers.py
-            return
-        output = self.model(batch["ids"], doc_ids=batch.get("doc_ids"), targets=batch["targets"])
-        assert self._val is not None
-        self._val += torch.stack([output.loss_sum.double(), output.n_tokens.double(), batch["n_bytes"].double()])
+        if dataloader_idx == 0:  # others are further lengths of a synthetic task: see `TaskAccuracy`
+            self._val += loss_sums(self.model, batch)
 
     def on_validation_epoch_end(self) -> None:
-        assert self._val is not None
-        # Reduced here as exact sums; sync_dist then averages equal numbers.
-        nats, tokens, text_bytes = self.trainer.strategy.reduce(self._val, reduce_op="sum").tolist()
-        self.log("val/loss", nats / tokens, logger=False, sync_dist=True)
-        if text_bytes:
-            self.log("val/bpb", nats / math.log(2) / text_bytes, logger=False, sync_dist=True)
+        log_loss(self, self._val, "val/")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = HybridOptimizer(model_groups(self.model, self._optim), self._optim)
         schedule = LambdaLR(optimizer, partial(lr_factor, config=self._optim, max_steps=self._max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The schedule stands at the step, and all else of it is that of today's settings (``ExactSteps``): of what the
-        file says of it, torch would make attributes."""
+        """The schedule follows from the step and the current settings (``ExactSteps``). Its saved state is not used:
+        torch would set whatever the file contains as attributes."""
         step = checkpoint["global_step"]
         checkpoint["lr_schedulers"] = [{"last_epoch": step, "_step_count": step + 1, "lr_lambdas": []}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self._facts
+
+
+def model_of(module: lightning.LightningModule) -> HybridLM:
+    """The model that ``module`` trains."""
+    return cast(HybridLM, module.model)
+
+
+def hybrid_optimizer(trainer: lightning.Trainer) -> HybridOptimizer:
+    """The run's optimizer, without Lightning's wrapper."""
+    optimizer = trainer.optimizers[0]
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    assert isinstance(optimizer, HybridOptimizer)
+    return optimizer
+
+
+def propagate_non_finite(loss: Tensor) -> Tensor:
+    """``loss``, whose gradient is NaN everywhere if the loss is not finite; otherwise unchanged to the last bit.
+
+    An infinite loss may have finite gradients. With this the optimizer sees it in the gradient norm, without a
+    synchronisation with the host or between ranks.
+    """
+    return loss * (1 + (loss - loss).detach())
+
+
+def loss_sums(model: HybridLM, batch: Batch) -> Tensor:
+    """(3,) float64 of a micro-batch: nats, targets, bytes of text that the targets stand for."""
+    output = model(batch["ids"], doc_ids=batch.get("doc_ids"), targets=batch["targets"])
+    return torch.stack([output.loss_sum.double(), output.n_tokens.double(), batch["n_bytes"].double()])
+
+
+def log_loss(module: lightning.LightningModule, sums: Tensor, prefix: str) -> None:
+    """Logs ``sums``, from ``loss_sums``, over all ranks: PREFIXloss in nats per target, and PREFIXbpb for text."""
+    # Reduced here as exact sums; sync_dist then averages equal numbers.
+    nats, targets, text_bytes = module.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+    module.log(f"{prefix}loss", nats / targets, logger=False, sync_dist=True)
+    if text_bytes:
+        module.log(f"{prefix}bpb", nats / math.log(2) / text_bytes, logger=False, sync_dist=True)

@@ -1,10 +1,9 @@
-"""The processes of one run: Lightning's view of them, how they are started where nobody has, how they meet, and that
-they end together.
+"""The processes of one run: what Lightning is told about them, how they are started without a launcher, how they
+rendezvous, and that they end together.
 
-Lightning would look the environment up by itself, start processes with this one's arguments (in a sweep those are the
-whole sweep's), and leave a process behind where another one dies. Here `launcher.launch` has decided, and no process
-outlives the run by more than a moment: the first one watches those that it has started, they watch it, and torchrun and
-srun watch theirs.
+Lightning would inspect the environment itself, start processes with this one's arguments (in a sweep, the whole
+sweep's), and leave processes behind when one dies. Here `launcher.launch` decides, and no process outlives the run by
+more than seconds: the first one watches those that it has started, they watch it, and torchrun and srun watch theirs.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from hybridlm.errors import RunFailed, UserError
 from hybridlm.machine.description import Machine
@@ -34,16 +34,16 @@ from hybridlm.machine.lifetime import dies_with
 from hybridlm.train.launch import this_job
 
 _LOOK_EVERY = 0.2  # seconds
-_GRACE = 5.0  # seconds for a process to end by itself once another one has
-_PATIENCE = 600.0  # seconds for all processes to come; they read, and perhaps prepare, the data before
-# What gloo, NCCL and torch's store say where the other end of a connection is not there any more.
+_GRACE = 5.0  # seconds for a process to exit by itself once another one has
+_PATIENCE = 600.0  # seconds for all processes to connect; they read, and perhaps prepare, the data before
+# Errors of gloo, NCCL and torch's store when the other end of a connection is gone.
 _GONE = re.compile(
     r"gloo/transport|onnection (was )?(closed|reset)|Broken pipe|remote process exited|communicator was aborted"
 )
 
 
 class Ranks(ClusterEnvironment):
-    """What Lightning is told of the processes of a run."""
+    """What Lightning is told about the processes of a run."""
 
     def __init__(self, launched: Launch) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Ranks(ClusterEnvironment):
         return self.launched.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """Lightning counts through the nodes; the tasks of srun may be dealt out in another way."""
+        """Ignored: Lightning numbers ranks node by node, srun may distribute its tasks in another way."""
 
     def local_rank(self) -> int:
         return self.launched.local_rank
@@ -90,7 +90,7 @@ def ranks(machine: Machine) -> Launch:
 
 
 def refuse_taken_port(machine: Machine) -> None:
-    """UserError: the processes of a run on ``machine`` cannot meet where they are to. To be asked before anything is
+    """UserError: the processes of a run on ``machine`` cannot rendezvous at their port. Called before anything is
     written."""
     ours = ranks(machine)
     if ours.processes == 1 or ours.rank != 0 or ours.port == 0 or ours.name == "torchrun":
@@ -103,10 +103,10 @@ def refuse_taken_port(machine: Machine) -> None:
 
 @contextmanager
 def together(machine: Machine, verb: Sequence[str]) -> Iterator[None]:
-    """In it all processes of a run are there and in one process group. ``verb``: the words between the program's name
+    """Within it all processes of a run are up and in one process group. ``verb``: the words between the program's name
     and the overrides.
 
-    UserError: the port is taken. RunFailed: another process of the run has failed, or does not come.
+    UserError: the port is taken. RunFailed: another process of the run has failed or does not connect.
     """
     ours = ranks(machine)
     if ours.processes == 1:
@@ -116,7 +116,7 @@ def together(machine: Machine, verb: Sequence[str]) -> Iterator[None]:
     over = threading.Event()
     try:
         try:
-            if ours.name == "torchrun":  # there Lightning does the rest
+            if ours.name == "torchrun":  # Lightning does the rest
                 _reach_agent(ours)
             else:
                 store = _store(ours) if ours.rank == 0 else None
@@ -143,10 +143,10 @@ def together(machine: Machine, verb: Sequence[str]) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def _store(ours: Launch) -> dist.TCPStore:
-    """Where the processes meet, in the first of them."""
+def _store(ours: Launch) -> TCPStore:
+    """The rendezvous store, in the first process."""
     try:
-        return dist.TCPStore(
+        return TCPStore(
             ours.address, ours.port, None, True, timeout=timedelta(seconds=_PATIENCE), wait_for_workers=False
         )
     except RuntimeError as error:
@@ -154,8 +154,8 @@ def _store(ours: Launch) -> dist.TCPStore:
 
 
 def _reach_agent(ours: Launch) -> None:
-    """RunFailed: torchrun, whose agent holds the store before it starts a process, has ended; Lightning would wait for
-    half an hour."""
+    """RunFailed: torchrun, whose agent serves the store before it starts a process, has exited; Lightning would wait
+    for half an hour."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
     try:
@@ -167,19 +167,19 @@ def _reach_agent(ours: Launch) -> None:
 def _no_meeting(ours: Launch, error: Exception) -> str:
     source = "MASTER_PORT" if "MASTER_PORT" in os.environ else "the port of this step of the job"
     return (
-        f"{source} = {ours.port}: the processes cannot meet there ({_first_line(error)}); MASTER_PORT names another"
-        " port, a free one"
+        f"{source} = {ours.port}: the processes cannot connect there ({_first_line(error)}); set MASTER_PORT to a free"
+        " port"
     )
 
 
-def _meet(ours: Launch, machine: Machine, store: dist.TCPStore | None) -> None:
-    """Waits for all, in turns short enough for signals to be heard, and makes the process group."""
+def _meet(ours: Launch, machine: Machine, store: TCPStore | None) -> None:
+    """Waits for all, polling so that signals are handled, and creates the process group."""
     deadline = time.monotonic() + _PATIENCE
     where = f"{ours.address}:{ours.port}"
     while store is None:
         try:
             socket.create_connection((ours.address, ours.port), timeout=1).close()
-            store = dist.TCPStore(
+            store = TCPStore(
                 ours.address, ours.port, None, False, timeout=timedelta(seconds=_GRACE), wait_for_workers=False
             )
         except (OSError, RuntimeError) as error:
@@ -192,30 +192,30 @@ def _meet(ours: Launch, machine: Machine, store: dist.TCPStore | None) -> None:
         store.add("here", 1)
         while (here := store.add("here", 0)) < ours.processes:
             if time.monotonic() > deadline:
-                raise RunFailed(f"only {here} of {ours.processes} processes have come to {where}")
+                raise RunFailed(f"only {here} of {ours.processes} processes have connected to {where}")
             time.sleep(_LOOK_EVERY / 4)
     except RuntimeError as error:
         raise RunFailed(
-            f"the first of the {ours.processes} processes, at {where}, has ended ({_first_line(error)})"
+            f"the first of the {ours.processes} processes, at {where}, has exited ({_first_line(error)})"
         ) from error
     dist.init_process_group(
         dist.Backend.default_device_backend_map[machine.device],
-        store=dist.PrefixStore("run", store),
+        store=PrefixStore("run", store),
         rank=ours.rank,
         world_size=ours.processes,
-        timeout=dist.default_pg_timeout,  # what one rank may do alone, writing a checkpoint to a slow disk, takes long
+        timeout=dist.default_pg_timeout,  # long: one rank may write a checkpoint to a slow disk alone
         device_id=None if machine.device == CPU else torch.device(machine.device, ours.local_rank),
     )
 
 
 def _started(ours: Launch, port: int, verb: Sequence[str]) -> list[subprocess.Popen[bytes]]:
-    """The other processes of the run: this very job of Hydra in this very folder, whatever started this process."""
+    """Starts the other processes of the run: the same Hydra job in the same folder, whatever started this process."""
     command, folder = this_job(verb)
     started = []
     for rank in range(1, ours.processes):
         environment = {**os.environ, **child_environment(replace(ours, port=port), rank)}
-        arguments = [*command, f"hydra.job.name=train_rank_{rank}"]  # which names its log
-        ends = dies_with(os.getpid(), signal.SIGKILL)  # also in the seconds before it could notice by itself
+        arguments = [*command, f"hydra.job.name=train_rank_{rank}"]  # names its log
+        ends = dies_with(os.getpid(), signal.SIGKILL)  # also in the seconds before it could notice
         started.append(
             subprocess.Popen(arguments, env=environment, cwd=folder, stdin=subprocess.DEVNULL, preexec_fn=ends)
         )
@@ -223,7 +223,7 @@ def _started(ours: Launch, port: int, verb: Sequence[str]) -> list[subprocess.Po
 
 
 def _watch(children: Sequence[subprocess.Popen[bytes]], over: threading.Event) -> None:
-    """Ends this process where another one has failed and this one has not noticed: it may wait for it for ever."""
+    """Ends this process if another one has failed and this one has not noticed: it might wait forever."""
     while not over.wait(_LOOK_EVERY):
         if (reason := _failure(children)) is not None:
             if over.wait(_GRACE):
@@ -235,28 +235,28 @@ def _watch(children: Sequence[subprocess.Popen[bytes]], over: threading.Event) -
 
 
 def _failure(children: Sequence[subprocess.Popen[bytes]]) -> str | None:
-    """What became of the first of the other processes that has failed."""
+    """How the first of the other processes that failed has ended."""
     for rank, child in enumerate(children, 1):
         if code := child.poll():
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
             return f"process {rank + 1} of {len(children) + 1} of this run {how}"
     return None
 
 
 def _lost(error: RuntimeError, children: Sequence[subprocess.Popen[bytes]]) -> str | None:
-    """The reason where ``error`` is only that another process of the run is not there any more."""
+    """The reason if ``error`` only means that another process of the run is gone."""
     if _GONE.search(str(error)) is None:
         return None
     deadline = time.monotonic() + (_GRACE if children or is_child() else 0)
-    while time.monotonic() < deadline:  # the connection goes before the process does
+    while time.monotonic() < deadline:  # the connection is closed before the process exits
         if (reason := _failure(children)) is not None:
             return reason
         time.sleep(_LOOK_EVERY / 4)
-    return f"another process of this run has ended ({_first_line(error)})"
+    return f"another process of this run has exited ({_first_line(error)})"
 
 
 def _await(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Gives the other processes the time to end as this one does."""
+    """Gives the other processes time to exit."""
     for child in children:
         with suppress(subprocess.TimeoutExpired):
             child.wait(timeout=_GRACE)

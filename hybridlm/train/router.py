@@ -1,4 +1,4 @@
-"""Routers during training: the selection bias that evens out the load of experts, and what a log says of that load."""
+"""Routers during training: the selection bias that evens out the load of experts, and what is logged of that load."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from hybridlm.model.block import Block
 from hybridlm.model.lm import HybridLM
-from hybridlm.train.guards import hybrid_optimizer
+from hybridlm.train.lightning_module import hybrid_optimizer
 
 if TYPE_CHECKING:
     from hybridlm.layers.ffn import FFN, RouterStats
@@ -107,7 +107,7 @@ class RouterCallback(lightning.Callback):
             )
             ffn = self._layers[layer]
             self._say(
-                f"warning     layer {layer}: no token went to expert{'s' if len(dead) > 1 else ''} {names} of"
+                f"warning     layer {layer}: no token was routed to expert{'s' if len(dead) > 1 else ''} {names} of"
                 f" {ffn.n_experts} in {self._steps} step{'s' if self._steps > 1 else ''} up to step {self._step}; a"
                 f" larger model.{ffn.balancing} spreads the load"
             )

@@ -28,12 +28,10 @@ from hybridlm.model.count import flops_per_token, layer_table, parameters
 from hybridlm.optim.eight_bit import refuse_missing_kernels
 from hybridlm.optim.optimizer import group_table, model_groups
 from hybridlm.runs.checkpoint import facts, load_run
-from hybridlm.train.answers import answered
 from hybridlm.train.call import Call
 from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
 from hybridlm.train.checkpoints import Checkpoints
-from hybridlm.train.clock import Clock
-from hybridlm.train.closing import Hints, ending, report
+from hybridlm.train.closing import ending, hints, report
 from hybridlm.train.compiled import compile_blocks, refuse_missing_compiler
 from hybridlm.train.console import Console, Steps
 from hybridlm.train.exact import ExactSteps
@@ -41,14 +39,15 @@ from hybridlm.train.guards import GuardCallback
 from hybridlm.train.launch import strategy, sweep_name
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.loggers import Loggers, refuse_logger
-from hybridlm.train.metrics import MEASURED, MetricsCallback
+from hybridlm.train.metrics import Clock, MetricsCallback
 from hybridlm.train.planned import Start, planned
 from hybridlm.train.ranks import refuse_taken_port, together
 from hybridlm.train.resumed import Resumed, data_facts
+from hybridlm.train.run_files import write_or_warn
 from hybridlm.train.samples import sampled, write_samples
 from hybridlm.train.stopping import Stopped, Stopping, signalled
 from hybridlm.train.trainer import make_trainer, quiet_lightning
-from hybridlm.train.writing import write_or_say
+from hybridlm.train.validation import MEASURED, task_samples
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
@@ -109,7 +108,7 @@ def run(
         return stopped.result()
     if rank_zero_only.rank != 0:
         return {}
-    saver.export(folder.step_checkpoint(trainer.global_step), folder.weights)
+    saver.export(trainer.global_step)
     if not folder.is_run():
         raise RunFailed(
             f"{folder.path}: was removed while training went on; what was written since is {folder.weights}"
@@ -119,7 +118,7 @@ def run(
     with replaced(folder.summary) as new:  # it says that the run has ended: all of it is there or nothing
         new.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     loggers.finish(summary)
-    report(console, summary, Hints(call, folder, asked, prepared))
+    report(console, summary, hints(call, folder, asked, prepared, trainer.global_step))
     return summary
 
 
@@ -144,8 +143,8 @@ def _say_model(
     """The layers, the optimizer's groups and the steps; layers.txt and plan.txt."""
     table = layer_table(build_model(config.model, module.model.vocab_size), config.data.seq_len)
     if rank_zero_only.rank == 0:
-        write_or_say(folder.layers, table + "\n", console.say)
-        write_or_say(folder.plan, full_text(plan, plan_inference(config)), console.say)
+        write_or_warn(folder.layers, table + "\n", console.say)
+        write_or_warn(folder.plan, full_text(plan, plan_inference(config)), console.say)
     console.say(
         f"\n{table}\n\n{group_table(model_groups(module.model, config.optim))}\n\n"
         f"{machine.max_steps} steps of {machine.global_batch} x {config.data.seq_len} tokens"
@@ -236,7 +235,7 @@ def _samples(
     loads."""
     loaded = load_run(str(folder.path), torch.device(machine.device))
     if config.data.source == "synthetic":
-        texts = answered(loaded.model, config.data)
+        texts = task_samples(loaded.model, config.data)
     else:
         texts = sampled(loaded.model, loaded.tokenizer, config.callbacks.samples, config.seed)
     for i, text in enumerate(texts):

@@ -1,6 +1,5 @@
-"""What a resume takes from a checkpoint beside the weights: read in full, and held against the run that is to go on
-with it, before Lightning and the optimizer get to see it. They believe what they read, a good while after the run's
-folder was touched."""
+"""The training state in a checkpoint beside the weights: validated in full against the run that resumes from it, before
+Lightning and the optimizer read it. They trust what they read, long after the run folder has been changed."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ Number = Annotated[float, Field(ge=0, lt=1e30)]
 
 
 class GuardState(Section):
-    """What a checkpoint holds of ``GuardCallback``, which changes it in place."""
+    """The state of ``GuardCallback``, which changes it in place."""
 
     model_config = ConfigDict(frozen=False)
 
@@ -33,9 +32,9 @@ class GuardState(Section):
     streak: Count = 0  # bad steps in a row, up to the last one
     rollbacks: Count = 0
     rate_scale: float = Field(1.0, gt=0, le=1)
-    losses: list[float] = []  # of the last good steps, where spikes are looked for
+    losses: list[float] = []  # of the last good steps, if spikes are detected
     bad: list[dict[str, JsonValue]] = []  # the last bad steps: step, cause, batches
-    ranges: list[list[Count]] = []  # of each rollback: first and last bad step, and the step it went back to
+    ranges: list[list[Count]] = []  # of each rollback: first and last bad step, and the step it restored
 
 
 class _Facts(Section):
@@ -43,7 +42,7 @@ class _Facts(Section):
 
 
 class _Counts(Section):
-    """Lightning sets each of these as an attribute, whatever its name."""
+    """Lightning sets each of these as an attribute, whatever its name: unknown ones are refused."""
 
     ready: Count
     completed: Count
@@ -97,9 +96,16 @@ class _Best(TypedDict):
     best: dict[Count, float]
 
 
+@with_config(ConfigDict(extra="forbid", strict=True))
+class _Stop(TypedDict):
+    wait_count: Count
+    best_score: float
+
+
 class _Callbacks(_Facts):
     guard: GuardState | None = Field(None, alias="GuardCallback")
     best: _Best | None = Field(None, alias="Checkpoints")
+    stop: _Stop | None = Field(None, alias="EarlyStop")
 
 
 class _Group(_Facts):
@@ -112,7 +118,7 @@ class _Optimizer(_Facts):
 
 
 class _Scale(Section):
-    """Of fp16's losses."""
+    """The loss scaler of fp16."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -124,7 +130,7 @@ class _Scale(Section):
 
 
 class TrainingState(_Facts):
-    """What Lightning and our callbacks take from a checkpoint."""
+    """What Lightning and the callbacks read from a checkpoint."""
 
     lightning: str = Field(
         alias="pytorch-lightning_version", pattern=r"^2\.[1-9]\d{0,2}\.\d{1,3}(\.?(dev|rc|post)\d{0,8})?$"
@@ -137,21 +143,20 @@ class TrainingState(_Facts):
     old_scale: Literal[None] = Field(None, alias="native_amp_scaling_state")  # of Lightning before 2.0
 
     def miscounted(self, accumulate: int) -> str | None:
-        """Where it contradicts itself, in words. accumulate: micro-batches of a step per device."""
+        """How it contradicts itself, in words, or None. accumulate: micro-batches per step and device."""
         fit, step = self.loops.fit_loop, self.global_step
         place = fit.loader.combined_loader[0]
         if fit.steps.optimizer.step.total.completed + fit.by_hand.total.completed != step:
-            return f"its loops have not made the {step} steps that it has made"
+            return f"its loop counters do not give {step} steps"
         if place["accumulate"] != accumulate or place["epoch"] > step or place["batches"] > step * accumulate:
-            return f"its position in the data is not that of {step} steps"
+            return f"its position in the data does not fit step {step}"
         if fit.batches.current.ready > place["batches"] or fit.batches.total.ready > step * accumulate:
-            return "its loops have seen other batches than its loader gave out"
+            return "its loop counters and its loader disagree on the batches read"
         return None
 
 
 def misfit_optimizer(model: HybridLM, config: OptimConfig, saved: Mapping[str, Any]) -> str | None:
-    """Where the state of an optimizer is not what that of ``model`` would be, in words. saved: of ``TrainingState``'s
-    types."""
+    """How the state of an optimizer does not fit ``model``, in words, or None. saved: of ``TrainingState``'s types."""
     groups = model_groups(model, config)
     if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in groups]:
         return "its groups of parameters are not those of the model"
@@ -164,22 +169,19 @@ def misfit_optimizer(model: HybridLM, config: OptimConfig, saved: Mapping[str, A
         return "its parameters are not those of the model"
     for key, (parameter, algorithm) in zip(keys, own, strict=True):
         found = saved["state"].get(key, {})
-        if (
-            not found or algorithm not in RULES
-        ):  # no step was taken yet; the library's own state, whose kernels are on the GPU
+        if not found or algorithm not in RULES:  # no step yet, or a library's own state
             continue
         expected = fresh_state(algorithm, parameter)
         if found.keys() != expected.keys():
-            return (
-                f"of {names[id(parameter)]} it keeps {printable(', '.join(sorted(map(str, found)))[:80]) or 'nothing'}"
-            )
+            keys_text = printable(", ".join(sorted(map(str, found)))[:80]) or "nothing"
+            return f"its state of {names[id(parameter)]} has {keys_text}"
         for name, tensor in expected.items():
             value = found[name]
             if not isinstance(value, Tensor) or (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
                 kind = (
-                    f"has shape {tuple(value.shape)} and is {value.dtype}"
+                    f"has shape {tuple(value.shape)} and dtype {value.dtype}"
                     if isinstance(value, Tensor)
-                    else "is no tensor"
+                    else "is not a tensor"
                 )
                 return f"{name} of {names[id(parameter)]} {kind}"
     return None

@@ -15,9 +15,9 @@ def lr_factor(step: int, config: OptimConfig, max_steps: int) -> float:
     """The factor on the peak rate at 0-based ``step``: linear warm-up, then from 1 to ``final_lr`` along the schedule's
     curve.
 
-    "wsd" stays at 1 until the last ``decay`` steps and falls there as 1 - sqrt(progress), which ended lower than a
-    straight line in Hägele et al. 2024 (arXiv 2405.18392). A run that is resumed with more steps goes on at the stable
-    rate.
+    "wsd" stays at 1 until the last ``decay`` steps, over which it falls as 1 - sqrt(progress), which reached a lower
+    loss than a linear decay in Hägele et al. 2024 (arXiv 2405.18392). A run resumed with more steps continues at the
+    stable rate.
     """
     warmup = span(config.warmup, max_steps)
     if step < warmup:

@@ -1,10 +1,10 @@
-"""Ending a run before its last step: a signal or the time limit asks, the next optimizer step answers, on every rank
-alike.
+"""Stopping a run before its last step, on a signal or at the time limit: at the end of the current optimizer step, on
+every rank.
 
-A handler only takes a note: between two micro-batches of a step there is nothing that could be saved exactly. At the
-end of each optimizer step the ranks agree (a signal may have reached one of them), ``Checkpoints`` saves, and
-``Stopped`` ends the loop. An exception does so because Lightning's own flag, ``should_stop``, would validate once more
-first.
+A signal handler only records the signal: between two micro-batches of a step there is no state that could be resumed
+exactly. At the end of each optimizer step the ranks agree (a signal may have reached only one), ``Checkpoints`` saves,
+and ``Stopped`` ends the loop. It is an exception because Lightning's own flag, ``should_stop``, would validate once
+more first.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
     from hybridlm.config.train import TrainerConfig
 
 TIME_LIMIT = "trainer.time_limit"
-# Where ranks differ the last one wins: a notice also asks for another turn.
+# If ranks differ, the last one wins: SIGUSR1 may also ask to be requeued.
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR2", "SIGUSR1")
 _REASONS = (None, TIME_LIMIT, *_SIGNALS)
-# seconds in which signals are one: SLURM, torchrun and wrappers of commands send several, and of different kinds
+# Signals within so many seconds count as one: SLURM, torchrun and wrapper scripts send several, of different kinds.
 _ONE = 1.0
 
 
 class Stopped(SystemExit):
-    """The run has saved a checkpoint and ends; it can go on later. ``code`` is the exit code: 0 for the time limit."""
+    """The run has saved a checkpoint and stops; it can be resumed. ``code`` is the exit code: 0 for the time limit."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(code)
         self.reason = reason
 
     def result(self) -> dict[str, Any]:
-        """Of the run: nothing. Raises itself where the process is to end with its code, and with it a sweep."""
+        """The empty result of the run. Raises itself if the process, and with it a sweep, has to exit with its code."""
         if self.code:
             raise self
         return {}
 
 
 class Stopping(lightning.Callback):
-    """Hears of signals and of the time limit. ``Checkpoints`` asks it what to do."""
+    """Watches for signals and the time limit. ``Checkpoints`` asks it whether to stop."""
 
     def __init__(self, settings: TrainerConfig, began: float, say: Callable[[str], None]) -> None:
         """``began``: ``time.perf_counter()`` when the run did. ``say`` prints a line on the first rank."""
@@ -63,22 +63,22 @@ class Stopping(lightning.Callback):
         self._requeue, self._began, self._say = settings.requeue, began, say
         self._signal: str | None = None
         self._since = 0.0  # time.monotonic() of it
-        self._others: dict[int, Callable[[int, FrameType | None], Any]] = {}  # handlers that were there before ours
+        self._others: dict[int, Callable[[int, FrameType | None], Any]] = {}  # handlers installed before ours
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Takes the signals over from Lightning, which gives back the original handlers when the run ends."""
-        if trainer.received_sigterm:  # in the moment that Lightning had the handler
+        """Replaces Lightning's handlers; Lightning restores the original ones at the end of the run."""
+        if trainer.received_sigterm:  # while Lightning's handler was installed
             self._note(signal.SIGTERM, None)
         self._listen(self._note)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """The last validation, after training: everything is saved, and a resumed run does it again."""
+        """Before the last validation, after training: everything is saved, and a resumed run repeats it."""
         if trainer.state.fn == "validate":
             self._listen(self._end_now)
 
     def reason(self, trainer: lightning.Trainer) -> str | None:
-        """Why the run is to end at this step, the same on every rank; None: it goes on. Every rank has to ask, once a
-        step."""
+        """Why the run must stop at this step, the same on every rank; None: it continues. Every rank must call this
+        once per step."""
         over = self._limit is not None and time.perf_counter() - self._began >= self._limit
         mine = _REASONS.index(self._signal or (TIME_LIMIT if over else None))
         agreed = mine
@@ -90,31 +90,29 @@ class Stopping(lightning.Callback):
         return None if reason == TIME_LIMIT and trainer.global_step >= trainer.max_steps else reason
 
     def stop(self, trainer: lightning.Trainer, reason: str) -> None:
-        """Ends the run, whose state is saved. Raises Stopped, or what another one who waits for this signal raises."""
+        """Stops the run, whose state is saved. Raises Stopped, or what another handler of this signal raises."""
         if reason == TIME_LIMIT:
             raise Stopped(0, reason)
         number = getattr(signal, reason)
         if self._requeue and number == NOTICE:
             if trainer.is_global_zero:
                 requeue(self._say)
-            trainer.strategy.barrier()  # srun --kill-on-bad-exit ends all as soon as one has ended
+            trainer.strategy.barrier()  # srun --kill-on-bad-exit kills all once one has exited
         if number in self._others:
             self._others[number](number, None)
-        # A child that the first rank started itself must not fail: that would be the end of the first one in the midst
-        # of its own ending.
+        # A child that the first rank started must not exit with an error: the first rank would be ended while it is
+        # shutting down.
         raise Stopped(0 if is_child() else INTERRUPTED if number == signal.SIGINT else SIGNALLED, reason)
 
     def _listen(self, handler: Callable[[int, FrameType | None], None]) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
         for name in _SIGNALS:
-            number = getattr(signal, name, None)  # Windows has not all
+            number = getattr(signal, name, None)  # Windows lacks some
             if number is None:
                 continue
             before = signal.getsignal(number)
-            if (
-                name == "SIGUSR2" and before is signal.SIG_DFL and not is_child()
-            ):  # means nothing unless someone, as submitit, waits for it
+            if name == "SIGUSR2" and before is signal.SIG_DFL and not is_child():  # ours only if, say, submitit uses it
                 continue
             if name.startswith("SIGUSR") and callable(before) and not before.__module__.startswith("hybridlm"):
                 self._others[number] = before
@@ -124,28 +122,28 @@ class Stopping(lightning.Callback):
         now = time.monotonic()
         if self._signal is None:
             self._signal, self._since = signal.Signals(number).name, now
-            if number == signal.SIGINT and is_first_rank():  # past the console, in whose midst the signal may have come
-                os.write(2, b"\nCtrl-C: saving at the end of this step; once more ends at once\n")
+            if number == signal.SIGINT and is_first_rank():  # not by the console, which the signal may have interrupted
+                os.write(2, b"\nCtrl-C: saving at the end of this step; press again to quit now\n")
             return
-        # SLURM sends SIGTERM again and again, and SIGKILL follows in any case.
+        # SLURM sends SIGTERM repeatedly, and SIGKILL follows in any case.
         if now - self._since > _ONE and (
             number == signal.SIGINT or (number == signal.SIGTERM and "SLURM_JOB_ID" not in os.environ)
         ):
             self._end_now(number, frame)
 
     def _end_now(self, number: int, frame: FrameType | None) -> None:
-        """As if there had been no handler."""
+        """As if there were no handler."""
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
 @contextmanager
 def signalled() -> Iterator[None]:
-    """Gives two endings of Lightning's own, of which its loop may hear before ours, what says so: SIGTERM its exit
-    code, and Ctrl-C, of which Lightning makes an exit code, its exception. A signal that ends the process at once
-    (SIGBUS of a token file whose disk has gone) says in which line it came.
+    """Corrects how Lightning reports signals that its loop sees before ours: SIGTERM gets its exit code, and Ctrl-C,
+    which Lightning turns into an exit code, its exception. A signal that kills the process (SIGBUS of a token file
+    whose disk is gone) prints a traceback.
 
-    RunFailed: a process of data.workers was ended by another than us, of which torch tells wherever this one is.
+    RunFailed: a data.workers process was killed, which torch raises wherever this process is.
     """
     if sys.__stderr__ is not None and not faulthandler.is_enabled():
         faulthandler.enable(sys.__stderr__)
@@ -158,8 +156,8 @@ def signalled() -> Iterator[None]:
             raise KeyboardInterrupt from None
         raise
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):  # torch has no class for it
+        if "DataLoader worker" not in str(error):  # torch has no exception class for it
             raise
         raise RunFailed(
-            f"a process of data.workers has ended before its time: {error}; go on from the last checkpoint"
+            f"a process of data.workers exited unexpectedly: {error}; resume from the last checkpoint"
         ) from error

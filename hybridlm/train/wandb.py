@@ -1,16 +1,15 @@
-"""Weights & Biases: one run of theirs per run of ours, whatever the number of starts, and never in the way of training.
+"""Weights & Biases: one W&B run per run folder, however often it is started, by W&B's own resuming.
 
-Steps are optimizer steps and every row is written once. What earlier starts left in the run folder is read back when a
-run goes on: rows that a kill kept from being written are handed over again, rows that were written are not.
+Steps are optimizer steps. Online, W&B continues a resumed run after its last step and drops rows of earlier ones.
+Offline, each start writes a segment of its own under the run's id; steps that are trained again are in two segments.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,24 +19,15 @@ from hybridlm.files.durable import replaced
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
     from hybridlm.runs.run_folder import RunFolder
-    from hybridlm.train.metrics import Metrics
+    from hybridlm.train.run_files import Row
 
-_BLOCK, _HEADER, _WHOLE, _LAST = (
-    32768,
-    struct.Struct("<IHB"),
-    1,
-    4,
-)  # of LevelDB's log format, in which W&B writes its files
-_FILE_HEADER = 7  # bytes
 _LONGEST = 128  # characters of a name, by W&B's rules
-_AGENT = (
-    "WANDB_SWEEP_ID"  # set by `wandb agent`; project, entity and id are then those it has set, whatever is asked for
-)
 _RUN_ID = "WANDB_RUN_ID"
+_AGENT = "WANDB_SWEEP_ID"  # set by `wandb agent`, which then decides project, entity and id, whatever is asked for
 
 
 def wandb_arguments(config: RunConfig, folder: RunFolder, sweep: str | None) -> dict[str, Any]:
-    """What ``wandb.init`` is told of the run; one of a sweep is in its group, under the number of its job."""
+    """Arguments of ``wandb.init``. A run of a sweep is in the sweep's group, under the number of its job."""
     logger = config.logger
     place = folder.path.name if sweep is None else f"{sweep}/{folder.path.name}"
     return {
@@ -54,7 +44,7 @@ def wandb_arguments(config: RunConfig, folder: RunFolder, sweep: str | None) -> 
 
 
 def refuse_bad_run_id() -> None:
-    """Raise UserError where the id in the environment is one that W&B would refuse with the first row."""
+    """UserError: W&B would refuse the id in the environment at the first row."""
     if (run_id := os.environ.get(_RUN_ID)) is None:
         return
     import wandb
@@ -65,53 +55,37 @@ def refuse_bad_run_id() -> None:
         raise UserError(f"{_RUN_ID}={run_id}: {' '.join(str(error).split())}") from None
 
 
-def _run_id(kept: Mapping[str, str | None] | None) -> str:
-    """What to ask for: the id of the run's earlier starts, where it had any, else the one in the environment."""
-    asked = os.environ.get(_RUN_ID)
-    if asked and _AGENT in os.environ:
-        return asked
-    return (kept and kept["id"]) or asked or secrets.token_hex(4)
-
-
 class Wandb:
     """The backend of ``logger=wandb``."""
 
     def __init__(self, arguments: dict[str, Any], folder: RunFolder, *, timeout: float) -> None:
-        """arguments: from ``wandb_arguments``; folder: keeps id, project and entity of the run from start to start;
+        """arguments: from ``wandb_arguments``; folder: keeps id, project and entity of the W&B run between starts;
         timeout: in seconds, see LoggerConfig."""
         self.arguments, self._folder, self._timeout = arguments, folder, timeout
         self._run: Any = None
-        self._written = -1  # the last step that an earlier start wrote
-        self._handed = -1  # the last one that W&B was handed
 
-    def start(self, rows: Sequence[Metrics]) -> str:
-        kept = self._folder.wandb_run()
-        if kept is not None:  # the run goes on where it began
-            self.arguments |= {name: value for name, value in kept.items() if name != "id"}
-        line = self._begin(_run_id(kept))
-        run_id = self._run.id  # an agent of W&B may have made it another one than was asked for, in another project
+    def start(self, rows: Sequence[Row]) -> str:
+        known, asked = self._folder.wandb_run(), os.environ.get(_RUN_ID)
+        if known is not None:  # the run continues where it began
+            self.arguments |= {name: value for name, value in known.items() if name != "id"}
+        agents = asked if _AGENT in os.environ else None
+        line = self._init(agents or (known and known["id"]) or asked or secrets.token_hex(4))
+        run_id = self._run.id  # an agent may have changed it, and the project
         with replaced(self._folder.wandb_id) as new:
             new.write_text(f"{run_id}\n{self._run.project}\n{self._run.entity or ''}\n", encoding="utf-8")
-        self._written = self._last_row(run_id)
         self._run.define_metric("data/tokens")
         self._run.define_metric("*", step_metric="data/tokens", step_sync=True)
-        for row in rows:
-            self.log(
-                {name: value for name, value in row.items() if name != "step" and not isinstance(value, list)},
-                int(row["step"]),
-            )  # type: ignore[arg-type]
+        for row in rows if known is None else ():  # earlier starts had another logger
+            scalars = {name: value for name, value in row.items() if name != "step" and not isinstance(value, list)}
+            self._run.log(scalars, step=row["step"])
         return line or f"wandb, offline; upload with: wandb sync {self.arguments['dir']}/wandb/offline-run-*-{run_id}"
 
-    def _last_row(self, run_id: str) -> int:
-        """The last step that W&B's files have."""
-        return max((step for step, _ in written_rows(Path(self.arguments["dir"]), run_id)), default=-1)
-
-    def _begin(self, run_id: str) -> str:
-        """Online as far as asked for and possible in time, else offline. Returns a line for the user, or nothing where
-        it is offline."""
+    def _init(self, run_id: str) -> str:
+        """Begins or continues the W&B run, offline if online is not asked for or not possible in time. Returns a line
+        for the user, or nothing if offline was asked for."""
         import wandb
 
-        # W&B names a start's folder by its second, and would write into that of a start within the same one.
+        # W&B names a start's folder by its second, and would write into that of another start within the same second.
         while any((Path(self.arguments["dir"]) / "wandb").glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-{run_id}")):
             time.sleep(0.05)
         settings = wandb.Settings(silent=True, console="off", init_timeout=self._timeout, finish_timeout=self._timeout)
@@ -122,89 +96,27 @@ class Wandb:
                 return f"wandb: {self._run.url}"
             except Exception as error:  # no network, no key, a server that does not answer
                 reason = (str(error).strip().splitlines() or [""])[0][:120]
-                line = f"wandb cannot be reached and goes on offline: {type(error).__name__}: {reason}"
+                line = f"wandb cannot be reached, continuing offline: {type(error).__name__}: {reason}"
                 wandb.teardown()  # its service holds on to the id
         self._run = wandb.init(**{**self.arguments, "mode": "offline"}, id=run_id, settings=settings)
         return line
 
-    def log(self, row: dict[str, float], step: int) -> None:
-        if step > self._written:
-            self._run.log(row, step=step)
-            self._handed = step
-
-    def histogram(self, name: str, counts: Sequence[float], edges: Sequence[float], step: int) -> None:
-        import wandb
-
-        if step > self._written:
-            self._run.log({name: wandb.Histogram(np_histogram=(list(counts), list(edges)))}, step=step)
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(row), step=step)
 
     def samples(self, step: int, prompts: Sequence[str], texts: Sequence[str]) -> None:
         import wandb
 
-        if step > self._written:
-            rows = [[step, prompt, text] for prompt, text in zip(prompts, texts, strict=True)]
-            self._run.log({"samples": wandb.Table(columns=["step", "prompt", "text"], data=rows)}, step=step)
+        rows = [[step, prompt, text] for prompt, text in zip(prompts, texts, strict=True)]
+        self._run.log({"samples": wandb.Table(columns=["step", "prompt", "text"], data=rows)}, step=step)
 
-    def summary(self, facts: dict[str, Any]) -> None:
-        self._run.summary.update({f"final/{name}": value for name, value in facts.items()})
+    def summary(self, summary: Mapping[str, Any]) -> None:
+        self._run.summary.update({f"final/{name}": value for name, value in summary.items()})
 
-    def close(self) -> str:
+    def close(self) -> None:
         import wandb
 
-        run_id = self._run.id
         try:
             self._run.finish()
         finally:
-            # its service writes the end of the file some time after finish() has returned, and before it ends itself
-            wandb.teardown()
-        # W&B's service drops what it cannot write, and tells nobody.
-        if (last := self._last_row(run_id)) < self._handed:
-            place = Path(self.arguments["dir"]) / "wandb"
-            return (
-                f"wandb lacks what came behind step {max(last, 0)}, as it could not write {place}; metrics.jsonl has it"
-            )
-        return ""
-
-
-def written_rows(folder: Path, run_id: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """(step, {name: value as JSON}) of every row that the starts of the run ``run_id`` left under ``folder``/wandb,
-    oldest start first."""
-    for path in sorted(
-        (folder / "wandb").glob(f"*run-*-{run_id}/run-{run_id}.wandb"),
-        key=lambda path: path.parent.name.partition("run-")[2],
-    ):
-        if path.parent.is_symlink():  # latest-run
-            continue
-        for record in _records(path.read_bytes()):
-            if record.WhichOneof("record_type") == "history":
-                items = record.history.item
-                yield (
-                    record.history.step.num,
-                    {item.key or ".".join(item.nested_key): item.value_json for item in items},
-                )
-
-
-def _records(content: bytes) -> Iterator[Any]:
-    """The records of a file; a torn end is left out."""
-    from google.protobuf.message import DecodeError
-    from wandb.proto import wandb_internal_pb2
-
-    place, parts = _FILE_HEADER, b""
-    while place + _HEADER.size <= len(content):
-        if (left := _BLOCK - place % _BLOCK) < _HEADER.size:
-            place += left
-            continue
-        _, length, kind = _HEADER.unpack_from(content, place)
-        place += _HEADER.size
-        if place + length > len(content):
-            return
-        parts += content[place : place + length]
-        place += length
-        if kind in (_WHOLE, _LAST):
-            record = wandb_internal_pb2.Record()
-            try:
-                record.ParseFromString(parts)
-            except DecodeError:
-                return
-            yield record
-            parts = b""
+            wandb.teardown()  # its service writes the end of the file after finish() has returned, before it exits

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from hybridlm.data.corpus import Part, Prepared, TextSplit
-from hybridlm.data.files.bins import BinWriter, TokenFile, open_bin
-from hybridlm.data.files.stream import Piece, TokenStream, split_of
+from hybridlm.data.files.bins import BinWriter, open_bin, read_meta
+from hybridlm.data.files.mapped import Piece
+from hybridlm.data.files.stream import TokenStream, joined
 from hybridlm.data.tokenizer import byte_tokenizer
+from hybridlm.data.windows.packing import Packing
 
 EOS = 256
 
@@ -33,7 +35,7 @@ def raw_stream(
 
 def token_file(
     path: Path, documents: Sequence[Sequence[int]], learned: Sequence[Sequence[bool]] | None = None
-) -> TokenFile:
+) -> Piece:
     """A file of ours; the text of a document is as many bytes as it has learned tokens."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with BinWriter(path, eos_id=EOS, vocab_size=257, tokenizer="none", masked=learned is not None) as writer:
@@ -41,7 +43,7 @@ def token_file(
             mask = None if learned is None else np.asarray(learned[number], dtype=bool)
             writer.add(np.asarray(ids, dtype=np.int64), len(ids) if mask is None else int(mask.sum()), mask)
         writer.finish()
-    return open_bin(path)
+    return open_bin(path, read_meta(path))
 
 
 def some_documents(count: int, seed: int, longest: int = 40) -> list[list[int]]:
@@ -54,12 +56,13 @@ def split(
 ) -> TextSplit:
     """Documents dealt over so many token files, one stretch of them to each."""
     edges = [len(documents) * k // files for k in range(files + 1)]
-    opened = [
+    pieces = [
         token_file(folder / f"{k}.bin", documents[a:b], None if learned is None else learned[a:b])
         for k, (a, b) in enumerate(pairwise(edges))
     ]
+    metas = [read_meta(piece.path) for piece in pieces]
     return TextSplit(
-        split_of(opened), sum(file.meta.documents for file in opened), sum(file.meta.text_bytes for file in opened)
+        TokenStream(joined(pieces)), sum(meta.documents for meta in metas), sum(meta.text_bytes for meta in metas)
     )
 
 
@@ -77,3 +80,15 @@ def part(
 
 def prepared(*parts: Part) -> Prepared:
     return Prepared(parts, byte_tokenizer())
+
+
+def window_of(packing: Packing, tokens: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``ids``, ``targets`` and ``doc_ids`` of a window, each (seq_len,) int64, with every token learned."""
+    ids, targets, doc_ids = np.empty((3, packing.seq_len), dtype=np.int64)
+    packing.fill(tokens, None, number, ids, targets, doc_ids)
+    return ids, targets, doc_ids
+
+
+def efficiency(packing: Packing) -> float:
+    """The share of columns that hold a pair."""
+    return packing.pairs / (len(packing) * packing.seq_len)

@@ -14,13 +14,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pyarrow import parquet
 
 from hybridlm.cli.compose import compose_config
-from hybridlm.data import tokenizer_pieces
 from hybridlm.data.chat import encode_conversations, template_of
+from hybridlm.data.coloured_tokens import coloured, legend
 from hybridlm.data.reading.conversations import ChatRecords
 from hybridlm.data.reading.documents import Bad, Document, Turn
 from hybridlm.data.reading.readers import read_lines, read_parquet
-from hybridlm.data.show import coloured, legend
-from hybridlm.data.tokenizer import EOS, byte_tokenizer, load_tokenizer, train_bpe
+from hybridlm.data.tokenizer import byte_tokenizer, cuts, load_tokenizer, train_bpe
+from hybridlm.data.tokenizer.foreign import EOS
 from hybridlm.errors import UserError
 
 OURS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -215,7 +215,8 @@ def test_forms_of_other_programs_are_read_from_files(name, tmp_path):
     assert all(isinstance(one, Document) for one in found)
     records = [json.loads(line) for line in path.read_text().splitlines()]
     parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "a.parquet")
-    table = list(read_parquet("a", tmp_path / "a.parquet", ChatRecords(), range(1)))
+    with (tmp_path / "a.parquet").open("rb") as file:
+        table = list(read_parquet("a", file, ChatRecords()))
     assert [one.turns for one in table] == [one.turns for one in found]
 
 
@@ -240,12 +241,15 @@ FIELDS = "no messages, conversations, prompt with response, or instruction with 
         ({"messages": [message(3)]}, "the role of a message is not text (message 1: int)"),
         (
             {"messages": [message(), message("critic")]},
-            "unknown role 'critic' (message 2; legal are those of docs/data.md)",
+            "unknown role 'critic' (message 2; docs/data.md lists the known roles)",
         ),
-        ({"messages": [message("x" * 99)]}, f"unknown role '{'x' * 40}' (message 1; legal are those of docs/data.md)"),
+        (
+            {"messages": [message("x" * 99)]},
+            f"unknown role '{'x' * 40}' (message 1; docs/data.md lists the known roles)",
+        ),
         (
             {"messages": [message("user"), message("system"), message()]},
-            "role 'system' behind the first message (message 2)",
+            "role 'system' after the first message (message 2)",
         ),
         (
             {"messages": [message("user"), message(content=None)]},
@@ -259,13 +263,13 @@ FIELDS = "no messages, conversations, prompt with response, or instruction with 
             {"messages": [message("user", [{"type": "image_url", "image_url": {}}]), message()]},
             "the content of a message is not text (message 1: a part of type image_url)",
         ),
-        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "a call of a tool has no name (message 1)"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "a tool call has no name (message 1)"),
         (
             {"messages": [message(content="\udfff")]},
             "the content of a message is not text (message 1: half a surrogate pair)",
         ),
         ({"messages": [message(content="")]}, "the content of a message is empty (message 1)"),
-        ({"messages": [message("system"), message("user")]}, "no message of the assistant (2 of others)"),
+        ({"messages": [message("system"), message("user")]}, "no assistant message (2 of other roles)"),
     ],
     ids=str,
 )
@@ -326,7 +330,7 @@ def test_a_prompt_is_what_training_saw_in_front_of_an_answer(name, turns):
 def test_many_conversations_are_those_one_by_one(name, several, size):
     alone = [encoded(name, turns)[0] for turns in several]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_pieces, "BATCH_CHARS", size)
+        patch.setattr(cuts, "BATCH_CHARS", size)
         together = encoded(name, *several)
     assert len(together) == len(alone)
     for (ids, learned), (expected_ids, expected) in zip(together, alone, strict=True):
@@ -335,7 +339,7 @@ def test_many_conversations_are_those_one_by_one(name, several, size):
 
 
 def test_conversations_are_read_as_they_are_needed(monkeypatch):
-    monkeypatch.setattr(tokenizer_pieces, "BATCH_CHARS", 400)
+    monkeypatch.setattr(cuts, "BATCH_CHARS", 400)
     read = []
 
     def endless():
@@ -353,7 +357,7 @@ def test_conversations_are_read_as_they_are_needed(monkeypatch):
 
 def test_a_text_among_conversations_is_the_programs_mistake():
     tokenizer = TOKENIZERS["bytes"]
-    with pytest.raises(ValueError, match="a is no conversation"):
+    with pytest.raises(ValueError, match="a is not a conversation"):
         list(encode_conversations([Document("a", "text")], tokenizer, template_of(tokenizer)))
 
 

@@ -126,7 +126,7 @@ def test_a_state_of_another_run_is_refused():
     state = train_loader().state_dict()
     with pytest.raises(UserError, match=r"data\.global_batch=4 differs from the checkpoint's 8"):
         train_loader(global_batch=4).load_state_dict(state)
-    with pytest.raises(UserError, match="batch 50 of an epoch, which has 7 here"):
+    with pytest.raises(UserError, match="batch 50 of an epoch, which has 7"):
         train_loader().load_state_dict({**state, "batches": 50})
 
 
@@ -307,7 +307,7 @@ def test_validation_passes_over_windows_without_targets(tmp_path, packed, world_
     limited = val_batches(parts, world_size=1, limit=2, masked=True)
     assert all(int((row != IGNORE).sum()) for batch in limited for row in batch["targets"])
     nothing = split(tmp_path / "nothing", documents, learned=[[False] * len(ids) for ids in documents])
-    with pytest.raises(UserError, match="the validation text holds nothing to predict"):
+    with pytest.raises(UserError, match="the validation text has nothing to predict"):
         val_batches([SideBySide(nothing.stream, 16)], masked=True)
 
 

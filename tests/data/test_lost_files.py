@@ -48,7 +48,7 @@ def test_a_file_that_is_cut_ends_the_run_in_a_line(tmp_path, workers, ending):
         take(training)
     line = str(failed.value)
     assert line.startswith(
-        f"{tmp_path / '0'}{ending}: was cut from {'100,000' if ending == '.bin' else '50,000'} to 4,096 bytes"
+        f"{tmp_path / '0'}{ending}: was truncated from {'100,000' if ending == '.bin' else '50,000'} to 4,096 bytes"
     )
     assert "ckpt=auto" in line
     assert "\n" not in line
@@ -60,11 +60,11 @@ def test_a_file_that_was_opened_may_be_deleted_and_one_that_was_not_may_not(tmp_
     (tmp_path / "0.bin").unlink()
     assert np.array_equal(source.rows(np.array([0, 100])).ids, before.ids)
     (tmp_path / "1.bin").unlink()
-    with pytest.raises(RunFailed, match=r"1\.bin: cannot be read \(No such file or directory\); put it back"):
+    with pytest.raises(RunFailed, match=r"1\.bin: cannot be read \(No such file or directory\)"):
         source.rows(np.array([SIZE + 5]))
 
 
-@pytest.mark.parametrize(("left", "said"), [(4096, "is cut off at 4,096 bytes"), (0, "is empty")])
+@pytest.mark.parametrize(("left", "said"), [(4096, "is truncated at 4,096 bytes"), (0, "is empty")])
 def test_a_file_that_was_cut_before_it_was_opened_gives_no_other_tokens(tmp_path, left, said):
     source = cut_windows(tmp_path, files=2)
     os.truncate(tmp_path / "0.bin", left)
@@ -82,5 +82,5 @@ def test_a_packing_that_is_cut_is_a_line_and_one_that_is_gone_is_made_again(tmp_
     windows._packed._sound.clear()
     assert np.array_equal(windows.rows(np.array([0, 9])).ids, before.ids)
     os.truncate(packing, 4096)
-    with pytest.raises(RunFailed, match="was cut from"):
+    with pytest.raises(RunFailed, match="was truncated from"):
         windows.rows(np.array([0, 9]))

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from streams import EOS, prepared, raw_stream, some_documents, split, token_file
+from streams import EOS, prepared, raw_stream, some_documents, split, token_file, window_of
 from streams import part as part_of
 
-from hybridlm.data.files.stream import TokenStream, split_of
+from hybridlm.data.files.stream import TokenStream, joined
 from hybridlm.data.windows import packed_files
 from hybridlm.data.windows.order import IGNORE
 from hybridlm.data.windows.packed_files import PackedStream
@@ -52,7 +52,7 @@ def test_every_piece_is_packed_by_itself_and_no_pair_is_lost(stream, folder):
     for number, piece in enumerate(stream.pieces):
         alone = pack(piece.starts(), SEQ_LEN)
         assert packed.firsts[number + 1] - packed.firsts[number] == len(alone)
-        wanted += [alone.window(piece.tokens(), w) for w in range(len(alone))]
+        wanted += [window_of(alone, piece.tokens(), w) for w in range(len(alone))]
     ids, targets, doc_ids = rows(packed)
     for row, window in enumerate(wanted):
         assert [array[row].tolist() for array in (ids, targets, doc_ids)] == [array.tolist() for array in window]
@@ -82,7 +82,7 @@ def test_files_without_an_index_are_searched_for_documents(tmp_path, folder):
     documents = some_documents(8, seed=5)
     ids = [token for text in documents for token in (EOS, *text)] + [EOS]
     found = opened(raw_stream(tmp_path / "raw", [ids]), folder)
-    assert same(found, opened(split_of([token_file(tmp_path / "ours" / "0.bin", documents)]), folder))
+    assert same(found, opened(TokenStream(joined([token_file(tmp_path / "ours" / "0.bin", documents)])), folder))
 
 
 def test_a_packing_is_made_once(stream, folder, monkeypatch):
@@ -154,20 +154,22 @@ def test_a_failed_write_leaves_nothing_behind(stream, folder, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr(packed_files.os, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
-        packed_files._write(folder / "a.bin", [b"1"])
+    whole = opened(stream, stream.pieces[0].path.parent / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("hybridlm.files.durable.os.replace", fail)
+        packed = opened(stream, folder)
     assert os.listdir(folder) == []
+    assert same(packed, whole)
 
 
 def test_pieces_without_documents_are_passed_over(tmp_path, folder):
     files = [token_file(tmp_path / f"{k}.bin", documents) for k, documents in enumerate(([], [[1, 2]], [], [[3]], []))]
-    packed = opened(split_of(files), folder)
+    packed = opened(TokenStream(joined(files)), folder)
     assert len(packed) == 2
     assert rows(packed).ids[:, :3].tolist() == [[EOS, 1, 2], [EOS, 3, 0]]
-    assert rows(opened(split_of(files), folder)).targets[:, :3].tolist() == [[1, 2, EOS], [3, EOS, IGNORE]]
+    assert rows(opened(TokenStream(joined(files)), folder)).targets[:, :3].tolist() == [[1, 2, EOS], [3, EOS, IGNORE]]
     with pytest.raises(UserError, match="no document"):
-        opened(split_of(files[:1]), folder)
+        opened(TokenStream(joined(files[:1])), folder)
 
 
 def test_how_full_the_windows_of_all_parts_are(tmp_path):

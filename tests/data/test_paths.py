@@ -41,7 +41,7 @@ def test_a_folder_means_its_text_files(here):
         "files without an ending": 1,
         "binary": 1,
     }
-    assert found.note().startswith("data.path: 3 file(s) are read; left out: 2 .png files, ")
+    assert found.notes[0].startswith("data.path: reading 3 file(s); left out: 2 .png files, ")
 
 
 def test_lists_and_braces(here):
@@ -79,5 +79,5 @@ def test_a_pipe_is_never_waited_for(tmp_path):
     found = find_files("data.path", str(tmp_path))
     assert (list(found.files), found.left_out) == (["a.txt"], {"pipes, devices and dead links": 2})
     assert list(find_files("data.path", f"{tmp_path}/*.txt").files) == ["a.txt"]
-    with pytest.raises(ConfigError, match=r"pipe\.txt is neither a file nor a folder, but a pipe"):
+    with pytest.raises(ConfigError, match=r"pipe\.txt is neither a file nor a folder but a pipe"):
         find_files("data.path", str(tmp_path / "pipe.txt"))

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hybridlm.cli.verbs import app
-from hybridlm.data.show import coloured
+from hybridlm.data.coloured_tokens import coloured
 from hybridlm.data.tokenizer import byte_tokenizer
 
 

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from hybridlm.data.reading import documents, readers
 from hybridlm.data.reading.documents import Bad, Document, TextRecords
 from hybridlm.data.reading.file_units import SourceFile
-from hybridlm.data.reading.readers import read_python
+from hybridlm.data.reading.readers import python_document
 from hybridlm.data.reading.scan import scan_files
 
 LINES = [
@@ -172,7 +172,12 @@ def test_long_rows_of_parquet_are_held_a_few_at_a_time(tmp_path, monkeypatch):
     parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
     held = []
     monkeypatch.setattr(
-        readers, "_rows", lambda batch, real=readers._rows: (held.append(batch.num_rows), real(batch))[1]
+        readers,
+        "_documents",
+        lambda name, row, batch, records, real=readers._documents: (
+            held.append(batch.num_rows),
+            real(name, row, batch, records),
+        )[1],
     )
     assert [text for _, text in found(tmp_path / "a.parquet", "x")[0]] == texts
     assert max(held) <= 4
@@ -241,7 +246,7 @@ def test_a_file_name_that_is_no_text(tmp_path):
     ("data", "text"),
     [
         (b"# coding: latin-1\n# \xe9\r\n", "# coding: latin-1\n# é\n"),
-        (b"x = '\xff'\n", "invalid or missing encoding declaration for 'a.py'"),
+        (b"x = '\xff'\n", "invalid or missing encoding declaration"),
         (b"# coding: klingon\n", "unknown encoding"),
         (b"# coding: hex\n", "'hex' is not a text encoding"),
         (b"# coding: undefined\n", "undefined encoding"),
@@ -250,14 +255,12 @@ def test_a_file_name_that_is_no_text(tmp_path):
         (b"", "empty"),
     ],
 )
-def test_a_python_source_is_decoded_as_python_does_or_named(tmp_path, data, text):
-    (tmp_path / "a.py").write_bytes(data)
-    document = read_python("a.py", tmp_path / "a.py")
+def test_a_python_source_is_decoded_as_python_does_or_named(data, text):
+    document = python_document("a.py", data)
     if isinstance(document, Document):
         assert document.text == text
     else:
         assert text in str(document)
-        assert str(tmp_path) not in str(document)
         assert str(document).startswith("a.py: ")
 
 

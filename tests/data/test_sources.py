@@ -92,7 +92,6 @@ def test_folders_and_links_to_nothing_are_no_documents(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (DataConfig(source="files"), "data.path: a file, a folder or a glob"),
         (DataConfig(source="files", path="nothing/*.txt"), "matches no file"),
         (DataConfig(source="files", path="c/*/"), "matches no file"),
         (DataConfig(source="files", path="c/bin"), r"matches no file .*left out: 1 \.bin files"),
@@ -101,8 +100,6 @@ def test_folders_and_links_to_nothing_are_no_documents(tmp_path):
             DataConfig(source="files", path="c/d/*.txt", val_path="c/d"),
             r"data\.val_path: names all files of data\.path",
         ),
-        (DataConfig(source="stdlib", path="c/*.txt"), "set data.source=files"),
-        (DataConfig(source="hf", path="c/*.txt"), "set data.source=files"),
         (
             DataConfig(source="files", path="c/*", format="chat"),
             r"latin\.bin holds no records; data\.format=chat reads \.jsonl",

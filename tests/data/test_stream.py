@@ -8,7 +8,8 @@ import pytest
 from streams import EOS, raw_stream, some_documents, token_file
 
 from hybridlm.data.files import stream as stream_module
-from hybridlm.data.files.stream import Piece, TokenStream, split_of
+from hybridlm.data.files.mapped import Piece
+from hybridlm.data.files.stream import TokenStream, joined
 
 SIZES = (7, 1, 2, 30, 3, 11)
 WHOLE = np.arange(sum(SIZES))
@@ -65,7 +66,7 @@ def test_files_of_ours_are_one_stream_with_one_eos_between_documents(tmp_path):
     files = [
         token_file(tmp_path / f"{k}.bin", documents[3 * k : 3 * k + 3], masks[3 * k : 3 * k + 3]) for k in range(3)
     ]
-    stream = split_of(files)
+    stream = TokenStream(joined(files))
     wanted = [token for ids in documents for token in (EOS, *ids)] + [EOS]
     learned = [flag for mask in masks for flag in (False, *mask)] + [False]
     assert stream.read(0, len(stream)).tolist() == wanted
@@ -81,10 +82,10 @@ def test_files_of_ours_are_one_stream_with_one_eos_between_documents(tmp_path):
 
 def test_no_files_and_half_masks_are_refused(tmp_path):
     for pieces in ([], [Piece(tmp_path, "<u2", 3), Piece(tmp_path, "<u2", 3, masked=True)]):
-        with pytest.raises(ValueError, match="one piece or more"):
+        with pytest.raises(ValueError, match="at least one piece"):
             TokenStream(pieces)
-    with pytest.raises(ValueError, match="one piece or more"):
-        split_of([])
+    with pytest.raises(ValueError, match="at least one piece"):
+        TokenStream(joined([]))
 
 
 def test_another_process_opens_the_files_anew(tmp_path):

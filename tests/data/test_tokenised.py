@@ -45,7 +45,7 @@ def test_a_file_beside_another_one(folder):
     assert part.val.text_bytes == len(b"".join(TEXTS))
     assert part.val.documents == 4
     assert prepared.tokenizer.fingerprint == byte_tokenizer().fingerprint
-    assert f"{len(STREAM)} of {folder}/val.bin" in lines[0]
+    assert f"{len(STREAM)} tokens of {folder}/val.bin" in lines[0]
 
 
 def test_the_end_is_held_out_where_there_is_no_other(folder):
@@ -87,7 +87,7 @@ def test_our_own_files_join_at_an_end_of_text(folder):
     assert tokens_of(part.train).tolist() == [*STREAM.tolist(), EOS]
     assert (part.train.documents, part.train.text_bytes) == (4, len(b"".join(TEXTS)))
     other = TokenizerConfig(kind="file", path=f"{folder}/tokenizer.json", special_tokens=("<|x|>",))
-    with pytest.raises(UserError, match=r"own0\.bin was made by another tokenizer"):
+    with pytest.raises(UserError, match=r"own0\.bin .* data\.tokenizer\.path"):
         prepare(config(folder, path=f"{folder}/own*.bin", dtype=None, tokenizer=other))
 
 
@@ -119,7 +119,7 @@ def test_files_are_looked_through_once(folder, monkeypatch):
     settings = config(folder, val_path=f"{folder}/val.bin")
     first = prepare(settings).parts[0]
     monkeypatch.setattr("hybridlm.data.files.foreign_bins._check_raw", lambda *_: pytest.fail("looked through again"))
-    monkeypatch.setattr("hybridlm.data.files.tokenised._Known._counted", lambda *_: pytest.fail("counted again"))
+    monkeypatch.setattr("hybridlm.data.files.tokenised._Scans._counted", lambda *_: pytest.fail("counted again"))
     again = prepare(settings).parts[0]
     assert (again.folder, again.train.text_bytes, again.val.documents) == (
         first.folder,

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models
 
-from hybridlm.data import tokenizer as module
-from hybridlm.data import tokenizer_pieces
-from hybridlm.data.tokenizer import EOS, StreamDecoder, Tokenizer, byte_tokenizer, train_bpe
+from hybridlm.data.tokenizer import StreamDecoder, Tokenizer, byte_tokenizer, cuts, train_bpe
+from hybridlm.data.tokenizer import tokenizer as module
+from hybridlm.data.tokenizer.foreign import EOS
 from hybridlm.errors import UserError
 
 TEXTS = [
@@ -111,7 +111,7 @@ def test_numbers_and_indentation_are_cut_well():
 def test_long_texts_cut_in_pieces_have_the_ids_of_the_whole(monkeypatch, limit):
     whole = [BPE.encode(text) for text in [*TEXTS, "", "\n\n x", "no line end " * 20]]
     monkeypatch.setattr(module, "PIECE_CHARS", limit)
-    monkeypatch.setattr(tokenizer_pieces, "BATCH_CHARS", 60)
+    monkeypatch.setattr(cuts, "BATCH_CHARS", 60)
     assert BPE.encode_batch([*TEXTS, "", "\n\n x", "no line end " * 20]) == whole
 
 
@@ -120,9 +120,7 @@ def test_long_texts_cut_in_pieces_have_the_ids_of_the_whole(monkeypatch, limit):
     text=st.text(alphabet="ab1_ ',.:\n\r\t\u00a0\u2028\u0085\u0301é☃你\uff0c", max_size=40), limit=st.integers(1, 10)
 )
 def test_a_cut_never_changes_ids(text, limit):
-    assert [
-        token for piece in tokenizer_pieces.cut(text, limit, tokenizer_pieces.OWN_CUTS) for token in BPE.encode(piece)
-    ] == BPE.encode(text)
+    assert [token for piece in cuts.cut(text, limit, cuts.OWN_CUTS) for token in BPE.encode(piece)] == BPE.encode(text)
 
 
 def test_ids_outside_the_vocabulary_are_refused():
@@ -163,7 +161,7 @@ def test_special_tokens_stand_behind_the_first_and_count_as_ids():
         bytes([value]) for value in range(256)
     }
     assert train_bpe(["ab"], 5000, SPECIALS).vocab_size == 260
-    with pytest.raises(UserError, match=r"vocab_size=259: legal is 260 \(256 bytes and <\|endoftext\|>, <\|user\|>"):
+    with pytest.raises(UserError, match=r"vocab_size=259: expected 260 \(256 bytes and <\|endoftext\|>, <\|user\|>"):
         train_bpe(TEXTS, 259, SPECIALS)
 
 
@@ -216,13 +214,13 @@ def test_special_tokens_are_saved(tmp_path):
         (("",), "'' is empty"),
         (("<|user|>", "x"), "'x' is text that many documents contain"),
         ((" \n",), r"' \\n' is text that many documents contain"),
-        (("<|user|>", "<|end|>", "<|user|>"), r"'<\|user\|>' stands there twice"),
+        (("<|user|>", "<|end|>", "<|user|>"), r"'<\|user\|>' is listed twice"),
         (("<\ud800>",), "half a surrogate pair"),
     ],
 )
 def test_names_that_can_be_no_special_token_are_refused(names, said):
     for make in (lambda: train_bpe(TEXTS, 400, names), lambda: byte_tokenizer(names)):
-        with pytest.raises(UserError, match=rf"data\.tokenizer\.special_tokens: .*{said}.*; legal is") as caught:
+        with pytest.raises(UserError, match=rf"data\.tokenizer\.special_tokens: .*{said}.*") as caught:
             make()
         assert len(str(caught.value).splitlines()) == 1
 

@@ -96,7 +96,7 @@ def test_a_choice_is_spread_evenly():
 
 
 def test_too_little_text_is_refused():
-    with pytest.raises(UserError, match=r"8 tokens, one window takes data.seq_len \+ 1 = 9"):
+    with pytest.raises(UserError, match=r"8 tokens, .* data.seq_len \+ 1 = 9"):
         window_count(8, 8)
     with pytest.raises(UserError, match="1 tokens"):
         validation_count(1, 8)

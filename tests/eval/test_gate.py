@@ -13,7 +13,6 @@ from hybridlm.cli.compose import compose_config
 from hybridlm.eval.gate import Gate
 from hybridlm.eval.gate_subject import Worst, compare_gradients, relative
 from hybridlm.layers.attention import Attention
-from hybridlm.layers.init import log_uniform_
 from hybridlm.layers.mamba1 import Mamba1
 from hybridlm.layers.mamba2 import Mamba2
 from hybridlm.layers.mamba3 import Mamba3
@@ -174,48 +173,6 @@ class LeavesOneOut(Mamba2):
             self.D.copy_(kept)
 
 
-class WrongSteps(Mamba2):
-    """Step sizes uniform instead of log-uniform, within the same range."""
-
-    def reset_parameters(self, init):
-        super().reset_parameters(init)
-        with torch.no_grad():
-            dt = torch.empty_like(self.dt_bias).uniform_(*self.spec.dt_range)
-            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
-
-
-class LogUniformRates(Mamba2):
-    def reset_parameters(self, init):
-        super().reset_parameters(init)
-        with torch.no_grad():
-            self.A_log.copy_(log_uniform_(torch.empty_like(self.A_log), *self.spec.a_range).log())
-
-
-class FlippedRates(Mamba1):
-    def reset_parameters(self, init):
-        super().reset_parameters(init)
-        with torch.no_grad():
-            self.A_log.copy_(self.A_log.flip(1))
-
-
-class ZeroBiases(Mamba3):
-    def reset_parameters(self, init):
-        super().reset_parameters(init)
-        nn.init.zeros_(self.C_bias)
-
-
-class LargeResidual(MLP):
-    def reset_parameters(self, init):
-        super().reset_parameters(init)
-        init.matrix(self.down_proj.weight)
-
-
-class BiasedRouter(MoE):
-    def reset_parameters(self, init):
-        super().reset_parameters(init)
-        nn.init.ones_(self.gate.e_score_correction_bias)
-
-
 class ForgetsAParameter(MLP):
     def param_specs(self):
         return {name: spec for name, spec in super().param_specs().items() if "up" not in name}
@@ -241,14 +198,21 @@ class WindowOfOneMore(Attention):
         return super().state_bytes(context, batch, dtype) + (column if context >= self.spec.window else 0)
 
 
-class FreeScan(Mamba2):
+class HalfOfTheProducts(Mamba2):
+    """A multiply-add counted as one."""
+
     def flops(self, context, phase):
-        return super().flops(context, phase) - 2 * self.spec.d_inner
+        return super().flops(context, phase) / 2
+
+
+class OfTheWholeText(MLA):
+    def flops(self, context, phase):
+        return super().flops(context, phase) * (1 if phase == "decode" else context)
 
 
 class CheapDecode(MLA):
     def flops(self, context, phase):
-        return super().flops(context - (phase == "decode"), phase)
+        return super().flops(context, phase) / (3 if phase == "decode" else 1)
 
 
 class OnePass(MLP):
@@ -307,17 +271,12 @@ BROKEN = [
     (IgnoresDocuments, "documents", "T"),
     (Counts, "checkpointing", "T"),
     (LeavesOneOut, "initial weights", "M"),
-    (WrongSteps, "initial weights", "M"),
-    (LogUniformRates, "initial weights", "M"),
-    (FlippedRates, "initial weights", "M1"),
-    (ZeroBiases, "initial weights", "M3:none"),
-    (LargeResidual, "initial weights", "T"),
-    (BiasedRouter, "initial weights", "T:moe"),
     (ForgetsAParameter, "parameters", "T"),
     (WrongRows, "parameters", "M"),
     (SmallState, "state bytes", "M"),
     (WindowOfOneMore, "state bytes", "T"),
-    (FreeScan, "FLOPs", "M"),
+    (HalfOfTheProducts, "FLOPs", "M"),
+    (OfTheWholeText, "FLOPs", "L"),
     (CheapDecode, "FLOPs", "L"),
     (OnePass, "FLOPs", "T"),
     (Detached, "gradients", "T"),
@@ -338,7 +297,6 @@ KINDS = {
 OVERRIDES = {
     "CountsFromZero": ["model.attention.rope=true"],
     "WindowOfOneMore": ["model.attention.window=4"],
-    "BiasedRouter": ["model.moe.router=sigmoid"],
 }
 
 
@@ -391,23 +349,8 @@ def test_a_layer_that_raises_is_a_failed_row(monkeypatch):
 
     monkeypatch.setattr("hybridlm.layers.attention.Attention", Refuses)
     found = rows("M2 T")
-    assert {row.status for name, row in found.items() if name in ("causality", "FLOPs", "derivative")} == {"fail"}
+    assert {
+        row.status for name, row in found.items() if name in ("causality", "FLOPs", "derivative", "state bytes")
+    } == {"fail"}
     assert "RuntimeError: no such thing; to blame: attention (layer 1)" in found["decode"].note
-    assert found["parameters"].status == found["state bytes"].status == "pass"
-
-
-def test_every_operator_of_ours_is_known_to_the_flops_row():
-    """A new operator is either given a formula in the gate or listed here as one without products."""
-    from hybridlm.eval.gate_formulas import _FORMULAS
-
-    without_products = {"rotate", "document_sums", "mimo_gate", "gated_rms_norm"} | {
-        "linear_cross_entropy",
-        "gated_delta",
-    }  # no layer's
-    ours = {
-        name.split("::")[1].split(".")[0]
-        for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("hybridlm::")
-    }
-    assert {name for name in ours if not name.endswith("_backward")} <= _FORMULAS.keys() | without_products
-    assert ours >= _FORMULAS.keys()
+    assert found["parameters"].status == "pass"

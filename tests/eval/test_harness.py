@@ -1,47 +1,34 @@
-"""lm-evaluation-harness through the adapter: log-likelihoods and texts that equal brute force, and tasks of our own to
-the last digit."""
+"""The adapter to lm-evaluation-harness: log-likelihoods and texts that equal brute force."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from brute_force import TEXT, bpe_tokenizer, brute, greedy_text, model_of, pair_ids
 
-from hybridlm.cli.compose import compose_config
-from hybridlm.data.tokenizer import byte_tokenizer, train_bpe
+from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.errors import UserError
-from hybridlm.eval.scoring import Row, scored
-from hybridlm.model.build import fresh_model
+from hybridlm.eval.scoring import Continuation, loglikelihoods
 
 pytest.importorskip("lm_eval")
-TASKS = Path(__file__).parent / "tasks"
-TEXT = ["def f0(x):\n    return x * 3 + 1\n", "import os  # of the system\n", "class Number:\n    value = 12\n"] * 20
+
+PAIRS = [
+    ("def f0", "(x):"),
+    ("def f0(x):\n    return", " x * 3"),
+    ("def f0(x):\n    return ", "x * 3"),  # the blank goes over to the continuation
+    ("import o", "s  # of the system"),  # inside a token
+    ("class Number", ":"),
+    ("", "import os"),
+    ("x " * 100, "def f0(x)"),  # longer than the window
+    ("ü", "☃ 你好"),
+]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """With merges, so that the border between context and continuation may fall inside a token."""
-    return train_bpe(TEXT, 300)
-
-
-def model_of(tiny, tokenizer, dtype=torch.float64):
-    config = compose_config(
-        [*tiny, "model.pattern=MTM3L:moe", "model.mamba3.d_state=8", "model.mamba3.head_dim=16", *MLA]
-    )
-    return fresh_model(config.model, tokenizer.vocab_size, seed=3, device="cpu").to(dtype).eval()
-
-
-MLA = [
-    "model.mla.n_heads=2",
-    "model.mla.kv_lora_rank=8",
-    "model.mla.qk_nope_head_dim=8",
-    "model.mla.qk_rope_head_dim=8",
-]
-MLA += ["model.mla.v_head_dim=8", "model.moe.n_experts=4", "model.moe.d_expert=16"]
+    return bpe_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -57,42 +44,6 @@ def harness(model, tokenizer, max_length=64, batch=4):
 
 def asked(*arguments):
     return SimpleNamespace(args=arguments)
-
-
-@torch.inference_mode()
-def brute(model, context, continuation, max_length=64):
-    """(log-likelihood, greedy) token by token, each from a forward of its own over at most ``max_length`` tokens before
-    it.
-
-    The window is that of the whole request, as in the harness: its last max_length inputs.
-    """
-    ids = (context + continuation)[-(max_length + 1) :]
-    total, greedy = 0.0, True
-    for place in range(len(ids) - len(continuation), len(ids)):
-        logits = model(torch.tensor([ids[:place]]), keep="last").logits[0, -1].double()
-        total += float(logits.log_softmax(-1)[ids[place]])
-        greedy = greedy and int(logits.argmax()) == ids[place]
-    return total, greedy
-
-
-PAIRS = [
-    ("def f0", "(x):"),
-    ("def f0(x):\n    return", " x * 3"),
-    ("def f0(x):\n    return ", "x * 3"),  # the blank goes over to the continuation
-    ("import o", "s  # of the system"),  # inside a token
-    ("class Number", ":"),
-    ("", "import os"),
-    ("x " * 100, "def f0(x)"),  # longer than the window
-    ("ü", "☃ 你好"),
-]
-
-
-def pair_ids(tokenizer, context, continuation):
-    """As the harness documents it: blanks at the end of the context belong to the continuation, and the whole is cut
-    behind the context."""
-    kept = context.rstrip()
-    whole, alone = tokenizer.encode(context + continuation), tokenizer.encode(kept)
-    return [tokenizer.eos_id, *alone], whole[len(alone) :]
 
 
 def test_log_likelihoods_of_a_ragged_batch_are_those_of_single_tokens(model, tokenizer):
@@ -117,9 +68,10 @@ def test_what_greedy_decoding_writes_is_called_greedy(model, tokenizer):
     with torch.inference_mode():
         for _ in range(5):
             ids.append(int(model(torch.tensor([ids]), keep="last").logits[0, -1].argmax()))
-    rows = [Row(tuple(ids), 5), Row((*ids[:-1], (ids[-1] + 1) % tokenizer.vocab_size), 5), Row(tuple(ids), 0)]
-    assert [greedy for _, greedy in scored(model, rows, 2)] == [True, False, True]
-    assert scored(model, rows, 2)[2][0] == 0.0
+    other = (*ids[:-1], (ids[-1] + 1) % tokenizer.vocab_size)
+    found = loglikelihoods(model, [Continuation(tuple(ids), 5), Continuation(other, 5), Continuation(tuple(ids), 0)], 2)
+    assert [greedy for _, greedy in found] == [True, False, True]
+    assert found[2][0] == 0.0
 
 
 @pytest.mark.parametrize("max_length", [8, 64])
@@ -137,21 +89,6 @@ def test_whole_texts(model, tokenizer, max_length):
             expected += brute(model, ids[first:done], ids[done:end], max_length)[0]
             done = end
         assert total == pytest.approx(expected, abs=1e-9)
-
-
-def greedy_text(model, tokenizer, prompt, until, most):
-    ids, new = list(prompt), []
-    with torch.inference_mode():
-        while len(new) < most:
-            token = int(model(torch.tensor([ids]), keep="last").logits[0, -1].argmax())
-            if token == tokenizer.eos_id:
-                break
-            new.append(token)
-            ids.append(token)
-    text = tokenizer.decode(new)
-    for stop in until:
-        text = text.split(stop)[0]
-    return text
 
 
 def test_generation_is_greedy_text_up_to_the_first_stop(model, tokenizer):
@@ -175,106 +112,8 @@ def test_a_setting_that_is_not_known_is_refused(model, tokenizer):
 
 def test_an_empty_continuation_is_refused(model, tokenizer):
     """It would count as certain, and win."""
-    with pytest.raises(UserError, match=r"a continuation .* is empty, which has no score"):
+    with pytest.raises(UserError, match="empty"):
         harness(model, tokenizer).loglikelihood([asked("the", " that"), asked("the", "")])
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The tasks of this folder, where they find their data; nothing is asked of the network."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr("hybridlm.data.reading.hub_access.hub_answers", lambda: False)
-    copy = shutil.copytree(TASKS, tmp_path / "tasks")
-    for path in copy.glob("*.yaml"):
-        path.write_text(path.read_text().replace("{folder}", str(copy)))
-    return copy
-
-
-def test_local_tasks_give_the_numbers_of_brute_force(model, tokenizer, folder):
-    from hybridlm.eval.tasks import load_tasks, run_tasks
-
-    tasks = load_tasks(["local_choice", "local_write"], folder)
-    found = run_tasks(model, tokenizer, tasks, 64, 4, None, None)
-
-    right = normed = 0
-    questions = [json.loads(line) for line in (TASKS / "choice.jsonl").read_text().splitlines()]
-    for question in questions:
-        sums = [brute(model, *pair_ids(tokenizer, question["question"], choice))[0] for choice in question["choices"]]
-        right += sums.index(max(sums)) == question["answer"]
-        by_length = [nats / len(choice) for nats, choice in zip(sums, question["choices"], strict=True)]
-        normed += by_length.index(max(by_length)) == question["answer"]
-    assert found["local_choice"]["acc"] == right / len(questions)
-    assert found["local_choice"]["acc_norm"] == normed / len(questions)
-    assert found["local_choice"]["examples"] == len(questions)
-
-    wanted = [json.loads(line) for line in (TASKS / "write.jsonl").read_text().splitlines()]
-    texts = [
-        greedy_text(model, tokenizer, [tokenizer.eos_id, *tokenizer.encode(line["prompt"])], ["\n", "+"], 12)
-        for line in wanted
-    ]
-    exact = [text == line["answer"] for text, line in zip(texts, wanted, strict=True)]
-    assert found["local_write"]["exact_match"] == sum(exact) / len(wanted)
-
-
-def test_generated_answers_that_are_right_are_counted(model, tokenizer, folder):
-    """The same task with the model's own greedy texts as the answers of all but one."""
-    from hybridlm.eval.tasks import load_tasks, run_tasks
-
-    lines = [json.loads(line) for line in (TASKS / "write.jsonl").read_text().splitlines()]
-    for line in lines[:-1]:
-        prompt = [tokenizer.eos_id, *tokenizer.encode(line["prompt"])]
-        line["answer"] = greedy_text(model, tokenizer, prompt, ["\n", "+"], 12)
-    lines[-1]["answer"] = "nothing that it would write"
-    (folder / "write.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = run_tasks(model, tokenizer, load_tasks(["local_write"], folder), 64, 2, None, None)
-    assert found["local_write"]["exact_match"] == 0.75
-    assert (
-        run_tasks(model, tokenizer, load_tasks(["local_write"], folder), 64, 2, 2, None)["local_write"]["examples"] == 2
-    )
-
-
-def test_rolling_text_of_a_task(model, tokenizer, folder):
-    from hybridlm.eval.tasks import load_tasks, run_tasks
-
-    found = run_tasks(model, tokenizer, load_tasks(["local_text"], folder), 64, 4, None, None)["local_text"]
-    texts = [json.loads(line)["prompt"] for line in (TASKS / "write.jsonl").read_text().splitlines()]
-    nats = sum(brute(model, [tokenizer.eos_id], tokenizer.encode(text))[0] for text in texts)
-    assert found["bits_per_byte"] == pytest.approx(
-        -nats / sum(len(text.encode()) for text in texts) / 0.6931471805599453, rel=1e-9
-    )
-
-
-def test_tasks_that_cannot_be_had(folder, monkeypatch):
-    from hybridlm.eval import tasks
-
-    with pytest.raises(UserError, match="no such folder"):
-        tasks.load_tasks(["local_choice"], folder / "nowhere")
-    (folder / "choice.jsonl").unlink()
-    with pytest.raises(UserError, match="local_choice: cannot be loaded"):
-        tasks.load_tasks(["local_choice"], folder)
-    monkeypatch.setattr(tasks.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'hybridlm\[eval\]'"):
-        tasks.load_tasks(["local_choice"], folder)
-
-
-def test_an_error_of_the_network_is_one_line():
-    from hybridlm.eval.tasks import _refusal
-
-    (line,) = _refusal("arc_easy", ConnectionError("Couldn't reach\nthe Hub"), offline=True).problems
-    assert line.startswith("--tasks arc_easy: its data are not in the cache and the hub cannot be reached")
-    assert "\n" not in line
-
-
-@pytest.mark.slow
-def test_unknown_tasks_name_near_ones(folder):
-    from hybridlm.eval.tasks import load_tasks
-
-    with pytest.raises(UserError) as caught:
-        load_tasks(["arc_eazy", "local_choise", "zzzzz"], folder)
-    first, second, third = caught.value.problems
-    assert "did you mean arc_easy" in first
-    assert "local_choice" in second
-    assert "unknown task" in third
 
 
 def test_bytes_have_the_same_borders(tiny):

@@ -16,7 +16,7 @@ from hybridlm.data.windows.loader import ValLoader
 from hybridlm.data.windows.order import IGNORE
 from hybridlm.data.windows.splits import val_windows
 from hybridlm.errors import UserError
-from hybridlm.eval.text_loss import Documents, TextMeter, joined, slide
+from hybridlm.eval.text_loss import Documents, TextLoss, slide, text_loss
 from hybridlm.model.build import fresh_model
 
 
@@ -31,12 +31,8 @@ def model(tiny, prepared):
 
 
 def measured(model, prepared, context, stride, batch=3, limit=None):
-    split = prepared.parts[0].val
-    documents = Documents(split, prepared.tokenizer.eos_id, limit)
-    meter = TextMeter(model, prepared.tokenizer.token_bytes(), context)
-    for ids, targets in documents.batches(context, stride, batch):
-        meter.add(torch.from_numpy(ids), torch.from_numpy(targets))
-    return meter.result(len(documents))
+    documents = Documents.of_split(prepared.parts[0].val, prepared.tokenizer.eos_id, limit)
+    return text_loss(model, documents, prepared.tokenizer.token_bytes(), context, stride=stride, batch=batch)
 
 
 def documents_of(prepared):
@@ -80,15 +76,12 @@ def test_it_equals_a_loop_over_single_tokens(model, prepared, context, stride):
                 logits = model(torch.tensor([ids for ids, _ in some]), keep="last").logits[:, -1]
                 nats -= float(logits.log_softmax(-1).gather(1, torch.tensor([[token] for _, token in some])).sum())
     split, whole = prepared.parts[0].val, measured(model, prepared, context, stride)
-    documents = Documents(split, prepared.tokenizer.eos_id)
+    documents = Documents.of_split(split, prepared.tokenizer.eos_id)
     documents.places = documents.places[:1]
-    meter = TextMeter(model, token_bytes, context)
-    for ids, targets in documents.batches(context, stride, 5):
-        meter.add(torch.from_numpy(ids), torch.from_numpy(targets))
-    found = meter.result(1)
-    assert (found.tokens, found.text_bytes) == (counts, text_bytes)
-    assert found.nats == pytest.approx(nats, rel=1e-9)
-    assert whole.tokens == len(split.stream) - 1
+    found = text_loss(model, documents, token_bytes, context, stride=stride, batch=5)
+    assert (found.tokens.sum(), found.text_bytes) == (counts, text_bytes)
+    assert found.nats.sum() == pytest.approx(nats, rel=1e-9)
+    assert whole.tokens.sum() == len(split.stream) - 1
     assert whole.text_bytes == split.text_bytes
 
 
@@ -98,7 +91,7 @@ def test_a_window_that_holds_whole_documents_is_one_forward_each(model, prepared
         for document in documents_of(prepared):
             logits = model(torch.tensor([document[:-1]])).logits[0]
             nats -= float(logits.log_softmax(-1).gather(1, torch.tensor(document[1:]).unsqueeze(1)).sum())
-    assert measured(model, prepared, 4096, 2048).nats == pytest.approx(nats, rel=1e-9)
+    assert measured(model, prepared, 4096, 2048).nats.sum() == pytest.approx(nats, rel=1e-9)
 
 
 def test_it_is_the_validation_of_training_where_windows_coincide(model, prepared, tiny):
@@ -122,20 +115,21 @@ def test_it_is_the_validation_of_training_where_windows_coincide(model, prepared
                 text_bytes + int(batch["n_bytes"]),
             )
     found = measured(model, prepared, config.data.val_seq_len, config.data.val_seq_len)
-    assert (found.tokens, found.text_bytes) == (tokens, text_bytes)
-    assert found.nats == pytest.approx(nats, rel=1e-10)
+    assert (found.tokens.sum(), found.text_bytes) == (tokens, text_bytes)
+    assert found.nats.sum() == pytest.approx(nats, rel=1e-10)
     assert found.metrics()["bpb"] == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-10)
 
 
 def test_more_context_is_over_the_same_tokens_and_the_batch_does_not_matter(model, prepared):
     short, long = measured(model, prepared, 8, 4), measured(model, prepared, 64, 32)
-    assert (short.tokens, short.text_bytes) == (long.tokens, long.text_bytes)
-    assert measured(model, prepared, 64, 32, batch=1).nats == pytest.approx(long.nats, rel=1e-9)
+    assert (short.tokens.sum(), short.text_bytes) == (long.tokens.sum(), long.text_bytes)
+    assert measured(model, prepared, 64, 32, batch=1).nats.sum() == pytest.approx(long.nats.sum(), rel=1e-9)
 
 
 def test_the_curve_adds_up_and_names_its_buckets(model, prepared):
     found = measured(model, prepared, 50, 25)
-    assert [(bucket.first, bucket.last) for bucket in found.curve] == [
+    curve, metrics = found.curve(), found.metrics()
+    assert [(row["first"], row["last"]) for row in curve] == [
         (1, 1),
         (2, 2),
         (3, 4),
@@ -144,26 +138,41 @@ def test_the_curve_adds_up_and_names_its_buckets(model, prepared):
         (17, 32),
         (33, 50),
     ]
-    assert sum(bucket.tokens for bucket in found.curve) == found.tokens
-    assert math.fsum(bucket.nats for bucket in found.curve) == pytest.approx(found.nats, rel=1e-9)
-    assert found.curve[0].tokens == found.documents, "one target of each document stands behind the separator alone"
+    assert sum(row["tokens"] for row in curve) == metrics["tokens"]
+    nats = math.fsum(row["loss"] * row["tokens"] for row in curve)
+    assert nats / metrics["tokens"] == pytest.approx(metrics["loss"], rel=1e-9)
+    assert curve[0]["tokens"] == metrics["documents"], "one target of each document has the separator alone before it"
 
 
 def test_documents_are_spread_over_the_text(prepared, model):
-    whole = Documents(prepared.parts[0].val, prepared.tokenizer.eos_id)
-    two = Documents(prepared.parts[0].val, prepared.tokenizer.eos_id, limit=2)
-    assert len(two) == 2
+    whole = Documents.of_split(prepared.parts[0].val, prepared.tokenizer.eos_id)
+    two = Documents.of_split(prepared.parts[0].val, prepared.tokenizer.eos_id, limit=2)
+    assert len(two.places) == 2
     assert two.places[0].tolist() == whole.places[0].tolist()
     assert two.places[1, 0] > whole.places[0, 0]
     assert measured(model, prepared, 64, 32, limit=2).documents == 2
 
 
-def test_parts_join_to_the_sums(model, prepared):
-    one = measured(model, prepared, 16, 8)
-    both = joined([one, one])
-    assert (both.tokens, both.documents) == (2 * one.tokens, 2 * one.documents)
+def test_a_text_in_memory_is_one_document(model, prepared):
+    tokenizer, document = prepared.tokenizer, documents_of(prepared)[0]
+    documents = Documents.of_text(tokenizer.decode(document[1:-1]), tokenizer)
+    found = text_loss(model, documents, tokenizer.token_bytes(), 48, stride=20).metrics()
+    split = Documents.of_split(prepared.parts[0].val, tokenizer.eos_id)
+    split.places = split.places[:1]
+    assert found == pytest.approx(text_loss(model, split, tokenizer.token_bytes(), 48, stride=20).metrics())
+
+
+def test_texts_merge_to_the_sums(model, prepared):
+    one, both = measured(model, prepared, 16, 8), measured(model, prepared, 16, 8)
+    both.merge(one)
+    assert both.metrics()["tokens"] == 2 * one.metrics()["tokens"]
+    assert both.metrics()["documents"] == 2 * one.documents
     assert both.metrics()["loss"] == pytest.approx(one.metrics()["loss"])
-    assert [bucket.tokens for bucket in both.curve] == [2 * bucket.tokens for bucket in one.curve]
+    assert [row["tokens"] for row in both.curve()] == [2 * row["tokens"] for row in one.curve()]
+    longer = measured(model, prepared, 32, 16)
+    one.merge(longer)
+    assert len(one.tokens) == 32
+    assert one.metrics()["tokens"] == 2 * longer.metrics()["tokens"]
 
 
 def test_conversations_count_what_is_learned(tiny, corpus, tmp_path):
@@ -171,15 +180,13 @@ def test_conversations_count_what_is_learned(tiny, corpus, tmp_path):
     chat = ["data=chat", f"data.path={corpus}/chats.jsonl", f"data.out={tmp_path}", "data.tokenizer.kind=bytes"]
     prepared = prepare(compose_config([*overrides, *chat]).data)
     stream = prepared.parts[0].val.stream
-    documents = Documents(prepared.parts[0].val, prepared.tokenizer.eos_id)
-    counted = sum(int((targets != IGNORE).sum()) for _, targets in documents.batches(32, 16, 4))
+    documents = Documents.of_split(prepared.parts[0].val, prepared.tokenizer.eos_id)
+    counted = sum(int((documents.read(windows)[1] != IGNORE).sum()) for windows in documents.batches(32, 16, 4))
     assert 0 < counted == int(stream.read_learned(1, len(stream) - 1).sum()) < len(stream) - 1
 
 
-def test_a_text_without_documents_is_refused(prepared):
+def test_a_text_without_targets_is_refused(prepared):
     split = prepared.parts[0].val
-    empty = Documents(split, prepared.tokenizer.eos_id)
-    assert len(empty) == split.documents
-    meter = TextMeter(None, prepared.tokenizer.token_bytes(), 4)
-    with pytest.raises(UserError, match="nothing to predict"):
-        meter.result(0)
+    assert len(Documents.of_split(split, prepared.tokenizer.eos_id).places) == split.documents
+    with pytest.raises(UserError, match="no token"):
+        TextLoss(prepared.tokenizer.token_bytes(), 0).metrics()

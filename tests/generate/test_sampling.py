@@ -162,10 +162,10 @@ def test_logprobs_are_the_models_own():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"temperature": -1.0}, "temperature = -1.0: legal is 0"),
+        ({"temperature": -1.0}, "temperature = -1.0"),
         ({"temperature": math.nan}, "temperature = nan"),
-        ({"top_k": 0}, "top_k = 0: legal is 1 or more"),
-        ({"top_p": 0.0}, "top_p = 0.0: legal is more than 0, at most 1"),
+        ({"top_k": 0}, "top_k = 0"),
+        ({"top_p": 0.0}, "top_p = 0.0"),
         ({"top_p": 1.1}, "top_p = 1.1"),
         ({"min_p": -0.1}, "min_p = -0.1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty = 0.0"),
@@ -178,7 +178,7 @@ def test_logprobs_are_the_models_own():
     ],
 )
 def test_values_outside_their_range_are_refused_in_a_line(options, says):
-    with pytest.raises(UserError, match=r"legal is") as caught:
+    with pytest.raises(UserError, match=f"^{next(iter(options))} = ") as caught:
         Sampling(**options)
     assert len(caught.value.problems) == 1
     assert caught.value.problems[0].startswith(says)

@@ -90,6 +90,6 @@ def test_roles_are_learning_rates():
 
 def test_an_undeclared_parameter_is_found():
     model = build_model(CONFIG, VOCAB)
-    model.blocks[0].mixer.extra = torch.nn.Parameter(torch.zeros(2))
-    with pytest.raises(RuntimeError, match=r"blocks\.0\.mixer\.extra"):
+    model.blocks[0].extra = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.extra"):
         model.param_specs()

@@ -16,7 +16,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_every_expert_and_every_block_of_its_rows_is_orthogonalised_apart():
+def test_every_expert_and_every_block_of_its_rows_is_orthogonalised_separately():
     experts, down, plain = draw(3, 10, 6), draw(3, 6, 5, seed=1), draw(5, 6, seed=2)
     got = muon_updates([experts, down, plain], [(5, 5), (), ()], 5)
     assert [tuple(update.shape) for update in got] == [(3, 10, 6), (3, 6, 5), (5, 6)]

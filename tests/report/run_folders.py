@@ -102,3 +102,14 @@ def make_job(folder: Path, number: int, status: str, **facts) -> Path:
     record |= {"error": None, "started": None, "ended": None, "seconds": 36.0, "attempts": 1}
     (folder / "job.json").write_text(json.dumps(record | facts))
     return folder
+
+
+def rewrite(folder, change):
+    """change: of a row of the metrics, and its place."""
+    path = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(change(row, i)) + "\n" for i, row in enumerate(rows)))
+
+
+def without(*keys, but=()):
+    return lambda row, i: {key: value for key, value in row.items() if key not in keys or i in but}

@@ -1,5 +1,5 @@
-"""Reports over folders with a stranger's run beside good ones: it is left out with a line, or reported, and nothing it
-says acts."""
+"""Reports over folders with a stranger's run beside good ones: it is skipped with a line or reported, and nothing in it
+executes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from run_folders import make_job, make_run
 
 from hybridlm.report.command import run_report
 from hybridlm.report.comparison import compare
-from hybridlm.report.page import facts_of, parts_of, to_html, to_text
-from hybridlm.report.reading import read_folders
+from hybridlm.report.page import header, sections_of, to_html, to_text
+from hybridlm.report.runs import read_folders
 from hybridlm.report.table import runs_table, to_csv
 
 BOMB = "a: &a [x, x]\n" + "".join(
@@ -124,7 +124,7 @@ KEPT = {
 }  # fmt: skip
 
 
-def test_runs_that_cannot_be_read_are_left_out_each_with_a_line(tmp_path, capsys, monkeypatch):
+def test_unreadable_runs_are_skipped_with_a_line_each(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "runs/good", pattern="T", bpb=1.9)
     for kind, spoil in LEFT_OUT.items():
@@ -141,7 +141,7 @@ def test_runs_that_cannot_be_read_are_left_out_each_with_a_line(tmp_path, capsys
 
 
 @pytest.mark.parametrize("kind", KEPT)
-def test_odd_numbers_take_no_report_down(tmp_path, kind, capsys):
+def test_odd_numbers_do_not_break_a_report(tmp_path, kind, capsys):
     make_run(tmp_path / "runs/good", pattern="T", bpb=1.9)
     KEPT[kind](make_run(tmp_path / "runs/bad", pattern="M"))
     names, said = report(tmp_path / "runs", capsys)
@@ -153,24 +153,24 @@ def test_odd_numbers_take_no_report_down(tmp_path, kind, capsys):
 @pytest.mark.parametrize(
     "seed", [pytest.param(range(12), id="12"), pytest.param(range(12, 1500), id="1488", marks=pytest.mark.slow)]
 )
-def test_mutated_runs_take_no_report_down(tmp_path, seed, capsys):
+def test_mutated_runs_do_not_break_a_report(tmp_path, seed, capsys):
     for number in seed:
         generator = random.Random(number)
         folder = tmp_path / str(number)
         make_run(folder / "good", pattern="T", bpb=1.9)
         bad = make_job(make_run(folder / "bad", pattern="M", seed=number), 1, "finished")
         (bad / "eval.json").write_text(json.dumps(EVALUATION))
-        (bad / "sweep.json").write_text(json.dumps({"command": ["hybridlm", "sweep"], "varied": ["model.pattern"]}))
+        (bad / "sweep.json").write_text(json.dumps({"command": "hybridlm sweep", "varied": ["model.pattern"]}))
         (bad / ".hydra/hydra.yaml").write_text("hydra: {runtime: {cwd: /tmp}}\n")
         for name in generator.sample(FILES, generator.randint(1, 3)):
             mutate(bad / name, generator)
         with little():
             runs, sweeps = read_folders([folder], skip=lambda line: None)
             comparisons = compare(runs, [key for sweep in sweeps for key in sweep.varied])
-            facts = facts_of(runs, sweeps, "hybridlm report", "today")
+            facts = header(runs, sweeps, "hybridlm report", "today")
             to_csv(runs_table(comparisons))
             if generator.random() < 0.2:  # plots take long
-                parts = parts_of(comparisons, folder)
+                parts = sections_of(comparisons, folder)
                 html, text = to_html(parts, facts), to_text(parts, facts)
                 assert "<script>alert" not in html + text
                 assert "\x1b" not in text
@@ -195,7 +195,7 @@ def strange(generator: random.Random) -> object:
     return copy.deepcopy(generator.choice([*VALUES, "$\\frac{$", "a|b`c`*d*", "-1.5", "@SUM(A1)", "+x", "\t=1"]))
 
 
-def test_no_text_of_a_run_acts(tmp_path, capsys):
+def test_text_of_a_run_cannot_execute(tmp_path, capsys):
     """Script tags, formulas, escapes and line ends in every text that a report shows."""
     evil = "<script>alert(1)</script>\x1b]0;x\x07\r\n# head\n=1+1|`x`"
     for name, pattern in (("a", "T"), ("b", "M")):
@@ -213,12 +213,12 @@ def test_no_text_of_a_run_acts(tmp_path, capsys):
             record |= {"what": evil, "settings": {evil: evil}, "metrics": {evil: 1.0}}
         (folder / "eval.json").write_text(json.dumps(found))
     make_job(tmp_path / "runs/c", 3, "failed", error=evil, overrides=[evil])
-    (tmp_path / "runs/sweep.json").write_text(json.dumps({"command": [evil], "varied": [evil]}))
+    (tmp_path / "runs/sweep.json").write_text(json.dumps({"command": evil, "varied": [evil]}))
     names, said = report(tmp_path / "runs", capsys)
     assert len(names) == 3
     assert said == ""
     html = (tmp_path / "runs/out/report.html").read_text(encoding="utf-8")
-    assert html.count("<script>") == 1  # the page's own
+    assert html.count("<script>") == 1  # that of the page
     text = (tmp_path / "runs/out/report.md").read_text(encoding="utf-8")
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)
     assert "<script>" not in "\n".join(line for line in text.splitlines() if not line.startswith("    "))
@@ -228,7 +228,7 @@ def test_no_text_of_a_run_acts(tmp_path, capsys):
     assert not [cell for cell in cells if re.search(r"[\x00-\x1f\x7f]", cell) or re.match(r"[=+@]|-[^\d]", cell)]
 
 
-def test_cells_of_a_csv_are_no_formulas_and_numbers_stay_numbers():
+def test_csv_cells_are_not_formulas_and_numbers_stay_numbers():
     from hybridlm.report.table import Cell, Column, Table
 
     texts = ["=1+1", "+1+1", "-1+1", "@x", "-1.5", "+2e-3", "1", "-", "a=b", "\r=1", "\x1b[2J", "☃"]

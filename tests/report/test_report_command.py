@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from hybridlm.cli.compose import compose_config
 from hybridlm.cli.verbs import app
-from hybridlm.report.measures import COSTS, QUALITIES
-from hybridlm.report.reading import read_folders
+from hybridlm.report.metrics import COSTS, QUALITIES
+from hybridlm.report.runs import read_folders
 from hybridlm.runs.run_folder import RunFolder
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
@@ -26,7 +26,7 @@ def report(*arguments):
     return CliRunner().invoke(app, ["report", *map(str, arguments)])
 
 
-def test_the_first_folder_takes_the_report(tmp_path):
+def test_the_report_goes_into_the_first_folder(tmp_path):
     for name in "ab":
         make_run(tmp_path / name / "0", pattern=name.upper().replace("A", "T").replace("B", "M"))
     result = report(tmp_path / "b", tmp_path / "a")
@@ -45,7 +45,7 @@ def test_the_first_folder_takes_the_report(tmp_path):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["0"]
 
 
-def test_last_is_the_newest_run_and_a_folder_of_that_name_is_named_by_its_path(tmp_path, monkeypatch):
+def test_last_is_the_newest_run_unless_it_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for i, name in enumerate(("outputs/a", "multirun/x/b", "last")):
         os.utime(make_run(tmp_path / name, pattern=("T", "M", "TM")[i]) / "config.yaml", (i, i))
@@ -68,19 +68,19 @@ def test_last_is_the_newest_run_and_a_folder_of_that_name_is_named_by_its_path(t
         (["gone", "empty", "file"], "error: gone: no such folder\nerror: file: a file, not a folder"),
         (
             ["runs", "--out", "file"],
-            "error: file: the report cannot be written there (File exists); name another folder with --out",
+            "error: file: cannot write the report (File exists); choose a folder with --out",
         ),
         (
             ["runs", "--out", "file/x"],
-            "error: file/x: the report cannot be written there (Not a directory); name another folder with --out",
+            "error: file/x: cannot write the report (Not a directory); choose a folder with --out",
         ),
         (
             ["runs", "--best-of", "optim.lr", "--best-of", "lr"],
-            "error: report --best-of optim.lr: not a setting in which these runs differ; those are model.pattern",
+            "error: --best-of optim.lr: these runs do not differ in it; they differ in model.pattern",
         ),
     ],
 )
-def test_a_mistake_costs_a_line(tmp_path, monkeypatch, arguments, line):
+def test_a_mistake_gives_one_line(tmp_path, monkeypatch, arguments, line):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
@@ -91,12 +91,12 @@ def test_a_mistake_costs_a_line(tmp_path, monkeypatch, arguments, line):
     assert not list(tmp_path.glob("**/report.*"))
 
 
-def test_a_real_run_says_all_that_is_measured(tiny, tmp_path, capsys):
+def test_a_real_run_has_all_metrics(tiny, tmp_path, capsys):
     from hybridlm.train.run import run
 
     run(compose_config(tiny), RunFolder(tmp_path / "run"), None)
     (found,) = read_folders([tmp_path])[0]
-    figures = {measure.key: measure.of(found) for measure in (*QUALITIES, *COSTS)}
+    figures = {metric.key: metric.of(found) for metric in (*QUALITIES, *COSTS)}
     assert {key for key, figure in figures.items() if figure is None} <= {"val/accuracy", "memory_gb"}
     assert figures["device_hours"] == pytest.approx(figures["seconds"] / 3600)
     told = (
@@ -130,7 +130,7 @@ def test_a_sweep_with_jobs_that_fail(tiny, tmp_path, environment):
         ("Q", "0", "failed"),
         ("Q", "1", "failed"),
     ]
-    assert all("'Q' is no layer" in row["error"] for row in failed)
+    assert all("'Q'" in row["error"] for row in failed)
     best = json.loads((tmp_path / "sweep" / rows[0]["run"] / "summary.json").read_text())
     assert float(rows[0]["val/bpb"]) == best["val/bpb"]
     again = rows[0]["command"].split()

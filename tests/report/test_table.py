@@ -6,18 +6,16 @@ import csv
 import io
 import math
 
-import pytest
 from run_folders import make_job, make_run
 
 from hybridlm.report.comparison import compare
-from hybridlm.report.evaluations import evaluation_table, lengthwise
-from hybridlm.report.reading import read_folders
-from hybridlm.report.table import markdown, points_table, runs_table, scale, to_csv, to_markdown
+from hybridlm.report.runs import read_folders
+from hybridlm.report.table import configurations_table, markdown, runs_table, to_csv, to_markdown
 
 
 def table_of(folder):
     (one,) = compare(read_folders([folder])[0])
-    return points_table(one)
+    return configurations_table(one)
 
 
 def columns(table):
@@ -26,7 +24,7 @@ def columns(table):
     }
 
 
-def test_a_row_per_point_with_mean_and_spread(tmp_path):
+def test_a_row_per_configuration_with_mean_and_spread(tmp_path):
     for i, (pattern, bpb, speed) in enumerate(
         [("T", 2.0, 900.0), ("T", 2.2, 1100.0), ("M", 1.8, 2e4), ("M", 1.84, 2.1e4), ("TM", 1.85, 5e3)]
     ):
@@ -35,13 +33,13 @@ def test_a_row_per_point_with_mean_and_spread(tmp_path):
     found = columns(table)
     assert found["model.pattern"] == ["M", "TM", "T"]
     assert found["bits per byte"] == ["1.8200 ± 0.0283", "1.8500", "2.1000 ± 0.1414"]
-    assert found["to the best"] == ["best", "+0.0300", "+0.2800"], (
+    assert found["vs best"] == ["best", "+0.0300", "+0.2800"], (
         "0.0300 lies outside 0.0283, the spread of the only one of the two repeated"
     )
     assert found["runs"] == ["2", "1", "2"]
     assert found["training speed"] == ["20,500 ± 707", "5,000", "1,000 ± 141"]
-    assert found["cache of one window"] == ["39.5", "83.8", "128.0"]
-    assert {column.heading: column.unit for column in table.columns}["cache of one window"] == "KiB"
+    assert found["decode cache of one window"] == ["39.5", "83.8", "128.0"]
+    assert {column.heading: column.unit for column in table.columns}["decode cache of one window"] == "KiB"
     assert found["device time"] == ["0.0100"] * 3
     assert "validation loss" not in found
 
@@ -49,16 +47,16 @@ def test_a_row_per_point_with_mean_and_spread(tmp_path):
 def test_a_difference_within_the_spread_is_printed_as_none(tmp_path):
     for i, (pattern, bpb) in enumerate([("T", 2.0), ("T", 2.2), ("M", 1.99), ("M", 2.19)]):
         make_run(tmp_path / str(i), pattern=pattern, seed=i, bpb=bpb)
-    assert columns(table_of(tmp_path))["to the best"] == ["best", "no difference"]
+    assert columns(table_of(tmp_path))["vs best"] == ["best", "no difference"]
 
 
 def test_an_unknown_spread_is_marked(tmp_path):
     for i, (pattern, bpb) in enumerate([("T", 2.0), ("M", 1.99)]):
         make_run(tmp_path / str(i), pattern=pattern, bpb=bpb)
-    assert columns(table_of(tmp_path))["to the best"] == ["best", "+0.0100 ?"]
+    assert columns(table_of(tmp_path))["vs best"] == ["best", "+0.0100 ?"]
 
 
-def test_jobs_that_have_not_finished_are_rows_with_their_error(tmp_path):
+def test_unfinished_jobs_are_rows_with_their_error(tmp_path):
     make_run(tmp_path / "0", pattern="T")
     make_run(tmp_path / "1", pattern="M", seed=4, bpb=None)
     make_job(
@@ -66,7 +64,7 @@ def test_jobs_that_have_not_finished_are_rows_with_their_error(tmp_path):
     )
     table = table_of(tmp_path)
     assert [[cell.text for cell in row] for row in table.rows[1:]] == [
-        ["-", "M", "unfinished (run 1, seed 4): no summary.json; the last metrics are of step 40"],
+        ["-", "M", "unfinished (run 1, seed 4): no summary.json; the last metrics are from step 40"],
         ["-", "TM", "failed (run 2, seed 1): RuntimeError: out | of memory"],
     ]
     lines = to_markdown(table).splitlines()
@@ -97,72 +95,5 @@ def test_csv_is_read_back(tmp_path):
     assert (by_name["c"]["error"], by_name["c"]["val/bpb"], by_name["c"]["seconds"]) == ("line one line two", "", "3.5")
 
 
-@pytest.mark.parametrize(
-    ("values", "unit", "written"),
-    [
-        ([1536.0, 1048576.0], "bytes", (["1.50", "1,024.00"], "KiB")),
-        ([512.0], "bytes", (["512"], "B")),
-        ([1.15e6, 3e9], "FLOP", (["1.15", "3,000.00"], "MFLOP")),
-        ([195_352.0], "count", (["195"], "thousand")),
-        ([0.0123, 12.5], "GiB", (["0.0123", "12.5000"], "GiB")),
-        ([90.0, 7200.0], "seconds", (["1.50", "120.00"], "min")),
-        ([0.0, 0.0], "seconds", (["0", "0"], "s")),
-        ([0.25, 12.0], "seconds", (["0.250", "12.000"], "s")),
-        ([math.nan, 5.5], "tokens/s", (["nan", "5.50"], "tokens/s")),
-    ],
-)
-def test_scale(values, unit, written):
-    found = scale(values, unit)
-    assert ([found.text(value) for value in values], found.unit) == written
-
-
 def test_nothing_in_a_name_is_markdown():
     assert markdown("a|b *c* `d`\n<script>&") == r"a\|b \*c\* \`d\` &lt;script&gt;&amp;"
-
-
-def test_evaluations_of_points(tmp_path):
-    records = [
-        {"what": "loss", "settings": {"context": 64, "limit": None}, "metrics": {"bpb": 9.0}},
-        {
-            "what": "loss",
-            "settings": {"context": 64, "limit": None},
-            "metrics": {"bpb": 2.0, "note": "x"},
-        },  # a later one of the same
-        {"what": "task/arc", "metrics": {"acc": 0.25}, "ema": True},
-        "damaged",
-    ]
-    for i, pattern in enumerate("TTM"):
-        make_run(
-            tmp_path / str(i), pattern=pattern, seed=i, bpb=1.0 + i, facts={"probe/induction": 0.5} if i == 1 else None
-        )
-    (tmp_path / "0/eval.json").write_text(
-        str({"format_version": 1, "results": records}).replace("'", '"').replace("None", "null").replace("True", "true")
-    )
-    (tmp_path / "1/eval.json").write_text(
-        '{"results": [{"what": "loss", "settings": {"context": 64}, "metrics": {"bpb": 3.0}}]}'
-    )
-    (one,) = compare(read_folders([tmp_path])[0])
-    table = evaluation_table(one)
-    assert [column.heading for column in table.columns] == ["evaluation", "settings", "metric", "T"]
-    assert [[cell.text for cell in row] for row in table.rows] == [
-        ["loss", "context=64", "bpb", "2.5 ± 0.71"],
-        ["task/arc", "running average", "acc", "0.25"],
-        ["probe/induction", "in training", "", "0.5"],
-    ]
-
-
-def test_shares_by_length(tmp_path):
-    make_run(
-        tmp_path / "0",
-        facts={
-            "val/accuracy": 0.7,
-            "val/accuracy/64": 0.9,
-            "val/accuracy/128": 0.5,
-            "val/exact/64": 0.1,
-            "val/loss/64": 0.2,
-        },
-    )
-    runs, _ = read_folders([tmp_path])
-    assert lengthwise(runs) == {"accuracy": {"0": {64: 0.9, 128: 0.5}}}, (
-        "one length is no curve, and a loss is no share"
-    )

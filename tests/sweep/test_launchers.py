@@ -1,4 +1,4 @@
-"""``python train.py -m`` with the launchers and sweepers of the extra `sweep`, as far as they are installed."""
+"""``python train.py -m`` with the launchers and sweepers of the extra `sweep` that are installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patterns at equal cost: the counts are those of built models, and a run keeps its numbers when it goes on."""
+"""Patterns at equal cost: the counts are those of built models, and a resumed run keeps its numbers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def base(size):
 @pytest.mark.parametrize("size", ["tiny", "d12"])
 @pytest.mark.parametrize("by", ["params", "flops"])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_every_pattern_comes_to_the_cost_of_the_reference(pattern, by, size):
+def test_every_pattern_is_matched_to_the_reference(pattern, by, size):
     def with_pattern(letters):
         return base(size).model_copy(update={"model": base(size).model.model_copy(update={"pattern": letters})})
 
@@ -62,7 +62,7 @@ def test_every_pattern_comes_to_the_cost_of_the_reference(pattern, by, size):
         assert getattr(spec.params, "head_dim", 8) % 8 == 0
 
 
-def test_the_first_width_that_suffices_is_the_one_that_changes():
+def test_the_first_width_that_suffices_changes():
     before = base("default").model
 
     def changed(*given):
@@ -80,11 +80,11 @@ def test_the_first_width_that_suffices_is_the_one_that_changes():
     assert changed("model.pattern=M:none", "model.mamba2.head_dim=256") == {"d_model", "mamba2"}
 
 
-def test_what_cannot_be_reached_is_the_nearest_and_said():
+def test_an_unreachable_cost_gives_the_nearest_with_a_note():
     config = compose_config(
         ["model=hybrid_alternating", "model.pattern=T:none", "sweep.match=params", "sweep.target=400000000"]
     )
-    assert (config.sweep.matched or "").endswith(", the nearest there is")
+    assert (config.sweep.matched or "").endswith(", the nearest possible")
     assert config.model.d_model == 4 * 256
 
 

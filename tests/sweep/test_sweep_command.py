@@ -13,10 +13,14 @@ import time
 import pytest
 from typer.testing import CliRunner
 
+from hybridlm.cli.compose import compose_config
 from hybridlm.cli.verbs import app
+from hybridlm.errors import UserError
 from hybridlm.runs.run_folder import JOB, SWEEP, RunFolder, step_of
-from hybridlm.sweep.job import find
-from hybridlm.sweep.process import is_held
+from hybridlm.sweep.command import slots_of
+from hybridlm.sweep.expand import PlannedJob
+from hybridlm.sweep.job import Job, find
+from hybridlm.sweep.runner import is_training
 
 COMMAND = [sys.executable, "-m", "hybridlm", "sweep"]
 
@@ -30,7 +34,7 @@ COMMAND = [sys.executable, "-m", "hybridlm", "sweep"]
             "unknown option -m; legal: --jobs, --seeds, --resume, --dry-run, --help and the overrides of train.py",
         ),
         (["--resume", "nowhere"], "--resume nowhere: no sweep of"),
-        (["--resume", "nowhere", "seed=1"], "takes --jobs alone"),
+        (["--resume", "nowhere", "seed=1"], "accepts only --jobs"),
         (["a=("], "cannot be read"),
         (["size=tiny", "optim.warmup=2000", "optim.lr=1e-3,2e-3"], "not below trainer.max_steps = 300 (auto, on CPU)"),
         (["hardware.memory_gb=1", "hardware=cpu", "size=d12"], "hybrid_small: this run needs "),
@@ -63,16 +67,36 @@ def test_a_dry_run_lists_jobs_with_their_match(tmp_path, monkeypatch):
     assert "pattern T" in lines[1]
     assert all("parameters" in line and "GiB" in line for line in lines[:4])
     assert all(re.search(r"GiB  [\d.]+ (seconds|minutes)", line) for line in lines[:4])
-    assert re.match(
-        r"4 jobs, 1 at once, about [\d.]+ (seconds|minutes) by estimate; memory and time are estimates for ", lines[4]
-    )
+    assert re.match(r"4 jobs, 1 in parallel, about [\d.]+ (seconds|minutes) ", lines[4])
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / SWEEP).write_text("{}")
     result = CliRunner().invoke(app, ["sweep", "hydra.sweep.dir=old", "--dry-run"])
-    assert (result.exit_code, result.stderr.split(":")[1].strip()) == (2, "old holds a sweep already"), (
-        "as without --dry-run"
-    )
+    assert (result.exit_code, result.stdout) == (2, ""), "as without --dry-run"
+    assert "old already holds a sweep" in result.stderr
+
+
+def test_slots_share_gpus_and_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def slots(gpus, jobs, *overrides):
+        job = Job(number=1, name="a", overrides=(), point={}, seed=0)
+        return slots_of([PlannedJob(job, compose_config(overrides))] * 3, gpus, jobs)
+
+    assert slots([], None) == [{"OMP_NUM_THREADS": "8"}]
+    assert slots([], 3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert slots([], 8) == slots([], 3), "no slot without a job"
+    two = [{"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": name} for name in ("3", "5")]
+    assert slots(["3", "5"], None) == two
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(["3", "5"], 3)] == ["3", "5", "3"]
+    assert slots(["3", "5"], None, "hardware=cpu") == [{"OMP_NUM_THREADS": "8"}]
+    pairs = slots(list("01234"), None, "trainer.devices=2", "data.global_batch=auto")
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in pairs] == ["0,1", "2,3"]
+    with pytest.raises(UserError, match=r"trainer\.devices = 4: this machine has 2"):
+        slots(["3", "5"], None, "trainer.devices=4")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert slots([], 2) == [{"OMP_NUM_THREADS": "1"}] * 2
 
 
 @pytest.mark.slow
@@ -110,7 +134,7 @@ def test_twelve_jobs_killed_in_the_middle_one_failing(tiny, tmp_path, environmen
     os.killpg(runner.pid, signal.SIGKILL)
     runner.wait()
     jobs = find(str(folder)).jobs
-    while any(is_held(folder / name / "job.lock") for name in jobs):
+    while any(is_training(folder / name) for name in jobs):
         time.sleep(0.1)
     before = {
         name: (folder / name / "summary.json").stat().st_mtime_ns

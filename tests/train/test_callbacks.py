@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from hybridlm.cli.compose import compose_config
-from hybridlm.config.logging import EarlyStopConfig
 from hybridlm.errors import UserError
 from hybridlm.runs.checkpoint import EMA_KEY, load_run, read_checkpoint
 from hybridlm.runs.run_folder import RunFolder
@@ -61,7 +60,7 @@ def test_callbacks_do_not_change_the_training(finished, plain):
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
-def test_samples_on_the_way_come_every_second_validation(finished):
+def test_samples_during_training_come_every_second_validation(finished):
     """Validations at 4, 8 and 12. The last text is by another way: from the checkpoint."""
     assert [path.name for path in finished.samples_at(0).parent.iterdir()] == ["step-00000008.txt"]
     texts = finished.samples_at(8).read_text().split("\n\n----------------\n\n")
@@ -74,7 +73,7 @@ def test_samples_on_the_way_come_every_second_validation(finished):
 # ---- the running average
 
 
-def test_the_average_is_the_one_of_the_weights_after_each_step(tiny, tmp_path):
+def test_the_average_follows_the_weights_after_each_step(tiny, tmp_path):
     """Against the definition, by hand, from a checkpoint of every step."""
     folder = RunFolder(tmp_path / "run")
     steps = [
@@ -123,7 +122,7 @@ def test_the_logged_value_is_that_of_the_loaded_average(finished, everything):
     assert json.loads(finished.summary.read_text())["val/ema_bpb"] == pytest.approx(bpb, rel=1e-5)
 
 
-def test_a_run_without_an_average_says_so(plain):
+def test_loading_the_average_of_a_run_without_one_is_refused(plain):
     with pytest.raises(UserError, match="no running average"):
         load_run(str(plain.path), CPU, ema=True)
 
@@ -138,12 +137,11 @@ def test_a_resumed_run_has_the_same_average_and_the_same_validations(finished, e
     ]
     ours, theirs = (read_checkpoint(folder.step_checkpoint(12)) for folder in (broken, finished))
     assert all(torch.equal(ours[EMA_KEY][name], tensor) for name, tensor in theirs[EMA_KEY].items())
-    assert ours["hybridlm_early_stop"] == theirs["hybridlm_early_stop"]
+    assert ours["callbacks"] == theirs["callbacks"]
+    assert "EarlyStop" in theirs["callbacks"]
 
 
-def test_the_average_and_the_rest_may_be_left_off_or_begun_when_a_run_goes_on(
-    finished, plain, tiny, everything, tmp_path
-):
+def test_a_resume_may_drop_or_add_the_average_and_early_stopping(finished, plain, tiny, everything, tmp_path, recwarn):
     without, begun = RunFolder(tmp_path / "without"), RunFolder(tmp_path / "begun")
     shutil.copytree(finished.path, without.path)
     run(
@@ -152,12 +150,13 @@ def test_the_average_and_the_rest_may_be_left_off_or_begun_when_a_run_goes_on(
         without.newest_checkpoint(),
     )
     assert EMA_KEY not in read_checkpoint(without.newest_checkpoint())
+    assert not [warning for warning in recwarn if "callbacks" in str(warning.message)]
     shutil.copytree(plain.path, begun.path)
     run(compose_config([*everything, "trainer.max_steps=14"]), begun, begun.newest_checkpoint())
     assert EMA_KEY in read_checkpoint(begun.newest_checkpoint())
 
 
-def test_the_first_steps_do_not_hold_on_to_the_initial_weights():
+def test_the_first_steps_forget_the_initial_weights_quickly():
     model = torch.nn.Linear(1, 1, bias=False)
     module = SimpleNamespace(model=model)
     average, trainer = EMA(0.999), SimpleNamespace(global_step=0)
@@ -174,7 +173,7 @@ def test_the_first_steps_do_not_hold_on_to_the_initial_weights():
 # ---- the early end
 
 
-def test_a_run_that_gets_no_better_ends_at_a_validation_and_leaves_all_a_run_leaves(tiny, tmp_path):
+def test_a_run_that_stops_improving_ends_at_a_validation_with_all_its_files(tiny, tmp_path):
     folder = RunFolder(tmp_path / "run")
     changes = ["trainer.max_steps=100", "callbacks.early_stop.patience=2", "callbacks.early_stop.min_delta=50"]
     config = compose_config([*tiny, *changes])
@@ -184,31 +183,39 @@ def test_a_run_that_gets_no_better_ends_at_a_validation_and_leaves_all_a_run_lea
     summary = json.loads(folder.summary.read_text())
     assert (summary["steps"], summary["tokens"]) == (12, 12 * 128)
     assert folder.samples.exists()
-    stopped = read_checkpoint(folder.newest_checkpoint())["hybridlm_early_stop"]
-    assert (stopped["best_step"], stopped["bad"]) == (4, 2)
+    stopped = read_checkpoint(folder.newest_checkpoint())["callbacks"]["EarlyStop"]
+    assert stopped["best_score"] == pytest.approx(rows(folder)[2]["val/bpb"])
+    assert stopped["wait_count"] == 2
     # Interrupted between the two it counts on, and ends where it would have.
     folder.step_checkpoint(12).unlink()
     run(config, folder, folder.step_checkpoint(8))
     assert rows(folder)[-1]["step"] == 12
 
 
-def test_what_counts_as_better():
+def test_what_counts_as_an_improvement():
     said: list[str] = []
-    stop = EarlyStop(EarlyStopConfig(patience=2, min_delta=0.1), said.append)
-    trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), global_step=0, should_stop=False, callback_metrics={})
-    ends = []
-    for step, bpb in enumerate([2.0, 1.95, 1.85, 1.9, 1.8], start=1):
-        trainer.global_step, trainer.callback_metrics = step, {"val/bpb": bpb}
-        stop.on_validation_end(trainer, None)
-        ends.append(trainer.should_stop)
-    assert ends == [False, False, False, False, True]
+    state = SimpleNamespace(fn="fit")
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
+    trainer = SimpleNamespace(
+        state=state, strategy=strategy, fast_dev_run=False, sanity_checking=False, current_epoch=0
+    )
+
+    def ends(stop: EarlyStop, scores: list[float]) -> list[bool]:
+        trainer.should_stop, found = False, []
+        for trainer.global_step, score in enumerate(scores, start=1):
+            trainer.callback_metrics = {"val/bpb": torch.tensor(score)}
+            stop.on_validation_end(trainer, None)
+            found.append(trainer.should_stop)
+        return found
+
+    stop = EarlyStop("val/bpb", 2, 0.1, said.append)
+    assert ends(stop, [2.0, 1.95, 1.85, 1.9, 1.8]) == [False, False, False, False, True]
     (line,) = said
-    assert "step 5" in line
-    assert "1.8500 bits/byte of step 3 in 2 validations" in line
-    nan = EarlyStop(EarlyStopConfig(patience=1), said.append)
-    trainer.should_stop, trainer.callback_metrics = False, {"val/bpb": float("nan")}
-    nan.on_validation_end(trainer, None)
-    assert trainer.should_stop
+    assert all(part in line for part in ("step 5", "val/bpb", "1.8500", "2 validations"))
+    assert ends(EarlyStop("val/bpb", 1, 0.1, said.append), [float("nan")]) == [True]
+    resumed = EarlyStop("val/bpb", 4, 0.1, said.append)
+    resumed.load_state_dict(stop.state_dict())
+    assert ends(resumed, [1.8, 1.76, 1.7, 1.75]) == [False, True, True, True], "patience is the current one"
 
 
 @pytest.mark.parametrize(
@@ -227,10 +234,9 @@ def test_what_counts_as_better():
             r"callbacks\.early_stop\.patience = 2: counts validations",
         ),
         (["callbacks.ema.decay=1.0"], r"callbacks\.ema\.decay"),
-        (["logger.gradients=true"], r"logger\.gradients = true: histograms are for logger=wandb"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(tiny, changes, says):
+def test_impossible_settings_are_refused_in_one_line(tiny, changes, says):
     with pytest.raises(UserError, match=says) as refused:
         compose_config([*tiny, *changes])
     assert len(refused.value.problems) == 1

@@ -25,7 +25,7 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("room", [0, 10_000, 41_000])  # at the first byte, within a tensor, before the checksum
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, room):
+def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path, room):
     resource = pytest.importorskip("resource")
     path = tmp_path / "a.ckpt"
     writer = AtomicCheckpointIO()
@@ -41,7 +41,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, room):
     assert os.listdir(tmp_path) == ["a.ckpt"]
 
 
-def test_ctrl_c_during_a_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+def test_ctrl_c_during_a_write_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatch):
     """torch.save, which calls the file from C++, would turn it into an error about the position in the archive."""
 
     class Interrupted(io.FileIO):
@@ -77,7 +77,7 @@ class Payload:
         ({**CONTENT, "hybridlm": {"format_version": 99}}, "format version 99"),
     ],
 )
-def test_what_is_not_ours_is_refused_in_one_line(tmp_path, content, says, monkeypatch):
+def test_foreign_checkpoints_are_refused_in_one_line(tmp_path, content, says, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(content, "a.ckpt")
     with pytest.raises(UserError, match=says) as caught:

@@ -59,7 +59,7 @@ def compiled_frames() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-def test_in_place_nothing_changes_its_name():
+def test_compiling_in_place_keeps_parameter_names():
     config = compose_config(["model.pattern=MT", "size=tiny"])
     one, other = (fresh_model(config.model, 64, seed=0, device="cpu") for _ in range(2))
     compile_blocks(one)
@@ -71,7 +71,7 @@ def test_in_place_nothing_changes_its_name():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_compiled_losses_are_those_of_eager_and_checkpoints_go_both_ways(tiny, corpus, tmp_path, case):
+def test_compiled_losses_equal_eager_ones_and_checkpoints_are_interchangeable(tiny, corpus, tmp_path, case):
     """Training and validation, on the way and at the end, whose lengths differ from those of training."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -93,7 +93,7 @@ def test_compiled_losses_are_those_of_eager_and_checkpoints_go_both_ways(tiny, c
 
 
 @pytest.mark.slow
-def test_without_a_compiler_it_is_refused_in_a_line(tiny, tmp_path, environment):
+def test_a_missing_compiler_is_refused_in_one_line(tiny, tmp_path, environment):
     environment |= {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
     line = [
         sys.executable,

@@ -15,8 +15,7 @@ from hybridlm.errors import RunFailed
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train import run_files
 from hybridlm.train.run import run
-from hybridlm.train.run_files import Rows, RunFiles
-from hybridlm.train.writing import write_or_say
+from hybridlm.train.run_files import LineFile, RunFiles, write_or_warn
 
 
 class Full(io.FileIO):
@@ -40,7 +39,7 @@ def disk(monkeypatch):
     return fill
 
 
-def test_rows_that_a_full_disk_did_not_take_are_written_when_there_is_room(tmp_path, disk):
+def test_rows_that_a_full_disk_refused_are_written_once_there_is_room(tmp_path, disk):
     jsonl, table, said = tmp_path / "m.jsonl", tmp_path / "m.csv", []
     files = RunFiles(jsonl, table, resume_step=None, say=said.append)
     files.log_metrics({"train/loss": 1.0}, step=1)
@@ -81,20 +80,20 @@ def test_a_resume_on_a_full_disk_loses_no_row(tmp_path, monkeypatch):
     assert refused.value.filename == str(jsonl)
     assert (jsonl.read_bytes(), table.read_bytes()) == before
     said = []
-    write_or_say(tmp_path / "samples/a.txt", "a", said.append)
+    write_or_warn(tmp_path / "samples/a.txt", "a", said.append)
     assert said == [f"warning     {tmp_path}/samples/a.txt: cannot be written (No space left on device)"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["m.csv", "m.jsonl", "samples"]
 
 
-def test_a_run_whose_folder_is_removed_goes_on_and_says_so(tiny, tmp_path, monkeypatch, capsys):
-    folder, write = RunFolder(tmp_path / "run"), Rows.write
+def test_a_run_whose_folder_is_removed_continues_and_reports_it(tiny, tmp_path, monkeypatch, capsys):
+    folder, write = RunFolder(tmp_path / "run"), LineFile.write
 
     def write_and_remove(rows, row, *, again):
         if row["step"] == 6:
             shutil.rmtree(folder.path, ignore_errors=True)
         write(rows, row, again=again)
 
-    monkeypatch.setattr(Rows, "write", write_and_remove)
+    monkeypatch.setattr(LineFile, "write", write_and_remove)
     with pytest.raises(
         RunFailed, match=r"was removed while training went on; what was written since is .*weights\.safetensors"
     ):

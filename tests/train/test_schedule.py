@@ -21,7 +21,7 @@ def test_warmup_is_linear_and_reaches_the_peak():
     assert values[10:] == [1.0] * 90
 
 
-def test_a_share_and_a_count_of_span_are_the_same():
+def test_a_fraction_and_a_number_of_steps_agree():
     assert factors(warmup=0.2) == factors(warmup=20)
     assert span(0, 100) == 0
 
@@ -50,14 +50,14 @@ def test_wsd_is_stable_and_then_falls_as_one_minus_a_root():
     assert lr_factor(90, OptimConfig(warmup=10, decay=16, schedule="wsd"), 200) == 1.0  # the same run, made longer
 
 
-def test_a_decay_may_take_all_that_the_warmup_leaves():
+def test_a_decay_may_fill_all_steps_after_the_warmup():
     values = factors(steps=10, warmup=2, decay=8, schedule="wsd")
     assert values[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
     assert values[3] == pytest.approx(1 - 8**-0.5)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd", "constant"])
-def test_a_run_of_one_step_and_a_step_behind_the_end_have_a_rate(schedule):
+def test_a_run_of_one_step_and_a_step_past_the_end_have_a_rate(schedule):
     for steps in (1, 2, 3):
         assert all(0 <= lr_factor(step, OptimConfig(schedule=schedule), steps) <= 1 for step in range(5))
 
@@ -84,14 +84,14 @@ def test_a_run_of_one_step_and_a_step_behind_the_end_have_a_rate(schedule):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_is_refused_with_what_can(settings, problem):
+def test_impossible_schedules_are_refused_with_the_legal_range(settings, problem):
     with pytest.raises(UserError) as refused:
         compose_config(settings)
     assert len(refused.value.problems) == 1
     assert problem in refused.value.problems[0]
 
 
-def test_settings_of_a_schedule_that_is_not_used_are_not_looked_at():
+def test_settings_of_an_unused_schedule_are_not_checked():
     compose_config(["optim.schedule=linear", "optim.warmup=0.5", "optim.decay=0.9"])
     compose_config(["optim.schedule=wsd", "optim.warmup=10", "optim.decay=40", "trainer.max_steps=50"])
 

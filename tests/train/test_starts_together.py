@@ -46,7 +46,7 @@ def wait_for_steps(process, folder):
 
 
 @pytest.mark.parametrize("program", [ONE, TORCHRUN], ids=["devices", "torchrun"])
-def test_killed_before_its_first_checkpoint_it_begins_anew(program, tiny, tmp_path, environment):
+def test_a_run_killed_before_its_first_checkpoint_starts_over(program, tiny, tmp_path, environment):
     folder = tmp_path / "run"
     line = [*program, *arguments(tiny, folder), "ckpt=auto"]
     process = subprocess.Popen([*line, "trainer.max_steps=100000", "trainer.ckpt_every=100000"], env=environment)

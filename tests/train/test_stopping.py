@@ -76,10 +76,10 @@ def test_a_signal_stops_at_the_end_of_the_step_and_a_resume_is_exact(
     with pytest.raises(Stopped) as stopped:
         run(config, broken, None)
     assert stopped.value.code == code
-    assert (
-        f"stopped by {number.name} at step {step}; go on from the last checkpoint with python train.py ckpt="
-        in capsys.readouterr().out
+    (line,) = (
+        line for line in capsys.readouterr().out.splitlines() if f"stopped by {number.name} at step {step}" in line
     )
+    assert " python train.py ckpt=" in line
     assert [row["step"] for row in rows(broken)] == list(range(1, step + 1))
     assert (rows(broken)[-1]["val/bpb"] is None) == (step != 4)
     assert not broken.summary.exists()
@@ -90,7 +90,7 @@ def test_a_signal_stops_at_the_end_of_the_step_and_a_resume_is_exact(
     assert_same_end(broken, whole)
 
 
-def test_the_time_limit_stops_at_a_step_and_is_no_failure(tiny, tmp_path, during, capsys):
+def test_the_time_limit_stops_at_a_step_with_exit_code_0(tiny, tmp_path, during, capsys):
     config = compose_config([*tiny, "trainer.time_limit=1h"])
     whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
     run(config, whole, None)
@@ -100,7 +100,7 @@ def test_the_time_limit_stops_at_a_step_and_is_no_failure(tiny, tmp_path, during
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hybridlm.train.stopping.time.perf_counter", lambda: clock() + late[0])
         assert run(config, broken, None) == {}
-    assert "stopped by trainer.time_limit at step 5; go on" in capsys.readouterr().out
+    assert "stopped by trainer.time_limit at step 5;" in capsys.readouterr().out
     assert not broken.summary.exists()
     during(10**6, None)
     run(config, broken, broken.newest_checkpoint())
@@ -127,7 +127,7 @@ def test_durations(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["90", "1:30", "1:60:00", "0s", "-5m", "soon", "5400", "1.5h"])
-def test_what_is_no_duration_is_refused_in_one_line(tiny, text):
+def test_an_invalid_duration_is_refused_in_one_line(tiny, text):
     with pytest.raises(UserError, match=r"trainer\.time_limit = .*90m") as caught:
         compose_config([*tiny, f"trainer.time_limit={text}"])
     assert "\n" not in str(caught.value)
@@ -184,16 +184,14 @@ def queued(tmp_path, monkeypatch):
         (["trainer.requeue=true"], signal.SIGTERM, []),  # cancelled, or preempted, which SLURM queues again by itself
     ],
 )
-def test_a_job_is_queued_again_after_a_notice_where_that_is_wanted(
-    tiny, tmp_path, queued, during, settings, number, calls
-):
+def test_a_job_is_requeued_after_sigusr1_if_asked_for(tiny, tmp_path, queued, during, settings, number, calls):
     during(1, kill(number))
     with pytest.raises(Stopped):
         run(compose_config([*tiny, *settings]), RunFolder(tmp_path / "a"), None)
     assert queued() == calls
 
 
-def test_signals_that_come_together_are_one(tiny, tmp_path, queued, during):
+def test_signals_within_a_second_count_as_one(tiny, tmp_path, queued, during):
     """As SLURM sends them when it preempts a job, and torchrun when someone presses Ctrl-C; under SLURM a later SIGTERM
     is one more."""
 
@@ -211,7 +209,7 @@ def test_signals_that_come_together_are_one(tiny, tmp_path, queued, during):
     assert queued() == []
 
 
-def test_who_waits_for_a_signal_hears_of_it_once_the_run_is_saved(tiny, tmp_path, during, capsys):
+def test_another_handler_of_a_signal_is_called_once_the_run_is_saved(tiny, tmp_path, during, capsys):
     """submitit queues its job again and ends the process."""
     folder, seen = RunFolder(tmp_path / "a"), []
 
@@ -228,14 +226,14 @@ def test_who_waits_for_a_signal_hears_of_it_once_the_run_is_saved(tiny, tmp_path
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert (seen, ended.value.code) == ([(signal.SIGUSR2, True)], -1)
-    assert "at step 2; go on from the last checkpoint" in capsys.readouterr().out
+    assert "at step 2;" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("again", "first", "calls"), [(True, True, ["requeue 77"]), (True, False, []), (False, True, [])]
 )
 @pytest.mark.parametrize("early", [True, False], ids=["before_the_configuration_is_read", "before_training"])
-def test_a_notice_before_training_ends_the_run(queued, monkeypatch, capsys, again, first, calls, early):
+def test_sigusr1_before_training_ends_the_run(queued, monkeypatch, capsys, again, first, calls, early):
     waited: list[float] = []
     monkeypatch.setattr("hybridlm.machine.signals.time.sleep", waited.append)
 
@@ -324,16 +322,14 @@ def test_a_signal_to_one_rank_stops_all(tiny, tmp_path, environment):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell of the end of a child")
-def test_a_loaders_process_that_somebody_ends_is_a_line(tiny, tmp_path, during):
+def test_a_killed_data_worker_is_reported_in_one_line(tiny, tmp_path, during):
     def end_it():
         (worker,) = multiprocessing.active_children()
         os.kill(worker.pid, signal.SIGKILL)
         time.sleep(1)
 
     during(3, end_it)
-    with pytest.raises(
-        RunFailed, match=r"a process of data\.workers has ended before its time: DataLoader worker .*last checkpoint"
-    ):
+    with pytest.raises(RunFailed, match=r"data\.workers .*DataLoader worker"):
         run(
             compose_config([*tiny, "data.workers=1", "callbacks=none", "trainer.max_steps=40"]),
             RunFolder(tmp_path / "run"),

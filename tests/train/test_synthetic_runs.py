@@ -13,7 +13,6 @@ from hybridlm.data.synthetic.source import held_out
 from hybridlm.errors import UserError
 from hybridlm.runs.checkpoint import load_run
 from hybridlm.runs.run_folder import RunFolder
-from hybridlm.train.answers import measured
 from hybridlm.train.run import run
 
 BASE = [
@@ -102,17 +101,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     ]
 
 
-def test_measured_counts_answers_and_whole_examples():
-    logits = torch.zeros(3, 4, 5)
-    targets = torch.tensor([[-100, 1, 2, -100], [3, -100, -100, 4], [-100] * 4])  # the last row fills up
-    logits[0, 1, 1] = logits[0, 2, 2] = logits[1, 0, 3] = logits[1, 3, 0] = 9.0
-    nats, answers, right, examples, whole = measured(logits, targets).tolist()
-    assert (answers, right, examples, whole) == (4, 3, 2, 1)
-    assert nats == pytest.approx(
-        float(torch.nn.functional.cross_entropy(logits.double().flatten(0, 1), targets.flatten(), reduction="sum"))
-    )
-
-
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
@@ -137,13 +125,13 @@ def test_measured_counts_answers_and_whole_examples():
         (["callbacks=probes", "callbacks.probes.length=8"], "callbacks.probes.length = 8: expected an integer >= 32"),
     ],
 )
-def test_mistakes_are_a_line(overrides, part):
+def test_mistakes_are_reported_in_one_line(overrides, part):
     with pytest.raises(UserError) as error:
         compose_config(overrides)
     assert [problem for problem in error.value.problems if part in problem], error.value.problems
 
 
-def test_a_model_of_too_few_ids_is_a_line(tmp_path):
+def test_a_vocabulary_that_is_too_small_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"model\.vocab_size = 10: smaller than the tokenizer's 65"):
         run(compose_config([*BASE, "model.vocab_size=10"]), RunFolder(tmp_path / "a"), None)
 
@@ -180,7 +168,7 @@ def test_two_attention_layers_learn_induction(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_mamba3_layers_learn_parity_and_go_beyond_their_length(tmp_path):
+def test_two_mamba3_layers_learn_parity_and_extrapolate(tmp_path):
     task = ["data.synthetic.task=parity", "data.seq_len=24", "data.synthetic.eval_lengths=[32]"]
     model = [
         "model.pattern=M3:none*2",

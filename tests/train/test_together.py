@@ -70,9 +70,7 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_written(tiny, tmp_pa
         port = taken.getsockname()[1]
         monkeypatch.setenv("MASTER_PORT", str(port))
         config = compose_config([*tiny, "trainer.devices=2"])
-        with pytest.raises(
-            UserError, match=rf"^MASTER_PORT = {port}: .*in use.*; MASTER_PORT names another port, a free one$"
-        ):
+        with pytest.raises(UserError, match=rf"^MASTER_PORT = {port}: .*in use.*.*set MASTER_PORT"):
             run(config, RunFolder(tmp_path / "a"), None)
         assert not (tmp_path / "a").exists()
         machine = resolve_machine(config)
@@ -83,7 +81,7 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_written(tiny, tmp_pa
     assert alone_with(2).port == port
 
 
-def test_a_process_of_a_torchrun_that_has_ended_does_not_wait_for_it(tiny, monkeypatch):
+def test_a_process_whose_torchrun_has_exited_does_not_wait_for_it(tiny, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     torchrun = {
@@ -147,12 +145,12 @@ def none_left(process: subprocess.Popen[bytes], seconds: float) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("second", "code"), [(True, 1), (False, -signal.SIGKILL)])
-def test_the_death_of_a_process_ends_the_other(started, tmp_path, second, code):
+def test_a_killed_process_ends_the_other(started, tmp_path, second, code):
     process = started()
     os.kill(second_rank(process.pid) if second else process.pid, signal.SIGKILL)
     assert none_left(process, 10) == code
     log = (tmp_path / "log").read_text()
-    assert ("error: process 2 of 2 of this run was killed by SIGKILL" in log) == second
+    assert ("process 2 of 2" in log and "SIGKILL" in log) == second
     assert "Traceback" not in log
 
 
@@ -160,13 +158,13 @@ def test_the_death_of_a_process_ends_the_other(started, tmp_path, second, code):
 @pytest.mark.parametrize(
     ("what", "child", "says"),
     [
-        ("raise ValueError('broken here')", True, "error: process 2 of 2 of this run ended with exit code 1"),
+        ("raise ValueError('broken here')", True, "error: process 2 of 2 of this run exited with code 1"),
         ("raise ValueError('broken here')", False, "ValueError: broken here"),
         ("import os, time; os.kill(os.getppid(), 9); time.sleep(1000)", True, ""),
         (
             "import os, torch; torch.distributed.destroy_process_group(); os._exit(3)",
             True,
-            "error: process 2 of 2 of this run ended with",
+            "error: process 2 of 2 of this run exited with",
         ),
     ],
 )
@@ -189,7 +187,7 @@ def test_ctrl_c_saves_on_both_and_once_more_ends_at_once(started, tmp_path, ever
     log = (tmp_path / "log").read_text()
     (checkpoint,) = RunFolder(tmp_path / "a").step_checkpoints()
     assert f"stopped by SIGINT at step {int(checkpoint.stem.rpartition('-')[2])};" in log
-    assert log.count("Ctrl-C: saving at the end of this step; once more ends at once") == 1
+    assert log.count("Ctrl-C: ") == 1
     assert "Traceback" not in log
 
 

@@ -39,7 +39,7 @@ class Mamba2Config(HeadsSection):
     ffn: ClassVar[str] = "none"  # the published block has none
 
     chunk: int = Field(64, ge=1, le=1024, description="chunk length of the SSD scan; changes speed, not results")
-    dt_limit: Limits = Field((0.0, float("inf")), description="clamp of the step size, in training and in decode alike")
+    dt_limit: Limits = Field((0.0, float("inf")), description="clamp of the step size, in training and in decode")
     a_range: Pair = Field((1.0, 16.0), description="initial -A, uniform between the two")
     norm_before_gate: bool = Field(
         False, description="false: gate, then norm (Mamba-2); true: norm, then gate (FalconH1)"

@@ -1,1 +1,1 @@
-"""Token files, ours and those of other programs, and the stream that they make."""
+"""Token files, ours and those of other programs, and the stream that they form."""

@@ -1,4 +1,4 @@
-"""Work on the units of a corpus in several processes: in order, counted, and stopped at once."""
+"""Work on the units of a corpus in several processes: in order, with progress, and stoppable at once."""
 
 from __future__ import annotations
 
@@ -8,80 +8,56 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
-from hybridlm.data.reading.units import Unit
+from hybridlm.data.reading.documents import Unit
 from hybridlm.errors import UserError
 
-_FEW_BYTES = 32_000_000  # in this process: starting others takes a second or two
-_COUNTED = 1 << 18  # bytes between two looks at the shared count
-_LOOK = 0.25  # seconds between two looks at the processes
-_NOTHING = -1  # no unit is wanted any more, not even those under way
+_FEW_BYTES = 32_000_000  # are processed in this process: starting others takes a second or two
+_COUNTED = 1 << 18  # bytes between two updates of the shared count
+_POLL = 0.25  # seconds between two looks at the processes
 
-
-class Work(Protocol):
-    """What is done with a unit; can be pickled. It is made once per process by ``begin``."""
-
-    def begin(self) -> None:
-        """Read what is needed for all units."""
-
-    def do(self, number: int, unit: Unit, progress: Callable[[int], None]) -> None:
-        """ConfigError and OSError reach the caller."""
+# What is done with a numbered unit, picklable; it passes on bytes of text as they are read.
+Work: TypeAlias = Callable[[int, Unit, Callable[[int], None]], object]
 
 
 def work_on(work: Work, units: Sequence[tuple[int, Unit]], workers: int, update: Callable[[int], None]) -> None:
     """``work`` on every numbered unit. update: gets the sum of the sizes of what is done, again and again.
 
-    The error of the first unit, in their order, that has one is raised, and what was under way behind it is left
-    unfinished. ConfigError: a process died.
+    The error of the first unit, in their order, that has one is raised, and work on later units is abandoned.
+    UserError: a process died.
     """
     workers = min(workers, len(units))
-    if workers < 2 or 0 < sum(unit.size for _, unit in units) < _FEW_BYTES:  # 0: nobody knows
-        _here(work, units, update)
+    if workers < 2 or 0 < sum(unit.size for _, unit in units) < _FEW_BYTES:  # 0: unknown
+        _work_here(work, units, update)
         return
     context = multiprocessing.get_context("spawn")  # a fork would share the threads of whatever this process has loaded
     # Read without the lock, which a process that was killed may hold for ever.
-    done, last = context.Value("q", 0), context.RawValue("q", len(units))
-    pool = ProcessPoolExecutor(workers, context, _begin, (work, done, last))
-    futures: list[Future[None]] = []
+    done, stop = context.Value("q", 0), context.RawValue("b", False)
+    pool = ProcessPoolExecutor(workers, context, _begin, (work, done, stop))
+    finished = False
     try:
         with _no_interrupt():
-            for place, (number, unit) in enumerate(units):
-                futures.append(pool.submit(_do, place, number, unit))
+            futures = [pool.submit(_do, number, unit) for number, unit in units]
             # The executor looks for dead processes among those of its last call but one.
             pool.submit(_nothing)
-        error = _first_error(futures, last, lambda: update(done.get_obj().value))
-    except BrokenProcessPool as broken:
-        error = broken
-    finally:
-        if not all(future.done() for future in futures):
-            last.value = _NOTHING
-        pool.shutdown(wait=True, cancel_futures=True)
-    if isinstance(error, BrokenProcessPool):
+        for future in futures:
+            while wait([future], _POLL).not_done:
+                update(done.get_obj().value)
+            future.result()
+        finished = True
+    except BrokenProcessPool as error:
         raise UserError(
-            "data: a process that tokenises was ended from outside, maybe for want of memory; run again (finished files"
-            " are kept) with fewer data.prepare_workers"
+            "data: a tokenising process was killed, possibly for lack of memory; run again (finished files are kept)"
+            " with fewer data.prepare_workers"
         ) from error
-    if error is not None:
-        raise error
+    finally:
+        stop.value = not finished
+        pool.shutdown(wait=True, cancel_futures=True)
     update(done.get_obj().value)
-
-
-def _first_error(futures: Sequence[Future[None]], last: Any, look: Callable[[], None]) -> BaseException | None:
-    """The error of the first one that has one, once all before it have come to their end; those behind it shall not
-    begin."""
-    end = len(futures)
-    while wait(futures[:end], _LOOK, FIRST_EXCEPTION).not_done:
-        end = next(
-            (place for place, future in enumerate(futures[:end]) if future.done() and future.exception() is not None),
-            end,
-        )
-        last.value = end
-        look()
-    return next((error for future in futures[: end + 1] if (error := future.exception()) is not None), None)
 
 
 @contextlib.contextmanager
@@ -98,8 +74,7 @@ def _no_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _here(work: Work, units: Sequence[tuple[int, Unit]], update: Callable[[int], None]) -> None:
-    work.begin()
+def _work_here(work: Work, units: Sequence[tuple[int, Unit]], update: Callable[[int], None]) -> None:
     done = 0
 
     def advance(size: int) -> None:
@@ -108,49 +83,42 @@ def _here(work: Work, units: Sequence[tuple[int, Unit]], update: Callable[[int],
         update(done)
 
     for number, unit in units:
-        counter = _Counter(unit.size, advance)
-        work.do(number, unit, counter.add)
-        counter.finish()
+        _counted(work, number, unit, advance)
 
 
-class _Counter:
+def _counted(work: Work, number: int, unit: Unit, advance: Callable[[int], None]) -> None:
     """Makes the bytes of text that are read of a unit add up to its size, which is that of the file's bytes."""
+    done = held = 0
 
-    def __init__(self, size: int, advance: Callable[[int], None]) -> None:
-        self._size, self._advance = size, advance
-        self._said = self._held = 0
+    def progress(text: int) -> None:
+        nonlocal done, held
+        held += text
+        if held >= _COUNTED:
+            step = min(held, unit.size - done) if unit.size else held
+            advance(step)
+            done, held = done + step, 0
 
-    def add(self, text: int) -> None:
-        self._held += text
-        if self._held >= _COUNTED:
-            self._say(self._held if not self._size else min(self._held, self._size - self._said))
-
-    def finish(self) -> None:
-        self._say(self._size - self._said if self._size else self._held)
-
-    def _say(self, bytes_done: int) -> None:
-        self._advance(bytes_done)
-        self._said, self._held = self._said + bytes_done, 0
+    work(number, unit, progress)
+    advance(unit.size - done if unit.size else held)
 
 
 _state: tuple[Work, Any, Any]  # of a worker process
-_begun = False
 
 
-def _begin(work: Work, done: Any, last: Any) -> None:
+def _begin(work: Work, done: Any, stop: Any) -> None:
     global _state
-    # Each process has one core; and it must not outlive its parent, whatever ends that.
+    # Each process has one core; and it must not outlive its parent, however that ends.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_in_time, args=(last,), daemon=True).start()
-    _state = work, done, last
+    threading.Thread(target=_end_in_time, args=(stop,), daemon=True).start()
+    _state = work, done, stop
 
 
-def _end_in_time(last: Any) -> None:
+def _end_in_time(stop: Any) -> None:
     """Ends this process, in the middle of a unit, when its parent has ended or wants no more of it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    while last.value != _NOTHING and not connection.wait([parent.sentinel], _LOOK):
+    while not stop.value and not connection.wait([parent.sentinel], _POLL):
         pass
     os._exit(1)
 
@@ -159,19 +127,13 @@ def _nothing() -> None:
     pass
 
 
-def _do(place: int, number: int, unit: Unit) -> None:
-    global _begun
-    work, done, last = _state
-    if place > last.value:
+def _do(number: int, unit: Unit) -> None:
+    work, done, stop = _state
+    if stop.value:
         return
-    if not _begun:  # not in _begin, whose errors do not reach the parent
-        work.begin()
-        _begun = True
 
     def advance(size: int) -> None:
         with done.get_lock():
             done.value += size
 
-    counter = _Counter(unit.size, advance)
-    work.do(number, unit, counter.add)
-    counter.finish()
+    _counted(work, number, unit, advance)

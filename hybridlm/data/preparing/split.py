@@ -1,8 +1,8 @@
 """Which documents, or which part of a lone one, are held out for validation.
 
-A document is held out if a hash of its content (of its name in Python's standard library) lies below
-``data.val_fraction``, so that the choice does not change when a corpus grows and equal texts stay on one side. Where
-that leaves a side empty the document nearest to it goes there. A lone text gives its end.
+A document is held out if a hash of its content (of its name for Python's standard library) is below
+``data.val_fraction``, so that the choice does not change when a corpus grows and equal texts stay on one side. If that
+leaves one side empty, the document nearest to it goes there. Of a single text the end is held out.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from hybridlm.data.reading.documents import Document
-from hybridlm.data.reading.units import Corpus
-from hybridlm.data.tokenizer_pieces import last_cut
+from hybridlm.data.reading.documents import Corpus, Document
+from hybridlm.data.tokenizer.cuts import last_cut
 from hybridlm.errors import UserError
 
 Side = Literal["train", "val"]
 
 
 class Refused(UserError):
-    """The corpus itself cannot be used: nothing that was made of it is worth keeping."""
+    """The corpus itself cannot be used: nothing made from it is worth keeping."""
 
 
 def position(document: Document) -> float:
-    """The place in [0, 1) of a document, by a hash of its content or its key; no other document has a say."""
+    """The position in [0, 1) of a document, by a hash of its content or its key, independent of other documents."""
     # 53 bits, so that the quotient is exact in a double and never rounds up to 1.
     key = (document.key or document.digest.hex()).encode("utf-8", errors="surrogateescape")
     return (int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 11) / 2**53
@@ -34,15 +33,15 @@ def position(document: Document) -> float:
 
 @dataclass(frozen=True)
 class Split:
-    """below: the place up to which documents are held out. shares: if not empty, of each unit the share of every
-    document's text that is, at its end; 0: none of it, 1: all."""
+    """below: documents at positions below it are held out. shares: if not empty, for each unit the share of every
+    document's text that is held out, at its end; 0: none, 1: all."""
 
     below: float
     shares: tuple[float, ...] = ()
 
     @property
     def cuts(self) -> bool:
-        """Whether documents are cut."""
+        """Whether documents are split in two."""
         return any(0 < share < 1 for share in self.shares)
 
     @property
@@ -51,7 +50,7 @@ class Split:
         return bool(self.shares) and not any(self.shares)
 
     def deal(self, unit: int, document: Document) -> Iterator[tuple[Side, Document]]:
-        """The document of a unit, or its two parts, with the side of each."""
+        """The document of a unit, or its two parts, each with its side."""
         if not self.shares:
             yield ("val" if position(document) < self.below else "train"), document
             return
@@ -65,9 +64,9 @@ class Split:
 
 
 def find_split(corpus: Corpus, fraction: float) -> Split:
-    """Reads documents until there is one for either side, which in a small corpus may be all of them.
+    """Reads documents until there is one on either side, which in a small corpus may be all of them.
 
-    Refused: all there is, is one conversation.
+    Refused: the corpus is a single conversation.
     """
     if corpus.named is not None:
         return Split(fraction, tuple(1.0 if unit < corpus.named else 0.0 for unit in range(len(corpus.units))))
@@ -85,14 +84,14 @@ def find_split(corpus: Corpus, fraction: float) -> Split:
         return Split(most if most < fraction else math.nextafter(least, 1))
     if turns:
         raise Refused(
-            "the corpus is one conversation, which is not cut: add others, or name those to validate on with"
+            "the corpus is a single conversation, which cannot be split: add others, or name validation data with"
             " data.val_path"
         )
     return Split(fraction, (fraction,) * len(corpus.units))
 
 
 def _ends(sizes: list[int], fraction: float) -> tuple[float, ...]:
-    """Of the pieces of one text the share of each that lies in its last ``fraction``."""
+    """For the pieces of one text the share of each that is in its last ``fraction``."""
     shares, at, begin = [], (1 - fraction) * sum(sizes), 0
     for size in sizes:
         shares.append(min(1.0, max(0.0, (begin + size - at) / size)) if size else 0.0)

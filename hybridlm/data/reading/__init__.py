@@ -1,1 +1,1 @@
-"""Documents out of files, data sets and other places."""
+"""Documents from files, data sets and other sources."""

@@ -1,8 +1,8 @@
-"""Records that hold conversations, in the forms in which people keep them, as turns of system, user and assistant.
+"""Conversation records, in the formats in common use, as turns of system, user and assistant.
 
-Calls of tools become text of the assistant, which is learned, and their results text of the user, which is read; both
-are written as the templates of Hermes and Qwen write them. What cannot be told as such turns is left out as a whole,
-with the reason.
+Tool calls become text of the assistant, which is learned, and tool results text of the user, which is context; both are
+written as the Hermes and Qwen templates write them. A record that cannot be expressed as such turns is left out as a
+whole, with the reason.
 """
 
 from __future__ import annotations
@@ -13,11 +13,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hybridlm.data.reading.documents import LONGEST, TOO_LONG, Bad, Document, Turn, encodable
+from hybridlm.config.data import CorpusConfig
+from hybridlm.data.reading.documents import (
+    LONGEST,
+    TOO_LONG,
+    Bad,
+    Document,
+    Records,
+    TextRecords,
+    Turn,
+    encodable,
+    not_text,
+    type_name,
+)
 
 ROLES = ("system", "user", "assistant")
 _TOOL, _CALL = "tool", "call"
-# Names of the roles in OpenAI's form, in ShareGPT's and in those of other programs.
+# Role names of OpenAI's format, ShareGPT's and other programs'.
 _NAMES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
@@ -27,11 +39,12 @@ _NAMES = {
 }
 _LISTS = ("messages", "conversations", "conversation")
 _PAIRS = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("instruction", "response"))
-_SHOWN_CHARS = 40  # of a role that is none, which may be a whole text
+_OPTIONAL = ("system", "input")
+_SHOWN_CHARS = 40  # of an unknown role, which may be a whole text
 
 
 class _Unfit(Exception):
-    """Why a record is no conversation: the kind of mistake, and more of it."""
+    """Why a record is not a conversation: the kind of problem, and optionally a detail."""
 
 
 @dataclass(frozen=True)
@@ -39,29 +52,26 @@ class ChatRecords:
     """Records with a list of messages (``messages``, ``conversations``), or with a question and its answer in two
     fields."""
 
-    @property
-    def columns(self) -> tuple[tuple[str, ...], ...]:
-        return (*((name,) for name in _LISTS), *_PAIRS)
-
-    @property
-    def optional(self) -> tuple[str, ...]:
-        return ("system", "input")
-
-    @property
-    def texts(self) -> list[str]:
-        return sorted({name for pair in _PAIRS for name in pair} | {*self.optional})
+    columns = (*((name,) for name in _LISTS), *_PAIRS)
+    optional = _OPTIONAL
+    texts = tuple(sorted({name for pair in _PAIRS for name in pair} | {*_OPTIONAL}))
 
     def document(self, where: str, record: Mapping[str, Any]) -> Document | Bad:
-        """The conversation of a record: one message of the assistant or more, and a system message in front only."""
+        """The conversation of a record: at least one assistant message, and a system message only at the beginning."""
         try:
             turns = tuple(_joined(_messages(record)))
             if not any(turn.role == "assistant" for turn in turns):
-                raise _Unfit("no message of the assistant", f"{len(turns)} of others")
+                raise _Unfit("no assistant message", f"{len(turns)} of other roles")
             if (size := sum(len(turn.content) for turn in turns)) > LONGEST:
                 raise _Unfit(TOO_LONG, f"{size:,} characters")
         except _Unfit as unfit:
             return Bad(where, *unfit.args)
         return Document(where, "", turns=turns)
+
+
+def records_of(config: CorpusConfig) -> Records:
+    """How the records of a corpus become documents."""
+    return ChatRecords() if config.format == "chat" else TextRecords(config.text_field)
 
 
 def _messages(record: Mapping[str, Any]) -> Iterator[Turn]:
@@ -86,7 +96,7 @@ def _messages(record: Mapping[str, Any]) -> Iterator[Turn]:
 
 
 def _text(what: str, value: object) -> str:
-    if reason := _not_text(value):
+    if reason := not_text(value):
         raise _Unfit(f"{what} is not text", reason)
     if not value:
         raise _Unfit(f"{what} is empty")
@@ -94,22 +104,22 @@ def _text(what: str, value: object) -> str:
 
 
 def _turns(field: str, messages: object, *, begun: bool) -> Iterator[Turn]:
-    """begun: there was a system message before."""
+    """begun: there was a system message already."""
     if not isinstance(messages, list | tuple):
-        raise _Unfit(f"{field!r} is not a list", _type(messages))
+        raise _Unfit(f"{field!r} is not a list", type_name(messages))
     if not messages:
         raise _Unfit(f"{field!r} is empty")
     for number, message in enumerate(messages, 1):
         place = f"message {number}"
         if not isinstance(message, Mapping):
-            raise _Unfit("a message is not an object", f"{place}: {_type(message)}")
+            raise _Unfit("a message is not an object", f"{place}: {type_name(message)}")
         role = _role(place, message)
         if role == "system" and (begun or number > 1):
-            raise _Unfit("role 'system' behind the first message", place)
+            raise _Unfit("role 'system' after the first message", place)
         content = _content(place, role, message)
         if content:
             yield Turn(role, content)
-        elif role != "system":  # an empty one says nothing
+        elif role != "system":  # an empty system message is dropped
             raise _Unfit("the content of a message is empty", place)
 
 
@@ -118,14 +128,14 @@ def _role(place: str, message: Mapping[str, Any]) -> str:
     if "role" not in message and "from" not in message:
         raise _Unfit("a message has no 'role'", f"{place}: it has {_names(message)}")
     if not isinstance(name, str):
-        raise _Unfit("the role of a message is not text", f"{place}: {_type(name)}")
+        raise _Unfit("the role of a message is not text", f"{place}: {type_name(name)}")
     if name.lower() not in _NAMES:
-        raise _Unfit(f"unknown role {name[:_SHOWN_CHARS]!r}", f"{place}; legal are those of docs/data.md")
+        raise _Unfit(f"unknown role {name[:_SHOWN_CHARS]!r}", f"{place}; docs/data.md lists the known roles")
     return _NAMES[name.lower()]
 
 
 def _content(place: str, role: str, message: Mapping[str, Any]) -> str:
-    """The text of a message, the calls in it written out."""
+    """The text of a message, with its tool calls written out."""
     calls = list(message.get("tool_calls") or []) if isinstance(message.get("tool_calls"), list | tuple) else []
     calls += [message["function_call"]] if message.get("function_call") else []
     value = message.get("content", message.get("value"))
@@ -134,7 +144,7 @@ def _content(place: str, role: str, message: Mapping[str, Any]) -> str:
     if isinstance(value, list | tuple):
         value = "".join(_part(place, part) for part in value)
     text = "" if value is None and calls else value
-    if reason := _not_text(text):
+    if reason := not_text(text):
         raise _Unfit("the content of a message is not text", f"{place}: {reason}")
     written = [text] if text else []
     if role == _CALL:
@@ -146,9 +156,9 @@ def _content(place: str, role: str, message: Mapping[str, Any]) -> str:
 
 
 def _part(place: str, part: object) -> str:
-    """Of a content in parts; one that is no text (an image, a sound) is a mistake."""
+    """The text of one part of a content; a part that is not text (an image, audio) is refused."""
     text = part.get("text") if isinstance(part, Mapping) else part
-    if reason := _not_text(text):
+    if reason := not_text(text):
         kind = part.get("type") if isinstance(part, Mapping) else None
         reason = f"a part of type {kind}" if isinstance(kind, str) else reason
         raise _Unfit("the content of a message is not text", f"{place}: {reason}")
@@ -156,11 +166,10 @@ def _part(place: str, part: object) -> str:
 
 
 def _call(place: str, call: object) -> str:
-    """A call of a tool in one line of JSON: its name, and the arguments as they are meant if they are JSON in a
-    text."""
+    """A tool call as one line of JSON: its name and its arguments, parsed if they are JSON in a string."""
     facts = call.get("function", call) if isinstance(call, Mapping) else call
     if not isinstance(facts, Mapping) or not isinstance(facts.get("name"), str):
-        raise _Unfit("a call of a tool has no name", place)
+        raise _Unfit("a tool call has no name", place)
     arguments = facts.get("arguments")
     if isinstance(arguments, str):
         with contextlib.suppress(ValueError, RecursionError):
@@ -178,8 +187,8 @@ def _tagged(tag: str, text: str) -> str:
 
 
 def _joined(turns: Iterator[Turn]) -> Iterator[Turn]:
-    """With the roles that templates know. Results of several calls are one turn, and so are an answer and the call
-    behind it."""
+    """The turns with the roles that templates know. Consecutive tool results are one turn, and so are an answer and
+    the call that follows it."""
     held: Turn | None = None
     was = ""
     for role, content in turns:
@@ -197,14 +206,3 @@ def _joined(turns: Iterator[Turn]) -> Iterator[Turn]:
 
 def _names(fields: Mapping[str, Any]) -> str:
     return ", ".join(map(str, fields)) or "none"
-
-
-def _not_text(value: object) -> str | None:
-    """Why ``value`` is not text, None if it is."""
-    if not isinstance(value, str):
-        return _type(value)
-    return None if encodable(value) else "half a surrogate pair"
-
-
-def _type(value: object) -> str:
-    return "null" if value is None else type(value).__name__

@@ -1,19 +1,18 @@
-"""What a corpus consists of: documents, and what cannot be one."""
+"""A corpus: documents in units, and what cannot be a document."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from hybridlm.errors import printable
 
-LONGEST = (
-    16_000_000  # bytes of a text or a record: memory holds one at a time, as text, as what JSON makes of it, and as ids
-)
+# Bytes of a text or a record: one at a time is held in memory, as text, as parsed JSON and as ids.
+LONGEST = 16_000_000
 TOO_LONG = f"more than {LONGEST:,} bytes"
 _SHOWN = 200  # characters of a detail
 
@@ -29,9 +28,9 @@ class Turn(NamedTuple):
 class Document:
     """One text, or one conversation.
 
-    name: its path below the corpus' root with ``/``, and its line or row where a file holds many.
+    name: path below the root of the corpus with ``/``, plus line or row where a file holds many.
     turns: the messages of a conversation, whose ``text`` is empty.
-    key: what decides between training and validation, where that is not the content.
+    key: decides between training and validation where the content does not.
     """
 
     name: str
@@ -58,11 +57,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Bad:
-    """What cannot be a document. where: file and line or row; what: the kind of mistake; detail: more of it, may be
+    """Something that cannot be a document. where: file and line or row; what: the kind of problem; detail: may be
     empty.
 
-    All three can be shown: names of files and fields may hold bytes that are not UTF-8, line ends and terminal codes,
-    and are written out.
+    All three are safe to print: file and field names may contain non-UTF-8 bytes, newlines and terminal codes, which
+    are escaped.
     """
 
     where: str
@@ -80,62 +79,99 @@ class Bad:
 
 
 class Records(Protocol):
-    """What a record (a line of JSON, a row of a table) has to hold; can be pickled."""
+    """How a record (a line of JSON, a row of a table) becomes a document; picklable."""
 
     @property
     def columns(self) -> tuple[tuple[str, ...], ...]:
-        """The sets of columns that will do, in order of preference: a table is read by the first of which it has
-        all."""
+        """Alternative sets of columns in order of preference: a table is read by the first set it has completely."""
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """Columns that are read too where they are there."""
+        """Columns that are read too if present."""
 
     @property
-    def texts(self) -> list[str]:
-        """The columns that hold nothing but a text."""
+    def texts(self) -> tuple[str, ...]:
+        """Columns that hold nothing but a text."""
 
     def document(self, where: str, record: Mapping[str, Any]) -> Document | Bad:
-        """The document of a record that was found at ``where``."""
+        """The document of the record found at ``where``."""
 
 
 @dataclass(frozen=True)
 class TextRecords:
-    """Records that hold a text in one field."""
+    """Records with a text in one field."""
 
     field: str
+    optional = ()
 
     @property
     def columns(self) -> tuple[tuple[str, ...], ...]:
-        return ((self.field,),)
+        return (self.texts,)
 
     @property
-    def optional(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def texts(self) -> list[str]:
-        return [self.field]
+    def texts(self) -> tuple[str, ...]:
+        return (self.field,)
 
     def document(self, where: str, record: Mapping[str, Any]) -> Document | Bad:
         if self.field not in record:
             return Bad(where, f"no field {self.field!r}", f"it has {', '.join(map(str, record)) or 'none'}")
         text = record[self.field]
-        if not isinstance(text, str):
-            return Bad(where, f"{self.field!r} is not text", "null" if text is None else type(text).__name__)
+        if reason := not_text(text):
+            return Bad(where, f"{self.field!r} is not text", reason)
         if not text:
             return Bad(where, "empty")
-        if len(text) > LONGEST:
-            return Bad(where, TOO_LONG, f"{len(text):,} characters")
-        if not encodable(text):
-            return Bad(where, f"{self.field!r} is not text", "half a surrogate pair")
-        return Document(where, text)
+        return Document(where, text) if len(text) <= LONGEST else Bad(where, TOO_LONG, f"{len(text):,} characters")
+
+
+def columns_of(records: Records, present: Sequence[str]) -> list[str] | None:
+    """The columns to read of a table with the columns ``present``; None: it has none of the sets."""
+    wanted = next((columns for columns in records.columns if set(columns) <= set(present)), None)
+    return None if wanted is None else [*wanted, *(name for name in records.optional if name in present)]
+
+
+def not_text(value: object) -> str | None:
+    """Why ``value`` is not text, None if it is."""
+    if not isinstance(value, str):
+        return type_name(value)
+    return None if encodable(value) else "half a surrogate pair"
+
+
+def type_name(value: object) -> str:
+    """The type of a JSON value for messages."""
+    return "null" if value is None else type(value).__name__
 
 
 def encodable(text: str) -> bool:
-    """Whether ``text`` has a form in UTF-8; JSON can write half of a surrogate pair, which has none."""
+    """Whether ``text`` can be encoded as UTF-8; JSON can contain half a surrogate pair, which cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
     return True
+
+
+class Unit(Protocol):
+    """A piece of a corpus that is read by itself, in any order and in any process; picklable. Whatever it holds is
+    covered by the fingerprint of the corpus."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of text, or an estimate: for progress only."""
+
+    def documents(self) -> Iterator[Document | Bad]:
+        """Its documents in order, streamed: memory is bounded by the longest document."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All of a corpus, unread. fingerprint: SHA-256 (hex) of what the units hold, in order.
+
+    named: the first ``named`` units are validation data and the others training data; None: documents of all units
+    may be held out. one_text: the units are consecutive pieces of a single text. notes: lines about what is read.
+    """
+
+    units: Sequence[Unit]
+    fingerprint: str
+    named: int | None = None
+    one_text: bool = False
+    notes: tuple[str, ...] = ()

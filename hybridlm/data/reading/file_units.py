@@ -1,7 +1,7 @@
 """The units of a corpus in files: small files together, large ones in pieces.
 
-What they hold is in the corpus' fingerprint, so a file that has gone or changed since it was scanned is a ConfigError,
-not a document less.
+The corpus fingerprint covers the content of the files, so a file that is gone or has changed since it was scanned is a
+UserError, not a missing document.
 """
 
 from __future__ import annotations
@@ -10,65 +10,72 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Protocol
 
 from hybridlm.data.reading.documents import Bad, Document, Records
 from hybridlm.data.reading.readers import (
     bounded_lines,
+    python_document,
     read_lines,
     read_parquet,
-    read_python,
-    read_text,
     read_zipped,
     text_document,
 )
 from hybridlm.errors import UserError, printable
 
-_UNZIPPED = 4  # text shrinks to about a quarter
+
+class Readable(Protocol):
+    """A file of a corpus, on disk or remote; picklable. name: below the root of the corpus."""
+
+    @property
+    def name(self) -> str: ...
+
+    def opened(self) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """The file, open for reading. UserError: it cannot be read."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of the corpus, by its name below the corpus' root. seen: its size and time of change (nanoseconds) when it
-    was scanned."""
+    """A file on disk. seen: its size and modification time (nanoseconds) when it was scanned."""
 
     name: str
     path: Path
     seen: tuple[int, int] | None = None
 
     @contextlib.contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """Around whatever reads the file. ConfigError: it cannot be read, or is not what was scanned."""
+    def opened(self) -> Iterator[IO[bytes]]:
+        """UserError: it cannot be read, or has changed since it was scanned."""
         try:
             now = self.path.stat()
             if self.seen is not None and self.seen != (now.st_size, now.st_mtime_ns):
-                raise UserError(f"data: {printable(self.name)} changed while the corpus was read; run again")
-            yield
+                raise UserError(f"data: {printable(self.name)} changed while the corpus was being read; run again")
+            with self.path.open("rb") as file:
+                yield file
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(
-                f"data: {printable(self.name)} cannot be read any more ({reason}); mend it and run again"
+                f"data: {printable(self.name)} can no longer be read ({reason}); fix that and run again"
             ) from None
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Whole files, a document each. python: they are decoded as Python sources are."""
+    """Whole files, one document each. python: decoded as Python sources."""
 
     files: tuple[SourceFile, ...]
     size: int
     python: bool = False
 
     def documents(self) -> Iterator[Document | Bad]:
-        reader = read_python if self.python else read_text
-        for file in self.files:
-            with file.unchanged():
-                document = reader(file.name, file.path)
-            yield document
+        for source in self.files:
+            with source.opened() as file:
+                data = file.read()
+            yield (python_document if self.python else text_document)(source.name, data)
 
 
 @dataclass(frozen=True)
 class TextSlice:
-    """Bytes [begin, end) of a text that is too long for one document; its pieces are called name#1, name#2, ..."""
+    """Bytes [begin, end) of a text that is too long for one document; its pieces are named name#1, name#2, ..."""
 
     file: SourceFile
     begin: int
@@ -80,7 +87,7 @@ class TextSlice:
         return self.end - self.begin
 
     def documents(self) -> Iterator[Document | Bad]:
-        with self.file.unchanged(), self.file.path.open("rb") as file:
+        with self.file.opened() as file:
             file.seek(self.begin)
             data = file.read(self.size)
         yield text_document(f"{self.file.name}#{self.number}", data)
@@ -88,7 +95,7 @@ class TextSlice:
 
 @dataclass(frozen=True)
 class Lines:
-    """Bytes [begin, end) of a file of JSON lines; first: the number of the first one."""
+    """Bytes [begin, end) of a file of JSON lines; first: number of its first line."""
 
     file: SourceFile
     records: Records
@@ -103,7 +110,7 @@ class Lines:
     def documents(self) -> Iterator[Document | Bad]:
         if not self.size:
             yield Bad(self.file.name, "empty")
-        with self.file.unchanged(), self.file.path.open("rb") as file:
+        with self.file.opened() as file:
             file.seek(self.begin)
             yield from read_lines(self.file.name, self._until_end(bounded_lines(file)), self.records, self.first)
 
@@ -115,38 +122,40 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Zipped:
-    """A .gz file of JSON lines, which can only be read from its beginning."""
+class ParquetRows:
+    """Rows [begin, end) of a Parquet file. size: bytes of their text."""
 
     file: SourceFile
     records: Records
-    compressed: int  # bytes
-
-    @property
-    def size(self) -> int:
-        return _UNZIPPED * self.compressed
-
-    def documents(self) -> Iterator[Document | Bad]:
-        with self.file.unchanged():
-            yield from read_zipped(self.file.name, self.file.path, self.records)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Row groups of a Parquet file; first: the number of the first row."""
-
-    file: SourceFile
-    records: Records
-    groups: tuple[int, int]  # from, to
-    first: int
+    begin: int
+    end: int
     size: int
 
     def documents(self) -> Iterator[Document | Bad]:
-        if self.groups[0] == self.groups[1]:
+        if self.begin == self.end:
             yield Bad(self.file.name, "empty")
             return
-        with self.file.unchanged():
-            yield from read_parquet(self.file.name, self.file.path, self.records, range(*self.groups), self.first)
+        with self.file.opened() as file:
+            yield from read_parquet(self.file.name, file, self.records, self.begin, self.end)
+
+
+@dataclass(frozen=True)
+class WholeFile:
+    """A file of records of a ``kind`` (see ``kind_of``) that is read from beginning to end: compressed, or remote."""
+
+    file: Readable
+    records: Records
+    kind: str
+    size: int
+
+    def documents(self) -> Iterator[Document | Bad]:
+        with self.file.opened() as file:
+            if self.kind == "parquet":
+                yield from read_parquet(self.file.name, file, self.records)
+            elif self.kind == "zipped":
+                yield from read_zipped(self.file.name, file, self.records)
+            else:
+                yield from read_lines(self.file.name, bounded_lines(file), self.records)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether the hub answers, silence while its libraries work, and their errors as one line that says what to do."""
+"""Whether the hub answers, keeping its libraries quiet, and their errors as one line with a remedy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hybridlm.config.data import HfConfig
+from hybridlm.data.keep import keep_json, kept_json
 from hybridlm.errors import ConfigError, UserError
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 _PATIENCE = 4.0  # seconds for the hub to answer at all
 _LONG = 300  # characters of others' messages
 _NETWORK = {"aiohttp", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "socket", "urllib3"}
@@ -25,22 +27,24 @@ _NETWORK = {"aiohttp", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "
 
 @dataclass(frozen=True)
 class Access:
-    """What the hub has. commit: that of the revision, or the one last seen; offline: why the hub cannot be asked, or
+    """State of the hub. commit: of the revision, or the one last seen; offline: why the hub cannot be asked, or
     empty."""
 
     commit: str | None = None
     offline: str = ""
 
 
-def ask_hub(config: HfConfig) -> Access:
-    """One question, answered or given up within seconds. ConfigError: the hub answers, and will not give the data
-    set."""
-    import datasets
-    from huggingface_hub import HfApi, constants, errors, hf_hub_download
+def ask_hub(config: HfConfig, cache: Path) -> Access:
+    """One request, answered or given up within seconds. cache: where the commits seen are kept.
 
-    if datasets.config.HF_HUB_OFFLINE or constants.is_offline_mode():
-        return Access(_last_seen(config), "HF_HUB_OFFLINE is set")
-    name = str(config.id)
+    UserError: the hub answers, and refuses the data set.
+    """
+    from huggingface_hub import HfApi, errors
+
+    name, kept = str(config.id), cache / "hub" / "commits.json"
+    seen, key = kept_json(kept), f"{config.id}@{config.revision or ''}"
+    if _switched_off():
+        return Access(seen.get(key), "HF_HUB_OFFLINE is set")
 
     def ask() -> str | None:
         info = HfApi().dataset_info(name, revision=config.revision, timeout=_PATIENCE, expand=["sha", "gated"])
@@ -54,31 +58,37 @@ def ask_hub(config: HfConfig) -> Access:
         status = getattr(getattr(error, "response", None), "status_code", 0)
         if isinstance(error, errors.HFValidationError) or (400 <= status < 500 and status not in (408, 429)):
             raise refusal(config, error) from error
-        reason = f"no answer within {_PATIENCE:g} s" if isinstance(error, TimeoutError) else _cut(_words(error))
-        log.warning("data.hf.id=%s: the hub cannot be reached (%s), looking for a copy in the cache", name, reason)
-        return Access(_last_seen(config), reason)
-    with suppress(Exception):  # only leaves a note of the commit in the hub's cache, which _last_seen reads
-        hf_hub_download(name, "README.md", repo_type="dataset", revision=config.revision)
+        reason = f"no answer within {_PATIENCE:g} s" if isinstance(error, TimeoutError) else _shortened(_words(error))
+        log.warning("data.hf.id=%s: cannot reach the hub (%s); looking for a copy in the cache", name, reason)
+        return Access(seen.get(key), reason)
+    if seen.get(key) != commit:
+        keep_json(kept, seen | {key: commit})
     return Access(commit)
 
 
 def hub_answers() -> bool:
-    """Whether the hub can be asked at all, found out within seconds; its libraries try for half a minute."""
-    import datasets
+    """Whether the hub can be reached, found out within seconds; its own libraries retry for half a minute."""
     from huggingface_hub import constants, get_session
 
-    if datasets.config.HF_HUB_OFFLINE or constants.is_offline_mode():
+    if _switched_off():
         return False
     try:
-        _within(_PATIENCE, lambda: str(get_session().head(constants.ENDPOINT, timeout=_PATIENCE)))
+        _within(_PATIENCE, lambda: get_session().head(constants.ENDPOINT, timeout=_PATIENCE))
     except Exception:  # whichever library speaks HTTP
         return False
     return True
 
 
-def _within(seconds: float, ask: Callable[[], str | None]) -> str | None:
-    """TimeoutError: no answer yet. A thread, since looking up a host's name knows no limit of its own."""
-    answer: Future[str | None] = Future()
+def _switched_off() -> bool:
+    import datasets
+    from huggingface_hub import constants
+
+    return bool(datasets.config.HF_HUB_OFFLINE or constants.is_offline_mode())
+
+
+def _within(seconds: float, ask: Callable[[], _T]) -> _T:
+    """TimeoutError: no answer yet. In a thread, since resolving a host name has no timeout of its own."""
+    answer: Future[_T] = Future()
 
     def run() -> None:
         try:
@@ -90,97 +100,79 @@ def _within(seconds: float, ask: Callable[[], str | None]) -> str | None:
     return answer.result(timeout=seconds)
 
 
-def _last_seen(config: HfConfig) -> str | None:
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    revision = config.revision or "main"
-    note = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=str(config.id), repo_type="dataset"), "refs", revision)
-    return revision if re.fullmatch("[0-9a-f]{40}", revision) else note.read_text().strip() if note.is_file() else None
-
-
 @contextmanager
-def quiet(offline: bool) -> Iterator[None]:
-    """No word of the libraries, whose errors are told in one line here; bars only on a terminal, where a long download
-    should show.
-
-    offline: neither of them tries the network.
-    """
+def quiet(offline: bool = False) -> Iterator[None]:
+    """Silences the libraries, whose errors are reported in one line here; progress bars only on a terminal, where a
+    long download should show. offline: they do not try the network."""
     import datasets
     import huggingface_hub
     from huggingface_hub import constants
     from huggingface_hub.utils import logging as hub_logging
 
-    switches: list[tuple[Any, str]] = [(datasets.config, "HF_HUB_OFFLINE"), (constants, "HF_HUB_OFFLINE")]
-    before = [getattr(module, name) for module, name in switches]
-    levels = datasets.logging.get_verbosity(), hub_logging.get_verbosity()
-    # Their own environment variables come first, and against them these calls do nothing but warn.
+    loggers: list[Any] = [datasets.logging, hub_logging]
+    switches: list[Any] = [datasets.config, constants]
+    levels = [logger.get_verbosity() for logger in loggers]
+    before = [module.HF_HUB_OFFLINE for module in switches]
+    # With their own environment variables set, these calls do nothing but warn.
     free = datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
     barred = [
-        module for module in (datasets, huggingface_hub.utils) if free and not module.are_progress_bars_disabled()
+        module
+        for module in (datasets, huggingface_hub.utils)
+        if free and not sys.stderr.isatty() and not module.are_progress_bars_disabled()
     ]
     try:
-        datasets.logging.set_verbosity(logging.CRITICAL)
-        hub_logging.set_verbosity(logging.CRITICAL)
-        for module, name in switches if offline else ():
-            setattr(module, name, True)
-        for library in barred if not sys.stderr.isatty() else ():
+        for logger in loggers:
+            logger.set_verbosity(logging.CRITICAL)
+        for module in switches if offline else ():
+            module.HF_HUB_OFFLINE = True
+        for library in barred:
             library.disable_progress_bars()
         yield
     finally:
-        for (module, name), value in zip(switches, before, strict=True):
-            setattr(module, name, value)
+        for module, value in zip(switches, before, strict=True):
+            module.HF_HUB_OFFLINE = value
         for library in barred:
             library.enable_progress_bars()
-        datasets.logging.set_verbosity(levels[0])
-        hub_logging.set_verbosity(levels[1])
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.set_verbosity(level)
 
 
 def unreachable(config: HfConfig, reason: str, cache: str) -> str:
     return (
-        f"data.hf.id={config.id}: the hub cannot be reached ({reason}) and {cache}: go online for the first start, "
-        "or name a local folder with .jsonl, .parquet or .csv files in data.hf.id"
+        f"data.hf.id={config.id}: cannot reach the hub ({reason}) and {cache}: go online for the first start, or set"
+        " data.hf.id to a local folder of .jsonl, .parquet or .csv files"
     )
 
 
-def refusal(config: HfConfig, error: Exception, access: Access | None = None) -> UserError:
-    """What the libraries raised, as one line that says what to do."""
+def refusal(config: HfConfig, error: Exception) -> UserError:
+    """What the libraries raised, as one line with a remedy."""
     from huggingface_hub import errors
 
     where, whole = f"data.hf.id={config.id}", _words(error)
-    text = _cut(whole)
-    listed = re.search(
-        r"(?:Available(?: configs in the cache)?|available configs): \[(.*?)\]|configurations in the cache: (.*?)"
-        r" Please",
-        whole,
-    )
+    text = _shortened(whole)
+    listed = re.search(r"[Aa]vailable(?: configs)?: \[(.*?)\]", whole)
     if isinstance(error, UserError):
         return error
     if isinstance(error, errors.GatedRepoError) or "gated dataset" in text:
         return UserError(
-            f"{where} is gated: accept its terms on its page at the hub, then set HF_TOKEN to a token of that account"
+            f"{where} is gated: accept its terms on its page on the hub, then set HF_TOKEN to a token of that account"
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return ConfigError(f"data.hf.revision={config.revision}: {where} has no such branch, tag or commit")
     if isinstance(error, errors.RepositoryNotFoundError):
-        return UserError(f"{where}: the hub has no such data set, or it is private, and then HF_TOKEN has to be set")
+        return UserError(f"{where}: the hub has no such data set, or it is private and needs HF_TOKEN to be set")
     if "scripts are no longer supported" in text:
         return UserError(
-            f"{where} comes with code that would have to be run to read it, which is never done: "
-            "data.hf.revision=refs/convert/parquet takes the hub's own copy of it, if it made one"
+            f"{where} needs its own code to be run, which is never done: data.hf.revision=refs/convert/parquet takes"
+            " the hub's Parquet copy of it, if there is one"
         )
     if listed:
-        legal = _cut((listed[1] or listed[2]).replace("'", ""))
-        return ConfigError(
-            f"data.hf.name={config.name or 'null'}: {where} has"
-            f" {legal}{' in the cache' if access and access.offline else ''}"
-        )
-    if access and access.offline:
-        return UserError(unreachable(config, access.offline, "the data set is not in the cache"))
+        legal = _shortened(listed[1].replace("'", ""))
+        return ConfigError(f"data.hf.name={config.name or 'null'}: {where} has {legal}")
     if _is_network(error):
-        return UserError(f"{where}: the network failed ({text}); run the same command again, what is finished is kept")
-    if any(isinstance(one, StopIteration) for one in _causes(error)):  # how datasets says so
-        return UserError(f"{where} cannot be read: there is nothing in its files")
+        return UserError(f"{where}: the network failed ({text}); run the same command again, finished work is kept")
+    if any(isinstance(one, StopIteration) for one in _causes(error)):  # how datasets reports it
+        return UserError(f"{where} cannot be read: its files are empty")
     return UserError(f"{where} cannot be read: {text}")
 
 
@@ -198,10 +190,10 @@ def _is_network(error: BaseException) -> bool:
 
 
 def _words(error: BaseException) -> str:
-    """What the first cause that says anything says."""
-    said = [text for one in _causes(error) if (text := " ".join(str(one).split()))]
-    return said[-1] if said else type(error).__name__
+    """The message of the innermost cause that has one."""
+    messages = [text for one in _causes(error) if (text := " ".join(str(one).split()))]
+    return messages[-1] if messages else type(error).__name__
 
 
-def _cut(text: str) -> str:
+def _shortened(text: str) -> str:
     return text if len(text) <= _LONG else f"{text[:_LONG]} ..."

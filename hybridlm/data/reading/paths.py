@@ -1,7 +1,7 @@
-"""Which files ``data.path`` and ``data.val_path`` mean: a file, a folder, a glob, or a list of these.
+"""The files that ``data.path`` and ``data.val_path`` name: a file, a folder, a glob, or a list of these.
 
-What exists under the very name is taken before it is read as a glob, so brackets and braces in a name need no quoting.
-Every real file comes once, under its shortest name, however many links and patterns lead to it.
+An existing path is used literally before it is treated as a glob, so brackets and braces in a name need no quoting.
+Every real file is read once, under its shortest name, however many links and patterns lead to it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CODE = (
     ".py .pyi .pyx .c .h .cc .cpp .cxx .hh .hpp .cu .cuh .rs .go .java .kt .scala .js .jsx .ts .tsx .rb .php .pl .lua"
     " .r .jl .swift .m .hs .ml .lisp .el .clj .ex .erl .sh .bash .ps1 .sql .css .cmake .zig .nim .dart .f90 .asm"
 )
-# What is read of a folder that is named as such. A glob takes whatever it matches.
+# What is read of a folder. A glob takes whatever it matches.
 TEXT_ENDINGS = tuple(f"{_PROSE} {_CODE}".split())
 _MOST_PATTERNS = 1000
 _SNIFFED = 8192  # bytes
@@ -32,8 +32,8 @@ _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 @dataclass(frozen=True)
 class Found:
-    """field, patterns: where they were asked for, and how. files: path by name below the folder that they have in
-    common, in order of name; left_out: how many there are for each reason."""
+    """The files of one field. field, patterns: the field and its value. files: path by name below their common folder,
+    sorted by name; left_out: number of files by reason."""
 
     field: str
     patterns: str | Sequence[str]
@@ -42,44 +42,44 @@ class Found:
 
     @property
     def shown(self) -> str:
-        """The patterns as they were asked for."""
+        """The patterns as given."""
         return shown(self.patterns)
 
     @property
     def place(self) -> str:
-        """The patterns, seen from anywhere."""
+        """The patterns as absolute paths."""
         patterns = [self.patterns] if isinstance(self.patterns, str) else self.patterns
         return "\0".join(os.path.abspath(os.path.expanduser(pattern)) for pattern in patterns)
 
     def without(self, others: Found) -> Found:
-        """Those that are not among ``others`` too. ConfigError: there is none."""
+        """Without the files that are also in ``others``. ConfigError: none is left."""
         taken = {os.path.realpath(path) for path in others.files.values()}
         left = {name: path for name, path in self.files.items() if os.path.realpath(path) not in taken}
         if not left:
-            raise ConfigError(f"{others.field}: names all files of {self.field}, so that none is left")
+            raise ConfigError(f"{others.field}: names all files of {self.field}; none is left to train on")
         count = len(self.files) - len(left)
         return replace(
             self, files=left, left_out=self.left_out + Counter({f"files of {others.field}": count} if count else {})
         )
 
-    def note(self) -> str | None:
-        """A line about what is left out."""
-        if not self.left_out:
-            return None
-        return f"{self.field}: {len(self.files):,} file(s) are read; left out: {_counted(self.left_out)}"
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line about what is left out, if anything is."""
+        line = f"{self.field}: reading {len(self.files):,} file(s); left out: {_counted(self.left_out)}"
+        return (line,) if self.left_out else ()
 
 
 def shown(patterns: str | Sequence[str]) -> str:
-    """One pattern or several in a line."""
+    """One or several patterns in one line."""
     return printable(patterns if isinstance(patterns, str) else f"[{','.join(patterns)}]")
 
 
 def find_files(
     field: str, patterns: str | Sequence[str], endings: Sequence[str] = (*RECORD_ENDINGS, *TEXT_ENDINGS)
 ) -> Found:
-    """The files of ``patterns``. field: their name for messages; endings: of the files that are taken from a folder.
+    """The files of ``patterns``. field: its name for messages; endings: of the files that are read in a folder.
 
-    ConfigError: one of them matches no file.
+    ConfigError: a pattern matches no file.
     """
     left_out: Counter[str] = Counter()
     paths: list[str] = []
@@ -94,19 +94,19 @@ def find_files(
             mine, root = _of_glob(field, expanded)
         if mine == [expanded] and not os.path.isfile(expanded):
             raise ConfigError(
-                f"{field}={printable(pattern)} is neither a file nor a folder, but a pipe, a socket or a device"
+                f"{field}={printable(pattern)} is neither a file nor a folder but a pipe, a socket or a device"
             )
         mine = [path for path in mine if os.path.isfile(path)]
         if not mine:
             detail = f"; left out: {_counted(left_out)}" if left_out and os.path.isdir(expanded) else ""
-            raise ConfigError(f"{field}={printable(pattern)} matches no file (seen from {Path.cwd()}){detail}")
+            raise ConfigError(f"{field}={printable(pattern)} matches no file (relative to {Path.cwd()}){detail}")
         paths += mine
         roots.append(root)
     return Found(field, patterns, _once(paths, _common(roots), left_out), left_out)
 
 
 def _counted(left_out: Counter[str]) -> str:
-    """The reasons with the most files, and how many there are for others."""
+    """The most common reasons, and the number of files with other reasons."""
     first, others = left_out.most_common(_SHOWN), left_out.total()
     others -= sum(count for _, count in first)
     return ", ".join([*(f"{count:,} {reason}" for reason, count in first), *([f"{others:,} others"] if others else [])])
@@ -120,7 +120,7 @@ def _once(paths: Sequence[str], root: str, left_out: Counter[str]) -> dict[str, 
     for name in sorted(named, key=lambda name: (name.count("/"), name)):
         stat = named[name].stat()
         if (stat.st_dev, stat.st_ino) in seen:
-            left_out["links to a file that is read already"] += 1
+            left_out["links to files that are read already"] += 1
         else:
             seen.add((stat.st_dev, stat.st_ino))
             chosen[name] = named[name]
@@ -160,7 +160,7 @@ def _ending(name: str) -> str:
 
 
 def _binary(path: str) -> bool:
-    """Whether a file begins like no text: text has no zero bytes. What cannot be read is not judged here."""
+    """Whether a file does not begin like text, which has no zero bytes. Unreadable files are reported elsewhere."""
     try:
         with open(path, "rb") as file:
             return b"\0" in file.read(_SNIFFED)
@@ -168,8 +168,8 @@ def _binary(path: str) -> bool:
         return False
 
 
-def _folders(top: str, left_out: Counter[str] | None = None) -> Iterator[str]:
-    """``top`` and every folder below it once, the nearest first, links followed; hidden ones are passed over."""
+def _folders(top: str, left_out: Counter[str]) -> Iterator[str]:
+    """``top`` and every folder below it once, breadth first, following links; hidden ones are skipped."""
     waiting, seen = [top], set[tuple[int, int]]()
     for folder in waiting:  # grows as it is read
         try:
@@ -180,23 +180,24 @@ def _folders(top: str, left_out: Counter[str] | None = None) -> Iterator[str]:
             with os.scandir(folder) as entries:
                 below = sorted(entry.name for entry in entries if entry.is_dir())
         except OSError:
-            if left_out is not None:
-                left_out["folders that cannot be read"] += 1
+            left_out["folders that cannot be read"] += 1
             continue
         yield folder
         for name in below:
             if not name.startswith("."):
                 waiting.append(os.path.join(folder, name))
-            elif left_out is not None:
+            else:
                 left_out["hidden folders"] += 1
 
 
 def _of_glob(field: str, pattern: str) -> tuple[list[str], str]:
-    """What a pattern matches, and the folder above its first part with a sign of a pattern in it."""
+    """What a pattern matches, and the folder above its first part with a wildcard."""
     parts = Path(pattern).parts
     fixed = 0
-    # Parts that exist as they are written are no patterns.
-    while fixed < len(parts) - 1 and (os.path.isdir(os.path.join(*parts[: fixed + 1])) or not _has_signs(parts[fixed])):
+    # Parts that exist literally are not patterns.
+    while fixed < len(parts) - 1 and (
+        os.path.isdir(os.path.join(*parts[: fixed + 1])) or not _is_pattern(parts[fixed])
+    ):
         fixed += 1
     root = str(Path(*parts[:fixed]))
     rest = os.path.join(*parts[fixed:], *([""] if pattern.endswith(os.sep) else [])) if parts else ""
@@ -204,7 +205,7 @@ def _of_glob(field: str, pattern: str) -> tuple[list[str], str]:
     return found, root
 
 
-def _has_signs(part: str) -> bool:
+def _is_pattern(part: str) -> bool:
     return glob.has_magic(part) or _BRACES.search(part) is not None
 
 
@@ -219,13 +220,13 @@ def _braces(field: str, pattern: str) -> list[str]:
             waiting += [one[: match.start()] + choice + one[match.end() :] for choice in match[1].split(",")]
         if len(waiting) > _MOST_PATTERNS:
             raise ConfigError(
-                f"{field}={printable(pattern)[:200]}: its braces stand for more than {_MOST_PATTERNS} patterns"
+                f"{field}={printable(pattern)[:200]}: its braces expand to more than {_MOST_PATTERNS} patterns"
             )
     return done
 
 
 def _globbed(folder: str, pattern: str) -> list[str]:
-    """``glob.glob`` below a folder, but that ``**`` comes into every real folder once: it would run in circles of
+    """``glob.glob`` below a folder, except that ``**`` visits every real folder once instead of following circular
     links."""
     parts = Path(pattern).parts
     if "**" not in parts:
@@ -237,6 +238,6 @@ def _globbed(folder: str, pattern: str) -> list[str]:
         path
         for top in tops
         if os.path.isdir(top)
-        for below in _folders(top)
+        for below in _folders(top, Counter())
         for path in _globbed(below, os.path.join(*behind))
     ]

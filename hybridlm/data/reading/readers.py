@@ -1,40 +1,39 @@
-"""Documents out of files: plain text, Python sources, lines of JSON, Parquet; and what is wrong with what cannot be
-one.
+"""Documents from opened files: plain text, Python sources, JSON lines, Parquet.
 
-A file is read as a stream, so memory is bounded by its longest document. What is wrong with its content is a ``Bad``; a
-file that the system does not give us is the OSError that it is.
+Files are streamed, so memory is bounded by the longest document. Bad content gives a ``Bad``; a file that the operating
+system cannot read raises its OSError.
 """
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import tokenize
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from hybridlm.data.reading import documents
-from hybridlm.data.reading.documents import TOO_LONG, Bad, Document, Records, encodable
+from hybridlm.data.reading.documents import TOO_LONG, Bad, Document, Records, columns_of, encodable
 
 if TYPE_CHECKING:
     from pyarrow import Array, RecordBatch
     from pyarrow.parquet import ParquetFile
 
 _LINES = (".jsonl", ".ndjson")
-_ROWS = 1024  # of a Parquet file at a time, but
+_ROWS = 1024  # of a Parquet file at a time, at most
 _BATCH_BYTES = 4_000_000  # of text at a time, about
-_SKIPPED = 1 << 20  # bytes of a line that is too long, at a time
+_SKIPPED = 1 << 20  # bytes of an overlong line at a time
 _BUFFER = 1 << 20  # bytes of a Parquet file that are read at a time
 NOT_PARQUET = "not readable as Parquet"
-_MARK = b"\xef\xbb\xbf"  # a byte order mark is not text
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # not text
 
 
-def kind_of(path: Path) -> str:
-    """How a file is read, by its ending: lines (.jsonl, .ndjson), zipped (the same as .gz), parquet, else text: one
+def kind_of(name: str) -> str:
+    """How a file is read, by its extension: lines (.jsonl, .ndjson), zipped (the same as .gz), parquet, else text: one
     document in UTF-8."""
-    name = path.name.lower()
+    name = name.lower()
     if name.endswith(_LINES):
         return "lines"
     if name.endswith(".parquet"):
@@ -42,9 +41,9 @@ def kind_of(path: Path) -> str:
     return "zipped" if name.endswith(tuple(f"{ending}.gz" for ending in _LINES)) else "text"
 
 
-def bounded_lines(file: IO[bytes]) -> Iterator[bytes | int]:
-    """The lines of a file with their ends; of one that is longer than ``documents.LONGEST`` its size, and no more of it
-    is held."""
+def bounded_lines(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes | int]:
+    """The lines of a file with their line ends; for a line longer than ``documents.LONGEST`` its size, without holding
+    it."""
     while line := file.readline(documents.LONGEST + 1):
         size = len(line)
         if size <= documents.LONGEST:
@@ -56,8 +55,8 @@ def bounded_lines(file: IO[bytes]) -> Iterator[bytes | int]:
 
 
 def read_lines(name: str, lines: Iterable[bytes | int], records: Records, first: int = 1) -> Iterator[Document | Bad]:
-    """The documents of JSON lines as ``bounded_lines`` gives them, empty ones left out. name: the file's path below the
-    corpus' root; first: number of the first line."""
+    """The documents of JSON lines as ``bounded_lines`` gives them, without empty lines. name: path of the file below
+    the root of the corpus; first: number of the first line."""
     for number, line in enumerate(lines, first):
         if isinstance(line, int):
             yield Bad(f"{name}:{number}", TOO_LONG, f"{line:,} bytes")
@@ -65,8 +64,8 @@ def read_lines(name: str, lines: Iterable[bytes | int], records: Records, first:
             yield _line(f"{name}:{number}", line.rstrip(b"\r\n"), records)
 
 
-def read_zipped(name: str, path: Path, records: Records) -> Iterator[Document | Bad]:
-    """The same of a .gz file; what comes before damage is kept."""
+def read_zipped(name: str, file: IO[bytes], records: Records) -> Iterator[Document | Bad]:
+    """The same for a .gz file; what comes before damaged data is kept."""
     number = 0
 
     def counted(lines: Iterable[bytes | int]) -> Iterator[bytes | int]:
@@ -76,8 +75,8 @@ def read_zipped(name: str, path: Path, records: Records) -> Iterator[Document | 
             yield line
 
     try:
-        with gzip.open(path) as file:
-            yield from read_lines(name, counted(bounded_lines(file)), records)
+        with gzip.open(file) as unzipped:
+            yield from read_lines(name, counted(bounded_lines(unzipped)), records)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         yield Bad(f"{name}:{number + 1}", "compressed data are damaged", str(error))
     else:
@@ -85,64 +84,46 @@ def read_zipped(name: str, path: Path, records: Records) -> Iterator[Document | 
             yield Bad(name, "empty")
 
 
-def read_text(name: str, path: Path) -> Document | Bad:
-    """A file as one document, line ends as they are."""
-    return text_document(name, path.read_bytes())
-
-
 def text_document(name: str, data: bytes) -> Document | Bad:
-    """UTF-8 as a document."""
+    """UTF-8 as one document, line ends as they are."""
     text = _decoded(name, data)
     if isinstance(text, Bad):
         return text
     return Document(name, text) if text else Bad(name, "empty")
 
 
-def read_python(name: str, path: Path) -> Document | Bad:
-    """A Python source, decoded as Python itself does (PEP 263, universal newlines). Its name is its key: a release of
-    Python that changes a module does not move it to the other side."""
+def python_document(name: str, data: bytes) -> Document | Bad:
+    """A Python source, decoded as Python itself does (PEP 263, universal newlines). Its name is its key: a Python
+    release that changes a module does not move it between training and validation."""
     try:
-        with tokenize.open(path) as file:
-            text = file.read()
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        text = io.TextIOWrapper(io.BytesIO(data), encoding).read()
     except (SyntaxError, LookupError, UnicodeError) as error:
-        # An unknown or contradictory coding line, one that names no coding of texts, or bytes that are not of that
-        # coding.
-        return Bad(name, "cannot be decoded", str(error).replace(str(path), name))
-    if not encodable(text):  # some codings can write half of a surrogate pair
+        # An unknown or contradictory coding line, one that names a codec that is not for text, or undecodable bytes.
+        return Bad(name, "cannot be decoded", str(error))
+    if not encodable(text):  # some codecs can produce half a surrogate pair
         return Bad(name, "cannot be decoded", "half a surrogate pair")
     return Document(name, text, key=name) if text else Bad(name, "empty")
 
 
-def read_parquet(name: str, path: Path, records: Records, groups: range, first: int = 1) -> Iterator[Document | Bad]:
-    """The documents of row groups of a Parquet file, a row each. first: number of the first row."""
+def read_parquet(
+    name: str, file: IO[bytes], records: Records, begin: int = 0, end: int | None = None
+) -> Iterator[Document | Bad]:
+    """The documents in rows [begin, end) of a Parquet file, one per row; in messages rows count from 1."""
     try:
-        # Opened here: pyarrow takes no file name that is not UTF-8.
-        with path.open("rb") as opened, _opened(opened, records) as file:
-            names = file.schema_arrow.names
-            columns = next((wanted for wanted in records.columns if set(wanted) <= set(names)), None)
+        with _opened(file, records) as table:
+            names = table.schema_arrow.names
+            columns = columns_of(records, names)
             if columns is None:
-                if groups.start == 0:  # said once for a file
+                if begin == 0:  # once per file
                     wanted = " or ".join(" and ".join(map(repr, wanted)) for wanted in records.columns)
                     yield Bad(name, f"no column {wanted}", f"it has {', '.join(names) or 'none'}")
                 return
-            row = first
-            more = [name for name in records.optional if name in names]
-            for batch in _batches(file, [*columns, *more], groups):
-                if isinstance(batch, tuple):  # rows, bytes
-                    yield Bad(f"{name}:{row}", TOO_LONG, f"{batch[0]:,} rows of {batch[1]:,} bytes together")
-                    row += batch[0]
-                    continue
-                for record in _rows(batch):
-                    where = f"{name}:{row}"
-                    if isinstance(record, int):
-                        yield Bad(where, TOO_LONG, f"{record:,} bytes")
-                    else:
-                        yield (
-                            Bad(where, "cannot be decoded", record)
-                            if isinstance(record, str)
-                            else records.document(where, record)
-                        )
-                    row += 1
+            for row, batch in _batches(table, columns, begin, table.metadata.num_rows if end is None else end):
+                if isinstance(batch, str):
+                    yield Bad(f"{name}:{row + 1}", TOO_LONG, batch)
+                else:
+                    yield from _documents(name, row, batch, records)
     except Exception as error:
         problem = parquet_problem(error)
         if problem is None:
@@ -151,7 +132,7 @@ def read_parquet(name: str, path: Path, records: Records, groups: range, first: 
 
 
 def _opened(file: IO[bytes], records: Records) -> ParquetFile:
-    """Texts of a dictionary stay in it: thousands of rows can share a long one."""
+    """Dictionary-encoded texts stay encoded: thousands of rows can share a long one."""
     from pyarrow import parquet  # slow to import, and few corpora need it
 
     metadata = parquet.read_metadata(file)
@@ -161,52 +142,58 @@ def _opened(file: IO[bytes], records: Records) -> ParquetFile:
 
 
 def parquet_problem(error: Exception) -> str | None:
-    """What pyarrow finds wrong with a file's content; None: ``error`` is of another kind."""
+    """What pyarrow finds wrong with the content of a file; None: ``error`` is of another kind."""
     import pyarrow
 
-    # Its own errors, or an OSError without the number that the system's have.
-    if isinstance(error, pyarrow.ArrowException) or (isinstance(error, OSError) and error.errno is None):
+    # Its own errors, or a plain OSError without the number that those of the system have.
+    if isinstance(error, pyarrow.ArrowException) or (type(error) is OSError and error.errno is None):
         return " ".join(str(error).split())
     return None
 
 
-def unreadable(name: str, error: OSError) -> Bad:
-    """A file that the system does not give us."""
-    return Bad(name, "cannot be read", error.strerror or str(error))
+def _batches(table: ParquetFile, columns: list[str], begin: int, end: int) -> Iterator[tuple[int, RecordBatch | str]]:
+    """Rows [begin, end) a few at a time, each batch with its first row; of a row group whose average row is too long
+    only its size, in words."""
+    first = 0  # row of the group
+    for number in range(table.metadata.num_row_groups):
+        group = table.metadata.row_group(number)
+        last = first + group.num_rows
+        if first < end and begin < last:
+            chunks = [group.column(place) for place in range(group.num_columns)]
+            size = sum(
+                chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns
+            )
+            if size > group.num_rows * documents.LONGEST:
+                yield max(first, begin), f"{group.num_rows:,} rows of {size:,} bytes together"
+            else:
+                rows = max(1, min(_ROWS, _BATCH_BYTES * group.num_rows // max(size, 1)))
+                row = first
+                for batch in table.iter_batches(batch_size=rows, columns=columns, row_groups=[number]):
+                    skipped = max(0, begin - row)
+                    yield row + skipped, batch.slice(skipped, max(0, end - row - skipped))
+                    row += batch.num_rows
+        first = last
 
 
-def _batches(file: ParquetFile, columns: list[str], groups: range) -> Iterator[RecordBatch | tuple[int, int]]:
-    """Some rows at a time; of a row group whose rows are too long on the average only their number and bytes."""
-    for number in groups:
-        group = file.metadata.row_group(number)
-        chunks = [group.column(place) for place in range(group.num_columns)]
-        size = sum(
-            chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns
-        )
-        if size > group.num_rows * documents.LONGEST:
-            yield group.num_rows, size
-        else:
-            rows = max(1, min(_ROWS, _BATCH_BYTES * group.num_rows // max(size, 1)))
-            yield from file.iter_batches(batch_size=rows, columns=columns, row_groups=[number])
-
-
-def _rows(batch: RecordBatch) -> Iterator[dict[str, Any] | str | int]:
-    """Its records, or why one has no form in Python: text in Parquet need not be UTF-8, and a date can lie beyond the
-    year 9999. Of one that is too long the number of its bytes."""
+def _documents(name: str, row: int, batch: RecordBatch, records: Records) -> Iterator[Document | Bad]:
+    """row: number of the first one, from 0."""
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    for row in range(batch.num_rows):
-        size = sum(_bytes(column, row) for column in columns.values()) if batch.nbytes > documents.LONGEST else 0
+    for place in range(batch.num_rows):
+        where = f"{name}:{row + place + 1}"
+        size = sum(_bytes(column, place) for column in columns.values()) if batch.nbytes > documents.LONGEST else 0
         if size > documents.LONGEST:
-            yield size
+            yield Bad(where, TOO_LONG, f"{size:,} bytes")
             continue
         try:
-            yield {name: column[row].as_py() for name, column in columns.items()}
-        except (ValueError, OverflowError) as error:
-            yield str(error)
+            record = {name: column[place].as_py() for name, column in columns.items()}
+        except (ValueError, OverflowError) as error:  # text in Parquet need not be UTF-8, nor a date before year 9999
+            yield Bad(where, "cannot be decoded", str(error))
+        else:
+            yield records.document(where, record)
 
 
 def _bytes(column: Array, row: int) -> int:
-    """Of what stands in one row."""
+    """Of the value in one row."""
     if hasattr(column, "dictionary"):
         place = column.indices[row].as_py()
         return 0 if place is None else int(column.dictionary.slice(place, 1).nbytes)
@@ -214,9 +201,9 @@ def _bytes(column: Array, row: int) -> int:
 
 
 def _decoded(where: str, data: bytes) -> str | Bad:
-    """Bytes, not text mode: line ends stay as they are."""
+    """Of bytes, since text mode would change line ends."""
     try:
-        return data.removeprefix(_MARK).decode()
+        return data.removeprefix(_BYTE_ORDER_MARK).decode()
     except UnicodeDecodeError as error:
         return Bad(where, "not UTF-8", f"byte {error.start}: {error.reason}")
 

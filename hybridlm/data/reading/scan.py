@@ -1,11 +1,12 @@
-"""Files cut into units without reading them twice: where each is cut, and the hash of what it holds.
+"""Files cut into units: where each file is cut, and the hash of its content.
 
-What was found is kept with each file's size and time, so a corpus of any size that has not changed costs a look at its
-folder.
+The result is cached with each file's size and modification time, so that opening an unchanged corpus of any size only
+lists its folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,24 +14,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from hybridlm.data.keep import keep_json, kept_json
+from hybridlm.config.data import CorpusConfig
+from hybridlm.data.keep import cache_name, keep_json, kept_json
 from hybridlm.data.reading import documents
-from hybridlm.data.reading.documents import Bad, Records
-from hybridlm.data.reading.file_units import Broken, Lines, Rows, SourceFile, Texts, TextSlice, Zipped
-from hybridlm.data.reading.readers import NOT_PARQUET, kind_of, parquet_problem, unreadable
-from hybridlm.data.reading.units import Corpus, Unit
+from hybridlm.data.reading.conversations import records_of
+from hybridlm.data.reading.documents import Bad, Corpus, Records, Unit
+from hybridlm.data.reading.file_units import Broken, Lines, ParquetRows, SourceFile, Texts, TextSlice, WholeFile
+from hybridlm.data.reading.readers import NOT_PARQUET, kind_of, parquet_problem
 
 _BLOCK = 1 << 22  # bytes
-_SETTLED = 2e9  # nanoseconds after which a file that changes again shows another time
+_SETTLED = 2e9  # nanoseconds after which another change of a file shows in its modification time
+_LEAST, _ENOUGH = 8_000_000, 64  # bytes of a unit, units of a corpus
+_UNZIPPED = 4  # text compresses to about a quarter
 
 
-class Cut(NamedTuple):
-    """A piece of a file: bytes of text, row groups of Parquet. first: number of its first line, row or piece; size: in
-    bytes."""
+class Stretch(NamedTuple):
+    """A piece of a file that is a unit: bytes [begin, end) of a text, rows [begin, end) of Parquet. first: number of
+    its first line or piece; size: in bytes."""
 
     begin: int
     end: int
@@ -38,20 +42,41 @@ class Cut(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What was found in a file of this size and time (nanoseconds). sha256: empty if the system did not give it to
-    us."""
+class Scan(NamedTuple):
+    """What was found in a file with this size and modification time (nanoseconds). sha256: empty if it cannot be
+    read; broken: what is wrong with all of it, and a detail."""
 
     size: int
     changed: int
     sha256: str
-    cuts: tuple[Cut, ...]
-    broken: tuple[str, str] | None = None  # what is wrong with all of it, and more of that
+    stretches: tuple[Stretch, ...]
+    broken: tuple[str, str] | None = None
 
 
 class _Stopped(Exception):
-    """The user has had enough."""
+    """The user has interrupted the scan."""
+
+
+def open_scanned(
+    config: CorpusConfig,
+    files: Sequence[SourceFile],
+    place: str,
+    unit_bytes: int,
+    cache: Path,
+    progress: Callable[[int], None],
+) -> Corpus:
+    """``scan_files`` with what the configuration says. place: identifies the set of files, for the cache."""
+    # Some dozens of units in a corpus, so that many processes finish at about the same time; the size stays the same
+    # until the corpus doubles, so that growing does not always cut all of it anew.
+    total, even = 0, _LEAST
+    for file in files:
+        with contextlib.suppress(OSError):
+            total += file.path.stat().st_size
+    while even * _ENOUGH < total:
+        even *= 2
+    unit_bytes = min(unit_bytes, even)
+    kept = cache / "scans" / f"{cache_name(place, unit_bytes)}.json"
+    return scan_files(files, records_of(config), unit_bytes, kept, progress, python=config.source == "stdlib")
 
 
 def scan_files(
@@ -63,20 +88,25 @@ def scan_files(
     *,
     python: bool = False,
 ) -> Corpus:
-    """A corpus of ``files`` in units of about ``unit_bytes`` of text. kept: the file for what is found.
+    """A corpus of ``files`` in units of about ``unit_bytes`` of text. kept: the cache file for what is found.
 
     progress gets numbers of bytes read, never from two threads at a time.
     """
-    old = {name: scan for name, facts in kept_json(kept).items() if (scan := _scan_of(facts)) is not None}
-    settled = time.time_ns() - _SETTLED  # from before the first look, as one file may change while others are read
+    old = {name: _scan_from(facts) for name, facts in kept_json(kept).items()}
+    settled = time.time_ns() - _SETTLED  # from before the first stat, as a file may change while others are read
     scans = _scans(files, old, unit_bytes, progress)
     new = {file.name: scan for file, scan in zip(files, scans, strict=True) if scan.sha256 and scan.changed < settled}
     if new != old:
-        keep_json(
-            kept, {name: [scan.size, scan.changed, scan.sha256, scan.cuts, scan.broken] for name, scan in new.items()}
-        )
+        keep_json(kept, new)
     return Corpus(
         list(_units(files, scans, records, unit_bytes, python)), _fingerprint(files, scans, records, unit_bytes, python)
+    )
+
+
+def _scan_from(facts: Any) -> Scan:
+    size, changed, sha256, stretches, broken = facts
+    return Scan(
+        size, changed, sha256, tuple(Stretch(*one) for one in stretches), None if broken is None else tuple(broken)
     )
 
 
@@ -93,7 +123,7 @@ def _scans(
 
     def scanned(file: SourceFile) -> Scan:
         known, now = old.get(file.name), _stat(file.path)
-        # Whether it can be read is no part of its time.
+        # Permissions do not change the modification time.
         if (
             known is not None
             and now is not None
@@ -108,28 +138,7 @@ def _scans(
         try:
             return list(pool.map(scanned, files))
         finally:
-            stop.set()  # else a Ctrl-C would wait until the files under way are read
-
-
-def _scan_of(facts: object) -> Scan | None:
-    """What ``scan_files`` has kept of a file; None: it is damaged."""
-    match facts:
-        case [int(size), int(changed), str(sha256), list(cuts), ([str(), str()] | None) as broken] if sha256:
-            try:
-                found = tuple(Cut(*cut) for cut in cuts)
-            except TypeError:
-                return None
-            place = 0
-            for cut in found:
-                if (
-                    not all(type(number) is int and number >= 0 for number in cut)
-                    or not place == cut.begin <= cut.end <= size
-                ):
-                    return None
-                place = cut.end
-            if bool(found) == (broken is None):
-                return Scan(size, changed, sha256, found, None if broken is None else (broken[0], broken[1]))
-    return None
+            stop.set()  # otherwise Ctrl-C waits until the files in progress are read
 
 
 def _fingerprint(
@@ -137,7 +146,7 @@ def _fingerprint(
 ) -> str:
     digest = hashlib.sha256(f"{records!r}/{unit_bytes}/{documents.LONGEST}/{python}".encode())
     for file, scan in zip(files, scans, strict=True):
-        # Not how the mistake is put, which is another in another version of a library or language.
+        # Not the wording of the problem, which differs between library versions and locales.
         digest.update(json.dumps([file.name, scan.sha256, scan.broken is not None]).encode())
     return digest.hexdigest()
 
@@ -145,7 +154,7 @@ def _fingerprint(
 def _units(
     files: Sequence[SourceFile], scans: Sequence[Scan], records: Records, unit_bytes: int, python: bool
 ) -> Iterator[Unit]:
-    """In the order of the files; short texts that follow each other share a unit."""
+    """In the order of the files; consecutive short texts share a unit."""
     together: list[SourceFile] = []
     size = 0
 
@@ -157,8 +166,8 @@ def _units(
 
     for source, scan in zip(files, scans, strict=True):
         file = replace(source, seen=(scan.size, scan.changed))
-        kind = "text" if python else kind_of(file.path)
-        if kind == "text" and len(scan.cuts) == 1 and scan.broken is None:
+        kind = "text" if python else kind_of(file.path.name)
+        if kind == "text" and len(scan.stretches) == 1 and scan.broken is None:
             together.append(file)
             size += scan.size
             if size >= unit_bytes:
@@ -168,15 +177,15 @@ def _units(
         if scan.broken is not None:
             yield Broken(Bad(file.name, *scan.broken))
             continue
-        for cut in scan.cuts:
+        for begin, end, first, length in scan.stretches:
             if kind == "text":
-                yield TextSlice(file, cut.begin, cut.end, cut.first)
+                yield TextSlice(file, begin, end, first)
             elif kind == "lines":
-                yield Lines(file, records, cut.begin, cut.end, cut.first)
+                yield Lines(file, records, begin, end, first)
             elif kind == "zipped":
-                yield Zipped(file, records, cut.size)
+                yield WholeFile(file, records, kind, _UNZIPPED * length)
             else:
-                yield Rows(file, records, (cut.begin, cut.end), cut.first, cut.size)
+                yield ParquetRows(file, records, begin, end, length)
     yield from flushed()
 
 
@@ -188,29 +197,31 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _scan(file: SourceFile, now: os.stat_result | None, unit_bytes: int, progress: Callable[[int], None]) -> Scan:
-    kind = kind_of(file.path)
+    kind = kind_of(file.path.name)
     size, changed = (0, 0) if now is None else (now.st_size, now.st_mtime_ns)
     try:
+        # Opened here: pyarrow takes no file name that is not UTF-8.
         with file.path.open("rb") as opened:
             sha256, cuts = _read(opened, unit_bytes if kind == "lines" else None, progress)
             if kind == "text":
                 cuts = _text_cuts(opened, cuts[0].size, documents.LONGEST)
-        if kind == "parquet":
-            found = _row_groups(file.path, unit_bytes)
-            if isinstance(found, str):
-                return Scan(size, changed, sha256, (), (NOT_PARQUET, found))
-            cuts = found
+            elif kind == "parquet":
+                try:
+                    cuts = _parquet_stretches(opened, unit_bytes)
+                except Exception as error:
+                    if (problem := parquet_problem(error)) is None:
+                        raise
+                    return Scan(size, changed, sha256, (), (NOT_PARQUET, problem))
     except OSError as error:
-        bad = unreadable(file.name, error)
-        return Scan(size, changed, "", (), (bad.what, bad.detail))
+        return Scan(size, changed, "", (), ("cannot be read", error.strerror or str(error)))
     return Scan(size, changed, sha256, tuple(cuts))
 
 
-def _read(file: IO[bytes], limit: int | None, progress: Callable[[int], None]) -> tuple[str, list[Cut]]:
-    """SHA-256 (hex) of a file, and its pieces: each ends with the first line end at ``limit`` bytes or more; None: it
-    is not cut."""
+def _read(file: IO[bytes], limit: int | None, progress: Callable[[int], None]) -> tuple[str, list[Stretch]]:
+    """SHA-256 (hex) of a file, and its pieces: each ends with the first line end at ``limit`` bytes or more; None:
+    the file is one piece."""
     digest = hashlib.sha256()
-    cuts: list[Cut] = []
+    cuts: list[Stretch] = []
     begin = place = 0
     first = line = 1
     while block := file.read(_BLOCK):
@@ -222,65 +233,61 @@ def _read(file: IO[bytes], limit: int | None, progress: Callable[[int], None]) -
                 break
             line += block.count(b"\n", done, found + 1)
             done = found + 1
-            cuts.append(Cut(begin, place + done, first, place + done - begin))
+            cuts.append(Stretch(begin, place + done, first, place + done - begin))
             begin, first = place + done, line
         line += block.count(b"\n", done) if limit is not None else 0
         place += len(block)
         progress(len(block))
     if place > begin or not cuts:
-        cuts.append(Cut(begin, place, first, place - begin))
+        cuts.append(Stretch(begin, place, first, place - begin))
     return digest.hexdigest(), cuts
 
 
-def _text_cuts(file: IO[bytes], size: int, limit: int) -> list[Cut]:
-    """Pieces of a text that are a document each, of ``limit`` to twice as many bytes but for the last."""
-    cuts: list[Cut] = []
+def _text_cuts(file: IO[bytes], size: int, limit: int) -> list[Stretch]:
+    """Pieces of a text that become one document each, of ``limit`` to twice ``limit`` bytes except for the last."""
+    cuts: list[Stretch] = []
     begin = 0
     while begin < size or not cuts:
         end = size if size - begin <= limit else _text_end(file, begin + limit, min(begin + 2 * limit, size), size)
-        cuts.append(Cut(begin, end, len(cuts) + 1, end - begin))
+        cuts.append(Stretch(begin, end, len(cuts) + 1, end - begin))
         begin = end
     return cuts
 
 
 def _text_end(file: IO[bytes], first: int, last: int, size: int) -> int:
-    """Where a piece ends, between the bytes ``first`` and ``last`` of the file, about: behind a line end, else before a
-    blank, else between two characters of UTF-8."""
-    blank, place = -1, first - 1
+    """Where a piece ends, approximately between bytes ``first`` and ``last`` of the file: after a line end, else before
+    a space, else between two UTF-8 characters."""
+    space, place = -1, first - 1
     file.seek(place)
     while place < last and (block := file.read(min(_BLOCK, last - place))):
         if (found := block.find(b"\n")) >= 0:
             return place + found + 1
-        if blank < 0 and (found := block.find(b" ")) >= 0:
-            blank = place + found
+        if space < 0 and (found := block.find(b" ")) >= 0:
+            space = place + found
         place += len(block)
-    if last == size or blank >= 0:
-        return size if last == size else blank
+    if last == size or space >= 0:
+        return size if last == size else space
     file.seek(last)
     return last + next((number for number, byte in enumerate(file.read(4)) if byte & 0xC0 != 0x80), 0)
 
 
-def _row_groups(path: Path, unit_bytes: int) -> list[Cut] | str:
-    """Consecutive row groups of a Parquet file, of about ``unit_bytes`` together; or why they cannot be had."""
+def row_groups(file: IO[bytes]) -> list[tuple[int, int]]:
+    """Rows and bytes of each row group of a Parquet file. Raises what pyarrow raises, see ``parquet_problem``."""
     from pyarrow import parquet
 
-    try:
-        with path.open("rb") as opened, parquet.ParquetFile(opened) as file:
-            groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
-            sizes = [(group.num_rows, group.total_byte_size) for group in groups]
-    except Exception as error:
-        problem = parquet_problem(error)
-        if problem is None:
-            raise
-        return problem
-    if not any(rows for rows, _ in sizes):
-        return [Cut(0, 0, 1, 0)]
-    cuts: list[Cut] = []
-    begin = size = 0
-    first = row = 1
-    for number, (rows, group_bytes) in enumerate(sizes, 1):
-        size, row = size + group_bytes, row + rows
-        if size >= unit_bytes or number == len(sizes):
-            cuts.append(Cut(begin, number, first, size))
-            begin, size, first = number, 0, row
-    return cuts
+    with parquet.ParquetFile(file) as table:
+        groups = [table.metadata.row_group(number) for number in range(table.metadata.num_row_groups)]
+        return [(group.num_rows, group.total_byte_size) for group in groups]
+
+
+def _parquet_stretches(file: IO[bytes], unit_bytes: int) -> list[Stretch]:
+    """Consecutive row groups of about ``unit_bytes`` together; one empty stretch if there are no rows."""
+    stretches: list[Stretch] = []
+    groups = row_groups(file)
+    begin = end = size = 0
+    for number, (rows, group_bytes) in enumerate(groups, 1):
+        size, end = size + group_bytes, end + rows
+        if size >= unit_bytes or number == len(groups):
+            stretches.append(Stretch(begin, end, begin + 1, size))
+            begin, size = end, 0
+    return stretches if end else [Stretch(0, 0, 1, 0)]

@@ -1,1 +1,1 @@
-"""Tasks that are generated: every example a function of the seed, the split and its number. numpy only."""
+"""Generated tasks: every example is a function of the seed, the split and its number. numpy only."""

@@ -1,30 +1,23 @@
-"""Tasks about a state that has to be kept up to date (Deletang et al. 2023). Each makes (ids, targets), both (B, T)
-int64, the targets
--100 where nothing is asked."""
+"""Tasks about tracking a state (Deletang et al. 2023)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from hybridlm.data.synthetic.draws import Draws
-from hybridlm.data.synthetic.recall import Example, unasked
+from hybridlm.data.synthetic.recall import Example, Task, unasked
 
 _PLUS, _MINUS, _TIMES, _EQUALS, _OPEN, _CLOSE = range(1, 7)
 
 
-@dataclass(frozen=True)
-class Parity:
-    """Random bits; behind each of them, is the number of ones so far odd?
+class Parity(Task):
+    """Random bits; after each of them: is the number of ones so far odd?
 
     A state that only decays towards what it reads cannot flip its sign at every one; a rotating state can (Mamba-3,
     Lahoti et al. 2026).
     """
-
-    def fit(self, length: int) -> int:
-        return length
 
     def answers(self, length: int) -> int:
         return length
@@ -34,18 +27,12 @@ class Parity:
         return 1 + bits, 1 + bits.cumsum(axis=1) % 2
 
 
-@dataclass(frozen=True)
-class ModularArithmetic:
+class ModularArithmetic(Task):
     """Digits with +, - or * between them, then =, where the result modulo ``modulus`` is asked for; * binds before +
     and -."""
 
-    modulus: int
-
     def fit(self, length: int) -> int:
         return length - length % 2
-
-    def answers(self, length: int) -> int:
-        return 1
 
     def make(self, draws: Draws, length: int) -> Example:
         digits, operators = draws.below(self.modulus, length // 2), _PLUS + draws.below(3, length // 2 - 1)
@@ -61,18 +48,11 @@ class ModularArithmetic:
         return ids, targets
 
 
-@dataclass(frozen=True)
-class BracketArithmetic:
-    """The same with brackets around every operation and a minus before some digits, so that the result needs a
-    stack."""
-
-    modulus: int
+class BracketArithmetic(Task):
+    """The same with brackets around every operation and a minus before some digits, so that it takes a stack."""
 
     def fit(self, length: int) -> int:
         return length
-
-    def answers(self, length: int) -> int:
-        return 1
 
     def make(self, draws: Draws, length: int) -> Example:
         ids = np.empty((draws.rows, length), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Random numbers that hang on a row's key and their place alone, for many rows at once.
+"""Random numbers that depend only on a row's key and their place, for many rows at once.
 
 SplitMix64 (Steele, Lea and Flood 2014): the number at a place is a mix of the key and the place, so no row depends on
 the others.
@@ -16,7 +16,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def row_keys(purpose: str, numbers: np.ndarray, attempt: int = 0) -> np.ndarray:
-    """A key (B,) uint64 for each of ``numbers`` (B,) int64; another purpose or attempt gives others."""
+    """A key (B,) uint64 for each of ``numbers`` (B,) int64; a different purpose or attempt gives different keys."""
     digest = hashlib.sha256(f"{purpose}/{attempt}".encode()).digest()
     return mix(mix(numbers.astype(np.uint64) * _GOLDEN) ^ np.frombuffer(digest[:8], dtype="<u8"))
 
@@ -45,11 +45,11 @@ class Draws:
         return ((self.bits(count) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
     def chosen(self, count: int, limit: int) -> np.ndarray:
-        """(B, count) int64 of 0 to limit - 1 without one twice, in random order."""
+        """(B, count) int64 of 0 to limit - 1 without replacement, in random order."""
         return _largest(self.bits(limit), count)
 
     def weighted(self, count: int, weights: np.ndarray) -> np.ndarray:
-        """(B, count) int64, places of ``weights`` (n,) without one twice, as if drawn one after the other by weight.
+        """(B, count) int64, places in ``weights`` (n,), as if drawn one after the other by weight without replacement.
 
         The largest of u ** (1 / weight), as Efraimidis and Spirakis (2006) draw them.
         """

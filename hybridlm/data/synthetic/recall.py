@@ -1,31 +1,48 @@
-"""Tasks about finding again what was read. Each makes (ids, targets), both (B, T) int64, the targets -100 where nothing
-is asked."""
+"""Tasks about recalling what was read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 
 import numpy as np
 
+from hybridlm.config.synthetic import SyntheticConfig
 from hybridlm.data.synthetic.draws import Draws
 from hybridlm.data.windows.order import IGNORE
 
 Example = tuple[np.ndarray, np.ndarray]
-_POWER = 0.01  # Zoology's: a query's place behind the pairs is drawn by place ** (_POWER - 1)
+_POWER = 0.01  # Zoology's: a query's position after the pairs is drawn with weight position ** (_POWER - 1)
+
+
+class Task(ABC):
+    """A kind of example."""
+
+    def __init__(self, section: SyntheticConfig) -> None:
+        self.symbols, self.pairs, self.items = section.vocab_size, section.n_pairs, section.n_items
+        self.modulus = section.modulus
+
+    def fit(self, length: int) -> int:
+        """Tokens of the longest example that is no longer than ``length``."""
+        return length
+
+    def answers(self, length: int) -> int:
+        """Number of targets in an example of ``length`` tokens, a length that ``fit`` returns."""
+        return 1
+
+    @abstractmethod
+    def make(self, draws: Draws, length: int) -> Example:
+        """ids and targets, both (B, length) int64, one example per row of ``draws``; targets are -100 where nothing is
+        asked."""
 
 
 def unasked(ids: np.ndarray) -> np.ndarray:
-    """Targets of the shape of ``ids`` that ask for nothing."""
+    """Targets in the shape of ``ids`` that ask for nothing."""
     return np.full_like(ids, IGNORE)
 
 
-@dataclass(frozen=True)
-class MQAR:
-    """Multi-query associative recall (Arora et al. 2023, Zoology): pairs of a key and a value, then each key once more
-    at a place that is likelier near them, where its value is asked for; all other places hold random symbols."""
-
-    symbols: int
-    pairs: int
+class MQAR(Task):
+    """Multi-query associative recall (Arora et al. 2023, Zoology): key-value pairs, then each key once more, likelier
+    close to them, where its value is asked for; all other positions hold random symbols."""
 
     def fit(self, length: int) -> int:
         return length
@@ -47,11 +64,8 @@ class MQAR:
         return ids, targets
 
 
-@dataclass(frozen=True)
-class Copying:
-    """Random symbols, a marker, and the same symbols again, each asked for behind the one before it."""
-
-    symbols: int
+class Copying(Task):
+    """Random symbols, a marker, and the same symbols again, each asked for after the one before it."""
 
     def fit(self, length: int) -> int:
         return length - length % 2
@@ -68,13 +82,9 @@ class Copying:
         return ids, targets
 
 
-@dataclass(frozen=True)
-class SelectiveCopying:
-    """Symbols at random places among blanks, then as many question marks, at each of which the next of them is asked
+class SelectiveCopying(Task):
+    """Symbols at random positions among blanks, then as many question marks, at each of which the next symbol is asked
     for (Gu and Dao 2023)."""
-
-    symbols: int
-    items: int
 
     def fit(self, length: int) -> int:
         return length
@@ -93,18 +103,9 @@ class SelectiveCopying:
         return ids, targets
 
 
-@dataclass(frozen=True)
-class Induction:
-    """Random symbols, and somewhere among them a marker; at its second coming, which ends the example, the symbol that
-    followed it is asked for (Fu et al. 2023; Gu and Dao 2023)."""
-
-    symbols: int
-
-    def fit(self, length: int) -> int:
-        return length
-
-    def answers(self, length: int) -> int:
-        return 1
+class Induction(Task):
+    """Random symbols, and somewhere among them a marker; at its second occurrence, which ends the example, the symbol
+    that followed the first is asked for (Fu et al. 2023; Gu and Dao 2023)."""
 
     def make(self, draws: Draws, length: int) -> Example:
         ids = 2 + draws.below(self.symbols, length)
@@ -117,15 +118,10 @@ class Induction:
         return ids, targets
 
 
-@dataclass(frozen=True)
-class Needle:
-    """Needles at random places in random symbols: a marker, a key, and the symbols of its value. At the end one of the
-    keys is asked for, and its value's symbols one after the other. With one needle it is the passkey task (Mohtashami
-    and Jaggi 2023)."""
-
-    symbols: int
-    pairs: int
-    items: int
+class Needle(Task):
+    """Needles at random positions in random symbols: a marker, a key, and the symbols of its value. At the end one of
+    the keys is given, and the symbols of its value are asked for one after the other. With one needle it is the passkey
+    task (Mohtashami and Jaggi 2023)."""
 
     def fit(self, length: int) -> int:
         return length
@@ -139,7 +135,7 @@ class Needle:
         ids = 3 + draws.below(self.symbols, length)
         keys = 3 + draws.chosen(self.pairs, self.symbols)
         values = 3 + draws.below(self.symbols, self.pairs * self.items).reshape(draws.rows, self.pairs, self.items)
-        # Needles and free places in a row: which of these are needles, then as wide as needles are.
+        # A row of needles and free positions: which of these are needles, then widened to the needles' width.
         first = np.sort(draws.chosen(self.pairs, free + self.pairs), axis=1) + np.arange(self.pairs) * (width - 1)
         np.put_along_axis(ids, first, 1, axis=1)
         np.put_along_axis(ids, first + 1, keys, axis=1)

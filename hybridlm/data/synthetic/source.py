@@ -1,19 +1,19 @@
-"""A generated task as windows: numbered, in the endless order of training or side by side for validation."""
+"""A generated task as windows: numbered, in the endless order of training or consecutively for validation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from hybridlm.config.data import DataConfig
 from hybridlm.config.synthetic import SyntheticConfig, words
 from hybridlm.data.corpus import Prepared
-from hybridlm.data.synthetic.examples import Examples, Split
-from hybridlm.data.synthetic.show import as_text
-from hybridlm.data.tokenizer_symbols import symbol_tokenizer
+from hybridlm.data.synthetic.examples import Examples, Split, as_text
+from hybridlm.data.tokenizer import symbol_tokenizer
 from hybridlm.data.windows.order import shuffled
-from hybridlm.data.windows.window_sources import Rows
+from hybridlm.data.windows.window_sources import WindowBatch
 
 
 class GeneratedWindows:
@@ -28,8 +28,8 @@ class GeneratedWindows:
     def choose(self, positions: np.ndarray) -> np.ndarray:
         return shuffled(positions, count=self.windows, seed=self._seed)
 
-    def rows(self, chosen: np.ndarray) -> Rows:
-        return Rows(*self._examples.make(chosen))
+    def rows(self, chosen: np.ndarray) -> WindowBatch:
+        return WindowBatch(*self._examples.make(chosen))
 
     def targets(self, chosen: np.ndarray) -> np.ndarray:
         return self._examples.answers(chosen)
@@ -46,13 +46,14 @@ def validation_lengths(config: DataConfig) -> list[int]:
 
 
 def shown_examples(config: DataConfig, count: int) -> list[str]:
-    """The first training examples as text, each answer in brackets behind the place where it is asked for."""
+    """The first training examples as text, each answer in brackets where it is asked for."""
     rows = GeneratedWindows(config.synthetic, "train", config.seq_len, 0).rows(np.arange(count))
     return [as_text(ids, targets, words(config.synthetic)) for ids, targets in zip(rows.ids, rows.targets, strict=True)]
 
 
-def announced(config: DataConfig, report: Callable[[str], None]) -> Prepared:
-    """What training needs besides the windows: the tokenizer. ``report`` gets a line about the task."""
+def open_synthetic(config: DataConfig, folder: Path, report: Callable[[str], None], whole: bool) -> Prepared:
+    """``data.source=synthetic``: nothing but the tokenizer, since windows are generated. ``report`` gets a line about
+    the task."""
     section = config.synthetic
     lengths = ", ".join(f"{length:,}" for length in validation_lengths(config))
     least = f"{section.min_length:,} to " if section.min_length else ""

@@ -1,8 +1,6 @@
-"""Probes of a language model of text, made of random tokens of its own vocabulary: does it find again what stood in its
-window?
+"""Probes of a text model, made of random tokens of its own vocabulary: does it recall what is in its window?
 
-A text model has not been trained on them, so what counts is how much better it does than at the tokens that nothing
-foretells.
+A text model has not been trained on them, so what counts is how much better it does than on unpredictable tokens.
 """
 
 from __future__ import annotations
@@ -15,12 +13,12 @@ import numpy as np
 from hybridlm.data.synthetic.draws import Draws, row_keys
 from hybridlm.data.synthetic.recall import unasked
 
-_SHOTS = 4  # lists that the copying probe shows with their copies; the last copy is measured
+_SHOTS = 4  # lists in the copying probe, each with its copy; the last copy is measured
 _FEWEST = 2  # ordinary tokens that a vocabulary needs: the two separators of copying
 
 
 class TextProbe(NamedTuple):
-    """ids: (B, T). targets: what can be known from what stood before; baseline: what cannot. Both (B, T), -100
+    """ids: (B, T). targets: what is predictable from what came before; baseline: what is not. Both (B, T), -100
     elsewhere; all int64."""
 
     ids: np.ndarray
@@ -48,7 +46,7 @@ def induction(tokens: np.ndarray, batch: int, length: int, seed: int) -> TextPro
 
 def copying(tokens: np.ndarray, batch: int, length: int, seed: int) -> TextProbe:
     """Lists of random tokens, each followed by a separator, its copy and another separator. Measured is the copy of the
-    last one, against that list itself. The separators are two random tokens that stand in no list.
+    last one, against that list itself. The separators are two random tokens that are in no list.
 
     tokens: (n,) int64, at least 3; length: at least 16, what does not divide is left out.
     """
@@ -75,7 +73,7 @@ TEXT_PROBES: Mapping[str, Callable[[np.ndarray, int, int, int], TextProbe]] = {
     "induction": induction,
     "copying": copying,
 }
-SHORTEST = 32  # tokens of a probe that says something
+SHORTEST = 32  # tokens of a meaningful probe
 
 
 def ordinary_tokens(token_bytes: np.ndarray) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Which tokens stand in which batch, and the loaders that hand them out."""
+"""Which tokens are in which batch, and the loaders that yield them."""

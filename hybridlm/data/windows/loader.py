@@ -3,8 +3,8 @@
 A batch is a dict of tensors: ``ids`` (B, T) int64, ``targets`` (B, T) int64 with -100 where nothing counts, and
 ``n_targets`` () int64, the number of targets that count. In training that is the number of the whole optimizer step
 over all ranks and micro-batches, by which a sum of losses is divided; in validation it is this batch's own, and
-``n_bytes`` () int64 says how many bytes of text these targets stand for. Where packed documents are to be kept apart
-there is also ``doc_ids`` (B, T) int64, the document of each token within its row.
+``n_bytes`` () int64 is the number of bytes of text these targets stand for. Where packed documents are isolated there
+is also ``doc_ids`` (B, T) int64, the document of each token within its row.
 """
 
 from __future__ import annotations
@@ -20,27 +20,26 @@ from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from hybridlm.data.windows.order import IGNORE, spread, step_positions
-from hybridlm.data.windows.window_sources import Chain, Rows, Source, Windows
+from hybridlm.data.windows.window_sources import Chain, Source, WindowBatch, Windows
 from hybridlm.data.windows.workers import Ahead
 from hybridlm.errors import ConfigError, UserError
 
 Batch = dict[str, torch.Tensor]
 
-_CHOSEN = 8192  # positions whose windows are chosen at once: one by one they would cost more than reading them
+_CHOSEN = 8192  # positions whose windows are chosen at once: one by one that would cost more than reading them
 _COUNTED = 1024  # positions whose targets are counted at once
 
 
-@dataclass(eq=False)  # == on arrays has no one answer
+@dataclass(eq=False)  # == on arrays is ambiguous
 class _MicroBatches:
-    """One rank's micro-batches as a pure function of their index, counted from the beginning of training; can be sent
-    to a worker."""
+    """One rank's micro-batches as a pure function of their index since the beginning of training; picklable."""
 
     source: Source
     global_batch: int
     micro_batch: int
     accumulate: int
     rank: int
-    # Beside each result what it belongs to: the block of steps, and within that the group of steps.
+    # Cached results with what they belong to: the block of steps, and the group of steps within it.
     _chosen: tuple[int, np.ndarray] = field(default=(-1, np.zeros(0, np.int64)))  # (steps, global_batch)
     _targets: tuple[int, int, np.ndarray] = field(default=(-1, -1, np.zeros(0, np.int64)))
 
@@ -61,17 +60,17 @@ class _MicroBatches:
             micro=micro,
         )
         batch = _tensors(self.source.rows(self._chosen[1][inside][mine]))
-        # Where a whole global batch has no target its loss, a sum of nothing, is to be 0 and not 0 / 0.
+        # If a whole global batch has no target, its loss is 0 and not 0 / 0.
         return batch | {"n_targets": torch.tensor(max(1, self._targets_of(inside)))}
 
     @cached_property
     def _steps(self) -> int:
-        """Steps of a block. Not more than a pass: a source of a few windows has as many passes in so many positions,
-        each with its keys."""
+        """Steps of a block. At most a pass: for a source of a few windows many positions are many passes, each with its
+        own keys."""
         return max(1, min(_CHOSEN, self.source.windows) // self.global_batch)
 
     def _targets_of(self, inside: int) -> int:
-        """Targets of the whole global batch of a step of the block, counted for some steps at once."""
+        """Targets in the whole global batch of a step of the block, counted for several steps at once."""
         block, windows = self._chosen
         steps = max(1, _COUNTED // self.global_batch)
         group = inside // steps
@@ -86,7 +85,7 @@ class Position(TypedDict):
     """Of a ``TrainLoader`` in its data."""
 
     epoch: Annotated[int, Field(ge=0, lt=2**40)]
-    batches: Annotated[int, Field(ge=0, lt=2**40)]  # handed out in this epoch
+    batches: Annotated[int, Field(ge=0, lt=2**40)]  # yielded in this epoch
     accumulate: Annotated[int, Field(ge=1, lt=2**31)]
     global_batch: Annotated[int, Field(ge=1, lt=2**31)]
 
@@ -97,23 +96,23 @@ def steps_of(source: Source, global_batch: int) -> int:
 
 
 def placed(state: Position, global_batch: int, accumulate: int, batches: int) -> tuple[int, int]:
-    """The epoch and the micro-batches handed out in it of a loader with ``batches`` to an epoch that goes on where
-    ``state`` was taken.
+    """The epoch, and the micro-batches already yielded in it, for a loader of ``batches`` per epoch that resumes at
+    ``state``.
 
-    UserError: it comes from another global batch or a larger corpus.
+    UserError: it was saved with a different global batch or a larger corpus.
     """
     if state["global_batch"] != global_batch:
         raise ConfigError(
-            f"data.global_batch={global_batch} differs from the checkpoint's {state['global_batch']}, "
-            f"in which its position in the data is counted: resume with data.global_batch={state['global_batch']}"
+            f"data.global_batch={global_batch} differs from the checkpoint's {state['global_batch']}, the unit of its "
+            f"position in the data: resume with data.global_batch={state['global_batch']}"
         )
     steps, inside = divmod(state["batches"], state["accumulate"])
-    # Inside a step only the same cut gives the same data; Lightning saves between steps.
+    # Within a step only equal micro-batches give the same data; Lightning saves between steps.
     done = steps * accumulate + (inside if state["accumulate"] == accumulate else 0)
     if done > batches:
         raise UserError(
-            f"the checkpoint stands at batch {done} of an epoch, which has {batches} here: it comes from other data or"
-            " another data.seq_len"
+            f"the checkpoint is at batch {done} of an epoch, which has {batches} now: it was saved with different data"
+            " or a different data.seq_len"
         )
     return state["epoch"], done
 
@@ -122,12 +121,12 @@ class TrainLoader:
     """The micro-batches of one rank, as a sized iterable that can be stopped and resumed exactly.
 
     One round of iteration is an epoch of ``len()`` micro-batches: as many whole optimizer steps as a pass over the
-    corpus holds, at least one. The windows themselves follow on from epoch to epoch (see ``windows``), so nothing is
-    dropped between two of them.
+    corpus holds, at least one. The windows continue from epoch to epoch (see ``order``), so nothing is dropped between
+    two epochs.
 
-    The state is plain numbers and the same on every rank, so rank 0's serves all. It counts what was handed out, not
-    what workers have made ahead. It also fits a run with other ranks, other workers or another accumulation, as long as
-    ``global_batch`` stays.
+    The state is plain numbers and the same on every rank, so rank 0's serves all. It counts what was yielded, not what
+    workers have prefetched. It also fits a run with different ranks, workers or gradient accumulation, as long as
+    ``global_batch`` stays the same.
     """
 
     def __init__(
@@ -143,8 +142,8 @@ class TrainLoader:
         context: str | None = None,
         pin_memory: bool = False,
     ) -> None:
-        """workers: processes that make batches ahead, started with the first batch and ended by ``close``; 0: none.
-        context: how they start, "fork" or "spawn"; None: as the system likes. ConfigError: the batch sizes do not fit
+        """workers: processes that prefetch batches, started with the first batch and ended by ``close``; 0: none.
+        context: how they start, "fork" or "spawn"; None: the system's default. ConfigError: the batch sizes do not fit
         together."""
         if micro_batch * accumulate * world_size != global_batch:
             raise ConfigError(
@@ -156,7 +155,7 @@ class TrainLoader:
         self._workers, self._context, self._pin_memory = workers, context, pin_memory
         self._steps = steps_of(source, global_batch)
         self._epoch = 0
-        self._batches = 0  # handed out in this epoch
+        self._batches = 0  # yielded in this epoch
         self._ahead: Ahead[Batch] | None = None
 
     def __len__(self) -> int:
@@ -168,19 +167,18 @@ class TrainLoader:
             self._epoch, self._batches = self._epoch + 1, 0
         while self._batches < len(self):
             batch = self._batch(self._epoch * len(self) + self._batches)
-            self._batches += (
-                1  # before handing out: a state saved while the consumer works on a batch counts that batch as done
-            )
+            # Before yielding: a state saved while the consumer works on a batch counts that batch as done.
+            self._batches += 1
             yield {name: tensor.pin_memory() for name, tensor in batch.items()} if self._pin_memory else batch
 
     def close(self) -> None:
-        """End the workers; going on starts new ones."""
+        """End the workers; iterating starts new ones."""
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
 
     def state_dict(self) -> Position:
-        """Position after the last batch handed out; ``batches`` counts this rank's micro-batches at ``accumulate`` per
+        """Position after the last batch yielded; ``batches`` counts this rank's micro-batches, ``accumulate`` per
         step."""
         return {
             "epoch": self._epoch,
@@ -190,7 +188,7 @@ class TrainLoader:
         }
 
     def load_state_dict(self, state: Position) -> None:
-        """Go on where ``state`` was taken. UserError: see ``placed``."""
+        """Resume at ``state``. UserError: see ``placed``."""
         self._epoch, self._batches = placed(state, self._global_batch, self._accumulate, len(self))
 
     def _batch(self, index: int) -> Batch:
@@ -203,9 +201,9 @@ class TrainLoader:
 
 
 class ValLoader:
-    """One rank's share of the validation windows, in batches of one shape and of the same number on every rank.
+    """One rank's share of the validation windows, in batches of one shape, the same number on every rank.
 
-    Over all ranks every chosen window comes once; rows and batches that only fill up have no targets that count.
+    Over all ranks every chosen window comes once; padding rows and batches have no targets that count.
     """
 
     def __init__(
@@ -220,9 +218,8 @@ class ValLoader:
         pin_memory: bool = False,
         masked: bool = False,
     ) -> None:
-        """parts: of the text, one or more, see ``Chain``; token_bytes: (V,) bytes per id. limit_batches: batches over
-        all ranks together, spread evenly over the text. masked: some windows may have no target that counts; these are
-        passed over.
+        """parts: one or more, see ``Chain``; token_bytes: (V,) bytes per id. limit_batches: batches over all ranks
+        together, spread evenly over the text. masked: some windows may have no target that counts; these are skipped.
 
         UserError: no window has one.
         """
@@ -257,11 +254,11 @@ class ValLoader:
         }
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if self._pin_memory else batch
 
-    def _filled(self, chosen: np.ndarray) -> Rows:
-        """The windows, and rows without targets below them."""
+    def _filled(self, chosen: np.ndarray) -> WindowBatch:
+        """The windows, and below them rows without targets."""
         if len(chosen) == self._batch_size:
             return self._windows.rows(chosen)
-        # Rows of a real window, so that all batches have the same fields.
+        # WindowBatch of a real window, so that all batches have the same fields.
         rows = self._windows.rows(np.concatenate([chosen, np.zeros(self._batch_size - len(chosen), dtype=np.int64)]))
         rows.targets[len(chosen) :] = IGNORE
         return rows
@@ -276,11 +273,11 @@ def _counting(windows: Windows) -> np.ndarray:
     found = np.concatenate([block[windows.targets(block) > 0] for block in blocks])
     if not found.size:
         raise UserError(
-            "the validation text holds nothing to predict: its windows hold no word of an assistant; raise data.seq_len"
+            "the validation text has nothing to predict: its windows contain no assistant tokens; raise data.seq_len"
         )
     return found
 
 
-def _tensors(rows: Rows) -> Batch:
+def _tensors(rows: WindowBatch) -> Batch:
     batch = {"ids": torch.from_numpy(rows.ids), "targets": torch.from_numpy(rows.targets)}
     return batch if rows.doc_ids is None else batch | {"doc_ids": torch.from_numpy(rows.doc_ids)}

@@ -1,9 +1,8 @@
 """Several corpora trained on at once, each with its share of the windows.
 
-The endless sequence of a mixture is dealt in blocks of ``BLOCK`` positions. In every block a part has the same number
-of places, its share rounded; which places, a keyed permutation says. A part's windows come in the order of its own
-endless sequence, none left out: its window at a place is the one after that at its last place. So the order hangs on
-the seed and the position alone, and going anywhere costs the same.
+The endless sequence of a mixture consists of blocks of ``BLOCK`` positions. In every block a part has the same number
+of places, its rounded share; a keyed permutation chooses them. A part's windows come in the order of its own endless
+sequence, without gaps. So the order depends on the seed and the position only, and seeking anywhere costs the same.
 """
 
 from __future__ import annotations
@@ -13,33 +12,33 @@ from collections.abc import Sequence
 import numpy as np
 
 from hybridlm.data.windows.order import keys, permute
-from hybridlm.data.windows.window_sources import Chain, Rows, Source
+from hybridlm.data.windows.window_sources import Chain, Source, WindowBatch
 from hybridlm.errors import ConfigError
 
 BLOCK = 4096  # positions
-_KEPT = 4  # blocks that are remembered
+_KEPT = 4  # blocks that are cached
 
 
 def shares(weights: Sequence[float]) -> np.ndarray:
     """Places (parts,) int64 of each part in a block: BLOCK x weight over the sum of weights, the largest remainders
     rounded up, and at least 1. ConfigError: more parts than places."""
     if len(weights) > BLOCK:
-        raise ConfigError(f"data.parts: {len(weights)} parts, a mixture takes at most {BLOCK}")
+        raise ConfigError(f"data.parts: {len(weights)} parts; a mixture can have at most {BLOCK}")
     exact = BLOCK * np.array(weights, dtype=np.float64) / sum(weights)
     places = np.maximum(np.floor(exact), 1).astype(np.int64)
-    order = np.argsort(places - exact, kind="stable")  # parts below 1 have more than their share already
+    order = np.argsort(places - exact, kind="stable")  # parts below 1 already have more than their share
     missing = BLOCK - int(places.sum())
     places[order[: max(0, missing)]] += 1
-    for _ in range(-missing):  # parts below 1 took places: the largest give them
+    for _ in range(-missing):  # parts below 1 were rounded up: the largest give places
         places[np.argmax(places)] -= 1
     return places
 
 
 class Mixture:
-    """One source made of several; a pass is as many windows as theirs together."""
+    """One source made of several; a pass has as many windows as theirs together."""
 
     def __init__(self, parts: Sequence[Source], weights: Sequence[float], seed: int) -> None:
-        """weights: above 0, one for each part; parts as for ``Chain``."""
+        """weights: above 0, one per part; parts as for ``Chain``."""
         self._chain, self._parts, self._seed = Chain(parts), tuple(parts), seed
         self._places = shares(weights)
         self._edges = np.cumsum(self._places)
@@ -57,8 +56,7 @@ class Mixture:
         return chosen
 
     def deal(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The part that has each of ``positions`` (n,) int64, and the position in that part's own sequence; both (n,)
-        int64."""
+        """The part at each of ``positions`` (n,) int64, and the position in that part's sequence; both (n,) int64."""
         blocks, slots = np.divmod(positions, BLOCK)
         which, index = np.empty_like(slots), np.empty_like(slots)
         for block in np.unique(blocks).tolist():
@@ -68,15 +66,14 @@ class Mixture:
             index[mine] = block * self._places[which[mine]] + ranks[slots[mine]]
         return which, index
 
-    def rows(self, chosen: np.ndarray) -> Rows:
+    def rows(self, chosen: np.ndarray) -> WindowBatch:
         return self._chain.rows(chosen)
 
     def targets(self, chosen: np.ndarray) -> np.ndarray:
         return self._chain.targets(chosen)
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Part of each place of a block, and how many places before it in the block are that part's; both (BLOCK,)
-        int64."""
+        """The part at each place of a block, and its number of earlier places in the block; both (BLOCK,) int64."""
         if block not in self._dealt:
             if len(self._dealt) >= _KEPT:
                 del self._dealt[next(iter(self._dealt))]

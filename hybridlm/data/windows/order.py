@@ -1,9 +1,9 @@
-"""Which tokens stand in which batch: pure functions of numbers, without state and without tensors.
+"""Which tokens are in which batch: pure functions of numbers, without state and without tensors.
 
 Training reads one endless sequence of windows, position 0, 1, 2, ...: pass after pass over the corpus, each with a new
 phase of the cuts and a new permutation. Optimizer step b takes positions [b * global_batch, (b + 1) * global_batch);
-ranks and micro-batches only slice that range. So the data of a step hang on (seed, b) alone, and going to any step
-costs nothing.
+ranks and micro-batches only slice that range. So the data of a step depend on (seed, b) only, and seeking to any step
+is free.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def window_count(n_tokens: int, seq_len: int) -> int:
     """Training windows of one pass: seq_len inputs each, sharing one token with the next. ConfigError: the corpus is
     shorter than one.
 
-    Up to seq_len tokens at the ends are left out of a pass, which ones being the phase's choice; the count is the same
-    in every pass.
+    Up to seq_len tokens at the ends are left out of a pass, depending on its phase; the count is the same in every
+    pass.
     """
     if n_tokens < seq_len + 1:
         raise ConfigError(
-            f"the training text has {n_tokens} tokens, one window takes data.seq_len + 1 = {seq_len + 1}: lower it or"
+            f"the training text has {n_tokens} tokens, but a window needs data.seq_len + 1 = {seq_len + 1}: lower it or"
             " add text"
         )
     return max(1, (n_tokens - seq_len) // seq_len)
@@ -39,12 +39,14 @@ def window_starts(positions: np.ndarray, *, n_tokens: int, seq_len: int, seed: i
     phases = min(seq_len, n_tokens - count * seq_len)
     passes, which = np.unique(np.asarray(positions, dtype=np.int64) // count, return_inverse=True)
     phase = np.array([int(keys(seed, int(epoch))[-1] % np.uint64(phases)) for epoch in passes], dtype=np.int64)
-    return phase[which].reshape(np.shape(positions)) + seq_len * shuffled(positions, count=count, seed=seed)
+    starts: np.ndarray = phase[which].reshape(np.shape(positions))
+    starts += seq_len * shuffled(positions, count=count, seed=seed)
+    return starts
 
 
 def shuffled(positions: np.ndarray, *, count: int, seed: int) -> np.ndarray:
-    """Which of ``count`` things (int64) stand at ``positions`` (int64, any shape) of an endless sequence that holds
-    each once a pass."""
+    """Which of ``count`` things (int64) are at ``positions`` (int64, any shape) of an endless sequence that has each
+    once per pass."""
     passes, places = np.divmod(np.asarray(positions, dtype=np.int64), count)
     chosen = np.empty_like(places)
     for epoch in np.unique(passes):
@@ -56,24 +58,24 @@ def shuffled(positions: np.ndarray, *, count: int, seed: int) -> np.ndarray:
 def step_positions(
     step: int, *, global_batch: int, micro_batch: int, accumulate: int, rank: int, micro: int
 ) -> np.ndarray:
-    """Positions (micro_batch,) int64 in optimizer step ``step``: the rank's contiguous slice of it, and of that the
-    micro-batch's slice."""
+    """Positions (micro_batch,) int64 of a micro-batch in optimizer step ``step``: its slice of the rank's contiguous
+    slice."""
     first = step * global_batch + (rank * accumulate + micro) * micro_batch
     return np.arange(first, first + micro_batch, dtype=np.int64)
 
 
 def validation_count(n_tokens: int, seq_len: int) -> int:
-    """Validation windows: side by side, so every token but the first is a target once; the last may be short.
+    """Consecutive validation windows: every token except the first is a target once; the last may be short.
 
     ConfigError: there is nothing to predict.
     """
     if n_tokens < 2:
-        raise UserError(f"the validation text has {n_tokens} tokens, at least 2 are needed")
+        raise UserError(f"the validation text has {n_tokens} tokens; at least 2 are needed")
     return -(-(n_tokens - 1) // seq_len)
 
 
 def spread(places: np.ndarray, chosen: int, count: int) -> np.ndarray:
-    """Which of ``count`` things (int64) stand at ``places`` (int64, below ``chosen``), if ``chosen`` of them are taken
+    """Which of ``count`` things (int64) are at ``places`` (int64, below ``chosen``) if ``chosen`` of them are taken
     evenly."""
     return places * count // chosen
 
@@ -81,9 +83,9 @@ def spread(places: np.ndarray, chosen: int, count: int) -> np.ndarray:
 def permute(index: np.ndarray, count: int, round_keys: np.ndarray) -> np.ndarray:
     """A keyed bijection of [0, count), at each of ``index`` (int64, 1-D); ``round_keys`` (rounds,) uint64.
 
-    A balanced Feistel network over the next power of four (Luby and Rackoff 1988), walked until it falls inside the
-    range (Black and Rogaway 2002): a permutation of any size whose value at one place costs neither memory nor the
-    places before it.
+    A balanced Feistel network over the next power of four (Luby and Rackoff 1988), iterated until the value is in range
+    (Black and Rogaway 2002): a permutation of any size, evaluated at one place without memory or the places before
+    it.
     """
     half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
@@ -103,7 +105,7 @@ def _feistel(values: np.ndarray, half: np.uint64, mask: np.uint64, round_keys: n
 
 
 def mix(value: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: every bit of the result hangs on every bit of ``value``; arrays wrap around without a
+    """SplitMix64's finaliser: every bit of the result depends on every bit of ``value``; arrays overflow without a
     warning."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -112,6 +114,6 @@ def mix(value: np.ndarray) -> np.ndarray:
 
 
 def keys(seed: int, epoch: int, purpose: str = "windows") -> np.ndarray:
-    """Round keys for ``permute`` and, last, a number beside them: a window's phase."""
+    """Round keys for ``permute`` and, last, an extra number: the phase of the windows."""
     digest = hashlib.shake_256(f"{purpose}/{seed}/{epoch}".encode()).digest(8 * (_ROUNDS + 1))
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)

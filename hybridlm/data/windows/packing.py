@@ -1,4 +1,4 @@
-"""Whole documents packed into training windows of one length: which pieces of a token stream stand in which window.
+"""Document packing: which pieces of a token stream are in which training window of a fixed length.
 
 The stream is ``[eos] doc [eos] doc ... [eos]`` (see ``bins``). A document as a training piece is the eos before it, its
 text and the eos after it: one pair of input and target per token of the text and one more, so even an empty text gives
@@ -26,11 +26,9 @@ class Packing:
     """Windows of whole pieces, made by ``pack``; the arrays may be memory maps. A pair is an input token and its
     target, the token after it."""
 
-    pieces: (
-        np.ndarray
-    )  # (P, 2) of integers: first token, number of pairs; grouped by window, in the order in which they stand in it
+    pieces: np.ndarray  # (P, 2) of integers: first token, number of pairs; grouped by window, in order within it
     windows: np.ndarray  # (W + 1,) of integers: window w holds pieces[windows[w] : windows[w + 1]], at least one
-    targets: np.ndarray  # (W,) of integers: pairs of each window, those that are learned
+    targets: np.ndarray  # (W,) of integers: pairs of each window that are learned
     seq_len: int  # columns of a window
 
     def __len__(self) -> int:
@@ -38,23 +36,8 @@ class Packing:
 
     @property
     def pairs(self) -> int:
-        """Pairs of all windows, learned or not."""
+        """Number of pairs in all windows, learned or not."""
         return int(self.pieces[:, 1].sum(dtype=np.int64))
-
-    @property
-    def efficiency(self) -> float:
-        """The share of the columns that hold a pair, over all windows: 1 is no filling at all."""
-        return self.pairs / (len(self) * self.seq_len)
-
-    def window(self, tokens: np.ndarray, w: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``ids``, ``targets`` and ``doc_ids`` of window ``w``, each (seq_len,) int64, as ``fill`` writes them if every
-        token is learned.
-
-        tokens: (N,), the stream, e.g. a memory map. IndexError: there is no such window.
-        """
-        ids, targets, doc_ids = np.empty((3, self.seq_len), dtype=np.int64)
-        self.fill(tokens, None, w, ids, targets, doc_ids)
-        return ids, targets, doc_ids
 
     def fill(
         self,
@@ -68,10 +51,9 @@ class Packing:
         """Write window ``w`` into rows (seq_len,) int64. tokens: (N,), the stream; learned: (N,) bool, None: all;
         doc_ids None: not wanted.
 
-        ``doc_ids`` counts the window's pieces 0, 1, 2, ... from left to right. The columns left over stand at the right
-        end: ids 0, targets IGNORE, doc_ids -1. Pieces of one long document count as different documents: all but the
-        last of them fill a window alone, so each is read without what came before it. IndexError: there is no such
-        window.
+        ``doc_ids`` numbers the window's pieces 0, 1, 2, ... from left to right. Padding is at the right end: ids 0,
+        targets IGNORE, doc_ids -1. Pieces of one long document count as different documents: all but the last of them
+        fill a window alone, so each is read without what came before it. IndexError: there is no such window.
         """
         if not 0 <= w < len(self):
             raise IndexError(f"window {w} of {len(self)}")
@@ -86,16 +68,15 @@ class Packing:
         if doc_ids is not None:
             doc_ids[:columns] = np.arange(len(pieces)).repeat(lengths) if len(pieces) > 1 else 0
         if columns < self.seq_len:
-            ids[columns:] = 0  # any id fills up: its target does not count
+            ids[columns:] = 0
             targets[columns:] = IGNORE
             if doc_ids is not None:
                 doc_ids[columns:] = -1
 
     def counting(self, learned: np.ndarray) -> Packing:
         """The same windows, of which only the targets in ``learned`` (N,) bool count."""
-        in_order = np.argsort(
-            self.pieces[:, 0]
-        )  # the pieces leave no gap in the stream, so each ends where the next begins
+        # The pieces leave no gap in the stream, so each ends where the next begins.
+        in_order = np.argsort(self.pieces[:, 0])
         first = int(self.pieces[in_order[0], 0])
         edges = self.pieces[in_order, 0] - first
         counts = np.empty(len(self.pieces), dtype=np.int64)
@@ -108,11 +89,11 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def document_starts(tokens: np.ndarray, eos_id: int) -> np.ndarray:
-    """Places of the end-of-text before each document and, last, behind all of them: (documents + 1,) int64; fewer than
-    two: no document.
+    """Positions of the end-of-text before each document and, last, after all of them: (documents + 1,) int64; fewer
+    than two: no document.
 
-    Text never holds that id, so it stands between documents only. Other programs leave out the first one or the last:
-    then the first or last token of all takes its place.
+    Text never contains that id, so it only separates documents. Other programs omit the first one or the last: then
+    the first or last token takes its place.
     """
     blocks = [
         first + np.flatnonzero(tokens[first : first + _BLOCK] == eos_id) for first in range(0, len(tokens), _BLOCK)
@@ -125,26 +106,26 @@ def document_starts(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 def pack(starts: np.ndarray, seq_len: int) -> Packing:
     """Best-fit decreasing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
 
-    ``starts`` (D + 1,) of integers, rising: the tokens at which the eos in front of each document stand and, last, the
-    closing eos; so document d gives starts[d + 1] - starts[d] pairs. Only a document of more than ``seq_len`` pairs is
-    cut, into pieces of that many pairs and a rest: a piece's first input is the last target of the piece before, so no
-    pair is lost. From the longest piece to the shortest, each goes whole into the window that has the least room in
-    which it fits, and into a new one if there is none.
+    ``starts`` (D + 1,) of integers, increasing: the positions of the eos before each document and, last, of the closing
+    eos; so document d gives starts[d + 1] - starts[d] pairs. Only a document of more than ``seq_len`` pairs is cut,
+    into pieces of that many pairs and a rest: a piece's first input is the last target of the piece before, so no pair
+    is lost. From the longest piece to the shortest, each goes whole into the window with the least room in which it
+    fits, or into a new one if there is none.
 
-    Of pieces of one length the first in the stream comes first, of windows with equal room the one opened first is
-    taken. Pieces within a window and windows, by their first piece, stand in the order of the stream, so windows spread
+    Of pieces of equal length the first in the stream comes first, of windows with equal room the one opened first is
+    taken. Pieces within a window, and windows by their first piece, are in the order of the stream, so windows spread
     evenly over their numbers are spread evenly over the text. The same ``starts`` always give the same packing.
 
-    ConfigError: there is no document. ValueError: ``starts`` do not rise or ``seq_len`` is below 1.
+    UserError: there is no document. ValueError: ``starts`` do not increase or ``seq_len`` is below 1.
     """
     starts = np.asarray(starts, dtype=np.int64)
     if starts.size < 2:
-        raise UserError("the training text holds no document, so there is nothing to pack into windows")
+        raise UserError("the training text holds no document to pack into windows")
     if seq_len < 1 or (np.diff(starts) < 1).any():
-        raise ValueError(f"seq_len={seq_len} must be at least 1 and the starts of documents must rise")
+        raise ValueError(f"seq_len={seq_len} must be at least 1 and the starts of documents must increase")
     pieces = _cut(starts, seq_len)
     falling = np.argsort(-pieces[:, 1], kind="stable")
-    opened = np.empty(len(pieces), dtype=np.int64)  # the window of each piece, in the order in which they are opened
+    opened = np.empty(len(pieces), dtype=np.int64)  # the window of each piece, numbered as they are opened
     opened[falling] = _best_fit(pieces[falling, 1], seq_len)
     _, first_pieces = np.unique(opened, return_index=True)
     numbers = np.empty_like(first_pieces)
@@ -152,9 +133,8 @@ def pack(starts: np.ndarray, seq_len: int) -> Packing:
     window_of = numbers[opened]
     windows = np.concatenate([[0], np.cumsum(np.bincount(window_of))]).astype(np.int64)
     pieces = pieces[np.argsort(window_of, kind="stable")]
-    return Packing(
-        pieces, windows, np.add.reduceat(pieces[:, 1], windows[:-1]), seq_len
-    )  # right only because no window is empty
+    # Correct only because no window is empty.
+    return Packing(pieces, windows, np.add.reduceat(pieces[:, 1], windows[:-1]), seq_len)
 
 
 def _cut(starts: np.ndarray, seq_len: int) -> np.ndarray:
@@ -167,7 +147,7 @@ def _cut(starts: np.ndarray, seq_len: int) -> np.ndarray:
 
 
 class _OpenWindows:
-    """The windows that have room left, by their room: a heap of numbers for every room that occurs, and these rooms in
+    """The windows with room left, by their room: a heap of numbers for every room that occurs, and these rooms in
     order."""
 
     def __init__(self) -> None:
@@ -180,7 +160,7 @@ class _OpenWindows:
         return self._rooms[at] if at < len(self._rooms) else None
 
     def take(self, room: int, wanted: int) -> list[int]:
-        """Remove up to ``wanted`` windows with just this room, lowest numbers first."""
+        """Remove up to ``wanted`` windows with exactly this room, lowest numbers first."""
         heap = self._heaps[room]
         if wanted < len(heap):
             return [heappop(heap) for _ in range(wanted)]
@@ -196,11 +176,11 @@ class _OpenWindows:
 
 
 def _best_fit(lengths: np.ndarray, seq_len: int) -> np.ndarray:
-    """Window (P,) int64 of each piece, numbered as they are opened; ``lengths`` (P,) int64 fall.
+    """Window (P,) int64 of each piece, numbered as they are opened; ``lengths`` (P,) int64 are decreasing.
 
     All pieces of one length that go into windows of one room are placed at once. The window with the least room takes
-    pieces until none fits any more, as each leaves it with still less room, so every window but the last gets as many
-    as it holds. A step empties a room or ends a length: at most min(P, seq_len ** 2) steps, each with a search over the
+    pieces until none fits, as each leaves it with still less room, so every window but the last gets as many as it
+    holds. A step empties a room or finishes a length: at most min(P, seq_len ** 2) steps, each with a search over the
     rooms that occur, and a heap operation per window.
     """
     window_of = np.empty(len(lengths), dtype=np.int64)
@@ -221,9 +201,7 @@ def _best_fit(lengths: np.ndarray, seq_len: int) -> np.ndarray:
             placed = min(end - done, len(taken) * each)
             window_of[done : done + placed] = np.repeat(taken, each)[:placed]
             done += placed
-            full, rest = divmod(
-                placed, each
-            )  # windows that took all they hold, pieces in the last one if that holds more
+            full, rest = divmod(placed, each)  # windows that are full, pieces in the last one if it is not
             for number, group in ((each, taken[:full]), (rest, taken[full:])):
                 left = room - number * length
                 if group and left >= shortest:  # no piece fits into less

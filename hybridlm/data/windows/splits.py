@@ -1,4 +1,4 @@
-"""The windows of a prepared corpus: those to train on, and those to validate on."""
+"""The training and validation windows of a prepared corpus."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from hybridlm.errors import ConfigError, UserError
 
 
 class Packed(NamedTuple):
-    """windows: of whole documents, over all parts; efficiency: the share of their columns that hold a pair, 1 being no
-    filling at all."""
+    """windows: of whole documents, over all parts; efficiency: the share of their columns that hold a pair, 1 meaning
+    no padding."""
 
     windows: int
     efficiency: float
 
 
 def train_source(prepared: Prepared, config: DataConfig, seed: int) -> Source:
-    """The training windows, as ``config`` wants them cut. ConfigError: a part is too short for a window, or has no
+    """The training windows, cut or packed as in ``config``. UserError: a part is too short for a window, or has no
     document to pack."""
     if config.source == "synthetic":
         return GeneratedWindows(config.synthetic, "train", config.seq_len, seed)
@@ -37,7 +37,7 @@ def train_source(prepared: Prepared, config: DataConfig, seed: int) -> Source:
         return source_of(prepared.parts[0], seed)
     sources = []
     for part in prepared.parts:
-        # By its name, so that parts of equal size are not read in step and a part's order does not hang on the others.
+        # By its name, so that parts of equal size are not read in step and a part's order is independent of the others.
         its_seed = int.from_bytes(hashlib.sha256(f"{seed}/{part.name}".encode()).digest()[:8], "little")
         try:
             sources.append(source_of(part, its_seed))
@@ -47,7 +47,7 @@ def train_source(prepared: Prepared, config: DataConfig, seed: int) -> Source:
 
 
 def val_windows(prepared: Prepared, config: DataConfig) -> list[Windows]:
-    """The validation windows of all parts, one part after the other. ConfigError: a part has nothing to predict."""
+    """The validation windows of all parts, one part after the other. UserError: a part has nothing to predict."""
     seq_len, found = config.val_seq_len or config.seq_len, list[Windows]()
     for part in prepared.parts:
         try:
@@ -61,7 +61,7 @@ def val_windows(prepared: Prepared, config: DataConfig) -> list[Windows]:
 
 
 def packed_documents(prepared: Prepared, seq_len: int) -> Packed:
-    """How the training documents fill windows of ``seq_len`` columns. ConfigError: a part has none."""
+    """How the training documents fill windows of ``seq_len`` columns. UserError: a part has none."""
     packed = [_packed(prepared, part, "train", seq_len) for part in prepared.parts]
     windows = sum(len(one) for one in packed)
     return Packed(windows, sum(len(one) * one.efficiency for one in packed) / windows)

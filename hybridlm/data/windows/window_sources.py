@@ -1,8 +1,8 @@
-"""Where a batch's windows come from: tokens cut anywhere, cut side by side, or whole documents packed.
+"""Where a batch's windows come from: tokens cut anywhere, cut consecutively, or whole documents packed.
 
-Every source numbers its windows, and reads those whose numbers it is given. A source for training also says which
-number stands at which position of its endless sequence: a pure function, so that a step's data hang on nothing but the
-seed and the step.
+Every source numbers its windows, and reads those whose numbers it is given. A source for training also maps each
+position of its endless sequence to a number: a pure function, so that the data of a step depend only on the seed and
+the step.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from hybridlm.data.windows.order import IGNORE, shuffled, validation_count, wind
 from hybridlm.data.windows.packed_files import PackedStream
 
 
-class Rows(NamedTuple):
-    """Windows, each array (B, T) int64 and its own. targets: IGNORE where nothing counts; doc_ids: None where all of a
-    row is one text."""
+class WindowBatch(NamedTuple):
+    """Windows, each array (B, T) int64 and writable. targets: IGNORE where nothing counts; doc_ids: None if a row is
+    one text."""
 
     ids: np.ndarray
     targets: np.ndarray
@@ -27,7 +27,7 @@ class Rows(NamedTuple):
 
 
 class Windows(Protocol):
-    """Numbered windows; can be sent to another process."""
+    """Numbered windows; picklable."""
 
     @property
     def numbers(self) -> int:
@@ -37,7 +37,7 @@ class Windows(Protocol):
     def seq_len(self) -> int:
         """Columns of a window."""
 
-    def rows(self, chosen: np.ndarray) -> Rows:
+    def rows(self, chosen: np.ndarray) -> WindowBatch:
         """The windows with the numbers ``chosen`` (B,) int64."""
 
     def targets(self, chosen: np.ndarray) -> np.ndarray:
@@ -56,8 +56,8 @@ class Source(Windows, Protocol):
 
 
 class CutWindows:
-    """Windows cut anywhere in a stream, in each pass with another phase and in another order. A window's number is its
-    first token."""
+    """Windows cut anywhere in a stream, with a different phase and order in each pass. A window's number is its first
+    token."""
 
     def __init__(self, stream: TokenStream, seq_len: int, seed: int) -> None:
         """ConfigError: the stream is shorter than a window."""
@@ -68,36 +68,37 @@ class CutWindows:
     def choose(self, positions: np.ndarray) -> np.ndarray:
         return window_starts(positions, n_tokens=len(self._stream), seq_len=self.seq_len, seed=self._seed)
 
-    def rows(self, chosen: np.ndarray) -> Rows:
+    def rows(self, chosen: np.ndarray) -> WindowBatch:
         tokens = self._stream.windows(chosen, self.seq_len + 1)
         targets = np.ascontiguousarray(tokens[:, 1:])
         if self._stream.masked:
             targets[~self._stream.learned_windows(chosen + 1, self.seq_len)] = IGNORE
-        return Rows(np.ascontiguousarray(tokens[:, :-1]), targets)
+        return WindowBatch(np.ascontiguousarray(tokens[:, :-1]), targets)
 
     def targets(self, chosen: np.ndarray) -> np.ndarray:
         if not self._stream.masked:
             return np.full(len(chosen), self.seq_len, dtype=np.int64)
-        return self._stream.learned_windows(chosen + 1, self.seq_len).sum(axis=1, dtype=np.int64)
+        counts: np.ndarray = self._stream.learned_windows(chosen + 1, self.seq_len).sum(axis=1, dtype=np.int64)
+        return counts
 
 
 class SideBySide:
-    """The windows of a stream one after the other: every token but the first is a target once. The last window may be
-    filled up."""
+    """The consecutive windows of a stream: every token except the first is a target once. The last window may be
+    padded."""
 
     def __init__(self, stream: TokenStream, seq_len: int) -> None:
         """ConfigError: there is nothing to predict."""
         self.seq_len, self.numbers, self._stream = seq_len, validation_count(len(stream), seq_len), stream
 
-    def rows(self, chosen: np.ndarray) -> Rows:
-        ids = np.zeros((len(chosen), self.seq_len), dtype=np.int64)  # any id fills up: its target does not count
+    def rows(self, chosen: np.ndarray) -> WindowBatch:
+        ids = np.zeros((len(chosen), self.seq_len), dtype=np.int64)  # padding with any id: its target does not count
         targets = np.full_like(ids, IGNORE)
         for row, number in enumerate(chosen.tolist()):
             first, length = self._place(number)
             tokens = self._stream.read(first, length + 1)
             ids[row, :length] = tokens[:-1]
             targets[row, :length] = np.where(self._stream.read_learned(first + 1, length), tokens[1:], IGNORE)
-        return Rows(ids, targets)
+        return WindowBatch(ids, targets)
 
     def targets(self, chosen: np.ndarray) -> np.ndarray:
         places = [self._place(number) for number in chosen.tolist()]
@@ -111,10 +112,10 @@ class SideBySide:
 
 
 class PackedWindows:
-    """Windows of whole documents, in another order in each pass."""
+    """Windows of whole documents, in a different order in each pass."""
 
     def __init__(self, packed: PackedStream, seed: int, *, isolate: bool) -> None:
-        """isolate: tell the documents of a window apart."""
+        """isolate: give the document of each token (doc_ids)."""
         self.windows = self.numbers = len(packed)
         self.seq_len = packed.seq_len
         self._packed, self._seed, self._isolate = packed, seed, isolate
@@ -122,7 +123,7 @@ class PackedWindows:
     def choose(self, positions: np.ndarray) -> np.ndarray:
         return shuffled(positions, count=self.windows, seed=self._seed)
 
-    def rows(self, chosen: np.ndarray) -> Rows:
+    def rows(self, chosen: np.ndarray) -> WindowBatch:
         shape = (len(chosen), self.seq_len)
         ids, targets = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
         doc_ids = np.empty(shape, dtype=np.int64) if self._isolate else None
@@ -137,7 +138,7 @@ class PackedWindows:
                 targets[row],
                 None if doc_ids is None else doc_ids[row],
             )
-        return Rows(ids, targets, doc_ids)
+        return WindowBatch(ids, targets, doc_ids)
 
     def targets(self, chosen: np.ndarray) -> np.ndarray:
         pieces, places = _located(chosen, self._packed.firsts)
@@ -152,13 +153,13 @@ class Chain:
     """The windows of several sources, numbered one source after the other."""
 
     def __init__(self, parts: Sequence[Windows]) -> None:
-        """parts: one or more, of windows of one length, all with documents told apart or all without."""
+        """parts: one or more, with windows of one length, all with doc_ids or all without."""
         self._parts = tuple(parts)
         self.seq_len = parts[0].seq_len
         self.firsts = np.cumsum([0, *(part.numbers for part in parts)], dtype=np.int64)
         self.numbers = int(self.firsts[-1])
 
-    def rows(self, chosen: np.ndarray) -> Rows:
+    def rows(self, chosen: np.ndarray) -> WindowBatch:
         which, inside = _located(chosen, self.firsts)
         groups = [
             (which == k, part.rows(inside[which == k])) for k, part in enumerate(self._parts) if (which == k).any()
@@ -171,7 +172,7 @@ class Chain:
             ids[mine], targets[mine] = rows.ids, rows.targets
             if doc_ids is not None and rows.doc_ids is not None:
                 doc_ids[mine] = rows.doc_ids
-        return Rows(ids, targets, doc_ids)
+        return WindowBatch(ids, targets, doc_ids)
 
     def targets(self, chosen: np.ndarray) -> np.ndarray:
         which, inside = _located(chosen, self.firsts)
@@ -182,6 +183,6 @@ class Chain:
 
 
 def _located(chosen: np.ndarray, firsts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """In which of the stretches that begin at ``firsts`` each number lies, and where in it."""
+    """Which of the stretches that begin at ``firsts`` each number is in, and where in it."""
     which = firsts.searchsorted(chosen, side="right") - 1
     return which, chosen - firsts[which]

@@ -1,4 +1,4 @@
-"""Batches made ahead of training by worker processes."""
+"""Batches prefetched by worker processes."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from hybridlm.errors import RunFailed
 
 _T = TypeVar("_T")
-_PREFETCH = 4  # batches a worker
-_LOOK = 0.25  # seconds between two looks at the trainer
+_PREFETCH = 4  # batches per worker
+_POLL = 0.25  # seconds between two checks of the trainer
 
 
 class Ahead(Generic[_T]):
-    """``make(first)``, ``make(first + 1)``, ... without end, in order, whichever worker makes them.
+    """``make(first)``, ``make(first + 1)``, ... without end, in order, whichever worker computes them.
 
     The workers end with ``close``, with this object, or with the process that made it.
     """
 
     def __init__(self, make: Callable[[int], _T], first: int, workers: int, context: str | None) -> None:
-        """make: can be sent to another process where ``context`` is "spawn"; context: how processes start, None: as the
-        system likes."""
+        """make: picklable if ``context`` is "spawn"; context: how processes start, None: the system's default."""
         self.next = first  # the index of what ``take`` returns next
-        served = (
-            context or multiprocessing.get_start_method()
-        ) == "forkserver"  # then the workers are not this process's children
+        # Then the workers are not this process's children.
+        served = (context or multiprocessing.get_start_method()) == "forkserver"
         loader = DataLoader(
             _Made(make),
             batch_size=None,
@@ -44,16 +42,16 @@ class Ahead(Generic[_T]):
             prefetch_factor=_PREFETCH,
             worker_init_fn=partial(_begin, None if served else os.getpid()),
             multiprocessing_context=context,
-            generator=torch.Generator(),  # else it draws from the global one, and a run with workers is another run
+            generator=torch.Generator(),  # otherwise it draws from the global one, and workers change the run
         )
         self._batches = iter(loader)
-        # What Lightning calls too: torch has no public name for it but the iterator's own end, which comes late where a
-        # traceback still holds it. As a finalizer it also runs before multiprocessing ends its children by a signal, of
-        # which torch would complain.
+        # Lightning calls it too: torch has no public name for it except the iterator's destructor, which runs late if a
+        # traceback still holds it. As a finalizer it also runs before multiprocessing signals its children, which torch
+        # would complain about.
         self._end = weakref.finalize(self, self._batches._shutdown_workers)  # type: ignore[attr-defined]
 
     def take(self) -> _T:
-        """RunFailed: a file is not what it was."""
+        """RunFailed: a token file has changed."""
         batch: _T | RunFailed = next(self._batches)
         if isinstance(batch, RunFailed):
             raise batch
@@ -72,7 +70,7 @@ class _Made(Dataset[_T | RunFailed]):
     def __getitem__(self, index: int) -> _T | RunFailed:
         try:
             return self._make(index)
-        except RunFailed as error:  # as a result: torch would raise it again with this process's traceback in its text
+        except RunFailed as error:  # returned: torch would re-raise it with this process's traceback in its message
             return error
 
 
@@ -85,28 +83,25 @@ class _From(Sampler[int]):
 
 
 def _begin(trainer: int | None, worker: int) -> None:
-    """A worker ends when the trainer ends it or has gone, and runs none of the handlers that it inherits. Ctrl-C and a
-    scheduler's notice reach the whole group of processes: they are the trainer's to act upon.
+    """A worker ends when the trainer ends it or is gone, and runs none of the handlers it inherits. Ctrl-C and a
+    scheduler's signal reach the whole process group: handling them is up to the trainer.
 
-    trainer: the process that this one has to be a child of; None where that is another.
+    trainer: the expected parent of this process; None if the parent is another process.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):  # Windows has only the first
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if trainer is not None and os.getppid() != trainer:
-        os._exit(
-            0
-        )  # it has gone already: torch, which looks for another parent than the first it sees, would wait for ever
+        os._exit(0)  # it is gone already: torch, which waits for its parent to change, would wait for ever
     threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
 
 
 def _end_with(trainer: int | None) -> None:
-    """Ends this process when the trainer was killed. torch looks after it, too, but only every five seconds."""
+    """Ends this process when the trainer was killed. torch checks for that too, but only every five seconds."""
     parent = multiprocessing.parent_process()
-    watched = (
-        [] if parent is None else [parent.sentinel]
-    )  # tells nothing among forks, which hold each other's ends of the pipe
-    while (trainer is None or os.getppid() == trainer) and not connection.wait(watched, _LOOK):
+    # Useless among forks, which hold each other's ends of the pipe.
+    watched = [] if parent is None else [parent.sentinel]
+    while (trainer is None or os.getppid() == trainer) and not connection.wait(watched, _POLL):
         pass
     os._exit(0)

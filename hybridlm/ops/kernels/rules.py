@@ -38,7 +38,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class KernelUse:
-    """What a run asks of its kernels. dtype: of activations; documents: layers must keep documents apart;
+    """What a run needs of its kernels. dtype: of activations; documents: layers must keep documents apart;
     shared_memory_kb: of a block on the card, None: unknown."""
 
     dtype: torch.dtype

@@ -1,1 +1,1 @@
-"""The plots of a report."""
+"""The plots of a report, as SVG."""

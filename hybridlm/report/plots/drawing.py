@@ -1,27 +1,25 @@
-"""What all plots have in common. A point has one colour and one marker in all of them, by its rank; from the eighth on
-points are grey."""
+"""What all plots share. A configuration has the same colour and marker in all of them, by rank; from the eighth on they
+are grey."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hybridlm.report.comparison import Comparison
-from hybridlm.report.measures import Measure
+from hybridlm.report.metrics import Metric, Scale
 from hybridlm.report.plots.colours import COLOURS, MARKERS
-from hybridlm.report.table import Scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 GREY = "#8a8a8a"
-_LETTERS_PER_INCH = 11  # of a legend
+_CHARACTERS_PER_INCH = 11  # of a legend
 _WIDTHS = {1: 7.0, 2: 11.0}  # inches, by columns
-_NARROW = 5.0  # 480 pixels
-_SETTINGS = {
+_NARROW = 5.0  # inches, 480 pixels
+_SETTINGS: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -29,18 +27,15 @@ _SETTINGS = {
     "axes.grid": True,
     "grid.color": "#e6e6e6",
     "axes.axisbelow": True,
-    "text.parse_math": False,  # a name may hold a dollar sign
+    "text.parse_math": False,  # a name may contain a dollar sign
     "svg.hashsalt": "hybridlm",
 }
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture as SVG: ``wide`` with two panels beside each other, ``narrow`` with all of them below each other, for a
-    narrow window.
-
-    note: what has to be said of this picture.
-    """
+    """A figure as SVG: ``wide`` with two panels side by side, ``narrow`` with all panels stacked, for a narrow window.
+    note: what to say about this figure."""
 
     wide: str
     narrow: str
@@ -48,19 +43,20 @@ class Drawing:
 
 
 def draw(panels: int, paint: Callable[[Figure, list[Axes]], None], note: str = "") -> Drawing:
-    """paint: fills a figure with so many axes; it is called for each layout."""
+    """paint: fills a figure with that many axes; called for each layout."""
     columns = min(panels, 2)
-    return Drawing(_painted(panels, columns, paint), _painted(panels, 1, paint, _NARROW), note)
+    return Drawing(_svg(panels, columns, paint, _WIDTHS[columns]), _svg(panels, 1, paint, _NARROW), note)
 
 
-def _painted(panels: int, columns: int, paint: Callable[[Figure, list[Axes]], None], width: float | None = None) -> str:
+def _svg(panels: int, columns: int, paint: Callable[[Figure, list[Axes]], None], width: float) -> str:
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = -(-panels // columns)
     with matplotlib.rc_context(_SETTINGS):
-        figure = Figure(figsize=(width or _WIDTHS[columns], 3.6 * rows + 0.6), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
+        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
+        figure = Figure(figsize=(width, 3.6 * rows + 0.6), layout=layout)
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axis in axes[panels:]:
             axis.remove()
@@ -74,70 +70,51 @@ def to_svg(figure: Figure) -> str:
     return text.getvalue()
 
 
-def line(
-    axis: Axes, index: int, places: Sequence[float], means: Sequence[float], deviations: Sequence[float | None]
-) -> None:
+def line(axis: Axes, index: int, xs: Sequence[float], means: Sequence[float], stds: Sequence[float | None]) -> None:
+    """A line with a band of one standard deviation; grey lines have none."""
     ranked = index < len(COLOURS)
     axis.plot(
-        places,
+        xs,
         means,
         color=colour(index),
-        marker=marker(index) if ranked and len(places) <= 30 else None,
+        marker=marker(index) if ranked and len(xs) <= 30 else None,
         markersize=4,
         linewidth=1.6 if ranked else 0.7,
         zorder=3 if ranked else 1,
     )
-    if ranked and any(deviations):
-        low = [mean - (deviation or 0.0) for mean, deviation in zip(means, deviations, strict=True)]
-        high = [mean + (deviation or 0.0) for mean, deviation in zip(means, deviations, strict=True)]
-        axis.fill_between(places, low, high, color=colour(index), alpha=0.15, linewidth=0)
+    if ranked and any(stds):
+        low = [mean - (std or 0.0) for mean, std in zip(means, stds, strict=True)]
+        high = [mean + (std or 0.0) for mean, std in zip(means, stds, strict=True)]
+        axis.fill_between(xs, low, high, color=colour(index), alpha=0.15, linewidth=0)
 
 
 def legend(figure: Figure, labels: Sequence[str]) -> None:
-    """Under the axes: what each colour and marker means, and how many are grey."""
+    """Below the axes: what each colour and marker stands for, and how many are grey."""
     from matplotlib.lines import Line2D
 
-    room = int(figure.get_figwidth() * _LETTERS_PER_INCH)
+    room = int(figure.get_figwidth() * _CHARACTERS_PER_INCH)
+    limit = min(60, room - 6)
+    shown = [label if len(label) <= limit else f"{label[: limit - 3]}..." for label in labels[: len(COLOURS)]]
     handles = [
-        Line2D([], [], color=own, marker=mark, linewidth=1.6, label=_cut(label, min(60, room - 6)))
-        for own, mark, label in zip(COLOURS, MARKERS, labels, strict=False)
+        Line2D([], [], color=colour(i), marker=marker(i), linewidth=1.6, label=label) for i, label in enumerate(shown)
     ]
     if len(labels) > len(COLOURS):
-        handles.append(
-            Line2D([], [], color=GREY, marker=".", linewidth=0.7, label=f"{len(labels) - len(COLOURS)} others")
-        )
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = room // (longest + 8)
-    figure.legend(
-        handles=handles, loc="outside lower left", ncols=max(1, min(4, columns)), frameon=False, handlelength=1.8
-    )
-
-
-def point_legend(figure: Figure, comparison: Comparison) -> None:
-    """The points with their numbers in the table."""
-    legend(figure, [f"{i} {point.name}" for i, point in enumerate(comparison.points, 1)])
-
-
-def quality_label(quality: Measure) -> str:
-    return f"{quality.title}, {quality.better} is better"
-
-
-def metric_label(metric: str, quality: Measure) -> str:
-    if metric == quality.key:
-        return f"{quality.title}, validation"
-    return (
-        "bits per byte, training (running mean)"
-        if metric == "train/bpb"
-        else "loss, training (nats/target, running mean)"
-    )
+        shown.append(f"{len(labels) - len(COLOURS)} others")
+        handles.append(Line2D([], [], color=GREY, marker=".", linewidth=0.7, label=shown[-1]))
+    columns = max(1, min(4, room // (max(map(len, shown)) + 8)))
+    figure.legend(handles=handles, loc="outside lower left", ncols=columns, frameon=False, handlelength=1.8)
 
 
 def tokens_label(tokens: Scale) -> str:
     return f"tokens trained on ({tokens.unit})" if tokens.unit else "tokens trained on"
 
 
-def within_shares(axis: Axes, quality: Measure) -> None:
-    """Deviations of a share may reach beyond 1, which no share does."""
+def time_label(seconds: Scale) -> str:
+    return f"training time ({seconds.unit})"
+
+
+def limit_shares(axis: Axes, quality: Metric) -> None:
+    """Error bars of a share may exceed 1, which no share does."""
     if quality.unit == "share":
         axis.set_ylim(top=min(axis.get_ylim()[1], 1.02))
 
@@ -148,7 +125,3 @@ def colour(index: int) -> str:
 
 def marker(index: int) -> str:
     return MARKERS[index] if index < len(MARKERS) else "."
-
-
-def _cut(name: str, letters: int) -> str:
-    return name if len(name) <= letters else name[: letters - 3] + "..."

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from hybridlm.config.synthetic import SyntheticConfig, SyntheticTask, shortest, words
-from hybridlm.data.synthetic.examples import Examples
-from hybridlm.data.synthetic.show import as_text
+from hybridlm.data.synthetic.examples import Examples, as_text
 from hybridlm.errors import UserError
 
 TASKS = get_args(SyntheticTask)
@@ -161,7 +160,7 @@ def test_no_example_is_in_both_splits_even_where_there_are_few():
 def test_too_few_examples_to_hold_some_out_are_an_error_of_one_line():
     """One bit has two examples, which the hash puts on the same side."""
     assert Examples(config("parity"), "train", 1).make(np.arange(200))[0].shape == (200, 1)
-    with pytest.raises(UserError, match=r"of so few different examples of 1 tokens none is left for val") as error:
+    with pytest.raises(UserError, match=r"examples of 1 tokens, none is left for val") as error:
         Examples(config("parity"), "val", 1).make(np.arange(200))
     assert len(error.value.problems) == 1
 

@@ -1,0 +1,156 @@
+"""Tokenizers made elsewhere: their files, read in a form that preserves every text.
+
+Whatever a file adds to the text or takes from it (a space before it, special tokens around it, padding, truncation,
+BPE dropout) is turned off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, processors
+from tokenizers import Tokenizer as LibraryTokenizer
+
+from hybridlm.data.tokenizer.byte_strings import check_largest, parts
+from hybridlm.data.tokenizer.library import LEGAL, library_of, read_facts
+from hybridlm.errors import UserError, printable
+
+EOS = "<|endoftext|>"
+_EOS_NAMES = (EOS, "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>")
+
+_MARK = "end of document"  # in the list of a template
+# Files of a run and of prepared data: next to them even a tokenizer.json without the mark is ours.
+_BESIDE_OURS = ("config.yaml", "manifest.json")
+_SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+
+
+def saved_eos(facts: Mapping[str, Any], *, ours: bool = True) -> str | None:
+    """The end-of-document token that a file of ours names, None: ``EOS``. The format has no field for it; a template
+    that adds no token lists it.
+
+    ours: no other program made the file. A file that another may have made counts only with our mark, since others list
+    tokens for no purpose."""
+    processor = facts.get("post_processor") or {}
+    if processor.get("type") != "TemplateProcessing" or len(processor["special_tokens"]) != 1:
+        return None
+    ((name, listed),) = processor["special_tokens"].items()
+    believed = ours or listed["tokens"] == [_MARK]
+    return name if believed and all("Sequence" in piece for piece in processor["single"]) else None
+
+
+def unmarked(facts: dict[str, Any]) -> dict[str, Any]:
+    """``facts``, modified in place, as files of ours were before there was a mark: it keeps the fingerprints of old
+    runs valid."""
+    for name, listed in ((facts["post_processor"] or {}).get("special_tokens") or {}).items():
+        if listed["tokens"] == [_MARK]:
+            listed["tokens"] = [name]
+    return facts
+
+
+def read(path: Path, special_tokens: Sequence[str] = ()) -> LibraryTokenizer:
+    """The tokenizer of a tokenizer.json or a folder with one, its end-of-document token recorded. Any Exception: it
+    cannot be used.
+
+    special_tokens: those that it lacks are added behind its ids.
+    """
+    unread = path.suffix in (".tiktoken", ".model")
+    if unread or (path.is_dir() and not (path / "tokenizer.json").is_file()):
+        call = "transformers.AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)"
+        reason = f"{path.suffix} files are not read" if unread else "the folder has no tokenizer.json"
+        raise UserError(f"tokenizer {path}: {reason}; {call} writes one; legal is {LEGAL}")
+    if path.is_dir():
+        facts = read_facts(path / "tokenizer.json")
+        eos = _folder_eos(path, _names(facts))
+    else:
+        facts = read_facts(path)
+        eos = saved_eos(facts) if any(path.with_name(name).is_file() for name in _BESIDE_OURS) else None
+    return _build(facts, eos, special_tokens, path)
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_facts(path) if path.is_file() else {}
+
+
+def _folder_eos(folder: Path, names: Mapping[str, int]) -> str | None:
+    """The end-of-document token that the configuration files of a Hugging Face folder name, None if none does."""
+    by_id: dict[object, str] = {token: name for name, token in names.items()}
+    for file in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
+        config = _optional(folder / file)
+        eos, number = config.get("eos_token"), config.get("eos_token_id")
+        eos = eos.get("content") if isinstance(eos, dict) else eos
+        number = number[0] if isinstance(number, list) and number else number
+        eos = by_id.get(number, f"id {number}") if eos is None and number is not None else eos
+        if eos in names:
+            return eos
+        if eos is not None:
+            raise UserError(
+                f"{folder / file}: its end-of-document token {eos!r} is not in the vocabulary; legal are its tokens"
+            )
+    return None
+
+
+def _names(facts: Mapping[str, Any]) -> dict[str, int]:
+    """Token to id of a tokenizer.json as it stands."""
+    vocab = facts["model"]["vocab"]
+    names = dict(vocab) if isinstance(vocab, dict) else {entry[0]: token for token, entry in enumerate(vocab)}
+    return names | {token["content"]: token["id"] for token in facts.get("added_tokens") or []}
+
+
+def _build(facts: dict[str, Any], eos: str | None, special_tokens: Sequence[str], path: Path) -> LibraryTokenizer:
+    """The library's tokenizer of ``facts``, modified in place. eos: its end-of-document token if known."""
+    names = _names(facts)
+    eos = (
+        saved_eos(facts, ours=False)
+        or eos
+        or next((name for name in _EOS_NAMES if name in names or name in special_tokens), None)
+    )
+    added = facts["added_tokens"] = facts.get("added_tokens") or []
+    if eos is None:
+        own = ", ".join([token["content"] for token in added if token["special"]][:20]) or "none"
+        raise UserError(
+            f"tokenizer {path}: no end-of-document token; expected one of {', '.join(_EOS_NAMES)}; its special tokens:"
+            f" {printable(own)[:500]}"
+        )
+    _keep_text_only(facts)
+    largest = max(names.values(), default=-1)
+    check_largest(largest)
+    missing = [name for name in special_tokens if name not in names]
+    added += [{"id": token, "content": name, **_SPECIAL} for token, name in enumerate(missing, largest + 1)]
+    for token in added:
+        token.update({"lstrip": False, "rstrip": False})  # they would swallow spaces of the text
+        if token["content"] == eos:
+            token.update({"special": True, "normalized": False})
+    library = library_of(facts, path)
+    moved = {token["content"]: token["id"] for token in added if library.token_to_id(token["content"]) != token["id"]}
+    if moved and isinstance(facts["model"]["vocab"], dict):
+        # The library numbers added tokens consecutively, except those that its model knows.
+        facts["model"]["vocab"] |= moved
+        library = library_of(facts, path)
+    if wrong := [content for content, token in moved.items() if library.token_to_id(content) != token]:
+        raise ValueError(f"the library gives its token {wrong[0]!r} an id other than {moved[wrong[0]]}")
+    if eos not in {token["content"] for token in added}:
+        library.add_special_tokens([AddedToken(eos, special=True, normalized=False)])
+    if eos != EOS:
+        listed = [{"id": eos, "ids": [library.token_to_id(eos)], "tokens": [_MARK]}]  # see saved_eos
+        library.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=listed)
+    return library
+
+
+def _keep_text_only(facts: dict[str, Any]) -> None:
+    """Turn off, in place, what adds to a text: above all the space before it, so that the first word is encoded as it
+    is."""
+    facts |= {"post_processor": None, "padding": None, "truncation": None}
+    facts["model"].pop("dropout", None)
+    for field, children, unwanted in (("normalizer", "normalizers", "Prepend"), ("decoder", "decoders", "Strip")):
+        kept = [step for step in parts(facts.get(field)) if step["type"] != unwanted]
+        if len(kept) < len(parts(facts.get(field))):
+            facts[field] = {"type": "Sequence", children: kept} if kept else None
+    for step in parts(facts.get("pre_tokenizer")):
+        if step["type"] == "ByteLevel":
+            step["add_prefix_space"] = False
+    for step in [*parts(facts.get("pre_tokenizer")), *parts(facts.get("decoder"))]:
+        if step["type"] == "Metaspace":
+            step.pop("add_prefix_space", None)
+            step["prepend_scheme"] = "never"

@@ -1,0 +1,208 @@
+"""Finds run folders and reads them. Whatever a killed process left half-written is read as far as it goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridlm.config.overrides import key_of, value_of
+from hybridlm.errors import UserError, printable
+from hybridlm.report import run_files
+from hybridlm.report.run_files import BadRun, JobRecord, JsonObject, SweepRecord
+from hybridlm.runs.run_folder import JOB, SWEEP, RunFolder
+
+FINISHED = "finished"
+_NOT_RUNS = {"checkpoints", "wandb", "tensorboard", "samples"}  # subfolders of a run that hold no other runs
+_HYDRA = ".hydra"
+_LOGGED_ERROR = re.compile(r"^\S+ \S+ ERROR \S+: (.*)$", re.MULTILINE)  # of conf/hydra/job_logging/plain.yaml
+_SAMPLE_CHARACTERS = 2_000
+_PER_START = ("ckpt", "hydra")  # overrides of a single start, not of the run
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, or a job of a sweep that left no run.
+
+    status: finished, failed, stopped, running, waiting; unfinished if no runner kept a record and there is no summary.
+    config: config.yaml by dotted names, empty if the run did not get that far. rows: metrics.jsonl by ascending step.
+    texts: what it wrote for people to read, by title. model: the model section of config.yaml as JSON, or empty.
+    """
+
+    folder: Path
+    name: str
+    status: str
+    error: str | None
+    overrides: tuple[str, ...]
+    started_in: str | None
+    config: JsonObject
+    summary: JsonObject
+    job: JobRecord | None
+    rows: tuple[JsonObject, ...]
+    evaluation: JsonObject
+    texts: Mapping[str, str]
+    model: str
+
+    @property
+    def finished(self) -> bool:
+        return self.status == FINISHED
+
+    @property
+    def seed(self) -> int | None:
+        seed = self.config.get("seed", self.job.seed if self.job else None)
+        return seed if isinstance(seed, int) else None
+
+    @property
+    def seconds(self) -> float | None:
+        """All attempts together if a runner counted them, else the last start."""
+        counted = self.job.seconds if self.job else None
+        return run_files.number(self.summary.get("seconds")) if counted is None else counted
+
+    @property
+    def command(self) -> str:
+        """The shell command that repeats the run, with the overrides it was started with."""
+        return shlex.join(["python", "train.py", *(" ".join(line.split("\n")) for line in self.overrides)])
+
+    def setting(self, key: str) -> str | None:
+        """The value of a field (``model.pattern``) or a group (``size``) as text; None if the run does not record
+        it."""
+        if key in self.config:
+            return as_text(self.config[key])
+        given = value_of(self.overrides, key)
+        return as_text(self.config[f"{key}.name"]) if given is None and f"{key}.name" in self.config else given
+
+    def latest(self, metric: str) -> float | None:
+        """The last logged value of a metric."""
+        return next(
+            (value for row in reversed(self.rows) if (value := run_files.number(row.get(metric))) is not None), None
+        )
+
+
+def as_text(value: object) -> str:
+    """A value of the configuration in one line, as YAML writes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _warn(line: str) -> None:
+    print(f"skipped {printable(line)}", file=sys.stderr)
+
+
+def read_folders(folders: list[Path], skip: Callable[[str], None] = _warn) -> tuple[list[Run], list[SweepRecord]]:
+    """All runs in and below ``folders``, each once, by path. skip: is called with a line about each folder that is left
+    out because of its content.
+
+    Raises:
+        UserError: a folder does not exist, or none of them holds a run.
+    """
+    missing = [
+        f"{folder}: {'a file, not a folder' if folder.exists() else 'no such folder'}"
+        for folder in folders
+        if not folder.is_dir()
+    ]
+    if missing:
+        raise UserError(missing)
+    found = {path.resolve(): path for folder in folders for path in _candidates(folder)}
+    resolved = sorted(found, key=_natural)
+    base = resolved[0].parent if len(resolved) == 1 else Path(os.path.commonpath(resolved or [Path()]))
+    runs, sweeps = [], []
+    for path in map(found.__getitem__, resolved):
+        try:
+            run, sweep = _read(path, base), run_files.read_record(path / SWEEP, SweepRecord)
+        except BadRun as error:
+            skip(f"{path}: {error}")
+            continue
+        runs += [] if run is None else [run]
+        sweeps += [] if sweep is None else [sweep]
+    if not runs:
+        raise UserError(
+            f"no run in {', '.join(map(str, folders))}: expected folders with config.yaml (python train.py) or job.json"
+        )
+    return runs, sweeps
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    """Folders that hold a run, a job or a sweep, or what Hydra wrote before a job failed."""
+    for place, folders, files in os.walk(folder):
+        if {"config.yaml", JOB, SWEEP}.intersection(files) or _HYDRA in folders:
+            yield Path(place)
+        folders[:] = [name for name in folders if name not in _NOT_RUNS and not name.startswith(".")]
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sorts 9 before 10."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in path.parts]
+
+
+def _read(path: Path, base: Path) -> Run | None:
+    """None for the folder of a sweep itself, or a config.yaml of another program."""
+    folder = RunFolder(path)
+    config = run_files.read_mapping(folder.config) or run_files.read_mapping(path / _HYDRA / "config.yaml")
+    job, summary = run_files.read_record(path / JOB, JobRecord), run_files.read_summary(folder.summary)
+    model = config.get("model")
+    if job is None and not isinstance(model, Mapping):
+        return None
+    rows = run_files.read_metrics(folder.metrics_jsonl)
+    status, error = (FINISHED, None) if summary else _without_summary(folder, job, rows)
+    samples = run_files.read_excerpt(folder.samples)
+    texts = {
+        "layers": run_files.read_excerpt(folder.layers),
+        "samples": samples[:_SAMPLE_CHARACTERS] + (" ..." if len(samples) > _SAMPLE_CHARACTERS else ""),
+        "plan": run_files.read_excerpt(folder.plan),
+    }
+    cwd = dict(_flat(run_files.read_mapping(path / _HYDRA / "hydra.yaml"))).get("hydra.runtime.cwd")
+    return Run(
+        folder=path,
+        name=os.path.relpath(path.resolve(), base),
+        status=status,
+        error=error,
+        overrides=_overrides(folder, job),
+        started_in=cwd if isinstance(cwd, str) else None,
+        config=dict(_flat(config)),
+        summary=summary,
+        job=job,
+        rows=rows,
+        evaluation=run_files.read_object(folder.evaluation),
+        texts={title: text for title, text in texts.items() if text},
+        model=json.dumps(model) if isinstance(model, Mapping) else "",
+    )
+
+
+def _without_summary(folder: RunFolder, job: JobRecord | None, rows: tuple[JsonObject, ...]) -> tuple[str, str]:
+    """The status of a run without a summary, and the reason in a line, as far as the folder tells."""
+    status = job.status if job and job.status not in ("", FINISHED) else "unfinished"
+    if job is None and not folder.is_run():
+        status = "failed"
+    if job and job.error:
+        return status, " ".join(job.error.split())
+    if status in ("waiting", "running"):
+        return status, ""
+    if folder.summary.exists():
+        return status, "summary.json is damaged"
+    logs = (run_files.read_excerpt(log, end=True) for log in sorted(folder.path.glob("*.log")))
+    if logged := [str(line) for log in logs for line in _LOGGED_ERROR.findall(log)]:
+        return status, logged[-1]
+    last = f"; the last metrics are from step {rows[-1]['step']}" if rows else " and no metrics"
+    return status, f"no summary.json{last}"
+
+
+def _overrides(folder: RunFolder, job: JobRecord | None) -> tuple[str, ...]:
+    """Without the signs that the entry point puts in front of fields."""
+    try:
+        lines = folder.overrides() or (job.overrides if job else [])
+    except (UserError, OSError, UnicodeDecodeError):
+        lines = []
+    kept = [line for line in lines if not key_of(line).startswith(_PER_START)]
+    return tuple(line.lstrip("+") if "=" in line else line for line in kept)
+
+
+def _flat(tree: JsonObject, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
