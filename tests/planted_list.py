@@ -506,7 +506,11 @@ DOCUMENTS = [
         "attention or mla",
     ),
 ]
-_LOSS, _HARNESS, _TURNS = "tests/eval/test_text_loss.py", "tests/eval/test_harness.py", "tests/bench/test_turns.py"
+_LOSS, _HARNESS, _TURNS = (
+    "tests/eval/test_text_loss.py",
+    "tests/eval/test_harness.py",
+    "tests/bench/test_measurement.py",
+)
 MEASUREMENTS = [
     _one(
         "eval: targets counted by two windows",
@@ -533,7 +537,7 @@ MEASUREMENTS = [
     ),
     _one(
         "bench: the warm-up counts",
-        "bench/turns.py",
+        "bench/measurement.py",
         "            if number:\n",
         "            if number >= 0:\n",
         _TURNS,
