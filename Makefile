@@ -28,7 +28,7 @@ test: $(READY)  ## the whole test suite but what is marked slow or gpu
 test-slow: $(READY)  ## the tests marked slow
 	@$(BIN)/python -m pytest -m slow
 
-lint: $(READY)  ## ruff, and a strict type check of config, ops, layers and model
+lint: $(READY)  ## ruff, and a strict type check of the whole package
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --diff . >/dev/null || { echo "run: ruff format ."; exit 1; }
 	@$(BIN)/mypy

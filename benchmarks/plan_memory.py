@@ -17,18 +17,17 @@ import os
 import statistics
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from unittest import mock
 
 import torch
 from harness.memory import peak_resident_bytes, resident_bytes
-from harness.planned import RealStep, random_config, random_cut
+from harness.planned import RealStep, random_config, random_step
 from harness.report import run, table
 
 from hybridlm.config.run import RunConfig
-from hybridlm.machine.profiles import planned_device
-from hybridlm.memory.plan import margin_of, step_peak, workload_of
-from hybridlm.memory.timeline import Cut
-from hybridlm.memory.workload import Workload
+from hybridlm.memory.plan import Planner
+from hybridlm.memory.timeline import StepSettings
 
 SEEDS, PRECISION = range(12), "trainer.precision=32-true"
 ALLOCATED, RESIDENT = 0.08, 0.25  # how far a plan may be off
@@ -46,27 +45,25 @@ HEADER = (
 )
 
 
-def drawn(seed: int) -> tuple[RunConfig, Workload, Cut]:
+def drawn(seed: int) -> tuple[RunConfig, Planner, StepSettings]:
     """Large enough for a step of 50 to 500 MB."""
     config = random_config(seed, PRECISION)
-    return config, workload_of(config, planned_device(config.hardware))[0], random_cut(seed)
+    return config, Planner.of(config), random_step(seed)
 
 
 def allocated(seed: int, threads: int) -> int:
     torch.set_num_threads(threads)
-    _, work, cut = drawn(seed)
-    return RealStep(work, cut).peak()
+    _, planner, settings = drawn(seed)
+    return RealStep(planner.steps.work, settings).peak()
 
 
 def resident(seed: int, threads: int) -> int:
     torch.set_num_threads(threads)
-    _, work, cut = drawn(seed)
+    _, planner, settings = drawn(seed)
     small = random_config(seed, PRECISION, "model.d_model=64", "data.seq_len=32", "data.tokenizer.vocab_size=512")
-    RealStep(
-        workload_of(small, planned_device(small.hardware))[0], Cut(1, 1, cut.checkpoint_blocks, cut.rows)
-    )()  # libraries load
+    RealStep(Planner.of(small).steps.work, replace(settings, batch_size=1, accumulate=1))()  # libraries load
     before = resident_bytes()
-    step = RealStep(work, cut)
+    step = RealStep(planner.steps.work, settings)
     for _ in range(3):
         step()
     return peak_resident_bytes() - before
@@ -88,13 +85,13 @@ def _fresh(
 def measure(processes: int) -> list[str]:
     rows, off = [], []
     for seed in SEEDS:
-        config, work, cut = drawn(seed)
-        planned = step_peak(config, cut).bytes
+        config, planner, step = drawn(seed)
+        planned = planner.steps.peak(step).bytes
         real, held = _fresh(allocated, seed, 1), _fresh(resident, seed, processes, RETURNING)
-        kept, margin = _fresh(resident, seed, processes), margin_of(work).reserved(planned)
+        kept, margin = _fresh(resident, seed, processes), planner.limit.reserved(planned)
         off.append((abs(planned / real - 1), abs(planned / held - 1), margin / kept))
-        setting = f"{config.optim.name}, {cut.batch_size} x {cut.accumulate} x {work.seq_len}"
-        setting += f", checkpointed 1 in {cut.checkpoint_blocks}" if cut.checkpoint_blocks else ""
+        setting = f"{config.optim.name}, {step.batch_size} x {step.accumulate} x {config.data.seq_len}"
+        setting += f", checkpointed 1 in {step.checkpoint_blocks}" if step.checkpoint_blocks else ""
         sizes = [
             f"{planned / 1e6:.1f}",
             f"{real / 1e6:.1f}",

@@ -238,7 +238,7 @@ OTHER_MIXERS = [
     _one(
         "attention: query heads tiled over key heads",
         "ops/attention.py",
-        "return x if group == 1 or gpu(x) is None else x.repeat_interleave(group, dim=1)",
+        "return x if group == 1 or not x.is_cuda else x.repeat_interleave(group, dim=1)",
         "return x if group == 1 else x.repeat(1, group, 1, 1)",
         *_golden("attn"),
     ),

@@ -19,7 +19,7 @@ from hybridlm.config.mixers.attention import AttentionConfig
 from hybridlm.config.mixers.mamba2 import Mamba2Config
 from hybridlm.config.model import ModelConfig
 from hybridlm.machine.device import cpu_facts, device_facts
-from hybridlm.machine.kernels import Work, chosen, verdicts
+from hybridlm.machine.kernels import KernelWork, chosen, verdicts
 from hybridlm.model.build import fresh_model
 from hybridlm.model.lm import HybridLM
 from hybridlm.ops.kernels.choice import TORCH
@@ -37,7 +37,7 @@ PATTERNS = {
 
 def with_kernels(setting: Setting, model: HybridLM) -> HybridLM:
     """The model with the compiled kernels that ``kernels=auto`` would choose for it here; none on a CPU."""
-    work = Work(model.config.layers, setting.dtype, documents=False, scale=model.config.logit_scale)
+    work = KernelWork(model.config.layers, setting.dtype, documents=False, scale=model.config.logit_scale)
     card = cpu_facts() if setting.dry else device_facts()
     found = verdicts(work, KernelsConfig(), card, setting.device)
     model.kernels = chosen(found, setting.dtype, setting.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hybridlm.cli.compose import compose_config
 from hybridlm.config.run import RunConfig
-from hybridlm.memory.timeline import Cut
+from hybridlm.memory.timeline import StepSettings
 from hybridlm.memory.workload import Workload
 from hybridlm.model.build import fresh_model
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups
@@ -23,10 +23,10 @@ class RealStep:
     """A step on random ids. As in Lightning's loop, the gradients of the step before are there until the first
     backward."""
 
-    def __init__(self, work: Workload, cut: Cut) -> None:
-        self.work, self.cut = work, cut
+    def __init__(self, work: Workload, step: StepSettings) -> None:
+        self.work, self.step = work, step
         self.model = fresh_model(work.model, work.vocab, seed=0, device="cpu")
-        self.model.checkpoint_blocks, self.model.loss_rows = cut.checkpoint_blocks, cut.rows
+        self.model.checkpoint_blocks, self.model.loss_rows = step.checkpoint_blocks, step.rows
         if work.precision == "bf16-true":
             self.model.round_parameters(torch.bfloat16)
         if work.precision == "64-true":
@@ -34,10 +34,10 @@ class RealStep:
         self.optimizer = HybridOptimizer(model_groups(self.model, work.optim), work.optim)
 
     def _ids(self) -> Tensor:
-        return torch.randint(self.work.vocab, (self.cut.batch_size, self.work.seq_len))
+        return torch.randint(self.work.vocab, (self.step.batch_size, self.work.seq_len))
 
     def _loss(self) -> Tensor:
-        rows = self.cut.batch_size
+        rows = self.step.batch_size
         documents = (torch.arange(self.work.seq_len) // DOCUMENT).repeat(rows, 1) if self.work.documents else None
         with self.work.autocast(self.model):
             output = self.model(self._ids(), doc_ids=documents, targets=self._ids())
@@ -46,7 +46,7 @@ class RealStep:
             return total * 1.0
 
     def __call__(self) -> None:
-        for micro in range(self.cut.accumulate):
+        for micro in range(self.step.accumulate):
             loss = self._loss()
             if micro == 0:
                 self.optimizer.zero_grad()
@@ -92,6 +92,8 @@ def random_config(seed: int, *overrides: str) -> RunConfig:
     return compose_config(["hardware=cpu", *choices, *overrides])
 
 
-def random_cut(seed: int) -> Cut:
+def random_step(seed: int) -> StepSettings:
     draw = random.Random(f"cut {seed}")
-    return Cut(draw.choice((2, 4, 8)), draw.choice((1, 1, 3)), draw.choice((0, 0, 1, 2)), draw.choice((128, 512)))
+    return StepSettings(
+        draw.choice((2, 4, 8)), draw.choice((1, 1, 3)), draw.choice((0, 0, 1, 2)), draw.choice((128, 512))
+    )

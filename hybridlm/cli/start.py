@@ -22,7 +22,8 @@ from hybridlm.config.help_page import help_page
 from hybridlm.config.load import load_config, to_yaml
 from hybridlm.config.overrides import HYDRA_FLAGS, CommandLine, is_group, key_of, refuse_flags, repair, split, value_of
 from hybridlm.errors import ConfigError, UserError
-from hybridlm.machine.launcher import ending_together, folder_overrides, launch, refuse_sweep
+from hybridlm.machine.launcher import folder_overrides, launch, refuse_sweep
+from hybridlm.machine.lifetime import ending_together
 from hybridlm.machine.signals import heeded, listening
 from hybridlm.runs.resume import checkpoint_to_resume, recorded, refuse_other_optimizer, resumed_folder
 from hybridlm.runs.run_folder import RunFolder

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hybridlm.layers.sequence import SequenceInfo
-from hybridlm.ops.modes import gradient_wanted
+from hybridlm.ops.dispatch import gradient_wanted
 from hybridlm.ops.norm import as_dtype
 from hybridlm.ops.padding import after_padding
 

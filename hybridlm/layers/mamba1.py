@@ -16,9 +16,9 @@ from hybridlm.layers.layer import PASSES, Phase, linear_flops
 from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, step_metrics
 from hybridlm.layers.sequence import SequenceInfo
+from hybridlm.ops.dispatch import autocast_off
 from hybridlm.ops.kernels.rules import KernelUse, Need, conv_need, mamba1_refusal
 from hybridlm.ops.linear import linear
-from hybridlm.ops.modes import autocast_off
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.selective_scan import selective_scan
 

@@ -18,9 +18,9 @@ from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, step_metrics
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
+from hybridlm.ops.dispatch import product_dtype
 from hybridlm.ops.kernels.choice import CUDA
 from hybridlm.ops.kernels.rules import KernelUse, Need, Sizes, conv_need, mamba2_layer_refusal, mamba2_refusal
-from hybridlm.ops.modes import product_dtype
 from hybridlm.ops.norm import as_dtype, at_least_fp32, gated_rms_norm
 from hybridlm.ops.ssd import ssd
 
@@ -93,7 +93,7 @@ class Mamba2(Mixer):
 
     def _in_one_kernel(self, zxbcdt: Tensor, seq: SequenceInfo) -> Tensor:
         """Everything after ``in_proj``, where no state is needed and nothing is padding."""
-        from hybridlm.ops.kernels.mamba import LayerWeights, kernel_mamba2_layer
+        from hybridlm.ops.kernels.calls import LayerWeights, kernel_mamba2_layer
 
         spec, conv = self.spec, self.conv1d
         assert conv.bias is not None

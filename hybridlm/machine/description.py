@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Machine:
-    """What ``auto`` came to. global_batch = batch_size x accumulate x devices, in windows."""
+    """What ``auto`` resolved to. global_batch = batch_size x accumulate x devices, in sequences."""
 
     device: str  # cpu or cuda
     device_name: str
@@ -32,12 +32,12 @@ class Machine:
     batch_size: int
     accumulate: int
     peak_flops: float | None  # of all devices together in this precision, per second; None: unknown
-    notes: tuple[str, ...]  # lines to say: a card that is not the profile's, where the peak is from
+    notes: tuple[str, ...]  # lines to log: a card other than the profile's, the source of the peak
 
 
 def resolve_machine(config: RunConfig) -> Machine:
-    """Chooses device, precision and batch sizes on this machine. ConfigError: the profile asks for what is not here, or
-    numbers clash."""
+    """Chooses device, precision and batch sizes on this machine. Raises ConfigError where the profile needs a device
+    that is not available, or numbers contradict each other."""
     import torch
 
     hardware, trainer = config.hardware, config.trainer
@@ -71,24 +71,25 @@ def resolve_machine(config: RunConfig) -> Machine:
 
 
 def _peak(hardware: HardwareConfig, facts: DeviceFacts, precision: str) -> tuple[float | None, list[str]]:
-    """(TFLOP/s of one device, lines to say). The profile's where it speaks of this card, else another profile's, else
-    measured; on a CPU, whose rate hangs on what else runs, only what the profile says."""
+    """(TFLOP/s of one device, lines to log): the profile's if it is for this card, else another profile's, else
+    measured. On a CPU, whose rate depends on what else is running, only the profile's."""
     import torch
 
     name = peak_name(precision, tf32_allowed())
     if name is None:
         return None, []
-    notes, profile = [], hardware
+    notes: list[str] = []
+    profile: HardwareConfig | None = hardware
     if facts.kind == CUDA and hardware.cards and not names_card(hardware, facts.name):
-        limit = "" if hardware.memory_gb is None else f" its memory limit of {hardware.memory_gb:g} GiB holds,"
+        limit = "" if hardware.memory_gb is None else f" its memory limit of {hardware.memory_gb:g} GiB applies,"
         notes.append(
-            f"hardware={hardware.name} is planned for, and this card is {facts.name}:{limit} perf/mfu is of this card"
+            f"hardware={hardware.name} is for another card than {facts.name}:{limit} perf/mfu is relative to this card"
         )
         profile = None
     if profile is None or (not hardware.cards and peak_of(hardware.peak_tflops, name) is None):
         profile = profile_of(facts.name)
     peak = None if profile is None else peak_of(profile.peak_tflops, name)
-    if peak is not None:
+    if profile is not None and peak is not None:
         source = f" ({profile.source})" if profile.source else ""
         return peak, [*notes, f"peak {peak:g} TFLOP/s in {name}{source}"]
     if facts.kind == CPU:
@@ -96,19 +97,19 @@ def _peak(hardware: HardwareConfig, facts: DeviceFacts, precision: str) -> tuple
     peak = matrix_tflops(torch.device(facts.kind), name)
     return peak, [
         *notes,
-        f"no profile has the {name} peak of {facts.name}: measured {peak:.1f} TFLOP/s, of which perf/mfu is a share",
+        f"no profile has the {name} peak of {facts.name}: perf/mfu is relative to {peak:.1f} TFLOP/s, measured",
     ]
 
 
 def max_steps_of(config: RunConfig, device: str) -> int:
-    """``trainer.max_steps``; where it is auto, the profile's for ``device``."""
+    """``trainer.max_steps``; if auto, the profile's for ``device``."""
     budget = config.hardware.cuda if device == CUDA else config.hardware.cpu
     return budget.max_steps if config.trainer.max_steps == "auto" else config.trainer.max_steps
 
 
 def planned_steps(config: RunConfig, facts: DeviceFacts) -> int:
-    """``max_steps_of`` a device like ``facts``. ConfigError: an automatic number that the schedule's warm-up or decay
-    does not fit into."""
+    """``max_steps_of`` a device like ``facts``. Raises ConfigError where the schedule's warm-up and decay do not fit
+    into an automatic number."""
     steps = max_steps_of(config, facts.kind)
     if config.trainer.max_steps == "auto" and (
         problems := schedule_problems(config.optim, steps, f" (auto, on {facts.name})")
@@ -125,7 +126,7 @@ def global_batch_of(config: RunConfig, device: str, ranks: int) -> int:
 
 
 def planned_processes(config: RunConfig, facts: DeviceFacts) -> int:
-    """Processes over all nodes on devices like ``facts``, which need not be here: one where nothing says how many."""
+    """Processes over all nodes on devices like ``facts``, which this machine need not have; one by default."""
     import torch
 
     here = facts.kind == CUDA and torch.cuda.is_available()
@@ -134,12 +135,12 @@ def planned_processes(config: RunConfig, facts: DeviceFacts) -> int:
 
 
 def _processes(asked: int | str, available: int | None, launched: Launch | None) -> tuple[int, int]:
-    """(processes per node, nodes). available: devices of this node, None on a CPU, where any number of processes may
+    """(processes per node, nodes). available: devices of this node; None on a CPU, where any number of processes can
     run."""
     if launched is not None:
         if isinstance(asked, int) and asked != launched.per_node:
             raise ConfigError(
-                f"trainer.devices = {asked}: {launched.name} started {launched.per_node} processes per node; leave it"
+                f"trainer.devices = {asked}: {launched.name} started {launched.per_node} processes per node; set it to"
                 " auto"
             )
         asked = launched.per_node
@@ -150,7 +151,7 @@ def _processes(asked: int | str, available: int | None, launched: Launch | None)
 
 
 def precision_of(config: RunConfig, facts: DeviceFacts) -> str:
-    """``trainer.precision`` on this device, none of ``auto``. ConfigError: it cannot."""
+    """``trainer.precision`` on this device, with auto resolved. Raises ConfigError where it is not supported."""
     device, bf16 = facts.kind, facts.bf16 and config.hardware.bf16
     wanted = config.trainer.precision
     if wanted == "auto":
@@ -164,9 +165,9 @@ def precision_of(config: RunConfig, facts: DeviceFacts) -> str:
 
 
 def refuse_missing_gpu(config: RunConfig, found: bool) -> None:
-    """ConfigError: the profile is for a CUDA device, and there is none."""
+    """Raises ConfigError where the profile needs a CUDA device and there is none."""
     if config.hardware.accelerator == CUDA and not found:
         raise ConfigError(
-            f"hardware = {config.hardware.name}: needs a CUDA device and this machine has none; train with"
-            " hardware=auto or hardware=cpu (--cfg job works anywhere)"
+            f"hardware = {config.hardware.name}: needs a CUDA device, and this machine has none; train with"
+            " hardware=auto or hardware=cpu (hybridlm plan and --cfg job work anywhere)"
         )

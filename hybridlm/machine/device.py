@@ -1,4 +1,4 @@
-"""The device that is here: its facts, its memory, and the names of devices."""
+"""This machine's device: what it is, its memory, and the names of devices."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ BF16_SINCE = 8.0  # compute capability; older cards do it in software
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """A device, the one that is here or the one that a profile describes. None: not known, or a CPU has nothing of the
-    kind."""
+    """A device: this machine's, or the one that a profile describes. None: unknown, or not a property of a CPU."""
 
     kind: str  # cpu or cuda
-    name: str  # the driver's
+    name: str  # as the driver calls it
     memory_gb: float | None  # GiB
     capability: str | None  # "8.6"
-    shared_memory_kb: int | None  # the most that one block of a kernel may have
+    shared_memory_kb: int | None  # that a block of a kernel can use
     bf16: bool  # in hardware
 
 
 def device_facts() -> DeviceFacts:
-    """Of the current CUDA device, or of the CPU where there is none."""
+    """The current CUDA device or, without one, the CPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -54,18 +53,16 @@ def has_bf16(capability: str) -> bool:
 
 
 def take_device(index: int) -> None:
-    """Makes this GPU the current one: what a process probes, measures and limits before training begins is then its own
-    card."""
+    """Makes this GPU the current one, so that a process probes, measures and limits its own card before training."""
     import torch
 
-    if (
-        torch.cuda.current_device() != index < torch.cuda.device_count()
-    ):  # where a launcher shows each process one card, that is number 0
+    # A launcher may show each process a single card, number 0.
+    if torch.cuda.current_device() != index < torch.cuda.device_count():
         torch.cuda.set_device(index)
 
 
 def limit_memory(memory_gb: float | None) -> None:
-    """Holds the run to the profile's memory (GiB), so that what fits here also fits the card it was planned for."""
+    """Limits the run to the profile's memory (GiB), so that what fits here also fits the card it was planned for."""
     import torch
 
     if memory_gb is not None:
@@ -74,15 +71,14 @@ def limit_memory(memory_gb: float | None) -> None:
 
 
 def inference_device() -> torch.device:
-    """Where a trained model is loaded to generate: the GPU if there is one."""
+    """The device for generating text: the GPU if there is one."""
     import torch
 
     return torch.device(CUDA if torch.cuda.is_available() else CPU)
 
 
 def peak_memory_gb(device: torch.device) -> float | None:
-    """The most memory this process has held so far, GiB: torch's on a GPU, else all of it; None where the system does
-    not say."""
+    """The peak memory of this process so far, GiB: torch's on a GPU, else all of it; None: the system does not tell."""
     import torch
 
     if device.type == CUDA:
@@ -96,8 +92,7 @@ def peak_memory_gb(device: torch.device) -> float | None:
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may name for one process: its own entries where it is set, else the numbers of all
-    GPUs."""
+    """GPUs to choose from for a child's CUDA_VISIBLE_DEVICES: this process's entries if it is set, else all numbers."""
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -1,8 +1,7 @@
-"""Which kernels a run uses: what the configuration requests, what the layers and the precision allow, what works on
-this card.
+"""Which kernels a run uses: what the configuration asks for, layers and precision allow, and works on this card.
 
-Decided once, before data is prepared. ``auto`` falls back to torch and gives the reason; a requested kernel that is not
-available is an error.
+Decided once, before data is prepared. ``auto`` falls back to torch and logs why; a missing kernel that the
+configuration requires is an error.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ DTYPES = {  # of activations, by trainer.precision
 
 
 @dataclass(frozen=True)
-class Work:
-    """What the kernels of a run have to do. documents: documents are kept apart; scale: model.logit_scale."""
+class KernelWork:
+    """What a run needs of its kernels. documents: packed ones are separated; scale: model.logit_scale."""
 
     layers: tuple[LayerSpec, ...]
     dtype: torch.dtype
@@ -51,7 +50,7 @@ class Work:
     sharded: bool = False
 
 
-def needs(work: Work, card: DeviceFacts) -> list[Need]:
+def needs(work: KernelWork, card: DeviceFacts) -> list[Need]:
     """The kernels that the layers could use, each once, with the first reason that a layer gives against it and the
     sizes of all."""
     use = rules.KernelUse(work.dtype, work.documents, card.shared_memory_kb)
@@ -72,9 +71,9 @@ def _of(spec: Spec, use: rules.KernelUse) -> Iterable[Need]:
 
 
 def verdicts(
-    work: Work, settings: KernelsConfig, card: DeviceFacts, device: torch.device, prober: Prober = probe
+    work: KernelWork, settings: KernelsConfig, card: DeviceFacts, device: torch.device, prober: Prober = probe
 ) -> list[Need]:
-    """``needs``, with what rules a kernel out here. card: what is planned for; device: where the kernels are tried. A
+    """``needs``, with what rules a kernel out here. card: the planned one; device: where the kernels are tried. A
     kernel that the configuration or the layers rule out is not run."""
     found = []
     for need in needs(work, card):
@@ -108,24 +107,24 @@ def chosen(found: Sequence[Need], dtype: torch.dtype, device: torch.device, prob
 
 
 def refuse_missing(found: Sequence[Need], settings: KernelsConfig) -> None:
-    """Raise ConfigError with a line for each kernel that is required and not available."""
+    """Raises ConfigError with a line for each required kernel that is not available."""
     problems = []
     for verdict in found:
         name = verdict.setting
         setting, field = settings.of(name)
         if verdict.reason is not None and setting not in (AUTO, NEVER):
             missing = f"{PACKAGES[name]} " in verdict.reason
-            remedy = f"install it (hybridlm doctor says how) or take {field}=auto" if missing else ""
+            remedy = f"install it (see hybridlm doctor) or use {field}=auto" if missing else ""
             problems.append(
                 f"{field} = 'cuda': no compiled kernel for {name} ({verdict.kernel}): {verdict.reason};"
-                f" {remedy or f'take kernels.{name}=auto'}"
+                f" {remedy or f'use kernels.{name}=auto'}"
             )
     if problems:
         raise ConfigError(problems)
 
 
-def told(found: Sequence[Need]) -> str:
-    """One line: what is used, and why not what is not."""
+def summary(found: Sequence[Need]) -> str:
+    """One line: the kernels in use, and why the others are not."""
     used = dict.fromkeys(verdict.kernel for verdict in found if verdict.reason is None)
     missed = "; ".join(f"{verdict.kernel}: {verdict.reason}" for verdict in found if verdict.reason is not None)
     return f"{', '.join(used) or 'torch only'}" + (f" (torch for {missed})" if missed else "")
@@ -134,7 +133,7 @@ def told(found: Sequence[Need]) -> str:
 def choose_kernels(config: RunConfig, machine: Machine, say: Callable[[str], None]) -> KernelChoice:
     """The kernels of a training run, reported in a line to ``say`` where there is a CUDA device. ConfigError: a
     required one is not available."""
-    work = Work(
+    work = KernelWork(
         layers=config.model.layers,
         dtype=DTYPES[machine.precision],
         documents=config.data.packing and config.data.isolate,
@@ -147,5 +146,5 @@ def choose_kernels(config: RunConfig, machine: Machine, say: Callable[[str], Non
     refuse_missing(found, config.kernels)
     if machine.device != CUDA:
         return ALL_TORCH
-    say(told(found))
+    say(summary(found))
     return chosen(found, work.dtype, device)

@@ -1,8 +1,8 @@
-"""Who started this process: nobody, a launcher that starts one for each device (torchrun, srun), or the first process
-of its run.
+"""Who started this process: nobody, a launcher with one process per device (torchrun, srun), or the first rank of its
+run.
 
-Decided from the environment alone, and from complete evidence: part of a launcher's variables, left behind by something
-else, would make this process one of several that are not there. Everything else asks here.
+Decided from the environment alone, and only from a launcher's complete set of variables: a few of them, left over from
+something else, would make this process wait for ranks that do not exist. All other code asks here.
 """
 
 from __future__ import annotations
@@ -11,27 +11,16 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hybridlm.config.overrides import value_of
 from hybridlm.errors import ConfigError, UserError
-from hybridlm.machine.signals import INTERRUPTED, SIGNALLED
 
 LOOPBACK = "127.0.0.1"
-_BY_ITSELF = "trainer.devices"  # the name of a launch by the first process
-_WATCHED = (_BY_ITSELF, "torchrun", "srun")  # launchers that live as long as what they have started
-_LOOK_EVERY, _FAREWELL, _TO_SAVE = 0.2, 3.0, 30.0  # seconds
-_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
-_CHILD = "HYBRIDLM_RANK"  # what the first process of a run tells those that it starts
-_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # torch's variables: each process has all of them
+BY_FIRST_RANK = "trainer.devices"  # the name of a launch by the first rank
+_CHILD = "HYBRIDLM_RANK"  # set by the first rank for those that it starts
+_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # torch's variables, set together in every process
 _NODE = ("NODE_RANK", "GROUP_RANK")
 _MEETING = ("MASTER_ADDR", "MASTER_PORT")
 _STEP = (
@@ -41,28 +30,29 @@ _STEP = (
     "SLURM_NODEID",
     "SLURM_STEP_NUM_NODES",
     "SLURM_STEP_NODELIST",
+    "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
 )
-_STEP += ("SLURM_JOB_ID", "SLURM_STEP_ID")
 _OTHERS = {"OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec", "JSM_NAMESPACE_SIZE": "jsrun"}
 _PORTS = range(15_000, 31_384)  # below those that systems give to outgoing connections
 
 
 @dataclass(frozen=True)
 class Launch:
-    """The processes that were started together, and which of them this one is."""
+    """The processes that were started together, and this one's ranks among them."""
 
-    name: str  # torchrun, srun, RANK and WORLD_SIZE (by something else), or trainer.devices (by the first of them)
+    name: str  # torchrun, srun, RANK and WORLD_SIZE (another launcher), or trainer.devices (the first rank)
     per_node: int
     nodes: int
-    rank: int  # of this process among all
-    local_rank: int  # among those of its node: also its GPU's
+    rank: int  # among all processes
+    local_rank: int  # among those of its node: also the index of its GPU
     node_rank: int
-    address: str  # of the first one, where all meet
-    port: int  # 0: any that is free
-    id: str | None  # the same in all of them, and another the next time; None: there is nothing of the kind
+    address: str  # of the first rank, where all connect
+    port: int  # 0: any free one
+    id: str | None  # shared by all of them and unique to this launch; None: the launcher has none
 
     def __post_init__(self) -> None:
-        """UserError: numbers that contradict each other."""
+        """Raises UserError where the numbers contradict each other."""
         for what, number, end in (
             ("rank", self.rank, self.processes),
             ("local rank", self.local_rank, self.per_node),
@@ -81,134 +71,69 @@ class Launch:
 
 
 def launch() -> Launch | None:
-    """What started this process beside others; None where it stands alone.
+    """The launch that this process belongs to; None: it is the only one.
 
-    UserError: part of the variables of a launcher, or such as contradict each other; nodes with different numbers of
-    processes.
+    Raises UserError where a launcher's variables are incomplete or contradict each other, or where nodes have different
+    numbers of processes.
     """
-    launched = _launched()
+    launched = any_launch()
     return launched if launched is not None and launched.processes > 1 else None
 
 
-def _launched() -> Launch | None:
-    """The same, also of a launcher that has started one process alone."""
+def any_launch() -> Launch | None:
+    """``launch``, also where a launcher has started only one process."""
     found = {name: value for name, value in os.environ.items() if value}
     if _CHILD in found:
         return _child(found[_CHILD])
     if all(name in found for name in (*_PLACE, *_MEETING)):
         return _torchrun(found)
     launched = _srun(found)
-    _refuse_remains(found, launched)
+    _refuse_leftovers(found, launched)
     return launched
 
 
 def is_first_rank() -> bool:
-    """False in the processes that a launcher, or the first of them, started beside the first one; they share its
-    folder."""
+    """False in the other ranks of a launch, which share the first one's run directory."""
     launched = launch()
     return launched is None or launched.rank == 0
 
 
 def is_child() -> bool:
-    """Whether the first process of the run has started this one."""
+    """Whether the first rank of the run has started this process."""
     launched = launch()
-    return launched is not None and launched.name == _BY_ITSELF
-
-
-@contextmanager
-def ending_together() -> Iterator[None]:
-    """Around a whole command: no process of a run is left waiting for another one that has ended.
-
-    One that the first of them, torchrun or srun has started ends when that one does, however that was. The first of
-    them and torchrun watch their own; srun would let the others wait: where the command fails it ends its step.
-    """
-    with suppress(UserError):  # which whoever asks next hears, too
-        _end_with_parent()
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit) and error.code in (None, 0, SIGNALLED, INTERRUPTED):
-            raise
-        launched = None
-        with suppress(UserError):
-            launched = launch()
-        if launched is None or launched.name != "srun" or shutil.which("scancel") is None:
-            raise
-        if not isinstance(error, SystemExit):
-            traceback.print_exc()
-        sys.stdout.flush()
-        time.sleep(_FAREWELL)  # most have heard of it, and end with a line of their own
-        subprocess.Popen(["scancel", "--signal=KILL", str(launched.id)])
-        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+    return launched is not None and launched.name == BY_FIRST_RANK
 
 
 def local_rank() -> int:
-    """The place of this process among those of its node that share a run, whoever started it."""
+    """The rank of this process among those of its node, whoever started it."""
     launched = launch()
     return 0 if launched is None else launched.local_rank
 
 
 def alone_with(processes: int) -> Launch:
-    """What a process that nobody started says of itself and of those that it starts on this machine. UserError:
-    MASTER_PORT is none."""
-    return Launch(_BY_ITSELF, processes, 1, 0, 0, 0, LOOPBACK, _number(os.environ, "MASTER_PORT", 0), None)
+    """The launch of a process that no launcher started, as the first of ``processes`` on this machine. Raises UserError
+    where MASTER_PORT is not a port."""
+    return Launch(BY_FIRST_RANK, processes, 1, 0, 0, 0, LOOPBACK, _number(os.environ, "MASTER_PORT", 0), None)
 
 
-def told_to_child(first: Launch, rank: int) -> dict[str, str]:
-    """The variable that makes a process which this one starts the ``rank``-th beside the ``first``."""
+def child_environment(first: Launch, rank: int) -> dict[str, str]:
+    """The variable that makes a process started by this one rank ``rank`` of the launch of ``first``."""
     return {_CHILD: json.dumps({"rank": rank, "processes": first.processes, "port": first.port, "parent": os.getpid()})}
-
-
-def dies_with(parent: int, number: int) -> Callable[[], None] | None:
-    """What makes a child get signal ``number`` when ``parent`` ends; to be called in the child, before its program.
-    None: not here."""
-    if sys.platform != "linux":
-        return None
-    import ctypes
-
-    prctl = ctypes.CDLL(None).prctl
-
-    def prepare() -> None:
-        prctl(_SET_PARENT_DEATH_SIGNAL, number)
-        if os.getppid() != parent:  # it died in between
-            os._exit(1)
-
-    return prepare
-
-
-def _end_with_parent() -> None:
-    """Where that is a launcher, which may be killed without a word. Not on Windows, where a process does not hear of
-    it."""
-    launched, parent = _launched(), os.getppid()
-    if launched is None or launched.name not in _WATCHED or os.name != "posix":
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK_EVERY)
-        if (
-            launched.name != _BY_ITSELF
-        ):  # the others are there still: they save together, as they would had the launcher told them to end
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(_TO_SAVE)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _child(text: str) -> Launch:
     try:
-        told = json.loads(text)
-        rank, processes, port, parent = (int(told[name]) for name in ("rank", "processes", "port", "parent"))
+        fields = json.loads(text)
+        rank, processes, port, parent = (int(fields[name]) for name in ("rank", "processes", "port", "parent"))
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"{_CHILD} = {text!r}: is set by a run for its own processes; unset it") from None
+        raise UserError(f"{_CHILD} = {text!r}: only a run sets it, for its own processes; unset it") from None
     if os.name == "posix" and parent != os.getppid():
-        raise UserError(f"{_CHILD}: the process {parent} that set it did not start this one, or has ended; unset it")
-    return Launch(_BY_ITSELF, processes, 1, rank, rank, 0, LOOPBACK, port, None)
+        raise UserError(f"{_CHILD}: process {parent}, which set it, is not the parent of this one; unset it")
+    return Launch(BY_FIRST_RANK, processes, 1, rank, rank, 0, LOOPBACK, port, None)
 
 
 def _torchrun(found: Mapping[str, str]) -> Launch:
-    """From the variables that torchrun sets; other launchers set them, too."""
+    """From torchrun's variables, which other launchers set as well."""
     rank, world, local, per_node = (_number(found, name) for name in _PLACE)
     run = found.get("TORCHELASTIC_RUN_ID")
     name = "RANK and WORLD_SIZE" if run is None else "torchrun"
@@ -229,15 +154,15 @@ def _torchrun(found: Mapping[str, str]) -> Launch:
 
 
 def _srun(found: Mapping[str, str]) -> Launch | None:
-    """From the variables of a step of SLURM. (The script of a job is no step, but has the ranks of its first task:
-    zeros.)"""
+    """From the variables of a SLURM step. (A job's batch script is not a step but has the ranks of its first task, all
+    zero.)"""
     if _number(found, "SLURM_STEP_NUM_TASKS", 1) == 1:
         for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
             if _number(found, name, 0):
                 raise UserError(
                     f"{name} = {found[name]}, but SLURM_STEP_NUM_TASKS is"
-                    f" {found.get('SLURM_STEP_NUM_TASKS', 'not set')}: srun did not start this process beside others;"
-                    f" unset {name}"
+                    f" {found.get('SLURM_STEP_NUM_TASKS', 'not set')}: srun did not start this process as one of"
+                    f" several; unset {name}"
                 )
         return None
     if missing := [name for name in _STEP if name not in found]:
@@ -258,13 +183,14 @@ def _srun(found: Mapping[str, str]) -> Launch | None:
     )
 
 
-def _refuse_remains(found: Mapping[str, str], launched: Launch | None) -> None:
-    """UserError: some of torch's variables without the others. What a job's script derived from those of srun may
-    stay."""
-    if launched is None:
-        numbers = ("0", "1", "0", "1") if "RANK" in found and "WORLD_SIZE" in found else (None,) * 4
+def _refuse_leftovers(found: Mapping[str, str], launched: Launch | None) -> None:
+    """Raises UserError where some of torch's variables are set without the others. Those that a job's script derives
+    from srun's may stay."""
+    numbers: list[str | None]
+    if launched is not None:
+        numbers = [*map(str, (launched.rank, launched.processes, launched.local_rank, launched.per_node))]
     else:
-        numbers = tuple(map(str, (launched.rank, launched.processes, launched.local_rank, launched.per_node)))
+        numbers = ["0", "1", "0", "1"] if "RANK" in found and "WORLD_SIZE" in found else [None] * 4
     node = "0" if launched is None else str(launched.node_rank)
     right = dict(zip((*_PLACE, *_NODE), (*numbers, node, node), strict=True))
     wrong = [name for name, value in right.items() if name in found and found[name] != value]
@@ -282,8 +208,7 @@ def _refuse_remains(found: Mapping[str, str], launched: Launch | None) -> None:
     for name, program in _OTHERS.items() if launched is None and "SLURM_STEP_ID" not in found else ():
         if _number(found, name, 1) > 1:
             raise UserError(
-                f"{name} = {found[name]}: each process of {program} would train by itself; start them with torchrun or"
-                " srun"
+                f"{name} = {found[name]}: each process of {program} would train on its own; use torchrun or srun"
             )
 
 
@@ -292,7 +217,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _number(found: Mapping[str, str], name: str, default: int | None = None) -> int:
-    """UserError: the variable holds something else."""
+    """Raises UserError where the variable is not a number."""
     text = found.get(name) or (None if default is None else str(default))
     if text is None or not re.fullmatch(r"\d{1,18}", text):
         raise UserError(f"{name} = {text!r}: expected a number; unset it, or correct what sets it")
@@ -301,31 +226,33 @@ def _number(found: Mapping[str, str], name: str, default: int | None = None) -> 
 
 def _refuse_uneven(name: str, world: int, nodes: int, per_node: int) -> None:
     if nodes < 1 or per_node < 1 or per_node * nodes != world:
-        raise UserError(f"{name} started {world} processes on {nodes} nodes: legal is the same number on every node")
+        raise UserError(f"{name} started {world} processes on {nodes} nodes: every node needs the same number")
 
 
 def folder_overrides(launched: Launch | None, given: Sequence[str]) -> list[str]:
-    """Hydra overrides that give all processes of a launch one run folder, as the clock of each would name another.
+    """Hydra overrides that give all ranks of a launch the same run directory: named by the clock, theirs would differ.
 
-    given: the other overrides. ConfigError: it has to be named.
+    given: the other overrides. Raises ConfigError where the user has to name the directory.
     """
     if launched is None or value_of(given, "hydra.run.dir") is not None:
         return []
     if launched.id is None:
         raise ConfigError(
-            f"hydra.run.dir: name the run's folder, as {launched.name} has no id for its processes (--standalone has)"
+            f"hydra.run.dir: set it, as {launched.name} gives its processes no id to name the run directory by"
+            " (torchrun --standalone does)"
         )
     return [f"hydra.run.dir=outputs/{launched.name}-{launched.id}"]
 
 
 def refuse_sweep(launched: Launch | None, given: Sequence[str]) -> None:
-    """ConfigError: a sweep that cannot be run from here. given: its overrides."""
+    """Raises UserError for a sweep that cannot run from here. given: its overrides."""
     if launched is not None:
         raise UserError(
-            f"-m: each process of {launched.name} would run the whole sweep; trainer.devices=n starts n in each job"
+            f"-m: each process of {launched.name} would run the whole sweep; use trainer.devices=n for n processes per"
+            " job"
         )
     hydra = value_of(given, "hydra/launcher") or ""
     if "slurm" in hydra and shutil.which("srun") is None:
         raise ConfigError(
-            f"hydra/launcher={hydra}: there is no srun on this machine; start the sweep from a cluster's login node"
+            f"hydra/launcher={hydra}: srun is not available on this machine; start the sweep on a cluster's login node"
         )

@@ -1,4 +1,4 @@
-"""What the profiles of conf/hardware say: of the card that is here, and of the one that a run is planned for."""
+"""The profiles of conf/hardware: for this machine's card, and for the one that a run is planned for."""
 
 from __future__ import annotations
 
@@ -16,32 +16,26 @@ def known_profiles() -> tuple[HardwareConfig, ...]:
     """The profiles that name cards, in the order of their files."""
     found = []
     for path in sorted((root() / "conf/hardware").glob("*.yaml")):
-        fields = {
-            name: value
-            for name, value in yaml.safe_load(path.read_text(encoding="utf-8")).items()
-            if name != "defaults"
-        }
-        profile = HardwareConfig.model_validate(
-            fields
-        )  # Hydra's defaults give it budgets alone, which are no facts of a card
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        fields.pop("defaults", None)  # they set budgets, which are not facts about a card
+        profile = HardwareConfig.model_validate(fields)
         if profile.cards:
             found.append(profile)
     return tuple(found)
 
 
 def names_card(profile: HardwareConfig, card: str) -> bool:
-    """Whether ``card``, as a driver calls it, is one of the profile's. Drivers before 2022 leave "NVIDIA " out."""
+    """Whether the driver's name ``card`` is one of the profile's. Drivers before 2022 omit "NVIDIA "."""
     return card.removeprefix("NVIDIA ") in {name.removeprefix("NVIDIA ") for name in profile.cards}
 
 
 def profile_of(card: str) -> HardwareConfig | None:
-    """The profile that names this card; None: no profile does."""
+    """The profile that names this card, or None."""
     return next((profile for profile in known_profiles() if names_card(profile, card)), None)
 
 
 def planned_device(hardware: HardwareConfig) -> DeviceFacts:
-    """The device a run is planned for: the profile's where it names cards, whatever is here; else this machine's, with
-    its limits."""
+    """The device a run is planned for: the profile's if it names cards, else this machine's within its limits."""
     if hardware.accelerator == CPU:
         return cpu_facts()
     if hardware.cards:
@@ -72,8 +66,7 @@ def planned_device(hardware: HardwareConfig) -> DeviceFacts:
 
 
 def planned_rates(hardware: HardwareConfig) -> tuple[Peaks, float | None]:
-    """(peaks, GB/s) of ``planned_device``, empty where nothing says them: the profile's, else those of the profile that
-    knows this card."""
+    """(peaks, GB/s) of ``planned_device``: the profile's, else those of the one that names this card, else empty."""
     if hardware.cards or hardware.peak_tflops != Peaks() or hardware.accelerator == CPU:
         return hardware.peak_tflops, hardware.bandwidth_gb_s
     known = profile_of(device_facts().name)

@@ -1,5 +1,5 @@
-"""How fast a device multiplies matrices: which peak a precision is measured against, and the rate of a card that no
-profile knows."""
+"""How fast a device multiplies matrices: the peak that a precision is compared with, and a measurement for cards
+without a profile."""
 
 from __future__ import annotations
 
@@ -16,15 +16,12 @@ if TYPE_CHECKING:
 
 PeakName = Literal["fp32", "tf32", "fp16", "bf16"]
 SECONDS = 0.5  # of the measurement
-_SIDES = {
-    True: 4096,
-    False: 1024,
-}  # of the square matrices, on CUDA and on a CPU: large enough for the full rate of either
+_SIDES = {True: 4096, False: 1024}  # of the square matrices, on CUDA and on a CPU: large enough for their full rate
 
 
 def peak_name(precision: str, tf32: bool) -> PeakName | None:
-    """The peak that training in ``precision`` is a share of; None: no profile has one (float64). tf32: fp32 products
-    may round to it."""
+    """The peak to compare training in ``precision`` with; None: profiles have none (float64). tf32: fp32 products may
+    use it."""
     match precision:
         case "bf16-mixed" | "bf16-true":
             return "bf16"
@@ -36,7 +33,7 @@ def peak_name(precision: str, tf32: bool) -> PeakName | None:
 
 
 def tf32_allowed() -> bool:
-    """Whether torch may round fp32 products to TF32; its own default is not to."""
+    """Whether torch may compute fp32 products in TF32, which is off by default."""
     import torch
 
     return torch.get_float32_matmul_precision() != "highest"
@@ -48,8 +45,8 @@ def peak_of(peaks: Peaks, name: PeakName) -> float | None:
 
 
 def matrix_tflops(device: torch.device, name: PeakName, seconds: float = SECONDS) -> float:
-    """TFLOP/s of the best of a series of square products, which takes ``seconds`` and a warm-up. TF32 is used as torch
-    is set."""
+    """TFLOP/s of the best of a series of square products within ``seconds``, after a warm-up, with torch's TF32
+    setting."""
     import torch
 
     dtype = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
@@ -73,7 +70,7 @@ def matrix_tflops(device: torch.device, name: PeakName, seconds: float = SECONDS
 
 @cache
 def cpu_tflops() -> float:
-    """TFLOP/s of this machine's CPU in products of fp32, measured once: enough for an estimate, whatever else runs."""
+    """TFLOP/s of this machine's CPU in fp32 products, measured once: good enough for an estimate."""
     import torch
 
     return matrix_tflops(torch.device(CPU), "fp32", seconds=0.1)

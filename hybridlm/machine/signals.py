@@ -1,7 +1,7 @@
-"""SIGUSR1, by which a job of SLURM is told that its time is nearly over, from the first moment of the process.
+"""SIGUSR1, with which SLURM warns a job that its time limit is near, handled from the start of the process.
 
-Until training begins there is nothing to save, and the signal would kill: here it ends the run, which asks for another
-turn where that is wanted (``trainer.requeue``). From then on train/stopping.py listens.
+Until training begins there is nothing to save, and the signal's default would kill the process: here it ends the run
+and, if ``trainer.requeue`` is set, requeues the job. From then on train/stopping.py handles it.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALLED = 143  # exit code: what a shell shows for a process that SIGTERM ended
-INTERRUPTED = 130  # one that Ctrl-C ended
+SIGNALLED = 143  # exit code of a process ended by SIGTERM, as a shell reports it
+INTERRUPTED = 130  # by Ctrl-C
 NOTICE: signal.Signals | None = getattr(signal, "SIGUSR1", None)  # Windows has none
-_FIRST = 5.0  # seconds for the first process to ask for another turn
-_early: list[int] = []  # what came before it was known whether the job is to have another turn
+_FIRST = 5.0  # seconds that the first rank has to requeue the job
+_early: list[int] = []  # signals that came before the configuration said whether to requeue
 
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Around a command that trains: a notice is kept for ``heeded``."""
+    """Around a command that trains: keeps a signal for ``heeded``."""
     with _handled(_keep):
         yield
 
 
 @contextmanager
 def heeded(again: bool, first: bool) -> Iterator[None]:
-    """Within it a notice ends the run with code 143, one that has come already at once. again: the job is to be queued
-    again, which the first of its processes asks for."""
+    """Inside it the signal ends the run with code 143, at once if it has come already. again: requeue the job, which
+    its first rank does."""
 
     def end(number: int, frame: FrameType | None) -> None:
         print(f"stopped by {signal.Signals(number).name}, with nothing to save", file=sys.stderr, flush=True)
         if not first:
-            time.sleep(_FIRST)  # srun --kill-on-bad-exit ends all as soon as one has ended
+            time.sleep(_FIRST)  # srun --kill-on-bad-exit kills all ranks as soon as one has ended
         elif again:
             requeue(lambda line: print(line, file=sys.stderr, flush=True))
         raise SystemExit(SIGNALLED)
@@ -52,7 +52,7 @@ def heeded(again: bool, first: bool) -> Iterator[None]:
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Where a handler can be set from here, and nobody but this module has one: a launcher such as submitit may."""
+    """Sets the handler where this thread can and no other code has set one: a launcher such as submitit may have."""
     here = threading.current_thread() is threading.main_thread()
     if NOTICE is None or not here or signal.getsignal(NOTICE) not in (signal.SIG_DFL, _keep):
         yield
@@ -65,11 +65,11 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 
 def requeue(say: Callable[[str], None]) -> None:
-    """Asks SLURM to start this job again, where it runs in one. What goes wrong is said and ends nothing."""
+    """Asks SLURM to requeue this job, if it is one. Failures are reported and otherwise ignored."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
     if not re.fullmatch(r"\d+(_\d+)?", job):
-        say("warning     trainer.requeue: this is no job of SLURM (SLURM_JOB_ID is not set)")
+        say("warning     trainer.requeue: not a SLURM job (SLURM_JOB_ID is not set)")
         return
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)

@@ -1,5 +1,5 @@
-"""The plan of a run: how its step is cut, what that needs, and whether it fits. No data is read and no weight is
-drawn."""
+"""The plan of a run: how its step is split up, how much memory that needs, and whether it fits. Reads no data and
+initialises no weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from hybridlm.machine.device import CPU, CUDA, DeviceFacts
 from hybridlm.machine.limits import usable_bytes
 from hybridlm.machine.profiles import planned_device, planned_rates
 from hybridlm.machine.rates import cpu_tflops, peak_name, peak_of, tf32_allowed
-from hybridlm.memory.choice import Limit, Steps, choose, possible_cuts, roughly
-from hybridlm.memory.inference import Inference, inference_of
-from hybridlm.memory.speed import Rates, tokens_per_second
-from hybridlm.memory.timeline import Cut, Peak, Shares
-from hybridlm.memory.updates import Update, follow_update
+from hybridlm.memory.optimizer import OptimizerMemory, trace_optimizer
+from hybridlm.memory.search import MemoryLimit, StepModel, choose, possible_settings, roughly
+from hybridlm.memory.speed import Inference, Rates, inference_of, tokens_per_second
+from hybridlm.memory.timeline import DeviceShare, Peak, StepSettings
 from hybridlm.memory.vocabulary import Vocabulary, planned_vocabulary
 from hybridlm.memory.workload import Workload
 from hybridlm.model.build import build_model
@@ -26,26 +25,22 @@ if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
     from hybridlm.model.lm import HybridLM
 
-# What an allocator takes beyond the peak, a share and MiB. On CUDA not measured yet. On a CPU glibc keeps freed blocks
-# below 32 MiB (benchmarks/results/plan_memory.md), and oneDNN compiles a kernel for each shape of a product in 16 bits:
-# 0.2 to 0.5 GiB were seen.
+# What an allocator reserves beyond the peak, a share and MiB. On CUDA not measured yet. On a CPU glibc keeps freed
+# blocks below 32 MiB (benchmarks/results/plan_memory.md), and oneDNN compiles a kernel for each shape of a 16-bit
+# product: 0.2 to 0.5 GiB were measured.
 _CUDA_MARGIN, _CPU_MARGIN, _CPU_NARROW_MARGIN = (0.12, 128), (0.25, 64), (0.25, 640)
 _NARROW = ("bf16-mixed", "bf16-true")
-# torch's own default for each handle, of which the forward's thread and the backward's have one
+# torch's default for each handle; the forward's thread and the backward's have one each
 # (aten/src/ATen/cuda/CublasHandlePool.cpp).
 _CUBLAS, _CUBLAS_HOPPER = 8 * 2**20 + 128 * 2**10, 32 * 2**20
-_HOPPER = (9, 0)
-_AMPERE, _OLDER = (
-    (8, 0),
-    (7, 0),
-)  # where the ways part that our operators take on a GPU; plans for cards of one kind share their pieces
+_HOPPER = 9.0  # compute capability
 _HANDLES = 2
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One device's part of a run. Bytes; ``reserved_bytes`` is the peak with its margin; estimates are in tokens per
-    second of all devices."""
+    """The plan of one process. ``reserved_bytes``: the peak with its margin; ``tokens_per_s``: an estimate for all
+    devices together."""
 
     device: str
     devices: int
@@ -70,26 +65,26 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """To be compared with what torch's allocator held at most."""
+        """The most that torch's allocator should hold."""
         return self.peak.bytes
 
     @property
     def parts(self) -> dict[str, int]:
-        """What holds the peak."""
+        """Bytes at the peak by what holds them."""
         return self.peak.parts
 
     @property
     def tokens(self) -> int:
-        """That the whole run trains on."""
+        """Of the whole run."""
         return self.max_steps * self.global_batch * self.seq_len
 
     @property
     def seconds(self) -> float | None:
-        """An estimate of all its steps, validations aside; None: the device's rates are unknown."""
+        """Estimated time of all steps, without validation; None: the device's peaks are unknown."""
         return None if self.tokens_per_s is None else self.tokens / self.tokens_per_s
 
     def applied(self, config: RunConfig) -> RunConfig:
-        """``config`` with what the plan chose in the place of ``auto``."""
+        """``config`` with ``auto`` replaced by the plan's settings."""
         data = config.data.model_copy(update={"batch_size": self.batch_size})
         chosen = {
             "accumulate": self.accumulate,
@@ -100,62 +95,60 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What a plan stands on."""
+class Planner:
+    """The device and the options that a plan chooses from."""
 
     facts: DeviceFacts
     devices: int
     max_steps: int
-    windows: int  # of one device in a step
+    windows: int  # sequences per process and step
     vocabulary: Vocabulary
-    steps: Steps
-    cuts: list[Cut]
-    limit: Limit
+    steps: StepModel
+    options: list[StepSettings]
+    limit: MemoryLimit
 
     @staticmethod
-    def of(config: RunConfig, built: HybridLM | None = None) -> Ground:
-        """For the device that the profile names or, where it names none, for this machine's. built: the model on
-        "meta", used where its vocabulary is the planned one. ConfigError: numbers clash, or a tokenizer's file cannot
-        be read."""
+    def of(config: RunConfig, built: HybridLM | None = None) -> Planner:
+        """For the profile's device or, if it names none, this machine's. built: the model on "meta", used if its
+        vocabulary is the planned one. Raises ConfigError where numbers contradict each other or a tokenizer file
+        cannot be read."""
         facts = planned_device(config.hardware)
         devices, max_steps = planned_processes(config, facts), planned_steps(config, facts)
         windows = global_batch_of(config, facts.kind, devices) // devices
         work, vocabulary = workload_of(config, facts)
-        update, trainer = follow_update(work), config.trainer
+        update, trainer = trace_optimizer(work), config.trainer
         model = built if built is not None and built.config is config.model and built.vocab_size == work.vocab else None
         model = model or build_model(config.model, work.vocab)
-        steps = Steps(work, model, update, _shares(config, facts, update, devices))
+        steps = StepModel(work, model, update, _shares(config, facts, update, devices))
         open_to = (config.data.batch_size, trainer.accumulate, trainer.checkpoint_blocks, trainer.loss_rows)
-        cuts = possible_cuts(windows, len(work.layers), *open_to)
-        return Ground(
-            facts,
-            devices,
-            max_steps,
-            windows,
-            vocabulary,
-            steps,
-            cuts,
-            margin_of(work, _usable(config, facts, devices)),
-        )
+        options = possible_settings(windows, len(work.layers), *open_to)
+        usable = usable_bytes(facts, config.hardware.memory_gb)
+        if usable is not None and facts.kind == CPU:
+            usable //= devices  # the processes share the machine's memory
+        margin, spare = _CPU_NARROW_MARGIN if work.precision in _NARROW else _CPU_MARGIN
+        if work.gpu:
+            margin, spare = _CUDA_MARGIN
+        limit = MemoryLimit(usable, margin, spare * 2**20)
+        return Planner(facts, devices, max_steps, windows, vocabulary, steps, options, limit)
 
     def rough(self, config: RunConfig) -> tuple[int, float | None, float] | None:
-        """Bytes with the margin of the smallest cut; tokens per second and relative time with about the largest
-        micro-batch that fits; None: nothing does."""
-        found = roughly(self.steps, self.cuts, self.limit)
+        """Bytes of the smallest option, with the margin; tokens per second and relative time with about the largest
+        micro-batch that fits. None: no option fits."""
+        found = roughly(self.steps, self.options, self.limit)
         if found is None:
             return None
-        cut, least = found
-        return self.limit.reserved(least), self._speed(config, cut), self.steps.time(cut)
+        step, least = found
+        return self.limit.reserved(least), self._speed(config, step), self.steps.time(step)
 
-    def _speed(self, config: RunConfig, cut: Cut) -> float | None:
+    def _speed(self, config: RunConfig, step: StepSettings) -> float | None:
         """Tokens per second of all devices."""
         work = self.steps.work
-        speed = tokens_per_second(self.steps.model, work, cut, self.steps.update, rates_of(config, work.precision))
+        speed = tokens_per_second(self.steps.model, work, step, self.steps.update, rates_of(config, work.precision))
         return None if speed is None else speed * self.devices
 
     def plan(self, config: RunConfig) -> Plan:
         steps, work = self.steps, self.steps.work
-        cut, peak, fits = choose(steps, self.cuts, self.limit)
+        step, peak, fits = choose(steps, self.options, self.limit)
         return Plan(
             device=self.facts.name,
             devices=self.devices,
@@ -164,10 +157,10 @@ class Ground:
             max_steps=self.max_steps,
             never_reached=never_reached(config, self.max_steps),
             global_batch=self.windows * self.devices,
-            batch_size=cut.batch_size,
-            accumulate=cut.accumulate,
-            checkpoint_blocks=cut.checkpoint_blocks,
-            loss_rows=cut.rows,
+            batch_size=step.batch_size,
+            accumulate=step.accumulate,
+            checkpoint_blocks=step.checkpoint_blocks,
+            loss_rows=step.rows,
             layers=len(work.layers),
             parameters=parameters(steps.model),
             vocabulary=self.vocabulary,
@@ -175,82 +168,56 @@ class Ground:
             reserved_bytes=self.limit.reserved(peak.bytes),
             limit_bytes=self.limit.bytes,
             fits=fits,
-            tokens_per_s=self._speed(config, cut),
+            tokens_per_s=self._speed(config, step),
             compiled=config.trainer.compile,
         )
 
 
 def plan_run(config: RunConfig) -> Plan:
-    """The plan of ``config``; one that does not fit is returned with ``fits`` False. ConfigError as of
-    ``Ground.of``."""
-    return Ground.of(config).plan(config)
+    """The plan of ``config``, with ``fits`` False if nothing fits. Raises as ``Planner.of``."""
+    return Planner.of(config).plan(config)
 
 
 def plan_inference(config: RunConfig, model: HybridLM | None = None) -> Inference:
-    """What the model needs to generate on the planned device, by context. model: on "meta", None: built here."""
+    """What the model needs to generate text on the planned device, by context length. model: on "meta"; None: built
+    here."""
     work, _ = workload_of(config, planned_device(config.hardware))
     return inference_of(work, rates_of(config, work.precision), model or build_model(work.model, work.vocab))
 
 
-def step_peak(config: RunConfig, cut: Cut) -> Peak:
-    """The peak of a step of ``config`` on one device that is cut so."""
-    facts = planned_device(config.hardware)
-    work, _ = workload_of(config, facts)
-    update = follow_update(work)
-    return Steps(work, build_model(config.model, work.vocab), update, _shares(config, facts, update, 1)).peak(cut)
-
-
 def workload_of(config: RunConfig, facts: DeviceFacts) -> tuple[Workload, Vocabulary]:
-    """What one device has to do, and the vocabulary that it is planned with."""
+    """The work of one process, and the vocabulary that it is planned with."""
     vocabulary = planned_vocabulary(config)
-    capability = _capability(facts)
-    card = None if capability is None else _AMPERE if capability >= _AMPERE else _OLDER
     documents = config.data.packing and config.data.isolate
     work = Workload(
-        config.model, config.optim, vocabulary.ids, config.data.seq_len, precision_of(config, facts), card, documents
+        config.model,
+        config.optim,
+        vocabulary.ids,
+        config.data.seq_len,
+        precision_of(config, facts),
+        facts.kind == CUDA,
+        documents,
     )
     return work, vocabulary
 
 
-def _capability(facts: DeviceFacts) -> tuple[int, int] | None:
-    if facts.kind != CUDA:
-        return None
-    major, _, minor = (facts.capability or "8.0").partition(".")
-    return int(major), int(minor)
-
-
-def _shares(config: RunConfig, facts: DeviceFacts, update: Update, devices: int) -> Shares:
-    """DDP keeps a second copy of the gradients in its buckets. FSDP2 cuts everything over the devices and gathers the
-    embedding, norm and head for the whole step and two layers at a time, with their gradients."""
-    capability = _capability(facts)
-    handles = 0 if capability is None else _HANDLES * (_CUBLAS_HOPPER if capability >= _HOPPER else _CUBLAS)
+def _shares(config: RunConfig, facts: DeviceFacts, update: OptimizerMemory, devices: int) -> DeviceShare:
+    """DDP keeps a second copy of the gradients in its buckets. FSDP2 shards everything and gathers embedding,
+    norm and head for the whole step and two layers at a time, with their gradients."""
+    libraries = 0
+    if facts.kind == CUDA:
+        libraries = _HANDLES * (_CUBLAS_HOPPER if float(facts.capability or 0) >= _HOPPER else _CUBLAS)
     sharded = config.trainer.strategy == "fsdp2" and devices > 1
     exchange = 0
     if sharded:
         exchange = update.outside + 4 * update.largest_block
     elif devices > 1:
         exchange = update.gradients
-    return Shares(devices if sharded else 1, exchange, handles, averaged=config.callbacks.ema.decay is not None)
-
-
-def margin_of(work: Workload, usable: int | None = None) -> Limit:
-    """What the allocator of a device takes besides the peak, with ``usable`` bytes in all."""
-    share, spare = _CPU_NARROW_MARGIN if work.precision in _NARROW else _CPU_MARGIN
-    if work.card is not None:
-        share, spare = _CUDA_MARGIN
-    return Limit(usable, share, spare * 2**20)
-
-
-def _usable(config: RunConfig, facts: DeviceFacts, devices: int) -> int | None:
-    usable = usable_bytes(facts, config.hardware.memory_gb)
-    return (
-        usable if usable is None or facts.kind == CUDA else usable // devices
-    )  # a machine's processes share its memory
+    return DeviceShare(devices if sharded else 1, exchange, libraries, averaged=config.callbacks.ema.decay is not None)
 
 
 def rates_of(config: RunConfig, precision: str) -> Rates:
-    """Of the planned device in this precision: a profile's, or, of this machine's CPU, which no profile knows, a
-    measured one."""
+    """Peaks of the planned device in this precision: the profile's or, for this machine's CPU, measured."""
     peaks, bandwidth = planned_rates(config.hardware)
     name = peak_name(precision, tf32_allowed())
     peak = None if name is None else peak_of(peaks, name)

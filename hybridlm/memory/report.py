@@ -1,5 +1,4 @@
-"""A plan as text: a few lines at the start of a run, the whole table in plan.txt, JSON, and the refusal of what does
-not fit."""
+"""A plan as text: a summary for the start of a run, plan.txt, JSON, and the error if nothing fits."""
 
 from __future__ import annotations
 
@@ -9,8 +8,8 @@ from dataclasses import asdict
 from importlib.util import find_spec
 
 from hybridlm.config.duration import roughly
-from hybridlm.memory.inference import Inference
 from hybridlm.memory.plan import Plan
+from hybridlm.memory.speed import Inference
 from hybridlm.memory.suggest import Suggestion
 from hybridlm.memory.timeline import WORKSPACE
 from hybridlm.model.count import byte_text, count_text
@@ -19,19 +18,19 @@ _ESTIMATE = "estimated from peaks"
 
 
 def summary_lines(plan: Plan) -> list[str]:
-    """What a run says of its plan at its start."""
+    """The lines that a run logs at its start."""
     limit = "" if plan.limit_bytes is None else f" of {byte_text(plan.limit_bytes)}"
     largest = sorted(plan.parts.items(), key=lambda part: -part[1])[:3]
     return [
-        f"{plan.batch_size} x {plan.accumulate} x {plan.devices} windows of {plan.seq_len}, {_checkpointing(plan)}",
-        f"planned {byte_text(plan.reserved_bytes)}{limit}; {byte_text(plan.peak_bytes)} without the margin, most of it "
+        f"{plan.batch_size} x {plan.accumulate} x {plan.devices} sequences of {plan.seq_len}, {_checkpointing(plan)}",
+        f"planned {byte_text(plan.reserved_bytes)}{limit}; {byte_text(plan.peak_bytes)} without the margin, mostly "
         + ", ".join(f"{name.replace(', ', ' of ')} {byte_text(size)}" for name, size in largest),
     ]
 
 
 def full_text(plan: Plan, inference: Inference) -> str:
-    """What plan.txt holds and ``hybridlm plan`` prints."""
-    at_most = " at most: a small corpus gives a trained tokenizer fewer" if plan.vocabulary.bound else ""
+    """The text of plan.txt and ``hybridlm plan``."""
+    at_most = " at most (a tokenizer trained on a small corpus has fewer)" if plan.vocabulary.bound else ""
     limit = "unknown" if plan.limit_bytes is None else byte_text(plan.limit_bytes)
     lines = [
         f"device      {plan.device}, {plan.devices} process(es), precision {plan.precision}",
@@ -40,10 +39,10 @@ def full_text(plan: Plan, inference: Inference) -> str:
             f" ids{at_most}"
         ),
         (
-            f"step        {plan.global_batch} windows of {plan.seq_len} tokens = micro-batch {plan.batch_size} x"
+            f"step        {plan.global_batch} sequences of {plan.seq_len} tokens = micro-batch {plan.batch_size} x"
             f" accumulation {plan.accumulate} x devices {plan.devices}"
         ),
-        f"            {_checkpointing(plan)}; {plan.loss_rows} rows of logits at once",
+        f"            {_checkpointing(plan)}; loss in chunks of {plan.loss_rows} rows of logits",
         "",
         *_columns([("held at the peak", "bytes"), *[(name, byte_text(size)) for name, size in _ordered(plan)]]),
         *_columns(
@@ -51,7 +50,7 @@ def full_text(plan: Plan, inference: Inference) -> str:
                 (f"peak ({plan.peak.moment})", byte_text(plan.peak_bytes)),
                 ("fragmentation (margin)", byte_text(plan.reserved_bytes - plan.peak_bytes)),
                 ("peak with the margin", byte_text(plan.reserved_bytes)),
-                ("there is", limit),
+                ("available", limit),
                 ("fits", "yes" if plan.fits else "no"),
             ]
         ),
@@ -60,20 +59,20 @@ def full_text(plan: Plan, inference: Inference) -> str:
     if plan.never_reached is not None:
         lines.append(f"            {plan.never_reached}")
     if plan.compiled:
-        lines += ["", "trainer.compile: planned as if nothing were compiled"]
+        lines += ["", "trainer.compile: planned without compilation"]
     return "\n".join([*lines, "", *_inference_lines(inference)]) + "\n"
 
 
 def training_text(plan: Plan) -> str:
-    """The length of the run, and what it takes as far as that can be estimated."""
+    """The length of the run and, if the device's peaks are known, its estimated time."""
     length = f"{plan.max_steps:,} steps, {count_text(plan.tokens)} tokens"
     if plan.tokens_per_s is None or plan.seconds is None:
-        return f"{length}; no profile says how fast this device is in {plan.precision}"
+        return f"{length}; no estimate of its time: no profile has this device's peak in {plan.precision}"
     return f"{length}: about {roughly(plan.seconds)} at {plan.tokens_per_s:,.0f} tokens/s ({_ESTIMATE}, not measured)"
 
 
 def json_text(plan: Plan, inference: Inference, found: Sequence[Suggestion]) -> str:
-    """One object, numbers in bytes and tokens per second."""
+    """One JSON object, with bytes and tokens per second."""
     fields = asdict(plan) | {"peak_bytes": plan.peak_bytes, "parts": plan.parts, "moment": plan.peak.moment}
     fields |= {"tokens": plan.tokens, "seconds": plan.seconds}
     del fields["peak"]
@@ -90,33 +89,29 @@ def json_text(plan: Plan, inference: Inference, found: Sequence[Suggestion]) -> 
 
 
 def refusal(plan: Plan, found: Sequence[Suggestion]) -> list[str]:
-    """One line of what is needed and there, and one for each change that fits."""
+    """A line with what is needed and available, and one for each change that fits."""
     assert plan.limit_bytes is not None
     needs = (
-        f"this run needs {byte_text(plan.reserved_bytes)} of memory and {plan.device} has {byte_text(plan.limit_bytes)}"
-        f" for it, at data.batch_size={plan.batch_size} trainer.checkpoint_blocks={plan.checkpoint_blocks} (hybridlm"
-        " plan shows by what)"
+        f"this run needs {byte_text(plan.reserved_bytes)} of memory, and {plan.device} has"
+        f" {byte_text(plan.limit_bytes)}, at data.batch_size={plan.batch_size}"
+        f" trainer.checkpoint_blocks={plan.checkpoint_blocks} (hybridlm plan shows what needs it)"
     )
     if not found:
-        return [
-            f"{needs}; no single change or pair of changes that was tried fits: take a smaller model or a larger device"
-        ]
+        return [f"{needs}; no change that was tried makes it fit: use a smaller model or a larger device"]
     return [needs, *[f"fits with {' '.join(item.change.overrides)}: {_outcome(item)}" for item in found]]
 
 
 def _outcome(item: Suggestion) -> str:
     speed = "" if item.tokens_per_s is None else f", about {item.tokens_per_s:,.0f} tokens/s ({_ESTIMATE})"
     missing = "optim=adamw8bit" in item.change.overrides and find_spec("bitsandbytes") is None
-    return (
-        f"{byte_text(item.reserved_bytes)} at the least{speed}{'; needs pip install bitsandbytes' if missing else ''}"
-    )
+    return f"at least {byte_text(item.reserved_bytes)}{speed}{'; needs pip install bitsandbytes' if missing else ''}"
 
 
 def _checkpointing(plan: Plan) -> str:
     every = plan.checkpoint_blocks
-    return {0: "no layer computed again", 1: "every layer computed again"}.get(
-        every, f"one layer in {every} computed again"
-    )
+    if not every:
+        return "no activation checkpointing"
+    return f"activation checkpointing of {'every layer' if every == 1 else f'1 layer in {every}'}"
 
 
 def _ordered(plan: Plan) -> list[tuple[str, int]]:
@@ -125,7 +120,7 @@ def _ordered(plan: Plan) -> list[tuple[str, int]]:
 
 
 def _inference_lines(inference: Inference) -> list[str]:
-    rows = [("generating, one sequence", "cache", "all attention", "ratio", "prefill", "decode")]
+    rows: list[tuple[str, ...]] = [("generating, one sequence", "cache", "all attention", "ratio", "prefill", "decode")]
     for context in inference.contexts:
         ratio = context.cache / context.attention if context.attention else 0.0
         speeds = ("" if speed is None else f"{speed:,.0f}" for speed in (context.prefill, context.decode))
@@ -141,16 +136,13 @@ def _inference_lines(inference: Inference) -> list[str]:
     known = any(context.prefill is not None for context in inference.contexts)
     weights = f"weights     {byte_text(inference.weights)} in {inference.dtype}"
     weights += (
-        f"; tokens/s are {_ESTIMATE}, not measured"
-        if known
-        else "; no tokens/s, since no profile says this device's peaks"
+        f"; tokens/s are {_ESTIMATE}, not measured" if known else "; no tokens/s: no profile has this device's peaks"
     )
     return [weights, "", *_columns(rows)]
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """The first column to the left, the others to the right; not narrower than those of other tables, so that they
-    stand in line."""
+    """The first column aligned left, the others right, with minimum widths so that the tables line up."""
     least = (28, *[10] * (len(rows[0]) - 1))
     widths = [max(width, *(len(row[i]) for row in rows)) for i, width in enumerate(least)]
     lines = []

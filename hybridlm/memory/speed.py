@@ -1,9 +1,9 @@
-"""Estimates of time, from FLOPs, a device's peaks and a simple model. They rank choices; no measurement stands behind
-them.
+"""Estimates of training and generation speed from FLOPs, a device's peaks and a simple model: to rank options, not
+measured.
 
-A step takes ``FLOPs / (peak x _SHARE)``, more by what is computed again, and more by ``1 + _SMALL / tokens`` for
-micro-batches of few tokens, which fill a device badly. The optimizer reads and writes weights, gradients and state
-once, at the memory's bandwidth.
+A step takes ``FLOPs / (peak x _SHARE)``, plus the recomputation of checkpointed layers, times ``1 + _SMALL / tokens``
+because small micro-batches underuse a device. The optimizer reads and writes weights, gradients and state once, at the
+memory's bandwidth.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-from hybridlm.memory.timeline import Cut
-from hybridlm.memory.updates import Update
+import torch
+
+from hybridlm.memory.optimizer import OptimizerMemory
+from hybridlm.memory.timeline import StepSettings
 from hybridlm.memory.workload import Workload
 from hybridlm.model.block import Block
-from hybridlm.model.count import flops_per_token
+from hybridlm.model.build import build_block
+from hybridlm.model.count import flops_per_token, parameters, state_bytes
 from hybridlm.model.lm import HybridLM
 from hybridlm.ops.cross_entropy import ROWS
 
+CONTEXTS = (1024, 4096, 16384, 65536)
+ALL_ATTENTION = "T"
 _SHARE = 0.4  # of the peak that training and prefill reach
 _SMALL = 1024  # tokens of a micro-batch that take twice the time of their arithmetic
 _FEWER_ROWS = 1.02  # smaller products in the loss
@@ -32,17 +37,17 @@ class Rates:
     bandwidth: float | None
 
 
-def relative_time(model: HybridLM, work: Workload, cut: Cut) -> float:
-    """Of a step cut so, where 1 is a step of one endless micro-batch in which nothing is computed again."""
-    tokens = cut.batch_size * work.seq_len
-    return (1 + again(model, work, cut)) * (1 + _SMALL / tokens) * (1.0 if cut.rows >= ROWS else _FEWER_ROWS)
+def relative_time(model: HybridLM, work: Workload, step: StepSettings) -> float:
+    """Relative to a step of one infinitely large micro-batch without activation checkpointing."""
+    tokens = step.batch_size * work.seq_len
+    return (1 + recomputed(model, work, step)) * (1 + _SMALL / tokens) * (1.0 if step.rows >= ROWS else _FEWER_ROWS)
 
 
-def again(model: HybridLM, work: Workload, cut: Cut) -> float:
-    """FLOPs of layers computed again, as a share of the step's others."""
-    if not cut.checkpoint_blocks:
+def recomputed(model: HybridLM, work: Workload, step: StepSettings) -> float:
+    """FLOPs of recomputing checkpointed layers, as a share of the step's other FLOPs."""
+    if not step.checkpoint_blocks:
         return 0.0
-    blocks = [cast(Block, block) for block in list(model.blocks)[:: cut.checkpoint_blocks]]
+    blocks = [cast(Block, block) for block in list(model.blocks)[:: step.checkpoint_blocks]]
     forward = sum(
         block.mixer.flops(work.seq_len, "prefill") + (block.ffn.flops("prefill") if block.ffn is not None else 0.0)
         for block in blocks
@@ -50,15 +55,17 @@ def again(model: HybridLM, work: Workload, cut: Cut) -> float:
     return forward / flops_per_token(model, work.seq_len, "train")
 
 
-def tokens_per_second(model: HybridLM, work: Workload, cut: Cut, update: Update, rates: Rates) -> float | None:
-    """Of one device in training; None: its peak is unknown."""
+def tokens_per_second(
+    model: HybridLM, work: Workload, step: StepSettings, update: OptimizerMemory, rates: Rates
+) -> float | None:
+    """Training throughput of one device; None: its peak is unknown."""
     if rates.flops is None:
         return None
-    tokens = cut.batch_size * cut.accumulate * work.seq_len
+    tokens = step.batch_size * step.accumulate * work.seq_len
     seconds = (
         tokens
         * flops_per_token(model, work.seq_len, "train")
-        * relative_time(model, work, cut)
+        * relative_time(model, work, step)
         / (rates.flops * _SHARE)
     )
     if rates.bandwidth is not None:
@@ -71,8 +78,44 @@ def prefill_tokens_per_second(model: HybridLM, context: int, rates: Rates) -> fl
 
 
 def decode_tokens_per_second(model: HybridLM, context: int, cache: int, width: int, rates: Rates) -> float | None:
-    """One sequence: each token reads the weights that it meets (``width`` bytes each) and ``cache`` bytes."""
+    """One sequence: every token reads its active weights (``width`` bytes each) and ``cache`` bytes."""
     if rates.bandwidth is None:
         return None
-    met = flops_per_token(model, 1, "decode") / 2
-    return rates.bandwidth / (met * width + cache)
+    active = flops_per_token(model, 1, "decode") / 2
+    return rates.bandwidth / (active * width + cache)
+
+
+@dataclass(frozen=True)
+class Context:
+    """One sequence with a context of ``tokens``. cache: bytes; attention: bytes of the cache if every layer were
+    attention; prefill, decode: estimated tokens per second, None: the device's peaks are unknown."""
+
+    tokens: int
+    cache: int
+    attention: int
+    prefill: float | None
+    decode: float | None
+
+
+@dataclass(frozen=True)
+class Inference:
+    """weights: bytes, in ``dtype``."""
+
+    dtype: str
+    weights: int
+    contexts: tuple[Context, ...]
+
+
+def inference_of(work: Workload, rates: Rates, model: HybridLM) -> Inference:
+    """In 16 bits on a GPU (bfloat16 and float16 take the same), in float32 on a CPU."""
+    dtype = torch.bfloat16 if work.gpu else torch.float32
+    (attention,) = work.model.model_copy(update={"pattern": ALL_ATTENTION, "n_layers": 1}).layers
+    with torch.device("meta"):
+        other = build_block(attention, work.model).mixer
+    contexts = []
+    for tokens in CONTEXTS:
+        cache = state_bytes(model, tokens, 1, dtype)
+        prefill = prefill_tokens_per_second(model, tokens, rates)
+        decode = decode_tokens_per_second(model, tokens, cache, dtype.itemsize, rates)
+        contexts.append(Context(tokens, cache, len(work.layers) * other.state_bytes(tokens, 1, dtype), prefill, decode))
+    return Inference(str(dtype).removeprefix("torch."), parameters(model) * dtype.itemsize, tuple(contexts))

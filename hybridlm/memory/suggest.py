@@ -1,8 +1,9 @@
-"""What would make a run fit that does not: changes to paste, those that keep most tokens per second first."""
+"""Changes that make a run fit, to be pasted into its command line, the fastest first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,34 +16,31 @@ from hybridlm.config.load import load_config
 from hybridlm.errors import UserError
 from hybridlm.machine.device import CPU
 from hybridlm.machine.profiles import planned_device
-from hybridlm.memory.plan import Ground, Plan, workload_of
-from hybridlm.memory.updates import standing_bytes
+from hybridlm.memory.optimizer import minimum_bytes
+from hybridlm.memory.plan import Plan, Planner, workload_of
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
 
 WANTED = 3
-_SHORTEST, _FEWEST_IDS, _SMALLEST = (
-    128,
-    4096,
-    3,
-)  # windows, vocabularies that are worth a run; sizes tried below the present one
-_PAIRS = 8  # tried at most
+_SHORTEST, _FEWEST_IDS = 128, 4096  # sequences and vocabularies that are worth training with
+_SMALLEST, _PAIRS = 3, 8  # sizes below the present one, and pairs of changes, to try
 
 
 @dataclass(frozen=True)
 class Change:
-    """overrides: as they stand on a command line; config: with them."""
+    """overrides: of the command line; config: with them; values: theirs, nested."""
 
     overrides: tuple[str, ...]
     config: RunConfig
-    same_model: bool  # trains the same model on the same windows
+    same_model: bool  # and the same sequence length
+    values: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A change with which the run fits. reserved_bytes: of its smallest cut, with the margin; tokens_per_s: estimated,
-    None: unknown; relative_time: of a step."""
+    """A change with which the run fits. reserved_bytes: at least, with the margin; tokens_per_s: estimated, None:
+    unknown; relative_time: of a step."""
 
     change: Change
     reserved_bytes: int
@@ -51,8 +49,8 @@ class Suggestion:
 
 
 def suggestions(config: RunConfig, plan: Plan) -> list[Suggestion]:
-    """Up to three changes that fit. Those that leave the model and its windows as they are stand first, most estimated
-    tokens per second at the top; the others cost none, so that the smallest change of what is trained is at their top.
+    """Up to three changes that fit: those that keep the model and its sequence length by estimated tokens per second,
+    then the others from the smallest change on.
 
     Changes are tried one by one, in the order of ``_singles``, then in pairs, until three fit.
     """
@@ -67,30 +65,30 @@ def suggestions(config: RunConfig, plan: Plan) -> list[Suggestion]:
 
 
 def _fitting(changes: list[Change], enough: int, plan: Plan) -> list[Suggestion]:
-    """Following a step takes some tenths of a second: changes whose weights alone do not fit are left out before."""
+    """Tracing a step takes some tenths of a second: changes whose weights alone do not fit are skipped."""
     found: list[Suggestion] = []
     for change in changes:
         if len(found) == enough:
             break
         if plan.devices == 1 and plan.limit_bytes is not None and _standing(change.config) > plan.limit_bytes:
             continue
-        if (rough := Ground.of(change.config).rough(change.config)) is not None:
+        if (rough := Planner.of(change.config).rough(change.config)) is not None:
             found.append(Suggestion(change, *rough))
     return found
 
 
 def _standing(config: RunConfig) -> int:
-    return standing_bytes(workload_of(config, planned_device(config.hardware))[0])
+    return minimum_bytes(workload_of(config, planned_device(config.hardware))[0])
 
 
 def _singles(config: RunConfig, plan: Plan) -> Iterator[Change]:
-    """Changes of one thing, those that keep the model first."""
+    """Single changes, those that keep the model first."""
     freed = _freed(config)
     if freed:
         yield from _change(config, freed, same_model=True)
     if plan.device != CPU and config.optim.name != "adamw8bit":
         yield from _group(config, "optim", "adamw8bit", same_model=True)
-    for name in ("adamw", "lion"):  # Muon holds a second copy of all its matrices while they move
+    for name in ("adamw", "lion"):  # Muon copies all its matrices during an update
         if config.optim.name == "muon":
             yield from _group(config, "optim", name, same_model=True)
     if plan.precision in ("32-true", "64-true") and plan.device != CPU:
@@ -133,7 +131,7 @@ def _sizes(config: RunConfig) -> Iterator[Change]:
 
 
 def _option(path: Path) -> dict[str, Any]:
-    """A file of a group, its numbers read as Hydra reads them (3e-3 is one)."""
+    """A file of a config group, with numbers read as Hydra does (3e-3 is one)."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
 
 
@@ -145,7 +143,7 @@ def _group(config: RunConfig, group: str, option: str, *, same_model: bool) -> I
 
 
 def _change(config: RunConfig, fields: Mapping[str, object], *, same_model: bool) -> Iterator[Change]:
-    """Fields by their dotted names."""
+    """Fields by dotted name."""
     parts: dict[str, Any] = {}
     for name, value in fields.items():
         *sections, last = name.split(".")
@@ -158,11 +156,11 @@ def _change(config: RunConfig, fields: Mapping[str, object], *, same_model: bool
 
 
 def _loaded(config: RunConfig, parts: Mapping[str, Any], words: tuple[str, ...], same_model: bool) -> Iterator[Change]:
-    """The change, unless it clashes with something else in the configuration."""
+    """The change, unless the configuration becomes invalid."""
     tree = config.model_dump()
     _merge(tree, parts)
     try:
-        yield Change(words, load_config(tree), same_model)
+        yield Change(words, load_config(tree), same_model, dict(parts))
     except UserError:
         return
 
@@ -178,30 +176,13 @@ def _merge(tree: dict[str, Any], parts: Mapping[str, Any]) -> None:
 
 
 def _pairs(config: RunConfig, tried: list[Change]) -> list[Change]:
-    """Two changes at once that are of different fields, both over ``config``."""
-    found = []
+    """Two changes of different fields at once."""
+    found: list[Change] = []
     for first, second in combinations(tried, 2):
         if {word.partition("=")[0] for word in first.overrides} & {word.partition("=")[0] for word in second.overrides}:
             continue
-        tree = config.model_dump()
-        for change in (first, second):
-            _merge(tree, _difference(config.model_dump(), change.config.model_dump()))
-        try:
-            merged = load_config(tree)
-        except UserError:
-            continue
-        found.append(Change((*first.overrides, *second.overrides), merged, first.same_model and second.same_model))
-    return found
-
-
-def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of ``after`` that ``before`` has otherwise."""
-    found: dict[str, Any] = {}
-    for name, value in after.items():
-        old = before.get(name)
-        if isinstance(value, Mapping) and isinstance(old, Mapping):
-            if inner := _difference(old, value):
-                found[name] = inner
-        elif value != old:
-            found[name] = value
+        both = deepcopy(first.values)
+        _merge(both, second.values)
+        words, same = (*first.overrides, *second.overrides), first.same_model and second.same_model
+        found += _loaded(config, both, words, same)
     return found

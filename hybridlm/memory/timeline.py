@@ -1,4 +1,4 @@
-"""The pieces of a step put together: how much memory is held at each border, and where the most is."""
+"""Composes the memory of a whole step from its traced parts, and finds the peak."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections import Counter
 from dataclasses import dataclass
 
 from hybridlm.config.layers import LayerSpec
-from hybridlm.memory.segments import Both, Pieces, Segment
-from hybridlm.memory.updates import Update
+from hybridlm.memory.microbatch import ForwardBackward, MicrobatchMemory, Usage
+from hybridlm.memory.optimizer import OptimizerMemory
 
 WEIGHTS, GRADIENTS, OPTIMIZER, AVERAGE, BATCH = "weights", "gradients", "optimizer", "running average", "micro-batches"
 EXCHANGE, LIBRARIES, LOSS, WORKSPACE, ACTIVATIONS = "exchange", "cuBLAS", "loss", "workspace", "activations, "
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How a step is cut. checkpoint_blocks: one layer in so many is computed again, 0: none; rows: of logits at once in
-    the loss."""
+class StepSettings:
+    """How a step is split up. checkpoint_blocks: every so-many-th layer uses activation checkpointing, 0: none; rows:
+    of logits that the loss computes at once."""
 
     batch_size: int
     accumulate: int
@@ -25,9 +25,10 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Shares:
-    """What devices do to the bytes of one. sharded: weights, gradients and state are cut over so many; exchange:
-    buffers of DDP or FSDP2; libraries: of cuBLAS; averaged: a running average is kept."""
+class DeviceShare:
+    """How one device's memory differs from a single-device run. sharded: over how many devices weights, gradients and
+    optimizer state are sharded; exchange: bytes of DDP's or FSDP2's buffers; libraries: bytes of cuBLAS; averaged: a
+    running average is kept."""
 
     sharded: int
     exchange: int
@@ -37,21 +38,21 @@ class Shares:
 
 @dataclass(frozen=True)
 class Peak:
-    """The most bytes of a step and what holds them then, in the order of the constants above."""
+    """The most bytes of a step, and by what they are held then, in the order of the constants above."""
 
     bytes: int
     parts: dict[str, int]
     moment: str
 
 
-class _Course:
-    """Memory as the step goes on, by what holds it."""
+class _Timeline:
+    """Memory over the course of a step, by what holds it."""
 
     def __init__(self, held: dict[str, int]) -> None:
         self.held = Counter(held)
         self.best = Peak(0, {}, "")
 
-    def through(self, piece: Segment, moment: str) -> None:
+    def through(self, piece: Usage, moment: str) -> None:
         self.at(piece.peak, moment)
 
     def at(self, above: int, moment: str) -> None:
@@ -62,28 +63,31 @@ class _Course:
 
 
 def compose(
-    layers: tuple[LayerSpec, ...], pieces: tuple[Pieces, Pieces], update: Update, cut: Cut, shares: Shares
+    layers: tuple[LayerSpec, ...],
+    pieces: tuple[MicrobatchMemory, MicrobatchMemory],
+    update: OptimizerMemory,
+    step: StepSettings,
+    shares: DeviceShare,
 ) -> Peak:
-    """The peak of a step in a run that is under way: the gradients of the step before are there until the first
-    backward.
+    """The peak of a step after the first: the previous step's gradients are held until the first backward.
 
-    pieces: of plain layers and of checkpointed ones, both with ``cut``'s micro-batch and rows.
+    pieces: without and with activation checkpointing, both with ``step``'s micro-batch and rows.
     """
     plain, again = pieces
-    over, every = shares.sharded, cut.checkpoint_blocks
-    chosen: list[tuple[str, Both]] = []
+    over, every = shares.sharded, step.checkpoint_blocks
+    chosen: list[tuple[str, ForwardBackward]] = []
     seen: set[LayerSpec] = set()
     for i, spec in enumerate(layers):
         source = again if every and i % every == 0 else plain
         chosen.append((ACTIVATIONS + spec.kind, source.blocks[spec][spec in seen]))
         seen.add(spec)
-    course = _Course(
+    course = _Timeline(
         {
             WEIGHTS: update.weights // over,
             GRADIENTS: update.gradients // over,
             OPTIMIZER: update.state // over,
             AVERAGE: update.average if shares.averaged else 0,
-            BATCH: plain.batch * cut.accumulate,
+            BATCH: plain.batch * step.accumulate,
             EXCHANGE: shares.exchange,
             LIBRARIES: shares.libraries,
         }
@@ -92,7 +96,7 @@ def compose(
     for name, piece in every_piece:
         course.through(piece.forward, f"forward, {name.removeprefix(ACTIVATIONS)}")
         course.held[name] += piece.forward.net
-    fresh = cut.accumulate == 1
+    fresh = step.accumulate == 1
     if fresh:
         course.held[GRADIENTS] = 0
     for name, piece in reversed(every_piece):

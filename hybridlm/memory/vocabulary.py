@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class Vocabulary(NamedTuple):
-    """ids: of the model, padding aside; bound: a small corpus may give a trained tokenizer fewer than that."""
+    """ids: the model's, without padding; bound: they are an upper bound: a small corpus may give fewer."""
 
     ids: int
     bound: bool
 
 
 def planned_vocabulary(config: RunConfig) -> Vocabulary:
-    """Of the tokenizer that the run will have, or what ``model.vocab_size`` says. ConfigError: a file of it cannot be
+    """The size of the run's tokenizer, or ``model.vocab_size``. Raises ConfigError where a tokenizer file cannot be
     used."""
     settings = config.data.tokenizer
     if config.model.vocab_size is not None:

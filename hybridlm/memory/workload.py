@@ -1,4 +1,4 @@
-"""What the memory of a training step hangs on, apart from the micro-batch."""
+"""What the memory of a training step depends on, apart from the step's settings."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 @dataclass(frozen=True)
 class Workload:
-    """One device's work. precision: none of ``auto``; card: compute capability of the GPU, None: a CPU; documents:
-    packed ones are told apart; vocab: ids of the model."""
+    """One process's work. vocab: the model's ids; precision: never ``auto``; gpu: rather than a CPU; documents: are
+    packed and isolated."""
 
     model: ModelConfig
     optim: OptimConfig
     vocab: int
     seq_len: int
     precision: str
-    card: tuple[int, int] | None
+    gpu: bool
     documents: bool
 
     def __hash__(self) -> int:
@@ -38,9 +38,7 @@ class Workload:
         return self.model.layers
 
     def built(self, layers: tuple[LayerSpec, ...]) -> HybridLM:
-        """A model of these layers with the dtypes that its parameters have in training, on the CPU: inside a fake mode,
-        so without contents. A CPU's tensors stand for those of a GPU, which torch cannot fake where it was built
-        without CUDA."""
+        """A model of these layers with its parameters' training dtypes, to be built inside a ``tracked`` block."""
         init = Init(std=None, residual=self.model.init.residual, n_layers=len(layers))
         model = HybridLM(self.model, [build_block(spec, self.model) for spec in layers], self.vocab, init)
         if self.precision == "bf16-true":
@@ -51,7 +49,7 @@ class Workload:
         return model
 
     def autocast(self, model: HybridLM) -> AbstractContextManager[object]:
-        """What Lightning wraps a training step in: without autocast's cache of rounded weights."""
+        """The context that Lightning runs a training step in: autocast without its cache of rounded weights."""
         dtype = _AUTOCAST.get(self.precision)
         if dtype is None:
             return nullcontext()

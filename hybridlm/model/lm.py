@@ -19,9 +19,9 @@ from hybridlm.model.block import Block
 from hybridlm.model.cache import ModelCache
 from hybridlm.model.columns import padding_first, sequence_info
 from hybridlm.ops.cross_entropy import IGNORE, ROWS, cap_logits, linear_cross_entropy, linear_token_losses
+from hybridlm.ops.dispatch import autocast_on
 from hybridlm.ops.kernels.choice import ALL_TORCH
 from hybridlm.ops.linear import linear
-from hybridlm.ops.modes import autocast_on
 from hybridlm.ops.norm import as_dtype, at_least_fp32, rms_norm
 
 if TYPE_CHECKING:

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridlm.ops.modes import gpu
-
 
 def causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
     """Boolean (queries, keys) mask, True where attention is allowed; the last query sits on the last key.
@@ -61,4 +59,4 @@ def _per_head(x: Tensor, group: int) -> Tensor:
     """(B, H_kv, S, P) as it is on a CPU, whose kernels share heads by themselves; elsewhere repeated to (B, H, S, P),
     because a shared head there would rule out the memory-efficient kernel, the only fast one that takes a mask or
     float32."""
-    return x if group == 1 or gpu(x) is None else x.repeat_interleave(group, dim=1)
+    return x if group == 1 or not x.is_cuda else x.repeat_interleave(group, dim=1)

@@ -3,8 +3,8 @@
 On a CPU torch's own depthwise convolutions take 3.3 (conv1d) to 3.7 times (conv2d) as long as K shifted multiply-adds
 over (B, T, C) (benchmarks/results/conv.md), so it is written as those, with its backward by hand.
 
-Where documents are told apart, only the first K - 1 tokens of each have taps that must not count. These few are
-computed again by themselves, tap by tap, instead of masking every tap of all tokens.
+With packed documents only the first K - 1 tokens of each have taps outside their document. These few are recomputed
+tap by tap, instead of masking every tap of all tokens.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hybridlm.ops.dispatch import called, new_like
 from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
 from hybridlm.ops.kernels.rules import conv_refusal
-from hybridlm.ops.modes import called
 from hybridlm.ops.norm import as_dtype
 from hybridlm.ops.padding import after_padding
 
 
 def _taps(weight: Tensor) -> Tensor:
-    """(C, 1, K) to contiguous (K, C): a strided tap would make every multiply-add slower."""
+    """(C, 1, K) to contiguous (K, C): strided taps would slow every multiply-add."""
     return weight[:, 0].t().contiguous()
 
 
 class _Young(NamedTuple):
-    """The n tokens that stand less than K - 1 tokens behind the beginning of their document."""
+    """The n tokens less than K - 1 tokens after the beginning of their document."""
 
     row: Tensor  # (n,)
     time: Tensor  # (n,)
@@ -35,13 +35,11 @@ class _Young(NamedTuple):
 
     @staticmethod
     def find(positions: Tensor, width: int) -> _Young:
-        row, time = (
-            (positions < width - 1).nonzero().unbind(1)
-        )  # as_tuple=True is another operator, which a memory plan cannot follow
+        row, time = (positions < width - 1).nonzero().unbind(1)
         return _Young(row, time, positions[row, time].unsqueeze(1))
 
     def inputs(self, x: Tensor, before: Tensor | None, lag: int) -> Tensor:
-        """(n, C) what stands ``lag`` tokens back; zero where that is in another document or nowhere."""
+        """(n, C): the inputs ``lag`` tokens earlier; zero outside the document."""
         source = x[self.row, (self.time - lag).clamp_min(0)]
         if before is not None and before.shape[1]:
             earlier = before[self.row, (before.shape[1] + self.time - lag).clamp(0, before.shape[1] - 1)]
@@ -54,8 +52,8 @@ class _Young(NamedTuple):
 def _causal_conv(
     x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None, positions: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """silu(convolution) and the convolution itself, both (B, T, C). before: (B, K - 1, C), the inputs in front of x;
-    None: zeros."""
+    """silu(convolution) and the convolution itself, both (B, T, C). before: (B, K - 1, C), the inputs before x; None:
+    zeros."""
     taps, length = _taps(weight), x.shape[1]
     last = len(taps) - 1
     out = torch.addcmul(bias, x, taps[last])
@@ -72,18 +70,14 @@ def _causal_conv(
     return torch.nn.functional.silu(out), out
 
 
-@_causal_conv.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None, positions: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape)
+_causal_conv.register_fake(lambda x, weight, bias, before, positions: tuple(new_like(x, x)))
 
 
 @torch.library.custom_op("hybridlm::causal_conv_backward", mutates_args=())
 def _causal_conv_backward(
     dy: Tensor, x: Tensor, weight: Tensor, before: Tensor | None, positions: Tensor | None, out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the K - 1 inputs in front of x and x, in one (B, K - 1 + T, C), of weight and of bias."""
+    """Gradients of the K - 1 inputs before x and of x in one (B, K - 1 + T, C), of weight and of bias."""
     taps, length = _taps(weight), x.shape[1]
     last = len(taps) - 1
     dout = torch.ops.aten.silu_backward(dy, out)
@@ -108,12 +102,13 @@ def _causal_conv_backward(
     return dline, dtaps.t().unsqueeze(1).contiguous(), dbias
 
 
-@_causal_conv_backward.register_fake
-def _(
-    dy: Tensor, x: Tensor, weight: Tensor, before: Tensor | None, positions: Tensor | None, out: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    line = x.new_empty(x.shape[0], weight.shape[-1] - 1 + x.shape[1], x.shape[2])
-    return line, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+_causal_conv_backward.register_fake(
+    lambda dy, x, weight, before, positions, out: (
+        x.new_empty(x.shape[0], weight.shape[-1] - 1 + x.shape[1], x.shape[2]),
+        weight.new_empty(weight.shape),
+        weight.new_empty(weight.shape[0]),
+    )
+)
 
 
 def _setup(
@@ -152,17 +147,17 @@ def causal_conv(
     None).
 
     x: (B, T, C); weight: (C, 1, K) as torch's Conv1d keeps it; bias: (C,); state: (B, K - 1, C), oldest first.
-    positions: (B, T) place of each token in its document: what stands before the document does not count; None: all is
-    one document. padding: (B,) columns at the left of each row that are no tokens: the state stands in front of the
-    first token, and their own output is zero. Returns the output (B, T, C) and the new state, the last K - 1 inputs.
-    Weight and bias are used in x's dtype by ``backend`` TORCH, in their own by CUDA, the compiled kernel, which takes
-    many tokens only.
+    positions: (B, T) position of each token in its document, beyond which the convolution does not look back; None:
+    one document. padding: (B,) columns of left padding: the state precedes the first token, and padding's own output is
+    zero. Returns the output (B, T, C) and the new state, the last K - 1 inputs.
+    ``backend`` TORCH casts weight and bias to x's dtype; CUDA, the compiled kernel, keeps theirs and is used for more
+    than one token.
     """
     front = weight.shape[-1] - 1
     if backend == CUDA and x.shape[1] > 1:
         told = {"documents": positions is not None, "state": state is not None, "padding": padding is not None}
         if conv_refusal(x.shape[2], weight.shape[-1], x.dtype, **told) is None:
-            from hybridlm.ops.kernels.conv import kernel_conv
+            from hybridlm.ops.kernels.calls import kernel_conv
 
             newest = _newest(x, None if state is None else as_dtype(state, x.dtype), front)
             return kernel_conv(x, weight, bias, state, positions), newest
@@ -183,7 +178,7 @@ def causal_conv(
 def _one_token(
     x: Tensor, weight: Tensor, bias: Tensor, before: Tensor, positions: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The same of one token after ``before``: a fifth of the time of the operator, which was made for many."""
+    """The same for one token after ``before``, in a fifth of the operator's time."""
     line = counted = torch.cat((before, x), 1)  # (B, K, C)
     if positions is not None:
         lags = torch.arange(before.shape[1], -1, -1, device=x.device).unsqueeze(-1)

@@ -1,9 +1,9 @@
 """Linear layer and cross-entropy in one, over chunks of rows: the (tokens x vocabulary) logits never exist as a whole.
 
 For a vocabulary of 32k the logits and their gradient are the largest tensors of a small model's step. Here a chunk of
-rows is projected, turned into its loss and, where gradients are wanted, straight into the gradients of the hidden
-states and the weight; the backward then only scales them. float16 is the exception: unscaled gradients would underflow,
-so it recomputes in backward with the loss scale already multiplied in.
+rows is projected and reduced to its loss and, if gradients are needed, directly to the gradients of the hidden states
+and the weight; the backward only scales them. float16 is the exception: unscaled gradients would underflow, so its
+backward recomputes them with the loss scale included.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridlm.ops.dispatch import autocast_off
 from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
 from hybridlm.ops.kernels.rules import loss_refusal
-from hybridlm.ops.modes import autocast_off, rounds
 from hybridlm.ops.norm import at_least_fp32
 
 IGNORE = -100  # a target that does not count, as in torch
@@ -25,43 +25,6 @@ def cap_logits(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
     if scale != 1.0:
         logits = logits * scale
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
-
-
-class _Chunks:
-    """Rows a few at a time, and the gradients of hidden states and weight that they add up to.
-
-    All chunks use the same memory for their logits and everything made of them: fresh memory, and passes over (R, V),
-    cost as much as a good part of the products.
-    """
-
-    def __init__(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, scale: float, softcap: float, rows: int
-    ) -> None:
-        self.hidden, self.weight, self.targets = hidden, weight, targets
-        self.settings = (vocab, scale, softcap)
-        self.wide = at_least_fp32(hidden.dtype)
-        self.each = rows
-        self.starts = rounds(range(0, len(hidden), rows))
-        self.space = hidden.new_empty(min(rows, len(hidden)), len(weight))
-
-    def rows(self, start: int) -> slice:
-        return slice(start, min(start + self.each, len(self.hidden)))
-
-    def __call__(self, start: int, *, with_grads: bool) -> tuple[Tensor, Tensor]:
-        """What ``_from_logits`` makes of the rows from ``start`` on."""
-        rows = self.rows(start)
-        hidden = self.hidden[rows]
-        logits = torch.mm(hidden, self.weight.t(), out=self.space[: len(hidden)])
-        return _from_logits(logits.to(self.wide), self.targets[rows], *self.settings, with_grads=with_grads)
-
-    def add_gradients(self, start: int, grad: Tensor, dhidden: Tensor, dweight: Tensor) -> None:
-        """Of the hidden states into ``dhidden``, of the weight added to ``dweight``, from that of the raw logits."""
-        rows, grad = self.rows(start), grad.to(self.hidden.dtype)
-        torch.mm(grad, self.weight, out=dhidden[rows])
-        if grad.dtype == dweight.dtype:
-            dweight.addmm_(grad.t(), self.hidden[rows])
-        else:
-            dweight += torch.mm(grad.t(), self.hidden[rows])
 
 
 def _from_logits(
@@ -102,21 +65,32 @@ def _linear_cross_entropy(
     softcap: float,
     rows: int,
     with_grads: bool,
+    dtotal: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the losses and, if asked for, its gradients (empty tensors if not). softcap 0: none."""
+    """Sum of the losses and, if asked for, its gradients times ``dtotal`` (empty tensors if not). softcap 0: none.
+
+    All chunks use the same memory for their logits and everything made of them: fresh memory, and passes over (R, V),
+    cost as much as a good part of the products.
+    """
     wide = at_least_fp32(hidden.dtype)
     total = torch.zeros((), dtype=wide, device=hidden.device)
     dhidden = torch.empty_like(hidden) if with_grads else hidden.new_empty(0)
-    dweight = (
-        torch.zeros(weight.shape, dtype=wide, device=weight.device) if with_grads else weight.new_empty(0, dtype=wide)
-    )
+    dweight = hidden.new_zeros(weight.shape if with_grads else 0, dtype=wide)
     with autocast_off(hidden):
-        chunks = _Chunks(hidden, weight, targets, vocab, scale, softcap, rows)
-        for start in chunks.starts:
-            losses, grad = chunks(start, with_grads=with_grads)
+        space = hidden.new_empty(min(rows, len(hidden)), len(weight))
+        for start in range(0, len(hidden), rows):
+            some = slice(start, start + rows)
+            part = hidden[some]
+            logits = torch.mm(part, weight.t(), out=space[: len(part)]).to(wide)
+            losses, grad = _from_logits(logits, targets[some], vocab, scale, softcap, with_grads=with_grads)
             total += losses.sum()
             if with_grads:
-                chunks.add_gradients(start, grad, dhidden, dweight)
+                grad = (grad if dtotal is None else grad.mul_(dtotal)).to(hidden.dtype)
+                torch.mm(grad, weight, out=dhidden[some])
+                if grad.dtype == wide:
+                    dweight.addmm_(grad.t(), part)
+                else:
+                    dweight += torch.mm(grad.t(), part)
     return total, dhidden, dweight
 
 
@@ -130,15 +104,15 @@ def _(
     softcap: float,
     rows: int,
     with_grads: bool,
+    dtotal: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = at_least_fp32(hidden.dtype)
     dhidden = torch.empty_like(hidden) if with_grads else hidden.new_empty(0)
-    dweight = torch.empty_like(weight, dtype=wide) if with_grads else weight.new_empty(0, dtype=wide)
-    return hidden.new_empty((), dtype=wide), dhidden, dweight
+    return hidden.new_empty((), dtype=wide), dhidden, hidden.new_empty(weight.shape if with_grads else 0, dtype=wide)
 
 
 def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, targets, vocab, scale, softcap, rows, with_grads = inputs
+    hidden, weight, targets, vocab, scale, softcap, rows, with_grads, _ = inputs
     ctx.settings = (vocab, scale, softcap, rows)  # type: ignore[attr-defined]
     ctx.recompute = not with_grads  # type: ignore[attr-defined]
     ctx.weight_dtype = weight.dtype  # type: ignore[attr-defined]
@@ -150,20 +124,13 @@ def _backward(
     ctx: torch.autograd.function.FunctionCtx, dtotal: Tensor | None, *unused: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     if dtotal is None:
-        return (None,) * 8
+        return (None,) * 9
     if not ctx.recompute:  # type: ignore[attr-defined]
         dhidden, dweight = ctx.saved_tensors  # type: ignore[attr-defined]
-        return ((dhidden * dtotal).to(dhidden.dtype), (dweight * dtotal).to(ctx.weight_dtype), *[None] * 6)  # type: ignore[attr-defined]
+        return ((dhidden * dtotal).to(dhidden.dtype), (dweight * dtotal).to(ctx.weight_dtype), *[None] * 7)  # type: ignore[attr-defined]
     hidden, weight, targets = ctx.saved_tensors  # type: ignore[attr-defined]
-    dhidden, dweight = (
-        torch.empty_like(hidden),
-        torch.zeros(weight.shape, dtype=at_least_fp32(weight.dtype), device=weight.device),
-    )
-    with autocast_off(hidden):
-        chunks = _Chunks(hidden, weight, targets, *ctx.settings)  # type: ignore[attr-defined]
-        for start in chunks.starts:
-            chunks.add_gradients(start, chunks(start, with_grads=True)[1].mul_(dtotal), dhidden, dweight)
-    return (dhidden, dweight.to(weight.dtype), *[None] * 6)
+    _, dhidden, dweight = _linear_cross_entropy(hidden, weight, targets, *ctx.settings, True, dtotal)  # type: ignore[attr-defined]
+    return (dhidden, dweight.to(weight.dtype), *[None] * 7)
 
 
 _linear_cross_entropy.register_autograd(_backward, setup_context=_setup)
@@ -183,16 +150,17 @@ def linear_cross_entropy(
     """Sum over rows of the cross-entropy of ``cap(hidden @ weight^T)``, a scalar in at least fp32 (nats).
 
     hidden: (R, D); weight: (V, D), rows from ``vocab`` on are padding and get no probability; targets: (R,), IGNORE
-    does not count. rows: of logits that exist at once. ``backend`` CUDA: the compiled kernel for what it can honour.
+    does not count. rows: of logits that exist at once. ``backend`` CUDA: the compiled kernel where it supports this.
     """
     if backend == CUDA and loss_refusal(hidden.dtype, scale=scale) is None:
-        from hybridlm.ops.kernels.loss import kernel_linear_cross_entropy
+        from hybridlm.ops.kernels.calls import kernel_linear_cross_entropy
 
         return kernel_linear_cross_entropy(hidden, weight, targets, vocab=vocab, ignore=IGNORE, softcap=softcap)
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     in_forward = wanted and hidden.dtype != torch.float16
     weight = weight.to(hidden.dtype)  # autocast keeps the weight in fp32
-    total: Tensor = _linear_cross_entropy(hidden, weight, targets, vocab, scale, softcap or 0.0, rows, in_forward)[0]
+    arguments = (hidden, weight, targets, vocab, scale, softcap or 0.0, rows, in_forward, None)
+    total: Tensor = _linear_cross_entropy(*arguments)[0]
     return total
 
 

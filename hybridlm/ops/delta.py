@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hybridlm.ops.delta_backward import backward
 from hybridlm.ops.delta_chunks import EPS, Inputs, cut, forward, heads_first
-from hybridlm.ops.modes import autocast_off, called, gradient_wanted
+from hybridlm.ops.dispatch import autocast_off, called, gradient_wanted
 from hybridlm.ops.norm import as_dtype, at_least_fp32
 
 _PART = 1 << 17  # numbers in the keys or values of a part, at most, if it holds more than one chunk of one row

@@ -1,15 +1,13 @@
 """The feed-forward networks of many experts, each over the tokens that were sent to it.
 
-The N k pairs of a token and one of its experts are sorted by expert, so that an expert's tokens are neighbours and its
-products are products of matrices. Two ways compute the same:
+The N k pairs of a token and one of its experts are sorted by expert, so that an expert's tokens are contiguous and its
+products are matrix products. Two implementations compute the same:
 
-* A loop over the experts, each over its own slice, with a hand-written backward that keeps one tensor (the hidden units
-  before the
-  activation). What is element-wise stays in the processor's cache. It needs the experts' counts on the host: on a GPU
-  that is one wait.
+* A loop over the experts, each over its own slice, with a hand-written backward that saves one tensor (the hidden units
+  before the activation). Element-wise work stays in cache. It needs the experts' counts on the host: on a GPU that is a
+  synchronisation.
 * torch's grouped product, all experts in one kernel that reads the counts on the GPU. Only its bfloat16 kernels are
-  more than a loop
-  inside torch; on a CPU it was measured slower than the loop here.
+  more than a loop inside torch; on a CPU it is slower than the loop here.
 
 Neither drops a token, and an expert without tokens gets a gradient of zero.
 """
@@ -22,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridlm.ops.modes import called, gpu
+from hybridlm.ops.dispatch import called, new_like
 from hybridlm.ops.norm import at_least_fp32
 
 _ALIGNMENT = 16  # bytes, of the rows that torch's grouped product takes
@@ -99,11 +97,12 @@ def _experts(
     return _sum_pairs(out, order, top_k), hidden
 
 
-@_experts.register_fake
-def _(
-    x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor, up: Tensor, down: Tensor, gated: bool
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(order.shape[0], up.shape[1])
+_experts.register_fake(
+    lambda x, weights, order, offsets, up, down, gated: (
+        x.new_empty(x.shape),
+        x.new_empty(order.shape[0], up.shape[1]),
+    )
+)
 
 
 @torch.library.custom_op("hybridlm::experts_backward", mutates_args=())
@@ -142,20 +141,9 @@ def _experts_backward(
     return _sum_pairs(dx_pairs, order, top_k), dweights, dup, ddown
 
 
-@_experts_backward.register_fake
-def _(
-    dy: Tensor,
-    x: Tensor,
-    weights: Tensor,
-    order: Tensor,
-    offsets: Tensor,
-    up: Tensor,
-    down: Tensor,
-    hidden: Tensor,
-    gated: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx, dweights, dup, ddown = (tensor.new_empty(tensor.shape) for tensor in (x, weights, up, down))
-    return dx, dweights, dup, ddown
+_experts_backward.register_fake(
+    lambda dy, x, weights, order, offsets, up, down, hidden, gated: tuple(new_like(x, weights, up, down))
+)
 
 
 def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -194,10 +182,10 @@ def _experts_grouped(
 
 
 def _grouped_kernels(x: Tensor, down: Tensor) -> bool:
-    """Whether torch has a grouped kernel for these tensors, and not a loop behind the same name."""
-    capability = gpu(x)
+    """Whether torch has a grouped kernel for these tensors, not a loop behind the same name. (On cards older than 8.0,
+    which do not train in bfloat16, it uses that loop.)"""
     aligned = all(width * x.element_size() % _ALIGNMENT == 0 for width in down.shape[1:])
-    return capability is not None and x.dtype == torch.bfloat16 and aligned and capability >= (8, 0)
+    return x.is_cuda and x.dtype == torch.bfloat16 and aligned
 
 
 def mixture(x: Tensor, experts: Tensor, weights: Tensor, up: Tensor, down: Tensor, *, gated: bool) -> Tensor:

@@ -1,8 +1,8 @@
-"""``x @ weight^T``, for a few tokens and for an output in several parts faster than torch's own on a CPU.
+"""``x @ weight^T``, faster than torch's own on a CPU for a few tokens and for an output that is split.
 
-Decoding reads every weight for a handful of numbers, so it takes the time of reading them. MKL's product of a matrix
-and a vector, which is what torch makes of one token, reads a weight at a third to three quarters of the rate at which
-it reads the same weight as a batch of matrices of fewer rows (benchmarks/results/linear.md).
+Decoding is bound by reading the weights. MKL's matrix-vector product, which torch uses for one token, reads a weight at
+a third to three quarters of the rate at which it reads the same weight as a batch of matrices of fewer rows
+(benchmarks/results/linear.md).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybridlm.ops.modes import autocast_off, autocast_on, gpu, gradient_wanted
+from hybridlm.ops.dispatch import autocast_off, autocast_on, gradient_wanted, new_like
 from hybridlm.ops.norm import as_dtype
 
-_TOKENS = 4  # from twice as many on there is nothing to gain
-_WIDEST = 1024  # inputs; of wider ones MKL reads long rows well by itself
+_TOKENS = 4  # no gain from twice as many on
+_WIDEST = 1024  # inputs; MKL reads longer rows well
 _MKL = torch.backends.mkl.is_available()
 
 
@@ -56,9 +56,7 @@ def _projections(x: Tensor, weight: Tensor, sizes: list[int]) -> list[Tensor]:
         return [torch.mm(x, rows.t()) for rows in weight.split(sizes)]
 
 
-@_projections.register_fake
-def _(x: Tensor, weight: Tensor, sizes: list[int]) -> list[Tensor]:
-    return [x.new_empty(len(x), size) for size in sizes]
+_projections.register_fake(lambda x, weight, sizes: [x.new_empty(len(x), size) for size in sizes])
 
 
 @torch.library.custom_op("hybridlm::projections_backward", mutates_args=())
@@ -73,9 +71,7 @@ def _projections_backward(dys: list[Tensor], x: Tensor, weight: Tensor) -> tuple
     return dx, dweight
 
 
-@_projections_backward.register_fake
-def _(dys: list[Tensor], x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+_projections_backward.register_fake(lambda dys, x, weight: tuple(new_like(x, weight)))
 
 
 def _setup(
@@ -98,7 +94,7 @@ _projections.register_autograd(_backward, setup_context=_setup)
 def split_linear(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]) -> Sequence[Tensor]:
     """``linear(x, weight, bias).split(sizes, -1)``. On a CPU its backward takes the gradients as they come, where a
     split's would first copy them side by side."""
-    if bias is not None or not x.is_cpu or gpu(x) is not None or not gradient_wanted(x, weight):
+    if bias is not None or not x.is_cpu or not gradient_wanted(x, weight):
         return linear(x, weight, bias).split_with_sizes(list(sizes), -1)
     if autocast_on(x):
         dtype = torch.get_autocast_dtype(x.device.type)

@@ -7,9 +7,9 @@ Per head, with k_{t,r} = Rot(theta_t) (B_{t,r} + B_bias_r), c_{t,r} likewise of 
     y_{t,r} = sum_{s<t} exp(sum log_decay_{s+1..t}) scale_s sum_r' (c_{t,r} . k_{s,r'}) x_{s,r'}
               + own_t sum_r' (c_{t,r} . k_{t,r'}) x_{t,r'} + D x_{t,r}
 
-The rotated k and c are R heads x N numbers per token and cost less to make than to keep: they are made head by head
-inside the op, and once more in its backward, from B, C and the angles. Kept between the two are the inputs and the
-states at the chunks' boundaries.
+The rotated k and c are R heads x N numbers per token and cheaper to recompute than to save: they are computed head by
+head inside the operator, and again in its backward, from B, C and the angles. The operator saves its inputs and the
+states at chunk boundaries.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridlm.ops.dispatch import autocast_off, called
 from hybridlm.ops.mimo_backward import mimo_scan_backward
 from hybridlm.ops.mimo_tiles import Tiles, cut
-from hybridlm.ops.modes import autocast_off, called, rounds
 from hybridlm.ops.norm import at_least_fp32
 
 
@@ -30,7 +30,7 @@ def _forward(tiles: Tiles, D: Tensor, initial_state: Tensor | None) -> tuple[Ten
     y = tiles.B.new_empty(heads, chunks, batch, rank, length, width)
     states = tiles.B.new_empty(heads, chunks + 1, batch, d_state, width)
     states[:, 0] = 0.0 if initial_state is None else initial_state.to(states.dtype).permute(1, 0, 3, 2)
-    for block in rounds(tiles.blocks()):
+    for block in tiles.blocks():
         _block(tiles.part(block), D.to(y.dtype), states[:, block.start : block.stop + 1], y[:, block])
     return y, states
 
@@ -42,7 +42,7 @@ def _block(tiles: Tiles, D: Tensor, states: Tensor, y: Tensor) -> None:
     values = [tiles.values(h) for h in range(heads)]
     for h in range(heads):
         torch.bmm(k[h] * tiles.to_end[h], values[h], out=states[h, 1:].view(K, d_state, width))
-    for i in rounds(range(tiles.x.shape[1])):
+    for i in range(tiles.x.shape[1]):
         states[:, i + 1].addcmul_(states[:, i], tiles.keep[:, i])
     for h in range(heads):
         c = tiles.turned(tiles.C, tiles.C_bias, h).transpose(1, 2)
@@ -121,10 +121,10 @@ def _backward(
     if dy is None:
         x, rank, chunk = tensors[0], tensors[4].shape[2], ctx.chunk  # type: ignore[attr-defined]
         dy = states.new_zeros(x.shape[2], states.shape[1] - 1, x.shape[0], rank, chunk, x.shape[3])
+    adjacent, chunk, dtype = ctx.adjacent, ctx.chunk, ctx.initial_dtype  # type: ignore[attr-defined]
     *grads, dtheta, dmimo_x, dinitial = mimo_scan_backward(
-        dy.contiguous(), dstates, *tensors, starts, states, ctx.adjacent, ctx.chunk
-    )  # type: ignore[attr-defined]
-    dtype = ctx.initial_dtype  # type: ignore[attr-defined]
+        dy.contiguous(), dstates, *tensors, starts, states, adjacent, chunk
+    )
     theta, mimo_x = (None if tensor is None else grad for tensor, grad in ((tensors[8], dtheta), (tensors[9], dmimo_x)))
     initial = None if dtype is None else dinitial.permute(1, 0, 3, 2).to(dtype)
     return (*grads[:-1], theta, mimo_x, grads[-1], initial, None, None, None)

@@ -1,4 +1,4 @@
-"""The backward of Mamba-3's chunked scan (``mimo.py``): tiles are computed again, block by block and head by head.
+"""The backward of Mamba-3's chunked scan (``mimo.py``): tiles are recomputed block by block and head by head.
 
 As in ``ssd.py``, every pair of tokens s < t of a chunk gives the same amount to the gradient of the running sum c_t of
 log_decay and, negative, of c_s; what a token reads of the incoming state gives to that of c_t, what it adds to the
@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hybridlm.ops.dispatch import autocast_off
 from hybridlm.ops.mimo_tiles import Tiles, cut, pairs, rotate_, rows_of, sum_of_ranks
-from hybridlm.ops.modes import autocast_off, rounds
 
 
 @dataclass
@@ -183,7 +183,7 @@ def _backward(tiles: Tiles, dy: Tensor, dstates: Tensor | None, D: Tensor, state
     """Gradients in tiles, and that of the initial state."""
     grads, dchain = _Grads.like(tiles), torch.empty_like(states)
     dchain[:, -1] = 0.0 if dstates is None else dstates[:, -1]
-    for block in reversed(rounds(tiles.blocks())):
+    for block in reversed(tiles.blocks()):
         boundaries = slice(block.start, block.stop + 1)
         direct = None if dstates is None else dstates[:, block]
         _block(
@@ -213,7 +213,7 @@ def _block(
         torch.bmm(c[h] * tiles.from_start[h], dy[h], out=dchain[h, :-1].view(K, d_state, width))
     if dstates is not None:
         dchain[:, :-1] += dstates
-    for i in reversed(rounds(range(tiles.x.shape[1]))):
+    for i in reversed(range(tiles.x.shape[1])):
         dchain[:, i].addcmul_(dchain[:, i + 1], tiles.keep[:, i])
     for h in range(heads):
         incoming, doutgoing = states[h, :-1].view(K, d_state, width), dchain[h, 1:].view(K, d_state, width)

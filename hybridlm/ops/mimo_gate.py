@@ -1,7 +1,7 @@
-"""How Mamba-3's ranks leave the scan: each gated by its own projection of z, weighed and summed; backward by hand.
+"""The output of Mamba-3's ranks: each is gated by its own projection of z, weighted and summed; hand-written backward.
 
-R d_inner numbers per token would be kept several times over if autograd recorded the steps: the op keeps y and z, and
-computes the gates again in its backward, head by head in the layout of the scan.
+Recorded by autograd, R d_inner numbers per token would be saved several times: the operator saves y and z, and
+recomputes the gates in its backward, head by head in the layout of the scan.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hybridlm.ops.dispatch import autocast_off, called, new_like
 from hybridlm.ops.mimo_tiles import sum_of_ranks
-from hybridlm.ops.modes import autocast_off, called
 from hybridlm.ops.norm import as_dtype
 from hybridlm.ops.padding import in_chunks
 
@@ -40,9 +40,7 @@ def _mimo_gate(y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor) -> Tensor:
         return _gated(y, z, mimo_z, mimo_o)
 
 
-@_mimo_gate.register_fake
-def _(y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor) -> Tensor:
-    return z.new_empty(z.shape, dtype=y.dtype)
+_mimo_gate.register_fake(lambda y, z, mimo_z, mimo_o: z.new_empty(z.shape, dtype=y.dtype))
 
 
 def _gradients(
@@ -76,9 +74,7 @@ def _mimo_gate_backward(
         return _gradients(dout, y, z, mimo_z, mimo_o)
 
 
-@_mimo_gate_backward.register_fake
-def _(dout: Tensor, y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return y.new_empty(y.shape), z.new_empty(z.shape), mimo_z.new_empty(mimo_z.shape), mimo_o.new_empty(mimo_o.shape)
+_mimo_gate_backward.register_fake(lambda dout, *inputs: tuple(new_like(*inputs)))
 
 
 def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -6,8 +6,8 @@ chunks x batch. B and C stand with the state channels first, (K, N, R Q), becaus
 memory, whichever channels make a pair; each matrix product takes them as they are.
 
 A chunk of Q tokens and R ranks is one product of (R Q) x (R Q), rows and columns counted rank by rank. Its weights do
-not depend on the ranks, so they are made for Q x Q and repeated. A long text is worked off in blocks of chunks, whose
-products of one head stay in cache.
+not depend on the ranks, so they are made for Q x Q and repeated. A long sequence is processed in blocks of chunks, so
+that the products of one head stay in cache.
 
 Logarithms and powers are to base 2, as in ``ssd_chunks.py``.
 """
@@ -26,8 +26,7 @@ from hybridlm.ops.padding import in_chunks
 
 TINY = 1e-30  # scale is taken to be at least this: its logarithm is needed; where it is 0, at padding, x is 0 too
 _BLOCK = 1 << 18  # numbers in one head's products of a block, at most, if it holds more than one chunk of each row
-# exponents above the diagonal may be large before they are masked: kept finite, so that no later product makes a NaN of
-# them
+# exponents above the diagonal may be large before masking: clamped, so that no product becomes NaN
 _CAP = 30.0
 
 
@@ -88,7 +87,7 @@ class Tiles:
     )
     # (H, chunks, B, 1, 1)  2^c_Q: what is left of the incoming state; 0 where a document starts in the chunk
     keep: Tensor
-    past: Tensor | None  # (K, Q, Q)  1 where s < t are of one document, else 0; None: documents are not told apart
+    past: Tensor | None  # (K, Q, Q)  1 where s < t are of one document, else 0; None: one document
     began: Tensor | None  # (K, Q)  True where a document starts
     cos: Tensor | None  # (H, K, n, Q)
     sin: Tensor | None

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridlm.ops.modes import gradient_wanted
+from hybridlm.ops.dispatch import gradient_wanted, new_like
 
 
 def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
@@ -56,9 +56,12 @@ def _gated_rms_norm(
     return as_dtype(out.mul_(gate) if norm_before_gate else out, y.dtype), inverse
 
 
-@_gated_rms_norm.register_fake
-def _(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int, norm_before_gate: bool) -> tuple[Tensor, Tensor]:
-    return y.new_empty(y.shape), y.new_empty((*y.shape[:-1], groups), dtype=at_least_fp32(y.dtype))
+_gated_rms_norm.register_fake(
+    lambda y, z, weight, eps, groups, norm_before_gate: (
+        y.new_empty(y.shape),
+        y.new_empty((*y.shape[:-1], groups), dtype=at_least_fp32(y.dtype)),
+    )
+)
 
 
 @torch.library.custom_op("hybridlm::gated_rms_norm_backward", mutates_args=())
@@ -84,11 +87,9 @@ def _gated_rms_norm_backward(
     return du.to(y.dtype), dz.to(z.dtype).contiguous(), dweight.to(weight.dtype)
 
 
-@_gated_rms_norm_backward.register_fake
-def _(
-    dout: Tensor, y: Tensor, z: Tensor, weight: Tensor, inverse: Tensor, norm_before_gate: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return y.new_empty(y.shape), z.new_empty(z.shape), weight.new_empty(weight.shape)
+_gated_rms_norm_backward.register_fake(
+    lambda dout, y, z, weight, inverse, norm_before_gate: tuple(new_like(y, z, weight))
+)
 
 
 def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:

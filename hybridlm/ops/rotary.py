@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridlm.ops.modes import gradient_wanted
+from hybridlm.ops.dispatch import gradient_wanted
 from hybridlm.ops.norm import as_dtype, at_least_fp32
 
 
@@ -69,9 +69,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backward: bo
     return _turn(x, cos, sin, interleaved, backward)
 
 
-@_rotate.register_fake
-def _(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backward: bool) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+_rotate.register_fake(lambda x, cos, sin, interleaved, backward: x.new_empty(x.shape))
 
 
 def _setup(

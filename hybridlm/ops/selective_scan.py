@@ -5,10 +5,9 @@ The recurrence, for channel e and state n (E channels of N states each):
     h_t[e, n] = exp(dt_t[e] A[e, n]) h_{t-1}[e, n] + dt_t[e] x_t[e] B_t[n]          y_t[e] = sum_n h_t[e, n] C_t[n] +
     D[e] x_t[e]
 
-Every state decays at its own rate, so a chunk is no matrix product as in ops/ssd.py: it is a loop over its positions,
-which moves many chunks at once (ops/selective_scan_blocks.py). The exponents of all products are sums of dt A, at most
-0, and nothing is divided by a product of decays. Only the inputs and the states at the boundaries of chunks are kept
-for the backward.
+Every state decays at its own rate, so a chunk is not a matrix product as in ops/ssd.py, but a loop over its positions
+that advances many chunks at once (ops/selective_scan_blocks.py). Exponents are sums of dt A, at most 0, and nothing is
+divided by a product of decays. Only the inputs and the states at chunk boundaries are saved for the backward.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridlm.ops.dispatch import called, new_like
 from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
 from hybridlm.ops.kernels.rules import mamba1_refusal
-from hybridlm.ops.modes import called
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.selective_scan_blocks import backward, cut_inputs, forward
 
@@ -83,24 +82,9 @@ def _scan_backward(
     return dx, ddt, grads.A.to(A.dtype).contiguous(), dB, dC, grads.D.to(D.dtype), grads.initial_state.contiguous()
 
 
-@_scan_backward.register_fake
-def _(
-    dy: Tensor,
-    dstates: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    starts: Tensor | None,
-    states: Tensor,
-    chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dx, ddt, dA, dB, dC, dD = (
-        tensor.new_empty(tensor.shape) for tensor in (x, dt, A, B, C, D)
-    )  # contiguous, as the real ones are
-    return dx, ddt, dA, dB, dC, dD, states.new_empty(states[:, 0].shape)
+_scan_backward.register_fake(
+    lambda dy, dstates, x, dt, A, B, C, D, starts, states, chunk: tuple(new_like(x, dt, A, B, C, D, states[:, 0]))
+)
 
 
 def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -147,11 +131,11 @@ def selective_scan(
     x: (B, T, E); dt: (B, T, E), after softplus, at least 0 (0 leaves the state untouched); A: (E, N), negative; B, C:
     (B, T, N); D: (E,). initial_state: (B, E, N); None: zeros. starts: (B, T), True at a token before which everything
     is dropped; None: nowhere. ``chunk`` changes speed and memory, not results. ``backend`` CUDA: the compiled kernel
-    for what it can honour; its final state gives no gradient.
+    where it supports the call; its final state gives no gradient.
     """
     refusal = mamba1_refusal(A.shape[1], x.dtype, documents=starts is not None, state=initial_state is not None)
     if backend == CUDA and refusal is None:
-        from hybridlm.ops.kernels.mamba import kernel_selective_scan
+        from hybridlm.ops.kernels.calls import kernel_selective_scan
 
         return kernel_selective_scan(x, dt, A, B, C, D)
     if x.shape[1] == 1 and initial_state is not None:

@@ -1,14 +1,14 @@
-"""The loops of ops/selective_scan.py, forward and backward, over the blocks into which the text is cut.
+"""The loops of ops/selective_scan.py, forward and backward, over blocks of the sequence.
 
-A block is k = r c chunks of Q positions: ``c`` successive chunks of each of ``r`` rows. One step of a loop moves all of
-them by a position, so k is chosen such that a step is worth its call and the block's decays (Q, k, N, E), raised once,
-stay in cache. Blocks follow each other in time. Where a block holds several chunks of a row, a first loop finds the
-states in which they begin, from what each chunk but the last leaves behind if it begins with nothing; a second one runs
-all of them from there. The gradient of h_t obeys the same recurrence backwards in time, so its chunks are joined in the
-same way, the last one first.
+A block is k = r c chunks of Q positions: ``c`` successive chunks of each of ``r`` rows. One step of a loop advances all
+of them by a position; k is large enough that a step outweighs its dispatch, and small enough that the block's decays
+(Q, k, N, E), computed once, stay in cache. Blocks follow each other in time. If a block has several chunks of a row, a
+first loop finds their initial states from what each chunk but the last leaves behind when it starts from zero; a second
+one runs all of them from there. The gradient of h_t obeys the same recurrence backwards in time, so its chunks are
+joined in the same way, the last one first.
 
-States lie as (N, E): along the contiguous channels dt and x are vectors, B and C are scalars. Powers are taken to base
-2, with log2(e) in A, which takes a CPU about half the time.
+States are stored as (N, E): along the contiguous channels dt and x are vectors, B and C are scalars. Powers are to base
+2, with log2(e) in A, which halves their time on a CPU.
 """
 
 from __future__ import annotations
@@ -19,18 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hybridlm.ops.modes import rounds
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.padding import in_chunks
 
-_STEP = (
-    1 << 18
-    # numbers in one step of a block, at most: enough to share between threads, little enough for their second-level
-    # caches
-)
-_SPACE = (
-    1 << 22
-)  # numbers in the decays of a block, at most, if it has more than one chunk; they stay in the third-level cache
+_STEP = 1 << 18  # numbers in one step of a block, at most: enough to share between threads, and in their L2 caches
+_SPACE = 1 << 22  # numbers in the decays of a block of more than one chunk, at most: they stay in the L3 cache
 
 
 class _Block(NamedTuple):
@@ -154,7 +147,7 @@ def forward(cut: Cut, D: Tensor, initial_state: Tensor | None) -> tuple[Tensor, 
     states = cut.x.new_empty(cut.x.shape[0], cut.x.shape[1] + 1, *cut.A.shape)
     states[:, 0] = 0.0 if initial_state is None else initial_state.to(states.dtype).transpose(1, 2)
     y = torch.empty_like(cut.x)
-    for block in rounds(cut.blocks):
+    for block in cut.blocks:
         steps, begin = _load(cut, block), states[block.rows, block.chunks]
         _beginnings(block, steps, cut.A, begin)
         h = begin.clone(memory_format=torch.contiguous_format).flatten(0, 1)  # (k, N, E)
@@ -248,7 +241,7 @@ def backward(cut: Cut, A: Tensor, D: Tensor, states: Tensor, dy: Tensor, dstates
     A = A.to(cut.x.dtype).t().contiguous()
     dA = cut.x.new_zeros(max(block.k for block in cut.blocks), state, channels)
     h = cut.x.new_empty((length + 1) * dA.numel())
-    for block in reversed(rounds(cut.blocks)):
+    for block in reversed(cut.blocks):
         steps, dy_steps = _load(cut, block), block.steps(dy_cut, 2)
         ddecay, dwritten, dB_steps, dC_steps = (torch.empty_like(of) for of in (steps.dt, steps.dt, steps.B, steps.B))
         grads = _StepGrads(ddecay, dwritten, dB_steps, dC_steps, dA[: block.k])

@@ -26,9 +26,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridlm.ops.dispatch import autocast_off, called, gradient_wanted, new_like
 from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
 from hybridlm.ops.kernels.rules import mamba2_refusal
-from hybridlm.ops.modes import autocast_off, called, gradient_wanted
 from hybridlm.ops.norm import as_dtype, at_least_fp32
 from hybridlm.ops.ssd_chunks import backward, cut, forward, into_chunks
 
@@ -100,23 +100,11 @@ def _scan_backward(
     return [*(_joined(grad, like).to(like.dtype) for grad, like in in_chunks), grads.D.to(D.dtype), grads.initial_state]
 
 
-@_scan_backward.register_fake
-def _(
-    dy: Tensor,
-    dfinal: Tensor | None,
-    x: Tensor,
-    log_decay: Tensor,
-    scale: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    starts: Tensor | None,
-    incoming: Tensor,
-    chunk: int,
-) -> list[Tensor]:
-    return [
-        tensor.new_empty(tensor.shape) for tensor in (x, log_decay, scale, B, C, D, incoming[:, 0])
-    ]  # contiguous, as the real ones are
+_scan_backward.register_fake(
+    lambda dy, dfinal, x, log_decay, scale, B, C, D, starts, incoming, chunk: new_like(
+        x, log_decay, scale, B, C, D, incoming[:, 0]
+    )
+)
 
 
 def _setup(
@@ -223,10 +211,10 @@ def ssd(
     """Mamba-2's scan: ``scan`` with log_decay = dt A and scale = dt.
 
     dt: (B, T, H), after softplus and bias, 0 at padding; A: (H,), negative; the others, and what is returned, as in
-    ``scan``. ``backend`` CUDA: the compiled kernel for what it can honour, but for a token decoded after a state.
+    ``scan``. ``backend`` CUDA: the compiled kernel where it supports the call, but for a token decoded after a state.
     """
     if backend == CUDA and (x.shape[1] > 1 or initial_state is None) and mamba2_refusal(B.shape[3], x.dtype) is None:
-        from hybridlm.ops.kernels.mamba import kernel_ssd
+        from hybridlm.ops.kernels.calls import kernel_ssd
 
         return kernel_ssd(x, dt, A, B, C, D, initial_state, starts)
     wide = at_least_fp32(x.dtype)

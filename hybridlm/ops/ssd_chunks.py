@@ -1,10 +1,10 @@
 """The arithmetic of the scan in ``ops.ssd``, which see: inputs cut into chunks, forward, and backward, on plain
 tensors.
 
-Heads are taken one at a time: a tile of (chunks, Q, Q) stays in cache, where all heads at once would go through memory.
+Heads are processed one at a time, so that a tile of (chunks, Q, Q) stays in cache.
 
-Logarithms and powers are to base 2. On a CPU torch's exp takes longer than its exp2, and many times as long where the
-result underflows, which a decay over a chunk often does.
+Logarithms and powers are to base 2. On a CPU torch's exp is slower than its exp2, and many times slower where it
+underflows, as a decay over a chunk often does.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybridlm.ops.modes import rounds
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.ops.padding import in_chunks
 
 _TINY = 1e-30  # in the backward scale is at least this: it is zero at padding, and its gradient is a quotient by it
-# exponents of pairs that do not count may be large before they are masked: kept finite, so that no 0 * inf makes a NaN
+# exponents of masked pairs may be large: clamped, so that no 0 * inf becomes NaN
 _CAP = 30.0
 
 
@@ -40,9 +39,7 @@ class Chunks(NamedTuple):
     carry: Tensor  # (BC, Q, H)  2^c_l, the weight of the incoming state; zero once a document has started
     # (BC, Q, H)  2^(c_Q - c_s) scale_s, the weight of a token in the outgoing state; zero before the last start
     to_end: Tensor
-    past: (
-        Tensor | None
-    )  # (BC, Q, Q)  one where s < l are of one document, else zero; None: documents are not told apart
+    past: Tensor | None  # (BC, Q, Q)  one where s < l are of one document, else zero; None: one document
     began: Tensor | None  # (BC, Q, 1)  True where a document starts
 
     def weights(self, head: int) -> Tensor:
@@ -135,7 +132,7 @@ def forward(chunks: Chunks, D: Tensor, initial_state: Tensor | None, batch: int)
     incoming = torch.empty_like(written)
     incoming[:, 0] = 0.0 if initial_state is None else initial_state.to(written.dtype).permute(0, 3, 1, 2)
     decay = chunks.carry[:, -1].view(batch, n_chunks, 1, heads, 1)
-    for c in rounds(range(n_chunks - 1)):
+    for c in range(n_chunks - 1):
         torch.addcmul(written[:, c], incoming[:, c], decay[:, c], out=incoming[:, c + 1])
     final = torch.addcmul(written[:, -1], incoming[:, -1], decay[:, -1])
 
@@ -186,7 +183,7 @@ def backward(chunks: Chunks, D: Tensor, incoming: Tensor, dy: Tensor, dfinal: Te
     doutgoing = torch.empty_like(incoming)
     doutgoing[:, -1] = 0.0 if dfinal is None else dfinal
     decay = chunks.carry[:, -1].view(batch, n_chunks, 1, heads, 1)
-    for c in reversed(rounds(range(1, n_chunks))):
+    for c in reversed(range(1, n_chunks)):
         torch.addcmul(dread[:, c], doutgoing[:, c], decay[:, c], out=doutgoing[:, c - 1])
     dinitial = torch.addcmul(dread[:, 0], doutgoing[:, 0], decay[:, 0])
     dsums[:, -1] += (doutgoing * incoming).sum(-1).sum(2).view(rows, heads) * chunks.carry[:, -1]

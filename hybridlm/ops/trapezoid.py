@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hybridlm.ops.dispatch import autocast_off, called, gradient_wanted
 from hybridlm.ops.mimo_tiles import pairs
-from hybridlm.ops.modes import autocast_off, called, gradient_wanted
 from hybridlm.ops.norm import as_dtype
 
 _SPAN = 64  # tokens that are summed in one matrix product
@@ -118,9 +118,7 @@ def _document_sums(values: Tensor, starts: Tensor, reverse: bool) -> Tensor:
         return _running_sums(flat.flip(-1), ends.flip(-1)).flip(-1).view(values.shape)
 
 
-@_document_sums.register_fake
-def _(values: Tensor, starts: Tensor, reverse: bool) -> Tensor:
-    return values.new_empty(values.shape)
+_document_sums.register_fake(lambda values, starts, reverse: values.new_empty(values.shape))
 
 
 def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:

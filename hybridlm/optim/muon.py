@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hybridlm.ops.modes import gpu, rounds
-
 # The quintic whose iteration pushes every singular value into about [0.7, 1.2]; coefficients from the same source.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
@@ -18,12 +16,12 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
 
     On a GPU the iteration runs in bfloat16, as published; on a CPU in float32, which is faster there, and exact.
     """
-    x = matrices.to(torch.bfloat16 if gpu(matrices) else torch.promote_types(matrices.dtype, torch.float32))
+    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.promote_types(matrices.dtype, torch.float32))
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in rounds(range(steps)):
+    for _ in range(steps):
         gram = x @ x.mT
         x = _A * x + (_B * gram + _C * gram @ gram) @ x
     result: Tensor = x.mT if tall else x

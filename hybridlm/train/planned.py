@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hybridlm.errors import ConfigError
-from hybridlm.memory.plan import Ground, Plan
+from hybridlm.memory.plan import Plan, Planner
 from hybridlm.memory.report import refusal
 from hybridlm.memory.suggest import suggestions
 from hybridlm.train.resumed import Resumed
@@ -29,8 +29,8 @@ def planned(config: RunConfig, checkpoint: Path | None, *, verified: bool = Fals
     just now. ConfigError: the run does not fit; with changes that would."""
     resumed = None if checkpoint is None else Resumed.read(checkpoint, config, verified=verified)
     settled = config if resumed is None else resumed.settle(config)
-    ground = Ground.of(settled, None if resumed is None else resumed.model)
-    plan = ground.plan(settled)
+    planner = Planner.of(settled, None if resumed is None else resumed.model)
+    plan = planner.plan(settled)
     if not plan.fits:
         raise ConfigError(refusal(plan, suggestions(settled, plan)))
-    return Start(plan, ground.steps.model, resumed)
+    return Start(plan, planner.steps.model, resumed)

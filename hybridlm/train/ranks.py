@@ -29,7 +29,8 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from hybridlm.errors import RunFailed, UserError
 from hybridlm.machine.description import Machine
 from hybridlm.machine.device import CPU
-from hybridlm.machine.launcher import Launch, alone_with, dies_with, is_child, launch, told_to_child
+from hybridlm.machine.launcher import Launch, alone_with, child_environment, is_child, launch
+from hybridlm.machine.lifetime import dies_with
 from hybridlm.train.launch import this_job
 
 _LOOK_EVERY = 0.2  # seconds
@@ -212,7 +213,7 @@ def _started(ours: Launch, port: int, verb: Sequence[str]) -> list[subprocess.Po
     command, folder = this_job(verb)
     started = []
     for rank in range(1, ours.processes):
-        environment = {**os.environ, **told_to_child(replace(ours, port=port), rank)}
+        environment = {**os.environ, **child_environment(replace(ours, port=port), rank)}
         arguments = [*command, f"hydra.job.name=train_rank_{rank}"]  # names its log
         ends = dies_with(os.getpid(), signal.SIGKILL)  # also in the seconds before it could notice
         started.append(

@@ -113,12 +113,8 @@ def test_an_unknown_card_is_measured_in_the_precision_of_training(monkeypatch):
     asked = card(monkeypatch, "NVIDIA GeForce RTX 3070 Ti", "8.6", 8)
     found = resolved()
     assert (found.peak_flops, asked.rates) == (MEASURED * 1e12, ["bf16"])
-    assert found.notes == (
-        (
-            "no profile has the bf16 peak of NVIDIA GeForce RTX 3070 Ti: measured 3.2 TFLOP/s, of which perf/mfu is a"
-            " share"
-        ),
-    )
+    (note,) = found.notes
+    assert all(part in note for part in ("bf16", "RTX 3070 Ti", "3.2 TFLOP/s", "measured"))
     resolved("trainer.precision=32-true")
     assert asked.rates == ["bf16", "fp32"]
 
@@ -138,11 +134,7 @@ def test_on_another_card_the_memory_limit_holds_and_the_peak_is_the_cards(monkey
     assert asked.fractions == [pytest.approx(0.1)]
     assert found.peak_flops == 989.4e12
     first, second = found.notes
-    assert (
-        first
-        == "hardware=rtx4060 is planned for, and this card is NVIDIA H100 80GB HBM3: its memory limit of 8 GiB holds,"
-        " perf/mfu is of this card"
-    )
+    assert all(part in first for part in ("hardware=rtx4060", "NVIDIA H100 80GB HBM3", "8 GiB", "perf/mfu"))
     assert second.startswith("peak 989.4 TFLOP/s in bf16 (NVIDIA H100 white paper")
 
 

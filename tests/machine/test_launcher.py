@@ -18,13 +18,13 @@ from hybridlm.machine.description import resolve_machine
 from hybridlm.machine.launcher import (
     Launch,
     alone_with,
+    child_environment,
     folder_overrides,
     is_child,
     is_first_rank,
     launch,
     local_rank,
     refuse_sweep,
-    told_to_child,
 )
 from hybridlm.runs.resume import requeued
 from hybridlm.runs.run_folder import RunFolder
@@ -152,14 +152,14 @@ def test_the_variables_that_a_script_derives_from_those_of_srun_may_stay(started
         ({"RANK": "1", "WORLD_SIZE": "2"}, r"RANK = 1, but LOCAL_RANK, .*; unset RANK, WORLD_SIZE$"),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "1"}, r"LOCAL_RANK = 1, but .*; unset LOCAL_RANK$"),
         ({"NODE_RANK": "1"}, r"NODE_RANK = 1, but RANK, .*; unset NODE_RANK$"),
-        ({**TORCHRUN, "RANK": "4"}, r"torchrun: rank 4 of 4 is out of range"),
-        ({**TORCHRUN, "LOCAL_RANK": "2"}, r"torchrun: local rank 2 of 2 is out of range"),
+        ({**TORCHRUN, "RANK": "4"}, r"torchrun: rank 4 of 4"),
+        ({**TORCHRUN, "LOCAL_RANK": "2"}, r"torchrun: local rank 2 of 2"),
         ({**TORCHRUN, "RANK": "-1"}, r"RANK = '-1': expected a number"),
         ({**TORCHRUN, "WORLD_SIZE": "four"}, r"WORLD_SIZE = 'four': expected a number"),
-        ({**TORCHRUN, "MASTER_PORT": "70000"}, r"torchrun: port 70000 of 65536 is out of range"),
+        ({**TORCHRUN, "MASTER_PORT": "70000"}, r"torchrun: port 70000 of 65536"),
         (
             {**TORCHRUN, "WORLD_SIZE": "5"},
-            r"torchrun started 5 processes on 2 nodes: legal is the same number on every node",
+            r"torchrun started 5 processes on 2 nodes",
         ),
         ({"SLURM_PROCID": "1"}, r"SLURM_PROCID = 1, but SLURM_STEP_NUM_TASKS is not set: .*; unset SLURM_PROCID$"),
         ({**SCRIPT, "SLURM_LOCALID": "1"}, r"SLURM_LOCALID = 1, but SLURM_STEP_NUM_TASKS is not set"),
@@ -167,17 +167,17 @@ def test_the_variables_that_a_script_derives_from_those_of_srun_may_stay(started
             {"SLURM_STEP_NUM_TASKS": "2"},
             r"SLURM_STEP_NUM_TASKS = 2, but SLURM_PROCID, .* are not set: .*; unset SLURM_STEP_NUM_TASKS$",
         ),
-        ({**SRUN, "SLURM_PROCID": "6"}, r"srun: rank 6 of 6 is out of range"),
+        ({**SRUN, "SLURM_PROCID": "6"}, r"srun: rank 6 of 6"),
         (
             {**SRUN, "SLURM_STEP_NUM_TASKS": "7"},
-            r"srun started 7 processes on 3 nodes: legal is the same number on every node",
+            r"srun started 7 processes on 3 nodes",
         ),
         ({**SRUN, "RANK": "1"}, r"RANK = 1: srun started this process as rank 0 of 6; unset RANK$"),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, r"OMPI_COMM_WORLD_SIZE = 2: each process of mpirun would train by itself"),
-        ({"HYBRIDLM_RANK": "1"}, r"HYBRIDLM_RANK = '1': is set by a run for its own processes; unset it"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, r"OMPI_COMM_WORLD_SIZE = 2: each process of mpirun"),
+        ({"HYBRIDLM_RANK": "1"}, r"HYBRIDLM_RANK = '1': .*; unset it$"),
         (
             {"HYBRIDLM_RANK": '{"rank": 1, "processes": 2, "port": 5, "parent": 1}'},
-            r"HYBRIDLM_RANK: the process 1 that set it did not start",
+            r"HYBRIDLM_RANK: process 1, .*; unset it$",
         ),
     ],
 )
@@ -190,7 +190,7 @@ def test_part_of_a_launchers_variables_is_refused_by_name(started, variables, sa
 
 def test_a_child_knows_its_place(started):
     first = replace(alone_with(3), port=5)
-    started(told_to_child(first, 2))
+    started(child_environment(first, 2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hybridlm.machine.launcher.os.getppid", lambda: os.getpid())
         assert launch() == Launch(
@@ -214,7 +214,7 @@ def test_all_processes_of_a_launch_share_a_folder(started):
     assert folder_overrides(first, ["seed=1"]) == ["hydra.run.dir=outputs/torchrun-abc"]
     assert folder_overrides(other, []) == ["hydra.run.dir=outputs/torchrun-abc"]
     assert folder_overrides(other, ["hydra.run.dir=here"]) == []
-    with pytest.raises(UserError, match=r"hydra\.run\.dir: name the run's folder"):
+    with pytest.raises(UserError, match=r"hydra\.run\.dir: set it"):
         folder_overrides(replace(first, id=None), [])
 
 
@@ -223,7 +223,7 @@ def test_the_global_batch_is_that_of_all_nodes(started, tiny):
     started(SRUN)
     machine = resolve_machine(config)
     assert (machine.devices, machine.nodes, machine.batch_size * machine.accumulate) == (6, 3, 2)
-    with pytest.raises(UserError, match=r"trainer\.devices = 3: srun started 2 processes per node; leave it auto"):
+    with pytest.raises(UserError, match=r"trainer\.devices = 3: srun started 2 processes per node"):
         resolve_machine(compose_config([*tiny, "data.global_batch=12", "trainer.devices=3"]))
 
 
@@ -297,7 +297,7 @@ def test_a_sweep_of_slurm_jobs_needs_a_cluster(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
         UserError,
-        match="hydra/launcher=slurm: there is no srun on this machine; start the sweep from a cluster's login node",
+        match="hydra/launcher=slurm: srun is not available",
     ):
         refuse_sweep(None, ["seed=1,2", "hydra/launcher=slurm"])
     (tmp_path / "srun").write_text("#!/bin/sh\n")

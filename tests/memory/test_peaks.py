@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from hybridlm.cli.compose import compose_config
-from hybridlm.machine.profiles import planned_device
-from hybridlm.memory.plan import step_peak, workload_of
-from hybridlm.memory.timeline import Cut
+from hybridlm.memory.plan import Planner
+from hybridlm.memory.timeline import StepSettings
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 WITHIN = 0.02  # a quarter of what benchmarks/plan_memory.py allows
@@ -24,14 +23,14 @@ def real(monkeypatch):
     return importlib.import_module("harness.planned")
 
 
-def compare(real, config, cut):
-    work, _ = workload_of(config, planned_device(config.hardware))
-    assert step_peak(config, cut).bytes == pytest.approx(real.RealStep(work, cut).peak(), rel=WITHIN)
+def compare(real, config, step):
+    steps = Planner.of(config).steps
+    assert steps.peak(step).bytes == pytest.approx(real.RealStep(steps.work, step).peak(), rel=WITHIN)
 
 
 @pytest.mark.parametrize("seed", [1, 6, 9])
 def test_random_models(real, seed):
-    compare(real, real.random_config(seed), real.random_cut(seed))
+    compare(real, real.random_config(seed), real.random_step(seed))
 
 
 SMALL = [
@@ -44,24 +43,24 @@ SMALL = [
 
 
 @pytest.mark.parametrize(
-    ("overrides", "cut"),
+    ("overrides", "step"),
     [
-        (["model.pattern=T M T", "trainer.precision=64-true"], Cut(2, 1, 0, 512)),
-        (["model.pattern=(T M)*3", "trainer.precision=bf16-mixed"], Cut(4, 2, 2, 64)),
+        (["model.pattern=T M T", "trainer.precision=64-true"], StepSettings(2, 1, 0, 512)),
+        (["model.pattern=(T M)*3", "trainer.precision=bf16-mixed"], StepSettings(4, 2, 2, 64)),
         (
             ["model.pattern=(T X)*2", "model.variants={X: {mixer: attention, window: 16}}"],
-            Cut(4, 1, 0, 512),
+            StepSettings(4, 1, 0, 512),
         ),  # one mask for all layers
         (
             ["model.pattern=M:mlp*6", "optim=muon", "trainer.precision=bf16-true", "model.d_model=128"],
-            Cut(1, 3, 1, 512),
+            StepSettings(1, 3, 1, 512),
         ),
-        (["model.pattern=T M1", "model.tie_embeddings=false", "model.logit_softcap=15"], Cut(2, 1, 1, 512)),
+        (["model.pattern=T M1", "model.tie_embeddings=false", "model.logit_softcap=15"], StepSettings(2, 1, 1, 512)),
     ],
     ids=["64-true", "bf16-mixed, every other layer", "shared mask", "bf16-true, Muon, accumulation", "untied head"],
 )
-def test_what_changes_a_step(real, overrides, cut):
-    compare(real, compose_config([*SMALL, *overrides]), cut)
+def test_what_changes_a_step(real, overrides, step):
+    compare(real, compose_config([*SMALL, *overrides]), step)
 
 
 def test_packed_documents(real, monkeypatch):
@@ -70,7 +69,7 @@ def test_packed_documents(real, monkeypatch):
     compare(
         real,
         compose_config([*SMALL, "model.pattern=T M1 M2 M3", "data.packing=true", "data.seq_len=192"]),
-        Cut(4, 1, 0, 512),
+        StepSettings(4, 1, 0, 512),
     )
 
 
@@ -78,24 +77,25 @@ def test_the_whole_model_followed_at_once_agrees():
     """Layers that repeat are followed once; a model in which none repeats is followed whole. With a residual scale that
     differs in nothing, layers of one kind are told apart."""
     config = compose_config([*SMALL, "model.pattern=M T M M T", "optim=adamw"])
-    work, _ = workload_of(config, planned_device(config.hardware))
+    steps = Planner.of(config).steps
+    work = steps.work
     told_apart = [
         replace(spec, params=replace(spec.params, norm_eps=spec.params.norm_eps * (1 + i * 1e-3)))
         for i, spec in enumerate(work.layers)
     ]
-    from hybridlm.memory.segments import follow
-    from hybridlm.memory.timeline import Shares, compose
-    from hybridlm.memory.updates import follow_update
+    from hybridlm.memory.microbatch import trace_microbatch
+    from hybridlm.memory.optimizer import trace_optimizer
+    from hybridlm.memory.timeline import DeviceShare, compose
 
     class Apart(type(work)):
         layers = tuple(told_apart)
 
     whole = Apart(**{name: getattr(work, name) for name in work.__dataclass_fields__})
-    cut = Cut(4, 1, 0, 512)
-    pieces = follow(whole, 4, checkpointed=False, accumulating=False, rows=512)
+    step = StepSettings(4, 1, 0, 512)
+    pieces = trace_microbatch(whole, 4, checkpointed=False, accumulating=False, rows=512)
     assert len(pieces.blocks) == 5  # each kind of layer is followed once otherwise
-    peak = compose(whole.layers, (pieces, pieces), follow_update(work), cut, Shares(1, 0, 0, averaged=False))
-    assert peak.bytes == pytest.approx(step_peak(config, cut).bytes, rel=0.001)
+    peak = compose(whole.layers, (pieces, pieces), trace_optimizer(work), step, DeviceShare(1, 0, 0, averaged=False))
+    assert peak.bytes == pytest.approx(steps.peak(step).bytes, rel=0.001)
 
 
 def test_a_run_of_the_trainer_holds_no_more(real, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 
 import torch
 from rich.console import Console
@@ -17,8 +17,9 @@ from hybridlm.config.mixers import MIXERS
 from hybridlm.config.model import ModelConfig
 from hybridlm.machine.device import CUDA, DeviceFacts, device_facts, inference_device
 from hybridlm.machine.doctor.advice import Line, advice
-from hybridlm.machine.doctor.stack import OPTIONAL, Stack, memory_gib, stack_here
-from hybridlm.machine.kernels import Work, needs, verdicts
+from hybridlm.machine.doctor.stack import OPTIONAL, Stack, stack_here
+from hybridlm.machine.kernels import KernelWork, needs, verdicts
+from hybridlm.machine.limits import system_bytes
 from hybridlm.ops.kernels.probe import KERNELS, Probe, package_version, probe
 
 NO_CARD = "needs a CUDA device"
@@ -26,7 +27,7 @@ NO_CARD = "needs a CUDA device"
 
 @dataclass(frozen=True)
 class Choice:
-    """What `kernels=auto` takes for a kind of layer. why_not: the compiled kernel it does not take."""
+    """What `kernels=auto` uses for a kind of layer, and why not another kernel."""
 
     kind: str
     takes: str
@@ -35,7 +36,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that doctor knows; plain values, for JSON."""
+    """All that doctor finds, as plain values for JSON."""
 
     stack: Stack
     card: DeviceFacts
@@ -48,9 +49,8 @@ class Findings:
 
 
 def examine(stack: Stack, card: DeviceFacts, device: torch.device, cards: int) -> Findings:
-    """Runs every kernel on ``device`` if ``card`` is a CUDA one. Raises nothing because of a package that is missing or
-    broken."""
-    dtype = torch.bfloat16 if card.bf16 else torch.float16
+    """Runs every kernel on ``device`` if ``card`` is a CUDA one. Does not raise for missing or broken packages."""
+    dtype, memory = torch.bfloat16 if card.bf16 else torch.float16, system_bytes()
     kernels = [_probed(name, card, device, dtype) for name in KERNELS]
     stack = replace(stack, broken=_broken(stack, card, kernels))
     return Findings(
@@ -58,7 +58,7 @@ def examine(stack: Stack, card: DeviceFacts, device: torch.device, cards: int) -
         card=card,
         cards=cards,
         cores=os.cpu_count(),
-        memory_gib=memory_gib(),
+        memory_gib=None if memory is None else memory / 2**30,
         kernels=kernels,
         choices=_choices(card, device, dtype, {found.name: found.ok for found in kernels}),
         advice=advice(stack),
@@ -72,21 +72,21 @@ def _probed(name: str, card: DeviceFacts, device: torch.device, dtype: torch.dty
 
 
 def _broken(stack: Stack, card: DeviceFacts, kernels: list[Probe]) -> tuple[str, ...]:
-    """The installed packages that have kernels, none of which works."""
+    """The installed packages without a working kernel."""
     working = {KERNELS[found.name].package for found in kernels if found.ok}
     asked = dict.fromkeys(KERNELS[found.name].package for found in kernels if card.kind == CUDA)
     return tuple(name for name in asked if name in stack.packages and name not in working)
 
 
 def _choices(card: DeviceFacts, device: torch.device, dtype: torch.dtype, works: dict[str, bool]) -> list[Choice]:
-    """Of each kind at the defaults, in the 16-bit precision that trainer.precision=auto takes on this card."""
+    """For each kind of layer at its defaults, in the 16-bit precision of trainer.precision=auto on this card."""
     attention = [kind for kind in ("flash", "efficient") if works[f"{kind} attention"]]
     found: dict[str, Choice] = {}
     plain = []
     for kind, spec in _every_kind().items():
         layer = (LayerSpec(kind, spec, "none", None),)
-        chosen = verdicts(Work(layer, dtype, documents=False, scale=1.0), KernelsConfig(), card, device)
-        packed = {need.field: need.reason for need in needs(Work(layer, dtype, documents=True, scale=1.0), card)}
+        chosen = verdicts(KernelWork(layer, dtype, documents=False, scale=1.0), KernelsConfig(), card, device)
+        packed = {need.field: need.reason for need in needs(KernelWork(layer, dtype, documents=True, scale=1.0), card)}
         for need in chosen:
             name = {"conv": "short convolution", "loss": "head and loss"}.get(need.setting, kind)
             takes = need.whole[1] if need.whole and works[need.whole[1]] else need.kernel
@@ -112,7 +112,7 @@ def _every_kind() -> dict[str, Spec]:
 
 
 def run_doctor(*, as_json: bool) -> None:
-    """Prints the findings of this machine."""
+    """Prints the findings for this machine."""
     card = device_facts()
     cards = torch.cuda.device_count() if card.kind == CUDA else 0
     findings = examine(stack_here(card), card, inference_device(), cards)
@@ -123,66 +123,47 @@ def run_doctor(*, as_json: bool) -> None:
 
 
 def show(findings: Findings, console: Console) -> None:
-    """The findings as tables."""
-    for table in (_machine(findings), _kernels(findings), _choice_table(findings), _packages(findings)):
-        console.print(table)
-        console.print()
+    """Prints the findings as tables, then what to install."""
+    packages = findings.stack.packages
+    for header, rows in (
+        (("machine", ""), _machine(findings)),
+        (("kernel", "version", "works", "run in", "why not"), [_row(found) for found in findings.kernels]),
+        (("layer", "kernels=auto uses", "why not another"), [astuple(choice) for choice in findings.choices]),
+        (("optional package", "version"), [(name, packages.get(name, "not installed")) for name in OPTIONAL]),
+    ):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in header:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table, "")
     console.print("[bold]to install[/bold]" if findings.advice else "nothing to install")
     for line in findings.advice:
         console.print(f"  {line.package}: {line.gives}", highlight=False)
-        if line.note is not None:
-            console.print(f"    {line.note}", highlight=False, soft_wrap=True, markup=False)
-        if line.command is not None:
-            console.print(f"    {line.command}", highlight=False, soft_wrap=True, markup=False)
+        for text in filter(None, (line.note, line.command)):
+            console.print(f"    {text}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _machine(findings: Findings) -> Table:
+def _machine(findings: Findings) -> list[tuple[str, str]]:
     stack, card = findings.stack, findings.card
     memory = "unknown" if findings.memory_gib is None else f"{findings.memory_gib:.1f} GiB"
-    table = _table("machine", "")
-    table.add_row("system", f"{stack.system} {platform.machine()}, {findings.cores} cores, {memory}")
-    table.add_row("Python", stack.python)
-    table.add_row(
-        "torch", f"{stack.torch}, built for {'the CPU' if stack.torch_cuda is None else f'CUDA {stack.torch_cuda}'}"
-    )
-    table.add_row("NVIDIA driver", stack.driver or "none found")
-    table.add_row("nvcc", stack.nvcc or "none found")
+    gpu = "none"
     if card.kind == CUDA:
         shared = "" if card.shared_memory_kb is None else f", {card.shared_memory_kb} KiB of shared memory per block"
         size = "" if card.memory_gb is None else f", {card.memory_gb:.1f} GiB"
         bf16 = "bfloat16" if card.bf16 else "no bfloat16"
-        table.add_row(
-            "card", f"{findings.cards} x {card.name}, compute capability {card.capability}{size}{shared}, {bf16}"
-        )
-    else:
-        table.add_row("card", "none")
-    return table
+        gpu = f"{findings.cards} x {card.name}, compute capability {card.capability}{size}{shared}, {bf16}"
+    built = "CPU build" if stack.torch_cuda is None else f"built for CUDA {stack.torch_cuda}"
+    return [
+        ("system", f"{stack.system} {platform.machine()}, {findings.cores} cores, {memory}"),
+        ("Python", stack.python),
+        ("torch", f"{stack.torch}, {built}"),
+        ("NVIDIA driver", stack.driver or "not found"),
+        ("nvcc", stack.nvcc or "not found"),
+        ("card", gpu),
+    ]
 
 
-def _kernels(findings: Findings) -> Table:
-    table = _table("kernel", "version", "works", "run in", "why not")
-    for found in findings.kernels:
-        seconds = f"{found.seconds:.1f} s" if found.seconds else ""
-        table.add_row(found.name, found.version or "", "yes" if found.ok else "no", seconds, found.reason or "")
-    return table
-
-
-def _choice_table(findings: Findings) -> Table:
-    table = _table("layer", "kernels=auto takes", "why not another")
-    for choice in findings.choices:
-        table.add_row(choice.kind, choice.takes, choice.why_not or "")
-    return table
-
-
-def _packages(findings: Findings) -> Table:
-    table = _table("optional package", "version")
-    for name in OPTIONAL:
-        table.add_row(name, findings.stack.packages.get(name, "not installed"))
-    return table
+def _row(found: Probe) -> tuple[str, ...]:
+    seconds = f"{found.seconds:.1f} s" if found.seconds else ""
+    return found.name, found.version or "", "yes" if found.ok else "no", seconds, found.reason or ""

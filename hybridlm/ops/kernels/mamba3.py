@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybridlm.ops.kernels.graph import outside_graphs
+from hybridlm.ops.kernels.calls import outside_graphs
 from hybridlm.ops.kernels.rules import mimo_chunk
 
 SISO_CHUNK = 64  # tokens; mamba_ssm's recommendation

@@ -1,4 +1,4 @@
-"""What each compiled kernel can honour. A rule returns why not, in words for the user, or None.
+"""What each compiled kernel supports. A rule returns the reason against it, as shown to the user, or None.
 
 The same rules are read before training, of the layers' widths, and at each call. The limits are those that the packages
 check themselves or write down: causal-conv1d 1.6.2 (csrc/causal_conv1d.cpp), mamba-ssm 2.3.2
@@ -22,7 +22,7 @@ _KIB = 1024
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a trial. A row of 40 tokens is no whole number of chunks."""
+    """Of a trial. The 40 tokens of a row are not a whole number of chunks."""
 
     batch: int = 2
     time: int = 40
@@ -66,7 +66,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def _not_float64(dtype: torch.dtype) -> str | None:
-    return "it has no float64" if dtype == torch.float64 else None
+    return "it does not support float64" if dtype == torch.float64 else None
 
 
 def _tensor_cores(dtype: torch.dtype) -> str | None:
@@ -87,13 +87,13 @@ def conv_refusal(
 ) -> str | None:
     """causal_conv1d_fn over (B, T, channels)."""
     if not 2 <= width <= 4:
-        return f"it takes a width of 2 to 4, not {width}"
+        return f"it supports a width of 2 to 4, not {width}"
     if channels % 8:
-        return f"it takes a multiple of 8 channels, not {channels}"
+        return f"it needs a multiple of 8 channels, not {channels}"
     if padding:
-        return "it knows no padding"
+        return "it does not support padding"
     if documents and state:
-        return "it cannot both go on from a state and tell documents apart"
+        return "it cannot both continue from a state and separate documents"
     return _not_float64(dtype)
 
 
@@ -105,18 +105,18 @@ def conv_need(channels: int, width: int, use: KernelUse) -> Need:
 def mamba1_refusal(d_state: int, dtype: torch.dtype, *, documents: bool = False, state: bool = False) -> str | None:
     """selective_scan_fn."""
     if d_state > 256:
-        return f"it takes at most 256 states per channel, not {d_state}"
+        return f"it supports at most 256 states per channel, not {d_state}"
     if documents:
-        return "it cannot tell documents apart (data.isolate)"
+        return "it cannot separate documents (data.isolate)"
     if state:
-        return "it starts from no state"
+        return "it does not support an initial state"
     return _not_float64(dtype)
 
 
 def mamba2_refusal(d_state: int, dtype: torch.dtype) -> str | None:
     """mamba_chunk_scan_combined: documents, states and their gradients are all within it."""
     if d_state > 256:
-        return f"it takes at most 256 states per head, not {d_state}"
+        return f"it supports at most 256 states per head, not {d_state}"
     return _tensor_cores(dtype)
 
 
@@ -126,7 +126,7 @@ def mamba2_layer_refusal(
     """mamba_split_conv1d_scan_combined: a whole layer behind its input projection, without a state before or after
     it."""
     if state:
-        return "it gives no state of its convolution"
+        return "it does not return the convolution's state"
     return conv_refusal(conv_channels, d_conv, dtype, padding=padding) or mamba2_refusal(d_state, dtype)
 
 
@@ -142,16 +142,16 @@ def mamba3_refusal(
 ) -> str | None:
     """What both Mamba-3 kernels ask for."""
     if not trapezoidal:
-        return "it has the trapezoidal recurrence only"
+        return "it only has the trapezoidal recurrence"
     if n_angles == 0 or n_angles % 2:
-        return f"it takes an even number of angles, not {n_angles}"
+        return f"it needs an even number of angles, not {n_angles}"
     for name, width in (("d_state", d_state), ("head_dim", head_dim)):
         if width < 16 or width & (width - 1):
-            return f"it takes a {name} that is a power of two from 16 on, not {width}"
+            return f"it needs a {name} that is a power of two from 16 on, not {width}"
     if dtype != torch.bfloat16:
         return f"it computes in bfloat16, not {dtype_name(dtype)}"
     if state or padding:
-        return "it starts from no state and knows no padding"
+        return "it supports neither an initial state nor padding"
     return None
 
 
@@ -191,17 +191,17 @@ def mimo_refusal(
     tokens of a row; shared_memory_kb: what a block may have on the card; None: not looked at."""
     chunk = mimo_chunk(rank)
     if groups not in (1, heads):
-        return f"its backward takes one group of B and C or one for each head, not {groups}"
+        return f"its backward supports one group of B and C or one for each head, not {groups}"
     if (d_state, head_dim) not in MIMO_WIDTHS:
-        return f"its authors have not tried it with d_state {d_state} and head_dim {head_dim}, or it does not compile"
+        return f"it is not tested by its authors with d_state {d_state} and head_dim {head_dim}, or it does not compile"
     if not gated:
-        return "it is used with its gate only, not with outproj_norm"
+        return "it is not used with outproj_norm"
     if chunk < 8 or rank & (rank - 1):
-        return f"it takes a rank of 1, 2, 4 or 8, not {rank}"
+        return f"it supports a rank of 1, 2, 4 or 8, not {rank}"
     if n_angles not in (d_state // 2, d_state // 4):
-        return f"it turns a half or all of the {d_state} states, not {2 * n_angles}"
+        return f"it rotates half or all of the {d_state} states, not {2 * n_angles}"
     if length is not None and length % chunk:
-        return f"it takes whole chunks of {chunk} tokens, not {length}"
+        return f"it needs whole chunks of {chunk} tokens, not {length}"
     needed = mimo_shared_kib(d_state, head_dim, rank, n_angles)
     if shared_memory_kb is not None and needed > shared_memory_kb:
         return f"its backward needs {needed:.0f} KiB of shared memory per block, the card has {shared_memory_kb:.0f}"
@@ -211,9 +211,9 @@ def mimo_refusal(
 def loss_refusal(dtype: torch.dtype, *, scale: float, sharded: bool = False) -> str | None:
     """Liger's fused linear cross-entropy."""
     if scale != 1.0:
-        return f"it has no logit_scale ({scale:g})"
+        return f"it does not support logit_scale ({scale:g})"
     if dtype == torch.float16:
-        return "it takes gradients before the loss scale, where float16 underflows"
+        return "it computes gradients before loss scaling, where float16 underflows"
     if sharded:
-        return "it does not take a sharded weight"
+        return "it does not support a sharded weight"
     return _not_float64(dtype)

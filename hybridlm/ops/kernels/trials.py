@@ -1,6 +1,6 @@
-"""Small runs of each compiled kernel beside our torch operator, with documents where it tells them apart; probes and
-parity tests share them. Each returns the largest difference of outputs and gradients, relative to the largest number of
-its kind."""
+"""Small runs of each compiled kernel beside our torch operator, with packed documents where supported, for probes and
+parity tests. Each returns the largest difference of outputs and gradients, relative to the largest number of its
+kind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = Sizes()
 
 
 class Draw:
-    """Random tensors on a device, the same on each, with gradients wanted."""
+    """Draws random tensors that require gradients, the same on every device."""
 
     def __init__(self, device: torch.device, seed: int = 0) -> None:
         self.device, self.generator, self.drawn = device, torch.Generator().manual_seed(seed), list[Tensor]()
@@ -40,7 +40,7 @@ class Draw:
         return tensor
 
     def starts(self, batch: int, time: int) -> Tensor:
-        """(B, T) a few documents in each row, which begin elsewhere in each."""
+        """(B, T): a few documents in each row, at different places."""
         starts = torch.zeros(batch, time, dtype=torch.bool)
         for row in range(batch):
             starts[row, 3 + row :: 11 + row] = True
@@ -48,14 +48,12 @@ class Draw:
 
 
 def difference(mine: Sequence[Tensor], theirs: Sequence[Tensor], drawn: Sequence[Tensor]) -> float:
-    """Of outputs and of the gradients of a fixed sum of them. Everything is compared in float64, on the CPU."""
+    """Between outputs, and between the gradients of a fixed sum of them, in float64 on the CPU."""
     worst = [_relative(a, b) for a, b in zip(mine, theirs, strict=True)]
-    grads = [
-        torch.autograd.grad(
-            sum(_weighed(output) for output in outputs if output.requires_grad), drawn, allow_unused=True
-        )  # type: ignore[arg-type]
-        for outputs in (mine, theirs)
-    ]
+    grads = []
+    for outputs in (mine, theirs):
+        loss = torch.stack([_weighed(output) for output in outputs if output.requires_grad]).sum()
+        grads.append(torch.autograd.grad(loss, drawn, allow_unused=True))
     for a, b in zip(*grads, strict=True):
         if (a is None) != (b is None):
             return float("inf")
@@ -128,7 +126,7 @@ def mamba2(
 
 def mamba2_layer(device: torch.device, dtype: torch.dtype, sizes: Sizes = SMALL, *, documents: bool = True) -> float:
     """mamba-ssm's convolution, SSD scan, norm and output projection in one."""
-    from hybridlm.ops.kernels.mamba import LayerWeights, kernel_mamba2_layer
+    from hybridlm.ops.kernels.calls import LayerWeights, kernel_mamba2_layer
 
     draw, heads, inner = Draw(device), sizes.heads, sizes.heads * sizes.head_dim
     state_channels = sizes.groups * sizes.d_state
@@ -199,14 +197,6 @@ def loss(
     )
 
 
-def triton(device: torch.device, dtype: torch.dtype) -> float:
-    """A line of Triton, compiled."""
-    from hybridlm.ops.kernels.triton_line import doubled
-
-    x = torch.arange(100.0, device=device).to(dtype)
-    return float((doubled(x) - 2 * x).abs().max())
-
-
 def flash_attention(device: torch.device, dtype: torch.dtype) -> float:
     """torch's flash backend."""
     return _attention(device, dtype, torch.nn.attention.SDPBackend.FLASH_ATTENTION)
@@ -227,22 +217,11 @@ def _attention(device: torch.device, dtype: torch.dtype, backend: torch.nn.atten
 
 
 def bitsandbytes_adamw(device: torch.device, dtype: torch.dtype) -> float:
-    """A step of bitsandbytes' 8-bit AdamW: as far from torch's as a whole step is long, at most."""
+    """A step of bitsandbytes' 8-bit AdamW; the difference from torch's is relative to the length of the step."""
     import bitsandbytes
 
-    return _adamw_step(device, bitsandbytes.optim.AdamW8bit)
-
-
-def torchao_adamw(device: torch.device, dtype: torch.dtype) -> float:
-    """A step of torchao's 8-bit AdamW."""
-    from torchao.optim import AdamW8bit
-
-    return _adamw_step(device, AdamW8bit)
-
-
-def _adamw_step(device: torch.device, made: Callable[..., torch.optim.Optimizer]) -> float:
     weights = [torch.nn.Parameter(torch.ones(64, 128, device=device)) for _ in range(2)]
-    for weight, kind in zip(weights, (torch.optim.AdamW, made), strict=True):
+    for weight, kind in zip(weights, (torch.optim.AdamW, bitsandbytes.optim.AdamW8bit), strict=True):
         weight.grad = torch.linspace(-1, 1, weight.numel(), device=device).view(weight.shape)
         kind([weight], lr=0.1).step()
     return float((weights[0] - weights[1]).abs().max()) / 0.1

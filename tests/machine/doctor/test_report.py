@@ -51,7 +51,7 @@ def test_packages_that_work():
         in text
     )
     assert "KiB of shared memory per block, the card has 99" in text
-    assert "torch for packed documents: it cannot tell documents apart" in text
+    assert "packed documents" in text
     assert "mamba-ssm" not in {line.package for line in findings.advice}
 
 
@@ -101,5 +101,5 @@ def test_the_command_here(environment):
     assert (done.returncode, done.stderr) == (0, "")
     findings = json.loads(done.stdout)
     assert findings["stack"]["torch"] == torch.__version__.partition("+")[0]
-    assert len(findings["kernels"]) == 12
+    assert len(findings["kernels"]) == 10
     assert subprocess.run([*command, "--fast"], env=environment, capture_output=True, check=False).returncode == 2

@@ -88,7 +88,6 @@ def main(folder: str) -> None:
         "SISO": trials.siso(here, fp32, sizes, documents=False),
         "SISO, documents": trials.siso(here, fp32, sizes),
         "loss": trials.loss(here, fp32),
-        "Triton": trials.triton(here, fp32),
     }
     print(json.dumps(found))
 

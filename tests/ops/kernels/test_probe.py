@@ -89,14 +89,14 @@ BREAKAGES = [
             "def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, initial_states=None, activation=None):\n   "
             " return 1.5 * x"
         ),
-        "its numbers differ from torch's by ",
+        "its results differ from torch's by ",
     ),
     (
         (
             "def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, initial_states=None, activation=None):\n"
             "    return x * float('nan') + 0 * (weight.sum() + bias.sum())"
         ),
-        "its numbers differ from torch's by nan",
+        "its results differ from torch's by nan",
     ),
 ]
 
@@ -119,7 +119,7 @@ def test_wrong_gradients_are_noticed(tmp_path):
         (WORKING[0] / "causal_conv1d/cpp_functions.py").read_text(encoding="utf-8")
     )
     with packages(conv_package(tmp_path, text)):
-        assert probe("causal-conv1d", HERE, torch.bfloat16).reason.startswith("its numbers differ from torch's by inf")
+        assert probe("causal-conv1d", HERE, torch.bfloat16).reason.startswith("its results differ from torch's by inf")
 
 
 def test_documents_that_are_mixed_up_are_noticed(tmp_path):

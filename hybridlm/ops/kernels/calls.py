@@ -1,17 +1,62 @@
-"""The scans of Mamba-1 and Mamba-2 through mamba-ssm (Gu & Dao)."""
+"""Calls of compiled kernels: causal-conv1d, mamba-ssm's scans of Mamba-1 and Mamba-2 (Gu & Dao), and Liger's linear
+cross-entropy (Hsu et al. 2024, arXiv 2410.10989). Mamba-3's are in ``mamba3.py``."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from hybridlm.ops.kernels.conv import document_index
-from hybridlm.ops.kernels.graph import outside_graphs
 from hybridlm.ops.norm import as_dtype
 
 SSD_CHUNK = 256  # tokens; mamba_ssm's own default, for which its kernels are tuned
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """``function``, which a compiled block calls as it is, between two graphs: the packages' autograd functions,
+    autotuners and device contexts are not made to be traced. (The import of torch's compiler takes seconds: only
+    modules of kernels in use pay it.)"""
+    return torch.compiler.disable(function)  # type: ignore[no-any-return]
+
+
+def document_index(starts: Tensor) -> Tensor:
+    """(B, T) int32: documents that began in the row up to each token; 0 as long as what stood before the row goes
+    on."""
+    return starts.cumsum(1, dtype=torch.int32)
+
+
+def _aligned(rows: Tensor) -> Tensor:
+    """(B, T, C) as it is where the kernel can read 8 numbers at once in it, else a copy. It checks x, but of a state,
+    which may be a view of the projection before, only that channels are neighbours: reading it would end with a
+    misaligned address."""
+    strides = (*rows.stride()[:2], rows.storage_offset())
+    return rows.contiguous() if rows.stride(2) != 1 or any(stride % 8 for stride in strides) else rows
+
+
+@outside_graphs
+def kernel_conv(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor | None, positions: Tensor | None) -> Tensor:
+    """``ops.conv.causal_conv``'s output (B, T, C) for what ``conv_refusal`` lets through; weight and bias may be wider
+    than x.
+
+    The kernel reads (B, C, T) with channels next to each other in memory, which is our (B, T, C) seen from the side,
+    and rows that begin at multiples of 8 numbers.
+    """
+    from causal_conv1d import causal_conv1d_fn
+
+    x = _aligned(x)
+    out: Tensor = causal_conv1d_fn(
+        x.transpose(1, 2),
+        weight[:, 0],
+        bias=as_dtype(bias, weight.dtype),
+        seq_idx=None if positions is None else document_index(positions == 0),
+        initial_states=None if state is None else _aligned(as_dtype(state, x.dtype)).transpose(1, 2),
+        activation="silu",
+    )
+    return out.transpose(1, 2)
 
 
 @outside_graphs
@@ -122,3 +167,28 @@ def kernel_mamba2_layer(
         norm_before_gate=norm_before_gate,
     )
     return out
+
+
+@outside_graphs
+def kernel_linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, vocab: int, ignore: int, softcap: float | None
+) -> Tensor:
+    """``ops.linear_cross_entropy`` at a scale of 1: the sum in float32. The rows of padded ids are cut off, and get a
+    gradient of zero."""
+    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+    loss: Tensor = LigerFusedLinearCrossEntropyFunction.apply(
+        hidden,
+        as_dtype(weight, hidden.dtype)[:vocab],
+        targets,
+        None,  # bias
+        None,  # ce_weight
+        ignore,
+        0.0,  # lse_square_scale
+        0.0,  # label_smoothing
+        "sum",
+        softcap,
+        False,  # return_z_loss
+        torch.float32,  # accum_dtype: of the weight's gradient over the chunks
+    )[0]
+    return loss

@@ -1,5 +1,4 @@
-"""The optimizer's part of a step: the run's own optimizer moves all weights of the run's model, on tensors without
-contents."""
+"""The optimizer's part of a step: the run's own optimizer updates all weights of the run's model, on "meta" tensors."""
 
 from __future__ import annotations
 
@@ -8,8 +7,8 @@ from functools import lru_cache
 
 import torch
 
-from hybridlm.memory.ledger import counted
-from hybridlm.memory.segments import gradient_bytes
+from hybridlm.memory.microbatch import gradient_bytes
+from hybridlm.memory.tracker import tracked
 from hybridlm.memory.workload import Workload
 from hybridlm.optim.eight_bit import eight_bit_state_bytes
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups
@@ -17,48 +16,48 @@ from hybridlm.optim.updates import RULES, fresh_state, wide_dtype
 
 
 @dataclass(frozen=True)
-class Update:
-    """Bytes on one device that holds all of them. transient: above everything that stays, while weights move."""
+class OptimizerMemory:
+    """Bytes, unsharded. transient: of temporaries during the update."""
 
     weights: int
     gradients: int
     state: int
     transient: int
     average: int  # a running average of the weights in float32
-    average_transient: int  # while it follows weights of another dtype
-    largest_block: int  # weights of the largest layer
-    outside: int  # weights of embedding, norm and head
+    average_transient: int  # of its update, where weights have another dtype
+    largest_block: int  # bytes of the largest layer's weights
+    outside: int  # bytes of the weights of embedding, norm and head
 
 
 @lru_cache(maxsize=64)
-def follow_update(work: Workload) -> Update:
-    """``optim=adamw8bit`` moves weights inside bitsandbytes, in place: what is transient then is clipping's."""
+def trace_optimizer(work: Workload) -> OptimizerMemory:
+    """``optim=adamw8bit`` updates weights in place inside bitsandbytes, so that only clipping has temporaries."""
     eight_bit = work.optim.name == "adamw8bit"
     optim = work.optim.model_copy(update={"name": "sgd"}) if eight_bit else work.optim
-    with counted(work.card, autocast=False) as ledger:
+    with tracked(work.gpu, autocast=False) as tracker:
         model = work.built(work.layers)
-        ledger.hold([*model.parameters(), *model.buffers()])
-        weights = ledger.held
+        tracker.hold([*model.parameters(), *model.buffers()])
+        weights = tracker.held
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)
-        gradients, before = ledger.held - weights, ledger.held
+        gradients, before = tracker.held - weights, tracker.held
         optimizer = HybridOptimizer(model_groups(model, optim), optim)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 optimizer.state[parameter] |= fresh_state(group["algorithm"], parameter)
-        state, held = ledger.held - before, ledger.held
-        ledger.restart()
+        state, held = tracker.held - before, tracker.held
+        tracker.restart()
         optimizer.step()
         parameters = list(model.parameters())
         if eight_bit:
             state = sum(eight_bit_state_bytes(parameter) for parameter in parameters)
         others = [parameter.numel() for parameter in parameters if parameter.dtype != torch.float32]
         blocks = [gradient_bytes(block) for block in model.blocks]
-        return Update(
+        return OptimizerMemory(
             weights=weights,
             gradients=gradients,
             state=state,
-            transient=ledger.peak - held,
+            transient=tracker.peak - held,
             average=4 * sum(parameter.numel() for parameter in parameters),
             average_transient=4 * sum(others),
             largest_block=max(blocks),
@@ -66,9 +65,8 @@ def follow_update(work: Workload) -> Update:
         )
 
 
-def standing_bytes(work: Workload) -> int:
-    """Weights, gradients and optimizer state, which no step can do without: less than the least peak, and known without
-    following one."""
+def minimum_bytes(work: Workload) -> int:
+    """Weights, gradients and optimizer state: a lower bound of any step's peak that needs no trace."""
     with torch.device("meta"):
         model = work.built(work.layers)
     total = 2 * gradient_bytes(model)
