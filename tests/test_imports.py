@@ -50,7 +50,7 @@ THIRD_PARTY_HOMES = {
     "liger_kernel": ("ops/kernels/",),
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
-MAX_FILE, MAX_FUNCTION, MAX_LIGHTNING_MODULE = 345, 66, 149
+MAX_FILE, MAX_FUNCTION, MAX_LIGHTNING_MODULE = 300, 60, 149
 DEVICE = re.compile(r"(cuda|cpu)(:\d*)?")
 
 

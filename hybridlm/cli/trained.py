@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from hybridlm.cli.app import EMA, OVERRIDES, Run, app
 from hybridlm.cli.arguments import models, numbers, other_data, overrides_of, words
 from hybridlm.cli.user_error import reported
-from hybridlm.errors import UserError
 
 _Tokens = Annotated[int, typer.Option("--tokens", "-n", help="maximum number of new tokens")]
 _Temperature = Annotated[float, typer.Option("--temperature", help="0: always the most likely token")]
@@ -116,7 +115,7 @@ def evaluate(
             metavar="[DATA OVERRIDE]...", help="other text, with the run's tokenizer: data=files data.path=..."
         ),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="val or train: the documents to evaluate")] = "val",
+    split: Annotated[Literal["val", "train"], typer.Option("--split", help="the documents to evaluate")] = "val",
     loss: Annotated[
         bool, typer.Option("--loss/--no-loss", help="loss, perplexity, bits per byte, and loss by position")
     ] = True,
@@ -150,13 +149,11 @@ def evaluate(
     RUN/eval.json."""
     with reported("goes on"):
         given = overrides_of("eval", overrides)
-        if split not in ("val", "train"):
-            raise UserError(f"--split {split}: must be val or train")
         from hybridlm.eval.command import Evaluation, run_eval
 
         asked = Evaluation(
             run,
-            "val" if split == "val" else "train",
+            split,
             loss=loss,
             tasks=words(tasks),
             include_path=include_path,

@@ -48,7 +48,7 @@ class Mamba3(Mixer):
     def __init__(self, spec: Mamba3Spec) -> None:
         super().__init__()
         self.spec = spec
-        self.adjacent = self.spec.mimo_rank is None
+        self.adjacent = spec.mimo_rank is None
         state_channels = spec.rank * spec.n_groups * spec.d_state
         trap = (spec.n_heads,) if spec.trapezoidal else ()
         angle = (spec.n_angles,) if spec.complex_rope else ()
@@ -134,9 +134,8 @@ class Mamba3(Mixer):
         z = z.unflatten(-1, (spec.n_heads, spec.head_dim))
         inputs = Mamba3Inputs(x, B, C, -decay * dt, dt, mix, rate, None if spec.outproj_norm else z)
         if spec.mimo_rank is not None:
-            return kernel_mimo(
-                inputs, self.B_bias, self.C_bias, self.D, self.mimo_x, self.mimo_z, self.mimo_o, seq.starts
-            )
+            mimo = (self.mimo_x, self.mimo_z, self.mimo_o)
+            return kernel_mimo(inputs, self.B_bias, self.C_bias, self.D, *mimo, seq.starts)
         y = kernel_siso(inputs, self.B_bias, self.C_bias, self.D, seq.starts)
         if not spec.outproj_norm:
             return y
@@ -253,9 +252,8 @@ class Mamba3(Mixer):
         if phase != "decode":
             chunk = min(spec.chunk, context)  # each token and rank meets the whole tile of its chunk, masked or not
             state += 2 * spec.rank * (chunk * spec.rank) * (spec.n_heads * spec.d_state + spec.d_inner)
-        return PASSES[phase] * (
-            linear_flops(self.in_proj, self.out_proj) + 2 * spec.d_conv * spec.conv_channels + state
-        )
+        projections = linear_flops(self.in_proj, self.out_proj) + 2 * spec.d_conv * spec.conv_channels
+        return PASSES[phase] * (projections + state)
 
     def reset_parameters(self, init: Init) -> None:
         super().reset_parameters(init)
@@ -296,8 +294,7 @@ def _refusal(
     reason = mamba3_refusal(*widths, spec.n_angles, dtype, trapezoidal=spec.trapezoidal, padding=padding)
     if reason or spec.mimo_rank is None:
         return reason
-    where = {"heads": spec.n_heads, "groups": spec.n_groups}
-    gated = not spec.outproj_norm
+    shape, gated = (*widths, spec.mimo_rank, spec.n_angles), not spec.outproj_norm
     return mimo_refusal(
-        *widths, spec.mimo_rank, spec.n_angles, **where, gated=gated, length=length, shared_memory_kb=shared_memory_kb
+        *shape, heads=spec.n_heads, groups=spec.n_groups, gated=gated, length=length, shared_memory_kb=shared_memory_kb
     )

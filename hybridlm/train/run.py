@@ -103,9 +103,8 @@ def run(
             trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
             console.say("validating on all held-out text ...")
             trainer.validate(module, datamodule=_datamodule(config, machine, prepared, val_batches=None), verbose=False)
-            final = {
-                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(MEASURED)
-            }
+            found = trainer.callback_metrics
+            final = {name: float(value) for name, value in found.items() if name.startswith(MEASURED)}
     except Stopped as stopped:
         return stopped.result()
     if not is_first_rank():
