@@ -145,8 +145,7 @@ def evaluate(
     ema: EMA = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the results as JSON")] = False,
 ) -> None:
-    """Evaluate a trained model: loss on whole documents, lm-evaluation-harness tasks, probes. Results are added to
-    RUN/eval.json."""
+    """Evaluate a trained model by loss, lm-evaluation-harness tasks and probes. Results are added to RUN/eval.json."""
     with reported("goes on"):
         given = overrides_of("eval", overrides)
         from hybridlm.eval.command import Evaluation, run_eval

@@ -76,12 +76,7 @@ def run(
     console = Console(config.trainer.headless, machine.max_steps)
     _say_machine(folder, machine, plan, console)
     kernels = choose_kernels(config, machine, lambda line: console.say(f"kernels     {line}"))
-    prepared = prepare(config.data, report=lambda line: console.say(f"data        {line}"))
-    read = data_facts(config, machine.global_batch, prepared)
-    if resumed is not None:
-        resumed.refuse_other_data(read, prepared.tokenizer.fingerprint, config.data.changed, console.say)
-        _datamodule(config, machine, prepared, val_batches=None).refuse(resumed.position)
-    _say_packing(config, prepared, console)
+    prepared, read = _prepared(config, machine, resumed, console)
     module = _module(config, machine, prepared, read, plan)
     module.model.kernels = kernels
     _begin_folder(asked, folder, prepared, resumed, call)
@@ -119,6 +114,19 @@ def run(
     loggers.finish(summary)
     report(console, summary, hints(call, folder, asked, prepared, trainer.global_step))
     return summary
+
+
+def _prepared(
+    config: RunConfig, machine: Machine, resumed: Resumed | None, console: Console
+) -> tuple[Prepared, dict[str, object]]:
+    """The data, and what a checkpoint records of it. UserError: the checkpoint was trained on other data."""
+    prepared = prepare(config.data, report=lambda line: console.say(f"data        {line}"))
+    read = data_facts(config, machine.global_batch, prepared)
+    if resumed is not None:
+        resumed.refuse_other_data(read, prepared.tokenizer.fingerprint, config.data.changed, console.say)
+        _datamodule(config, machine, prepared, val_batches=None).refuse(resumed.position)
+    _say_packing(config, prepared, console)
+    return prepared, read
 
 
 def _say_machine(folder: RunFolder, machine: Machine, plan: Plan, console: Console) -> None:
