@@ -17,5 +17,6 @@ MIXERS = registered(
         "mamba2.Mamba2Config",
         "mamba3.Mamba3Config",
         "mla.MLAConfig",
+        "gdn.GDNConfig",
     ),
 )
