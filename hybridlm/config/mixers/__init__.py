@@ -18,5 +18,6 @@ MIXERS = registered(
         "mamba3.Mamba3Config",
         "mla.MLAConfig",
         "gdn.GDNConfig",
+        "kda.KDAConfig",
     ),
 )
