@@ -16,7 +16,7 @@ import pytest
 from hybridlm.config.mixers import MIXERS
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"^```python (\S+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```\w+ (\S+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 REGISTRY = "hybridlm/config/mixers/__init__.py"
 
 
