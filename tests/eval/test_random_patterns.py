@@ -12,6 +12,8 @@ from hybridlm.config.mixers import MIXERS
 from hybridlm.config.run import RunConfig
 from hybridlm.eval.gate import Gate
 
+# Seed 10: two experts of a token are within 3e-9 of a tie, which no step of the derivative's difference quotient is.
+SEEDS = [seed for seed in range(51) if seed != 10]
 LETTERS, FFNS = ("T", "W", "M1", "M2", "M3", "X", "L", "G", "K"), ("none", "mlp", "moe")
 WIDTHS = [
     "model.d_model=32",
@@ -78,13 +80,13 @@ def random_config(seed: int) -> RunConfig:
 
 
 def test_the_random_patterns_hold_every_kind_of_layer():
-    layers = [layer for seed in range(50) for layer in random_config(seed).model.layers]
+    layers = [layer for seed in SEEDS for layer in random_config(seed).model.layers]
     assert {(layer.kind, layer.ffn_kind) for layer in layers} == {(kind, ffn) for kind in MIXERS for ffn in FFNS}
     assert {layer.params.mimo_rank for layer in layers if layer.kind == "mamba3"} == {None, 2}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_check_passes(seed):
     rows = list(Gate(random_config(seed)).rows())
     assert [f"{row.name}: {row.error:.1e} {row.note}" for row in rows if row.status == "fail"] == []
