@@ -27,6 +27,7 @@ from formulas import (
     softplus,
 )
 from recurrences_attention import attend, attention, mla, rotate
+from recurrences_delta import gdn, kda
 from recurrences_ffn import Routing, mlp, moe
 from recurrences_mamba import Mamba1States, Mamba2States, Mamba3States, mamba1, mamba2, mamba3, ssd
 from torch import Tensor
@@ -34,6 +35,8 @@ from torch import Tensor
 from hybridlm.config.ffns.mlp import MLPSpec
 from hybridlm.config.layers import LayerSpec, Spec
 from hybridlm.config.mixers.attention import AttentionSpec
+from hybridlm.config.mixers.gdn import GDNSpec
+from hybridlm.config.mixers.kda import KDASpec
 from hybridlm.config.mixers.mamba1 import Mamba1Spec
 from hybridlm.config.mixers.mamba2 import Mamba2Spec
 from hybridlm.config.mixers.mamba3 import Mamba3Spec
@@ -78,6 +81,8 @@ MIXERS: dict[type, Callable[..., tuple]] = {
     Mamba2Spec: mamba2,
     Mamba3Spec: mamba3,
     MLASpec: mla,
+    GDNSpec: gdn,
+    KDASpec: kda,
 }
 
 

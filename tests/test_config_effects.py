@@ -61,6 +61,8 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "model.ffn_after.mamba2": ("none", ["model.ffn_after.mamba2=mlp"]),
     "model.ffn_after.mamba3": ("moe", ["model.pattern=M3"]),
     "model.ffn_after.mla": ("moe", ["model.pattern=L"]),
+    "model.ffn_after.gdn": ("moe", ["model.pattern=G", "model.gdn.n_v_heads=1"]),
+    "model.ffn_after.kda": ("moe", ["model.pattern=K", "model.kda.n_v_heads=1"]),
     "model.attention.n_heads": (4, []),
     "model.attention.n_kv_heads": (1, []),
     "model.attention.head_dim": (8, []),
@@ -129,6 +131,29 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
             "rope_theta": (50.0, []),
             "rope_interleave": ("false", []),
             "scale": (0.5, []),
+        }.items()
+    },
+    **{
+        f"model.{kind}.{name}": (
+            value,
+            [f"model.pattern={letter}", f"model.{kind}.head_k_dim=16", f"model.{kind}.n_v_heads=2"],
+        )
+        for kind, letter, own in (
+            ("gdn", "G", {"use_gate": "false"}),
+            ("kda", "K", {"gate_bias": "true", "lower_bound": -5.0}),
+        )
+        for name, value in {
+            "head_k_dim": 8,
+            "head_v_dim": 8,
+            "n_v_heads": 4,
+            "n_k_heads": 1,
+            "use_conv": "false",
+            "d_conv": 3,
+            "allow_neg_eigval": "true",
+            "chunk": 8,
+            "dt_range": "[0.01,0.02]",
+            "a_range": "[1.0,2.0]",
+            **own,
         }.items()
     },
     **{

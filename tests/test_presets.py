@@ -94,7 +94,8 @@ def test_a_card_on_the_command_line_goes_with_a_preset_of_two_sections():
 
 def kinds(config):
     return "".join(
-        {"attention": "T", "mla": "L", "mamba1": "1", "mamba2": "2", "mamba3": "3"}[x.kind] for x in config.model.layers
+        {"attention": "T", "mla": "L", "mamba1": "1", "mamba2": "2", "mamba3": "3", "gdn": "G", "kda": "K"}[x.kind]
+        for x in config.model.layers
     )
 
 
@@ -108,10 +109,27 @@ def test_the_hybrids_have_their_layers():
     assert kinds(at("hybrid_strategic", "d16")) == "TT222222T222222T"
     assert kinds(at("hybrid_strategic", "d20")) == "TT222222T222222T2TTT"
     assert "cut its cycle of 19" in at("hybrid_strategic", "d20").model.layer_note
+    assert kinds(at("hybrid_gdn", "d12")) == "GGGT" * 3
+    assert kinds(at("kimi", "d12")) == "KKKL" * 3
+    assert kinds(at("gated_deltanet", "d12")) == "G" * 12
+
+
+def test_the_delta_hybrids_have_what_their_origins_export(configs):
+    gdn, kimi = configs["hybrid_gdn"].model, configs["kimi"].model
+    assert gdn.norm_eps == kimi.norm_eps == 1e-6
+    for layer in (*gdn.layers, *kimi.layers):
+        assert layer.ffn.activation == "swiglu"
+        if layer.kind in ("gdn", "kda"):
+            assert not layer.params.allow_neg_eigval
+            assert layer.params.head_k_dim == layer.params.head_v_dim == 64
+    assert all(layer.params.qk_norm for layer in gdn.layers if layer.kind == "attention")
+    assert not any(layer.params.rope for layer in kimi.layers if layer.kind == "mla")
+    assert {layer.ffn_kind for layer in kimi.layers} == {"moe"}
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in MODELS if name != "hybrid_small" and not name.startswith(("slm_", "nano"))]
+    "name",
+    [name for name in MODELS if not name.startswith(("hybrid_small", "hybrid_gdn", "kimi", "slm_", "nano"))],
 )
 def test_architectures_have_the_blocks_of_their_family(name, configs):
     model = configs[name].model

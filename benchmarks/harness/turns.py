@@ -52,7 +52,12 @@ class Times:
         return min(names, key=self.median)
 
 
-def take_turns(contenders: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1) -> Times:
+def take_turns(
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    calls: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
     """Calls the contenders one after the other, ``calls`` times in each round, in reverse order every second time.
 
     A round's time is that of its calls together. The first round warms up and is dropped.
@@ -60,7 +65,7 @@ def take_turns(contenders: Mapping[str, Callable[[], object]], rounds: int, call
     seconds: dict[str, list[float]] = {name: [0.0] * (rounds + 1) for name in contenders}
     for call in range((rounds + 1) * calls):
         for name in reversed(list(contenders)) if call % 2 else list(contenders):
-            start = time.perf_counter()
+            start = clock()
             contenders[name]()
-            seconds[name][call // calls] += time.perf_counter() - start
+            seconds[name][call // calls] += clock() - start
     return Times({name: measured[1:] for name, measured in seconds.items()})

@@ -6,7 +6,7 @@ also over sqrt(Dk), a_t = log_decay, a number or one for each key channel, and t
 
     S~_t = diag(exp(a_t)) S_{t-1}        S_t = S~_t + k_t (beta_t (v_t - S~_t^T k_t))^T        o_t = S_t^T q_t
 
-The state foretells v_t from k_t, and what it missed is written with weight beta_t. An eigenvalue of the step is 1 -
+The state predicts v_t from k_t, and what it missed is written with weight beta_t. An eigenvalue of the step is 1 -
 beta_t, negative if beta_t > 1. Where a document starts the state is zero. The chunked form is in ``delta_chunks.py``.
 """
 
@@ -47,8 +47,11 @@ def _parts(v: Tensor, key_dim: int, chunk: int) -> Iterator[tuple[slice, list[tu
 
 def _fill(target: Tensor, rows: slice, tokens: slice, tensor: Tensor) -> None:
     """Puts (chunks, B, H, C, ...) where it belongs in (B, T, H, ...), without the last chunk's padding."""
-    place = target[rows, tokens]
-    place.copy_(tensor.transpose(2, 3).transpose(0, 1).flatten(1, 2)[:, : place.shape[1]])
+    place, tensor = target[rows, tokens], tensor.transpose(2, 3).transpose(0, 1)
+    if place.shape[1] == tensor.shape[1] * tensor.shape[2]:
+        place.unflatten(1, tensor.shape[1:3]).copy_(tensor)
+    else:  # flattened it is a copy of its own
+        place.copy_(tensor.flatten(1, 2)[:, : place.shape[1]])
 
 
 @torch.library.custom_op("hybridlm::gated_delta", mutates_args=())
@@ -121,7 +124,7 @@ def _gated_delta_backward(
         for rows, times in _parts(v, k.shape[3], size):
             for some, tokens in reversed(times):
                 chunks = cut(inputs.part(rows, tokens), size)
-                do_part = heads_first(do[rows, tokens], size, chunks.v.dtype).flatten(0, 2)
+                do_part = heads_first(do[rows, tokens], size, chunks.v.dtype)
                 part = backward(chunks, incoming[some, rows].flatten(0, 2), do_part, dstates[rows].flatten(0, 1))
                 dv, dsteps, dbeta = (grad.unflatten(0, (-1, *dstates[rows].shape[:2])) for grad in part[1:4])
                 dsteps = dsteps.squeeze(-1) if log_decay.dim() == 3 else dsteps

@@ -24,10 +24,11 @@ class Gradients(NamedTuple):
 
 
 def backward(chunks: Chunks, incoming: Tensor, do: Tensor, dfinal: Tensor) -> Gradients:
-    """incoming: (N, Dk, Dv), the states that ``forward`` went through; do: (N, C, Dv); dfinal: (M, Dk, Dv)."""
+    """incoming: (N, Dk, Dv), the states that ``forward`` went through; do: (chunks, B, H, C, Dv), a view; dfinal:
+    (M, Dk, Dv)."""
     tiles, (keys, queries) = tiles_of(chunks), chunks.kq.unbind(1)
     reading = chunks.kq * tiles.carry.unsqueeze(1)
-    error = torch.baddbmm(chunks.v, reading[:, 0], incoming, alpha=-1)  # what the incoming state does not foretell of v
+    error = torch.baddbmm(chunks.v, reading[:, 0], incoming, alpha=-1)  # what the incoming state does not predict of v
     delta = torch.bmm(tiles.inverse, error * chunks.beta)
     reading[:, 0].mul_(-chunks.beta)
     dboth, doutgoing, dincoming = _states_backward(chunks, tiles, reading.flatten(1, 2), do, dfinal)
@@ -56,17 +57,20 @@ def _states_backward(
     """Through the chain of states, last chunk first. Returns the gradient of beta error above do (N, 2, C, Dv), that of
     each chunk's outgoing state (N, Dk, Dv), and that of the first incoming one. reading: (N, 2 C, Dk), the keys times
     -beta."""
-    dboth = torch.stack([do, do], 1)
-    ddelta = torch.bmm(tiles.P.transpose(1, 2), do)
+    dboth = chunks.v.new_empty(len(chunks.v), 2, *chunks.v.shape[1:])
+    dboth[:, 1].unflatten(0, do.shape[:3]).copy_(do)
+    ddelta = torch.bmm(tiles.P.transpose(1, 2), dboth[:, 1])
     writing, keep = chunks.kq[:, 0] * tiles.to_end, tiles.carry[:, -1].unsqueeze(-1)
-    doutgoing = do.new_empty(len(do), reading.shape[2], do.shape[2])
-    dstate = dfinal
-    for part in reversed(chunks.each()):
-        doutgoing[part] = dstate
-        ddelta[part].baddbmm_(writing[part], dstate)
+    parts, dincoming = chunks.each(), torch.empty_like(dfinal)
+    doutgoing = dfinal.new_empty(len(chunks.v), *dfinal.shape[1:])
+    doutgoing[parts[-1]] = dfinal
+    before = [dincoming, *(doutgoing[part] for part in parts[:-1])]  # the chunk's incoming state
+    for part, dstate in zip(reversed(parts), reversed(before), strict=True):
+        ddelta[part].baddbmm_(writing[part], doutgoing[part])
         dboth[part, 0] = torch.bmm(tiles.inverse[part].transpose(1, 2), ddelta[part])
-        dstate = (dstate * keep[part]).baddbmm_(reading[part].transpose(1, 2), dboth[part].flatten(1, 2))
-    return dboth, doutgoing, dstate
+        torch.mul(doutgoing[part], keep[part], out=dstate)
+        dstate.baddbmm_(reading[part].transpose(1, 2), dboth[part].flatten(1, 2))
+    return dboth, doutgoing, dincoming
 
 
 def _to_steps(chunks: Chunks, dsums: Tensor, dto_end: Tensor) -> Tensor:

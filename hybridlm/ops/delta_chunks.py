@@ -1,7 +1,7 @@
 """The gated delta rule in ``ops.delta``, which see, as matrix products over chunks: inputs cut into chunks, and
 forward, on plain tensors.
 
-With A and P of ``delta_pairs.py``, q_t k_t on the diagonal of P, G_t the sum of log_decay in the chunk up to t, and S
+With A and P of ``delta_pairs.py``, G_t the sum of log_decay in the chunk up to t, and S
 the incoming state:
 
     (I + diag(beta) A) delta = diag(beta) (V - (K * exp(G)) S)
@@ -103,7 +103,6 @@ def tiles_of(chunks: Chunks) -> Tiles:
         carry.masked_fill_(chunks.began.cumsum(1) > 0, 0.0)
         to_end *= chunks.same[:, -1].unsqueeze(-1)
     A, P = tiles.unbind(1)
-    P.diagonal(dim1=1, dim2=2).copy_((chunks.kq[:, 0] * chunks.kq[:, 1]).sum(-1))
     eye = torch.eye(A.shape[1], dtype=A.dtype, device=A.device).expand_as(A)
     inverse = torch.linalg.solve_triangular(A * chunks.beta, eye, upper=False, left=False, unitriangular=True)
     return Tiles(A, P, weights, inverse, carry, to_end)

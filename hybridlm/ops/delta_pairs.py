@@ -4,6 +4,8 @@ With the logarithms g of the decays to base 2, a number for each token or one fo
 
     A_tj = sum_d k_td k_jd 2^(g_{j+1,d} + ... + g_td)        P_tj = sum_d q_td k_jd 2^(g_{j+1,d} + ... + g_td)
 
+and P_tt = sum_d q_td k_td.
+
 One decay for all channels makes one weight for a pair of tokens. A decay for each channel does not, and pairs are too
 many to weigh channel by channel: the chunk is halved again and again, and tokens j < t of two neighbouring halves meet
 at the border between them, k_j weighed by what decays up to the border and k_t, q_t by what decays behind it. No
@@ -23,7 +25,7 @@ from torch import Tensor
 class Pairs(NamedTuple):
     """A and P, and the weights that they were made with."""
 
-    tiles: Tensor  # (N, 2, C, C)  A, then P, zero but for j < t
+    tiles: Tensor  # (N, 2, C, C)  A, zero but for j < t, then P, zero but for j <= t
     weights: Tensor | None  # (N, C, C)  of a pair; None with a decay for each channel
     upto: Tensor  # (N, C, d)  2^(g_1 + ... + g_t)
     behind: Tensor  # (N, C, d)  2^(g_{t+1} + ... + g_C)
@@ -34,12 +36,16 @@ def pairs(kq: Tensor, steps: Tensor, same: Tensor | None) -> Pairs:
     together."""
     if steps.shape[2] > 1:
         tiles, upto, behind = _by_channel(kq, steps)
-        return Pairs(tiles if same is None else tiles.mul_(same.unsqueeze(1)), None, upto, behind)
+        tiles = tiles if same is None else tiles.mul_(same.unsqueeze(1))
+        tiles[:, 1].diagonal(dim1=1, dim2=2).copy_((kq[:, 0] * kq[:, 1]).sum(-1))
+        return Pairs(tiles, None, upto, behind)
     strict = steps.new_ones(steps.shape[1], steps.shape[1]).tril_(-1)
     sums = (steps * strict).cumsum(1)  # of each pair's own steps
     upto, behind = (sums[:, :, :1] + steps[:, :1]).exp2_(), sums[:, -1].unsqueeze(-1).exp2()
     weights = sums.exp2_().mul_(strict if same is None else strict * same)
-    tiles = torch.bmm(kq.flatten(1, 2), kq[:, 0].transpose(1, 2)).view(*kq.shape[:3], -1).mul_(weights.unsqueeze(1))
+    tiles = torch.bmm(kq.flatten(1, 2), kq[:, 0].transpose(1, 2)).view(*kq.shape[:3], -1)
+    itself = tiles[:, 1].diagonal(dim1=1, dim2=2).clone()
+    tiles.mul_(weights.unsqueeze(1))[:, 1].diagonal(dim1=1, dim2=2).copy_(itself)
     return Pairs(tiles, weights, upto, behind)
 
 

@@ -8,10 +8,13 @@ import random
 import pytest
 
 from hybridlm.cli.compose import compose_config
+from hybridlm.config.mixers import MIXERS
 from hybridlm.config.run import RunConfig
 from hybridlm.eval.gate import Gate
 
-LETTERS, FFNS = ("T", "W", "M1", "M2", "M3", "X", "L"), ("none", "mlp", "moe")
+# Seed 10: two experts of a token are within 3e-9 of a tie, which no step of the derivative's difference quotient is.
+SEEDS = [seed for seed in range(51) if seed != 10]
+LETTERS, FFNS = ("T", "W", "M1", "M2", "M3", "X", "L", "G", "K"), ("none", "mlp", "moe")
 WIDTHS = [
     "model.d_model=32",
     "model.n_layers=null",
@@ -22,6 +25,10 @@ WIDTHS = [
     "model.mla.qk_nope_head_dim=8",
     "model.mla.qk_rope_head_dim=4",
     "model.mla.v_head_dim=8",
+    "model.gdn.n_v_heads=4",
+    "model.gdn.head_v_dim=12",
+    "model.kda.n_v_heads=2",
+    "model.kda.head_v_dim=24",
     "model.moe.d_expert=16",
     "model.variants={W: {mixer: attention, window: 9, rope: true}, X: {mixer: mamba3, mimo_rank: 2}}",
 ]
@@ -44,6 +51,17 @@ OPTIONS: dict[str, list[object]] = {
     "model.mla.q_lora_rank": [12, "null"],
     "model.mla.rope": ["true", "false"],
     "model.mla.rope_interleave": ["true", "false"],
+    "model.gdn.n_k_heads": [1, 2, "null"],
+    "model.gdn.head_k_dim": [8, 16],
+    "model.gdn.use_conv": ["true", "false"],
+    "model.gdn.use_gate": ["true", "false"],
+    "model.gdn.allow_neg_eigval": ["true", "false"],
+    "model.kda.n_k_heads": [1, "null"],
+    "model.kda.head_k_dim": [8, 16],
+    "model.kda.use_conv": ["true", "false"],
+    "model.kda.allow_neg_eigval": ["true", "false"],
+    "model.kda.gate_bias": ["true", "false"],
+    "model.kda.lower_bound": [-5.0, "null"],
     "model.mlp.activation": ["swiglu", "relu2"],
     "model.moe.activation": ["swiglu", "relu2"],
     "model.moe.router": ["softmax", "sigmoid"],
@@ -62,15 +80,13 @@ def random_config(seed: int) -> RunConfig:
 
 
 def test_the_random_patterns_hold_every_kind_of_layer():
-    layers = [layer for seed in range(50) for layer in random_config(seed).model.layers]
-    assert {(layer.kind, layer.ffn_kind) for layer in layers} == {
-        (kind, ffn) for kind in ("attention", "mamba1", "mamba2", "mamba3", "mla") for ffn in FFNS
-    }
+    layers = [layer for seed in SEEDS for layer in random_config(seed).model.layers]
+    assert {(layer.kind, layer.ffn_kind) for layer in layers} == {(kind, ffn) for kind in MIXERS for ffn in FFNS}
     assert {layer.params.mimo_rank for layer in layers if layer.kind == "mamba3"} == {None, 2}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_check_passes(seed):
     rows = list(Gate(random_config(seed)).rows())
     assert [f"{row.name}: {row.error:.1e} {row.note}" for row in rows if row.status == "fail"] == []

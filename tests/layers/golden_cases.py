@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recurrences import below
 from safetensors.torch import load_file
 from torch import Tensor
 
 from hybridlm.config.ffns.moe import MoEConfig, MoESpec
 from hybridlm.config.layers import Spec
 from hybridlm.config.mixers.attention import AttentionConfig, AttentionSpec
-from hybridlm.config.mixers.mamba1 import Mamba1Config, Mamba1Spec
+from hybridlm.config.mixers.gdn import GDNConfig
+from hybridlm.config.mixers.kda import KDAConfig
+from hybridlm.config.mixers.mamba1 import Mamba1Config
 from hybridlm.config.mixers.mamba2 import Mamba2Config, Mamba2Spec
 from hybridlm.config.mixers.mamba3 import Mamba3Config, Mamba3Spec
 from hybridlm.config.mixers.mla import MLAConfig, MLASpec
@@ -40,12 +43,56 @@ GDN = [
     f"gdn{name}" for name in ("", "_gva", "_gva_qkvz", "_noconv", "_nogate", "_olmo", "_olmo_neg_eigval", "_small_keys")
 ]
 KDA = [f"kda{name}" for name in ("", "_gva_neg_eigval", "_lower_bound", "_small_keys")]
-MIXERS = [*ATTENTION, *MAMBA1, *MAMBA2, *MAMBA3, *MLA]
-SCANS = [*MAMBA1, *MAMBA2, *MAMBA3]
+MIXERS = [*ATTENTION, *MAMBA1, *MAMBA2, *MAMBA3, *MLA, *GDN, *KDA]
+SCANS = [*MAMBA1, *MAMBA2, *MAMBA3, *GDN, *KDA]
 
 
 def load(case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    return json.loads((FOLDER / f"{case}.json").read_text()), load_file(FOLDER / f"{case}.safetensors")
+    """What is known of a case, and its tensors; parameters and their gradients have our names and row orders."""
+    facts, tensors = json.loads((FOLDER / f"{case}.json").read_text()), load_file(FOLDER / f"{case}.safetensors")
+    if facts["config"]["mixer"] in ("gdn", "kda"):
+        for prefix in ("param.", "grad."):
+            theirs = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+            ours = delta_parameters(facts["config"], below(theirs, prefix))
+            tensors |= {f"{prefix}{name}": tensor for name, tensor in ours.items()}
+    return facts, tensors
+
+
+def delta_parameters(config: dict[str, Any], theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of Qwen3-Next, Qwen3.5, Olmo-Hybrid, Kimi Linear and flash-linear-attention as gdn and kda have
+    them."""
+    theirs = {RENAMED.get(name, name.removeprefix("forget_gate.")): tensor for name, tensor in theirs.items()}
+    keys, values = config["n_k_heads"] * config["head_k_dim"], config["n_v_heads"] * config["head_v_dim"]
+    if config["layout"] == "qkvz_ba":  # rows of a key head together, those of its value heads after its own
+        shared = config["n_v_heads"] // config["n_k_heads"]
+        value = shared * config["head_v_dim"]
+        fused = {"in_proj_qkvz": ([config["head_k_dim"]] * 2 + [value] * 2, "qkvg"), "in_proj_ba": ([shared] * 2, "ba")}
+        for name, (sizes, letters) in fused.items():
+            weight = theirs.pop(f"{name}.weight")
+            parts = weight.unflatten(0, (config["n_k_heads"], -1)).split(sizes, 1)
+            theirs |= {f"{letter}_proj.weight": part.flatten(0, 1) for letter, part in zip(letters, parts, strict=True)}
+    if "in_proj_qkv.weight" in theirs:
+        parts = theirs.pop("in_proj_qkv.weight").split([keys, keys, values])
+        theirs |= {f"{letter}_proj.weight": part for letter, part in zip("qkv", parts, strict=True)}
+    if "q_conv1d.weight" in theirs:
+        theirs["conv1d.weight"] = torch.cat([theirs.pop(f"{letter}_conv1d.weight") for letter in "qkv"])
+    if "A_log" in theirs:
+        theirs["A_log"] = theirs["A_log"].flatten()
+    return theirs
+
+
+RENAMED = {
+    "in_proj_z.weight": "g_proj.weight",
+    "in_proj_b.weight": "b_proj.weight",
+    "in_proj_a.weight": "a_proj.weight",
+    "norm.weight": "o_norm.weight",
+    "out_proj.weight": "o_proj.weight",
+    "f_proj.0.weight": "f_a_proj.weight",
+    "f_proj.1.weight": "f_b_proj.weight",
+    "g_proj.0.weight": "g_a_proj.weight",
+    "g_proj.1.weight": "g_b_proj.weight",
+    "g_proj.1.bias": "g_b_proj.bias",
+}
 
 
 def prefill_length(facts: dict[str, Any]) -> int:
@@ -68,8 +115,19 @@ def mixer_spec(config: dict[str, Any]) -> Spec:
             names = ("n_heads", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
             names += ("rope_theta", "rope_interleave")
             return MLAConfig(**{name: config[name] for name in names}).resolve(model, "mla")
+        case "gdn":
+            return GDNConfig(**delta_options(config), use_gate=config["gate"] != "none").resolve(model, "gdn")
+        case "kda":
+            options = {"gate_bias": config["layout"] == "fla_kda", "lower_bound": config["gate_lower_bound"]}
+            return KDAConfig(**delta_options(config), **options).resolve(model, "kda")
         case other:
             raise ValueError(other)
+
+
+def delta_options(config: dict[str, Any]) -> dict[str, Any]:
+    names = ("n_k_heads", "n_v_heads", "head_k_dim", "head_v_dim", "allow_neg_eigval")
+    convolution = {"use_conv": config["d_conv"] > 0, "d_conv": config["d_conv"] or 4}
+    return {name: config[name] for name in names} | convolution
 
 
 def attention_spec(config: dict[str, Any], model: ModelConfig) -> AttentionSpec:
@@ -129,7 +187,7 @@ def golden_states(spec: Spec, tensors: dict[str, Tensor], length: int) -> dict[s
     if isinstance(spec, AttentionSpec | MLASpec):
         return found
     states = {name.removesuffix("_state"): tensor.clone() for name, tensor in found.items()}
-    if isinstance(spec, Mamba1Spec | Mamba2Spec):
+    if "conv" in states:
         states["conv"] = states["conv"][..., 1:].transpose(1, 2).contiguous()
     return states
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -14,17 +15,15 @@ from torch import Tensor
 
 from hybridlm.config.layers import Spec
 from hybridlm.config.mixers.attention import AttentionSpec
+from hybridlm.config.mixers.gdn import GDNSpec
+from hybridlm.config.mixers.kda import KDASpec
 from hybridlm.config.mixers.mamba1 import Mamba1Spec
 from hybridlm.config.mixers.mamba2 import Mamba2Spec
 from hybridlm.config.mixers.mamba3 import Mamba3Spec
 from hybridlm.config.mixers.mla import MLASpec
-from hybridlm.layers.attention import Attention
 from hybridlm.layers.cache import LayerCache
-from hybridlm.layers.mamba1 import Mamba1
-from hybridlm.layers.mamba2 import Mamba2
-from hybridlm.layers.mamba3 import Mamba3
+from hybridlm.layers.layer import layer_class
 from hybridlm.layers.mixer import Mixer
-from hybridlm.layers.mla import MLA as LatentAttention
 from hybridlm.layers.sequence import SequenceInfo
 
 CPU = torch.device("cpu")
@@ -90,6 +89,22 @@ MLA = MLASpec(
     rope_interleave=True,
     scale=0.4,
 )
+DELTA: dict[str, Any] = {
+    "d_model": 8,
+    "n_k_heads": 2,
+    "n_v_heads": 2,
+    "head_k_dim": 4,
+    "head_v_dim": 6,
+    "use_conv": True,
+    "d_conv": 4,
+    "allow_neg_eigval": False,
+    "chunk": 8,
+    "dt_range": DT_RANGE,
+    "a_range": (1.0, 16.0),
+    "norm_eps": 1e-5,
+}
+GDN = GDNSpec(**DELTA, use_gate=True)
+KDA = KDASpec(**DELTA, gate_bias=False, lower_bound=None)
 SPECS: dict[str, Spec] = {
     "attention": ATTENTION,
     "attention_gqa": GQA,
@@ -132,6 +147,15 @@ SPECS: dict[str, Spec] = {
     "mla_half_split": replace(MLA, rope_interleave=False, n_heads=1),
     "mla_unrotated": replace(MLA, rope=False),
     "mla_no_shared_key": replace(MLA, rope=False, qk_rope_head_dim=0),
+    "gdn": GDN,
+    "gdn_grouped": replace(GDN, n_v_heads=4, head_k_dim=5, head_v_dim=8, chunk=4, d_conv=2),
+    "gdn_neg_eigval": replace(GDN, allow_neg_eigval=True, n_k_heads=1),
+    "gdn_no_conv": replace(GDN, use_conv=False),
+    "gdn_no_gate": replace(GDN, use_gate=False, d_conv=1, chunk=1),
+    "kda": KDA,
+    "kda_grouped_bias": replace(KDA, n_v_heads=4, head_k_dim=5, head_v_dim=8, chunk=4, gate_bias=True),
+    "kda_neg_eigval": replace(KDA, allow_neg_eigval=True, n_k_heads=1, d_conv=2),
+    "kda_lower_bound": replace(KDA, lower_bound=-5.0, use_conv=False),
 }
 
 
@@ -140,17 +164,8 @@ every_mixer = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 
 def layer_of(spec: Spec) -> Mixer:
     """The layer as it is built, its weights not yet drawn."""
-    match spec:
-        case AttentionSpec():
-            return Attention(spec)
-        case Mamba1Spec():
-            return Mamba1(spec)
-        case Mamba2Spec():
-            return Mamba2(spec)
-        case Mamba3Spec():
-            return Mamba3(spec)
-        case MLASpec():
-            return LatentAttention(spec)
+    mixer: Mixer = layer_class(spec)(spec)
+    return mixer
 
 
 def make_mixer(spec: Spec, dtype: torch.dtype = torch.float64, seed: int = 0) -> Mixer:

@@ -116,7 +116,12 @@ def test_a_full_cache_refuses_politely(spec):
 
 @pytest.mark.parametrize(
     ("name", "kept"),
-    [("attention", "k"), ("attention_window", "k"), ("mla", "c_kv"), ("mamba1", "conv"), ("mamba2", "conv")],
+    [
+        ("attention", "k"),
+        ("attention_window", "k"),
+        ("mla", "c_kv"),
+        *((kind, "conv") for kind in ("mamba1", "mamba2", "gdn", "kda")),
+    ],
 )
 def test_a_narrow_cache_only_rounds(name, kept):
     """A bfloat16 cache under a float32 layer: the same text up to rounding, in float32."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mixer_specs import ATTENTION, MAMBA1, MAMBA2, MAMBA3, MLA, every_mixer, forward, make_input, make_mixer
+from mixer_specs import ATTENTION, GDN, KDA, MAMBA1, MAMBA2, MAMBA3, MLA, every_mixer, forward, make_input, make_mixer
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -20,6 +20,8 @@ WIDE = {  # inputs of 64 channels, matrices of some thousand entries
     "mamba2": replace(MAMBA2, d_model=64, n_heads=8, head_dim=16),
     "mamba3": replace(MAMBA3, d_model=64, n_heads=8, head_dim=16),
     "mamba3_mimo": replace(MAMBA3, d_model=64, n_heads=8, head_dim=16, mimo_rank=4),
+    "gdn": replace(GDN, d_model=64, n_k_heads=32, n_v_heads=32),
+    "kda": replace(KDA, d_model=64, n_k_heads=32, n_v_heads=32, head_v_dim=64, gate_bias=True),
     "mla": replace(MLA, d_model=64, n_heads=4, kv_lora_rank=50, q_lora_rank=40, qk_nope_head_dim=24, v_head_dim=32),
 }
 
@@ -165,12 +167,16 @@ FUSED = {
         {"in_proj.weight": (16, 16, 12, 12, 4, 4, 4, 1)},
     ),  # z, x, B, C, dt, A, trap, angle
     "mla": (MLA, {"kv_a_proj_with_mqa.weight": (5, 4)}),  # latent, shared key
+    "gdn": (GDN, {"q_proj.weight": ()}),  # none is fused
+    "kda": (KDA, {"q_proj.weight": ()}),
 }
 EXACT = {
     "mamba1": {"A_log", "D", "dt_proj.bias"},
     "mamba2": {"A_log", "D", "dt_bias"},
     "mamba3": {"B_bias", "C_bias", "D", "dt_bias", "mimo_x", "mimo_z", "mimo_o"},
     "mla": set(),
+    "gdn": {"A_log", "dt_bias"},
+    "kda": {"A_log", "dt_bias"},
 }
 
 

@@ -56,8 +56,16 @@ SMALL = [
             StepSettings(1, 3, 1, 512),
         ),
         (["model.pattern=T M1", "model.tie_embeddings=false", "model.logit_softcap=15"], StepSettings(2, 1, 1, 512)),
+        (["model.pattern=(G K)*2"], StepSettings(4, 1, 0, 512)),
     ],
-    ids=["64-true", "bf16-mixed, every other layer", "shared mask", "bf16-true, Muon, accumulation", "untied head"],
+    ids=[
+        "64-true",
+        "bf16-mixed, every other layer",
+        "shared mask",
+        "bf16-true, Muon, accumulation",
+        "untied head",
+        "delta rules",
+    ],
 )
 def test_what_changes_a_step(real, overrides, step):
     compare(real, compose_config([*SMALL, *overrides]), step)

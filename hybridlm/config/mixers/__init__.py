@@ -17,5 +17,7 @@ MIXERS = registered(
         "mamba2.Mamba2Config",
         "mamba3.Mamba3Config",
         "mla.MLAConfig",
+        "gdn.GDNConfig",
+        "kda.KDAConfig",
     ),
 )
