@@ -102,7 +102,7 @@ class _Search:
 
     def _rescaled(self, model: ModelConfig, kinds: Collection[str], span: float) -> Iterator[ModelConfig]:
         """For each multiple, the nearest model with layers of ``kinds`` at most ``span`` times wider or narrower."""
-        used = model.kinds.intersection(kinds)
+        used = self._model.kinds.intersection(kinds)  # ``model`` may only become legal when it is rescaled
         for multiple in _MULTIPLES if _widened(model, used, 2.0, 1) != model else ():
             if (found := self._nearest(model, used, span, multiple)) is not None:
                 yield found
