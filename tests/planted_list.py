@@ -105,14 +105,14 @@ MAMBA3 = [
     _one(
         "mamba3: SISO rotates half-split",
         _M3,
-        "adjacent = self.spec.mimo_rank is None\n",
+        "adjacent = spec.mimo_rank is None\n",
         "adjacent = False\n",
         *_golden("mamba3_siso"),
     ),
     _one(
         "mamba3: MIMO rotates neighbours",
         _M3,
-        "adjacent = self.spec.mimo_rank is None\n",
+        "adjacent = spec.mimo_rank is None\n",
         "adjacent = True\n",
         *_golden("mamba3_mimo"),
     ),
@@ -543,4 +543,100 @@ MEASUREMENTS = [
         _MEASUREMENT,
     ),
 ]
-PLANTS = [*MAMBA3, *MAMBA2, *OTHER_MIXERS, *MOE, *CACHES, *DOCUMENTS, *MEASUREMENTS]
+_GDN, _KDA = "layers/gdn.py", "layers/kda.py"
+
+
+def _core(kind: str) -> tuple[str, ...]:
+    return ("tests/layers/test_golden.py", "-k", f"test_output_and_gradients and {kind}")
+
+
+DELTA = [
+    Plant("gdn: beta not doubled", ((_GDN, "beta = 2 * beta", "beta = 1 * beta"),), _core("neg_eigval")),
+    Plant(
+        "gdn: a decay with the bias after softplus",
+        (
+            (
+                _GDN,
+                "F.softplus(as_dtype(self.a_proj(x), wide) + as_dtype(self.dt_bias, wide))",
+                "F.softplus(as_dtype(self.a_proj(x), wide)) + as_dtype(self.dt_bias, wide)",
+            ),
+        ),
+        _core("gdn"),
+    ),
+    Plant("gdn: gate before the norm", ((_GDN, "norm_before_gate=True", "norm_before_gate=False"),), _core("gdn")),
+    Plant("gdn: no gate", ((_GDN, "if not spec.use_gate:", "if spec.use_gate or not spec.use_gate:"),), _core("gdn")),
+    Plant(
+        "gdn: queries and keys swapped",
+        ((_GDN, "q, k, v = qkv.split_with_sizes", "k, q, v = qkv.split_with_sizes"),),
+        _core("gdn"),
+    ),
+    Plant(
+        "gdn: padding decays the state",
+        (
+            (
+                _GDN,
+                "log_decay = log_decay.masked_fill(~seq.valid.view(*seq.valid.shape, *(1,) * (log_decay.dim() - 2)), 0.0)",
+                "pass",
+            ),
+        ),
+        ("tests/layers/test_mixer_padding.py", "-k", "bit_for_bit and gdn"),
+    ),
+    Plant(
+        "gdn: padding writes",
+        ((_GDN, "beta = beta.masked_fill(~seq.valid.unsqueeze(-1), 0.0)", "pass"),),
+        ("tests/layers/test_mixer_padding.py", "-k", "bit_for_bit and gdn"),
+    ),
+    Plant(
+        "gdn: documents keep the state",
+        ((_GDN, "starts=seq.starts", "starts=None"),),
+        ("tests/layers/test_mixer_documents.py", "-k", "test_a_document_does_not_depend and gdn"),
+    ),
+    Plant(
+        "gdn: the state is rounded to the activations",
+        (
+            (
+                _GDN,
+                "torch.zeros(shape, dtype=at_least_fp32(dtype), device=device)",
+                "torch.zeros(shape, dtype=dtype, device=device)",
+            ),
+        ),
+        ("tests/layers/test_gdn.py", "-k", "state"),
+    ),
+    Plant(
+        "gdn: value heads read key heads in turn",
+        (
+            (
+                "ops/delta_chunks.py",
+                "kq.repeat_interleave(heads // k.shape[2], 2)",
+                "kq.repeat(1, 1, heads // k.shape[2], 1, 1, 1)",
+            ),
+        ),
+        _core("gdn_gva"),
+    ),
+    Plant(
+        "kda: SiLU for the gate",
+        (
+            (
+                _KDA,
+                "gate: Tensor = as_dtype(self.g_b_proj(self.g_a_proj(x)), wide).sigmoid()",
+                "gate: Tensor = F.silu(as_dtype(self.g_b_proj(self.g_a_proj(x)), wide))",
+            ),
+        ),
+        _core("kda"),
+    ),
+    Plant(
+        "kda: lower bound without A", ((_KDA, "(speed * rate).sigmoid()", "rate.sigmoid()"),), _core("kda_lower_bound")
+    ),
+    Plant(
+        "kda: a bias of the decay per head",
+        (
+            (
+                _KDA,
+                "as_dtype(self.dt_bias, wide)",
+                "as_dtype(self.dt_bias, wide).view(spec.n_v_heads, -1).mean(1, keepdim=True).expand(-1, spec.head_k_dim).flatten()",
+            ),
+        ),
+        _core("kda"),
+    ),
+]
+PLANTS = [*MAMBA3, *MAMBA2, *OTHER_MIXERS, *MOE, *DELTA, *CACHES, *DOCUMENTS, *MEASUREMENTS]
