@@ -439,7 +439,10 @@ def loop_effects(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
     torch.set_num_threads(config.trainer.threads or 1)
     loggers = Loggers(config, folder, Console(config.trainer.headless, machine.max_steps), resumed_at=None, sweep=None)
     prepared = prepare(config.data)
-    module = run_module._module(config, machine, prepared, {})
+    plan: Any = types.SimpleNamespace(  # numbers by now
+        checkpoint_blocks=config.trainer.checkpoint_blocks, loss_rows=config.trainer.loss_rows
+    )
+    module = run_module._module(config, machine, prepared, {}, plan)
     _, metrics = metering_callbacks(config, machine, module.model, prepared.tokenizer, loggers.all[1], Clock())  # type: ignore[arg-type]
     torch.set_num_threads(1)
     return {

@@ -54,7 +54,10 @@ def test_closed_streams_are_empty_ones(capsys, monkeypatch, tmp_path):
     (tmp_path / "config.yaml").write_text("")
     for name in ("stdin", "stdout"):
         monkeypatch.setattr(sys, name, None)
-    code, _, err = ended(capsys, "generate", str(tmp_path))
-    assert (code, err) == (2, "error: standard input: empty; give at least one character to continue\n")
-    monkeypatch.setattr(sys, "stdin", None)
     assert "has no checkpoint yet" in ended(capsys, "chat", str(tmp_path))[2]
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/step-00000001.ckpt").touch()
+    monkeypatch.setattr(sys, "stdin", None)
+    code, _, err = ended(capsys, "generate", str(tmp_path))
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: standard input: empty")

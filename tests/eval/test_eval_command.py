@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -159,20 +160,21 @@ def test_an_unknown_run():
     assert "nowhere: does not exist" in result.stderr
 
 
-def test_a_run_whose_data_are_gone_says_what_to_run(trained, monkeypatch, tmp_path):
+def test_a_run_whose_data_are_gone_says_what_to_run(trained, tmp_path):
     """Tasks and probes still work."""
     text = trained.config.read_text()
     gone = text.replace(
         next(line for line in text.splitlines() if line.startswith("  path: /")), f"  path: {tmp_path}/gone/*.txt"
     )
-    monkeypatch.setattr("hybridlm.runs.run_folder.RunFolder.config", property(lambda self: tmp_path / "config.yaml"))
-    (tmp_path / "config.yaml").write_text(gone)
-    result = invoked(trained)
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(trained.path, run.path)
+    run.config.write_text(gone)
+    result = invoked(run)
     assert result.exit_code == 2
     assert "gone/*.txt matches no file" in result.stderr
     assert "hybridlm prepare data=files" in result.stderr
     assert "--no-loss" in result.stderr
-    assert invoked(trained, "--no-loss", "--probes").exit_code == 0
+    assert invoked(run, "--no-loss", "--probes").exit_code == 0
 
 
 def test_a_tokenizer_that_does_not_match(trained, corpus, tmp_path):

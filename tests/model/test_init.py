@@ -9,6 +9,7 @@ import torch
 from small_models import VOCAB, make_ids, small_config, small_model
 
 from hybridlm.config.model import InitConfig
+from hybridlm.errors import ConfigError
 from hybridlm.model.build import build_model, fresh_model
 
 
@@ -106,7 +107,7 @@ def test_zero_residual_starts_as_the_identity(pattern):
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():
-    with pytest.raises(ValueError, match=r"12.*13"):
+    with pytest.raises(ConfigError, match=r"12.*13"):
         build_model(small_config("M", vocab_size=12), VOCAB)
     assert build_model(small_config("M", vocab_size=40), VOCAB).embedding.weight.shape == (40, 8)
 

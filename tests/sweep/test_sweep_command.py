@@ -35,7 +35,7 @@ COMMAND = [sys.executable, "-m", "hybridlm", "sweep"]
         ),
         (["--resume", "nowhere"], "--resume nowhere: no sweep of"),
         (["--resume", "nowhere", "seed=1"], "accepts only --jobs"),
-        (["a=("], "cannot be read"),
+        (["a=("], "'a=('"),
         (["size=tiny", "optim.warmup=2000", "optim.lr=1e-3,2e-3"], "not below trainer.max_steps = 300 (auto, on CPU)"),
         (["hardware.memory_gb=1", "hardware=cpu", "size=d12"], "hybrid_small: this run needs "),
     ],

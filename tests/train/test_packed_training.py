@@ -25,11 +25,12 @@ def test_the_training_step_sees_the_documents(tiny, corpus, isolate):
             f"data.isolate={str(isolate).lower()}",
         ]
     )
-    config = planned(config, None).plan.applied(config)
+    plan = planned(config, None).plan
+    config = plan.applied(config)
     machine, prepared = resolve_machine(config), prepare(config.data)
     data = run_module._datamodule(config, machine, prepared, val_batches=None)
     data.trainer = types.SimpleNamespace(global_rank=0, world_size=1)
-    module = run_module._module(config, machine, prepared, {})
+    module = run_module._module(config, machine, prepared, {}, plan)
     module._trainer = types.SimpleNamespace(world_size=1, accumulate_grad_batches=1)
     module._fabric = None
     batch = next(iter(data.train_dataloader()))

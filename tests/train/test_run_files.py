@@ -94,9 +94,7 @@ def test_a_run_whose_folder_is_removed_continues_and_reports_it(tiny, tmp_path, 
         write(rows, row, again=again)
 
     monkeypatch.setattr(LineFile, "write", write_and_remove)
-    with pytest.raises(
-        RunFailed, match=r"was removed while training went on; what was written since is .*weights\.safetensors"
-    ):
+    with pytest.raises(RunFailed, match=r"run: .*weights\.safetensors"):
         run(compose_config([*tiny, "callbacks.samples.every=1"]), folder, None)
     said = capsys.readouterr().out.splitlines()
     assert sum("cannot be written (No such file or directory); its rows are kept" in line for line in said) == 2

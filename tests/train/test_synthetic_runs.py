@@ -113,7 +113,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
             ["data=synthetic", "data.synthetic.min_length=65"],
             "data.synthetic.min_length = 65: more than data.seq_len = 64",
         ),
-        (["data=synthetic", "data.synthetic.eval_lengths=[64,64]"], "a length stands there twice"),
+        (["data=synthetic", "data.synthetic.eval_lengths=[64,64]"], "eval_lengths = [64, 64]"),
         (["data=synthetic", "data.synthetic.eval_lengths=7"], "expected a list of integers"),
         (["data=synthetic", "data.synthetic.task=recall"], "not one of mqar, copying"),
         (["data=synthetic", "data.packing=true"], "data.packing = true: data.source=synthetic has no documents"),

