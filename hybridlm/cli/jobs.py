@@ -59,7 +59,7 @@ def train(begin: Begin, verb: tuple[str, ...], others: Rendezvous | None) -> Non
 
 
 def sweep_job(verb: tuple[str, ...]) -> Callable[[HydraJob], object]:
-    """A job of a sweep of Hydra's, which returns what a sweeper is to minimise."""
+    """A job of a Hydra sweep; returns the value that a sweeper minimises."""
 
     def job(point: HydraJob) -> object:
         folder = RunFolder(point.folder)

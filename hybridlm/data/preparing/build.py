@@ -83,7 +83,7 @@ def build(
 ) -> None:
     """Makes ``folder`` unless it exists; if two processes ask for it, one waits for the other.
 
-    UserError: the corpus cannot be split, holds nothing or, if that is to fail, something bad; or nothing can be
+    UserError: the corpus cannot be split, holds nothing or, with ``on_bad=fail``, a bad record; or nothing can be
     written.
     """
     locks = folder.parent / "locks"
