@@ -22,7 +22,7 @@ setup: $(READY)  ## make .venv and install everything into it
 train: $(READY)  ## train the default hybrid model on this machine (ARGS='model.pattern=TM ...' for overrides)
 	@$(BIN)/python train.py $(ARGS)
 
-test: $(READY)  ## the whole test suite but what is marked slow or gpu
+test: $(READY)  ## all tests except those marked slow or gpu
 	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(READY)  ## the tests marked slow
@@ -36,7 +36,7 @@ lint: $(READY)  ## ruff, and a strict type check of the whole package
 bench: $(READY)  ## the measurements of benchmarks/, written to benchmarks/results
 	@for script in $(filter-out benchmarks/gpu_check.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
-gpu-check: $(READY)  ## what an NVIDIA GPU does: kernels, memory, speed, peers (ARGS='--only decode'); without one it says what it would do
+gpu-check: $(READY)  ## what an NVIDIA GPU does: kernels, memory, speed, peers (ARGS='--only decode'); without one it prints what it would do
 	@$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 transcript: $(READY)  ## run the default job and put what it prints into README.md

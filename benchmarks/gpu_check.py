@@ -1,13 +1,14 @@
-"""What hybridlm does on an NVIDIA GPU: kernels, memory against its plan, training and decode speed, peers, and the bars
-of all of them.
+"""What hybridlm does on an NVIDIA GPU: kernels, memory against its plan, training and decode speed, peers, and the
+targets of all of them.
 
-python benchmarks/gpu_check.py                      all parts, about 25 minutes on an H100; writes
-benchmarks/results/gpu-CARD.md and .json python benchmarks/gpu_check.py --only decode,peers  some of them; the others'
-earlier results stay in the files python benchmarks/gpu_check.py --dry-run            each part's code on the CPU with
-tiny shapes; its numbers mean nothing
+    python benchmarks/gpu_check.py                       all parts, about 25 minutes on an H100
+    python benchmarks/gpu_check.py --only decode,peers   some of them; earlier results of the others stay in the files
+    python benchmarks/gpu_check.py --dry-run             each part's code on the CPU with tiny shapes; its numbers mean
+                                                         nothing
 
-Without a GPU it says what it would do. Each part is a process of its own with a time limit; what fails becomes a row
-with its error, the rest goes on, and the exit code is 1. Results are written after each part.
+It writes benchmarks/results/gpu-CARD.md and .json. Results are written after each part. Without a GPU it
+prints what it would do. Each part runs in its own process with a time limit; what fails becomes a row with its error,
+the rest continues, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def plan_text(setting: Setting) -> str:
         lines += [f"{part.name} (at most {part.seconds} s): {part.what}", *(f"    {case}" for case in cases), ""]
     bars = [bar for part in PARTS.values() for bar in part.bars]
     return "\n".join(
-        [*lines, "and hold them against these bars:", "", *(f"    {bar.what}: {bar.bound}" for bar in bars)]
+        [*lines, "and compare them with these targets:", "", *(f"    {bar.what}: {bar.bound}" for bar in bars)]
     )
 
 

@@ -38,7 +38,8 @@ class Results:
         """The table of bars."""
         rows = [bar.row(self.rows(part.name)) for part in self._parts.values() for bar in part.bars]
         return table(
-            ("bar", "at least", "measured", "verdict"), [[*row[:3], "dry run"] for row in rows] if self._dry else rows
+            ("target", "at least", "measured", "verdict"),
+            [[*row[:3], "dry run"] for row in rows] if self._dry else rows,
         )
 
     def errors(self, names: Sequence[str]) -> list[str]:

@@ -46,7 +46,7 @@ def run_bench(
     if asked.dtype not in DTYPES:
         raise UserError(f"--dtype {asked.dtype}: must be one of {', '.join(DTYPES)}")
     if ema and run is None:
-        raise UserError("--ema: the running average of a trained run; name one")
+        raise UserError("--ema: needs a trained run, as only that has a running average")
     out = out or (
         Path("outputs/bench") / time.strftime("%Y-%m-%d_%H-%M-%S") if folder is None else folder.path / "bench"
     )

@@ -25,7 +25,7 @@ _USAGE_ERROR = typer.BadParameter.__mro__[1]  # what typer raises for any wrong 
 
 def run_app(arguments: Sequence[str]) -> None:
     """Runs the command of ``arguments``, or prints the help if there are none, and exits. A mistake that typer finds,
-    such as text in place of a number, is reported in one line, as ours are."""
+    such as text in place of a number, is reported in one line, like our own."""
     with reported():
         try:
             code = app(list(arguments) or ["--help"], standalone_mode=False)

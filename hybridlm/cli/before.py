@@ -102,7 +102,7 @@ def prepare(
     show: Annotated[int, typer.Option("--show", min=0, help="print N training documents as coloured tokens")] = 0,
 ) -> None:
     """Read, split and tokenise the data of a configuration (otherwise done when training first starts)."""
-    with reported("goes on"):
+    with reported("continues"):
         given = overrides_of("prepare", overrides)
         from hybridlm.cli.compose import compose_config
 

@@ -50,7 +50,7 @@ def train(begin: Begin, verb: tuple[str, ...], others: Rendezvous | None) -> Non
     given = merged(before, [line for line in begin.overrides if not key_of(line).startswith("hydra")])
     call = Call(verb, tuple(given), anew=begin.anew, named=begin.resume is not None and begin.resume.named)
     try:
-        prepare_streams("goes on")
+        prepare_streams("continues")
         _run(begin.config, begin.folder, begin.holding, begin.resume, call, others)
     except NothingLeft as end:
         if others is not None:
@@ -59,11 +59,11 @@ def train(begin: Begin, verb: tuple[str, ...], others: Rendezvous | None) -> Non
 
 
 def sweep_job(verb: tuple[str, ...]) -> Callable[[HydraJob], object]:
-    """A job of a sweep of Hydra's, which returns what a sweeper is to minimise."""
+    """A job of a Hydra sweep; returns the value that a sweeper minimises."""
 
     def job(point: HydraJob) -> object:
         folder = RunFolder(point.folder)
-        prepare_streams("goes on")  # also in a process that a launcher of Hydra has started
+        prepare_streams("continues")  # also in a process that a launcher of Hydra has started
         call = Call(verb, point.overrides, anew=requeued(folder), sweep=True)
         try:
             with folder.training() as holding:

@@ -35,7 +35,7 @@ def sweep(
     Exit code 0: all jobs finished; 1: some failed; 2: invalid input, nothing was started; 143: stopped after the jobs
     saved.
     """
-    with reported("goes on"):
+    with reported("continues"):
         given = overrides_of("sweep", overrides)
         if resume is not None and (given or seeds > 1 or dry_run):
             raise UserError("sweep --resume FOLDER accepts only --jobs; its jobs are those in the folder")

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None, verb: tuple[str, ...] = ()) -> None:
     Exits with code 2 and a line per problem where the input is wrong; returns when the run is done. Other errors of
     training propagate.
     """
-    with ending_together(), reported("goes on"), listening():
+    with ending_together(), reported("continues"), listening():
         decision, words = inherited(), sys.argv[1:] if argv is None else argv
         if decision is not None:
             join(decision, verb)

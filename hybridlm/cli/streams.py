@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO, cast
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-Lost = Literal["ends", "goes on"]  # what a command does once its output cannot be read any more
+Lost = Literal["ends", "continues"]  # what a command does once its output cannot be read any more
 
 _CLOSED = {"stdin": "r", "stdout": "w", "stderr": "w"}  # the mode in which each is opened where it was closed
 _lost: Lost = "ends"
@@ -20,7 +20,7 @@ _lost: Lost = "ends"
 def prepare_streams(lost: Lost | None = None) -> None:
     """Sets the standard streams up as described above; calling it again changes nothing. Every entry point calls it.
 
-    lost: whether, from now on, the process ends with code 0 if standard output is lost (the reader has what it wanted)
+    lost: whether, from now on, the process ends with code 0 if standard output is lost (the reader has read enough)
     or continues without it; None: as before.
     """
     global _lost
@@ -73,7 +73,7 @@ class _Outlet(io.FileIO):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
-            if _lost == "goes on" or self._called == "stderr":
+            if _lost == "continues" or self._called == "stderr":
                 return memoryview(data).nbytes
             if isinstance(error, BrokenPipeError):
                 sys.exit(0)

@@ -146,7 +146,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="print the results as JSON")] = False,
 ) -> None:
     """Evaluate a trained model by loss, lm-evaluation-harness tasks and probes. Results are added to RUN/eval.json."""
-    with reported("goes on"):
+    with reported("continues"):
         given = overrides_of("eval", overrides)
         from hybridlm.eval.command import Evaluation, run_eval
 
@@ -204,7 +204,7 @@ def bench(
 ) -> None:
     """Measure prefill and decode speed and memory by context and batch size, of a trained run or of untrained
     models."""
-    with reported("goes on"):
+    with reported("continues"):
         run, configs = models(overrides_of("bench", what), compare)
         from hybridlm.bench.command import Benchmark, run_bench
 

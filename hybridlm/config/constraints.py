@@ -1,4 +1,4 @@
-"""Rules between fields. Checked once every field is valid by itself; all problems are reported together."""
+"""Rules between fields. Checked once each field is valid; all problems are reported together."""
 
 from __future__ import annotations
 

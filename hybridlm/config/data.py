@@ -14,11 +14,12 @@ class TokenizerConfig(Section):
     """The tokenizer (``data.tokenizer``)."""
 
     kind: Literal["bpe", "bytes", "file"] = Field(
-        "bpe", description="bpe: byte-level BPE trained on the corpus; bytes: one id per byte; file: the one of path"
+        "bpe",
+        description="bpe: byte-level BPE trained on the corpus; bytes: one id per byte; file: the tokenizer at path",
     )
     path: str | None = Field(None, description="for kind=file: a tokenizer.json, or a Hugging Face folder with one")
     vocab_size: int = Field(4096, ge=257, le=1_000_000, description="ids of a trained BPE, specials included")
-    special_tokens: Strings = Field((), description="special tokens beside <|endoftext|>, added where they are missing")
+    special_tokens: Strings = Field((), description="special tokens besides <|endoftext|>, added if missing")
     train_mb: int = Field(
         128, ge=1, description="MB of text that a BPE is trained on at most, taken evenly from the whole corpus"
     )
@@ -48,13 +49,15 @@ class CorpusConfig(Section):
     path: Paths | None = Field(
         None,
         description=(
-            "a file, a folder, a glob, or a list of these; files: .jsonl (a document a line; or .gz), .parquet (a row),"
-            " else UTF-8 text (a file); bins: token files"
+            "a file, a folder, a glob, or a list of these; files: one document per line of .jsonl or .jsonl.gz, per row"
+            " of .parquet, and per file of any other UTF-8 text; bins: token files"
         ),
     )
     val_path: Paths | None = Field(
         None,
-        description=("for source=files and bins: the validation text, given like path; null: val_fraction of path"),
+        description=(
+            "for source=files and bins: the validation text, in the same form as path; null: val_fraction of path"
+        ),
     )
     format: Literal["text", "chat"] = Field(
         "text",
@@ -64,7 +67,7 @@ class CorpusConfig(Section):
     )
     text_field: str = Field("text", min_length=1, description="field of .jsonl or column of .parquet with the text")
     on_bad: Literal["skip", "fail"] = Field(
-        "skip", description="unreadable records: skip them with a message, or refuse the corpus"
+        "skip", description="unreadable records; skip: leave them out with a message; fail: refuse the corpus"
     )
     dedup: bool = Field(False, description="drop exact duplicates of documents")
     hf: HfConfig = HfConfig()
@@ -91,7 +94,7 @@ class DataConfig(CorpusConfig):
         {}, description="for source=mixture: {web: {source: files, path: ..., weight: 3}, code: {...}}"
     )
     dtype: Literal["u16", "u32"] | None = Field(
-        None, description="ids of token files without header or sidecar, for source=bins"
+        None, description="for source=bins: the type of the ids in token files without a header or sidecar"
     )
     out: str | None = Field(None, description="folder of prepared data; null: the user's cache folder")
     tokenizer: TokenizerConfig = TokenizerConfig()

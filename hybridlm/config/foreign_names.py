@@ -14,11 +14,11 @@ class Foreign(NamedTuple):
 
 OTHERS = "others"  # names that many programs share
 _STEPS = "counted in steps of data.global_batch x data.seq_len tokens; `hybridlm plan` shows both"
-_NO_DROPOUT = Foreign("", "there is no dropout; leave it away")
-_NO_BIAS = Foreign("", "projections of attention and MLPs have no biases; leave it away")
+_NO_DROPOUT = Foreign("", "there is no dropout; leave it out")
+_NO_BIAS = Foreign("", "projections of attention and MLPs have no biases; leave it out")
 _MUON = "optim.muon.lr for the matrices inside blocks, with the default optim=muon"
 _SHARE = "a share of the peak, not a rate"
-_WEIGHTS = Foreign("", "a run begins with new weights; ckpt=RUN goes on with a run of ours")
+_WEIGHTS = Foreign("", "a run starts from new weights; ckpt=RUN resumes a hybridlm run")
 
 NAMES: dict[str, dict[str, Foreign]] = {
     "nanoGPT": {
@@ -28,15 +28,15 @@ NAMES: dict[str, dict[str, Foreign]] = {
         "eval_iters": Foreign("trainer.val_batches"),
         "eval_only": Foreign("hybridlm eval RUN"),
         "always_save_checkpoint": Foreign(
-            "trainer.ckpt_every", "checkpoints are written every so many steps, whatever the loss is"
+            "trainer.ckpt_every", "a checkpoint is written at this interval, whatever the loss"
         ),
-        "init_from": Foreign("ckpt=last", "for resume; a run begins with new weights otherwise"),
+        "init_from": Foreign("ckpt=last", "for init_from=resume; otherwise a run starts from new weights"),
         "wandb_log": Foreign("logger=wandb"),
         "wandb_project": Foreign("logger.project"),
         "wandb_run_name": Foreign("logger.run_name"),
-        "dataset": Foreign("data=files", "and data.path; or data=openwebtext, data=bins for a train.bin"),
+        "dataset": Foreign("data=files", "with data.path; or data=openwebtext, or data=bins for a train.bin"),
         "gradient_accumulation_steps": Foreign("trainer.accumulate"),
-        "batch_size": Foreign("data.batch_size", "data.global_batch is the one of a whole step"),
+        "batch_size": Foreign("data.batch_size", "data.global_batch is the batch of a whole step"),
         "block_size": Foreign("data.seq_len"),
         "n_layer": Foreign("model.n_layers"),
         "n_head": Foreign("model.attention.n_heads"),
@@ -46,21 +46,21 @@ NAMES: dict[str, dict[str, Foreign]] = {
         "learning_rate": Foreign("optim.lr", _MUON),
         "max_iters": Foreign("trainer.max_steps"),
         "weight_decay": Foreign("optim.weight_decay"),
-        "beta1": Foreign("optim.betas=[0.9,0.95]", "both in one list"),
-        "beta2": Foreign("optim.betas=[0.9,0.95]", "both in one list"),
+        "beta1": Foreign("optim.betas=[0.9,0.95]", "both betas in one list"),
+        "beta2": Foreign("optim.betas=[0.9,0.95]", "both betas in one list"),
         "grad_clip": Foreign("optim.clip", "null, not 0, for none"),
         "decay_lr": Foreign("optim.schedule=constant", "for decay_lr=False"),
         "warmup_iters": Foreign("optim.warmup", "steps, or a share of all below 1"),
         "lr_decay_iters": Foreign("trainer.max_steps", "the schedule ends where the run does"),
         "min_lr": Foreign("optim.final_lr", _SHARE),
-        "backend": Foreign("", "NCCL on GPUs and Gloo on CPUs; leave it away"),
-        "device": Foreign("hardware=cpu", "or a card; auto takes the GPU where there is one"),
+        "backend": Foreign("", "NCCL on GPUs and Gloo on CPUs; leave it out"),
+        "device": Foreign("hardware=cpu", "or a card; auto takes the GPU if there is one"),
         "dtype": Foreign("trainer.precision"),
         "compile": Foreign("trainer.compile"),
     },
     "nanochat": {
         "run": Foreign("logger.run_name", "with logger=wandb"),
-        "device_type": Foreign("hardware=cpu", "or a card; auto takes the GPU where there is one"),
+        "device_type": Foreign("hardware=cpu", "or a card; auto takes the GPU if there is one"),
         "fp8": Foreign("trainer.precision", "there is no FP8"),
         "depth": Foreign("size=d20", "--depth=20 is model=transformer size=d20"),
         "aspect_ratio": Foreign("model.d_model", "sizes d12 to d26 have 64 times their depth"),
@@ -114,7 +114,7 @@ NAMES: dict[str, dict[str, Foreign]] = {
         "eval.max_new_tokens": Foreign("callbacks.samples.tokens"),
         "optimizer": Foreign("optim=adamw"),
         "devices": Foreign("trainer.devices"),
-        "num_nodes": Foreign("", "srun or torchrun says how many nodes there are (docs/clusters.md)"),
+        "num_nodes": Foreign("", "srun or torchrun sets the number of nodes (docs/clusters.md)"),
         "tokenizer_dir": Foreign("data.tokenizer.path", "with data.tokenizer.kind=file"),
         "logger_name": Foreign("logger=wandb", "or tensorboard, files"),
     },
@@ -133,7 +133,7 @@ NAMES: dict[str, dict[str, Foreign]] = {
         "max_grad_norm": Foreign("optim.clip"),
         "bf16": Foreign("trainer.precision=bf16-mixed"),
         "fp16": Foreign("trainer.precision=16-mixed"),
-        "gradient_checkpointing": Foreign("trainer.checkpoint_blocks=1", "auto does so where memory asks for it"),
+        "gradient_checkpointing": Foreign("trainer.checkpoint_blocks=1", "auto does so where memory requires it"),
         "torch_compile": Foreign("trainer.compile"),
         "report_to": Foreign("logger=wandb", "or tensorboard, files"),
         "hidden_size": Foreign("model.d_model"),
@@ -161,14 +161,14 @@ NAMES: dict[str, dict[str, Foreign]] = {
 
 
 def foreign(name: str) -> str | None:
-    """What a setting of another program, dotted or not, with dashes or underscores, is here, in words; None: it is of
-    none of them."""
+    """What corresponds to a setting of another program (dotted or not, with dashes or underscores), in words. None: no
+    program in ``NAMES`` has it."""
     plain = name.replace("-", "_").lower()
     for wanted in dict.fromkeys((plain, plain.rpartition(".")[2])):
         for tool, names in NAMES.items():
             found = names.get(wanted)
             if found is not None:
-                whose = wanted if tool == OTHERS else f"{wanted} of {tool}"
+                whose = wanted if tool == OTHERS else f"{tool}'s {wanted}"
                 remark = f" ({found.remark})" if found.ours and found.remark else found.remark
                 return f"{whose} is {found.ours} here{remark}" if found.ours else remark
     return None

@@ -29,8 +29,8 @@ class Budget(Section):
 
 
 class Peaks(Section):
-    """Peak TFLOP/s of one device in dense matrix products (16-bit ones accumulate in fp32); perf/mfu is relative to one
-    of them."""
+    """Peak TFLOP/s of one device in dense matrix products (16-bit ones accumulate in fp32); perf/mfu uses
+    that of the run's precision."""
 
     fp32: float | None = Field(None, gt=0, description="without tensor cores; for trainer.precision=32-true")
     tf32: float | None = Field(None, gt=0, description="for 32-true if torch may use TF32 for fp32 products")
@@ -47,13 +47,15 @@ class HardwareConfig(Section):
     memory_gb: float | None = Field(
         None, gt=0, description="device memory (GiB) that the run may use, also on a larger card; null: all of it"
     )
-    compute_capability: Capability | None = Field(None, description="of CUDA, such as 8.6; null: the card's")
+    compute_capability: Capability | None = Field(
+        None, description="CUDA compute capability, such as 8.6; null: the card's"
+    )
     bf16: bool = Field(True, description="whether the card supports bfloat16, for trainer.precision=auto")
     shared_memory_kb: int | None = Field(
         None, ge=1, description="maximum shared memory (KiB) of a kernel block; null: the card's"
     )
     peak_tflops: Peaks = Peaks()
     bandwidth_gb_s: float | None = Field(None, gt=0, description="memory bandwidth, 1e9 bytes per second")
-    source: str = Field("", description="source of the peaks and the bandwidth, and the clock")
+    source: str = Field("", description="source of the peaks and the bandwidth, and the clock speed")
     cpu: Budget = Budget()
     cuda: Budget = Budget()

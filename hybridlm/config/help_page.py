@@ -23,16 +23,16 @@ Common tasks:
   python train.py data=files data.path='notes/**/*.txt'   your own text
   python train.py model.pattern=TMTM                      another order of layers: T attention, M mamba
   python train.py model=transformer size=d12              an architecture at a size
-  python train.py trainer.max_steps=5000 optim.lr=1e-3    longer, at another rate
+  python train.py trainer.max_steps=5000 optim.lr=1e-3    longer, with another learning rate
   python train.py data.seq_len=512 data.global_batch=32   longer windows, other batches
-  python train.py hydra.run.dir=outputs/mine              in a folder of that name
+  python train.py hydra.run.dir=outputs/mine              into a folder of your choice
   python train.py ckpt=last trainer.max_steps=2000        continue where the newest run stopped
-  python train.py experiments=smoke                       with a file of settings
-  python train.py logger=wandb logger.offline=false       metrics to W&B, too
+  python train.py experiments=smoke                       with the settings of a file
+  python train.py logger=wandb logger.offline=false       log to W&B as well
   hybridlm plan size=d12 hardware=rtx4060                 what fits, how fast and how long, on any card
   hybridlm check model.pattern='(M3 L:moe)*4'             verify a model
-  hybridlm sweep optim.lr=1e-3,3e-3 --seeds 3 --dry-run   several runs (python train.py -m: by Hydra)
-  hybridlm generate last --prompt 'def '                  generate with the newest run; chat last: chat
+  hybridlm sweep optim.lr=1e-3,3e-3 --seeds 3 --dry-run   several runs (python train.py -m: with Hydra)
+  hybridlm generate last --prompt 'def '                  generate text with the newest run; or: chat last
 
 --cfg job prints the composed configuration; --hydra-help lists Hydra's own flags.
 docs/pattern.md explains model.pattern.

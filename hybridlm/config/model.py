@@ -51,7 +51,7 @@ class _Shape(Section):
     )
     d_model: int = Field(256, ge=1, description="width D of the residual stream")
     n_layers: int | None = Field(None, ge=1, le=1000, description="layers; null: as long as the pattern")
-    pattern: Pattern = Field(None, description="the layers, in the grammar of docs/pattern.md; null: all transformer")
+    pattern: Pattern = Field(None, description="the layers, in the grammar of docs/pattern.md; null: all attention")
     ssm: _SSM = Field("mamba2", description="what M means in the pattern")
     variants: dict[str, dict[str, object]] = Field(
         {}, description="letters of your own: {S: {mixer: attention, window: 512}}"

@@ -4,7 +4,7 @@ T transformer ...    a kind of mixer, by its letter or word in ``config/mixers``
 M mamba              the Mamba that model.ssm names
 S                    a letter of model.variants     T:moe       another FFN than model.ffn_after's
 T*12  (TM)*10        repeats                        T*60% M*40% shares of n_layers
-TM with n_layers=20  the pattern cycles             null        all transformer
+TM with n_layers=20  the pattern cycles             null        all attention
 """
 
 from __future__ import annotations
@@ -210,11 +210,10 @@ def _elements(pattern: str | Sequence[str], letters: Letters) -> list[_Element]:
             found += _Parser(item, f"{_shown(item)} (item {index + 1} of the list)", letters).elements()
     else:
         raise PatternError(
-            f"model.pattern = {_shown(pattern)}: expected text such as TM*6, a list of them, or null for all"
-            " transformer"
+            f"model.pattern = {_shown(pattern)}: expected text such as TM*6, a list of them, or null for all attention"
         )
     if not found:
-        what = "no layers; null means all transformer"
+        what = "no layers; null means all attention"
         raise PatternError(f"model.pattern = {_shown(pattern)}: position 1: {what}; legal letters: {letters.legal()}")
     return found
 

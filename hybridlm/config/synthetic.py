@@ -33,7 +33,7 @@ class SyntheticConfig(Section):
         64,
         ge=2,
         le=1_000_000,
-        description="symbols; of mqar half are keys and half are values; not of the counting tasks",
+        description="number of symbols; mqar: half are keys, half are values; unused by the counting tasks",
     )
     n_pairs: int = Field(
         4,
@@ -43,17 +43,17 @@ class SyntheticConfig(Section):
     n_items: int = Field(
         4, ge=1, description="selective_copying: symbols to remember; needle: symbols of a needle's value"
     )
-    modulus: int = Field(5, ge=2, le=100, description="of modular arithmetic")
+    modulus: int = Field(5, ge=2, le=100, description="modulus of the modular arithmetic tasks")
     min_length: int | None = Field(
-        None, ge=1, description="training examples are this long to data.seq_len; null: data.seq_len all"
+        None, ge=1, description="shortest training example; the longest has data.seq_len; null: all have data.seq_len"
     )
     eval_lengths: Annotated[tuple[int, ...], BeforeValidator(to_tuple)] = Field(
-        (), description="validation also at these lengths, beyond data.seq_len too"
+        (), description="more validation lengths, which may exceed data.seq_len"
     )
-    examples: int = Field(100_000, ge=1, description="training examples, each once in a pass")
+    examples: int = Field(100_000, ge=1, description="training examples, each seen once per pass")
     val_examples: int = Field(512, ge=1, description="held-out examples of each length")
     seed: int = Field(
-        0, ge=0, le=2**32 - 1, description="of the examples; the order of training depends on the run's seed"
+        0, ge=0, le=2**32 - 1, description="seed of the examples; the order of training depends on the run's seed"
     )
 
 

@@ -140,7 +140,7 @@ def encode_conversations(
     """The ids (uint32) of each conversation in turn, and which of them are learned (bool), without end-of-document
     tokens.
 
-    Every content is encoded by itself, so that it has the same ids anywhere and gives no special token. Memory is
+    Every content is encoded separately, so that it has the same ids anywhere and gives no special token. Memory is
     bounded as in ``Tokenizer.encode_documents``. ValueError: a document that is not a conversation.
     """
     ahead: deque[tuple[str, ...]] = deque()  # the roles of what was read and not yet yielded

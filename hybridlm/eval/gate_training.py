@@ -126,7 +126,10 @@ def experts(subject: Subject) -> Worst:
             for name, with_padding, without in zip(stats._fields, stats, bare, strict=True):
                 worst.see(relative(with_padding.double(), without.double()), f"layer {i}: {name} counts padding")
             wanted = ffn.top_k * int(valid.sum())
-            worst.see(abs(float(stats.counts.sum()) - wanted) / wanted, f"layer {i}: {wanted} places are to be given")
+            worst.see(
+                abs(float(stats.counts.sum()) - wanted) / wanted,
+                f"layer {i}: the router should hand out {wanted} places",
+            )
             other = x.masked_fill(~valid.unsqueeze(-1), 3.0)
             worst.see(
                 relative(ffn(other, valid)[0][valid], padded[valid]),

@@ -41,7 +41,7 @@ def read_sealed(path: Path, key: str, version: int, what: str) -> tuple[dict[str
         _refuse_header(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is not a dict
     except Exception as error:  # the library raises several kinds for what it cannot read
         raise UserError(
             f"{path}: damaged, or not {what} ({(str(error).splitlines() or [type(error).__name__])[0][:120]})"
@@ -53,9 +53,9 @@ def read_sealed(path: Path, key: str, version: int, what: str) -> tuple[dict[str
     try:
         facts = parse_json(metadata[key])
     except Unreadable as error:
-        raise UserError(f"{path}: its facts are {error}") from None
+        raise UserError(f"{path}: its metadata is {error}") from None
     if not isinstance(facts, dict):
-        raise UserError(f"{path}: its facts are no JSON object")
+        raise UserError(f"{path}: its metadata is not a JSON object")
     if facts.get("format_version") != version:
         raise UserError(
             f"{path}: format version {printable(str(facts.get('format_version'))[:40])}, this program reads {version}"

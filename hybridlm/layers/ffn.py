@@ -1,4 +1,4 @@
-"""The contract of a feed-forward network: what happens to each token by itself."""
+"""The contract of a feed-forward network: a function of each token alone."""
 
 from __future__ import annotations
 

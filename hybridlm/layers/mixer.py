@@ -61,7 +61,7 @@ class Mixer(Layer):
 
 @torch.no_grad()
 def step_metrics(bias: Tensor) -> dict[str, Tensor]:
-    """Mean and largest of the step sizes that the bias of a state-space layer gives by itself (tokens add to it). A
+    """Mean and largest of the step sizes that the bias of a state-space layer alone gives (tokens add to it). A
     layer whose steps shrink to zero has stopped reading; one whose steps grow forgets."""
     gather = getattr(bias, "full_tensor", None)  # where FSDP shards it
     step = F.softplus((bias if gather is None else gather()).float())

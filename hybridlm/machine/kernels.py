@@ -131,7 +131,7 @@ def summary(found: Sequence[Need]) -> str:
 
 
 def choose_kernels(config: RunConfig, machine: Machine, say: Callable[[str], None]) -> KernelChoice:
-    """The kernels of a training run, reported in a line to ``say`` where there is a CUDA device. ConfigError: a
+    """The kernels of a training run, reported to ``say`` in one line where there is a CUDA device. ConfigError: a
     required one is not available."""
     work = KernelWork(
         layers=config.model.layers,

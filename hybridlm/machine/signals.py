@@ -76,7 +76,7 @@ def requeue(say: Callable[[str], None]) -> None:
         problem = done.stderr.strip() or f"exit code {done.returncode}" if done.returncode else None
     except OSError as error:
         problem = str(error)
-    say(f"job {job} is queued again" if problem is None else f"warning     scontrol requeue {job}: {problem}")
+    say(f"job {job} is requeued" if problem is None else f"warning     scontrol requeue {job}: {problem}")
 
 
 def _keep(number: int, frame: FrameType | None) -> None:

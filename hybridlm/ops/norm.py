@@ -34,7 +34,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _normed(x: Tensor, eps: float) -> Tensor:
-    """``x / sqrt(mean(x^2) + eps)`` where no gradient is wanted: half the time that torch.rms_norm takes for one token,
+    """``x / sqrt(mean(x^2) + eps)`` where no gradient is needed: half the time that torch.rms_norm takes for one token,
     which makes of it seven operators, one of them a mean that copies its divisor."""
     squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
     return x * torch.add(eps, squares, alpha=1 / x.shape[-1]).rsqrt_()

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 def after_padding(state: Tensor, new: Tensor, padding: Tensor | None) -> Tensor:
     """(B, K, ...) of a row's past followed by its new (B, T, ...): (B, K + T, ...), newest last.
 
-    ``padding`` (B,) columns at the left of ``new`` are no tokens: the past moves right, up to the first token, and what
-    stands before it is zero. The last K columns are the row's newest, whatever the padding.
+    ``padding`` (B,) columns at the left of ``new`` are not tokens: the past moves right, up to the first token, and
+    what is before it is zero. The last K columns are the row's newest, whatever the padding.
     """
     joined = torch.cat((state.to(new.dtype), new), 1)
     if padding is None:

@@ -141,7 +141,7 @@ def turned(v: Tensor, bias: Tensor, theta: Tensor | None, *, adjacent: bool) -> 
     if theta is None:
         return biased
     cos, sin = theta.unsqueeze(1).cos(), theta.unsqueeze(1).sin()
-    out = biased.clone()  # not turned in place: autograd may want what was there
+    out = biased.clone()  # not turned in place: autograd may need the old values
     (a, b), (out_a, out_b) = (pairs(tensor, cos.shape[-1], adjacent, -1) for tensor in (biased, out))
     out_a.copy_(torch.addcmul(a * cos, b, sin, value=-1.0))
     out_b.copy_(torch.addcmul(b * cos, a, sin))

@@ -99,7 +99,7 @@ class Comparison:
         return _settings(run, self.columns)
 
     def name_of(self, settings: Sequence[str], without: Collection[str] = ()) -> str:
-        """Settings in a line, except the columns ``without`` and those in which all configurations agree."""
+        """Settings on one line, except the columns ``without`` and those in which all configurations agree."""
         return _name(self.columns, settings, {*without, *_shared(self.columns, [one.settings for one in self.tried])})
 
     def ranked(self) -> list[tuple[Configuration, Spread]]:

@@ -173,7 +173,7 @@ def _read(path: Path, base: Path) -> Run | None:
 
 
 def _without_summary(folder: RunFolder, job: JobRecord | None, rows: tuple[JsonObject, ...]) -> tuple[str, str]:
-    """The status of a run without a summary, and the reason in a line, as far as the folder tells."""
+    """The status of a run without a summary, and the reason in one line, as far as the folder tells."""
     status = job.status if job and job.status not in ("", FINISHED) else "unfinished"
     if job is None and not folder.is_run():
         status = "failed"

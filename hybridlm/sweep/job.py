@@ -156,7 +156,7 @@ def find(name: str) -> Sweep:
 
 
 def _job(path: Path, number: int) -> Job:
-    job = _read(path, Job, "the sweep lost a job")
+    job = _read(path, Job, "a job of this sweep is missing")
     if problem := next((problem for line in job.overrides if (problem := foreign(line))), None):
         raise UserError(f"{path}: overrides: {problem}")
     if job.number != number:

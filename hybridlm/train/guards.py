@@ -2,7 +2,7 @@
 
 ``HybridOptimizer`` refuses a step whose gradient norm is not finite. A loss that is not finite makes the norm so
 (``propagate_non_finite``), whichever rank it is on: gradients are summed over ranks, so all of them refuse the step
-without communicating. The rest is here.
+without communicating. This module does everything else.
 """
 
 from __future__ import annotations

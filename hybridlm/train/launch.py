@@ -1,4 +1,4 @@
-"""Lightning's strategy, and what Hydra says of this run: its sweep, and the command that runs the same job again."""
+"""Lightning's strategy, and what Hydra knows about this run: its sweep, and the command that repeats the job."""
 
 from __future__ import annotations
 

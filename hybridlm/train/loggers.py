@@ -52,7 +52,7 @@ class Remote(RowLogger):
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0][:160]
             self._say(
-                f"warning     the logger {type(self._backend).__name__.lower()} failed and is not used any more, "
+                f"warning     the logger {type(self._backend).__name__.lower()} failed and is no longer used, "
                 f"metrics.jsonl continues: {type(error).__name__}: {reason}"
             )
             failed, self._backend = self._backend, None

@@ -132,7 +132,7 @@ def _rows_until(jsonl: Path, step: int) -> list[Row]:
 
 
 def write_or_warn(path: Path, text: str, say: Callable[[str], None]) -> None:
-    """Writes ``text``, creating its folder. A failure is reported by ``say`` in a line, and ends nothing."""
+    """Writes ``text``, creating its folder. A failure is reported to ``say`` in one line and does not end the run."""
     try:
         path.parent.mkdir(exist_ok=True)
         with replaced(path) as new:

@@ -33,18 +33,18 @@ def write(*words: str, tmp_path: Path, stdout: object = subprocess.PIPE) -> subp
     return subprocess.Popen(line, stdout=stdout, stderr=subprocess.PIPE, text=True)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("words", [("ends",), ("-u", "ends"), ("goes on",), ("-u", "goes on")])
+@pytest.mark.parametrize("words", [("ends",), ("-u", "ends"), ("continues",), ("-u", "continues")])
 def test_a_reader_that_goes_away_ends_what_only_prints_and_nothing_else(tmp_path, words):
     process = write(*words, tmp_path=tmp_path)
     assert process.stdout.readline() == "line 0\n"
     process.stdout.close()
     assert process.wait(timeout=60) == 0
     assert process.stderr.read() == ""
-    assert (tmp_path / "done").exists() == (words[-1] == "goes on")
+    assert (tmp_path / "done").exists() == (words[-1] == "continues")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize(("lost", "code"), [("ends", 1), ("goes on", 0)])
+@pytest.mark.parametrize(("lost", "code"), [("ends", 1), ("continues", 0)])
 def test_a_full_disk_behind_a_redirection(tmp_path, lost, code):
     with open("/dev/full", "w") as full:
         process = write(lost, tmp_path=tmp_path, stdout=full)
@@ -53,7 +53,7 @@ def test_a_full_disk_behind_a_redirection(tmp_path, lost, code):
     assert [line.startswith("error: <stdout>: No space left on device; free some space") for line in lines] == [
         True
     ] * code
-    assert (tmp_path / "done").exists() == (lost == "goes on")
+    assert (tmp_path / "done").exists() == (lost == "continues")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell")

@@ -49,26 +49,27 @@ def test_each_name_is_one_line_with_ours(tool, name, found):
         with pytest.raises(UserError) as error:
             refuse_flags(flag.split(), HYDRA_FLAGS, "")
         (problem,) = error.value.problems
-        whose = f"{name}{'' if tool == OTHERS else ' of '}" if found.ours else ""
-        assert problem.startswith(f"{flag}: a field is set without dashes; {whose}"), problem
+        assert problem.startswith(f"{flag}: a field is set without dashes; "), problem
+        whose = f"; {name} is " if tool == OTHERS else f"'s {name} is "
+        assert not found.ours or whose in problem, problem
         assert (f"is {found.ours} here" if found.ours else found.remark) in problem
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("batch_size=12", "batch_size = 12: unknown key; batch_size of nanoGPT is data.batch_size here"),
+        ("batch_size=12", "batch_size = 12: unknown key; nanoGPT's batch_size is data.batch_size here"),
         (
             "learning_rate=3",
-            "learning_rate = 3: unknown key; learning_rate of nanoGPT is optim.lr here (optim.muon.lr for the matrices",
+            "learning_rate = 3: unknown key; nanoGPT's learning_rate is optim.lr here (optim.muon.lr for the matrices",
         ),
-        ("train.max_norm=1", "train: unknown key; train.max_norm of litgpt is optim.clip here"),
-        ("dtype=float16", "dtype = 'float16': unknown key; dtype of nanoGPT is trainer.precision here"),
-        ("dropout=0.1", "dropout = 0.1: unknown key; there is no dropout; leave it away"),
+        ("train.max_norm=1", "train: unknown key; litgpt's train.max_norm is optim.clip here"),
+        ("dtype=float16", "dtype = 'float16': unknown key; nanoGPT's dtype is trainer.precision here"),
+        ("dropout=0.1", "dropout = 0.1: unknown key; there is no dropout; leave it out"),
         ("model.n_layer=4", "model.n_layer = 4: unknown key; did you mean model.n_layers?"),
         (
             "optim.learning_rate=1e-3",
-            "optim.learning_rate = 0.001: unknown key; learning_rate of nanoGPT is optim.lr here",
+            "optim.learning_rate = 0.001: unknown key; nanoGPT's learning_rate is optim.lr here",
         ),
         ("trainer.batch_size=4", "trainer.batch_size = 4: unknown key; did you mean data.batch_size?"),
     ],

@@ -47,5 +47,5 @@ def test_what_resume_refuses(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="not JSON"):
         find("last").read()
     (sweep.job_folder(1) / JOB).unlink()
-    with pytest.raises(UserError, match="the sweep lost a job"):
+    with pytest.raises(UserError, match="a job of this sweep is missing"):
         find("last").read()

@@ -152,7 +152,7 @@ def test_a_notice_saves_queues_again_and_the_end_is_that_of_an_unbroken_run(here
     here.wait(lambda: logged(here.folder / "a") >= 3, job)
     here.run("scancel", "--signal=USR1", job)
     assert here.ended(job, restarts=1)["JobState"] == "COMPLETED", here.log(job)[-3000:]
-    assert f"job {job} is queued again" in here.log(job)
+    assert f"job {job} is requeued" in here.log(job)
     whole = here.submit(f"srun {train(*settings, 'hydra.run.dir=b')}", *NODES[nodes])
     assert here.ended(whole)["JobState"] == "COMPLETED", here.log(whole)[-3000:]
     assert_same_end(RunFolder(here.folder / "a"), RunFolder(here.folder / "b"), STEPS)
@@ -192,7 +192,7 @@ def test_a_notice_while_a_job_starts_queues_it_again(here, train, nodes):
     time.sleep(2)  # within the imports
     here.run("scancel", "--signal=USR1", job)
     assert here.ended(job, restarts=1)["JobState"] == "COMPLETED", here.log(job)[-3000:]
-    assert f"job {job} is queued again" in here.log(job)
+    assert f"job {job} is requeued" in here.log(job)
     assert "138" not in here.log(job)
     assert_one_run(here.folder / "a", here.log(job))
 

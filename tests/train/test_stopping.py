@@ -136,12 +136,12 @@ def test_an_invalid_duration_is_refused_in_one_line(tiny, text):
 @pytest.mark.parametrize(
     ("environment", "script", "called", "says"),
     [
-        ({"SLURM_JOB_ID": "77"}, "exit 0", "requeue 77", "job 77 is queued again"),
+        ({"SLURM_JOB_ID": "77"}, "exit 0", "requeue 77", "job 77 is requeued"),
         (
             {"SLURM_JOB_ID": "78", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"},
             "exit 0",
             "requeue 77_3",
-            "job 77_3 is queued again",
+            "job 77_3 is requeued",
         ),
         ({"SLURM_JOB_ID": "77"}, "echo not allowed >&2; exit 1", "requeue 77", "scontrol requeue 77: not allowed"),
         ({}, "exit 0", None, "SLURM_JOB_ID is not set"),

@@ -66,7 +66,7 @@ class Mamba3Config(HeadsSection):
     )
     use_conv: bool = Field(False, description="a short causal convolution over [x, B, C], as in Mamba-2")
     a_activation: Literal["softplus", "heavy_tail"] = Field(
-        "softplus", description="what makes -A positive: softplus (as released)"
+        "softplus", description="what makes -A positive: softplus (as released) or heavy_tail"
     )
     a_floor: float = Field(1e-4, gt=0, description="smallest -A")
     outproj_norm: bool = Field(False, description="RMSNorm over each head and rank before the gate")

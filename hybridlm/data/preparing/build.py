@@ -81,9 +81,9 @@ class Source:
 def build(
     source: Source, tokenizer: Tokenizer, folder: Path, *, shard_bytes: int, workers: int, report: Report
 ) -> None:
-    """Makes ``folder`` unless it exists; if two processes want it, one waits for the other.
+    """Makes ``folder`` unless it exists; if two processes ask for it, one waits for the other.
 
-    UserError: the corpus cannot be split, holds nothing or, if that is to fail, something bad; or nothing can be
+    UserError: the corpus cannot be split, holds nothing or, with ``on_bad=fail``, a bad record; or nothing can be
     written.
     """
     locks = folder.parent / "locks"

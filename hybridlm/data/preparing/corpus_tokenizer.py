@@ -26,7 +26,7 @@ def corpus_tokenizer(
     if settings.path is not None:
         tokenizer = load_tokenizer(expanded(settings.path), settings.special_tokens)
         if not tokenizer.lossless:
-            report("tokenizer: it normalises text to Unicode NFC, whose bytes are the ones counted in bits per byte")
+            report("tokenizer: it normalises text to Unicode NFC, whose bytes are those counted in bits per byte")
         return tokenizer
     if settings.kind == "bytes":
         return byte_tokenizer(settings.special_tokens)

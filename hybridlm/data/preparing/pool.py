@@ -115,7 +115,7 @@ def _begin(work: Work, done: Any, stop: Any) -> None:
 
 
 def _end_in_time(stop: Any) -> None:
-    """Ends this process, in the middle of a unit, when its parent has ended or wants no more of it."""
+    """Ends this process, in the middle of a unit, when its parent has ended or asks it to stop."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     while not stop.value and not connection.wait([parent.sentinel], _POLL):

@@ -151,7 +151,7 @@ def encodable(text: str) -> bool:
 
 
 class Unit(Protocol):
-    """A piece of a corpus that is read by itself, in any order and in any process; picklable. Whatever it holds is
+    """A piece of a corpus that is read independently, in any order and in any process; picklable. Whatever it holds is
     covered by the fingerprint of the corpus."""
 
     @property

@@ -17,7 +17,7 @@ from hybridlm.errors import ConfigError, printable
 
 
 def open_files(config: CorpusConfig, unit_bytes: int, cache: Path, progress: Callable[[int], None]) -> Corpus:
-    """ConfigError: a path matches no file, or one without conversations where these are wanted."""
+    """ConfigError: a path matches no file, or one without conversations where these are required."""
 
     def scanned(found: Found, place: str) -> Corpus:
         files = [SourceFile(name, path) for name, path in found.files.items()]

@@ -1,4 +1,4 @@
-"""The packing of a stream, stored on disk: every piece of the stream is packed by itself into a file, with an index of
+"""The packing of a stream, stored on disk: every piece of the stream is packed into its own file, with an index of
 all files.
 
 A file is a line of JSON that describes it, padded to ``_HEADER`` bytes, followed by the arrays of ``Packing`` in one

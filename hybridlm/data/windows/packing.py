@@ -49,7 +49,7 @@ class Packing:
         doc_ids: np.ndarray | None,
     ) -> None:
         """Write window ``w`` into rows (seq_len,) int64. tokens: (N,), the stream; learned: (N,) bool, None: all;
-        doc_ids None: not wanted.
+        doc_ids None: not needed.
 
         ``doc_ids`` numbers the window's pieces 0, 1, 2, ... from left to right. Padding is at the right end: ids 0,
         targets IGNORE, doc_ids -1. Pieces of one long document count as different documents: all but the last of them

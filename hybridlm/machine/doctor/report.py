@@ -127,7 +127,7 @@ def show(findings: Findings, console: Console) -> None:
     packages = findings.stack.packages
     for header, rows in (
         (("machine", ""), _machine(findings)),
-        (("kernel", "version", "works", "run in", "why not"), [_row(found) for found in findings.kernels]),
+        (("kernel", "version", "works", "time", "why not"), [_row(found) for found in findings.kernels]),
         (("layer", "kernels=auto uses", "why not another"), [astuple(choice) for choice in findings.choices]),
         (("optional package", "version"), [(name, packages.get(name, "not installed")) for name in OPTIONAL]),
     ):

@@ -64,7 +64,7 @@ def kernel_selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor
     """``ops.selective_scan`` from no state: y (B, T, E) in x's dtype and the final state (B, E, N), of which no
     gradient is taken.
 
-    The kernel wants all of x, dt, B and C in one dtype. The step sizes stand in exponents, so that dtype is float32.
+    The kernel requires one dtype for x, dt, B and C. Step sizes appear in exponents, so that dtype is float32.
     """
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
