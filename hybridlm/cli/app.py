@@ -40,6 +40,6 @@ def run_app(arguments: Sequence[str]) -> None:
             if not isinstance(error, _USAGE_ERROR):
                 raise
             where = error.ctx.command_path if error.ctx is not None else "hybridlm"  # type: ignore[attr-defined]
-            problem = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+            problem = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")  # type: ignore[attr-defined]
             separator = " " if problem.endswith("?") else "; "
             raise UserError(f"{problem}{separator}see `{where} --help`") from None

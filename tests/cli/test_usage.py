@@ -21,6 +21,7 @@ def ended(capsys, *arguments):
     [
         (["eval", "last", "--batch", "0"], "'--batch'"),
         (["eval", "last", "--num-fewshot", "-1"], "'--num-fewshot'"),
+        (["eval", "last", "--split", "test"], "'--split': 'test' is not one of 'val', 'train'"),
         (["bench", "--rounds", "0"], "'--rounds'"),
         (["bench", "--budget", "nan"], "'--budget'"),
         (["prepare", "--show", "-1"], "'--show'"),

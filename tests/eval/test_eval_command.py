@@ -126,7 +126,6 @@ def test_the_training_text(trained):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--split", "test"], "--split test: "),
         (["--context", "64,x"], "--context '64,x': 'x'"),
         (["--context", "0"], "--context '0': "),
         (["--num-fewshot", "2"], "--num-fewshot 2: "),
