@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hybridlm.errors import UserError
-from hybridlm.runs.resume import recorded
+from hybridlm.files.plain import Unreadable, read_yaml
 from hybridlm.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -25,8 +24,12 @@ def open_run(name: str, *, ema: bool, context: int | None) -> tuple[LoadedRun, E
 
 
 def trained_length(folder: RunFolder) -> int | None:
-    """Tokens of a window in training; None if config.yaml is not readable, which does not make the weights useless."""
+    """Tokens of a window in training; None if config.yaml does not tell, which does not make the weights useless. Of
+    another version of this program it has other fields, so only this one is read."""
     try:
-        return recorded(folder).data.seq_len
-    except UserError:
+        config = read_yaml(folder.config)
+    except Unreadable:
         return None
+    data = config.get("data") if isinstance(config, dict) else None
+    length = data.get("seq_len") if isinstance(data, dict) else None
+    return length if isinstance(length, int) and length > 1 else None
