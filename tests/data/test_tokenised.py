@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from hybridlm.config.data import DataConfig, TokenizerConfig
-from hybridlm.data.files.bins import BinWriter
+from hybridlm.data.files.bins import BinWriter, open_bin
+from hybridlm.data.files.stream import TokenStream, joined
+from hybridlm.data.files.tokenised import _cut
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.errors import UserError
@@ -180,3 +182,15 @@ def test_a_tokenizer_that_normalises_counts_the_bytes_that_it_gives_back(folder)
     for split in (prepared.parts[0].train, prepared.parts[0].val):
         assert split.text_bytes == prepared.tokenizer.token_bytes()[tokens_of(split)].sum() == 9 * split.documents
     assert any("NFC" in line for line in lines)
+
+
+def test_a_cut_inside_one_of_our_files_adds_no_token(tmp_path):
+    pieces = []
+    for name in ("a", "b"):
+        with BinWriter(tmp_path / f"{name}.bin", eos_id=256, vocab_size=257, tokenizer="t") as writer:
+            writer.add(np.arange(10), 10)
+            pieces.append(open_bin(tmp_path / f"{name}.bin", writer.finish()))
+    whole = TokenStream(joined(pieces))
+    for at in range(1, len(whole)):
+        before, after = map(TokenStream, _cut(whole.pieces, at, "data"))
+        assert [*before.read(0, at), *after.read(0, len(after))] == whole.read(0, len(whole)).tolist()

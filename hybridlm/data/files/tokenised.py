@@ -84,7 +84,7 @@ def _cut(pieces: Sequence[Piece], at: int, path: str | tuple[str, ...]) -> tuple
             # Positions of documents are those of the whole file.
             before.append(replace(piece, count=at, documents=None, open_end=False))
             skipped = piece.offset + at * np.dtype(piece.dtype).itemsize
-            after.append(replace(piece, offset=skipped, count=piece.count - at, documents=None, open_end=False))
+            after.append(replace(piece, offset=skipped, count=piece.count - at, documents=None))
         at -= piece.size
     return before, after
 
