@@ -14,11 +14,11 @@ class Foreign(NamedTuple):
 
 OTHERS = "others"  # names that many programs share
 _STEPS = "counted in steps of data.global_batch x data.seq_len tokens; `hybridlm plan` shows both"
-_NO_DROPOUT = Foreign("", "there is no dropout; leave it away")
-_NO_BIAS = Foreign("", "projections of attention and MLPs have no biases; leave it away")
+_NO_DROPOUT = Foreign("", "there is no dropout; leave it out")
+_NO_BIAS = Foreign("", "projections of attention and MLPs have no biases; leave it out")
 _MUON = "optim.muon.lr for the matrices inside blocks, with the default optim=muon"
 _SHARE = "a share of the peak, not a rate"
-_WEIGHTS = Foreign("", "a run begins with new weights; ckpt=RUN goes on with a run of ours")
+_WEIGHTS = Foreign("", "training starts from new weights; ckpt=RUN resumes a run of hybridlm")
 
 NAMES: dict[str, dict[str, Foreign]] = {
     "nanoGPT": {
@@ -30,7 +30,7 @@ NAMES: dict[str, dict[str, Foreign]] = {
         "always_save_checkpoint": Foreign(
             "trainer.ckpt_every", "checkpoints are written every so many steps, whatever the loss is"
         ),
-        "init_from": Foreign("ckpt=last", "for resume; a run begins with new weights otherwise"),
+        "init_from": Foreign("ckpt=last", "to resume; training starts from new weights otherwise"),
         "wandb_log": Foreign("logger=wandb"),
         "wandb_project": Foreign("logger.project"),
         "wandb_run_name": Foreign("logger.run_name"),
@@ -53,7 +53,7 @@ NAMES: dict[str, dict[str, Foreign]] = {
         "warmup_iters": Foreign("optim.warmup", "steps, or a share of all below 1"),
         "lr_decay_iters": Foreign("trainer.max_steps", "the schedule ends where the run does"),
         "min_lr": Foreign("optim.final_lr", _SHARE),
-        "backend": Foreign("", "NCCL on GPUs and Gloo on CPUs; leave it away"),
+        "backend": Foreign("", "NCCL on GPUs and Gloo on CPUs; leave it out"),
         "device": Foreign("hardware=cpu", "or a card; auto takes the GPU where there is one"),
         "dtype": Foreign("trainer.precision"),
         "compile": Foreign("trainer.compile"),

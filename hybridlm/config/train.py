@@ -23,10 +23,7 @@ class TrainerConfig(Section):
     keep_last: int = Field(2, ge=1, description="step checkpoints kept")
     keep_best: int = Field(1, ge=0, description="checkpoints kept of the best validations, by bits per byte")
     async_checkpoints: bool = Field(
-        False,
-        description=(
-            "training goes on from a copy of the state in memory, while a thread writes it; one write at a time"
-        ),
+        False, description="training continues while a thread writes a copy of the state; one write at a time"
     )
     time_limit: str | float | None = Field(
         None,

@@ -64,7 +64,7 @@ def test_each_name_is_one_line_with_ours(tool, name, found):
         ),
         ("train.max_norm=1", "train: unknown key; train.max_norm of litgpt is optim.clip here"),
         ("dtype=float16", "dtype = 'float16': unknown key; dtype of nanoGPT is trainer.precision here"),
-        ("dropout=0.1", "dropout = 0.1: unknown key; there is no dropout; leave it away"),
+        ("dropout=0.1", "dropout = 0.1: unknown key; there is no dropout; leave it out"),
         ("model.n_layer=4", "model.n_layer = 4: unknown key; did you mean model.n_layers?"),
         (
             "optim.learning_rate=1e-3",
