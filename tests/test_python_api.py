@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import logging
@@ -90,6 +91,13 @@ def test_a_run_in_a_thread_leaves_the_process_as_it_was(config, tmp_path):
     assert run.summary == json.loads(RunFolder(place).summary.read_text())
     hybridlm.train(config, tmp_path / "third")  # in the main thread
     assert state() == before
+
+
+def test_runs_started_in_the_same_second_get_folders_of_their_own(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.import_module("hybridlm.train.run"), "run", lambda *arguments: {})
+    first, second = hybridlm.train(config), hybridlm.train(config)
+    assert first.folder != second.folder
 
 
 def test_mistakes_are_exceptions(config, tmp_path):

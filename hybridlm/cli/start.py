@@ -145,4 +145,4 @@ def _show(line: CommandLine) -> None:
         load_config(composed(line).tree)
         run_hydra(line)
     else:
-        print(to_yaml(matched(overlaid(recorded(folder), overrides, composed(overrides))).config), end="")
+        print(to_yaml(matched(overlaid(recorded(folder, rules=False), overrides, composed(overrides))).config), end="")

@@ -48,6 +48,8 @@ def _runs_elsewhere(process: int) -> bool:
         return False
     try:
         os.kill(process, 0)
+    except OverflowError:  # no process has such an id
+        return False
     except OSError as error:
         return isinstance(error, PermissionError)
     return True

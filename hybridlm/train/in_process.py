@@ -7,10 +7,10 @@ import logging
 import random
 import signal
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,7 +58,7 @@ def train(config: RunConfig, folder: str | Path | None = None, *, resume: bool =
     if config.trainer.devices not in ("auto", 1):
         raise ConfigError("trainer.devices: the Python API trains on one device; use `hybridlm train` for several")
     config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"devices": 1})})
-    place = RunFolder(Path(folder or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")).absolute())
+    place = RunFolder(Path(folder or datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S-%f")).absolute())
     with place.training() as holding, _restored():
         from hybridlm.train.run import run
 

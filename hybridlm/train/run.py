@@ -244,7 +244,7 @@ def _samples(
     for i, text in enumerate(texts):
         console.say(f"\nsample {i + 1}\n    " + text.replace("\n", "\n    "))
     write_samples(folder.samples, texts, console.say)
-    if loggers.remote is not None and config.data.source != "synthetic":
+    if config.data.source != "synthetic":
         loggers.remote.samples(step, config.callbacks.samples.prompts, texts)
 
 

@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from hybridlm.cli.compose import compose_config, composed
-from hybridlm.config.load import load_config
+from hybridlm.config.load import load_config, to_yaml
 from hybridlm.config.overrides import split
 from hybridlm.errors import UserError
+from hybridlm.runs.run_folder import RunFolder
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -106,6 +107,19 @@ def test_an_experiment_of_a_folder_of_ones_own_through_the_command(tmp_path):
     result = train(tmp_path, "--config-dir", ".", "experiments=mine")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result
     assert "@package _global_" in result.stderr
+
+
+def test_cfg_of_a_resume_accepts_a_record_that_the_overrides_correct(tmp_path):
+    """As the resume itself does: the rules between fields are for the two together."""
+    folder = RunFolder(tmp_path / "a")
+    text = to_yaml(compose_config(["trainer.max_steps=100", "optim.warmup=50"]))
+    folder.claim(text.replace("warmup: 50", "warmup: 200"))
+    folder.checkpoints.mkdir()
+    folder.step_checkpoint(10).write_bytes(b"")
+    assert "optim.warmup" in train(tmp_path, "ckpt=a", "--cfg", "job").stderr
+    result = train(tmp_path, "ckpt=a", "trainer.max_steps=300", "--cfg", "job")
+    assert result.returncode == 0, result.stderr
+    assert "max_steps: 300" in result.stdout
 
 
 def test_cfg_prints_what_was_composed(tmp_path):

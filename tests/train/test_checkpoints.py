@@ -160,6 +160,7 @@ def test_partial_files_of_dead_processes_are_removed_and_those_of_living_ones_ke
         living,
         copy.checkpoints / f".a.ckpt.{os.getpid()}.partial",
         copy.path / ".config.yaml.999999999.partial",
+        copy.path / ".config.yaml.99999999999999999999.partial",  # larger than any process id
     ):
         path.write_bytes(b"half")
     copy.rewind(12)
