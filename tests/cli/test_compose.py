@@ -33,7 +33,7 @@ def train(folder, *arguments):
         (["model.patern=TM"], [["did you mean model.pattern?"]]),
         (["+model.patern=TM"], [["did you mean model.pattern?"]]),
         (["model.d_model=abc"], [["model.d_model = 'abc'", "an integer"]]),
-        (["model=hybird"], [["model=hybird", "did you mean model=hybrid_small?", "transformer"]]),
+        (["model=hybird_small"], [["model=hybird_small", "did you mean model=hybrid_small?", "transformer"]]),
         (["model.mamba2.head_dim=37"], [["2 x 192 = 384", "32 and 48"]]),
         (
             ["model.d_model=abc", "optim.schedule=cos", "sed=3", "--cfg", "job"],
@@ -85,7 +85,7 @@ def test_traceback_on_request(tmp_path, monkeypatch):
         ("model: {pattern: TMX}", "position 3"),
         ("modle: {d_model: 3}", "did you mean model?"),
         ("data:\n  out: ???", "a value is required"),
-        ("defaults: [override /model: hybird]", "did you mean model=hybrid_small?"),
+        ("defaults: [override /model: hybird_small]", "did you mean model=hybrid_small?"),
         ("model: [", "expected"),
         ("model: {name: '${nowhere}'}", "nowhere"),
     ],
