@@ -46,13 +46,13 @@ def test_validates_alone(group, option):
 
 @pytest.mark.parametrize(("preset", "size"), list(product(PRESETS, ["tiny", "small", "d12", "d16", "d20", "d26"])))
 def test_presets_take_every_size(preset, size):
-    model = compose_config([f"model={preset}", f"size={size}"]).model
-    layers = model.layers
-    assert compose_config([f"model={preset}"]).model.sizes == ("default", "tiny", "small", "d12", "d16", "d20", "d26")
+    config = compose_config([f"model={preset}", f"size={size}"])
+    model, layers = config.model, config.model.layers
+    assert model.sizes == ("default", "tiny", "small", "d12", "d16", "d20", "d26")
     if size.startswith("d"):
         assert (len(layers), model.d_model) == (int(size[1:]), 64 * int(size[1:]))
         assert all(layer.params.head_dim == 128 for layer in layers if layer.kind == "attention")
-        assert compose_config([f"model={preset}", f"size={size}"]).data.tokenizer.vocab_size == 65_536
+        assert config.data.tokenizer.vocab_size == 65_536
 
 
 def test_tiny_keeps_both_kinds_of_layer():

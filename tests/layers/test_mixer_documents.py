@@ -104,6 +104,7 @@ def test_packed_documents_are_what_each_is_alone(spec, doc_ids, dtype, tolerance
     assert_same(*(output_and_gradients(mixer, doc_ids, dtype, packed=packed) for packed in (True, False)), tolerance)
 
 
+@pytest.mark.slow
 @every_mixer
 @settings(max_examples=6, deadline=None, derandomize=True, database=None)
 @given(cuts=st.sets(st.integers(1, TIME + 3)), quiet=st.booleans(), ids=st.sampled_from([MIXED, MIXED % 2]))

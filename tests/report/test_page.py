@@ -227,6 +227,7 @@ def test_a_second_report_counts_the_same_runs(sweep, tmp_path):
     assert one.tags == other.tags
 
 
+@pytest.mark.slow
 def test_two_hundred_runs_of_fifty_configurations(tmp_path):
     """All in the table; in the plots seven have colours and names, and the others share an entry."""
     for i in range(200):

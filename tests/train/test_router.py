@@ -366,7 +366,8 @@ def test_a_run_logs_its_routers_and_resumes_bit_for_bit(tiny, tmp_path):
     assert all(torch.equal(ours["state_dict"][name], tensor) for name, tensor in theirs["state_dict"].items())
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_train_as_one(tiny, tmp_path, environment, strategy):
     """Without the balance loss, which is a statistic of each rank's batch; the z-loss and the bias are the same."""
     steps = ["model.moe.router=sigmoid", "model.moe.balance_loss_weight=0", "model.moe.z_loss_weight=0.01"]
