@@ -18,6 +18,7 @@ from hybridlm.errors import RunFailed, UserError
 from hybridlm.generate.distribution import TokenLogprob, adjusted, chosen, draw, token_logprobs
 from hybridlm.generate.sampling import Sampling
 from hybridlm.generate.text_stream import TextStream
+from hybridlm.model.decoder import Decoder
 
 if TYPE_CHECKING:
     from hybridlm.data.tokenizer import Tokenizer
@@ -103,7 +104,7 @@ class _Row:
 
 
 class Engine:
-    """Generates with a model.
+    """Generates with a model, whose weights must stay as they are for as long as it is used.
 
     prefill_chunk: tokens per forward of a prompt, which bounds its activations. context: the most tokens of a row;
     None: as many as fit in memory. max_batch: rows at a time; more are queued. tokenizer: None: only ids, no text.
@@ -121,6 +122,7 @@ class Engine:
         if min(prefill_chunk, max_batch) < 1 or (context is not None and context < 2):
             raise ValueError("prefill_chunk and max_batch count from 1, context from 2")
         self.model, self.tokenizer = model.eval(), tokenizer
+        self._decoder = Decoder(model)
         self.prefill_chunk, self.context, self.max_batch = prefill_chunk, context, max_batch
 
     def generate(self, prompts: Ids, sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
@@ -182,7 +184,7 @@ class Engine:
     def decode(self, state: State, tokens: Tensor) -> Tensor:
         """One decoding step without sampling, as a benchmark times it: takes one token of every row, ``tokens`` (B,),
         for which there must be room, and returns the logits (B, V) of the next. Does not change the state's ids."""
-        state.logits = self._logits(tokens.unsqueeze(1), state.cache)
+        state.logits = self._decoder(tokens, state.cache)
         return state.logits
 
     @torch.inference_mode()
@@ -261,6 +263,8 @@ class Engine:
 
     def _logits(self, ids: Tensor, cache: ModelCache, valid: Tensor | None = None) -> Tensor:
         """(B, V) after the last of ``ids`` (B, T)."""
+        if ids.shape[1] == 1 and valid is None:
+            return self._decoder(ids[:, 0], cache)
         logits: Tensor = self.model(ids, cache, valid=valid, keep="last").logits
         return logits[:, -1]
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hybridlm.layers.cache import LayerCache, TokenCache
 from hybridlm.layers.layer import PASSES, Phase, linear_flops
 from hybridlm.layers.linear import Linear
-from hybridlm.layers.mixer import Mixer
+from hybridlm.layers.mixer import Mixer, MixerStep
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.ops.attention import attention
-from hybridlm.ops.norm import rms_norm
+from hybridlm.ops.linear import linear_of_one
+from hybridlm.ops.norm import rms_norm, rms_norm_of_one
 from hybridlm.ops.rotary import apply_rotary
 
 if TYPE_CHECKING:
@@ -54,6 +56,37 @@ class Attention(Mixer):
         mask = None if seq.plain else seq.visible(spec.window, bounded)
         out: Tensor = self.o_proj(attention(q, k, v, scale=spec.scale, window=spec.window, mask=mask).flatten(2))
         return out
+
+    def prepare(self) -> MixerStep:
+        spec = self.spec
+        q_proj, k_proj, v_proj, o_proj = (
+            linear_of_one(layer.weight) for layer in (self.q_proj, self.k_proj, self.v_proj, self.o_proj)
+        )
+        norm: Tensor | None = None  # (H + H_kv, P): queries and keys are one tensor here
+        if self.q_norm is not None and self.k_norm is not None:
+            norms = self.q_norm.weight.expand(spec.n_heads, -1), self.k_norm.weight.expand(spec.n_kv_heads, -1)
+            norm = torch.cat(norms)
+        whole = super().prepare()
+
+        def step(x: Tensor, cache: LayerCache, seq: SequenceInfo) -> Tensor:
+            assert isinstance(cache, TokenCache)
+            if cache.bounded is not None:
+                return whole(x, cache, seq)
+            rows = len(x)
+            qk = torch.cat((q_proj(x), k_proj(x)), 1).view(rows, -1, spec.head_dim)
+            if norm is not None:
+                qk = rms_norm_of_one(qk, norm, spec.norm_eps)
+            if spec.rope:
+                cos, sin = seq.rotary_of_one(spec.head_dim, spec.rope_theta, x.dtype)
+                qk = (qk * cos).addcmul_(qk.roll(spec.head_dim // 2, -1), sin)
+            q, k = qk.split_with_sizes((spec.n_heads, spec.n_kv_heads), 1)
+            v = v_proj(x).view(rows, spec.n_kv_heads, spec.head_dim)
+            seen = cache.append_one({"k": k, "v": v}, seq.past)
+            q = q.reshape(rows, spec.n_kv_heads, -1, spec.head_dim)  # heads of a group are queries of one key head
+            y = F.scaled_dot_product_attention(q, seen["k"], seen["v"], scale=spec.scale)
+            return o_proj(y.reshape(rows, -1))
+
+        return step
 
     def new_cache(self, batch: int, max_len: int, *, dtype: torch.dtype, device: torch.device) -> TokenCache:
         one = (self.spec.n_kv_heads, self.spec.head_dim)  # keys are kept after the rotation

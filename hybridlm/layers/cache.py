@@ -104,12 +104,27 @@ class TokenCache(LayerCache):
         The columns are those of ``seq.visible``; where ``seq.plain`` there are none before the row's first token.
         ValueError where a row would hold more than ``max_len`` tokens.
         """
-        if self.bounded is None and seq.span > self.capacity:
-            raise ValueError(
-                f"the cache holds {self.capacity} tokens, {seq.span} are needed: make it with a larger max_len"
-            )
+        if self.bounded is None:
+            self._check_room(seq.span)
         step = self._shift_in if self.bounded is not None else self._place
         return {name: step(self._kept[name], tensor, seq) for name, tensor in new.items()}
+
+    def append_one(self, new: dict[str, Tensor], column: int) -> dict[str, Tensor]:
+        """``append`` of one token (B, heads, width) to the same column of every row of a cache that is not bounded; the
+        columns up to it, (B, heads, S, width). ValueError as for ``append``."""
+        self._check_room(column + 1)
+        seen = {}
+        for name, token in new.items():
+            kept = self._kept[name].transpose(1, 2)
+            kept.select(2, column).copy_(token)
+            seen[name] = kept.narrow(2, 0, column + 1)
+        return seen
+
+    def _check_room(self, tokens: int) -> None:
+        if tokens > self.capacity:
+            raise ValueError(
+                f"the cache holds {self.capacity} tokens, {tokens} are needed: make it with a larger max_len"
+            )
 
     def _shift_in(self, kept: Tensor, new: Tensor, seq: SequenceInfo) -> Tensor:
         """Bounded: the newest tokens are last, in every row."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -30,6 +31,10 @@ class FFN(Layer):
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, RouterStats | None]:
         """x: (B, T, D), normalised; valid: (B, T), False where a token is padding. Returns (B, T, D) and, from a
         router, its statistics."""
+
+    def prepare(self) -> Callable[[Tensor], Tensor]:
+        """``step(x (B, D)) -> (B, D)`` for one token per row; see ``Mixer.prepare``."""
+        return lambda x: self(x.unsqueeze(1))[0].squeeze(1)
 
     @abstractmethod
     def flops(self, phase: Phase) -> float:

@@ -15,13 +15,14 @@ from hybridlm.layers.conv import depthwise, short_conv
 from hybridlm.layers.init import Init, ParamSpec, fused, reset_step_bias
 from hybridlm.layers.layer import PASSES, Phase, linear_flops
 from hybridlm.layers.linear import Linear
-from hybridlm.layers.mixer import Mixer, step_metrics
+from hybridlm.layers.mixer import Mixer, MixerStep, step_metrics
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.sequence import SequenceInfo
 from hybridlm.ops.dispatch import product_dtype
 from hybridlm.ops.kernels.choice import CUDA
 from hybridlm.ops.kernels.rules import KernelUse, Need, Sizes, conv_need, mamba2_layer_refusal, mamba2_refusal
-from hybridlm.ops.norm import as_dtype, at_least_fp32, gated_rms_norm
+from hybridlm.ops.linear import linear_of_one
+from hybridlm.ops.norm import as_dtype, at_least_fp32, gated_rms_norm, rms_norm_of_one
 from hybridlm.ops.ssd import ssd
 
 if TYPE_CHECKING:
@@ -109,6 +110,42 @@ class Mamba2(Mixer):
             norm_eps=spec.norm_eps,
             norm_before_gate=spec.norm_before_gate,
         )
+
+    def prepare(self) -> MixerStep:
+        spec, groups = self.spec, self.spec.n_groups
+        in_proj, out_proj = linear_of_one(self.in_proj.weight), linear_of_one(self.out_proj.weight)
+        taps, bias, D = self.conv1d.weight[:, 0].t().contiguous(), self.conv1d.bias, self.D.unsqueeze(-1)
+        A, limit = -self.A_log.exp(), None if spec.dt_limit == (0.0, math.inf) else spec.dt_limit
+        norm = self.norm.weight.view(groups, -1)
+        parts, channels = (spec.d_inner, spec.conv_channels, spec.n_heads), self.row_blocks[1:4]
+        assert bias is not None
+
+        def gated(y: Tensor, z: Tensor) -> Tensor:
+            if not spec.norm_before_gate:
+                y = F.silu(z).mul_(y)
+            out = rms_norm_of_one(y.view(len(y), groups, -1), norm, spec.norm_eps).view(y.shape)
+            return out.mul_(F.silu(z)) if spec.norm_before_gate else out
+
+        def step(x: Tensor, cache: LayerCache, seq: SequenceInfo) -> Tensor:
+            assert isinstance(cache, StateCache)
+            z, xBC, dt = in_proj(x).split_with_sizes(parts, -1)
+            kept, state, rows = cache["conv"], cache["ssm"], len(x)
+            window = torch.cat((kept, xBC.unsqueeze(1)), 1)  # (B, K, C)
+            kept.copy_(window[:, 1:])
+            xBC = F.silu((window * taps).sum(1).add_(bias), inplace=True)
+            inner, B, C = xBC.split_with_sizes(channels, -1)
+            dt = F.softplus(dt + self.dt_bias)  # (B, H)
+            if limit is not None:
+                dt = dt.clamp(*limit)
+            inner = inner.view(rows, spec.n_heads, spec.head_dim)
+            state.mul_((dt * A).exp_().view(rows, -1, 1, 1))
+            written = (inner * dt.unsqueeze(-1)).view(rows, groups, -1, 1)
+            state = state.view(rows, groups, -1, spec.d_state)  # the heads of a group share its B and C
+            state.addcmul_(written, B.view(rows, groups, 1, -1))
+            y = torch.bmm(state.flatten(0, 1), C.reshape(rows * groups, -1, 1)).view(inner.shape).addcmul_(D, inner)
+            return out_proj(gated(y.view(rows, -1), z))
+
+        return step
 
     def new_cache(self, batch: int, max_len: int, *, dtype: torch.dtype, device: torch.device) -> StateCache:
         spec = self.spec

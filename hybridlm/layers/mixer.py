@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,6 +16,8 @@ from hybridlm.layers.sequence import SequenceInfo
 
 if TYPE_CHECKING:
     from hybridlm.ops.kernels.rules import KernelUse, Need
+
+MixerStep = Callable[[Tensor, LayerCache, SequenceInfo], Tensor]
 
 
 class Mixer(Layer):
@@ -31,6 +33,21 @@ class Mixer(Layer):
     @abstractmethod
     def forward(self, x: Tensor, seq: SequenceInfo, cache: LayerCache | None = None) -> Tensor:
         """x: (B, T, D), normalised; returns (B, T, D). A given cache is read and updated in place."""
+
+    def prepare(self) -> MixerStep:
+        """A function ``step(x (B, D), cache, seq) -> (B, D)`` that decodes one token per row, valid for as long as the
+        weights stay as they are: ``forward`` without gradients, autocast and compiled kernels, all in one dtype of at
+        least fp32, where ``seq.plain``.
+
+        Overridden where another form is faster: in a small model a token takes as long as calling its operators takes,
+        and whatever depends on the weights alone is computed here, once.
+        """
+
+        def step(x: Tensor, cache: LayerCache, seq: SequenceInfo) -> Tensor:
+            y: Tensor = self(x.unsqueeze(1), seq, cache)
+            return y.squeeze(1)
+
+        return step
 
     @abstractmethod
     def new_cache(self, batch: int, max_len: int, *, dtype: torch.dtype, device: torch.device) -> LayerCache:

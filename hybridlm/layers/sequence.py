@@ -11,6 +11,8 @@ from torch import Tensor
 from hybridlm.ops.kernels.choice import ALL_TORCH, KernelChoice
 from hybridlm.ops.rotary import rotary_angles
 
+_Tables = dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]]
+
 
 @dataclass(frozen=True)
 class SequenceInfo:
@@ -34,9 +36,8 @@ class SequenceInfo:
     longest: int | None = None
     kernels: KernelChoice = ALL_TORCH
     _masks: dict[tuple[int | None, int | None], Tensor] = field(default_factory=dict, repr=False, compare=False)
-    _angles: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    _angles: _Tables = field(default_factory=dict, repr=False, compare=False)
+    _angles_of_one: _Tables = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def contiguous(batch: int, length: int, past: int, device: torch.device) -> SequenceInfo:
@@ -73,6 +74,16 @@ class SequenceInfo:
         tables = self._angles.get((head_dim, theta, dtype))
         if tables is None:
             tables = self._angles[head_dim, theta, dtype] = rotary_angles(self.positions, head_dim, theta, dtype)
+        return tables
+
+    def rotary_of_one(self, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """For one token per row, both (B, 1, head_dim): ``x * first + x.roll(head_dim / 2, -1) * second`` rotates x.
+        Made once per forward."""
+        tables = self._angles_of_one.get((head_dim, theta, dtype))
+        if tables is None:
+            cos, sin = self.rotary(head_dim, theta, dtype)
+            tables = torch.cat((cos, cos), -1), torch.cat((sin.neg(), sin), -1)
+            self._angles_of_one[head_dim, theta, dtype] = tables
         return tables
 
     def visible(self, window: int | None, bounded: int | None = None) -> Tensor:

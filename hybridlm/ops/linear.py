@@ -7,7 +7,7 @@ a third to three quarters of the rate at which it reads the same weight as a bat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -44,6 +44,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     y = torch.bmm(weight.view(shape), vectors)
     y = y.view(*x.shape[:-1], outputs) if tokens == 1 else y.view(outputs, tokens).t().reshape(*x.shape[:-1], outputs)
     return y if bias is None else y + bias
+
+
+def linear_of_one(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """``linear`` of few tokens and a weight that no longer changes, without gradients or autocast: a function from
+    (B, I), contiguous, to (B, O). What depends on the weight alone is worked out here."""
+    outputs, inputs = weight.shape
+    shape = _matrices(outputs, inputs, 1) if _readable(weight, weight) else None
+    if shape is None:
+        return lambda x: linear(x, weight)
+    matrices, size, stride = weight.view(shape), (shape[0], inputs, 1), (0, 1, inputs)
+
+    def product(x: Tensor) -> Tensor:
+        if len(x) > 1:
+            return linear(x, weight)
+        return torch.bmm(matrices, x.as_strided(size, stride, x.storage_offset())).view(1, outputs)
+
+    return product
 
 
 def _readable(x: Tensor, weight: Tensor) -> bool:

@@ -30,7 +30,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     weight = as_dtype(weight, wide)
     if gradient_wanted(x, weight):
         return as_dtype(torch.rms_norm(as_dtype(x, wide), (x.shape[-1],), weight, eps), x.dtype)
-    return as_dtype(_normed(as_dtype(x, wide), eps).mul_(weight), x.dtype)
+    return as_dtype(rms_norm_of_one(as_dtype(x, wide), weight, eps), x.dtype)
+
+
+def rms_norm_of_one(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``rms_norm`` without gradients, where x and weight have one dtype of at least fp32."""
+    return _normed(x, eps).mul_(weight)
 
 
 def _normed(x: Tensor, eps: float) -> Tensor:

@@ -57,6 +57,8 @@ def test_what_is_timed_is_the_whole_prompt_and_every_token(models, monkeypatch):
     monkeypatch.setattr(engine, "prefill_chunk", 8)
     read: list[int] = []
     handle = engine.model.register_forward_pre_hook(lambda module, arguments: read.append(arguments[0].shape[1]))
+    decode = engine.decode
+    monkeypatch.setattr(engine, "decode", lambda state, tokens: (read.append(len(tokens)), decode(state, tokens))[1])
     try:
         measurement._round(engine, unmeasured("MT", engine, 1, 20), 3, 1e6)
     finally:
