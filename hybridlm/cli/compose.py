@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import yaml
 
@@ -23,6 +23,9 @@ from hybridlm.sweep.grid import Axis
 from hybridlm.sweep.matching import matched
 
 if TYPE_CHECKING:
+    from hydra._internal.config_repository import IConfigRepository
+    from hydra.core.default_element import ResultDefault
+    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import DictConfig
 
 # What Hydra and OmegaConf raise at odd values besides errors of their own: while composing, these are the user's.
@@ -68,7 +71,6 @@ def composed(line: CommandLine) -> Composition:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
     from omegaconf import open_dict
 
     refuse_odd(line.overrides, groups(config_dir(line)))
@@ -82,13 +84,8 @@ def composed(line: CommandLine) -> Composition:
         hydra_errors(line, _ODD),
         initialize_config_dir(config_dir=conf, version_base="1.3"),
     ):
+        _check_files(GlobalHydra.instance(), [key_of(override) for override in line.overrides])
         config = compose(config_name=name, overrides=overrides, return_hydra_config=True)
-        sources = [Path(source.path) for source in config.hydra.runtime.config_sources if source.schema == "file"]
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        loaded = hydra.config_loader.compute_defaults_list(name, overrides, RunMode.RUN).defaults
-        given = [key_of(override) for override in line.overrides]
-        refuse_code([(str(one.config_path), one.package or "") for one in loaded], sources, given)
         before = HydraConfig.instance().cfg
         try:
             with open_dict(config):  # so that ${hydra:runtime.output_dir} resolves
@@ -98,6 +95,21 @@ def composed(line: CommandLine) -> Composition:
             return Composition(plain_tree(config), choices, _run_dir(config), config)
         finally:
             HydraConfig.instance().cfg = before
+
+
+def _check_files(hydra: GlobalHydra, given: Collection[str]) -> None:
+    """Has every file that Hydra chooses pass ``refuse_code`` before it is merged. Hydra has no hook there; its
+    compute_defaults_list would read and choose all files again, which takes as long as composing them."""
+    loader: Any = hydra.config_loader()
+    merge = loader._compose_config_from_defaults_list
+
+    def checked(defaults: Sequence[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        sources = [Path(source.path) for source in repo.get_sources() if source.scheme() == "file"]
+        refuse_code([(str(one.config_path), one.package or "") for one in defaults], sources, given)
+        merged: DictConfig = merge(defaults=defaults, repo=repo)
+        return merged
+
+    loader._compose_config_from_defaults_list = checked
 
 
 def _run_dir(config: DictConfig) -> Path | None:
