@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -14,8 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import forked, run_ranks
 
 from hybridlm.cli.compose import compose_config
+from hybridlm.cli.start import main
+from hybridlm.cli.verbs import run_app
 from hybridlm.config.load import from_yaml
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.errors import UserError
@@ -144,100 +146,96 @@ def test_a_finished_run_needs_more_steps_to_go_on(finished, tmp_path, tiny):
     assert [path.name for path in folder.step_checkpoints()] == ["step-00000014.ckpt", "step-00000012.ckpt"]
 
 
-def test_kill_and_resume_in_the_same_folder(tiny, tmp_path, environment):
-    arguments = [*tiny, "trainer.max_steps=100000", "trainer.val_every=null"]
-    process = subprocess.Popen(command(*arguments), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+def test_kill_and_resume_in_the_same_folder(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    process = forked(main, [*tiny, "trainer.max_steps=100000", "trainer.val_every=null"])
     try:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("outputs/*/*/checkpoints/step-*.ckpt")):
             assert time.monotonic() < deadline
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.05)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     (folder,) = tmp_path.glob("outputs/*/*/")
     stopped_at = int(RunFolder(folder).newest_checkpoint().stem.removeprefix("step-"))
-    done = subprocess.run(
-        command("ckpt=last", f"trainer.max_steps={stopped_at + 4}"),
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"resuming after step {stopped_at}" in done.stdout
+    main(["ckpt=last", f"trainer.max_steps={stopped_at + 4}"])
+    assert f"resuming after step {stopped_at}" in capsys.readouterr().out
     assert list(tmp_path.glob("outputs/*/*/")) == [folder]
     steps = [row["step"] for row in rows(folder)]
     assert steps == sorted(set(steps))
     assert steps[-1] == stopped_at + 4
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_train_as_one(tiny, finished, tmp_path, environment, strategy):
-    """Through the command line, so that Hydra's relaunch of the second process is part of it.
+# eps is large because AdamW's first step is the gradient's sign: where a gradient is all rounding, it is a coin's.
+THREE_STEPS = ["optim=adamw", "optim.eps=1e-3", "trainer.max_steps=3", "trainer.log_every=1"]
 
-    eps is large because AdamW's first step is the gradient's sign: where a gradient is all rounding, its sign is a
-    coin's.
-    """
-    steps = ["optim=adamw", "optim.eps=1e-3", "trainer.max_steps=3", "trainer.log_every=1"]
-    arguments = [*tiny, *steps, "trainer.devices=2", f"trainer.strategy={strategy}", f"hydra.run.dir={tmp_path}/two"]
-    done = subprocess.run(command(*arguments), cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    one = RunFolder(tmp_path / "one")
-    run(compose_config([*tiny, *steps]), one, None)
-    for mine, its in zip(rows(tmp_path / "two"), rows(one.path), strict=True):
+
+@pytest.fixture(scope="module")
+def one_process(tiny, tmp_path_factory) -> RunFolder:
+    folder = RunFolder(tmp_path_factory.mktemp("ranks") / "one")
+    run(compose_config([*tiny, *THREE_STEPS]), folder, None)
+    return folder
+
+
+def assert_the_same_run(two: Path, one: RunFolder) -> None:
+    for mine, its in zip(rows(two), rows(one.path), strict=True):
         assert mine["train/loss"] == pytest.approx(its["train/loss"], rel=1e-5)
         assert mine["optim/grad_norm"] == pytest.approx(its["optim/grad_norm"], rel=1e-4)
-    two = load_run(str(tmp_path / "two"), torch.device("cpu")).model.state_dict()
+    weights = load_run(str(two), torch.device("cpu")).model.state_dict()
     for name, tensor in load_run(str(one.path), torch.device("cpu")).model.state_dict().items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_a_sweep_runs_every_job_and_headless_prints_json(tiny, tmp_path, environment):
+def test_two_processes_train_as_one(tiny, one_process, tmp_path, environment):
+    """Through the command line, so that the start of the second process is part of it."""
+    arguments = [*tiny, *THREE_STEPS, "trainer.devices=2", f"hydra.run.dir={tmp_path}/two"]
+    done = subprocess.run(command(*arguments), cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_the_same_run(tmp_path / "two", one_process)
+
+
+def test_two_sharding_processes_of_a_launcher_train_as_one(tiny, one_process, tmp_path):
+    arguments = [*tiny, *THREE_STEPS, "trainer.devices=2", "trainer.strategy=fsdp2", f"hydra.run.dir={tmp_path}/two"]
+    assert run_ranks(lambda rank, port: main(arguments)) == [0, 0]
+    assert_the_same_run(tmp_path / "two", one_process)
+
+
+def test_a_sweep_runs_every_job_and_headless_prints_json(tiny, tmp_path, monkeypatch, capfd):
     """One of the three jobs is misconfigured: the others run, and the sweep ends with code 2."""
     base = [item for item in tiny if not item.startswith("model.pattern=")]
     arguments = ["-m", *base, "model.pattern=T,Q,(MT)*1", "trainer.headless=true", "trainer.max_steps=2"]
-    done = subprocess.run(command(*arguments), cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr[-2000:]
-    assert "Traceback" not in done.stderr
-    assert "'Q'" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    said = capfd.readouterr()
+    assert end.value.code == 2, said.err[-2000:]
+    assert "Traceback" not in said.err
+    assert "'Q'" in said.err
     folders = sorted(path.parent for path in tmp_path.glob("multirun/*/*/*/summary.json"))
     assert [folder.name for folder in folders] == ["0", "2"]
-    printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    printed = [json.loads(line) for line in said.out.splitlines() if line.startswith("{")]
     assert [row["step"] for row in printed if "train/loss" in row] == [1, 2, 1, 2]
 
 
-def test_a_card_that_is_not_here_is_refused_in_one_line(tiny, tmp_path, environment):
+def test_a_card_that_is_not_here_is_refused_in_one_line(tiny, tmp_path, capfd):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    arguments = [item for item in tiny if not item.startswith("hardware=")]
-    done = subprocess.run(
-        command(*arguments, "hardware=rtx3070"), cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert [line for line in done.stderr.splitlines() if line.strip()] == [
-        line for line in done.stderr.splitlines() if "rtx3070" in line
-    ]
-    assert "needs a CUDA device" in done.stderr
+    with pytest.raises(SystemExit) as end:
+        main([*tiny, "hardware=rtx3070", f"hydra.run.dir={tmp_path}/run"])
+    assert end.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "rtx3070" in line
+    assert "needs a CUDA device" in line
 
 
-def test_generate_streams_the_same_text_for_the_same_seed(finished, environment):
+def test_generate_streams_the_same_text_for_the_same_seed(finished, capfdbinary):
     def text(*arguments: str) -> str:
-        line = [
-            sys.executable,
-            "-m",
-            "hybridlm",
-            "generate",
-            str(finished.path),
-            "--prompt",
-            "def f",
-            "-n",
-            "20",
-            *arguments,
-        ]
-        done = subprocess.run(line, env=environment, capture_output=True, check=True)
-        return done.stdout.decode("utf-8", "replace")
+        with pytest.raises(SystemExit) as end:
+            run_app(["generate", str(finished.path), "--prompt", "def f", "-n", "20", *arguments])
+        assert end.value.code is None
+        return capfdbinary.readouterr().out.decode("utf-8", "replace")
 
     first = text("--seed", "1")
     assert first.startswith("def f")
@@ -260,19 +258,14 @@ def test_decode_is_the_argmax_of_the_full_forward(finished):
     ("arguments", "says"),
     [(["nowhere"], "does not exist"), (["last"], "no run under"), (["FOLDER", "--prompt", ""], "--prompt: empty")],
 )
-def test_generate_refuses_in_one_line(finished, tmp_path, environment, arguments, says):
+def test_generate_refuses_in_one_line(finished, tmp_path, monkeypatch, capfd, arguments, says):
+    monkeypatch.chdir(tmp_path)
     line = [str(finished.path) if item == "FOLDER" else item for item in arguments]
-    line = line if "--prompt" in line else [*line, "--prompt", "a"]
-    done = subprocess.run(
-        [sys.executable, "-m", "hybridlm", "generate", *line],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    with pytest.raises(SystemExit) as end:
+        run_app(["generate", *line, *([] if "--prompt" in line else ["--prompt", "a"])])
+    assert end.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert says in line
 
 
 def test_a_damaged_checkpoint_and_a_foreign_tokenizer_are_refused(finished, tmp_path):

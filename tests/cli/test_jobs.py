@@ -4,12 +4,12 @@ stranger's."""
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shlex
 import shutil
-import subprocess
-import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -38,14 +38,9 @@ def finished(tiny, tmp_path_factory):
     """A run of 12 steps in outputs/a, and what the command printed."""
     place = tmp_path_factory.mktemp("place")
     os.chdir(place)
-    done = subprocess.run(
-        [sys.executable, str(TRAIN), *trained_with(tiny), "hydra.run.dir=outputs/a"],
-        cwd=place,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return RunFolder(place / "outputs/a"), done.stdout
+    with redirect_stdout(io.StringIO()) as printed:
+        main([*trained_with(tiny), "hydra.run.dir=outputs/a"])
+    return RunFolder(place / "outputs/a"), printed.getvalue()
 
 
 @pytest.fixture

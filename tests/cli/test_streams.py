@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import forked
 
+from hybridlm.cli.start import main
 from hybridlm.cli.verbs import run_app
 from hybridlm.runs.run_folder import RunFolder
 
-TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 HAN = "春眠不觉晓。处处闻啼鸟。夜来风雨声。花落知多少。🐉 "
 WRITER = """
 import sys
@@ -64,15 +65,24 @@ def test_closed_streams_are_empty_ones(tmp_path):
     assert (tmp_path / "done").exists()
 
 
-def test_training_goes_on_behind_a_closed_pipe(tiny, tmp_path, environment):
+def test_training_goes_on_behind_a_closed_pipe(tiny, tmp_path):
     """Both streams, as behind `2>&1 | head -1`."""
-    line = [sys.executable, str(TRAIN), *tiny, f"hydra.run.dir={tmp_path}/run"]
-    process = subprocess.Popen(
-        line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(timeout=120) == 0
+    reader, writer = os.pipe()
+
+    def train() -> None:
+        os.close(reader)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(writer, number)
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
+        os.close(writer)
+        main([*tiny, f"hydra.run.dir={tmp_path}/run"])
+
+    process = forked(train)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as lines:
+        assert lines.readline()
+    process.join(120)
+    assert process.exitcode == 0
     folder = RunFolder(tmp_path / "run")
     assert json.loads(folder.summary.read_text())["steps"] == 12
     assert [json.loads(line)["step"] for line in folder.metrics_jsonl.read_text().splitlines()] == [

@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import warnings
@@ -15,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from forks import run_ranks
 from torch import Tensor
 
 from hybridlm.cli.compose import compose_config
@@ -245,12 +245,11 @@ def test_a_warning_names_layer_and_experts_once_until_the_layer_recovers():
 # ---- several processes, without Lightning: DDP, its check for unused parameters, and the bias on each rank
 
 
-def rank_main(rank: int, ranks: int, port: int, folder: str) -> None:
+def rank_main(rank: int, ranks: int, port: int, folder: Path) -> None:
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
-    torch.save(two_steps(rank, ranks), f"{folder}/{ranks}-{rank}.pt")
+    torch.save(two_steps(rank, ranks), folder / f"{ranks}-{rank}.pt")
     # DDP is gone by now. Were it the last to hold the group, it would end the group's threads with the interpreter's
     # lock in its hand, and one of them may be waiting for that lock.
     dist.destroy_process_group()
@@ -294,17 +293,8 @@ def two_steps(rank: int, ranks: int) -> dict:
 @pytest.fixture(scope="module")
 def by_ranks(tmp_path_factory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=rank_main, args=(rank, 2, port, str(folder))) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=180)
-    assert [process.exitcode for process in processes] == [0, 0]
-    rank_main(0, 1, port, str(folder))
+    for ranks in (1, 2):
+        assert run_ranks(lambda rank, port, ranks=ranks: rank_main(rank, ranks, port, folder), ranks) == [0] * ranks
     return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
 
 
