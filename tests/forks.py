@@ -5,17 +5,26 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
 import pytest
 
 
-def forked(function: Callable[..., object], *arguments: object) -> BaseProcess:
-    """A process, started, that calls the function and ends."""
+def forked(function: Callable[..., object], *arguments: object, output: int | None = None) -> BaseProcess:
+    """A process, started, that calls the function and ends. output: a file descriptor for both its streams, instead of
+    the test's."""
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("this system cannot fork")
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)  # type: ignore[attr-defined]
+
+    def begin() -> None:
+        for number, name in ((1, "stdout"), (2, "stderr")) if output is not None else ():
+            os.dup2(output, number)
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
+        function(*arguments)
+
+    process = multiprocessing.get_context("fork").Process(target=begin)  # type: ignore[attr-defined]
     process.start()
     return process
 

@@ -3,8 +3,11 @@ the model once on "meta" and once for real, and hashes the checkpoint that it re
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -71,6 +74,8 @@ def test_a_start_does_everything_once(counted, tiny, data, tmp_path, monkeypatch
     if data == "files":
         overrides = [*tiny, "trainer.max_steps=4"]
     else:
+        some = SimpleNamespace(get_path=lambda name: str(Path(json.__file__).parent))  # all of it takes ten seconds
+        monkeypatch.setattr("hybridlm.data.reading.standard_library.sysconfig", some)
         overrides = ["size=tiny", "trainer.max_steps=4", "data.tokenizer.kind=bytes", "callbacks=none", "hardware=cpu"]
     first, every = counted(*overrides, "hydra.run.dir=run")
     assert first == START

@@ -70,14 +70,10 @@ def test_training_goes_on_behind_a_closed_pipe(tiny, tmp_path):
     reader, writer = os.pipe()
 
     def train() -> None:
-        os.close(reader)
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(writer, number)
-            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
-        os.close(writer)
+        os.closerange(reader, writer + 1)
         main([*tiny, f"hydra.run.dir={tmp_path}/run"])
 
-    process = forked(train)
+    process = forked(train, output=writer)
     os.close(writer)
     with open(reader, encoding="utf-8") as lines:
         assert lines.readline()

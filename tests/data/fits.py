@@ -1,22 +1,11 @@
-"""A fit through Lightning that keeps the batches it saw, for the tests; run as a script, the same fits by two processes
-(gloo).
-
-python fits.py CORPUS FOLDER STEPS    CORPUS: a pickle of the parts and the configuration; writes FOLDER/rank0.pt and
-rank1.pt
-"""
+"""A fit through Lightning that keeps the batches it saw."""
 
 from __future__ import annotations
-
-import pickle
-import sys
-import warnings
-from pathlib import Path
 
 import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from streams import prepared
 
 from hybridlm.data.datamodule import DataModule
 
@@ -83,8 +72,8 @@ def fit(corpus, steps, folder, *, accumulate, fail_at=None, ckpt=None, every=1, 
     return module, datamodule
 
 
-def two_ranks(corpus, steps, folder):
-    """Whole fits and fits resumed at every step, with and without workers."""
+def fits_of_a_rank(corpus, steps, folder):
+    """Whole fits and fits resumed at every step, with and without workers, in one of two processes (gloo)."""
     seen = {}
     for workers in (0, 2):
         for stop in range(steps):
@@ -94,10 +83,3 @@ def two_ranks(corpus, steps, folder):
             )
             seen[f"{workers} {stop}"] = module.seen
     torch.save(seen, folder / f"rank{datamodule.trainer.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    parts, settings = pickle.loads(Path(sys.argv[1]).read_bytes())
-    two_ranks((prepared(*parts), settings), int(sys.argv[3]), Path(sys.argv[2]))

@@ -3,16 +3,14 @@ one does."""
 
 import itertools
 import multiprocessing
-import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import lightning
 import pytest
 import torch
-from fits import Toy, fit
+from fits import Toy, fit, fits_of_a_rank
+from forks import run_ranks
 from streams import part, prepared
 
 from hybridlm.config.data import DataConfig
@@ -140,11 +138,7 @@ def test_ranks_workers_and_resuming_change_no_global_batch(corpora, tmp_path):
         ].seen
         assert all(torch.equal(a, b) for a, b in zip(seen, wanted[2 * stop :], strict=True)), (workers, stop)
 
-    (tmp_path / "corpus").write_bytes(pickle.dumps((data.parts, config)))
-    script = Path(__file__).parent / "fits.py"
-    line = [sys.executable, str(script), str(tmp_path / "corpus"), str(tmp_path / "two"), str(SOME_STEPS)]
-    done = subprocess.run(line, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert run_ranks(lambda rank, port: fits_of_a_rank((data, config), SOME_STEPS, tmp_path / "two")) == [0, 0]
     ranks = [torch.load(tmp_path / f"two/rank{rank}.pt") for rank in range(2)]
     assert set(ranks[0]) == {f"{workers} {stop}" for workers in (0, 2) for stop in range(SOME_STEPS)}
     for name in ranks[0]:

@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from forks import forked
 
 from hybridlm.cli.compose import compose_config
 from hybridlm.errors import UserError
@@ -161,42 +161,42 @@ def test_a_run_that_fails_after_its_summary_is_finished(tmp_path):
     assert (job.status, job.exit_code, job.error) == ("finished", 1, None)
 
 
-def run_in_child(sweep, program, slots=1):
-    """A runner in a process of its own."""
-    code = (
-        "import sys; from hybridlm.sweep import runner; runner._PROGRAM = (sys.executable, sys.argv[2])\n"
-        "from hybridlm.sweep.job import find\n"
-        f"sys.exit(runner.Runner(find(sys.argv[1]), [{{}}] * {slots}, {{}}).run())"
-    )
-    line = [sys.executable, "-c", code, str(sweep.folder), str(program)]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, text=True, start_new_session=True)
+def run_in_child(sweep, slots=1):
+    """A runner in a process and a session of its own; what it prints goes to the file ``said``."""
+
+    def run():
+        os.setsid()
+        sys.exit(Runner(sweep, [{}] * slots, {}).run())
+
+    with open(sweep.folder / "said", "w") as said:
+        return forked(run, output=said.fileno())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_jobs_save(tmp_path, program, number):
+def test_a_signal_lets_jobs_save(tmp_path, number):
     sweep = sweep_of(tmp_path / "s", "wait", "wait", "done")
-    runner = run_in_child(sweep, program, slots=2)
+    runner = run_in_child(sweep, slots=2)
     until(lambda: all((sweep.job_folder(i) / "ready").exists() for i in (1, 2)))
-    runner.send_signal(number)
-    said, _ = runner.communicate()
-    assert runner.returncode == 143
+    os.kill(runner.pid, number)
+    runner.join()
+    assert runner.exitcode == 143
     assert [job.status for job in sweep.read()] == ["stopped", "stopped", "waiting"]
     assert [job.exit_code for job in sweep.read()] == [143, 143, None]
-    assert said.splitlines()[-1].endswith(f"hybridlm sweep --resume {sweep.folder}")
+    assert (sweep.folder / "said").read_text().splitlines()[-1].endswith(f"hybridlm sweep --resume {sweep.folder}")
     assert Runner(sweep, [{}], {}).run() == 0
     assert [len(calls(sweep.job_folder(i))) for i in (1, 2, 3)] == [2, 2, 1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals children when their parent dies")
-def test_jobs_end_with_a_killed_runner(tmp_path, program):
+def test_jobs_end_with_a_killed_runner(tmp_path):
     sweep = sweep_of(tmp_path / "s", "wait", "done")
-    runner = run_in_child(sweep, program)
+    runner = run_in_child(sweep)
     until(lambda: (sweep.job_folder(1) / "ready").exists())
     assert is_training(sweep.job_folder(1))
     with pytest.raises(UserError, match="another runner is working"):
         Runner(sweep, [{}], {}).run()
     os.killpg(runner.pid, signal.SIGKILL)
-    runner.communicate()
+    runner.join()
     until(lambda: not is_training(sweep.job_folder(1)))
     assert sweep.read()[0].status == "running", "nobody was left to record it"
     assert Runner(sweep, [{}], {}).run() == 0

@@ -10,13 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning
 import pytest
+from forks import forked
 from run_ends import assert_same_end, lives, rows, second_rank
 
 from hybridlm.cli.compose import compose_config
+from hybridlm.cli.start import main
 from hybridlm.config.duration import seconds_of
 from hybridlm.errors import RunFailed, UserError
 from hybridlm.machine.signals import INTERRUPTED, SIGNALLED, heeded, listening, requeue
@@ -259,14 +262,19 @@ def started(arguments: list[str], folder: Path, environment: dict[str, str]) -> 
     log = (folder / "log").open("ab")
     command = [sys.executable, str(TRAIN), *arguments]
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    wait_for_a_step(folder, lambda: process.poll() is None)
+    return process
+
+
+def wait_for_a_step(folder: Path, alive: Callable[[], bool]) -> None:
+    """Until a run somewhere in the folder has logged two steps."""
     deadline = time.monotonic() + 300
     while not any(
         json.loads(line)["step"] >= 2 for path in folder.glob("**/metrics.jsonl") for line in whole_lines(path)
     ):
-        assert process.poll() is None, (folder / "log").read_text()[-3000:]
+        assert alive(), (folder / "log").read_text()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    return process
 
 
 def whole_lines(path: Path) -> list[str]:
@@ -283,10 +291,14 @@ def ended(process: subprocess.Popen) -> int:
 LONG = ["trainer.max_steps=1000000", "trainer.val_every=null", "trainer.ckpt_every=1000000"]
 
 
-def test_a_sweep_ends_with_the_job_that_was_stopped(tiny, tmp_path, environment):
-    process = started([*tiny, *LONG, "-m", "seed=1,2"], tmp_path, environment)
-    process.send_signal(signal.SIGTERM)
-    assert ended(process) == SIGNALLED, (tmp_path / "log").read_text()[-3000:]
+def test_a_sweep_ends_with_the_job_that_was_stopped(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with (tmp_path / "log").open("wb") as log:
+        process = forked(main, [*tiny, *LONG, "-m", "seed=1,2"], output=log.fileno())
+    wait_for_a_step(tmp_path, process.is_alive)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(300)
+    assert process.exitcode == SIGNALLED, (tmp_path / "log").read_text()[-3000:]
     (folder,) = {path.parent for path in tmp_path.glob("multirun/**/metrics.jsonl")}
     assert len(RunFolder(folder).step_checkpoints()) == 1
     assert "Traceback" not in (tmp_path / "log").read_text()
