@@ -3,106 +3,102 @@
 from __future__ import annotations
 
 from hybridlm.config.data import CorpusConfig, DataConfig, HfConfig
-from hybridlm.config.problems import show
+from hybridlm.config.problems import broken, show
 from hybridlm.config.synthetic import SyntheticConfig, synthetic_problems
 
 
 def data_problems(data: DataConfig) -> list[str]:
     """One line for each rule that is broken."""
+    source, tokenizer = data.source, data.tokenizer
+    mixture, bins, synthetic = source == "mixture", source == "bins", source == "synthetic"
+    held_out = all(part.val_path for part in data.parts.values()) if mixture else data.val_path
     problems = _corpus_problems("data", data)
     for name, part in data.parts.items():
         problems += _corpus_problems(f"data.parts.{name}", part)
-    if data.source == "mixture" and not data.parts:
-        problems.append(
+    problems += broken(
+        (
+            mixture and not data.parts,
             "data.parts = {}: data.source=mixture needs at least one, such as 'data.parts={web: {source: files, path:"
-            ' "web/*.jsonl"}}\''
-        )
-    if data.source != "mixture" and data.parts:
-        problems.append(f"data.parts = {{{', '.join(data.parts)}}}: only data.source=mixture reads them")
-    if data.source == "bins":
-        problems += _bins_problems(data)
-    elif data.dtype is not None:
-        problems.append(f"data.dtype = {data.dtype!r}: only data.source=bins reads it")
-    held_out = all(part.val_path for part in data.parts.values()) if data.source == "mixture" else data.val_path
-    if not data.val_fraction and not held_out and data.source != "synthetic":
-        problems.append(
-            "data.val_fraction = 0: nothing is held out for validation; use more than 0, or set data.val_path"
-        )
-    if data.source == "synthetic":
-        problems += _synthetic_problems(data)
-    elif data.synthetic != SyntheticConfig():
-        problems.append("data.synthetic: only data.source=synthetic reads it; add data=synthetic")
-    return problems + _tokenizer_problems(data)
-
-
-def _corpus_problems(where: str, corpus: CorpusConfig | DataConfig) -> list[str]:
-    problems = []
-    if corpus.source in ("stdlib", "hf", "mixture", "synthetic") and corpus.path is not None:
-        files = "add data=files" if where == "data" else "add source: files"
-        remedy = f"name the data set with {where}.hf.id" if corpus.source == "hf" else files
-        problems.append(
-            f"{where}.path = {show(corpus.path)}: {where}.source={corpus.source} does not read it; {remedy}"
-        )
-    if corpus.val_path is not None and corpus.source not in ("files", "bins"):
-        problems.append(f"{where}.val_path = {show(corpus.val_path)}: only {where}.source=files and bins read it")
-    for name in ("path", "val_path"):
-        paths = getattr(corpus, name)
-        if paths in ("", ()) or (isinstance(paths, tuple) and not all(paths)):
-            problems.append(
-                f"{where}.{name} = {show(paths)}: an empty path; expected a file, a folder, a glob, or a list of these"
-            )
-    if corpus.source == "files" and corpus.path is None:
-        problems.append(
-            f"{where}.path = null: {where}.source=files needs a file, a folder or a glob, such as"
-            f" {where}.path='texts/**/*.txt'"
-        )
-    if corpus.source == "hf" and corpus.hf.id is None:
-        problems.append(
-            f"{where}.hf.id = null: {where}.source=hf needs a name, such as {where}.hf.id=roneneldan/TinyStories, or a"
-            " local folder"
-        )
-    if corpus.source != "hf" and corpus.hf != HfConfig():
-        problems.append(f"{where}.hf: only {where}.source=hf reads it")
-    if corpus.source in ("stdlib", "bins", "synthetic") and corpus.format == "chat":
-        problems.append(f"{where}.format = 'chat': {where}.source={corpus.source} has no records; use files or hf")
-    return problems
-
-
-def _bins_problems(data: DataConfig) -> list[str]:
-    problems = []
-    if data.path is None:
-        problems.append("data.path = null: data.source=bins needs a token file, such as data.path=train.bin")
-    if data.dedup:
-        problems.append("data.dedup = true: data.source=bins reads tokens, whose documents are used as they are")
-    if data.tokenizer.kind != "file":
-        problems.append(
-            f"data.tokenizer.kind = {data.tokenizer.kind!r}: data.source=bins needs file, with data.tokenizer.path"
-            " set to the tokenizer of the ids: it is used to check them and to count bytes"
-        )
-    return problems
-
-
-def _synthetic_problems(data: DataConfig) -> list[str]:
-    problems = [
-        f"data.{name} = true: data.source=synthetic has no documents; each example is one window"
-        for name in ("packing", "dedup")
-        if getattr(data, name)
-    ]
-    if data.val_seq_len is not None:
-        problems.append(
+            ' "web/*.jsonl"}}\'',
+        ),
+        (
+            not mixture and data.parts,
+            f"data.parts = {{{', '.join(data.parts)}}}: only data.source=mixture reads them",
+        ),
+        (
+            bins and data.path is None,
+            "data.path = null: data.source=bins needs a token file, such as data.path=train.bin",
+        ),
+        (
+            bins and data.dedup,
+            "data.dedup = true: data.source=bins reads tokens, whose documents are used as they are",
+        ),
+        (
+            bins and tokenizer.kind != "file",
+            f"data.tokenizer.kind = {tokenizer.kind!r}: data.source=bins needs file, with data.tokenizer.path set to"
+            " the tokenizer of the ids: it is used to check them and to count bytes",
+        ),
+        (not bins and data.dtype is not None, f"data.dtype = {data.dtype!r}: only data.source=bins reads it"),
+        (
+            not data.val_fraction and not held_out and not synthetic,
+            "data.val_fraction = 0: nothing is held out for validation; use more than 0, or set data.val_path",
+        ),
+        (
+            not synthetic and data.synthetic != SyntheticConfig(),
+            "data.synthetic: only data.source=synthetic reads it; add data=synthetic",
+        ),
+        (
+            synthetic and data.packing,
+            "data.packing = true: data.source=synthetic has no documents; each example is one window",
+        ),
+        (
+            synthetic and data.dedup,
+            "data.dedup = true: data.source=synthetic has no documents; each example is one window",
+        ),
+        (
+            synthetic and data.val_seq_len is not None,
             f"data.val_seq_len = {data.val_seq_len}: data.source=synthetic validates at data.seq_len and"
-            " data.synthetic.eval_lengths"
-        )
-    return problems + synthetic_problems(data.synthetic, data.seq_len)
-
-
-def _tokenizer_problems(data: DataConfig) -> list[str]:
-    problems, tokenizer = [], data.tokenizer
-    if tokenizer.kind == "file" and not tokenizer.path:
-        problems.append("data.tokenizer.path = null: kind=file needs it; a tokenizer.json, or a folder with one")
-    if tokenizer.kind != "file" and tokenizer.path is not None:
-        problems.append(
+            " data.synthetic.eval_lengths",
+        ),
+        (
+            tokenizer.kind == "file" and not tokenizer.path,
+            "data.tokenizer.path = null: kind=file needs it; a tokenizer.json, or a folder with one",
+        ),
+        (
+            tokenizer.kind != "file" and tokenizer.path is not None,
             f"data.tokenizer.path = {tokenizer.path!r}: kind={tokenizer.kind} does not read it; add"
-            " data.tokenizer.kind=file"
-        )
-    return problems
+            " data.tokenizer.kind=file",
+        ),
+    )
+    return problems + (synthetic_problems(data.synthetic, data.seq_len) if synthetic else [])
+
+
+def _corpus_problems(where: str, corpus: CorpusConfig) -> list[str]:
+    source: str = corpus.source
+    files = f"add {'data=files' if where == 'data' else 'source: files'}"
+    return broken(
+        (
+            corpus.path is not None and source not in ("files", "bins"),
+            f"{where}.path = {show(corpus.path)}: {where}.source={source} does not read it;"
+            f" {f'name the data set with {where}.hf.id' if source == 'hf' else files}",
+        ),
+        (
+            corpus.val_path is not None and source not in ("files", "bins"),
+            f"{where}.val_path = {show(corpus.val_path)}: only {where}.source=files and bins read it",
+        ),
+        (
+            source == "files" and corpus.path is None,
+            f"{where}.path = null: {where}.source=files needs a file, a folder or a glob, such as"
+            f" {where}.path='texts/**/*.txt'",
+        ),
+        (
+            source == "hf" and corpus.hf.id is None,
+            f"{where}.hf.id = null: {where}.source=hf needs a name, such as {where}.hf.id=roneneldan/TinyStories, or a"
+            " local folder",
+        ),
+        (source != "hf" and corpus.hf != HfConfig(), f"{where}.hf: only {where}.source=hf reads it"),
+        (
+            source in ("stdlib", "bins", "synthetic") and corpus.format == "chat",
+            f"{where}.format = 'chat': {where}.source={source} has no records; use files or hf",
+        ),
+    )

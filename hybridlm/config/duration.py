@@ -4,36 +4,15 @@ from __future__ import annotations
 
 import re
 
-_FORMS = "hours:minutes:seconds in quotes ('1:30:00'), or a number with s, m or h (90m)"
-_UNITS = {"s": 1, "m": 60, "h": 3600}
+FORMS = "hours:minutes:seconds in quotes ('1:30:00'), or a number with s, m or h (90m)"
 
 
-def seconds_of(text: str) -> int:
-    """The seconds that ``text`` means. ValueError: it is not a duration, or zero."""
-    if clock := re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d)", text):
-        hours, minutes, seconds = map(int, clock.groups())
-        total = (hours * 60 + minutes) * 60 + seconds
-    elif number := re.fullmatch(r"(\d+)([smh])", text):
-        total = int(number[1]) * _UNITS[number[2]]
-    else:
-        raise ValueError(f"expected {_FORMS}")
-    if total == 0:
-        raise ValueError(f"expected more than zero: {_FORMS}")
-    return total
-
-
-def duration_problems(field: str, value: str | float | None) -> list[str]:
-    """The line about a ``field`` that is not a duration. A bare number is not one either: YAML reads 1:30:00 without
-    quotes as a number of seconds, and a person would mean minutes."""
-    if value is None:
-        return []
-    try:
-        if not isinstance(value, str):
-            raise ValueError(f"expected {_FORMS}")
-        seconds_of(value)
-    except ValueError as error:
-        return [f"{field} = {value!r}: {error}"]
-    return []
+def seconds_of(text: object) -> int:
+    """The seconds that ``text`` means; 0: it is not a duration. A bare number is not one either: YAML reads 1:30:00
+    without quotes as a number of seconds, and a person would mean minutes."""
+    found = re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d)|(\d+)h|(\d+)m|(\d+)s", text) if isinstance(text, str) else None
+    seconds = (3600, 60, 1, 3600, 60, 1)
+    return sum(int(number or 0) * each for number, each in zip(found.groups(), seconds, strict=True)) if found else 0
 
 
 def clock(seconds: float) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from hybridlm.config.section import Section, Strings
+from hybridlm.config.section import Section, Strings, to_tuple
+
+# What W&B accepts; it would refuse the others only once the run logs or uploads.
+_Address = Annotated[str, Field(max_length=128, pattern=r"^[^/\\#?%:]+$")]  # a part of the run's URL
+_Name = Annotated[str, Field(min_length=1, max_length=128)]
+_Short = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class LoggerConfig(Section):
@@ -15,12 +20,12 @@ class LoggerConfig(Section):
     name: Literal["files", "wandb", "tensorboard"] = Field(
         "files", description="set by logger=...; files: the run folder only; wandb, tensorboard: there, too"
     )
-    project: str = Field("hybridlm", min_length=1, description="W&B project")
-    entity: str | None = Field(None, description="W&B user or team; null: the default of the API key")
-    group: str | None = Field(None, description="W&B group; null: in a sweep the name of its folder")
-    job_type: str | None = Field(None, description="W&B job type; null: train, or sweep in a sweep")
-    tags: Strings = Field((), description="W&B tags")
-    run_name: str | None = Field(None, description="W&B display name; null: the model's name and the run folder's")
+    project: _Address = Field("hybridlm", description="W&B project")
+    entity: _Address | None = Field(None, description="W&B user or team; null: the default of the API key")
+    group: _Name | None = Field(None, description="W&B group; null: in a sweep the name of its folder")
+    job_type: _Short | None = Field(None, description="W&B job type; null: train, or sweep in a sweep")
+    tags: Annotated[tuple[_Short, ...], BeforeValidator(to_tuple)] = Field((), description="W&B tags")
+    run_name: _Name | None = Field(None, description="W&B display name; null: the model's name and the run folder's")
     offline: bool = Field(True, description="W&B writes to the run folder only; `wandb sync` uploads later")
     timeout: float = Field(
         20.0,

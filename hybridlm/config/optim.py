@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from hybridlm.config.section import Pair, Section
+from hybridlm.config.section import Section, to_tuple
+
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LRScale(Section):
@@ -44,7 +46,7 @@ class OptimConfig(Section):
     )
     lr: float = Field(3e-3, gt=0, description="peak learning rate; with optim=muon that of AdamW")
     lr_scale: LRScale = LRScale()
-    betas: Pair = Field(
+    betas: Annotated[tuple[_Beta, _Beta], BeforeValidator(to_tuple)] = Field(
         (0.9, 0.95), description="AdamW: decay of first and second moment; Lion: of update and momentum"
     )
     eps: float = Field(1e-8, gt=0, description="epsilon in the denominator of AdamW's update")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal, TypeVar, Union, get_args, get_origin
@@ -22,7 +23,17 @@ _NAMES: dict[object, str] = {
     str: "text",
     type(None): "null",
 }
-_BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+_PLURALS = {"a number": "numbers", "text": "texts", "an integer": "integers"}
+# Constraints of pydantic's, in words.
+_LIMITS = {
+    "ge": ">= {}",
+    "gt": "> {}",
+    "le": "<= {}",
+    "lt": "< {}",
+    "min_length": "of length >= {}",
+    "max_length": "of length <= {}",
+    "pattern": "matching {}",
+}
 
 
 def validate(cls: type[S], tree: Mapping[str, object], where: str = "") -> S:
@@ -31,20 +42,17 @@ def validate(cls: type[S], tree: Mapping[str, object], where: str = "") -> S:
     Raises:
         ConfigError: one line per field that is unknown, of a wrong type, or out of range; one for each ``???``.
     """
-    missing = sorted(_missing(tree))
+    missing = [dotted(where, gap) for gap in sorted(_missing(tree))]
+    problems = {path: f"{path} = ???: a value is required" for path in missing}
     try:
         section = cls.model_validate(tree)
     except ValidationError as error:
-        problems: dict[str, str] = {}
         for detail in error.errors(include_url=False, include_context=False, include_input=False):
             path, line = _problem(cls, detail["loc"], tree, where)
             problems.setdefault(path, line)
-    else:
-        if not missing:
-            return section
-        problems = {}
-    problems = {path: line for path, line in problems.items() if not any(_within(path, where, gap) for gap in missing)}
-    raise ConfigError([f"{dotted(where, gap)} = ???: a value is required" for gap in missing] + list(problems.values()))
+    if problems:
+        raise ConfigError(list(problems.values()))
+    return section
 
 
 def recorded(cls: type[S], tree: object, where: object) -> S:
@@ -56,6 +64,11 @@ def recorded(cls: type[S], tree: object, where: object) -> S:
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
     raise UserError(f"{where}: {_problem(cls, details[0]['loc'], tree, '')[1]}")
+
+
+def broken(*rules: tuple[object, str]) -> list[str]:
+    """The lines of the broken ones among rules between fields: a rule is what must not hold, and the line about it."""
+    return [line for wrong, line in rules if wrong]
 
 
 def _missing(tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -74,17 +87,13 @@ def dotted(where: str, path: Sequence[str]) -> str:
     return ".".join([*([where] if where else []), *(name if name.isprintable() else repr(name) for name in path)])
 
 
-def _within(path: str, where: str, gap: tuple[str, ...]) -> bool:
-    missing = dotted(where, gap)
-    return missing == path or missing.startswith(path + ".")
-
-
 def _problem(cls: type[Section], loc: tuple[int | str, ...], tree: Mapping[str, object], where: str) -> tuple[str, str]:
     """The dotted path of the field of pydantic's ``loc``, and the line about it.
 
     After the field, ``loc`` names members of unions and indices of lists, so that one mistake may occur several times.
     """
     section, names = cls, list[str]()
+    expected = "expected a section of fields"
     for part in loc:
         names.append(str(part))
         info = next((field for name, field in section.model_fields.items() if part in (name, field.alias)), None)
@@ -92,13 +101,11 @@ def _problem(cls: type[Section], loc: tuple[int | str, ...], tree: Mapping[str, 
             return dotted(where, names), _unknown(cls, section, names, tree, where)
         inner = section_type(info.annotation)
         if inner is None:
+            expected = _expected(info)
             break
         section = inner
-    else:
-        path = dotted(where, names)
-        return path, f"{path or 'the configuration'} = {show(_at(tree, names))}: expected a section of fields"
     path = dotted(where, names)
-    return path, f"{path} = {show(_at(tree, names))}: {_expected(info)}"
+    return path, f"{path or 'the configuration'} = {show(_at(tree, names))}: {expected}"
 
 
 def section_type(annotation: object) -> type[Section] | None:
@@ -114,9 +121,8 @@ def _at(tree: object, names: Sequence[str]) -> object:
 
 def show(value: object) -> str:
     """A value as the user would write it, shortened to a line."""
-    names: dict[object, str] = {None: "null", True: "true", False: "false"}
     if value is None or isinstance(value, bool):
-        return names[value]
+        return json.dumps(value)
     if isinstance(value, list | tuple):
         text = f"[{', '.join(show(item) for item in value)}]"
     elif isinstance(value, Mapping):
@@ -129,37 +135,36 @@ def show(value: object) -> str:
 def _unknown(
     root: type[Section], section: type[Section], names: list[str], tree: Mapping[str, object], where: str
 ) -> str:
-    value = _at(tree, names)
-    shown = "" if isinstance(value, Mapping) else f" = {show(value)}"
-    if len(names) == 1 and isinstance(value, Mapping):  # a section of another program's configuration
-        known = [said for key in value if (said := foreign(f"{names[0]}.{key}")) is not None]
-        if known:
-            return f"{dotted(where, names)}: unknown key; {'; '.join(known)}"
-    return f"{dotted(where, names)}{shown}: unknown key; {_meant(root, section, names, where)}"
+    value, path = _at(tree, names), dotted(where, names)
+    if not isinstance(value, Mapping):
+        return f"{path} = {show(value)}: unknown key; {_meant(root, section, names, where)}"
+    # At the top it may be a section of another program's configuration.
+    known = [said for key in value if len(names) == 1 and (said := foreign(f"{names[0]}.{key}")) is not None]
+    return f"{path}: unknown key; {'; '.join(known) or _meant(root, section, names, where)}"
 
 
 def _meant(root: type[Section], section: type[Section], names: list[str], where: str) -> str:
     """A hint at an unknown key: a similar field of ours, or what a setting of another program is called here."""
     known, parent, key = list(section.model_fields), dotted(where, names[:-1]), dotted(where, names)
-    elsewhere = [dotted(where, path) for path in _fields(root) if path[-1] == names[-1]]
-    if not parent and (said := foreign(key)) is not None:
+    said = foreign(key)
+    if not parent and said is not None:
         return said
-    if elsewhere:
-        return f"did you mean {' or '.join(elsewhere[:3])}?"
-    if close := difflib.get_close_matches(names[-1], known, n=1):
-        return f"did you mean {dotted(where, [*names[:-1], close[0]])}?"
-    return foreign(key) or f"{parent or 'the configuration'} has {', '.join(known)}"
+    likely = [dotted(where, path) for path in _fields(root) if path[-1] == names[-1]][:3] or [
+        dotted(where, [*names[:-1], name]) for name in difflib.get_close_matches(names[-1], known, n=1)
+    ]
+    if likely:
+        return f"did you mean {' or '.join(likely)}?"
+    return said or f"{parent or 'the configuration'} has {', '.join(known)}"
 
 
 def field_named(root: type[Section], name: str) -> str | None:
     """The field that a word means, or a hint; None: nothing is similar."""
     plain = name.replace("-", "_")
-    fields = {".".join(path): path[-1] for path in _fields(root)}
+    fields = [".".join(path) for path in _fields(root)]
     if plain in fields:
         return plain
-    said = foreign(plain)
-    same = [path for path, last in fields.items() if last == plain]
-    return said or (f"did you mean {' or '.join(same[:3])}?" if same else None)
+    same = [field for field in fields if field.rpartition(".")[2] == plain]
+    return foreign(plain) or (f"did you mean {' or '.join(same[:3])}?" if same else None)
 
 
 def _fields(section: type[Section], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -180,44 +185,26 @@ def _describe(annotation: object, metadata: Sequence[object] = ()) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _describe(arguments[0], arguments[1:])
-    bounds = [
-        f"{sign} {_number(limit)}"
-        for item in metadata
-        for name, sign in _BOUNDS
-        if (limit := getattr(item, name, None)) is not None
-    ]
-    bounds += [
-        f"{sign} {_number(limit)}"
-        for item in metadata
-        if isinstance(item, FieldInfo)
-        for limit, sign in _nested_bounds(item)
-    ]
     if origin in (Union, types.UnionType):
-        members = [_describe(member, metadata if member in (int, float) else ()) for member in arguments]
+        members = [_describe(member, () if member is type(None) else metadata) for member in arguments]
         return f"{', '.join(members[:-1])} or {members[-1]}"
     if origin is Literal:
         return " or ".join(show(choice) for choice in arguments)
-    if origin is tuple:
-        plural = {"a number": "numbers", "text": "texts", "an integer": "integers"}
-        items = _describe(arguments[0])
-        many = len(arguments) == 2 and arguments[1] is Ellipsis
-        return (
-            f"a list of {plural.get(items, items)}"
-            if many
-            else f"a list of {len(arguments)} {plural.get(items, items)}"
-        )
+    if origin in (tuple, list):
+        inner = _describe(arguments[0])
+        items = next((inner.replace(one, many, 1) for one, many in _PLURALS.items() if inner.startswith(one)), inner)
+        count = f"{len(arguments)} " if origin is tuple and arguments[-1] is not Ellipsis else ""
+        return f"a list of {count}{items}"
     if origin is dict:
         inner = _describe(arguments[1])
         return "a mapping" if inner == "a value" else f"a mapping to {inner.removeprefix('a ')}s"
-    return " ".join([_NAMES.get(annotation, "a value"), " and ".join(bounds)]).strip()
+    return f"{_NAMES.get(annotation, 'a value')} {' and '.join(_limits(metadata))}".strip()
 
 
-def _number(limit: float) -> str:
-    return str(int(limit)) if limit == int(limit) else str(limit)
-
-
-def _nested_bounds(info: FieldInfo) -> Iterator[tuple[float, str]]:
-    for item in info.metadata:
-        for name, sign in _BOUNDS:
+def _limits(metadata: Sequence[object]) -> Iterator[str]:
+    for item in metadata:
+        if isinstance(item, FieldInfo):
+            yield from _limits(item.metadata)
+        for name, words in _LIMITS.items():
             if (limit := getattr(item, name, None)) is not None:
-                yield limit, sign
+                yield words.format(int(limit) if isinstance(limit, float) and limit.is_integer() else limit)

@@ -32,4 +32,5 @@ Limits = Annotated[
 ]
 Auto = Annotated[int, Field(ge=1)] | Literal["auto"]
 Strings = Annotated[tuple[str, ...], BeforeValidator(to_tuple)]
-Paths = str | Strings  # one or several
+_Path = Annotated[str, Field(min_length=1)]
+Paths = _Path | Annotated[tuple[_Path, ...], BeforeValidator(to_tuple), Field(min_length=1)]  # one or several

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from hybridlm.config.problems import broken
 from hybridlm.config.section import Section, to_tuple
 
 SyntheticTask = Literal[
@@ -90,29 +91,32 @@ def shortest(section: SyntheticConfig) -> int:
 
 def synthetic_problems(section: SyntheticConfig, seq_len: int) -> list[str]:
     """What does not fit together; one line for each rule that is broken."""
-    problems, least, where = [], shortest(section), "data.synthetic"
-    keys = {"mqar": section.vocab_size // 2, "needle": section.vocab_size}.get(section.task)
-    if keys is not None and section.n_pairs > keys:
-        problems.append(
-            f"{where}.n_pairs = {section.n_pairs}: vocab_size {section.vocab_size} has {keys} keys for"
-            f" task={section.task}"
-        )
+    where, task, least, shorter = "data.synthetic", section.task, shortest(section), section.min_length
+    keys = {"mqar": section.vocab_size // 2, "needle": section.vocab_size}.get(task)
     lengths = {
         "data.seq_len": seq_len,
-        **{f"{where}.eval_lengths": length for length in sorted(section.eval_lengths, reverse=True)},
+        f"{where}.eval_lengths": min(section.eval_lengths, default=least),
+        f"{where}.min_length": least if shorter is None else shorter,
     }
-    if section.min_length is not None:
-        lengths[f"{where}.min_length"] = section.min_length
-        if section.min_length > seq_len:
-            problems.append(
-                f"{where}.min_length = {section.min_length}: more than data.seq_len = {seq_len}, the longest"
+    return broken(
+        (
+            keys is not None and section.n_pairs > keys,
+            f"{where}.n_pairs = {section.n_pairs}: vocab_size {section.vocab_size} has {keys} keys for task={task}",
+        ),
+        (
+            shorter is not None and shorter > seq_len,
+            f"{where}.min_length = {shorter}: more than data.seq_len = {seq_len}, the longest",
+        ),
+        *(
+            (
+                length < least,
+                f"{name} = {length}: an example of task={task} takes {least} tokens or more with these numbers of"
+                " pairs and items",
             )
-    problems += [
-        f"{name} = {length}: an example of task={section.task} takes {least} tokens or more with these numbers of pairs"
-        " and items"
-        for name, length in lengths.items()
-        if length < least
-    ]
-    if len(set(section.eval_lengths)) < len(section.eval_lengths):
-        problems.append(f"{where}.eval_lengths = {list(section.eval_lengths)}: a length is listed twice")
-    return problems
+            for name, length in lengths.items()
+        ),
+        (
+            len(set(section.eval_lengths)) < len(section.eval_lengths),
+            f"{where}.eval_lengths = {list(section.eval_lengths)}: a length is listed twice",
+        ),
+    )

@@ -46,7 +46,7 @@ def problems(**sections):
         ({"optim": {"warmup": "x"}}, "optim.warmup = 'x': expected an integer >= 0 or a number >= 0"),
         ({"data": {"global_batch": "x"}}, "data.global_batch = 'x': expected an integer >= 1 or 'auto'"),
         ({"data": {"batch_size": 0}}, "data.batch_size = 0: expected an integer >= 1 or 'auto'"),
-        ({"data": {"path": 3}}, "data.path = 3: expected text, a list of texts or null"),
+        ({"data": {"path": 3}}, "data.path = 3: expected text of length >= 1, a list of texts of length >= 1 or null"),
         ({"data": {"seq_len": "???"}}, "data.seq_len = ???: a value is required"),
         ({"trainer": {"headless": 3}}, "trainer.headless = 3: expected true or false or 'auto'"),
         ({"trainer": {"val_every": 0}}, "trainer.val_every = 0: expected an integer >= 1 or null"),
@@ -109,7 +109,7 @@ def test_numeric_keys_are_unknown_keys():
         ({"data": {"dtype": "u16"}}, ["data.dtype = 'u16'", "data.source=bins"]),
         ({"data": {"val_path": "x.bin"}}, ["data.val_path = 'x.bin'", "data.source=files and bins"]),
         ({"data": {"val_fraction": 0.0}}, ["data.val_fraction = 0", "data.val_path"]),
-        ({"data": {"source": "files", "path": ["a", ""]}}, ["data.path = ['a', '']", "an empty path"]),
+        ({"data": {"source": "files", "path": ["a", ""]}}, ["data.path = ['a', '']", "texts of length >= 1"]),
         ({"data": {"tokenizer": {"path": "x.json"}}}, ["data.tokenizer.path = 'x.json'", "data.tokenizer.kind=file"]),
         ({"data": {"path": "*.txt"}}, ["data.path = '*.txt'", "data=files"]),
         (
