@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hybridlm.config.ffns import FFNS
 from hybridlm.config.layers import LayerSection, LayerSpec, MixerSection, Spec
 from hybridlm.config.mixers import MIXERS
-from hybridlm.config.pattern import RESERVED_LETTERS, Letters, parse_with_note
+from hybridlm.config.pattern import RESERVED_LETTERS, Letters, parse
 from hybridlm.config.problems import dotted, show, validate
 from hybridlm.errors import ConfigError
 
@@ -25,7 +25,7 @@ def resolve(model: ModelConfig) -> tuple[tuple[LayerSpec, ...], str | None]:
         uses.
     """
     letters, variants = _letters(model)
-    items, note = parse_with_note(model.pattern, model.n_layers, letters)
+    items, note = parse(model.pattern, model.n_layers, letters)
     chosen: dict[str, LayerSection] = {}
     paths: dict[str, str] = {}
     for item in items:

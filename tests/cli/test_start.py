@@ -20,7 +20,7 @@ from hybridlm.model import build
 
 COUNTED = {
     "validations": (load, "load_config"),
-    "parses": (pattern, "parse_with_note"),
+    "parses": (pattern, "parse"),
     "builds": (build, "build_model"),
     "hashes": (checksum, "_sha256"),
 }

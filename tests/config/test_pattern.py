@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hybridlm.config.pattern import Letters, PatternError, parse_pattern, pattern_note
+from hybridlm.config.pattern import Letters, parse
+from hybridlm.errors import ConfigError
 
 LETTERS = Letters(variants={"S": "attention", "X": "mamba3"})
 
@@ -21,7 +22,7 @@ def spelled_out(layers):
 
 
 def short(pattern, n_layers=None, letters=LETTERS):
-    return " ".join(f"{item.letter}:{item.ffn}" for item in parse_pattern(pattern, n_layers, letters))
+    return " ".join(f"{item.letter}:{item.ffn}" for item in parse(pattern, n_layers, letters)[0])
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_meaning(pattern, n_layers, meaning):
 
 @pytest.mark.parametrize("n_layers", range(1, 40))
 def test_shares_sum_to_n_layers(n_layers):
-    layers = parse_pattern("T*37% M*41% L*22%", n_layers, LETTERS)
+    layers = parse("T*37% M*41% L*22%", n_layers, LETTERS)[0]
     assert len(layers) == n_layers
     for kind, share in (("attention", 0.37), ("mamba2", 0.41), ("mla", 0.22)):
         assert abs(sum(layer.kind == kind for layer in layers) - share * n_layers) < 1
@@ -86,8 +87,8 @@ def test_ssm_and_ffn_after_decide_what_letters_mean():
         ("TM)*6", None, ["position 3", "without '('"]),
         ("((TM)*2)*3", None, ["position 2", "group inside a group"]),
         ("()*3", None, ["empty group"]),
-        ("(TM):mlp", None, ["position 5", "suffix on a group"]),
-        ("(TM)*50%", 4, ["share (%) on a group"]),
+        ("(TM):mlp", None, ["position 5", "':'", "on each letter"]),
+        ("(TM)*50%", 4, ["share (%)", "in a group"]),
         ("T:mpl", None, ["position 3", "'mpl'", "none, mlp, moe"]),
         ("T:", None, ["position 2", "none, mlp, moe"]),
         ("T*60% M", 5, ["'M'", "shares"]),
@@ -107,8 +108,8 @@ def test_ssm_and_ffn_after_decide_what_letters_mean():
     ],
 )
 def test_mistakes_are_one_line_with_place_and_remedy(pattern, n_layers, parts):
-    with pytest.raises(PatternError) as caught:
-        parse_pattern(pattern, n_layers, LETTERS)
+    with pytest.raises(ConfigError) as caught:
+        parse(pattern, n_layers, LETTERS)
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 400
@@ -116,9 +117,9 @@ def test_mistakes_are_one_line_with_place_and_remedy(pattern, n_layers, parts):
 
 
 def test_notes():
-    assert pattern_note("TMM", 6) is None
-    assert "cut" in str(pattern_note("TMM", 4))
-    assert "T*1%" in str(pattern_note("T*1% M*99%", 4))
+    assert parse("TMM", 6, LETTERS)[1] is None
+    assert "cut" in str(parse("TMM", 4, LETTERS)[1])
+    assert "T*1%" in str(parse("T*1% M*99%", 4, LETTERS)[1])
 
 
 near = st.lists(
@@ -131,14 +132,14 @@ near = st.lists(
 @given(st.one_of(st.text(max_size=30), near, st.lists(near, max_size=4)), st.one_of(st.none(), st.integers(1, 1000)))
 @example("T*" + "1" * 5000 + "%", 5)
 @example("T*٣", None)
-def test_any_text_parses_or_raises_a_pattern_error_and_what_parses_is_stable(pattern, n_layers):
+def test_any_text_parses_or_raises_a_config_error_and_what_parses_is_stable(pattern, n_layers):
     try:
-        layers = parse_pattern(pattern, n_layers, LETTERS)
-    except PatternError:
+        layers = parse(pattern, n_layers, LETTERS)[0]
+    except ConfigError:
         return
     assert 1 <= len(layers) <= 1000
     assert n_layers is None or len(layers) == n_layers
-    assert parse_pattern(spelled_out(layers), None, LETTERS) == layers
+    assert parse(spelled_out(layers), None, LETTERS)[0] == layers
 
 
 SIGNS = [
@@ -159,14 +160,14 @@ def test_twenty_thousand_patterns_mean_layers_or_say_why():
         pattern = "".join(generator.choice(SIGNS) for _ in range(generator.randint(0, 12)))
         n_layers = generator.choice([None, 1, 7, 1000])
         try:
-            items = parse_pattern(pattern, n_layers, LETTERS)
-        except PatternError as error:
+            items = parse(pattern, n_layers, LETTERS)[0]
+        except ConfigError as error:
             (problem,) = error.problems
             assert "\n" not in problem
             assert len(problem) < 1000
             continue
         meant += 1
         assert 1 <= len(items) <= 1000
-        assert parse_pattern(spelled_out(items), None, LETTERS) == items
+        assert parse(spelled_out(items), None, LETTERS)[0] == items
     assert meant > 500
     assert time.perf_counter() - began < 60
