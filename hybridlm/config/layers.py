@@ -9,11 +9,12 @@ vocabulary, K conv width, E experts, R rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import ClassVar, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from hybridlm.config.section import Section
+from hybridlm.errors import ConfigError
 
 
 class Stream(Protocol):
@@ -58,10 +59,22 @@ class LayerSection(Section):
     """The section of one kind of layer (``model.KIND``)."""
 
     title: ClassVar[str]  # in prose: "Mamba-2"
+    spec: ClassVar[type[Spec]]
 
-    def resolve(self, model: Stream, where: str) -> Spec:
-        """The section with its derived numbers. ``where`` is its path, for messages. Raises ConfigError."""
-        raise NotImplementedError
+    def derived(self, model: Stream, where: str) -> tuple[dict[str, Any], list[str]]:
+        """The fields of the spec that are neither the section's nor the model's, and those whose null means another
+        number; and one line for each thing that is wrong. ``where`` is the section's path, for these lines."""
+        return {}, []
+
+    def resolve(self, model: Stream, where: str) -> Any:
+        """The spec: fields as ``derived``, else the section's or the model's of the same name. Raises ConfigError."""
+        numbers, problems = self.derived(model, where)
+        if problems:
+            raise ConfigError(problems)
+        own = type(self).model_fields
+        for name in (field.name for field in fields(self.spec) if field.name not in numbers):
+            numbers[name] = getattr(self if name in own else model, name)
+        return self.spec(**numbers)
 
     def widened(self, model: Stream, factor: float, multiple: int) -> Self:
         """With about ``factor`` times as many heads, or channels in ``multiple``s: what `sweep.match` may change to
@@ -73,8 +86,8 @@ class MixerSection(LayerSection):
     """The section of a mixer."""
 
     letter: ClassVar[str]  # in a pattern: one capital, or M and a digit
-    word: ClassVar[str]  # in a pattern, in place of the letter
-    ffn: ClassVar[str]  # the FFN after it by default
+    word: ClassVar[str | None] = None  # in a pattern, in place of the letter; None: the name of the kind
+    ffn: ClassVar[str] = "mlp"  # the FFN after it by default
     kernel: ClassVar[str | None] = None  # the package of its compiled kernel, which `kernels.KIND` turns on and off
     forms: ClassVar[tuple[dict[str, object], ...]] = ()  # settings that make it use another kernel than the defaults do
 

@@ -23,7 +23,7 @@ MAX_LAYERS = 1000
 _FAMILY = "M"  # the one letter that stands for several kinds, M1, M2, ...: model.ssm says which
 _KINDS = {mixer.letter: kind for kind, mixer in MIXERS.items()}
 _NUMBERED = {letter: kind for letter, kind in _KINDS.items() if letter.startswith(_FAMILY)}
-_WORDS = {"mamba": _FAMILY} | {mixer.word: mixer.letter for mixer in MIXERS.values()}
+_WORDS = {"mamba": _FAMILY} | {mixer.word or kind: mixer.letter for kind, mixer in MIXERS.items()}
 SSMS = tuple(_NUMBERED.values())
 RESERVED_LETTERS = tuple(dict.fromkeys(letter[0] for letter in _KINDS))  # a variant cannot take these
 _TOKEN = re.compile(
@@ -53,9 +53,12 @@ class Letters:
         return self.ssm if symbol == _FAMILY else _KINDS.get(symbol) or self.variants.get(symbol)
 
     def legal(self) -> str:
-        shown = {letter: f"{letter} ({mixer.word})" for letter, mixer in zip(_KINDS, MIXERS.values(), strict=True)}
         numbered = f"{_FAMILY} ({self.ssm}), {', '.join(_NUMBERED)}"
-        names = dict.fromkeys(numbered if letter in _NUMBERED else shown[letter] for letter in _KINDS)
+        names = dict.fromkeys(
+            numbered if letter in _NUMBERED else f"{letter} ({word})"
+            for word, letter in _WORDS.items()
+            if word != "mamba"
+        )
         own = (f"{letter} ({kind})" for letter, kind in sorted(self.variants.items()))
         return ", ".join((*names, *own))
 

@@ -18,7 +18,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def test_letters_and_words_are_unique():
-    letters, words = [m.letter for m in MIXERS.values()], [m.word for m in MIXERS.values()]
+    letters, words = [m.letter for m in MIXERS.values()], [m.word or kind for kind, m in MIXERS.items()]
     assert len(set(letters)) == len(set(words)) == len(MIXERS)
     assert all(letter[0].isupper() and (len(letter) == 1 or letter[0] == "M") for letter in letters)
     assert "mamba" not in words, "M's own word"
@@ -31,7 +31,7 @@ def test_a_kind_has_its_section_its_letter_and_its_default_ffn(kind):
         mixer = MIXERS[kind]
         assert mixer.ffn in FFN_KINDS
         assert getattr(ModelConfig().ffn_after, kind) == mixer.ffn
-        for name in (mixer.letter, mixer.word):
+        for name in (mixer.letter, mixer.word or kind):
             (layer,) = ModelConfig(pattern=name).layers
             assert (layer.kind, layer.ffn_kind) == (kind, mixer.ffn)
         assert ModelConfig(pattern=mixer.letter).kinds == {kind, mixer.ffn}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,7 @@ class MLPConfig(FFNSection):
     """Dense feed-forward (``model.mlp``)."""
 
     title: ClassVar[str] = "dense feed-forward"
+    spec: ClassVar[type[Spec]] = MLPSpec
 
     d_ff: int | None = Field(
         None, ge=1, description="hidden width; null: expand * d_model rounded up to a multiple of 32"
@@ -39,8 +40,8 @@ class MLPConfig(FFNSection):
         "swiglu", description="swiglu (three matrices) or squared ReLU (two)"
     )
 
-    def resolve(self, model: Stream, where: str) -> MLPSpec:
-        return MLPSpec(model.d_model, self.d_ff or hidden_width(self.expand, model.d_model), self.activation)
+    def derived(self, model: Stream, where: str) -> tuple[dict[str, Any], list[str]]:
+        return {"d_ff": self.d_ff or hidden_width(self.expand, model.d_model)}, []
 
     def widened(self, model: Stream, factor: float, multiple: int) -> MLPConfig:
         return self.model_copy(update={"d_ff": rounded(self.resolve(model, "").d_ff * factor, multiple)})

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from hybridlm.config.derive import divisors
 from hybridlm.config.ffns.mlp import MLPSpec, hidden_width
 from hybridlm.config.layers import FFNSection, Spec, Stream, rounded
-from hybridlm.errors import ConfigError
+from hybridlm.config.problems import broken
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class MoEConfig(FFNSection):
     """Mixture of experts (``model.moe``)."""
 
     title: ClassVar[str] = "mixture of experts"
+    spec: ClassVar[type[Spec]] = MoESpec
 
     n_experts: int = Field(8, ge=1, description="routed experts E")
     top_k: int = Field(2, ge=1, description="experts that each token goes to")
@@ -79,52 +80,31 @@ class MoEConfig(FFNSection):
         1e-3, ge=0, description="step of the selection bias after each optimizer step (sigmoid router); 0: off"
     )
 
-    def resolve(self, model: Stream, where: str) -> MoESpec:
-        if problems := self._problems(where):
-            raise ConfigError(problems)
-        d_expert = self.d_expert or hidden_width(self.expand, model.d_model)
-        return MoESpec(
-            d_model=model.d_model,
-            n_experts=self.n_experts,
-            top_k=self.top_k,
-            d_expert=d_expert,
-            d_shared=self.n_shared_experts * d_expert,
-            activation=self.activation,
-            router=self.router,
-            norm_topk_prob=self.norm_topk_prob,
-            routed_scaling_factor=self.routed_scaling_factor,
-            n_expert_groups=self.n_expert_groups,
-            topk_groups=self.topk_groups,
-            balance_loss_weight=self.balance_loss_weight,
-            z_loss_weight=self.z_loss_weight,
-            bias_update_rate=self.bias_update_rate,
-        )
-
-    def _problems(self, where: str) -> list[str]:
-        problems = []
+    def derived(self, model: Stream, where: str) -> tuple[dict[str, Any], list[str]]:
         experts, groups, kept = self.n_experts, self.n_expert_groups, self.topk_groups
-        if self.top_k > experts:
-            problems.append(f"{where}.top_k = {self.top_k}: more than {where}.n_experts = {experts}")
-        if experts % groups:
-            problems.append(
-                f"{where}.n_expert_groups = {groups}: does not divide the {experts} experts; nearest divisors:"
-                f" {divisors(experts, groups)}"
-            )
-        elif kept > groups:
-            problems.append(f"{where}.topk_groups = {kept}: more than {where}.n_expert_groups = {groups}")
-        elif groups > 1 and self.router == "softmax":
-            problems.append(f"{where}.n_expert_groups = {groups}: groups need {where}.router=sigmoid")
-        elif groups > 1 and experts // groups < 2:
-            problems.append(
-                f"{where}.n_expert_groups = {groups}: a group's score is the sum of its best two, so a group needs at"
-                " least 2 experts"
-            )
-        elif kept * (experts // groups) < self.top_k <= experts:
-            chosen_from = f"{kept} of {groups} groups of {experts // groups}"
-            problems.append(
-                f"{where}.top_k = {self.top_k}: more than the {kept * (experts // groups)} experts of {chosen_from}"
-            )
-        return problems
+        d_expert = self.d_expert or hidden_width(self.expand, model.d_model)
+        size, grouped = experts // groups, f"{where}.n_expert_groups = {groups}"
+        of_choice = broken(
+            (self.top_k > experts, f"{where}.top_k = {self.top_k}: more than {where}.n_experts = {experts}"),
+        )
+        of_groups = broken(
+            (
+                experts % groups,
+                f"{grouped}: does not divide the {experts} experts; nearest divisors: {divisors(experts, groups)}",
+            ),
+            (kept > groups, f"{where}.topk_groups = {kept}: more than {grouped}"),
+            (groups > 1 and self.router == "softmax", f"{grouped}: groups need {where}.router=sigmoid"),
+            (
+                groups > 1 and size < 2,
+                f"{grouped}: a group's score is the sum of its best two, so a group needs at least 2 experts",
+            ),
+            (
+                kept * size < self.top_k <= experts,
+                f"{where}.top_k = {self.top_k}: more than the {kept * size} experts of {kept} of {groups} groups of"
+                f" {size}",
+            ),
+        )
+        return {"d_expert": d_expert, "d_shared": self.n_shared_experts * d_expert}, of_choice + of_groups[:1]
 
     def widened(self, model: Stream, factor: float, multiple: int) -> MoEConfig:
         return self.model_copy(update={"d_expert": rounded(self.resolve(model, "").d_expert * factor, multiple)})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from hybridlm.config.derive import divisors
 from hybridlm.config.layers import MixerSection, Spec, Stream
-from hybridlm.errors import ConfigError
+from hybridlm.config.problems import broken
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class AttentionConfig(MixerSection):
 
     title: ClassVar[str] = "attention"
     letter: ClassVar[str] = "T"
-    word: ClassVar[str] = "transformer"
-    ffn: ClassVar[str] = "mlp"
+    word: ClassVar[str | None] = "transformer"
+    spec: ClassVar[type[Spec]] = AttentionSpec
 
     n_heads: int = Field(4, ge=1, description="query heads")
     n_kv_heads: int | None = Field(None, ge=1, description="key/value heads; null: as many as n_heads")
@@ -54,34 +54,24 @@ class AttentionConfig(MixerSection):
     )
     scale: float | None = Field(None, gt=0, description="softmax scale; null: head_dim ** -0.5")
 
-    def resolve(self, model: Stream, where: str) -> AttentionSpec:
-        problems = []
-        n_kv_heads = self.n_kv_heads or self.n_heads
-        if self.n_heads % n_kv_heads:
-            legal = divisors(self.n_heads, n_kv_heads)
-            heads = f"{where}.n_heads = {self.n_heads}"
-            problems.append(f"{where}.n_kv_heads = {n_kv_heads}: does not divide {heads}; nearest divisors: {legal}")
-        head_dim = self.head_dim or model.d_model // self.n_heads
-        if self.head_dim is None and model.d_model % self.n_heads:
-            problems.append(
-                f"{where}.n_heads = {self.n_heads}: does not divide model.d_model = {model.d_model}; "
-                f"nearest divisors: {divisors(model.d_model, self.n_heads)}; or set {where}.head_dim"
-            )
-        elif self.rope and head_dim % 2:
-            derived = "" if self.head_dim else " (d_model / n_heads)"
-            remedy = f"set an even head_dim, or {where}.rope=false"
-            problems.append(f"{where}.head_dim = {head_dim}{derived}: rotary positions rotate channel pairs; {remedy}")
-        if problems:
-            raise ConfigError(problems)
-        return AttentionSpec(
-            d_model=model.d_model,
-            n_heads=self.n_heads,
-            n_kv_heads=n_kv_heads,
-            head_dim=head_dim,
-            rope=self.rope,
-            rope_theta=self.rope_theta,
-            qk_norm=self.qk_norm,
-            window=self.window,
-            scale=self.scale or head_dim**-0.5,
-            norm_eps=model.norm_eps,
+    def derived(self, model: Stream, where: str) -> tuple[dict[str, Any], list[str]]:
+        kv, head_dim = self.n_kv_heads or self.n_heads, self.head_dim or model.d_model // self.n_heads
+        heads = f"{where}.n_heads = {self.n_heads}"
+        unequal = self.head_dim is None and model.d_model % self.n_heads
+        problems = broken(
+            (
+                self.n_heads % kv,
+                f"{where}.n_kv_heads = {kv}: does not divide {heads}; nearest divisors: {divisors(self.n_heads, kv)}",
+            ),
+            (
+                unequal,
+                f"{heads}: does not divide model.d_model = {model.d_model}; nearest divisors:"
+                f" {divisors(model.d_model, self.n_heads)}; or set {where}.head_dim",
+            ),
+            (
+                self.rope and head_dim % 2 and not unequal,
+                f"{where}.head_dim = {head_dim}{'' if self.head_dim else ' (d_model / n_heads)'}: rotary positions"
+                f" rotate channel pairs; set an even head_dim, or {where}.rope=false",
+            ),
         )
+        return {"n_kv_heads": kv, "head_dim": head_dim, "scale": self.scale or head_dim**-0.5}, problems

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
 from hybridlm.config.derive import divisors, range_problems
 from hybridlm.config.layers import MixerSection, Spec, Stream
+from hybridlm.config.problems import broken
 from hybridlm.config.section import Pair
-from hybridlm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -69,35 +69,35 @@ class DeltaSection(MixerSection):
     dt_range: Pair = Field((1e-3, 1e-1), description="initial step sizes, log-uniform between the two")
     a_range: Pair = Field((1.0, 16.0), description="initial decay rates -A, uniform between the two")
 
-    def heads(self, model: Stream, where: str) -> tuple[int, int, int]:
-        """n_k_heads, n_v_heads and head_v_dim. Raises ConfigError, also for what is wrong with the other fields."""
+    def derived(self, model: Stream, where: str) -> tuple[dict[str, Any], list[str]]:
         width = self.head_v_dim or self.head_k_dim
         n_v_heads = self.n_v_heads or max(1, model.d_model // width)
         n_k_heads = self.n_k_heads or n_v_heads
-        problems = range_problems(self, where, "dt_range", "a_range")
-        if self.n_v_heads is None and model.d_model % width:
-            field = "head_v_dim" if self.head_v_dim else "head_k_dim"
-            problems.append(
-                f"{where}.{field} = {width}: does not divide model.d_model = {model.d_model}; "
-                f"nearest divisors: {divisors(model.d_model, width)}; or set {where}.n_v_heads"
-            )
-        elif n_v_heads % n_k_heads:
-            problems.append(
-                f"{where}.n_k_heads = {n_k_heads}: does not divide {where}.n_v_heads = {n_v_heads}; "
-                f"nearest divisors: {divisors(n_v_heads, n_k_heads)}"
-            )
-        if self.chunk & (self.chunk - 1):
-            below = 1 << (self.chunk.bit_length() - 1)
-            problems.append(f"{where}.chunk = {self.chunk}: not a power of two; nearest: {below} and {2 * below}")
-        if problems:
-            raise ConfigError(problems)
-        return n_k_heads, n_v_heads, width
+        unequal = self.n_v_heads is None and model.d_model % width
+        below = 1 << (self.chunk.bit_length() - 1)
+        problems = range_problems(self, where, "dt_range", "a_range") + broken(
+            (
+                unequal,
+                f"{where}.{'head_v_dim' if self.head_v_dim else 'head_k_dim'} = {width}: does not divide model.d_model"
+                f" = {model.d_model}; nearest divisors: {divisors(model.d_model, width)}; or set {where}.n_v_heads",
+            ),
+            (
+                n_v_heads % n_k_heads and not unequal,
+                f"{where}.n_k_heads = {n_k_heads}: does not divide {where}.n_v_heads = {n_v_heads}; nearest divisors:"
+                f" {divisors(n_v_heads, n_k_heads)}",
+            ),
+            (
+                self.chunk != below,
+                f"{where}.chunk = {self.chunk}: not a power of two; nearest: {below} and {2 * below}",
+            ),
+        )
+        return {"n_k_heads": n_k_heads, "n_v_heads": n_v_heads, "head_v_dim": width}, problems
 
     def widened(self, model: Stream, factor: float, multiple: int) -> Self:
         """With more or fewer heads of the same width, as many of values for each of keys as before."""
-        n_k_heads, n_v_heads, _ = self.heads(model, "")
-        keys = max(1, round(n_k_heads * factor))
-        return self.model_copy(update={"n_k_heads": keys, "n_v_heads": keys * (n_v_heads // n_k_heads)})
+        now = self.resolve(model, "")
+        keys = max(1, round(now.n_k_heads * factor))
+        return self.model_copy(update={"n_k_heads": keys, "n_v_heads": keys * (now.n_v_heads // now.n_k_heads)})
 
 
 class GDNConfig(DeltaSection):
@@ -105,25 +105,6 @@ class GDNConfig(DeltaSection):
 
     title: ClassVar[str] = "gated DeltaNet"
     letter: ClassVar[str] = "G"
-    word: ClassVar[str] = "gdn"
-    ffn: ClassVar[str] = "mlp"
+    spec: ClassVar[type[Spec]] = GDNSpec
 
     use_gate: bool = Field(True, description="gate the normalised output by silu of a projection")
-
-    def resolve(self, model: Stream, where: str) -> GDNSpec:
-        n_k_heads, n_v_heads, head_v_dim = self.heads(model, where)
-        return GDNSpec(
-            d_model=model.d_model,
-            n_k_heads=n_k_heads,
-            n_v_heads=n_v_heads,
-            head_k_dim=self.head_k_dim,
-            head_v_dim=head_v_dim,
-            use_conv=self.use_conv,
-            d_conv=self.d_conv,
-            allow_neg_eigval=self.allow_neg_eigval,
-            chunk=self.chunk,
-            dt_range=self.dt_range,
-            a_range=self.a_range,
-            norm_eps=model.norm_eps,
-            use_gate=self.use_gate,
-        )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
-from hybridlm.config.derive import divisors, inner_channels
+from hybridlm.config.derive import divisors, inner_channels, range_problems
 from hybridlm.config.layers import MixerSection, Spec, Stream, rounded
+from hybridlm.config.problems import broken
 from hybridlm.config.section import Pair
 
 
@@ -48,28 +49,28 @@ class HeadsSection(MixerSection):
     d_conv: int = Field(4, ge=1, le=16, description="width K of the short causal convolution, where there is one")
     dt_range: Pair = Field((1e-3, 1e-1), description="initial step sizes, log-uniform between the two")
 
-    def heads(self, model: Stream, where: str) -> tuple[int, list[str]]:
-        """The heads that expand x d_model channels make, and what is wrong with heads and groups."""
+    def derived(self, model: Stream, where: str) -> tuple[dict[str, Any], list[str]]:
         d_inner, problems = inner_channels(self.expand, model.d_model, where)
-        if problems:
-            return 1, problems
-        product = f"{self.expand:g} x {model.d_model} = {d_inner}"
         n_heads = self.n_heads or max(1, d_inner // self.head_dim)
-        if self.n_heads is None and d_inner % self.head_dim:
-            legal = f"nearest divisors: {divisors(d_inner, self.head_dim)}"
-            problems = [
+        product = f"{self.expand:g} x {model.d_model} = {d_inner}"
+        has = f"n_heads x head_dim = {n_heads} x {self.head_dim} = {n_heads * self.head_dim}"
+        problems = problems or broken(
+            (
+                self.n_heads is None and d_inner % self.head_dim,
                 f"{where}.head_dim = {self.head_dim}: expand x d_model = {product} is not a multiple of"
-                f" {self.head_dim}; {legal}"
-            ]
-        elif n_heads * self.head_dim != d_inner:
-            has = f"n_heads x head_dim = {n_heads} x {self.head_dim} = {n_heads * self.head_dim}"
-            problems = [f"{where}.n_heads = {n_heads}: {has}, but expand x d_model = {product}; null derives n_heads"]
-        elif n_heads % self.n_groups:
-            legal = divisors(n_heads, self.n_groups)
-            problems = [
-                f"{where}.n_groups = {self.n_groups}: does not divide the {n_heads} heads; nearest divisors: {legal}"
-            ]
-        return n_heads, problems
+                f" {self.head_dim}; nearest divisors: {divisors(d_inner, self.head_dim)}",
+            ),
+            (
+                n_heads * self.head_dim != d_inner,
+                f"{where}.n_heads = {n_heads}: {has}, but expand x d_model = {product}; null derives n_heads",
+            ),
+            (
+                n_heads % self.n_groups,
+                f"{where}.n_groups = {self.n_groups}: does not divide the {n_heads} heads; nearest divisors:"
+                f" {divisors(n_heads, self.n_groups)}",
+            ),
+        )
+        return {"n_heads": n_heads}, problems[:1] + range_problems(self, where, "dt_range")
 
     def widened(self, model: Stream, factor: float, multiple: int) -> Self:
         """With more or fewer heads of the same width, a multiple of the groups."""

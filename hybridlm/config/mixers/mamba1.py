@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from hybridlm.config.derive import inner_channels, range_problems
 from hybridlm.config.layers import MixerSection, Spec, Stream, rounded
 from hybridlm.config.section import Pair
-from hybridlm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Mamba1Config(MixerSection):
 
     title: ClassVar[str] = "Mamba-1"
     letter: ClassVar[str] = "M1"
-    word: ClassVar[str] = "mamba1"
+    spec: ClassVar[type[Spec]] = Mamba1Spec
     ffn: ClassVar[str] = "none"  # the published block has none
     kernel: ClassVar[str | None] = "mamba-ssm"
 
@@ -51,21 +50,10 @@ class Mamba1Config(MixerSection):
     chunk: int = Field(16, ge=1, le=1024, description="chunk length of the scan; changes speed, not results")
     dt_range: Pair = Field((1e-3, 1e-1), description="initial step sizes, log-uniform between the two")
 
-    def resolve(self, model: Stream, where: str) -> Mamba1Spec:
+    def derived(self, model: Stream, where: str) -> tuple[dict[str, Any], list[str]]:
         d_inner, problems = inner_channels(self.expand, model.d_model, where)
-        problems += range_problems(self, where, "dt_range")
-        if problems:
-            raise ConfigError(problems)
-        return Mamba1Spec(
-            d_model=model.d_model,
-            d_inner=d_inner,
-            d_state=self.d_state,
-            d_conv=self.d_conv,
-            dt_rank=self.dt_rank or math.ceil(model.d_model / 16),
-            bias=self.bias,
-            chunk=self.chunk,
-            dt_range=self.dt_range,
-        )
+        numbers = {"d_inner": d_inner, "dt_rank": self.dt_rank or math.ceil(model.d_model / 16)}
+        return numbers, problems + range_problems(self, where, "dt_range")
 
     def widened(self, model: Stream, factor: float, multiple: int) -> Mamba1Config:
         channels = rounded(self.expand * model.d_model * factor, multiple)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from hybridlm.config.derive import range_problems
-from hybridlm.config.layers import Stream
+from hybridlm.config.layers import Spec, Stream
 from hybridlm.config.mixers.heads import HeadsSection, HeadsSpec
-from hybridlm.config.problems import show
+from hybridlm.config.problems import broken, show
 from hybridlm.config.section import Limits, Pair
-from hybridlm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Mamba2Config(HeadsSection):
 
     title: ClassVar[str] = "Mamba-2"
     letter: ClassVar[str] = "M2"
-    word: ClassVar[str] = "mamba2"
+    spec: ClassVar[type[Spec]] = Mamba2Spec
     ffn: ClassVar[str] = "none"  # the published block has none
 
     chunk: int = Field(64, ge=1, le=1024, description="chunk length of the SSD scan; changes speed, not results")
@@ -45,26 +44,13 @@ class Mamba2Config(HeadsSection):
         False, description="false: gate, then norm (Mamba-2); true: norm, then gate (FalconH1)"
     )
 
-    def resolve(self, model: Stream, where: str) -> Mamba2Spec:
-        n_heads, problems = self.heads(model, where)
-        problems += range_problems(self, where, "dt_range", "a_range")
-        if not 0 <= self.dt_limit[0] < self.dt_limit[1]:
-            problems.append(
-                f"{where}.dt_limit = {show(self.dt_limit)}: expected [low, high] with 0 <= low < high; high may be .inf"
+    def derived(self, model: Stream, where: str) -> tuple[dict[str, Any], list[str]]:
+        numbers, problems = super().derived(model, where)
+        limit = f"{where}.dt_limit = {show(self.dt_limit)}"
+        problems += range_problems(self, where, "a_range") + broken(
+            (
+                not 0 <= self.dt_limit[0] < self.dt_limit[1],
+                f"{limit}: expected [low, high] with 0 <= low < high; high may be .inf",
             )
-        if problems:
-            raise ConfigError(problems)
-        return Mamba2Spec(
-            d_model=model.d_model,
-            n_heads=n_heads,
-            head_dim=self.head_dim,
-            d_state=self.d_state,
-            n_groups=self.n_groups,
-            d_conv=self.d_conv,
-            chunk=self.chunk,
-            dt_range=self.dt_range,
-            dt_limit=self.dt_limit,
-            a_range=self.a_range,
-            norm_before_gate=self.norm_before_gate,
-            norm_eps=model.norm_eps,
         )
+        return numbers, problems

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from hybridlm.config.derive import range_problems
-from hybridlm.config.layers import Stream
+from hybridlm.config.layers import Spec, Stream
 from hybridlm.config.mixers.heads import HeadsSection, HeadsSpec
-from hybridlm.errors import ConfigError
+from hybridlm.config.problems import broken
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ class Mamba3Config(HeadsSection):
 
     title: ClassVar[str] = "Mamba-3"
     letter: ClassVar[str] = "M3"
-    word: ClassVar[str] = "mamba3"
-    ffn: ClassVar[str] = "mlp"
+    spec: ClassVar[type[Spec]] = Mamba3Spec
     forms: ClassVar[tuple[dict[str, object], ...]] = ({"mimo_rank": 4},)
 
     mimo_rank: int | None = Field(
@@ -71,39 +69,18 @@ class Mamba3Config(HeadsSection):
     a_floor: float = Field(1e-4, gt=0, description="smallest -A")
     outproj_norm: bool = Field(False, description="RMSNorm over each head and rank before the gate")
 
-    def resolve(self, model: Stream, where: str) -> Mamba3Spec:
-        n_heads, problems = self.heads(model, where)
-        problems += range_problems(self, where, "dt_range")
-        if self.rope_fraction not in (0.5, 1.0):
-            problems.append(f"{where}.rope_fraction = {self.rope_fraction:g}: expected 0.5 or 1.0")
-        elif self.complex_rope and int(self.d_state * self.rope_fraction) < 2:
-            problems.append(
-                f"{where}.d_state = {self.d_state}: rope_fraction {self.rope_fraction:g} of it is less than one pair"
-                " of channels to rotate"
-            )
-        elif self.complex_rope and self.mimo_rank and self.d_state % 2:
-            problems.append(
-                f"{where}.d_state = {self.d_state}: the MIMO form rotates channel i with channel i + d_state / 2, so"
-                " d_state must be even"
-            )
-        if problems:
-            raise ConfigError(problems)
-        return Mamba3Spec(
-            d_model=model.d_model,
-            n_heads=n_heads,
-            head_dim=self.head_dim,
-            d_state=self.d_state,
-            n_groups=self.n_groups,
-            d_conv=self.d_conv,
-            chunk=self.chunk or max(1, 64 // (self.mimo_rank or 1)),
-            dt_range=self.dt_range,
-            norm_eps=model.norm_eps,
-            mimo_rank=self.mimo_rank,
-            complex_rope=self.complex_rope,
-            rope_fraction=self.rope_fraction,
-            trapezoidal=self.trapezoidal,
-            use_conv=self.use_conv,
-            a_activation=self.a_activation,
-            a_floor=self.a_floor,
-            outproj_norm=self.outproj_norm,
-        )
+    def derived(self, model: Stream, where: str) -> tuple[dict[str, Any], list[str]]:
+        numbers, problems = super().derived(model, where)
+        share, state = self.rope_fraction, f"{where}.d_state = {self.d_state}"
+        problems += broken(
+            (share not in (0.5, 1.0), f"{where}.rope_fraction = {share:g}: expected 0.5 or 1.0"),
+            (
+                self.complex_rope and int(self.d_state * share) < 2,
+                f"{state}: rope_fraction {share:g} of it is less than one pair of channels to rotate",
+            ),
+            (
+                self.complex_rope and self.mimo_rank and self.d_state % 2,
+                f"{state}: the MIMO form rotates channel i with channel i + d_state / 2, so d_state must be even",
+            ),
+        )[:1]
+        return {**numbers, "chunk": self.chunk or max(1, 64 // (self.mimo_rank or 1))}, problems

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from hybridlm.config.layers import MixerSection, Spec, Stream
-from hybridlm.errors import ConfigError
+from hybridlm.config.problems import broken
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class MLAConfig(MixerSection):
 
     title: ClassVar[str] = "multi-head latent attention"
     letter: ClassVar[str] = "L"
-    word: ClassVar[str] = "mla"
-    ffn: ClassVar[str] = "mlp"
+    spec: ClassVar[type[Spec]] = MLASpec
 
     n_heads: int = Field(4, ge=1, description="heads H")
     kv_lora_rank: int | None = Field(
@@ -64,20 +63,15 @@ class MLAConfig(MixerSection):
         None, gt=0, description="softmax scale; null: (qk_nope_head_dim + qk_rope_head_dim) ** -0.5"
     )
 
-    def resolve(self, model: Stream, where: str) -> MLASpec:
-        if self.rope and (self.qk_rope_head_dim % 2 or not self.qk_rope_head_dim):
-            rule = "rotary positions rotate channel pairs; set an even number of at least 2"
-            raise ConfigError(f"{where}.qk_rope_head_dim = {self.qk_rope_head_dim}: {rule}, or {where}.rope=false")
-        return MLASpec(
-            d_model=model.d_model,
-            n_heads=self.n_heads,
-            kv_lora_rank=self.kv_lora_rank or math.ceil(model.d_model / 2),
-            q_lora_rank=self.q_lora_rank,
-            qk_nope_head_dim=self.qk_nope_head_dim,
-            qk_rope_head_dim=self.qk_rope_head_dim,
-            v_head_dim=self.v_head_dim,
-            rope=self.rope,
-            rope_theta=self.rope_theta,
-            rope_interleave=self.rope_interleave,
-            scale=self.scale or (self.qk_nope_head_dim + self.qk_rope_head_dim) ** -0.5,
+    def derived(self, model: Stream, where: str) -> tuple[dict[str, Any], list[str]]:
+        numbers = {
+            "kv_lora_rank": self.kv_lora_rank or math.ceil(model.d_model / 2),
+            "scale": self.scale or (self.qk_nope_head_dim + self.qk_rope_head_dim) ** -0.5,
+        }
+        rule = "rotary positions rotate channel pairs; set an even number of at least 2"
+        return numbers, broken(
+            (
+                self.rope and (self.qk_rope_head_dim % 2 or not self.qk_rope_head_dim),
+                f"{where}.qk_rope_head_dim = {self.qk_rope_head_dim}: {rule}, or {where}.rope=false",
+            )
         )
