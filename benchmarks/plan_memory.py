@@ -48,7 +48,7 @@ HEADER = (
 def drawn(seed: int) -> tuple[RunConfig, Planner, StepSettings]:
     """Large enough for a step of 50 to 500 MB."""
     config = random_config(seed, PRECISION)
-    return config, Planner.of(config), random_step(seed)
+    return config, Planner(config), random_step(seed)
 
 
 def allocated(seed: int, threads: int) -> int:
@@ -61,7 +61,7 @@ def resident(seed: int, threads: int) -> int:
     torch.set_num_threads(threads)
     _, planner, settings = drawn(seed)
     small = random_config(seed, PRECISION, "model.d_model=64", "data.seq_len=32", "data.tokenizer.vocab_size=512")
-    RealStep(Planner.of(small).steps.work, replace(settings, batch_size=1, accumulate=1))()  # libraries load
+    RealStep(Planner(small).steps.work, replace(settings, batch_size=1, accumulate=1))()  # libraries load
     before = resident_bytes()
     step = RealStep(planner.steps.work, settings)
     for _ in range(3):

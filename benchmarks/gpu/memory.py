@@ -110,9 +110,9 @@ def _measure(setting: Setting, case: str) -> Iterator[Row]:
         "accumulate": plan.accumulate,
         "checkpoint_blocks": plan.checkpoint_blocks,
         "loss_rows": plan.loss_rows,
-        "planned_mb": plan.peak_bytes / 1e6,
+        "planned_mb": plan.peak.bytes / 1e6,
         "allocated_mb": allocated / 1e6,
-        "planned / allocated": plan.peak_bytes / allocated,
+        "planned / allocated": plan.peak.bytes / allocated,
         "with_margin_mb": plan.reserved_bytes / 1e6,
         "reserved_mb": reserved / 1e6,
         "with margin / reserved": plan.reserved_bytes / reserved,
@@ -123,7 +123,7 @@ def _measure(setting: Setting, case: str) -> Iterator[Row]:
         "case": case,
         "kernels": kernels_of(step.model),
         "allocated_with_kernels_mb": compiled / 1e6,
-        "planned / allocated with kernels": plan.peak_bytes / compiled,
+        "planned / allocated with kernels": plan.peak.bytes / compiled,
     }
 
 

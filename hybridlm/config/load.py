@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import yaml
 
@@ -56,6 +57,20 @@ def leaves(tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
             yield from leaves(value, (*path, str(key)))
     else:
         yield path, tree
+
+
+def put(tree: dict[str, Any], path: Sequence[str], value: object) -> None:
+    """Sets what is at ``path``; mappings are merged, as Hydra merges them."""
+    name, *rest = path
+    inner = tree.get(name)
+    if rest:
+        tree[name] = inner = inner if isinstance(inner, dict) else {}
+        put(inner, rest, value)
+    elif isinstance(value, Mapping) and isinstance(inner, dict):
+        for key, part in value.items():
+            put(inner, (str(key),), part)
+    else:
+        tree[name] = value
 
 
 def _plain(value: object) -> object:

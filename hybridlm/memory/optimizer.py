@@ -12,7 +12,7 @@ from hybridlm.memory.tracker import tracked
 from hybridlm.memory.workload import Workload
 from hybridlm.optim.eight_bit import eight_bit_state_bytes
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups
-from hybridlm.optim.updates import RULES, fresh_state, wide_dtype
+from hybridlm.optim.updates import fresh_state
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,3 @@ def trace_optimizer(work: Workload) -> OptimizerMemory:
             largest_block=max(blocks),
             outside=weights - sum(blocks),
         )
-
-
-def minimum_bytes(work: Workload) -> int:
-    """Weights, gradients and optimizer state: a lower bound of any step's peak that needs no trace."""
-    with torch.device("meta"):
-        model = work.built(work.layers)
-    total = 2 * gradient_bytes(model)
-    for group in model_groups(model, work.optim):
-        for parameter in group["params"]:
-            if group["algorithm"] == "adamw8bit":
-                total += eight_bit_state_bytes(parameter)
-            else:
-                total += len(RULES[group["algorithm"]][1]) * parameter.numel() * wide_dtype(parameter).itemsize
-    return total

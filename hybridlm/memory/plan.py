@@ -64,16 +64,6 @@ class Plan:
     compiled: bool
 
     @property
-    def peak_bytes(self) -> int:
-        """The most that torch's allocator should hold."""
-        return self.peak.bytes
-
-    @property
-    def parts(self) -> dict[str, int]:
-        """Bytes at the peak by what holds them."""
-        return self.peak.parts
-
-    @property
     def tokens(self) -> int:
         """Of the whole run."""
         return self.max_steps * self.global_batch * self.seq_len
@@ -94,88 +84,77 @@ class Plan:
         return config.model_copy(update={"data": data, "trainer": config.trainer.model_copy(update=chosen)})
 
 
-@dataclass(frozen=True)
 class Planner:
     """The device and the options that a plan chooses from."""
 
-    facts: DeviceFacts
-    devices: int
-    max_steps: int
-    windows: int  # sequences per process and step
-    vocabulary: Vocabulary
-    steps: StepModel
-    options: list[StepSettings]
-    limit: MemoryLimit
-
-    @staticmethod
-    def of(config: RunConfig, built: HybridLM | None = None) -> Planner:
+    def __init__(self, config: RunConfig, built: HybridLM | None = None) -> None:
         """For the profile's device or, if it names none, this machine's. built: the model on "meta", used if its
         vocabulary is the planned one. Raises ConfigError where numbers contradict each other or a tokenizer file
         cannot be read."""
-        facts = planned_device(config.hardware)
-        devices, max_steps = planned_processes(config, facts), planned_steps(config, facts)
-        windows = global_batch_of(config, facts.kind, devices) // devices
-        work, vocabulary = workload_of(config, facts)
+        self._config = config
+        self._facts = facts = planned_device(config.hardware)
+        self._devices, self._max_steps = planned_processes(config, facts), planned_steps(config, facts)
+        self._windows = global_batch_of(config, facts.kind, self._devices) // self._devices
+        work, self._vocabulary = workload_of(config, facts)
         update, trainer = trace_optimizer(work), config.trainer
-        model = built if built is not None and built.config is config.model and built.vocab_size == work.vocab else None
-        model = model or build_model(config.model, work.vocab)
-        steps = StepModel(work, model, update, _shares(config, facts, update, devices))
+        same = built is not None and built.config is config.model and built.vocab_size == work.vocab
+        model = built if built is not None and same else build_model(config.model, work.vocab)
+        self.steps = StepModel(work, model, update, _shares(config, facts, update, self._devices))
         open_to = (config.data.batch_size, trainer.accumulate, trainer.checkpoint_blocks, trainer.loss_rows)
-        options = possible_settings(windows, len(work.layers), *open_to)
+        self._options = possible_settings(self._windows, len(work.layers), *open_to)
         usable = usable_bytes(facts, config.hardware.memory_gb)
         if usable is not None and facts.kind == CPU:
-            usable //= devices  # the processes share the machine's memory
-        margin, spare = _CPU_NARROW_MARGIN if work.precision in _NARROW else _CPU_MARGIN
-        if work.gpu:
-            margin, spare = _CUDA_MARGIN
-        limit = MemoryLimit(usable, margin, spare * 2**20)
-        return Planner(facts, devices, max_steps, windows, vocabulary, steps, options, limit)
+            usable //= self._devices  # the processes share the machine's memory
+        on_cpu = _CPU_NARROW_MARGIN if work.precision in _NARROW else _CPU_MARGIN
+        margin, spare = _CUDA_MARGIN if work.gpu else on_cpu
+        self._limit = MemoryLimit(usable, margin, spare * 2**20)
 
-    def rough(self, config: RunConfig) -> tuple[int, float | None, float] | None:
+    def rough(self) -> tuple[int, float | None, float] | None:
         """Bytes of the smallest option, with the margin; tokens per second and relative time with about the largest
         micro-batch that fits. None: no option fits."""
-        found = roughly(self.steps, self.options, self.limit)
+        found = roughly(self.steps, self._options, self._limit)
         if found is None:
             return None
         step, least = found
-        return self.limit.reserved(least), self._speed(config, step), self.steps.time(step)
+        return self._limit.reserved(least), self._speed(step), self.steps.time(step)
 
-    def _speed(self, config: RunConfig, step: StepSettings) -> float | None:
+    def _speed(self, step: StepSettings) -> float | None:
         """Tokens per second of all devices."""
         work = self.steps.work
-        speed = tokens_per_second(self.steps.model, work, step, self.steps.update, rates_of(config, work.precision))
-        return None if speed is None else speed * self.devices
+        rates = rates_of(self._config, work.precision)
+        speed = tokens_per_second(self.steps.model, work, step, self.steps.update, rates)
+        return None if speed is None else speed * self._devices
 
-    def plan(self, config: RunConfig) -> Plan:
-        steps, work = self.steps, self.steps.work
-        step, peak, fits = choose(steps, self.options, self.limit)
+    def plan(self) -> Plan:
+        steps, work, config = self.steps, self.steps.work, self._config
+        step, peak, fits = choose(steps, self._options, self._limit)
         return Plan(
-            device=self.facts.name,
-            devices=self.devices,
+            device=self._facts.name,
+            devices=self._devices,
             precision=work.precision,
             seq_len=work.seq_len,
-            max_steps=self.max_steps,
-            never_reached=never_reached(config, self.max_steps),
-            global_batch=self.windows * self.devices,
+            max_steps=self._max_steps,
+            never_reached=never_reached(config, self._max_steps),
+            global_batch=self._windows * self._devices,
             batch_size=step.batch_size,
             accumulate=step.accumulate,
             checkpoint_blocks=step.checkpoint_blocks,
             loss_rows=step.rows,
             layers=len(work.layers),
             parameters=parameters(steps.model),
-            vocabulary=self.vocabulary,
+            vocabulary=self._vocabulary,
             peak=peak,
-            reserved_bytes=self.limit.reserved(peak.bytes),
-            limit_bytes=self.limit.bytes,
+            reserved_bytes=self._limit.reserved(peak.bytes),
+            limit_bytes=self._limit.bytes,
             fits=fits,
-            tokens_per_s=self._speed(config, step),
+            tokens_per_s=self._speed(step),
             compiled=config.trainer.compile,
         )
 
 
 def plan_run(config: RunConfig) -> Plan:
-    """The plan of ``config``, with ``fits`` False if nothing fits. Raises as ``Planner.of``."""
-    return Planner.of(config).plan(config)
+    """The plan of ``config``, with ``fits`` False if nothing fits. Raises as ``Planner``."""
+    return Planner(config).plan()
 
 
 def plan_inference(config: RunConfig, model: HybridLM | None = None) -> Inference:

@@ -20,10 +20,10 @@ _ESTIMATE = "estimated from peaks"
 def summary_lines(plan: Plan) -> list[str]:
     """The lines that a run logs at its start."""
     limit = "" if plan.limit_bytes is None else f" of {byte_text(plan.limit_bytes)}"
-    largest = sorted(plan.parts.items(), key=lambda part: -part[1])[:3]
+    largest = sorted(plan.peak.parts.items(), key=lambda part: -part[1])[:3]
     return [
         f"{plan.batch_size} x {plan.accumulate} x {plan.devices} sequences of {plan.seq_len}, {_checkpointing(plan)}",
-        f"planned {byte_text(plan.reserved_bytes)}{limit}; {byte_text(plan.peak_bytes)} without the margin, mostly "
+        f"planned {byte_text(plan.reserved_bytes)}{limit}; {byte_text(plan.peak.bytes)} without the margin, mostly "
         + ", ".join(f"{name.replace(', ', ' of ')} {byte_text(size)}" for name, size in largest),
     ]
 
@@ -32,6 +32,9 @@ def full_text(plan: Plan, inference: Inference) -> str:
     """The text of plan.txt and ``hybridlm plan``."""
     at_most = " at most (a tokenizer trained on a small corpus has fewer)" if plan.vocabulary.bound else ""
     limit = "unknown" if plan.limit_bytes is None else byte_text(plan.limit_bytes)
+    parts = sorted(
+        {**plan.peak.parts, WORKSPACE: plan.peak.parts.get(WORKSPACE, 0)}.items(), key=lambda part: part[0] == WORKSPACE
+    )
     lines = [
         f"device      {plan.device}, {plan.devices} process(es), precision {plan.precision}",
         (
@@ -44,11 +47,11 @@ def full_text(plan: Plan, inference: Inference) -> str:
         ),
         f"            {_checkpointing(plan)}; loss in chunks of {plan.loss_rows} rows of logits",
         "",
-        *_columns([("held at the peak", "bytes"), *[(name, byte_text(size)) for name, size in _ordered(plan)]]),
+        *_columns([("held at the peak", "bytes"), *[(name, byte_text(size)) for name, size in parts]]),
         *_columns(
             [
-                (f"peak ({plan.peak.moment})", byte_text(plan.peak_bytes)),
-                ("fragmentation (margin)", byte_text(plan.reserved_bytes - plan.peak_bytes)),
+                (f"peak ({plan.peak.moment})", byte_text(plan.peak.bytes)),
+                ("fragmentation (margin)", byte_text(plan.reserved_bytes - plan.peak.bytes)),
                 ("peak with the margin", byte_text(plan.reserved_bytes)),
                 ("available", limit),
                 ("fits", "yes" if plan.fits else "no"),
@@ -73,10 +76,9 @@ def training_text(plan: Plan) -> str:
 
 def json_text(plan: Plan, inference: Inference, found: Sequence[Suggestion]) -> str:
     """One JSON object, with bytes and tokens per second."""
-    fields = asdict(plan) | {"peak_bytes": plan.peak_bytes, "parts": plan.parts, "moment": plan.peak.moment}
-    fields |= {"tokens": plan.tokens, "seconds": plan.seconds}
+    peak = {"peak_bytes": plan.peak.bytes, "parts": plan.peak.parts, "moment": plan.peak.moment}
+    fields = asdict(plan) | peak | {"tokens": plan.tokens, "seconds": plan.seconds, "inference": asdict(inference)}
     del fields["peak"]
-    fields["inference"] = asdict(inference)
     fields["suggestions"] = [
         {
             "overrides": list(item.change.overrides),
@@ -114,30 +116,23 @@ def _checkpointing(plan: Plan) -> str:
     return f"activation checkpointing of {'every layer' if every == 1 else f'1 layer in {every}'}"
 
 
-def _ordered(plan: Plan) -> list[tuple[str, int]]:
-    parts = [(name, size) for name, size in plan.parts.items() if name != WORKSPACE]
-    return [*parts, (WORKSPACE, plan.parts.get(WORKSPACE, 0))]
-
-
 def _inference_lines(inference: Inference) -> list[str]:
-    rows: list[tuple[str, ...]] = [("generating, one sequence", "cache", "all attention", "ratio", "prefill", "decode")]
-    for context in inference.contexts:
-        ratio = context.cache / context.attention if context.attention else 0.0
-        speeds = ("" if speed is None else f"{speed:,.0f}" for speed in (context.prefill, context.decode))
-        rows.append(
+    rows: list[tuple[str, ...]] = [
+        ("generating, one sequence", "cache", "all attention", "ratio", "prefill", "decode"),
+        *(
             (
                 f"{context.tokens:,} tokens",
                 byte_text(context.cache),
                 byte_text(context.attention),
-                f"{ratio:.3f}",
-                *speeds,
+                f"{context.cache / context.attention if context.attention else 0.0:.3f}",
+                *("" if speed is None else f"{speed:,.0f}" for speed in (context.prefill, context.decode)),
             )
-        )
+            for context in inference.contexts
+        ),
+    ]
     known = any(context.prefill is not None for context in inference.contexts)
-    weights = f"weights     {byte_text(inference.weights)} in {inference.dtype}"
-    weights += (
-        f"; tokens/s are {_ESTIMATE}, not measured" if known else "; no tokens/s: no profile has this device's peaks"
-    )
+    speeds = f"tokens/s are {_ESTIMATE}, not measured" if known else "no tokens/s: no profile has this device's peaks"
+    weights = f"weights     {byte_text(inference.weights)} in {inference.dtype}; {speeds}"
     return [weights, "", *_columns(rows)]
 
 
@@ -145,8 +140,6 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """The first column aligned left, the others right, with minimum widths so that the tables line up."""
     least = (28, *[10] * (len(rows[0]) - 1))
     widths = [max(width, *(len(row[i]) for row in rows)) for i, width in enumerate(least)]
-    lines = []
-    for row in rows:
-        first, *others = zip(row, widths, strict=True)
-        lines.append("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip())
-    return lines
+    aligned = (str.ljust, *[str.rjust] * (len(least) - 1))
+    cells = ([align(*pair) for align, *pair in zip(aligned, row, widths, strict=True)] for row in rows)
+    return ["  ".join(row).rstrip() for row in cells]

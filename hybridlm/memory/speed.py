@@ -39,20 +39,15 @@ class Rates:
 
 def relative_time(model: HybridLM, work: Workload, step: StepSettings) -> float:
     """Relative to a step of one infinitely large micro-batch without activation checkpointing."""
-    tokens = step.batch_size * work.seq_len
-    return (1 + recomputed(model, work, step)) * (1 + _SMALL / tokens) * (1.0 if step.rows >= ROWS else _FEWER_ROWS)
-
-
-def recomputed(model: HybridLM, work: Workload, step: StepSettings) -> float:
-    """FLOPs of recomputing checkpointed layers, as a share of the step's other FLOPs."""
-    if not step.checkpoint_blocks:
-        return 0.0
-    blocks = [cast(Block, block) for block in list(model.blocks)[:: step.checkpoint_blocks]]
-    forward = sum(
+    every = step.checkpoint_blocks
+    blocks = [cast(Block, block) for block in list(model.blocks)[::every]] if every else []
+    again = sum(  # FLOPs of recomputing checkpointed layers
         block.mixer.flops(work.seq_len, "prefill") + (block.ffn.flops("prefill") if block.ffn is not None else 0.0)
         for block in blocks
     )
-    return forward / flops_per_token(model, work.seq_len, "train")
+    recomputed = again / flops_per_token(model, work.seq_len, "train")
+    tokens = step.batch_size * work.seq_len
+    return (1 + recomputed) * (1 + _SMALL / tokens) * (1.0 if step.rows >= ROWS else _FEWER_ROWS)
 
 
 def tokens_per_second(
@@ -71,18 +66,6 @@ def tokens_per_second(
     if rates.bandwidth is not None:
         seconds += 2 * (update.weights + update.gradients + update.state) / rates.bandwidth
     return tokens / seconds
-
-
-def prefill_tokens_per_second(model: HybridLM, context: int, rates: Rates) -> float | None:
-    return None if rates.flops is None else rates.flops * _SHARE / flops_per_token(model, context, "prefill")
-
-
-def decode_tokens_per_second(model: HybridLM, context: int, cache: int, width: int, rates: Rates) -> float | None:
-    """One sequence: every token reads its active weights (``width`` bytes each) and ``cache`` bytes."""
-    if rates.bandwidth is None:
-        return None
-    active = flops_per_token(model, 1, "decode") / 2
-    return rates.bandwidth / (active * width + cache)
 
 
 @dataclass(frozen=True)
@@ -115,7 +98,10 @@ def inference_of(work: Workload, rates: Rates, model: HybridLM) -> Inference:
     contexts = []
     for tokens in CONTEXTS:
         cache = state_bytes(model, tokens, 1, dtype)
-        prefill = prefill_tokens_per_second(model, tokens, rates)
-        decode = decode_tokens_per_second(model, tokens, cache, dtype.itemsize, rates)
-        contexts.append(Context(tokens, cache, len(work.layers) * other.state_bytes(tokens, 1, dtype), prefill, decode))
+        all_attention = len(work.layers) * other.state_bytes(tokens, 1, dtype)
+        prefill = rates.flops and rates.flops * _SHARE / flops_per_token(model, tokens, "prefill")
+        # A token reads its active weights and the cache.
+        active = flops_per_token(model, 1, "decode") / 2 * dtype.itemsize
+        decode = rates.bandwidth and rates.bandwidth / (active + cache)
+        contexts.append(Context(tokens, cache, all_attention, prefill, decode))
     return Inference(str(dtype).removeprefix("torch."), parameters(model) * dtype.itemsize, tuple(contexts))

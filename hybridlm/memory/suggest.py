@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from copy import deepcopy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import combinations
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from itertools import combinations, islice
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from hybridlm.config.groups import root
-from hybridlm.config.load import load_config
+from hybridlm.config.load import leaves, load_config, put
+from hybridlm.config.overrides import key_of
 from hybridlm.errors import UserError
 from hybridlm.machine.device import CPU
-from hybridlm.machine.profiles import planned_device
-from hybridlm.memory.optimizer import minimum_bytes
-from hybridlm.memory.plan import Plan, Planner, workload_of
+from hybridlm.memory.plan import Plan, Planner
 
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
 
 WANTED = 3
+_Values = tuple[tuple[str, ...], dict[tuple[str, ...], Any]]  # overrides, and their values by path
 _SHORTEST, _FEWEST_IDS = 128, 4096  # sequences and vocabularies that are worth training with
 _SMALLEST, _PAIRS = 3, 8  # sizes below the present one, and pairs of changes, to try
 
 
 @dataclass(frozen=True)
 class Change:
-    """overrides: of the command line; config: with them; values: theirs, nested."""
+    """overrides: of the command line; config: with them; values: theirs, by path."""
 
     overrides: tuple[str, ...]
     config: RunConfig
     same_model: bool  # and the same sequence length
-    values: dict[str, Any]
+    values: Mapping[tuple[str, ...], Any]
 
 
 @dataclass(frozen=True)
@@ -54,135 +53,95 @@ def suggestions(config: RunConfig, plan: Plan) -> list[Suggestion]:
 
     Changes are tried one by one, in the order of ``_singles``, then in pairs, until three fit.
     """
-    singles = list(_singles(config, plan))
-    found = _fitting(singles, WANTED, plan)
-    if len(found) < WANTED:
-        tried = [change for change in singles if all(change is not suggestion.change for suggestion in found)]
-        found += _fitting(_pairs(config, tried)[:_PAIRS], WANTED - len(found), plan)
+    singles = _singles(config, plan)
+    found = list(islice(_fitting(singles), WANTED))
+    fitting = [item.change for item in found]
+    others = [change for change in singles if change not in fitting]
+    found += islice(_fitting(islice(_pairs(config, others), _PAIRS)), WANTED - len(found))
     same = [item for item in found if item.change.same_model]
-    others = [item for item in found if not item.change.same_model]
-    return sorted(same, key=lambda item: -(item.tokens_per_s or 1 / item.relative_time)) + others
+    same.sort(key=lambda item: -(item.tokens_per_s or 1 / item.relative_time))
+    return same + [item for item in found if not item.change.same_model]
 
 
-def _fitting(changes: list[Change], enough: int, plan: Plan) -> list[Suggestion]:
-    """Tracing a step takes some tenths of a second: changes whose weights alone do not fit are skipped."""
-    found: list[Suggestion] = []
+def _fitting(changes: Iterable[Change]) -> Iterator[Suggestion]:
+    """Those that fit. Finding out takes some tenths of a second each, so no more are tried than are taken."""
     for change in changes:
-        if len(found) == enough:
-            break
-        if plan.devices == 1 and plan.limit_bytes is not None and _standing(change.config) > plan.limit_bytes:
-            continue
-        if (rough := Planner.of(change.config).rough(change.config)) is not None:
-            found.append(Suggestion(change, *rough))
-    return found
+        if (rough := Planner(change.config).rough()) is not None:
+            yield Suggestion(change, *rough)
 
 
-def _standing(config: RunConfig) -> int:
-    return minimum_bytes(workload_of(config, planned_device(config.hardware))[0])
-
-
-def _singles(config: RunConfig, plan: Plan) -> Iterator[Change]:
+def _singles(config: RunConfig, plan: Plan) -> list[Change]:
     """Single changes, those that keep the model first."""
-    freed = _freed(config)
-    if freed:
-        yield from _change(config, freed, same_model=True)
-    if plan.device != CPU and config.optim.name != "adamw8bit":
-        yield from _group(config, "optim", "adamw8bit", same_model=True)
-    for name in ("adamw", "lion"):  # Muon copies all its matrices during an update
-        if config.optim.name == "muon":
-            yield from _group(config, "optim", name, same_model=True)
-    if plan.precision in ("32-true", "64-true") and plan.device != CPU:
-        yield from _change(config, {"trainer.precision": "bf16-mixed"}, same_model=True)
-    if plan.precision in ("bf16-mixed", "32-true") and config.trainer.strategy != "fsdp2":
-        yield from _change(config, {"trainer.precision": "bf16-true"}, same_model=True)
-    if config.callbacks.ema.decay is not None:
-        yield from _change(config, {"callbacks.ema.decay": None}, same_model=True)
-    length = config.data.seq_len
-    for shorter in (length // 2, length // 4):
-        if shorter >= _SHORTEST:
-            yield from _change(config, {"data.seq_len": shorter}, same_model=False)
-    ids = config.data.tokenizer.vocab_size
-    if plan.vocabulary.bound and ids // 2 >= _FEWEST_IDS:
-        yield from _change(config, {"data.tokenizer.vocab_size": ids // 2}, same_model=False)
-    yield from _sizes(config)
-
-
-def _freed(config: RunConfig) -> dict[str, object]:
-    """What the user fixed and the plan could choose."""
+    gpu, precision, optim, trainer = plan.device != CPU, plan.precision, config.optim.name, config.trainer
+    length, ids = config.data.seq_len, config.data.tokenizer.vocab_size
     fixed = {
         "data.batch_size": config.data.batch_size,
-        "trainer.accumulate": config.trainer.accumulate,
-        "trainer.checkpoint_blocks": config.trainer.checkpoint_blocks,
-        "trainer.loss_rows": config.trainer.loss_rows,
+        "trainer.accumulate": trainer.accumulate,
+        "trainer.checkpoint_blocks": trainer.checkpoint_blocks,
+        "trainer.loss_rows": trainer.loss_rows,
     }
-    return {name: "auto" for name, value in fixed.items() if value != "auto"}
+    freed = {name: "auto" for name, value in fixed.items() if value != "auto"}  # what the plan could choose
+    tried: list[tuple[object, bool, _Values]] = [
+        (freed, True, _fields(freed)),
+        (gpu and optim != "adamw8bit", True, _option("optim", "adamw8bit")),
+        # Muon copies all its matrices during an update.
+        *((optim == "muon", True, _option("optim", name)) for name in ("adamw", "lion")),
+        (gpu and precision in ("32-true", "64-true"), True, _fields({"trainer.precision": "bf16-mixed"})),
+        (
+            precision in ("bf16-mixed", "32-true") and trainer.strategy != "fsdp2",
+            True,
+            _fields({"trainer.precision": "bf16-true"}),
+        ),
+        (config.callbacks.ema.decay is not None, True, _fields({"callbacks.ema.decay": None})),
+        *((shorter >= _SHORTEST, False, _fields({"data.seq_len": shorter})) for shorter in (length // 2, length // 4)),
+        (
+            plan.vocabulary.bound and ids // 2 >= _FEWEST_IDS,
+            False,
+            _fields({"data.tokenizer.vocab_size": ids // 2}),
+        ),
+        *((True, False, _option("size", name)) for name in _smaller_sizes(config)),
+    ]
+    return [change for asked, same, values in tried if asked for change in _valid(config, *values, same)]
 
 
-def _sizes(config: RunConfig) -> Iterator[Change]:
+def _smaller_sizes(config: RunConfig) -> list[str]:
     """The next smaller sizes that the preset takes, the largest first."""
     own = len(config.model.layers) * config.model.d_model**2
-    found = []
-    for path in (root() / "conf/size").glob("*.yaml"):
-        shape = _option(path).get("model", {})
-        if path.stem in config.model.sizes and "d_model" in shape and shape["n_layers"] * shape["d_model"] ** 2 < own:
-            found.append((shape["n_layers"] * shape["d_model"] ** 2, path.stem))
-    for _, name in sorted(found, reverse=True)[:_SMALLEST]:
-        yield from _group(config, "size", name, same_model=False)
+    weights = {}
+    for name in config.model.sizes:
+        shape = dict(_option("size", name)[1])
+        weights[name] = shape.get(("model", "n_layers"), 0) * shape.get(("model", "d_model"), 0) ** 2
+    smaller = [name for name in sorted(weights, key=lambda name: -weights[name]) if 0 < weights[name] < own]
+    return smaller[:_SMALLEST]
 
 
-def _option(path: Path) -> dict[str, Any]:
-    """A file of a config group, with numbers read as Hydra does (3e-3 is one)."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+def _option(group: str, option: str) -> _Values:
+    """``group=option``: the values of its file, with numbers read as Hydra does (3e-3 is one)."""
+    tree = OmegaConf.to_container(OmegaConf.load(root() / "conf" / group / f"{option}.yaml"))
+    section = () if group == "size" else (group,)
+    return (f"{group}={option}",), {(*section, *path): value for path, value in leaves(tree) if path != ("defaults",)}
 
 
-def _group(config: RunConfig, group: str, option: str, *, same_model: bool) -> Iterator[Change]:
-    """``group=option``: the values of its file over the configuration's."""
-    tree = _option(root() / "conf" / group / f"{option}.yaml")
-    parts = tree if group == "size" else {group: tree}
-    yield from _loaded(config, parts, (f"{group}={option}",), same_model)
-
-
-def _change(config: RunConfig, fields: Mapping[str, object], *, same_model: bool) -> Iterator[Change]:
+def _fields(fields: Mapping[str, object]) -> _Values:
     """Fields by dotted name."""
-    parts: dict[str, Any] = {}
-    for name, value in fields.items():
-        *sections, last = name.split(".")
-        inner = parts
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[last] = value
     words = tuple(f"{name}={'null' if value is None else value}" for name, value in fields.items())
-    yield from _loaded(config, parts, words, same_model)
+    return words, {tuple(name.split(".")): value for name, value in fields.items()}
 
 
-def _loaded(config: RunConfig, parts: Mapping[str, Any], words: tuple[str, ...], same_model: bool) -> Iterator[Change]:
+def _valid(
+    config: RunConfig, words: tuple[str, ...], values: Mapping[tuple[str, ...], Any], same_model: bool
+) -> Iterator[Change]:
     """The change, unless the configuration becomes invalid."""
     tree = config.model_dump()
-    _merge(tree, parts)
-    try:
-        yield Change(words, load_config(tree), same_model, dict(parts))
-    except UserError:
-        return
+    for path, value in values.items():
+        put(tree, path, value)
+    with suppress(UserError):
+        yield Change(words, load_config(tree), same_model, values)
 
 
-def _merge(tree: dict[str, Any], parts: Mapping[str, Any]) -> None:
-    for name, value in parts.items():
-        if name == "defaults":
-            continue
-        if isinstance(value, Mapping) and isinstance(tree.get(name), dict):
-            _merge(tree[name], value)
-        else:
-            tree[name] = value
-
-
-def _pairs(config: RunConfig, tried: list[Change]) -> list[Change]:
+def _pairs(config: RunConfig, tried: list[Change]) -> Iterator[Change]:
     """Two changes of different fields at once."""
-    found: list[Change] = []
     for first, second in combinations(tried, 2):
-        if {word.partition("=")[0] for word in first.overrides} & {word.partition("=")[0] for word in second.overrides}:
-            continue
-        both = deepcopy(first.values)
-        _merge(both, second.values)
-        words, same = (*first.overrides, *second.overrides), first.same_model and second.same_model
-        found += _loaded(config, both, words, same)
-    return found
+        if not {key_of(word) for word in first.overrides} & {key_of(word) for word in second.overrides}:
+            words, same = (*first.overrides, *second.overrides), first.same_model and second.same_model
+            yield from _valid(config, words, {**first.values, **second.values}, same)

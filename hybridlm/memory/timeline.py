@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from hybridlm.config.layers import LayerSpec
-from hybridlm.memory.microbatch import ForwardBackward, MicrobatchMemory, Usage
+from hybridlm.memory.microbatch import ForwardBackward, MicrobatchMemory
 from hybridlm.memory.optimizer import OptimizerMemory
 
 WEIGHTS, GRADIENTS, OPTIMIZER, AVERAGE, BATCH = "weights", "gradients", "optimizer", "running average", "micro-batches"
@@ -52,9 +52,6 @@ class _Timeline:
         self.held = Counter(held)
         self.best = Peak(0, {}, "")
 
-    def through(self, piece: Usage, moment: str) -> None:
-        self.at(piece.peak, moment)
-
     def at(self, above: int, moment: str) -> None:
         level = sum(self.held.values()) + above
         if level > self.best.bytes:
@@ -94,13 +91,13 @@ def compose(
     )
     every_piece = [(LOSS, plain.embedding), *chosen, (LOSS, plain.head)]
     for name, piece in every_piece:
-        course.through(piece.forward, f"forward, {name.removeprefix(ACTIVATIONS)}")
+        course.at(piece.forward.peak, f"forward, {name.removeprefix(ACTIVATIONS)}")
         course.held[name] += piece.forward.net
     fresh = step.accumulate == 1
     if fresh:
         course.held[GRADIENTS] = 0
     for name, piece in reversed(every_piece):
-        course.through(piece.backward, f"backward, {name.removeprefix(ACTIVATIONS)}")
+        course.at(piece.backward.peak, f"backward, {name.removeprefix(ACTIVATIONS)}")
         made = piece.gradients if fresh else 0
         course.held[name] -= piece.forward.net
         course.held[WORKSPACE] += (

@@ -29,8 +29,8 @@ def planned(config: RunConfig, checkpoint: Path | None, *, verified: bool = Fals
     just now. ConfigError: the run does not fit; with changes that would."""
     resumed = None if checkpoint is None else Resumed.read(checkpoint, config, verified=verified)
     settled = config if resumed is None else resumed.settle(config)
-    planner = Planner.of(settled, None if resumed is None else resumed.model)
-    plan = planner.plan(settled)
+    planner = Planner(settled, None if resumed is None else resumed.model)
+    plan = planner.plan()
     if not plan.fits:
         raise ConfigError(refusal(plan, suggestions(settled, plan)))
     return Start(plan, planner.steps.model, resumed)

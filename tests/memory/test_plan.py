@@ -66,7 +66,7 @@ def test_less_memory_cuts_the_step(share, cheaper):
     assert held.reserved_bytes <= held.limit_bytes
     assert held.batch_size * held.accumulate == 16
     assert (held.batch_size, held.checkpoint_blocks) != (free.batch_size, free.checkpoint_blocks)
-    assert held.peak_bytes < free.peak_bytes
+    assert held.peak.bytes < free.peak.bytes
 
 
 def test_what_the_user_fixed_is_kept():
@@ -80,18 +80,18 @@ def test_parts_are_those_of_the_model_and_its_optimizer():
     config = compose_config(["hardware=cpu", "optim=adamw", "callbacks=ema", "size=tiny"])
     plan = plan_run(config)
     numbers = parameters(build_model(config.model, 512))
-    parts = plan.parts
+    parts = plan.peak.parts
     assert plan.parameters == numbers
     assert (parts[WEIGHTS], parts[GRADIENTS], parts[AVERAGE]) == (4 * numbers, 4 * numbers, 4 * numbers)
     tensors = len(list(build_model(config.model, 512).parameters()))
     assert parts[OPTIMIZER] == 8 * numbers + 4 * tensors  # two moments, and each tensor's own count of steps
-    assert sum(parts.values()) == plan.peak_bytes
+    assert sum(parts.values()) == plan.peak.bytes
 
 
 @pytest.mark.parametrize(("optim", "bytes_each"), [("sgd", 4), ("lion", 4), ("adamw", 8), ("adamw8bit", 2)])
 def test_optimizer_states(optim, bytes_each):
     plan = plan_run(compose_config(["hardware=rtx4090", "model=transformer", "size=small", f"optim={optim}"]))
-    assert plan.parts[OPTIMIZER] == pytest.approx(bytes_each * plan.parameters, rel=0.04)
+    assert plan.peak.parts[OPTIMIZER] == pytest.approx(bytes_each * plan.parameters, rel=0.04)
 
 
 def test_several_devices():
@@ -99,17 +99,17 @@ def test_several_devices():
     one = plan_run(compose_config([*base, "data.global_batch=4"]))
     ddp = plan_run(compose_config([*base, "trainer.devices=2"]))
     assert (ddp.batch_size, ddp.global_batch) == (4, 8)
-    assert ddp.peak_bytes == one.peak_bytes + ddp.parts[EXCHANGE]
-    assert ddp.parts[EXCHANGE] == one.parts[WEIGHTS]
+    assert ddp.peak.bytes == one.peak.bytes + ddp.peak.parts[EXCHANGE]
+    assert ddp.peak.parts[EXCHANGE] == one.peak.parts[WEIGHTS]
     sharded = plan_run(compose_config([*base, "trainer.devices=2", "trainer.strategy=fsdp2"]))
-    assert sharded.parts[WEIGHTS] == one.parts[WEIGHTS] // 2
-    assert sharded.parts[OPTIMIZER] == one.parts[OPTIMIZER] // 2
+    assert sharded.peak.parts[WEIGHTS] == one.peak.parts[WEIGHTS] // 2
+    assert sharded.peak.parts[OPTIMIZER] == one.peak.parts[OPTIMIZER] // 2
 
 
 def test_precisions_of_weights():
     narrow = plan_run(compose_config([*CARD, "trainer.precision=bf16-true"]))
     wide = plan_run(compose_config([*CARD, "trainer.precision=32-true"]))
-    assert wide.parts[WEIGHTS] / 2 <= narrow.parts[WEIGHTS] < wide.parts[WEIGHTS] * 0.6
+    assert wide.peak.parts[WEIGHTS] / 2 <= narrow.peak.parts[WEIGHTS] < wide.peak.parts[WEIGHTS] * 0.6
 
 
 @pytest.mark.parametrize(
@@ -186,12 +186,12 @@ def test_text_and_json():
     config = compose_config(CARD)
     plan, side = plan_run(config), plan_inference(config)
     text = full_text(plan, side)
-    for part in plan.parts:
+    for part in plan.peak.parts:
         assert part in text
     assert "not measured" in text
     assert len(summary_lines(plan)) <= 3
     fields = json.loads(json_text(plan, side, []))
-    assert fields["peak_bytes"] == plan.peak_bytes == sum(fields["parts"].values())
+    assert fields["peak_bytes"] == plan.peak.bytes == sum(fields["parts"].values())
     assert fields["suggestions"] == []
     assert fields["inference"]["contexts"]
 
