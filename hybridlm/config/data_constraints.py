@@ -9,7 +9,7 @@ from hybridlm.config.synthetic import SyntheticConfig, synthetic_problems
 
 def data_problems(data: DataConfig) -> list[str]:
     """One line for each rule that is broken."""
-    source, tokenizer = data.source, data.tokenizer
+    source = data.source
     mixture, bins, synthetic = source == "mixture", source == "bins", source == "synthetic"
     held_out = all(part.val_path for part in data.parts.values()) if mixture else data.val_path
     problems = _corpus_problems("data", data)
@@ -24,19 +24,6 @@ def data_problems(data: DataConfig) -> list[str]:
         (
             not mixture and data.parts,
             f"data.parts = {{{', '.join(data.parts)}}}: only data.source=mixture reads them",
-        ),
-        (
-            bins and data.path is None,
-            "data.path = null: data.source=bins needs a token file, such as data.path=train.bin",
-        ),
-        (
-            bins and data.dedup,
-            "data.dedup = true: data.source=bins reads tokens, whose documents are used as they are",
-        ),
-        (
-            bins and tokenizer.kind != "file",
-            f"data.tokenizer.kind = {tokenizer.kind!r}: data.source=bins needs file, with data.tokenizer.path set to"
-            " the tokenizer of the ids: it is used to check them and to count bytes",
         ),
         (not bins and data.dtype is not None, f"data.dtype = {data.dtype!r}: only data.source=bins reads it"),
         (
@@ -60,6 +47,28 @@ def data_problems(data: DataConfig) -> list[str]:
             f"data.val_seq_len = {data.val_seq_len}: data.source=synthetic validates at data.seq_len and"
             " data.synthetic.eval_lengths",
         ),
+    )
+    problems += _token_problems(data)
+    return problems + (synthetic_problems(data.synthetic, data.seq_len) if synthetic else [])
+
+
+def _token_problems(data: DataConfig) -> list[str]:
+    """Of token files, and of the tokenizer."""
+    bins, tokenizer = data.source == "bins", data.tokenizer
+    return broken(
+        (
+            bins and data.path is None,
+            "data.path = null: data.source=bins needs a token file, such as data.path=train.bin",
+        ),
+        (
+            bins and data.dedup,
+            "data.dedup = true: data.source=bins reads tokens, whose documents are used as they are",
+        ),
+        (
+            bins and tokenizer.kind != "file",
+            f"data.tokenizer.kind = {tokenizer.kind!r}: data.source=bins needs file, with data.tokenizer.path set to"
+            " the tokenizer of the ids: it is used to check them and to count bytes",
+        ),
         (
             tokenizer.kind == "file" and not tokenizer.path,
             "data.tokenizer.path = null: kind=file needs it; a tokenizer.json, or a folder with one",
@@ -70,7 +79,6 @@ def data_problems(data: DataConfig) -> list[str]:
             " data.tokenizer.kind=file",
         ),
     )
-    return problems + (synthetic_problems(data.synthetic, data.seq_len) if synthetic else [])
 
 
 def _corpus_problems(where: str, corpus: CorpusConfig) -> list[str]:

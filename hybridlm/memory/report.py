@@ -32,9 +32,8 @@ def full_text(plan: Plan, inference: Inference) -> str:
     """The text of plan.txt and ``hybridlm plan``."""
     at_most = " at most (a tokenizer trained on a small corpus has fewer)" if plan.vocabulary.bound else ""
     limit = "unknown" if plan.limit_bytes is None else byte_text(plan.limit_bytes)
-    parts = sorted(
-        {**plan.peak.parts, WORKSPACE: plan.peak.parts.get(WORKSPACE, 0)}.items(), key=lambda part: part[0] == WORKSPACE
-    )
+    held = {**plan.peak.parts, WORKSPACE: plan.peak.parts.get(WORKSPACE, 0)}
+    parts = sorted(held.items(), key=lambda part: part[0] == WORKSPACE)
     lines = [
         f"device      {plan.device}, {plan.devices} process(es), precision {plan.precision}",
         (
@@ -140,6 +139,9 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """The first column aligned left, the others right, with minimum widths so that the tables line up."""
     least = (28, *[10] * (len(rows[0]) - 1))
     widths = [max(width, *(len(row[i]) for row in rows)) for i, width in enumerate(least)]
-    aligned = (str.ljust, *[str.rjust] * (len(least) - 1))
-    cells = ([align(*pair) for align, *pair in zip(aligned, row, widths, strict=True)] for row in rows)
-    return ["  ".join(row).rstrip() for row in cells]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for row in rows
+    ]
