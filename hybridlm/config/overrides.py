@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from hybridlm.errors import ConfigError, UserError
@@ -36,6 +37,7 @@ HYDRA_FLAGS = (
 )
 _LONGEST = 200_000  # characters of an override; Hydra's parser takes seconds for more
 _DEEPEST = 40  # nested brackets, each of which is a recursive call of the parser
+_SWEEPS = ("choice(", "glob(", "shuffle(")
 _INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~|)(?P<key>[^=+~][^=]*)(?:=(?P<value>.*))?", re.DOTALL)
 _PATHS = ("data.path", "data.val_path", "data.out", "data.tokenizer.path", "data.hf.id", "ckpt", "init_from")
@@ -55,10 +57,10 @@ class CommandLine:
     def value(self, *names: str) -> str | None:
         """The value of the flag of one of these names, after a space or ``=``, the last time it is given."""
         found = None
-        for index, flag in enumerate(self.flags):
+        for flag, following in zip(self.flags, [*self.flags[1:], ""], strict=False):
             name, equals, attached = flag.partition("=")
             if name in names:
-                found = attached if equals else next(iter(self.flags[index + 1 : index + 2]), "")
+                found = attached if equals else following
         return found
 
     def has(self, *names: str) -> bool:
@@ -78,12 +80,9 @@ def split(argv: Sequence[str]) -> CommandLine:
     pending = ""
     for token in argv:
         takes = token in _INFO_TOPICS if pending in ("--info", "-i") else bool(pending)
-        if takes or (token.startswith("-") and not token.startswith("-=")):
-            flags.append(token)
-            pending = "" if takes or token not in _FLAGS_WITH_VALUE else token
-        else:
-            overrides.append(token)
-            pending = ""
+        flag = takes or (token.startswith("-") and not token.startswith("-="))
+        (flags if flag else overrides).append(token)
+        pending = token if flag and not takes and token in _FLAGS_WITH_VALUE else ""
     return CommandLine(tuple(flags), tuple(overrides))
 
 
@@ -101,12 +100,12 @@ def refuse_flags(argv: Sequence[str], known: Collection[str], legal: str) -> Non
         bare = following if not equals and following and not following.startswith("-") and "=" not in following else ""
         shown, name = f"{word} {bare}".strip(), flag.lstrip("-")
         meant = field_named(RunConfig, name)
-        if meant == name.replace("-", "_"):
-            problems.append(f"{shown}: a field is set without dashes: {meant}={value or bare or '...'}")
-        elif meant is not None:
-            problems.append(f"{shown}: a field is set without dashes; {meant}")
-        else:
+        if meant is None:
             problems.append(f"unknown option {shown}; legal: {legal}")
+            continue
+        exact = meant == name.replace("-", "_")
+        hint = f": {meant}={value or bare or '...'}" if exact else f"; {meant}"
+        problems.append(f"{shown}: a field is set without dashes{hint}")
     if problems:
         raise UserError(problems)
 
@@ -119,9 +118,8 @@ def several_values(said: str) -> str | None:
         return None
     key, values = found[1], found[2].replace('"', "")
     remedy = "`hybridlm sweep` trains each and `hybridlm sweep --dry-run` plans each"
-    return f"{key}={values}: several values, but this takes one; {remedy}" + (
-        f" (a list is {key}=[a,b])" if "." in key else ""
-    )
+    a_list = f" (a list is {key}=[a,b])" if "." in key else ""
+    return f"{key}={values}: several values, but this takes one; {remedy}{a_list}"
 
 
 def key_of(override: str) -> str:
@@ -139,8 +137,8 @@ def value_of(overrides: Sequence[str], key: str) -> str | None:
 def typed(override: str) -> str:
     """A repaired override as a user types it: without signs, and without quotes that ``repair`` would add again."""
     key, _, value = override.lstrip("+").partition("=")
-    bare = f"{key}={_unquoted(value)}"
-    return bare if _repaired(bare, (), several=False) == f"++{key}={value}" else f"{key}={value}"
+    bare = _unquoted(value)
+    return f"{key}={bare if _repaired(key, bare, (), several=False) == f'++{key}={value}' else value}"
 
 
 def _unquoted(value: str) -> str:
@@ -156,14 +154,18 @@ def repair(overrides: Sequence[str], groups: Collection[str], *, several: bool =
     Raises:
         UserError: something is not an override.
     """
-    wrong = [
-        line
-        for line in overrides
-        if not (match := _OVERRIDE.fullmatch(line)) or (match["value"] is None and match["sign"] != "~")
-    ]
+    repaired, wrong = [], []
+    for line in overrides:
+        match = _OVERRIDE.fullmatch(line)
+        if match is None or (match["value"] is None and match["sign"] != "~"):
+            wrong.append(f"{line!r}: {_expected(line)}")
+        elif match["sign"] == "~" or re.match(r"hydra[./=]", match["key"] + "="):
+            repaired.append(line)
+        else:
+            repaired.append(_repaired(match["key"].strip(), match["value"], groups, several))
     if wrong:
-        raise UserError([f"{line!r}: {_expected(line)}" for line in wrong])
-    return [_repaired(line, groups, several) for line in overrides]
+        raise UserError(wrong)
+    return repaired
 
 
 def _expected(word: str) -> str:
@@ -175,33 +177,25 @@ def _expected(word: str) -> str:
     return "expected field=value (trainer.max_steps=100) or group=option (model=transformer)"
 
 
-def _repaired(line: str, groups: Collection[str], several: bool) -> str:
-    match = _OVERRIDE.fullmatch(line)
-    if match is None or match["sign"] == "~":
-        return line
-    key, value = match["key"].strip(), match["value"]
+def _repaired(key: str, value: str, groups: Collection[str], several: bool) -> str:
     if key == "kernels" and not value.lstrip().startswith("{"):  # kernels=cuda is written like a group
         key = "kernels.default"
-    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        return line
-    if key in groups or "/" in key or "@" in key:
-        # a group of the defaults list is chosen without a sign; adding it is the same choice
+    if is_group(key, groups):
+        # A group of the defaults list is chosen without a sign; adding it is the same choice.
         return f"{key}={value}"
     if key in _PATHS:
-        return f"++{key}={_quoted_path(value, several)}"
+        value = _quoted_path(value, several)
     return f"++{key}={quoted_pattern(value) if key == 'model.pattern' else value}"
 
 
 def _quoted_path(value: str, several: bool) -> str:
     """A path, or a list of paths in brackets, quoted so that Hydra's grammar accepts every character. What exists is
     one path; in a sweep a comma outside of brackets and braces separates two."""
-    if (
-        value in ("", "null", "???")
-        or (several and value.startswith(("choice(", "glob(", "shuffle(")))
-        or os.path.exists(value)
-    ):
-        return value if value in ("", "null", "???") or not os.path.exists(value) else quoted(value)
-    if _QUOTED.fullmatch(value):
+    if value in ("", "null", "???"):
+        return value
+    if os.path.exists(value):
+        return quoted(value)
+    if _QUOTED.fullmatch(value) or (several and value.startswith(_SWEEPS)):
         return value
     if value.startswith("[") and value.endswith("]"):
         return f"[{','.join(_quoted_path(piece.strip(), False) for piece in pieces(value[1:-1]))}]"
@@ -218,16 +212,14 @@ def quoted(value: str | Path) -> str:
 
 def quoted_pattern(value: str) -> str:
     """A pattern, or comma-separated patterns of a sweep, quoted so that Hydra's grammar accepts every character."""
-    return ",".join(_quoted_piece(piece.strip()) for piece in pieces(value))
-
-
-def _quoted_piece(piece: str) -> str:
-    if piece.startswith("[") and piece.endswith("]"):
-        return f"[{quoted_pattern(piece[1:-1])}]"
-    plain = (
-        piece in ("", "null", "???") or piece[0] in "'\"" or piece.startswith(("choice(", "glob(", "shuffle(", "${"))
-    )
-    return piece if plain or '"' in piece or "\\" in piece else f'"{piece}"'
+    quoted_pieces = []
+    for piece in map(str.strip, pieces(value)):
+        if piece.startswith("[") and piece.endswith("]"):
+            piece = f"[{quoted_pattern(piece[1:-1])}]"
+        elif piece not in ("", "null", "???") and not piece.startswith(("'", "${", *_SWEEPS)) and '"' not in piece:
+            piece = piece if "\\" in piece else f'"{piece}"'
+        quoted_pieces.append(piece)
+    return ",".join(quoted_pieces)
 
 
 def pieces(value: str) -> Iterator[str]:
@@ -261,7 +253,8 @@ def refuse_odd(overrides: Sequence[str], groups: Mapping[str, Sequence[str]]) ->
         shown = override.lstrip("+")[:60]
         if len(override) > _LONGEST:
             raise ConfigError(f"{shown}...: longer than {_LONGEST:,} characters")
-        if max(_depths(override)) > _DEEPEST:
+        brackets = re.findall(r"[\[\](){}]", override)
+        if max(accumulate((1 if one in "[({" else -1 for one in brackets), _depth, initial=0)) > _DEEPEST:
             raise ConfigError(f"{shown}...: brackets more than {_DEEPEST} deep")
         key, equals, value = override.partition("=")
         name = key.lstrip("+~")
@@ -269,12 +262,8 @@ def refuse_odd(overrides: Sequence[str], groups: Mapping[str, Sequence[str]]) ->
             raise ConfigError(f"{name}={value[:60]}: expected one option; available: {', '.join(groups[name])}")
 
 
-def _depths(text: str) -> Iterator[int]:
-    depth = 0
-    yield depth
-    for letter in re.findall(r"[\[\](){}]", text):
-        depth = depth + 1 if letter in "[({" else max(0, depth - 1)
-        yield depth
+def _depth(depth: int, change: int) -> int:
+    return max(0, depth + change)
 
 
 def is_group(override: str, groups: Collection[str]) -> bool:
