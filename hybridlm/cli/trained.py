@@ -21,6 +21,13 @@ _MinP = Annotated[
 _Repetition = Annotated[
     float, typer.Option("--repetition-penalty", help="for tokens that occurred before; above 1 makes them less likely")
 ]
+_Presence = Annotated[
+    float, typer.Option("--presence-penalty", help="subtracted from the logit of each generated token")
+]
+_Frequency = Annotated[float, typer.Option("--frequency-penalty", help="the same, times the number of its occurrences")]
+_Bias = Annotated[
+    list[str] | None, typer.Option("--logit-bias", metavar="ID=X", help="added to the logit of token ID; repeatable")
+]
 _Seed = Annotated[int, typer.Option("--seed", help="sampling seed")]
 Context = Annotated[int | None, typer.Option("--context", min=2, help="maximum length of a text, in tokens")]
 
@@ -39,29 +46,37 @@ def generate(
     top_p: _TopP = 0.95,
     min_p: _MinP = 0.0,
     repetition_penalty: _Repetition = 1.0,
+    presence_penalty: _Presence = 0.0,
+    frequency_penalty: _Frequency = 0.0,
+    logit_bias: _Bias = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="stop before this text; repeatable")] = None,
     seed: _Seed = 0,
+    logprobs: Annotated[
+        int | None,
+        typer.Option("--logprobs", help="with --json: log-probabilities of each token and of the N most likely"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object per line and sample")] = False,
     ema: EMA = False,
     context: Context = None,
+    save_state: Annotated[
+        Path | None, typer.Option("--save-state", help="save the model's state after the text to this file")
+    ] = None,
+    load_state: Annotated[
+        Path | None, typer.Option("--load-state", help="continue from a saved state; the prompt is then optional")
+    ] = None,
 ) -> None:
     """Continue a text with a trained model. Without --prompt or --file, the prompt is read from standard input."""
     with reported():
-        from hybridlm.generate.command import run_generate
-        from hybridlm.generate.sampling import Sampling
+        from hybridlm.generate.command import Request, run_generate
+        from hybridlm.generate.sampling import Sampling, read_biases
 
-        penalty, stops = repetition_penalty, tuple(stop or ())
-        sampling = Sampling(temperature, top_k, top_p, min_p, penalty, seed, stops, max_new_tokens=tokens)
-        run_generate(
-            run,
-            sampling,
-            prompts=prompt or (),
-            file=file,
-            samples=n_samples,
-            as_json=as_json,
-            ema=ema,
-            context=context,
+        biases, stops = read_biases(logit_bias or ()), tuple(stop or ())
+        penalties = (repetition_penalty, presence_penalty, frequency_penalty)
+        sampling = Sampling(
+            temperature, top_k, top_p, min_p, *penalties, biases, seed, stops, max_new_tokens=tokens, logprobs=logprobs
         )
+        request = Request(run, prompt or (), file, n_samples, as_json, ema, context, save_state, load_state)
+        run_generate(request, sampling)
 
 
 @app.command()

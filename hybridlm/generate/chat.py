@@ -89,10 +89,7 @@ def _command(conversation: Conversation, line: str, note: Callable[[str], None])
             conversation.reset(argument)
             note("a new conversation, with this system message")
         case "/temp":
-            try:
-                conversation.sampling = replace(conversation.sampling, temperature=float(argument))
-            except ValueError:
-                raise UserError(f"/temp {argument}: expected a number, 0 or more") from None
+            conversation.sampling = replace(conversation.sampling, temperature=_number(argument))
             note(f"temperature {conversation.sampling.temperature:g}")
         case "/save":
             conversation.save(expanded(argument))
@@ -104,6 +101,13 @@ def _command(conversation: Conversation, line: str, note: Callable[[str], None])
         case _:
             raise UserError(f"unknown command {name}; /help lists the commands")
     return True
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"/temp {text}: expected a number, 0 or more") from None
 
 
 class Terminal:

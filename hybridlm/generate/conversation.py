@@ -6,40 +6,31 @@ messages. Without one (a base model) the conversation is a single text, and each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field, ValidationError
 
-from hybridlm.config.problems import recorded
-from hybridlm.config.section import Section, to_tuple
+from hybridlm.config.section import Section
 from hybridlm.data.reading.documents import Turn, encodable
-from hybridlm.errors import UserError
-from hybridlm.files.durable import replaced
-from hybridlm.files.plain import Unreadable, read_json
+from hybridlm.errors import UserError, printable
 from hybridlm.generate.engine import Engine, Finish, State
 from hybridlm.generate.sampling import Sampling
+from hybridlm.generate.state_file import load_state, save_state
 
 if TYPE_CHECKING:
     from hybridlm.data.chat import ChatTemplate
     from hybridlm.data.tokenizer import Tokenizer
 
 
-_Id = Annotated[int, Field(ge=0)]
-_Message = Annotated[tuple[str, str], BeforeValidator(to_tuple)]  # role and content
-
-
 class Saved(Section):
-    """A conversation in a JSON file. tokenizer: its fingerprint; ids: every token; open: those that close the last
-    answer."""
+    """What is saved of a conversation besides its state, as JSON. open: ids that close the last answer."""
 
-    tokenizer: str
-    template: bool
-    turns: list[_Message]
-    ids: list[_Id] = Field(min_length=1)
-    open: list[_Id]
+    template: bool = False
+    turns: tuple[tuple[str, str], ...] = ()
+    open: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
 
 class Conversation:
@@ -61,7 +52,7 @@ class Conversation:
         self.context = engine.context
         self.turns: list[Turn] = []
         self._state: State | None = None
-        self._open: list[int] = []  # ids that close the last answer, not yet prefilled
+        self._open: tuple[int, ...] = ()  # ids that close the last answer, not yet prefilled
 
     @property
     def tokens(self) -> int:
@@ -74,7 +65,7 @@ class Conversation:
             raise UserError("/system: this model was not trained on conversations, so it takes no system message")
         kept = self.turns[:1] if self.turns and self.turns[0].role == "system" else []
         self.turns = kept if system is None else [Turn("system", system)] if system else []
-        self._state, self._open = None, []
+        self._state, self._open = None, ()
 
     def say(self, text: str) -> Iterator[str]:
         """The answer as it is generated, one piece per token, empty while a character is incomplete. The caller may
@@ -98,9 +89,9 @@ class Conversation:
 
     def _close(self, answer: str, finish: Finish | None) -> None:
         if self.template is None:
-            self._open = [self.tokenizer.eos_id] if finish == "stop" else []
+            self._open = (self.tokenizer.eos_id,) if finish == "stop" else ()
         else:
-            self._open = [self.template.end_id, *self.template.tail]
+            self._open = (self.template.end_id, *self.template.tail)
             self.turns.append(Turn("assistant", answer))
 
     @property
@@ -110,50 +101,49 @@ class Conversation:
 
     def _read(self, text: str) -> State:
         """Prefills what is new or, if that does not fit, what is left after dropping the oldest messages."""
-        if self.template is None:
-            state = self._read_text(text)
-        else:
+        if self.template is not None:
             state, self.turns = self._read_message(self.template, [*self.turns, Turn("user", text)])
-        self._state, self._open = state, []
+        else:
+            state = self._read_text(text)
+        self._state, self._open = state, ()
         return state
-
-    def _extended(self, new: list[int]) -> State | None:
-        """The state with these tokens after it; None: they do not fit, or there is none yet."""
-        if self._state is None or len(self._state.ids[0]) + len(new) > self._room:
-            return None
-        if new:
-            self.engine.extend(self._state, [new])
-        return self._state
 
     def _read_message(self, template: ChatTemplate, turns: list[Turn]) -> tuple[State, list[Turn]]:
         """The state after the last of ``turns``, and the turns that were kept."""
-        if state := self._extended([*self._open, *template.encode_prompt(turns[-1:], self.tokenizer)]):
-            return state, turns
-        first = 1 if turns[0].role == "system" else 0
-        kept = turns
-        while len(ids := template.encode_prompt(kept, self.tokenizer)) > self._room:
-            if len(kept) == first + 1:
+        if self._state is not None:
+            new = [*self._open, *template.encode_prompt(turns[-1:], self.tokenizer)]
+            if len(self._state.ids[0]) + len(new) <= self._room:
+                self.engine.extend(self._state, [new])
+                return self._state, turns
+        system = turns[:1] if turns[0].role == "system" else []
+        rest = turns[len(system) :]
+        while len(ids := template.encode_prompt([*system, *rest], self.tokenizer)) > self._room:
+            if len(rest) == 1:
                 raise self._too_long(len(ids))
-            kept = [*kept[:first], *kept[first + 2 :]]  # without the oldest question and its answer
+            rest = rest[2:]  # a question and its answer
         state = self.engine.prefill([ids])
-        if dropped := len(turns) - len(kept):
+        if dropped := len(turns) - len(system) - len(rest):
             self.tell(f"the context of {self.context:,} tokens is full: dropped the {dropped} oldest messages")
-        return state, kept
+        return state, [*system, *rest]
 
     def _read_text(self, text: str) -> State:
-        begun = self.tokens > 0 and not self._open
+        state, begun = self._state, self.tokens > 0 and not self._open
         new = [*self._open, *self.tokenizer.encode(("\n" if begun and text else "") + text)]
-        if self._state is None and not new:
+        if state is None and not new:
             raise UserError("nothing to continue yet; write something")
         if len(new) > self._room:
             raise self._too_long(len(new))
-        if state := self._extended(new):
+        if state is None:
+            return self.engine.prefill([new])
+        ids = state.ids[0]
+        if len(ids) + len(new) <= self._room:
+            if new:
+                self.engine.extend(state, [new])
             return state
-        ids = [*(self._state.ids[0] if self._state else ()), *new]
-        kept = ids[-max(len(new), self._room // 2) :] if self._state else ids
+        kept = [*ids, *new][-max(len(new), self._room // 2) :]
         state = self.engine.prefill([kept])
-        if dropped := len(ids) - len(kept):
-            self.tell(f"the context of {self.context:,} tokens is full: dropped the {dropped:,} oldest tokens")
+        dropped = len(ids) + len(new) - len(kept)
+        self.tell(f"the context of {self.context:,} tokens is full: dropped the {dropped:,} oldest tokens")
         return state
 
     def _too_long(self, tokens: int) -> UserError:
@@ -163,41 +153,32 @@ class Conversation:
         )
 
     def save(self, path: Path) -> None:
-        """Writes the messages and their tokens. UserError: there is nothing to save, or the file cannot be written."""
+        """UserError: there is nothing to save, or the file cannot be written."""
         if self._state is None:
             raise UserError("/save: the conversation is empty")
-        saved = Saved(
-            tokenizer=self.tokenizer.fingerprint,
-            template=self.template is not None,
-            turns=list[tuple[str, str]](self.turns),
-            ids=self._state.ids[0],
-            open=self._open,
-        )
-        try:
-            with replaced(path) as new:
-                new.write_text(saved.model_dump_json(), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        turns = tuple((turn.role, turn.content) for turn in self.turns)
+        saved = Saved(template=self.template is not None, turns=turns, open=self._open)
+        save_state(path, self._state, self.engine.model, saved.model_dump_json())
 
     def load(self, path: Path) -> None:
-        """Replaces this conversation by a saved one, which is prefilled. UserError: not a conversation with a model of
-        this tokenizer, or it does not fit in the context."""
+        """Replaces this conversation by a saved one. UserError: not a conversation with this model."""
+        state, note = load_state(path, self.engine.model)
         try:
-            saved = recorded(Saved, read_json(path), path)
-        except Unreadable as error:
-            raise UserError(f"{path}: {error}; expected a file that /save wrote") from None
-        if saved.tokenizer != self.tokenizer.fingerprint or saved.template != (self.template is not None):
-            raise UserError(f"{path}: a conversation with a model of another tokenizer or chat template")
-        roles = [role for role, _ in saved.turns]
-        in_turn = ["user", "assistant"] * (len(roles) // 2)
-        vocab = self.engine.model.vocab_size
-        if (
-            roles not in (in_turn, ["system", *in_turn])
-            or not all(encodable(content) for _, content in saved.turns)
-            or not all(token < vocab for token in (*saved.ids, *saved.open))
-        ):
-            raise UserError(f"{path}: its messages do not form a conversation")
-        if len(saved.ids) >= self.context:
-            raise UserError(f"{path}: {len(saved.ids):,} tokens leave no room in a context of {self.context:,}")
-        self._state = self.engine.prefill([saved.ids])
-        self.turns, self._open = [Turn(*turn) for turn in saved.turns], saved.open
+            saved = Saved.model_validate_json(note or "{}")  # empty: a state of `hybridlm generate`
+        except ValidationError as error:
+            where = printable(".".join(map(str, error.errors()[0]["loc"])))
+            raise UserError(f"{path}: a saved state, but not a valid conversation ({where or 'not JSON'})") from None
+        if len(state.ids) != 1 or saved.template != (self.template is not None):
+            raise UserError(f"{path}: a saved state, but not of a conversation")
+        if not _in_turn(saved.turns) or not all(token < self.engine.model.vocab_size for token in saved.open):
+            raise UserError(f"{path}: a saved state, but its messages do not form a conversation")
+        self.turns = [Turn(*turn) for turn in saved.turns]
+        self._state, self._open = state, saved.open
+
+
+def _in_turn(turns: Sequence[tuple[str, str]]) -> bool:
+    """Whether user and assistant alternate after at most one system message, in text that UTF-8 can encode."""
+    roles = [role for role, _ in turns]
+    first = 1 if roles[:1] == ["system"] else 0
+    in_turn = all(role == ("user", "assistant")[place % 2] for place, role in enumerate(roles[first:]))
+    return in_turn and len(roles[first:]) % 2 == 0 and all(encodable(content) for _, content in turns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +13,18 @@ from hybridlm.generate.sampling import Sampling
 
 _DRAW_BITS = 48  # fewer than float64's 53, so that a draw times a total is below it
 _COLDEST, _HOTTEST = 1e-30, 1e30  # float32 cannot divide by temperatures beyond these, which change nothing more
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural log of a token's probability under the model itself, before any sampling option.
+
+    top: the most likely tokens at that position and their log-probabilities, the most likely first.
+    """
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 def draw(seed: int, place: int) -> float:
@@ -23,15 +36,27 @@ def draw(seed: int, place: int) -> float:
     return (int.from_bytes(digest, "little") >> (64 - _DRAW_BITS)) / (1 << _DRAW_BITS)
 
 
-def penalised(logits: Tensor, penalty: float, rows: Sequence[Sequence[int]]) -> Tensor:
-    """``logits`` (B, V) with the repetition penalty for the ids in each row. Not in place."""
-    if penalty == 1.0:
+def adjusted(
+    logits: Tensor, sampling: Sampling, prompts: Sequence[Sequence[int]], generated: Sequence[Sequence[int]]
+) -> Tensor:
+    """``logits`` (B, V) with bias and penalties. prompts, generated: the ids of each row. Not in place."""
+    if sampling.logit_bias:
+        ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
+        logits = logits.index_add(1, ids, logits.new_tensor(list(sampling.logit_bias.values())).expand(len(logits), -1))
+    if not sampling.penalises:
         return logits
-    logits = logits.clone()
-    for row, ids in zip(logits, rows, strict=True):
-        seen = torch.tensor(ids, device=row.device).unique()
-        row[seen] = torch.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
-    return logits
+    rows = []
+    for row, given, new in zip(logits, prompts, generated, strict=True):
+        row = row.clone()
+        if sampling.repetition_penalty != 1.0 and (given or new):
+            seen = torch.tensor([*given, *new], device=row.device).unique()
+            score = row[seen]
+            row[seen] = torch.where(score > 0, score / sampling.repetition_penalty, score * sampling.repetition_penalty)
+        if new:
+            ids, counts = torch.tensor(new, device=row.device).unique(return_counts=True)
+            row[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts.to(row.dtype)
+        rows.append(row)
+    return torch.stack(rows)
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -56,7 +81,7 @@ def chosen(logits: Tensor, sampling: Sampling, draws: Sequence[float]) -> Tensor
     """The next id of each row, (B,): the most likely if temperature is 0, else the first id at which the cumulative
     probability, in order of the ids, exceeds the row's draw.
 
-    logits: (B, V), penalised. draws: one number in [0, 1) per row. Rounding of the logits changes the token only if a
+    logits: (B, V), adjusted. draws: one number in [0, 1) per row. Rounding of the logits changes the token only if a
     draw falls within that rounding of a border.
     """
     if sampling.temperature == 0:
@@ -64,3 +89,14 @@ def chosen(logits: Tensor, sampling: Sampling, draws: Sequence[float]) -> Tensor
     running = probabilities(logits, sampling).double().cumsum(-1)
     target = torch.tensor(draws, dtype=torch.float64, device=logits.device).unsqueeze(1) * running[:, -1:]
     return torch.searchsorted(running, target, right=True).squeeze(1)
+
+
+def token_logprobs(logits: Tensor, ids: Tensor, top: int) -> list[TokenLogprob]:
+    """Of each row's chosen id (B,) under the model's own logits (B, V), with the ``top`` most likely ids."""
+    logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    own = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1).tolist()
+    likeliest = logprobs.topk(min(top, logprobs.shape[1]), dim=-1)
+    pairs = [
+        tuple(zip(*row, strict=True)) for row in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+    ]
+    return [TokenLogprob(token, value, row) for token, value, row in zip(ids.tolist(), own, pairs, strict=True)]

@@ -6,15 +6,16 @@ sums inside matrix products, which may differ with the number of rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from hybridlm.errors import RunFailed, UserError
-from hybridlm.generate.distribution import chosen, draw, penalised
+from hybridlm.generate.distribution import TokenLogprob, adjusted, chosen, draw, token_logprobs
 from hybridlm.generate.sampling import Sampling
 from hybridlm.generate.text_stream import TextStream
 from hybridlm.model.decoder import Decoder
@@ -29,7 +30,8 @@ Ids = Sequence[Sequence[int]]  # rows of token ids
 ROOM_AHEAD = 4096  # new tokens per row that memory is allocated for at once; after that the cache grows
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     """One token of one row, and the text that is final now.
 
     id: None if the row ended without another token, at a stop id. finish: why the row ended; None: it continues.
@@ -38,14 +40,18 @@ class Step(NamedTuple):
     row: int
     id: int | None
     text: str
+    logprob: TokenLogprob | None
     finish: Finish | None
 
 
-class Completion(NamedTuple):
-    """The new tokens of a row. ids: without the stop id; text: without the stop string."""
+@dataclass(frozen=True)
+class Completion:
+    """The new tokens of a row. ids: without the stop id; text: without the stop string. logprobs: one for each id, None
+    if not requested."""
 
     ids: list[int]
     text: str
+    logprobs: list[TokenLogprob] | None
     finish: Finish
 
 
@@ -70,28 +76,31 @@ class State:
 
 
 class _Row:
-    """Text and end of one row of ``run``."""
+    """Sampling, text and end of one row of ``run``."""
 
-    def __init__(self, number: int, sampling: Sampling, tokenizer: Tokenizer | None) -> None:
-        self.number, self.sampling, self.new = number, sampling, 0
+    def __init__(self, number: int, given: list[int], sampling: Sampling, tokenizer: Tokenizer | None) -> None:
+        self.number, self.given, self.sampling = number, given, sampling
         self.text = None if tokenizer is None else TextStream(tokenizer, sampling.stop)
+        self.new: list[int] = []
         # Rows that differ in nothing else are sampled together.
         self.kind = replace(sampling, seed=0, stop=(), stop_ids=(), max_new_tokens=1)
 
-    def step(self, token: int, full: bool) -> Step:
-        """Takes the next token, which may end the row. full: the context has no room for another one after it."""
+    def step(self, token: int, logprob: TokenLogprob | None, context: int | None) -> Step:
+        """Adds the next token, which may end the row."""
         if token in self.sampling.stop_ids:
-            return Step(self.number, None, "" if self.text is None else self.text.flush(), "stop")
-        self.new += 1
+            return Step(self.number, None, "" if self.text is None else self.text.flush(), None, "stop")
+        self.new.append(token)
         text, stopped = ("", False) if self.text is None else self.text.feed(token)
+        finish: Finish | None = None
         if stopped:
-            return Step(self.number, token, text, "stop")
-        finish: Finish | None = "context" if full else None
-        if self.new >= self.sampling.max_new_tokens:
+            finish = "stop"
+        elif len(self.new) >= self.sampling.max_new_tokens:
             finish = "length"
-        if finish is not None and self.text is not None:
+        elif context is not None and len(self.given) + len(self.new) >= context:
+            finish = "context"
+        if finish in ("length", "context") and self.text is not None:
             text += self.text.flush()
-        return Step(self.number, token, text, finish)
+        return Step(self.number, token, text, logprob, finish)
 
 
 class Engine:
@@ -110,6 +119,8 @@ class Engine:
         context: int | None = None,
         max_batch: int = 64,
     ) -> None:
+        if min(prefill_chunk, max_batch) < 1 or (context is not None and context < 2):
+            raise ValueError("prefill_chunk and max_batch count from 1, context from 2")
         self.model, self.tokenizer = model.eval(), tokenizer
         self._decoder = Decoder(model)
         self.prefill_chunk, self.context, self.max_batch = prefill_chunk, context, max_batch
@@ -119,32 +130,31 @@ class Engine:
         rows: list[list[Step]] = [[] for _ in prompts]
         for step in self.stream(prompts, sampling):
             rows[step.row].append(step)
-        return [completion(steps) for steps in rows]
+        return [completion(steps, one) for steps, one in zip(rows, _each(sampling, len(prompts)), strict=True)]
 
     @torch.inference_mode()
     def stream(self, prompts: Ids, sampling: Sampling | Sequence[Sampling]) -> Iterator[Step]:
         """The tokens of all rows as they are generated. sampling: one for each prompt, or one for all, in which case
         row i uses seed + i.
 
-        Equal prompts are prefilled once. UserError: a prompt that leaves no room in the context. ValueError: an empty
-        prompt; stop strings without a tokenizer. RunFailed: logits that are not finite.
+        Equal prompts are prefilled once. UserError: a prompt that leaves no room in the context, a logit_bias of an
+        unknown id. ValueError: an empty prompt; stop strings without a tokenizer. RunFailed: logits that are not
+        finite.
         """
-        if isinstance(sampling, Sampling):
-            samplings = [replace(sampling, seed=sampling.seed + row) for row in range(len(prompts))]
-        else:
-            samplings = list(sampling)
+        samplings = _each(sampling, len(prompts))
         for first in range(0, len(prompts), self.max_batch):
-            some = [tuple(prompt) for prompt in prompts[first : first + self.max_batch]]
+            some = [list(prompt) for prompt in prompts[first : first + self.max_batch]]
             theirs = samplings[first : first + self.max_batch]
-            unique = list(dict.fromkeys(some))
-            room = max(
+            unique = list(dict.fromkeys(map(tuple, some)))
+            longest = max(
                 len(prompt) + min(one.max_new_tokens, ROOM_AHEAD) for prompt, one in zip(some, theirs, strict=True)
             )
-            state = self.prefill(unique, min(room, self.context or room))
+            state = self.prefill(unique, longest if self.context is None else min(longest, self.context))
             if len(unique) < len(some):
-                state = state.select([unique.index(prompt) for prompt in some])
+                place = {prompt: row for row, prompt in enumerate(unique)}
+                state = state.select([place[tuple(prompt)] for prompt in some])
             for step in self.run(state, theirs):
-                yield step._replace(row=first + step.row)
+                yield replace(step, row=first + step.row)
 
     @torch.inference_mode()
     def prefill(self, prompts: Ids, room: int = 0) -> State:
@@ -182,44 +192,57 @@ class Engine:
         """Continues every row of ``state`` until it ends. After each step the state's ids hold what was yielded, and
         the caller may stop there. A row that has ended leaves the state, which makes the others faster; a state of one
         row can be continued afterwards, one of several is used up. Errors as for ``stream``."""
+        rows = [
+            _Row(i, list(ids), one, self.tokenizer)
+            for i, (ids, one) in enumerate(zip(state.ids, samplings, strict=True))
+        ]
         if self.tokenizer is None and any(one.stop for one in samplings):
             raise ValueError("stop strings need a tokenizer")
-        rows = [_Row(number, one, self.tokenizer) for number, one in enumerate(samplings)]
+        vocab = self.model.vocab_size
+        if wrong := [id for one in samplings for id in one.logit_bias if not 0 <= id < vocab]:
+            raise UserError(f"logit_bias: id {wrong[0]} does not exist; ids are 0 to {vocab - 1}")
+        if any(list(one.logit_bias.values()).count(-math.inf) == vocab for one in samplings):
+            raise UserError("logit_bias: every id is -inf, which leaves none to choose")
         while rows:
             if self.context is not None and any(len(ids) >= self.context for ids in state.ids):
                 raise UserError(f"the context of {self.context:,} tokens is full")
             if state.logits is None:
                 self._read(state, [ids[-1:] for ids in state.ids])
-            tokens = self._choose(state, rows)
-            steps = [
-                row.step(token, len(ids) + 1 == self.context)
-                for row, ids, token in zip(rows, state.ids, tokens, strict=True)
-            ]
-            for ids, step in zip(state.ids, steps, strict=True):
+            assert state.logits is not None
+            steps = self._choose(state.logits, rows)
+            going = []
+            for place, (ids, step) in enumerate(zip(state.ids, steps, strict=True)):
                 if step.id is not None:
                     ids.append(step.id)
                     state.logits = None
+                if step.finish is None:
+                    going.append(place)
             yield from steps
-            going = [place for place, step in enumerate(steps) if step.finish is None]
             if 0 < len(going) < len(rows):
                 kept = state.select(going)
                 state.ids, state.cache = kept.ids, kept.cache
             rows = [rows[place] for place in going]
 
-    def _choose(self, state: State, rows: Sequence[_Row]) -> list[int]:
-        """The next token of every row; rows with equal options are sampled together."""
-        logits = state.logits
-        assert logits is not None
+    def _choose(self, logits: Tensor, rows: Sequence[_Row]) -> list[Step]:
+        """The next step of every row; rows with equal options are sampled together."""
         if not bool(logits.isfinite().all()):
             raise RunFailed("the model's logits are not finite: its weights are damaged, or training diverged")
-        tokens: dict[int, int] = {}
-        for kind in {row.kind for row in rows}:
-            places = [place for place, row in enumerate(rows) if row.kind == kind]
-            ids = [state.ids[place] for place in places]
-            own = penalised(logits if len(places) == len(rows) else logits[places], kind.repetition_penalty, ids)
-            draws = [draw(rows[place].sampling.seed, len(state.ids[place])) for place in places]
-            tokens |= zip(places, chosen(own, kind, draws).tolist(), strict=True)
-        return [tokens[place] for place in range(len(rows))]
+        steps: dict[int, Step] = {}
+        kinds = [row.kind for row in rows]
+        for place, sampling in enumerate(kinds):
+            if place in steps:
+                continue
+            places = [other for other in range(place, len(rows)) if kinds[other] == sampling]
+            some = [rows[other] for other in places]
+            own = logits if len(places) == len(rows) else logits[torch.tensor(places, device=logits.device)]
+            changed = adjusted(own, sampling, [row.given for row in some], [row.new for row in some])
+            tokens = chosen(changed, sampling, [draw(row.sampling.seed, len(row.given) + len(row.new)) for row in some])
+            logprobs = (
+                [None] * len(some) if sampling.logprobs is None else token_logprobs(own, tokens, sampling.logprobs)
+            )
+            for other, row, token, logprob in zip(places, some, tokens.tolist(), logprobs, strict=True):
+                steps[other] = row.step(token, logprob, self.context)
+        return [steps[place] for place in range(len(rows))]
 
     def _read(self, state: State, new: Ids) -> None:
         """Prefills these tokens, at least one for every row, padding shorter rows on the left, and keeps the logits of
@@ -246,8 +269,23 @@ class Engine:
         return logits[:, -1]
 
 
-def completion(steps: Sequence[Step]) -> Completion:
+def completion(steps: Sequence[Step], sampling: Sampling) -> Completion:
     """All steps of one row as one value."""
-    finish = steps[-1].finish
-    assert finish is not None
-    return Completion([step.id for step in steps if step.id is not None], "".join(step.text for step in steps), finish)
+    last = steps[-1].finish
+    assert last is not None
+    logprobs = [step.logprob for step in steps if step.logprob is not None]
+    return Completion(
+        [step.id for step in steps if step.id is not None],
+        "".join(step.text for step in steps),
+        None if sampling.logprobs is None else logprobs,
+        last,
+    )
+
+
+def _each(sampling: Sampling | Sequence[Sampling], rows: int) -> list[Sampling]:
+    """One for every row."""
+    if isinstance(sampling, Sampling):
+        return [replace(sampling, seed=sampling.seed + row) for row in range(rows)]
+    if len(sampling) != rows:
+        raise ValueError(f"{len(sampling)} samplings for {rows} prompts")
+    return list(sampling)

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-
 from small_models import small_config
 
 from hybridlm.data.chat import template_of
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.generate.conversation import Conversation
-from hybridlm.generate.engine import Engine, State
+from hybridlm.generate.engine import Engine
 from hybridlm.generate.sampling import Sampling
 from hybridlm.model.build import fresh_model
 
 SPECIALS = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-
-
-class BiasedEngine(Engine):
-    """Samples as if the model's logits were higher or lower by ``bias``, by id."""
-
-    bias: Mapping[int, float] = {}
-
-    def _choose(self, state: State, rows: Sequence[object]) -> list[int]:
-        logits = state.logits.clone()
-        for token, number in self.bias.items():
-            logits[:, token] += number
-        return super()._choose(replace(state, logits=logits), rows)
-
-
-def letters(text: str) -> dict[int, float]:
-    """A bias under which exactly these ASCII letters, in any order, are ever chosen."""
-    return {i: -1e9 for i in range(257) if chr(i) not in text}
 
 
 class Talk:
@@ -43,11 +23,10 @@ class Talk:
         self.template = template_of(self.tokenizer) if chat else None
         end = self.template.end_id if self.template else self.tokenizer.eos_id
         bias = {i: -1e9 for i in range(self.tokenizer.vocab_size) if chr(i) not in "abc" and i != end}
-        sampling = Sampling(seed=1, max_new_tokens=tokens)
+        sampling = Sampling(seed=1, max_new_tokens=tokens, logit_bias=bias)
         self.told: list[str] = []
         self.read: list[int] = []  # tokens that each forward was given
-        engine = BiasedEngine(self.model, self.tokenizer, context=context)
-        engine.bias = bias
+        engine = Engine(self.model, self.tokenizer, context=context)
         self.model.register_forward_pre_hook(lambda module, given: self.read.append(given[0].shape[1]))
         self.conversation = Conversation(engine, self.tokenizer, self.template, sampling, self.told.append)
 

@@ -60,8 +60,7 @@ def test_commands_and_their_mistakes(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="sends itself a signal")
 def test_ctrl_c_stops_the_answer_and_not_the_program(monkeypatch, capsys):
     talk = Talk(chat=True, tokens=50)
-    talk.conversation.sampling = Sampling(seed=1, max_new_tokens=50)
-    talk.conversation.engine.bias = {97: 1e9}
+    talk.conversation.sampling = Sampling(seed=1, max_new_tokens=50, logit_bias={97: 1e9})
     write, written = sys.stdout.write, []
 
     def writes(text: str) -> int:

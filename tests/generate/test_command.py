@@ -67,7 +67,7 @@ def test_the_three_ways_to_give_a_prompt_are_one(folder, said, tmp_path):
 
 def test_samples_as_json_and_as_text(folder, said):
     arguments = ("generate", folder.path, "-p", "def ", "-p", "x", "--n-samples", 2, "-n", 9, "--seed", 3)
-    code, out, _ = said(*arguments, "--json")
+    code, out, _ = said(*arguments, "--json", "--logprobs", 2)
     objects = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert [(one["prompt"], one["sample"], one["seed"]) for one in objects] == [
@@ -78,6 +78,10 @@ def test_samples_as_json_and_as_text(folder, said):
     ]
     for one in objects:
         assert one["finish"] in ("length", "stop")
+        assert [entry["id"] for entry in one["logprobs"]] == one["ids"]
+        assert all(
+            len(entry["top"]) == 2 and entry["top"][0]["logprob"] >= entry["logprob"] for entry in one["logprobs"]
+        )
     code, out, _ = said(*arguments)
     assert out == "\n\n----------------\n\n".join(one["prompt"] + one["text"] for one in objects) + "\n"
     alone = json.loads(said("generate", folder.path, "-p", "x", "-n", 9, "--seed", 6, "--json")[1])
@@ -101,14 +105,31 @@ def test_every_option_reaches_the_sampling(folder, said):
         "--top-p 0.1",
         "--min-p 0.9",
         "--repetition-penalty 40",
-        "--seed 1",
-        "--temperature 0.1",
-        "-n 10",
+        "--presence-penalty 30",
+        "--frequency-penalty 30",
     ]
+    options += ["--logit-bias 97=90", "--seed 1", "--temperature 0.1", "-n 10"]
     for option in options:
         assert text(*option.split()) != base, option
-    written = base.removeprefix("def f").rstrip("\n")
-    assert text("--stop", written[9:12]) == base[: base.index(written[9:12], 5)] + "\n"
+    assert text("--logit-bias", "97=90") == "def f" + "a" * 60 + "\n"
+    assert text("--logit-bias", "97=90", "--stop", "aaa") == "def f\n"
+
+
+def test_a_text_goes_on_from_its_state(folder, said, tmp_path):
+    arguments = ["--temperature", "1.5", "--seed", "7"]
+    whole = said("generate", folder.path, "-p", "def f", "-n", 30, *arguments)[1]
+    first = said("generate", folder.path, "-p", "def f", "-n", 10, *arguments, "--save-state", tmp_path / "s")[1]
+    rest = said("generate", folder.path, "-n", 20, *arguments, "--load-state", tmp_path / "s")[1]
+    assert whole.startswith(first.rstrip("\n\ufffd"))
+    assert whole.rstrip("\n").endswith(rest.strip("\n\ufffd"))
+    ways = (["--load-state", tmp_path / "s"], ["-p", "def f", "-n", 30])
+    ids = [json.loads(said("generate", folder.path, "-n", 20, *arguments, "--json", *way)[1])["ids"] for way in ways]
+    assert ids[0] == ids[1][10:]
+    branches = said(
+        "generate", folder.path, "-n", 20, *arguments, "--json", "--load-state", tmp_path / "s", "--n-samples", 3
+    )[1]
+    assert json.loads(branches.splitlines()[0])["ids"] == ids[0]
+    assert len({tuple(json.loads(line)["ids"]) for line in branches.splitlines()}) == 3
 
 
 def test_a_text_longer_than_those_of_training_is_noted(folder, said):
@@ -135,8 +156,25 @@ def test_a_text_longer_than_those_of_training_is_noted(folder, said):
         (["FOLDER", "-p", "a", "--n-samples", "0"], None, "--n-samples"),
         (["FOLDER", "-p", "a", "--temperature", "-1"], None, "temperature = -1.0: "),
         (["FOLDER", "-p", "a", "--stop", ""], None, "stop = ('',)"),
+        (["FOLDER", "-p", "a", "--logprobs", "2"], None, "--logprobs: "),
+        (["FOLDER", "-p", "a", "--logit-bias", "a"], None, "logit_bias 'a': "),
+        (["FOLDER", "-p", "a", "--logit-bias", "300=1"], None, "logit_bias: id 300"),
         (["FOLDER", "-p", "a", "--ema"], None, "callbacks=ema"),
+        (["FOLDER", "-p", "a", "--load-state", "nowhere"], None, "nowhere: "),
+        (["FOLDER", "-p", "a", "-p", "b", "--load-state", "x"], None, "--load-state: "),
+        (["FOLDER", "-p", "a", "--n-samples", "2", "--save-state", "x"], None, "--save-state: "),
+        (
+            ["FOLDER", "-p", "a", "-n", "2", "--save-state", "nowhere/x"],
+            None,
+            "--save-state nowhere/x: ",
+        ),
+        (["FOLDER", "-p", "a", "-n", "2", "--save-state", "."], None, "--save-state .: "),
         (["FOLDER", "-p", "a", "--temperature", "nan"], None, "temperature = nan: "),
+        (
+            ["FOLDER", "-p", "a", "--logit-bias", "5=1e39"],
+            None,
+            "logit_bias = {5: 1e+39}: ",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(folder, said, arguments, stdin, says, tmp_path, monkeypatch):

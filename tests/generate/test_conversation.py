@@ -54,8 +54,7 @@ def test_a_base_model_goes_on_with_lines():
 @pytest.mark.parametrize("chat", [True, False])
 def test_left_off_the_answer_stands_as_far_as_it_came(chat):
     talk = Talk(chat, tokens=50)
-    talk.conversation.sampling = Sampling(seed=1, max_new_tokens=50)
-    talk.conversation.engine.bias = {97: 1e9}
+    talk.conversation.sampling = Sampling(seed=1, max_new_tokens=50, logit_bias={97: 1e9})
     pieces = talk.conversation.say("q")
     shown = next(pieces) + next(pieces) + next(pieces)
     pieces.close()

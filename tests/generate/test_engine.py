@@ -3,13 +3,13 @@ layer."""
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 
 import pytest
 import torch
 from small_models import PATTERNS, VOCAB, every_pattern, small_config, small_model
-from talk import BiasedEngine, letters
 
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.errors import RunFailed, UserError
@@ -100,11 +100,9 @@ def byte_model(pattern: str = "MTM"):
     return fresh_model(config, tokenizer.vocab_size, seed=0, device="cpu"), tokenizer
 
 
-def spoken(model, tokenizer, text: str) -> BiasedEngine:
-    """An engine that chooses from these ASCII letters only."""
-    engine = BiasedEngine(model, tokenizer)
-    engine.bias = letters(text)
-    return engine
+def spoken(text: str) -> dict[int, float]:
+    """A bias under which exactly these ASCII letters, in any order, are ever chosen."""
+    return {i: -1e9 for i in range(257) if chr(i) not in text}
 
 
 def test_streamed_text_is_that_of_the_ids():
@@ -116,18 +114,18 @@ def test_streamed_text_is_that_of_the_ids():
     text = "".join(step.text for step in pieces)
     assert text == tokenizer.decode([step.id for step in pieces])
     assert engine.generate([tokenizer.encode("ab")], sampling) == [
-        Completion([step.id for step in pieces], text, "length")
+        Completion([step.id for step in pieces], text, None, "length")
     ]
 
 
 @pytest.mark.parametrize("stop", [("bb",), ("aab", "ba"), ("a",), ("zz",), ("b", "abab")])
 def test_a_row_ends_in_front_of_a_stop_string(stop):
     model, tokenizer = byte_model()
-    engine = spoken(model, tokenizer, "ab")
-    prompt = tokenizer.encode("ab bb aab")  # stop strings in the prompt do not count
+    engine, prompt = Engine(model, tokenizer), tokenizer.encode("ab bb aab")  # stop strings in the prompt do not count
+    bias = spoken("ab")
     for seed in range(5):
-        free = engine.generate([prompt], Sampling(seed=seed, max_new_tokens=30))[0]
-        steps = list(engine.stream([prompt], Sampling(seed=seed, stop=stop, max_new_tokens=30)))
+        free = engine.generate([prompt], Sampling(seed=seed, logit_bias=bias, max_new_tokens=30))[0]
+        steps = list(engine.stream([prompt], Sampling(seed=seed, logit_bias=bias, stop=stop, max_new_tokens=30)))
         ends = [end for end in range(1, 31) if any(text in free.text[:end] for text in stop)]
         end = ends[0] if ends else 30
         shown = free.text[:end]
@@ -139,9 +137,10 @@ def test_a_row_ends_in_front_of_a_stop_string(stop):
 
 def test_a_row_ends_in_front_of_a_stop_id():
     model, tokenizer = byte_model()
-    engine, prompt = spoken(model, tokenizer, "abcd"), tokenizer.encode("x")
-    free = engine.generate([prompt], Sampling(seed=1, max_new_tokens=40))[0]
-    got = engine.generate([prompt], Sampling(seed=1, max_new_tokens=40, stop_ids=(ord("c"), 0)))[0]
+    engine, prompt = Engine(model, tokenizer), tokenizer.encode("x")
+    bias = spoken("abcd")
+    free = engine.generate([prompt], Sampling(seed=1, logit_bias=bias, max_new_tokens=40))[0]
+    got = engine.generate([prompt], Sampling(seed=1, logit_bias=bias, max_new_tokens=40, stop_ids=(ord("c"), 0)))[0]
     assert "c" in free.text
     assert (got.text, got.finish) == (free.text[: free.text.index("c")], "stop")
     assert got.ids == tokenizer.encode(got.text)
@@ -150,9 +149,9 @@ def test_a_row_ends_in_front_of_a_stop_id():
 def test_a_stopped_row_can_go_on():
     """After a stop id nothing is read twice and nothing is missing."""
     model, tokenizer = byte_model()
-    engine = spoken(model, tokenizer, "abcd")
+    engine = Engine(model, tokenizer)
     state = engine.prefill([tokenizer.encode("x")])
-    list(engine.run(state, [Sampling(seed=1, stop_ids=(ord("c"),))]))
+    list(engine.run(state, [Sampling(seed=1, logit_bias=spoken("abcd"), stop_ids=(ord("c"),))]))
     engine.extend(state, [tokenizer.encode("c")])
     want = whole_forward(model, state.ids[0])[-1]
     assert float((state.logits[0] - want).abs().max()) < 1e-4
@@ -206,8 +205,8 @@ def test_room_grows_in_every_kind_of_cache(pattern):
 
 def test_memory_is_taken_for_what_comes_not_for_what_may_come():
     model, tokenizer = byte_model()
-    sampling = Sampling(temperature=0, max_new_tokens=10**30)
-    stream = spoken(model, tokenizer, "abc").stream([[1, 2]], sampling)
+    sampling = Sampling(temperature=0, max_new_tokens=10**30, logit_bias={256: -math.inf})
+    stream = Engine(model, tokenizer).stream([[1, 2]], sampling)
     assert [next(stream).finish for _ in range(3)] == [None] * 3
 
 
@@ -224,18 +223,30 @@ def test_the_context_is_a_limit():
         list(engine.run(state, [Sampling()]))
 
 
+def test_logprobs_are_those_of_the_model_whatever_the_sampling():
+    model = small_model(small_config("MT"), torch.float32)
+    sampling = Sampling(temperature=0.7, top_k=3, logit_bias={4: 2.0}, logprobs=2, max_new_tokens=6)
+    (got,) = Engine(model, None).generate([[1, 2]], sampling)
+    want = whole_forward(model, [1, 2, *got.ids]).log_softmax(-1)[1:-1]
+    assert [one.id for one in got.logprobs] == got.ids
+    for one, row in zip(got.logprobs, want, strict=True):
+        assert one.logprob == pytest.approx(float(row[one.id]), abs=1e-4)
+        assert [value for _, value in one.top] == pytest.approx(row.topk(2).values.tolist(), abs=1e-4)
+
+
 def test_rows_may_sample_in_different_ways():
     model = small_model(small_config("MT"), torch.float32)
     samplings = [
         Sampling(temperature=0),
         Sampling(seed=4),
         Sampling(seed=4, repetition_penalty=3.0),
-        Sampling(temperature=0, top_k=3),
+        Sampling(temperature=0, logprobs=1),
     ]
     engine = Engine(model, None)
     samplings = [replace(one, max_new_tokens=20) for one in samplings]
     together = engine.generate([[1, 2]] * 4, samplings)
     assert [one.ids for one in together] == [engine.generate([[1, 2]], [one])[0].ids for one in samplings]
+    assert [one.logprobs is None for one in together] == [True, True, True, False]
 
 
 def test_misuse_is_an_error():
@@ -245,8 +256,12 @@ def test_misuse_is_an_error():
         engine.generate([[1], []], Sampling())
     with pytest.raises(ValueError, match="need a tokenizer"):
         engine.generate([[1]], Sampling(stop=("a",)))
-    with pytest.raises(ValueError, match="longer"):
+    with pytest.raises(ValueError, match="2 samplings for 1"):
         engine.generate([[1]], [Sampling(), Sampling()])
+    with pytest.raises(UserError, match="logit_bias: id 257"):
+        engine.generate([[1]], Sampling(logit_bias={257: 1.0}))
+    with pytest.raises(UserError, match="every id"):
+        engine.generate([[1]], Sampling(logit_bias=dict.fromkeys(range(257), -math.inf)))
     with torch.no_grad():
         model.embedding.weight[3] = torch.nan
     with pytest.raises(RunFailed, match="finite"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hybridlm.errors import UserError
-from hybridlm.generate.distribution import chosen, draw, penalised, probabilities
+from hybridlm.generate.distribution import adjusted, chosen, draw, probabilities, token_logprobs
 from hybridlm.generate.sampling import Sampling
 
 V = 40
@@ -73,16 +73,40 @@ def test_the_distribution_is_the_defined_one(options):
         np.testing.assert_allclose(mine, want, atol=1e-12)
 
 
-@pytest.mark.parametrize("penalty", [1.3, 0.8, 1.0])
-def test_the_repetition_penalty_is_the_defined_one(penalty):
-    logits, ids = some_logits(3), [[1, 1, 5, 9, 5], [0], [39, 39]]
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 1.3},
+        {"repetition_penalty": 0.8},
+        {"presence_penalty": 0.7},
+        {"frequency_penalty": 0.4},
+        {"logit_bias": {3: 2.5, 7: -1.0, 9: -math.inf}},
+        {
+            "repetition_penalty": 1.2,
+            "presence_penalty": -0.3,
+            "frequency_penalty": 0.1,
+            "logit_bias": {0: 1.0, 5: -4.0},
+        },
+    ],
+)
+def test_bias_and_penalties_are_the_defined_ones(options):
+    sampling, logits = Sampling(**options), some_logits(3)
+    prompts, generated = [[1, 1, 5], [0], []], [[5, 5, 5, 9], [], [39, 39]]
     before = logits.clone()
-    got = penalised(logits, penalty, ids).numpy()
+    got = adjusted(logits, sampling, prompts, generated).numpy()
     assert torch.equal(logits, before)
-    for row, seen, mine in zip(logits.numpy(), ids, got, strict=True):
-        want = [
-            (value / penalty if value > 0 else value * penalty) if i in seen else value for i, value in enumerate(row)
-        ]
+    for row, given, new, mine in zip(logits.numpy(), prompts, generated, got, strict=True):
+        want = row.copy()
+        for i in range(V):
+            want[i] += sampling.logit_bias.get(i, 0.0)
+            if i in given or i in new:
+                want[i] = (
+                    want[i] / sampling.repetition_penalty if want[i] > 0 else want[i] * sampling.repetition_penalty
+                )
+            if i in new:
+                want[i] -= sampling.presence_penalty
+                for _ in range(new.count(i)):
+                    want[i] -= sampling.frequency_penalty
         np.testing.assert_allclose(mine, want, atol=1e-12)
 
 
@@ -123,6 +147,18 @@ def test_samples_follow_the_distribution():
     torch.testing.assert_close(frequencies, logits.softmax(-1)[0].float(), atol=0.015, rtol=0)
 
 
+def test_logprobs_are_the_models_own():
+    logits = some_logits(2)
+    got = token_logprobs(logits, torch.tensor([4, 8]), 3)
+    for one, token, row in zip(got, (4, 8), logits.numpy(), strict=True):
+        want = np.log(softmax(row))
+        assert one.id == token
+        assert one.logprob == pytest.approx(want[token], abs=1e-12)
+        assert [i for i, _ in one.top] == np.argsort(-want)[:3].tolist()
+        assert [value for _, value in one.top] == pytest.approx(np.sort(want)[::-1][:3].tolist(), abs=1e-12)
+    assert [one.top for one in token_logprobs(logits, torch.tensor([4, 8]), 0)] == [(), ()]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -133,8 +169,12 @@ def test_samples_follow_the_distribution():
         ({"top_p": 1.1}, "top_p = 1.1"),
         ({"min_p": -0.1}, "min_p = -0.1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty = 0.0"),
+        ({"presence_penalty": math.inf}, "presence_penalty = inf"),
+        ({"frequency_penalty": math.nan}, "frequency_penalty = nan"),
+        ({"logit_bias": {1: math.inf}}, "logit_bias"),
         ({"stop": ("a", "")}, "stop = "),
         ({"max_new_tokens": 0}, "max_new_tokens = 0"),
+        ({"logprobs": -1}, "logprobs = -1"),
     ],
 )
 def test_values_outside_their_range_are_refused_in_a_line(options, says):
@@ -147,11 +187,13 @@ def test_values_outside_their_range_are_refused_in_a_line(options, says):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("temperature", [5e-324, 1e-50, 1e-38, 1e-6, 1e6, 1e300])
 def test_no_temperature_overflows(temperature, dtype):
-    """The coldest take one of the likeliest, the hottest any alike; with the largest penalty too."""
+    """The coldest take one of the likeliest, the hottest any alike; with the largest bias and penalties too."""
     logits = torch.tensor([[3.0, 9.0, -4.0, 9.0, 8.9]], dtype=dtype)
-    for penalty in (1.0, 1e-9):
-        sampling = Sampling(temperature, repetition_penalty=penalty)
-        found = probabilities(penalised(logits, penalty, [[1, 3]]), sampling)
+    extremes = Sampling(
+        temperature, logit_bias={1: 1e9, 3: 1e9, 2: -math.inf}, repetition_penalty=1e-9, frequency_penalty=-1e9
+    )
+    for sampling in (Sampling(temperature), extremes):
+        found = probabilities(adjusted(logits, sampling, [[0, 1, 3]], [[1, 3]]), sampling)
         assert torch.isfinite(found).all()
         assert float(found.sum()) == pytest.approx(1.0)
         if temperature < 1e-3:
@@ -159,7 +201,14 @@ def test_no_temperature_overflows(temperature, dtype):
             assert chosen(logits, sampling, [0.999]).tolist() == [3]
 
 
-@pytest.mark.parametrize("value", [1e-45, 1e10, math.nan, math.inf, 0.0])
-def test_numbers_that_would_overflow_are_refused(value):
-    with pytest.raises(UserError, match="repetition_penalty = "):
-        Sampling(repetition_penalty=value)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("repetition_penalty", value) for value in (1e-45, 1e10, math.nan, math.inf, 0.0)],
+        *[(name, value) for name in ("presence_penalty", "frequency_penalty") for value in (1e39, -1e39, math.nan)],
+        *[("logit_bias", {1: value}) for value in (1e39, -1e39, math.nan, math.inf)],
+    ],
+)
+def test_numbers_that_would_overflow_are_refused(field, value):
+    with pytest.raises(UserError, match=f"{field} = "):
+        Sampling(**{field: value})
