@@ -13,6 +13,7 @@ from small_models import (
     DOCUMENTS,
     TIME,
     alone,
+    alone_recorded,
     every_pattern,
     fed,
     loss_and_gradients,
@@ -53,7 +54,7 @@ def test_loss_and_every_gradient(pattern):
     targets, doc_ids = make_ids(ROWS, TIME, seed=3), DOCUMENTS[1:]
     output = model(ids, valid=valid, doc_ids=doc_ids, targets=targets)
     assert int(output.n_tokens) == int(valid.sum())
-    logits = alone(model, ids, doc_ids, valid)
+    logits = alone_recorded(model, ids, doc_ids, valid)
     want = torch.nn.functional.cross_entropy(logits[valid], targets[valid], reduction="sum")
     assert_near(loss_and_gradients(model, output.loss_sum), loss_and_gradients(model, want), 1e-10)
 
@@ -76,8 +77,7 @@ def test_logits_in_float32(pattern):
 def alone_and_longer(pattern: str, place: str) -> Tensor:
     """Logits of the rows alone, four tokens longer."""
     valid = torch.cat([PLACES[place], torch.ones(ROWS, 4, dtype=torch.bool)], 1)
-    with torch.no_grad():
-        return alone(small_model(small_config(pattern)), make_ids(ROWS, TIME + 4), valid=valid)
+    return alone(small_model(small_config(pattern)), make_ids(ROWS, TIME + 4), valid=valid)
 
 
 @every_pattern
