@@ -32,7 +32,7 @@ MIXED = torch.tensor([[i for i, length in enumerate(row) for _ in range(length)]
 EVERY_BOUNDARY = torch.stack(
     [(torch.arange(TIME) >= boundary).long() for boundary in range(1, TIME)]
 )  # two documents in each row
-DOCUMENTS = {"every boundary": EVERY_BOUNDARY, "mixed": MIXED, "two rows": MIXED[1:3], "two ids": MIXED % 2}
+DOCUMENTS = {"every boundary": EVERY_BOUNDARY, "mixed": MIXED, "two rows": MIXED[:2], "two ids": MIXED % 2}
 
 
 def described(doc_ids: Tensor, start: int = 0, end: int | None = None, *, quiet: bool = False) -> SequenceInfo:
