@@ -10,7 +10,8 @@ import pytest
 from hybridlm.cli.compose import compose_config
 from hybridlm.config.mixers import MIXERS
 from hybridlm.config.run import RunConfig
-from hybridlm.eval.gate import Gate
+from hybridlm.eval.gate import gate
+from hybridlm.eval.gate_subject import Subject
 
 # Seed 10: two experts of a token are within 3e-9 of a tie, which no step of the derivative's difference quotient is.
 SEEDS = [seed for seed in range(51) if seed != 10]
@@ -93,5 +94,5 @@ def test_the_random_patterns_hold_every_kind_of_layer():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_check_passes(seed):
-    rows = list(Gate(random_config(seed)).rows())
+    rows = list(gate(Subject.of(random_config(seed))))
     assert [f"{row.name}: {row.error:.1e} {row.note}" for row in rows if row.status == "fail"] == []
