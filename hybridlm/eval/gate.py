@@ -1,7 +1,7 @@
 """The gate, `hybridlm check`: proof, for one configuration, that its layers do what they claim.
 
-Its checks are of two kinds. The numeric ones run each distinct layer once, in float64 on the CPU; the others examine the
-model as it is, on the meta device. A check fails where its error is above the limit or not a number, and where it
+Its checks are of two kinds. The numeric ones run each distinct layer once, in float64 on the CPU; the others examine
+the model as it is, on the meta device. A check fails where its error is above the limit or not a number, and where it
 raises.
 """
 

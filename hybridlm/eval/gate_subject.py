@@ -1,5 +1,5 @@
-"""What the gate's checks run on: a model as it is, on the meta device; each of its distinct layers once, in float64, with
-weights that hide no error; and texts."""
+"""What the gate's checks run on: a model as it is, on the meta device; each of its distinct layers once, in float64,
+with weights that hide no error; and texts."""
 
 from __future__ import annotations
 

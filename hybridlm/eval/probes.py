@@ -8,11 +8,13 @@ can be known with the loss where it cannot. ``passkey`` hides a number among lin
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from hybridlm.data.synthetic.text_probes import SHORTEST, TEXT_PROBES, TextProbe, ordinary_tokens
+from hybridlm.data.synthetic.text_probes import SHORTEST, TEXT_PROBES, ordinary_tokens
 from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.errors import UserError
 from hybridlm.eval.scoring import Continuation, loglikelihoods, token_losses
@@ -32,8 +34,19 @@ def text_probe_metrics(
 
     length: tokens of an example, at least ``SHORTEST``. The same seed gives the same examples.
     """
-    found = _repetitions(model, tokenizer, examples, length, seed, batch)
-    return {f"{name}/{metric}": value for name, metrics in found.items() for metric, value in metrics.items()}
+    found, tokens = dict[str, float](), ordinary_tokens(tokenizer.token_bytes())
+    for name, make in TEXT_PROBES.items():
+        ids, *wanted = (torch.from_numpy(part) for part in make(tokens, examples, length, seed))
+        (loss, accuracy), (baseline, _) = (_means(model, ids, targets, batch) for targets in wanted)
+        found |= {f"{name}/loss": loss, f"{name}/baseline": baseline, f"{name}/accuracy": accuracy}
+    return found
+
+
+def _means(model: HybridLM, ids: Tensor, targets: Tensor, batch: int) -> tuple[float, float]:
+    """Nats per target, and the share of targets that are the most likely id."""
+    parts = [token_losses(model, *part) for part in zip(ids.split(batch), targets.split(batch), strict=True)]
+    count = int((targets >= 0).sum())
+    return sum(float(losses.sum()) for losses, _ in parts) / count, sum(int(hits.sum()) for _, hits in parts) / count
 
 
 def run_probes(model: HybridLM, tokenizer: Tokenizer, context: int, batch: int) -> dict[str, list[dict[str, float]]]:
@@ -42,33 +55,15 @@ def run_probes(model: HybridLM, tokenizer: Tokenizer, context: int, batch: int) 
     lengths = [SHORTEST << power for power in range(24) if SHORTEST << power <= context]
     if not lengths:
         raise UserError(f"--probes: a context of {context} tokens is too short; use --context {SHORTEST} or more")
-    curves: dict[str, list[dict[str, float]]] = {}
+    curves: dict[str, list[dict[str, float]]] = defaultdict(list)
     for length in lengths:
-        found = _repetitions(model, tokenizer, EXAMPLES, length, _SEED, batch)
-        found["passkey"] = _passkey(model, tokenizer, length, batch)
-        for name, metrics in found.items():
-            if metrics:
-                curves.setdefault(name, []).append({"length": length, **metrics})
+        found = text_probe_metrics(model, tokenizer, examples=EXAMPLES, length=length, seed=_SEED, batch=batch)
+        for name in TEXT_PROBES:
+            metrics = {metric: found[f"{name}/{metric}"] for metric in ("loss", "baseline", "accuracy")}
+            curves[name].append({"length": length, **metrics})
+        if passkey := _passkey(model, tokenizer, length, batch):
+            curves["passkey"].append({"length": length, **passkey})
     return curves
-
-
-def _repetitions(
-    model: HybridLM, tokenizer: Tokenizer, examples: int, length: int, seed: int, batch: int
-) -> dict[str, dict[str, float]]:
-    tokens = ordinary_tokens(tokenizer.token_bytes())
-    return {name: _repetition(model, make(tokens, examples, length, seed), batch) for name, make in TEXT_PROBES.items()}
-
-
-def _repetition(model: HybridLM, probe: TextProbe, batch: int) -> dict[str, float]:
-    ids, targets, baseline = (torch.from_numpy(part) for part in probe)
-    nats, correct = {"loss": 0.0, "baseline": 0.0}, 0
-    for first in range(0, len(ids), batch):
-        rows = slice(first, first + batch)
-        losses, likeliest = token_losses(model, ids[rows], targets[rows])
-        nats["loss"], correct = nats["loss"] + float(losses.sum()), correct + int(likeliest.sum())
-        nats["baseline"] += float(token_losses(model, ids[rows], baseline[rows])[0].sum())
-    known, unknown = (int((wanted >= 0).sum()) for wanted in (targets, baseline))
-    return {"loss": nats["loss"] / known, "baseline": nats["baseline"] / unknown, "accuracy": correct / known}
 
 
 def _passkey(model: HybridLM, tokenizer: Tokenizer, length: int, batch: int) -> dict[str, float]:

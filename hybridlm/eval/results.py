@@ -44,10 +44,8 @@ class Record(Section):
     @property
     def wandb_name(self) -> str:
         """As W&B's summary names it, with the settings that commonly differ."""
-        name = self.what
-        if name == "loss":
-            name = f"{self.settings['split']}/context-{self.settings['context']}"
-        elif name.startswith("answers/"):
+        name = self.settings["split"] if self.what == "loss" else self.what
+        if self.what.startswith(("loss", "answers/")):
             name += f"/context-{self.settings['context']}"
         return f"eval/{name}/ema" if self.ema else f"eval/{name}"
 
@@ -72,11 +70,9 @@ def read_records(path: Path) -> list[Record]:
 def add_records(path: Path, new: Sequence[Record]) -> None:
     """Adds to the file, replacing records with the same key. UserError: see ``read_records``, or it cannot be
     written."""
-    records = {record.key: record for record in read_records(path)}
-    for record in new:
-        records.pop(record.key, None)  # the newest are last
-        records[record.key] = record
-    content = EvalFile(format_version=1, results=list(records.values())).model_dump()
+    replacing = {record.key for record in new}
+    kept = [record for record in read_records(path) if record.key not in replacing]
+    content = EvalFile(format_version=1, results=[*kept, *new]).model_dump()  # the newest are last
     try:
         with replaced(path) as partial:
             partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

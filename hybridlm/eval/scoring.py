@@ -1,13 +1,16 @@
-"""Losses of single tokens, and log-likelihoods of continuations in batches."""
+"""Losses of single tokens, log-likelihoods of continuations in batches, and accuracy on a synthetic task, counted as
+the validation during training counts it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hybridlm.data.synthetic.source import GeneratedWindows
 from hybridlm.data.windows.order import IGNORE
 from hybridlm.model.lm import HybridLM
 
@@ -54,3 +57,20 @@ def _batched(model: HybridLM, requests: Sequence[Continuation]) -> list[tuple[fl
     losses, likeliest = token_losses(model, ids, targets)
     greedy = (likeliest | (targets == IGNORE)).all(1)
     return list(zip((-losses.sum(1)).tolist(), greedy.tolist(), strict=True))
+
+
+def synthetic_metrics(model: HybridLM, windows: GeneratedWindows, batch: int, limit: int | None) -> dict[str, float]:
+    """loss: nats per answer; accuracy: share of correct answers; exact: share of examples with all answers correct.
+    limit: examples at most."""
+    examples = min(windows.numbers, limit or windows.numbers)
+    sums = np.zeros(4)  # nats, correct answers, answers, examples with all answers correct
+    for chosen in np.split(np.arange(examples), range(batch, examples, batch)):
+        rows = windows.rows(chosen)
+        targets = torch.from_numpy(rows.targets)
+        losses, likeliest = token_losses(model, torch.from_numpy(rows.ids), targets)
+        ignored = targets == IGNORE
+        exact = (likeliest | ignored).all(1)
+        sums += [float(part.sum()) for part in (losses, likeliest, ~ignored, exact)]
+    nats, correct, answers, right = sums.tolist()
+    metrics = {"loss": nats / answers, "accuracy": correct / answers, "exact": right / examples}
+    return metrics | {"answers": int(answers), "examples": examples}

@@ -10,67 +10,49 @@ sums are then those of the validation during training.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 
 from hybridlm.data.corpus import TextSplit
-from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.data.windows.order import IGNORE, spread
 from hybridlm.data.windows.packing import document_starts
 from hybridlm.errors import UserError
 from hybridlm.eval.scoring import token_losses
 from hybridlm.model.lm import HybridLM
 
-Read = Callable[[int, int], np.ndarray]
+_BUCKETS = 64  # of positions, in powers of two
 
 
 def slide(lengths: np.ndarray, context: int, stride: int) -> np.ndarray:
     """Windows over documents of ``lengths`` (D,) pairs of input and target, as rows (document, first pair, pairs, pairs
     that do not count), (W, 4) int64. Each pair of a document counts in exactly one window. 1 <= stride <= context."""
-    lengths = np.asarray(lengths, dtype=np.int64)
     counts = 1 + -(-np.maximum(lengths - context, 0) // stride)
     documents = np.repeat(np.arange(len(lengths)), counts)
     number = np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)
-    first = number * stride
-    sizes = np.minimum(lengths[documents] - first, context)
-    skipped = np.where(number == 0, 0, context - stride)
-    return np.stack([documents, first, sizes, skipped], axis=1)
+    sizes = np.minimum(lengths[documents] - number * stride, context)
+    return np.stack([documents, number * stride, sizes, np.where(number == 0, 0, context - stride)], axis=1)
 
 
 class Documents:
-    """Documents to evaluate, as the token ids between two separators."""
+    """Documents to evaluate, as the token ids between two separators. places: (D, 2) int64, the position of the
+    separator before each document and its pairs of input and target."""
 
-    def __init__(self, places: np.ndarray, tokens: Read, learned: Read) -> None:
-        """places: (D, 2) int64, the position of the separator before each document and its pairs of input and target.
-        tokens and learned: of (position, count), the ids and which of them count as targets."""
-        self.places, self._tokens, self._learned = places, tokens, learned
-
-    @staticmethod
-    def of_split(split: TextSplit, eos_id: int, limit: int | None = None) -> Documents:
+    def __init__(self, split: TextSplit, eos_id: int, limit: int | None = None) -> None:
         """All documents of a split, or ``limit`` of them spread evenly over it. UserError: there is none."""
-        stream, found = split.stream, list[np.ndarray]()
-        for piece, begin in zip(stream.pieces, stream.firsts.tolist(), strict=False):
+        self.stream, found = split.stream, list[np.ndarray]()
+        for piece, begin in zip(self.stream.pieces, self.stream.firsts.tolist(), strict=False):
             starts = piece.starts()
             starts = document_starts(piece.tokens(), eos_id) if starts is None else np.asarray(starts, dtype=np.int64)
             found.append(np.stack([begin + starts[:-1], np.diff(starts)], axis=1))
-        places = np.concatenate(found)
-        if limit is not None and limit < len(places):
-            places = places[spread(np.arange(limit), limit, len(places))]
-        if not len(places):
+        self.places = np.concatenate(found)
+        if limit is not None and limit < len(self.places):
+            self.places = self.places[spread(np.arange(limit), limit, len(self.places))]
+        if not len(self.places):
             raise UserError("the text contains no document to evaluate")
-        return Documents(places, stream.read, stream.read_learned)
-
-    @staticmethod
-    def of_text(text: str, tokenizer: Tokenizer) -> Documents:
-        """One document."""
-        ids = np.array([tokenizer.eos_id, *tokenizer.encode(text), tokenizer.eos_id], dtype=np.int64)
-        return Documents(
-            np.array([[0, len(ids) - 1]]),
-            lambda first, count: ids[first : first + count],
-            lambda first, count: np.ones(count, dtype=bool),
-        )
 
     def batches(self, context: int, stride: int, batch: int) -> list[np.ndarray]:
         """The windows, ``batch`` at a time and the longest first, for ``read``."""
@@ -85,41 +67,30 @@ class Documents:
         ids, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
         for row, (document, first, size, skipped) in enumerate(windows.tolist()):
             place = int(self.places[document, 0]) + first
-            tokens, counted = self._tokens(place, size + 1), self._learned(place + 1, size)
+            tokens, counted = self.stream.read(place, size + 1), self.stream.read_learned(place + 1, size)
             counted[:skipped] = False
             ids[row, :size] = tokens[:-1]
             targets[row, :size][counted] = tokens[1:][counted]
         return ids, targets
 
 
+@dataclass
 class TextLoss:
-    """Sums over the targets of a text, by the number of tokens before them in their window."""
+    """Sums over the targets of a text. nats, tokens: by the tokens before a target in its window, in powers of two: 1,
+    2, 3-4, 5-8, ...; longest: tokens of the longest window."""
 
-    def __init__(self, token_bytes: np.ndarray, documents: int) -> None:
-        """token_bytes: (V,) bytes of text of each id. documents: how many are measured."""
-        self._token_bytes = token_bytes
-        self.documents, self.text_bytes, self.correct = documents, 0, 0
-        self.nats, self.tokens = np.zeros(0), np.zeros(0, dtype=np.int64)  # (T,), T the longest window so far
-
-    def add(self, model: HybridLM, ids: np.ndarray, targets: np.ndarray) -> None:
-        """Measures a batch of windows, ids and targets (B, T)."""
-        losses, likeliest = token_losses(model, torch.from_numpy(ids), torch.from_numpy(targets))
-        counted = targets != IGNORE
-        self._accumulate(losses.numpy().sum(0), counted.sum(0))
-        self.correct += int(likeliest.sum())
-        self.text_bytes += int(self._token_bytes[targets[counted]].sum(dtype=np.int64))
+    documents: int = 0
+    text_bytes: int = 0
+    correct: int = 0
+    longest: int = 0
+    nats: np.ndarray = field(default_factory=lambda: np.zeros(_BUCKETS))
+    tokens: np.ndarray = field(default_factory=lambda: np.zeros(_BUCKETS, dtype=np.int64))
 
     def merge(self, other: TextLoss) -> None:
         """Adds the sums of another text."""
-        self._accumulate(other.nats, other.tokens)
         self.documents, self.text_bytes = self.documents + other.documents, self.text_bytes + other.text_bytes
-        self.correct += other.correct
-
-    def _accumulate(self, nats: np.ndarray, tokens: np.ndarray) -> None:
-        missing = (0, max(0, len(nats) - len(self.nats)))
-        self.nats, self.tokens = np.pad(self.nats, missing), np.pad(self.tokens, missing)
-        self.nats[: len(nats)] += nats
-        self.tokens[: len(tokens)] += tokens
+        self.correct, self.longest = self.correct + other.correct, max(self.longest, other.longest)
+        self.nats, self.tokens = self.nats + other.nats, self.tokens + other.tokens
 
     def metrics(self) -> dict[str, float]:
         """loss (nats per token), ppl, accuracy, bpb (only if there are bytes), and the counts. UserError: no target
@@ -133,17 +104,16 @@ class TextLoss:
         return found | {"tokens": tokens, "bytes": self.text_bytes, "documents": self.documents}
 
     def curve(self) -> list[dict[str, float]]:
-        """Loss by position in powers of two: targets with 1, 2, 3-4, 5-8, ... tokens before them, the separator
-        included."""
-        rows: list[dict[str, float]] = []
-        first = 0
-        while first < len(self.tokens):
-            last = min(max(1, 2 * first), len(self.tokens))
-            if tokens := int(self.tokens[first:last].sum()):
-                loss = float(self.nats[first:last].sum()) / tokens
-                rows.append({"first": first + 1, "last": last, "loss": loss, "tokens": tokens})
-            first = last
-        return rows
+        """Loss by position: targets with ``first`` to ``last`` tokens before them, the separator included."""
+        return [
+            {
+                "first": (2**bucket >> 1) + 1,
+                "last": min(2**bucket, self.longest),
+                "loss": float(self.nats[bucket]) / int(self.tokens[bucket]),
+                "tokens": int(self.tokens[bucket]),
+            }
+            for bucket in np.flatnonzero(self.tokens).tolist()
+        ]
 
 
 def text_loss(
@@ -152,17 +122,27 @@ def text_loss(
     token_bytes: np.ndarray,
     context: int,
     *,
-    stride: int | None = None,
-    batch: int = 8,
-    progress: Callable[[list[np.ndarray]], Iterable[np.ndarray]] = iter,
+    stride: int,
+    batch: int,
+    label: str = "",
 ) -> TextLoss:
     """The loss of ``model``, in evaluation mode, over ``documents``.
 
     token_bytes: (V,) bytes of text of each id (``Tokenizer.token_bytes``). context: tokens of a window; stride: tokens
-    from window to window, at most ``context`` (None: half of it); batch: windows at a time. progress: wraps the loop
-    over the batches.
+    from window to window, at most ``context``; batch: windows at a time; label: of the progress bar on a terminal.
     """
-    found = TextLoss(token_bytes, len(documents.places))
-    for windows in progress(documents.batches(context, stride or max(1, context // 2), batch)):
-        found.add(model, *documents.read(windows))
+    found, batches, console = (
+        TextLoss(len(documents.places)),
+        documents.batches(context, stride, batch),
+        Console(stderr=True),
+    )
+    for windows in track(batches, label, console=console, transient=True, disable=not console.is_terminal):
+        ids, targets = documents.read(windows)
+        losses, likeliest = token_losses(model, torch.from_numpy(ids), torch.from_numpy(targets))
+        counted, bucket = targets != IGNORE, np.frexp(np.arange(ids.shape[1]))[1]
+        found.nats += np.bincount(bucket, losses.numpy().sum(0), _BUCKETS)
+        found.tokens += np.bincount(bucket, counted.sum(0), _BUCKETS).astype(np.int64)
+        found.correct += int(likeliest.sum())
+        found.text_bytes += int(token_bytes[targets[counted]].sum(dtype=np.int64))
+        found.longest = max(found.longest, ids.shape[1])
     return found

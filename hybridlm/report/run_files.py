@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from hybridlm.config.problems import recorded
 from hybridlm.config.section import Section
-from hybridlm.errors import UserError, printable
+from hybridlm.errors import printable
 from hybridlm.files.plain import MAX_BYTES, Malformed, Unreadable, open_regular, parse_json, parse_yaml, read_text
 
 JsonObject = Mapping[str, object]
@@ -69,30 +68,22 @@ def parsed_number(text: str) -> float | None:
 def read_record(path: Path, kind: type[R]) -> R | None:
     """job.json or sweep.json; None if it does not exist or was cut short."""
     content = read_object(path)
-    try:
-        return recorded(kind, content, path.name) if content else None
-    except UserError as error:
-        raise BadRun(error.problems[0]) from None
+    with _readable(path.name):
+        return kind.model_validate(content) if content else None
 
 
 def read_summary(path: Path) -> JsonObject:
-    """Strings and numbers. Raises BadRun for a number too large to be a measurement."""
-    summary = read_object(path)
-    _validate(_SUMMARY, summary, path.name)
-    for key, value in summary.items():
-        if isinstance(value, int | float) and math.isfinite(value) and math.isinf(number(value) or 0):
-            raise BadRun(f"{path.name}: {printable(key)[:80]} = {value:.3g}: too large")
-    return summary
+    """Strings and numbers."""
+    with _readable(path.name):
+        return _SUMMARY.validate_python(read_object(path))
 
 
 def read_object(path: Path) -> JsonObject:
     """The object in a JSON file; empty if there is none, or the file was cut short."""
-    with _readable(path.name):
-        try:
-            content = parse_json(_text(path))
-        except Malformed:
-            return {}
-    return content if isinstance(content, dict) else {}
+    with _readable(path.name), suppress(Malformed):
+        content = parse_json(_text(path))
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def read_mapping(path: Path) -> JsonObject:
@@ -105,17 +96,14 @@ def read_mapping(path: Path) -> JsonObject:
 def read_metrics(path: Path) -> tuple[JsonObject, ...]:
     """The rows of metrics.jsonl by ascending step. A line that a crash cut short is left out."""
     rows: dict[int, JsonObject] = {}
-    for line_number, line in enumerate(_text(path, _METRICS_BYTES).splitlines(), 1):
-        place = f"{path.name}, line {line_number}"
-        with _readable(place):
-            try:
-                row = parse_json(line)
-            except Malformed:
-                continue
-        step = row.get("step") if isinstance(row, dict) else None
-        if isinstance(row, dict) and isinstance(step, int) and 0 <= step < 2**53:
-            _validate(_METRICS, row, place)
-            rows[step] = row
+    with _readable(path.name):
+        lines = _text(path, _METRICS_BYTES).splitlines()
+    for line_number, line in enumerate(lines, 1):
+        with _readable(f"{path.name}, line {line_number}"), suppress(Malformed):
+            row = parse_json(line)
+            step = row.get("step") if isinstance(row, dict) else None
+            if isinstance(step, int) and 0 <= step < 2**53:
+                rows[step] = _METRICS.validate_python(row)
     return tuple(rows[step] for step in sorted(rows))
 
 
@@ -130,8 +118,7 @@ def read_excerpt(path: Path, *, end: bool = False) -> str:
 
 
 def _text(path: Path, limit: int = MAX_BYTES) -> str:
-    with _readable(path.name):
-        return read_text(path, limit) if path.exists() else ""
+    return read_text(path, limit) if path.exists() else ""
 
 
 @contextmanager
@@ -140,11 +127,6 @@ def _readable(place: str) -> Iterator[None]:
         yield
     except Unreadable as error:
         raise BadRun(f"{place}: {error}") from None
-
-
-def _validate(kind: TypeAdapter[Any], value: JsonObject, place: str) -> None:
-    try:
-        kind.validate_python(value)
     except ValidationError as error:
-        field = printable(".".join(map(str, error.errors()[0]["loc"][:1])))[:80]
-        raise BadRun(f"{place}: {field} is neither text nor a number") from None
+        field = printable(str(error.errors()[0]["loc"][0]))[:80]
+        raise BadRun(f"{place}: {field}: {error.errors()[0]['msg']}") from None

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,24 +88,15 @@ def as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _warn(line: str) -> None:
-    print(f"skipped {printable(line)}", file=sys.stderr)
-
-
-def read_folders(folders: list[Path], skip: Callable[[str], None] = _warn) -> tuple[list[Run], list[SweepRecord]]:
-    """All runs in and below ``folders``, each once, by path. skip: is called with a line about each folder that is left
-    out because of its content.
+def read_folders(folders: list[Path]) -> tuple[list[Run], list[SweepRecord]]:
+    """All runs in and below ``folders``, each once, by path; prints a line about each folder that is left out because
+    of its content.
 
     Raises:
         UserError: a folder does not exist, or none of them holds a run.
     """
-    missing = [
-        f"{folder}: {'a file, not a folder' if folder.exists() else 'no such folder'}"
-        for folder in folders
-        if not folder.is_dir()
-    ]
-    if missing:
-        raise UserError(missing)
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise UserError([f"{path}: {'a file, not a folder' if path.exists() else 'no such folder'}" for path in missing])
     found = {path.resolve(): path for folder in folders for path in _candidates(folder)}
     resolved = sorted(found, key=_natural)
     base = resolved[0].parent if len(resolved) == 1 else Path(os.path.commonpath(resolved or [Path()]))
@@ -114,7 +105,7 @@ def read_folders(folders: list[Path], skip: Callable[[str], None] = _warn) -> tu
         try:
             run, sweep = _read(path, base), run_files.read_record(path / SWEEP, SweepRecord)
         except BadRun as error:
-            skip(f"{path}: {error}")
+            print(f"skipped {printable(f'{path}: {error}')}", file=sys.stderr)
             continue
         runs += [] if run is None else [run]
         sweeps += [] if sweep is None else [sweep]
@@ -174,13 +165,11 @@ def _read(path: Path, base: Path) -> Run | None:
 
 def _without_summary(folder: RunFolder, job: JobRecord | None, rows: tuple[JsonObject, ...]) -> tuple[str, str]:
     """The status of a run without a summary, and the reason in one line, as far as the folder tells."""
-    status = job.status if job and job.status not in ("", FINISHED) else "unfinished"
-    if job is None and not folder.is_run():
-        status = "failed"
-    if job and job.error:
-        return status, " ".join(job.error.split())
-    if status in ("waiting", "running"):
-        return status, ""
+    status = "unfinished" if job or folder.is_run() else "failed"
+    if job and job.status not in ("", FINISHED):
+        status = job.status
+    if status in ("waiting", "running") or (job and job.error):
+        return status, " ".join(((job and job.error) or "").split())
     if folder.summary.exists():
         return status, "summary.json is damaged"
     logs = (run_files.read_excerpt(log, end=True) for log in sorted(folder.path.glob("*.log")))

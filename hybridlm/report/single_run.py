@@ -48,7 +48,7 @@ def outcome(run: Run, quality: Metric) -> list[str]:
         sentences = [f"{run.status.capitalize()}{f': {reason}' if reason else ''}."]
     validations = [(found, row["step"]) for row in run.rows if (found := number(row.get(quality.key))) is not None]
     if validations:
-        best, step = (max if quality.better == "more" else min)(validations)
+        best, step = quality.best(validations)
         sentences.append(
             f"The best validation during training: {quality.text(best)} {unit_name(quality)} at step {step}."
         )
