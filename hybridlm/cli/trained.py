@@ -129,7 +129,7 @@ def evaluate(
         int | None, typer.Option("--num-fewshot", min=0, help="few-shot examples (default: the task's own number)")
     ] = None,
     probes: Annotated[
-        bool, typer.Option("--probes", help="probes of context use: induction, copying, pass key")
+        bool, typer.Option("--probes", help="probes of context use: induction, copying")
     ] = False,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="maximum number of documents, and of examples per task")
@@ -197,7 +197,7 @@ def bench(
     ] = "float32",
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="folder for bench.json and bench.png (default: RUN/bench or outputs/bench/TIME)"),
+        typer.Option("--out", help="folder for bench.json (default: RUN/bench or outputs/bench/TIME)"),
     ] = None,
     ema: EMA = False,
     as_json: Annotated[bool, typer.Option("--json", help="print bench.json instead of the table")] = False,

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rich.console import Console
+
 from hybridlm.config.data import DataConfig
 from hybridlm.config.synthetic import shortest
 from hybridlm.errors import ConfigError, UserError
-from hybridlm.eval.results import add_records, log_to_wandb, read_records
+from hybridlm.eval.results import add_records, log_to_wandb, print_records, read_records
 from hybridlm.eval.tasks import load_tasks
 from hybridlm.runs.resume import recorded
 from hybridlm.runs.run_folder import find_run
@@ -54,10 +56,7 @@ def run_eval(asked: Evaluation, *, as_json: bool) -> None:
     read_records(folder.evaluation)
     tasks = load_tasks(asked.tasks, asked.include_path) if asked.tasks else {}
 
-    from rich.console import Console
-
     from hybridlm.eval.evaluations import evaluated
-    from hybridlm.eval.report import plot_curves, print_records
     from hybridlm.machine.device import inference_device
     from hybridlm.runs.checkpoint import load_run
 
@@ -71,8 +70,7 @@ def run_eval(asked: Evaluation, *, as_json: bool) -> None:
         print_records(records, Console(highlight=False))
     add_records(folder.evaluation, records)  # if that fails, the results are on the screen
     log_to_wandb(config, folder, records, say)
-    plotted = plot_curves(records, folder.position_plot)
-    say(f"written to {folder.evaluation}" + (f" and {folder.position_plot.name}" if plotted else ""))
+    say(f"written to {folder.evaluation}")
 
 
 def _contexts(data: DataConfig) -> tuple[int, ...]:
@@ -87,21 +85,32 @@ def _contexts(data: DataConfig) -> tuple[int, ...]:
 
 def _refuse(asked: Evaluation, data: DataConfig, contexts: Sequence[int]) -> None:
     """UserError: options that do not go together."""
-    if not (asked.loss or asked.tasks or asked.probes):
-        raise UserError("eval: nothing to do; with --no-loss, give --tasks or --probes")
-    if asked.stride is not None and asked.stride > min(contexts):
-        raise UserError(
-            f"--stride {asked.stride}: at most the window, --context {min(contexts)}, or tokens between windows would"
-            " be skipped"
-        )
-    if data.source == "synthetic":
-        if given := [name for name in ("tasks", "probes", "stride") if getattr(asked, name)]:
-            raise UserError(f"--{given[0]}: only for text models, and data.source=synthetic has no text")
-        if min(contexts) < (least := shortest(data.synthetic)):
-            raise UserError(f"--context {min(contexts)}: {data.synthetic.task} needs {least} tokens or more")
+    least, generated, stride = min(contexts), data.source == "synthetic", asked.stride
     of_tasks = {"--include-path": asked.include_path, "--num-fewshot": asked.num_fewshot}
-    of_loss = {"--stride": asked.stride, "text for the loss:": " ".join(asked.overrides) or None}
-    for options, used, how in ((of_tasks, asked.tasks, "with --tasks"), (of_loss, asked.loss, "without --no-loss")):
-        idle = [f"{option} {value}" for option, value in options.items() if value is not None and not used]
-        if idle:
-            raise UserError(f"{idle[0]}: only has an effect {how}")
+    of_loss = {"--stride": stride, "text for the loss:": " ".join(asked.overrides) or None}
+    without_tasks = [f"{option} {value}" for option, value in of_tasks.items() if value is not None]
+    without_loss = [f"{option} {value}" for option, value in of_loss.items() if value is not None]
+    of_text = [name for name in ("tasks", "probes", "stride") if getattr(asked, name)]
+    rules: tuple[tuple[object, str], ...] = (
+        (
+            not (asked.loss or asked.tasks or asked.probes),
+            "eval: nothing to do; with --no-loss, give --tasks or --probes",
+        ),
+        (
+            stride is not None and stride > least,
+            f"--stride {stride}: at most the window, --context {least}, or tokens between windows would be skipped",
+        ),
+        (
+            generated and of_text,
+            f"--{''.join(of_text[:1])}: only for text models, and data.source=synthetic has no text",
+        ),
+        (
+            generated and least < shortest(data.synthetic),
+            f"--context {least}: {data.synthetic.task} needs {shortest(data.synthetic)} tokens or more",
+        ),
+        (without_tasks and not asked.tasks, f"{''.join(without_tasks[:1])}: only has an effect with --tasks"),
+        (without_loss and not asked.loss, f"{''.join(without_loss[:1])}: only has an effect without --no-loss"),
+    )
+    for wrong, problem in rules:
+        if wrong:
+            raise UserError(problem)

@@ -13,11 +13,10 @@ from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.synthetic.source import GeneratedWindows
 from hybridlm.errors import UserError
 from hybridlm.eval.command import Evaluation
+from hybridlm.eval.losses import Documents, TextLoss, synthetic_metrics, text_loss
 from hybridlm.eval.probes import EXAMPLES, run_probes
 from hybridlm.eval.results import Record
-from hybridlm.eval.scoring import synthetic_metrics
 from hybridlm.eval.tasks import run_tasks
-from hybridlm.eval.text_loss import Documents, TextLoss, text_loss
 from hybridlm.runs.checkpoint import LoadedRun
 from hybridlm.runs.resume import recorded
 

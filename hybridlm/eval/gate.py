@@ -17,9 +17,18 @@ from typing import Literal, NamedTuple
 from hybridlm.config.layers import LayerSpec
 from hybridlm.config.run import RunConfig
 from hybridlm.eval.gate_costs import flops, initial_weights, parameters, state_bytes
-from hybridlm.eval.gate_sequences import causality, chunked_prefill, decode, documents, left_padding
+from hybridlm.eval.gate_numeric import (
+    causality,
+    checkpointing,
+    chunked_prefill,
+    decode,
+    derivative,
+    documents,
+    experts,
+    gradients,
+    left_padding,
+)
 from hybridlm.eval.gate_subject import VOCAB, Findings, Subject
-from hybridlm.eval.gate_training import checkpointing, derivative, experts, gradients
 
 _EXACT = 1e-8  # of float64 results, as a share of the largest number
 _QUOTIENT = 1e-6  # of a central difference

@@ -16,7 +16,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from hybridlm.errors import UserError
-from hybridlm.eval.scoring import Continuation, loglikelihoods
+from hybridlm.eval.losses import Continuation, loglikelihoods
 from hybridlm.generate.engine import Engine
 from hybridlm.generate.sampling import Sampling
 

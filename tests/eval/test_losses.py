@@ -16,7 +16,7 @@ from hybridlm.data.windows.loader import ValLoader
 from hybridlm.data.windows.order import IGNORE
 from hybridlm.data.windows.splits import val_windows
 from hybridlm.errors import UserError
-from hybridlm.eval.text_loss import Documents, TextLoss, slide, text_loss
+from hybridlm.eval.losses import Documents, TextLoss, slide, text_loss
 from hybridlm.model.build import fresh_model
 
 
