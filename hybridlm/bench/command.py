@@ -14,7 +14,6 @@ from hybridlm.errors import UserError
 from hybridlm.runs.run_folder import find_run
 
 FORMAT_VERSION = 1
-DTYPES = ("float32", "bfloat16", "float16")
 _PIPED_WIDTH = 150  # columns of the table if there is no terminal
 
 
@@ -36,8 +35,6 @@ def run_bench(
     """Measures a trained run, if one is given, and the models of ``configs`` by name. UserError: one of them is not
     available."""
     beside = Path("outputs") if run is None else find_run(run)[0].path
-    if asked.dtype not in DTYPES:
-        raise UserError(f"--dtype {asked.dtype}: must be one of {', '.join(DTYPES)}")
     if ema and run is None:
         raise UserError("--ema: needs a trained run, as only that has a running average")
     out = out or beside / "bench" / (time.strftime("%Y-%m-%d_%H-%M-%S") if run is None else "")

@@ -128,9 +128,7 @@ def evaluate(
     num_fewshot: Annotated[
         int | None, typer.Option("--num-fewshot", min=0, help="few-shot examples (default: the task's own number)")
     ] = None,
-    probes: Annotated[
-        bool, typer.Option("--probes", help="probes of context use: induction, copying")
-    ] = False,
+    probes: Annotated[bool, typer.Option("--probes", help="probes of context use: induction, copying")] = False,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="maximum number of documents, and of examples per task")
     ] = None,
@@ -193,7 +191,7 @@ def bench(
         float, typer.Option("--budget", min=0.001, help="maximum seconds per round; slower measurements are left out")
     ] = 30.0,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="dtype of weights and caches: float32, bfloat16, float16")
+        Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="dtype of weights and caches")
     ] = "float32",
     out: Annotated[
         Path | None,

@@ -7,12 +7,14 @@ import math
 import random
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from hybridlm.eval.gate_subject import VOCAB, Findings, Gradients, Subject, compare_gradients, relative, total_loss
+from hybridlm.model.block import Block
 
 _STEPS = (3e-5, 2e-6, 2e-7)  # of the difference quotient, as shares of each parameter's size
 _GOOD = 1e-7  # an error after which no shorter step is tried
@@ -201,8 +203,8 @@ def experts(subject: Subject) -> Findings:
     x.uniform_(-1.0, 1.0, generator=subject.generator(8))
     valid = torch.ones(x.shape[:2], dtype=torch.bool)
     valid[0, :7] = False
-    for i, block in enumerate(subject.blocks):
-        ffn = block.ffn
+    for i, block in enumerate(subject.model.blocks):
+        ffn = cast(Block, block).ffn
         if ffn is None or not ffn.n_experts:
             continue
         routers = {name: p for name, p in ffn.named_parameters() if p.shape == (ffn.n_experts, x.shape[-1])}

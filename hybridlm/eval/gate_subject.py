@@ -15,7 +15,6 @@ from torch import Tensor
 from hybridlm.config.layers import LayerSpec
 from hybridlm.config.run import RunConfig
 from hybridlm.machine.device import CPU
-from hybridlm.model.block import Block
 from hybridlm.model.build import build_block, build_model
 from hybridlm.model.cache import ModelCache
 from hybridlm.model.lm import HybridLM, LMOutput
@@ -94,10 +93,6 @@ class Subject:
     def model(self) -> HybridLM:
         """Each distinct layer as it is run, in float64."""
         return _with_open_weights(build_layers([self.plan.apply(spec) for spec in self.places], self.full), self.seed)
-
-    @property
-    def blocks(self) -> list[Block]:
-        return [cast(Block, block) for block in self.model.blocks]
 
     def generator(self, offset: int) -> torch.Generator:
         return torch.Generator().manual_seed(1_000 * self.seed + offset)

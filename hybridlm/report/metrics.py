@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean, stdev
-from typing import Literal, TypeVar
+from typing import Literal
 
 from hybridlm.config.load import validate_model
 from hybridlm.errors import UserError
-from hybridlm.report.run_files import number
-from hybridlm.report.runs import Run
+from hybridlm.report.runs import Run, number
 
-B = TypeVar("B", float, tuple[float, str], tuple[float, object])
 _SCALES: dict[str, tuple[tuple[float, str], ...]] = {
     "bytes": ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B")),
     "FLOP": ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"), (1, "FLOP")),
@@ -41,10 +39,6 @@ class Metric:
     def text(self, value: float) -> str:
         """A value of a quality metric."""
         return f"{value:.{3 if self.unit == 'share' else 4}f}"
-
-    def best(self, values: Iterable[B]) -> B:
-        """Of a quality or a cost that is better in one direction."""
-        return max(values) if self.better == "more" else min(values)
 
     @property
     def label(self) -> str:
@@ -153,6 +147,9 @@ class Scale:
     size: float
     unit: str
     decimals: int
+
+    def label(self, title: str) -> str:
+        return f"{title} ({self.unit})" if self.unit else title
 
     def text(self, value: float) -> str:
         return f"{value / self.size:,.{self.decimals}f}" if math.isfinite(value) else str(value)

@@ -1,4 +1,4 @@
-"""What a comparison shows, in sentences, and what keeps it from being conclusive."""
+"""What a run or a comparison shows, in sentences, and what keeps it from being conclusive."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from hybridlm.report.comparison import DEVICE, Comparison, Configuration, device_of, identity
-from hybridlm.report.metrics import CACHE, FLOPS, SPEED, TOKENS, Difference, Metric, Spread, difference, scale
-from hybridlm.report.run_files import parsed_number
-from hybridlm.report.runs import Run
+from hybridlm.report.metrics import CACHE, FLOPS, SPEED, TOKENS, Difference, Metric, difference, scale
+from hybridlm.report.runs import Run, number, parsed_number
 
 _WHOLE = 0.95  # of the training text; a run that has seen as much has seen all of it
 _ALIKE = 0.01  # numbers of tokens closer than this are equal: the last step of a schedule is rounded
@@ -59,6 +58,26 @@ def _compared(comparison: Comparison) -> list[str]:
     return sentences
 
 
+def outcome(run: Run, quality: Metric) -> list[str]:
+    """How good the run is and what compressors make of the same text; if it has not finished, how far it got."""
+    value = quality.of(run)
+    if value is not None:
+        anchors = {name: number(run.summary.get(f"{name}_bpb")) for name in ("gzip", "xz")}
+        reached = [f"{name} reaches {bpb:.4f}" for name, bpb in anchors.items() if bpb is not None]
+        compressors = f" On the same text {' and '.join(reached)}." if reached and quality.unit == "bits/byte" else ""
+        sentences = [f"{quality.text(value)} {unit_name(quality)} at the end of training.{compressors}"]
+    else:
+        reason = run.error or (f"the last metrics are from step {run.rows[-1]['step']}" if run.rows else "")
+        sentences = [f"{run.status.capitalize()}{f': {reason}' if reason else ''}."]
+    validations = [(found, row["step"]) for row in run.rows if (found := number(row.get(quality.key))) is not None]
+    if validations:
+        best, step = (max if quality.better == "more" else min)(validations)
+        sentences.append(
+            f"The best validation during training: {quality.text(best)} {unit_name(quality)} at step {step}."
+        )
+    return sentences
+
+
 def unit_name(metric: Metric) -> str:
     return "nats per target" if metric.unit == "nats/target" else metric.title
 
@@ -77,7 +96,7 @@ def _cheaper(equal: list[Configuration]) -> str:
     for metric, word in ((SPEED, "fastest"), (CACHE, "smallest decode cache"), (FLOPS, "fewest FLOPs")):
         costs = [(spread.mean, one.name) for one in equal if (spread := one.spread(metric)) is not None]
         if len({cost for cost, _ in costs}) > 1:
-            found.append(f"{word} {metric.best(costs)[1]}")
+            found.append(f"{word} {(max if metric.better == 'more' else min)(costs)[1]}")
     return f" Of these: {', '.join(found)}." if found else ""
 
 
@@ -91,7 +110,8 @@ def cautions(comparison: Comparison) -> list[str]:
 
 def epochs(run: Run) -> float | None:
     """Passes over the training text at the last logged step; None for a generated task, or if nothing was logged."""
-    return None if run.config.get("data.source") == "synthetic" else run.latest("data/epoch")
+    logged = [found for row in run.rows if (found := number(row.get("data/epoch"))) is not None]
+    return logged[-1] if logged and run.config.get("data.source") != "synthetic" else None
 
 
 def percent(share: float) -> str:
@@ -153,47 +173,46 @@ def _at_the_edge(comparison: Comparison, column: str) -> list[str]:
     """The configurations whose best rate is the smallest or largest one tried for them."""
     tried: dict[str, list[float]] = defaultdict(list)
     for one in comparison.tried:
-        tried[comparison.name_of(one.settings, [column])].append(_rate(comparison, one, column))
+        tried[comparison.name_of(one.settings, [column])].append(parsed_number(one.settings[column]) or math.nan)
     found = []
     for one in comparison.configurations:
-        own, values = _rate(comparison, one, column), tried[comparison.name_of(one.settings, [column])]
+        own, values = parsed_number(one.settings[column]), tried[comparison.name_of(one.settings, [column])]
         if len(set(values)) > 1 and own in (min(values), max(values)):
             found.append(f"{one.name} ({'smallest' if own == min(values) else 'largest'})")
     return found
-
-
-def _rate(comparison: Comparison, one: Configuration, column: str) -> float:
-    return parsed_number(one.settings[comparison.columns.index(column)]) or math.nan
 
 
 def notes(comparison: Comparison) -> list[str]:
     """What a reader of the table has to know about its numbers."""
     runs = [run for one in comparison.tried for run in one.runs]
     by_text = [run for run in runs if run.setting("data.source") != "synthetic"]
-    tokenizers = {tuple(run.setting(f"data.tokenizer.{key}") for key in _TOKENIZER) for run in by_text}
+    several = len({tuple(run.setting(f"data.tokenizer.{key}") for key in _TOKENIZER) for run in by_text}) > 1
     repeated = [one for one in comparison.tried if len({run.seed for run in one.runs}) < len(one.runs)]
     finite = [(one, mean.n if (mean := one.spread(comparison.quality)) else 0) for one in comparison.tried]
     diverged = [one for one, n in finite if n < len(one.runs)]
     devices = {device_of(run) for run in runs}
     threads = len(devices) == 1 and len({run.summary.get(DEVICE) for run in runs}) > 1
     shared = len(runs) > 1 and all(device_of(run).startswith("CPU") and run.job is None for run in runs)
-    found = {
-        _tuning(comparison): comparison.passed_over,
-        "The runs used different devices: do not compare their speed, memory and time.": len(devices) > 1,
-        "The runs used different numbers of threads: do not compare their speed and time.": threads,
-        "The runs have different tokenizers: compare bits per byte, not loss per token or tokens/s.": len(tokenizers) > 1,
-        f"The mean includes runs with the same seed: {some(repeated)}.": repeated,
-        f"Some run diverged (not a number) and is left out of the mean: {some(diverged)}.": diverged,
-        "Memory on a CPU is that of the whole process: the jobs of one train.py -m share it, and it never shrinks"
-        " between them.": shared,
-    }
-    return [note for note, holds in found.items() if holds]
+    found: tuple[tuple[object, str], ...] = (
+        (comparison.passed_over, _tuning(comparison)),
+        (len(devices) > 1, "The runs used different devices: do not compare their speed, memory and time."),
+        (threads, "The runs used different numbers of threads: do not compare their speed and time."),
+        (several, "The runs have different tokenizers: compare bits per byte, not loss per token or tokens/s."),
+        (repeated, f"The mean includes runs with the same seed: {some(repeated)}."),
+        (diverged, f"Some run diverged (not a number) and is left out of the mean: {some(diverged)}."),
+        (
+            shared,
+            "Memory on a CPU is that of the whole process: the jobs of one train.py -m share it, and it never shrinks"
+            " between them.",
+        ),
+    )
+    return [note for holds, note in found if holds]
 
 
 def _tuning(comparison: Comparison) -> str:
     tried = []
     for column in comparison.tuned:
-        values = {one.settings[comparison.columns.index(column)] for one in comparison.tried}
+        values = {one.settings[column] for one in comparison.tried}
         tried.append(f"{column} ({', '.join(sorted(values, key=_by_size))})")
     return (
         f"Each model is shown at its best value of {'; '.join(tried)} by mean; values with which a run failed or"

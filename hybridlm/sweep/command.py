@@ -51,11 +51,8 @@ def new_sweep(
         _list(planned, plans)
         print(f"{size}; memory and time are estimates for {plans[1].device}; nothing was started")
         return 0
-    too_large = {number: refusal(plan, [])[0] for number, plan in plans.items() if not plan.fits}
-    if too_large:
-        raise ConfigError(
-            [f"{item.job.name}: {too_large[item.job.number]}" for item in planned if item.job.number in too_large]
-        )
+    if too_large := [job for job, _ in planned if not plans[job.number].fits]:
+        raise ConfigError([f"{job.name}: {refusal(plans[job.number], [])[0]}" for job in too_large])
     varied = [axis.key for axis in grid if axis.varied and axis.key != "seed"]
     options = (["--seeds", str(seeds)] if seeds > 1 else []) + (["--jobs", str(jobs)] if jobs else [])
     command = shlex.join(["hybridlm", "sweep", *overrides, *options])

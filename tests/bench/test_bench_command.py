@@ -95,7 +95,6 @@ def test_what_was_measured_is_shown_where_it_cannot_be_kept(tiny, tmp_path):
         (["--compare", "T,Q"], "'Q'"),
         (["--compare", "T,,M"], "--compare T,,M: "),
         (["--compare", "(T"], "model.pattern"),
-        (["--dtype", "int8"], "--dtype int8: "),
         (["nowhere"], "nowhere: "),
         (["model.d_modle=3"], "model.d_model?"),
         (["--frob"], "--frob"),

@@ -12,7 +12,7 @@ from itertools import pairwise
 import pytest
 from run_folders import make_job, make_run
 
-from hybridlm.report.command import run_report
+from hybridlm.report.page import run_report
 from hybridlm.report.plots.curves import SMOOTHING
 
 VOID = {"meta", "br", "img", "hr", "input", "link", "source"}
