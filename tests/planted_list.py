@@ -507,21 +507,21 @@ DOCUMENTS = [
     ),
 ]
 _LOSS, _HARNESS, _MEASUREMENT = (
-    "tests/eval/test_text_loss.py",
+    "tests/eval/test_losses.py",
     "tests/eval/test_harness.py",
     "tests/bench/test_measurement.py",
 )
 MEASUREMENTS = [
     _one(
         "eval: targets counted by two windows",
-        "eval/text_loss.py",
+        "eval/losses.py",
         "counted[:skipped] = False",
         "counted[:0] = False",
         _LOSS,
     ),
     _one(
         "eval: the separator left out",
-        "eval/text_loss.py",
+        "eval/losses.py",
         "begin + starts[:-1], np.diff(starts)",
         "begin + starts[:-1] + 1, np.diff(starts) - 1",
         _LOSS,
@@ -530,7 +530,7 @@ MEASUREMENTS = [
     _one("harness: no token before the text", "eval/harness.py", "else [self.tok.eos_id, *ids]", "else ids", _HARNESS),
     _one(
         "harness: greedy if the last token is",
-        "eval/scoring.py",
+        "eval/losses.py",
         "(targets == IGNORE)).all(1)",
         "(targets == IGNORE))[:, -1]",
         _HARNESS,
@@ -538,8 +538,8 @@ MEASUREMENTS = [
     _one(
         "bench: the warm-up counts",
         "bench/measurement.py",
-        "            if number:\n",
-        "            if number >= 0:\n",
+        "elif number:\n",
+        "elif number >= 0:\n",
         _MEASUREMENT,
     ),
 ]

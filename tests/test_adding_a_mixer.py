@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forks import forked
 
 from hybridlm.config.mixers import MIXERS
 
@@ -40,18 +41,22 @@ def copy(tmp_path_factory):
 
 
 def hybridlm(copy, *arguments):
-    environment = os.environ | {"PYTHONPATH": str(copy), "HYBRIDLM_ROOT": str(copy)}
-    done = subprocess.run(
-        [sys.executable, "-m", "hybridlm", *arguments],
-        cwd=copy,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    """Runs a command of the copy, in a process that has imported everything but hybridlm."""
+
+    def command():
+        for name in [name for name in sys.modules if name.partition(".")[0] == "hybridlm"]:
+            del sys.modules[name]
+        sys.path.insert(0, str(copy))
+        os.environ["HYBRIDLM_ROOT"] = str(copy)
+        os.chdir(copy)
+        verbs = importlib.import_module("hybridlm.cli.verbs")
+        assert Path(verbs.__file__).is_relative_to(copy)
+        verbs.run_app(arguments)
+
+    with (copy / "said").open("w+", encoding="utf-8") as said:
+        process = forked(command, output=said.fileno())
+        process.join(300)
+        assert process.exitcode == 0, said.read()
 
 
 def test_the_new_kind_passes_check(copy):

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import types
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -595,15 +596,21 @@ def test_without_a_flip_nothing_changes(section, tree, tmp_path):
     assert observe(section, configured(tree), tmp_path) == observe(section, configured(tree), tmp_path)
 
 
+@pytest.fixture(scope="module")
+def observed(tree, tmp_path_factory):
+    """``observed(section, *settings)``, once each: many fields are flipped in the same context. In one folder, whose
+    path is part of what is observed."""
+    folder = tmp_path_factory.mktemp("observed")
+    return cache(lambda section, *settings: attempt(lambda: observe(section, configured(tree, *settings), folder)))
+
+
 @pytest.mark.parametrize("field", [field for field in FLIPS if not field.startswith("hardware.")])
-def test_flipping_a_field_has_an_effect(field, tree, tmp_path, corpus):
+def test_flipping_a_field_has_an_effect(field, observed, tmp_path, corpus):
     value, context = FLIPS[field]
     context = [setting.replace("CORPUS", str(corpus)) for setting in context]
     value = tmp_path / "other" if field == "data.out" else str(value).replace("CORPUS", str(corpus))
     section = field.split(".")[0]
-    before = attempt(lambda: observe(section, configured(tree, *context), tmp_path))
-    after = attempt(lambda: observe(section, configured(tree, *context, f"{field}={value}"), tmp_path))
-    assert before != after
+    assert observed(section, *context) != observed(section, *context, f"{field}={value}")
 
 
 def hardware_effects(config: RunConfig) -> tuple[Any, ...]:

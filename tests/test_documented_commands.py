@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import typer
@@ -74,7 +75,13 @@ def composed(overrides):
     assert all(line.replace("=", "/") in OF_PLUGINS or line == "hydra/launcher=slurm" for line in wanted)
     axes = [axis.values for axis in sweep_axes(kept)]
     points = range(max([1, *map(len, axes)]))
-    return [compose_config([values[point % len(values)] for values in axes if values]) for point in points]
+    return [config_of(tuple(values[point % len(values)] for values in axes if values)) for point in points]
+
+
+@cache
+def config_of(overrides):
+    """The pages show some commands more than once."""
+    return compose_config(overrides)
 
 
 def test_every_block_and_command_is_in_a_class():

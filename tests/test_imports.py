@@ -28,9 +28,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "optim": {"config", "ops", "layers", "model", "machine"},
     "memory": {"config", "ops", "layers", "model", "optim", "machine", "data.tokenizer", "files"},
     "generate": {"runs", "data", "model", "machine", "config", "files"},
-    "report": {"config", "files", "model", "runs"},
-    "bench": {"generate", "memory", "runs", "model", "config", "machine", "report.plots"},
-    "eval": {"generate", "data", "runs", "model", "layers", "config", "machine", "files", "report.plots"},
+    "report": {"config", "files", "model", "runs", "sweep"},
+    "bench": {"generate", "memory", "runs", "model", "config", "machine"},
+    "eval": {"generate", "data", "runs", "model", "layers", "config", "machine", "files"},
     "sweep": {"config", "files", "runs", "machine", "model", "layers", "memory"},
 }
 MAY_IMPORT["train"] = {*MAY_IMPORT} - {"bench", "sweep"}
@@ -44,7 +44,7 @@ THIRD_PARTY_HOMES = {
     "hydra": ("cli/compose.py", "train/launch.py"),
     "transformers": ("interop/", "data/tokenizer.py"),
     "lm_eval": ("eval/harness.py", "eval/tasks.py"),
-    "matplotlib": ("bench/", "eval/", "report/"),
+    "matplotlib": ("report/",),
     "mamba_ssm": ("ops/kernels/",),
     "causal_conv1d": ("ops/kernels/",),
     "liger_kernel": ("ops/kernels/",),

@@ -16,7 +16,7 @@ def peak_bytes(function: Callable[[], object]) -> int:
     Summed over the allocator's own events as torch's profiler records them: exact, whatever else the machine does. What
     libraries allocate past torch (oneDNN's scratch space) is not seen.
     """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     if not events:

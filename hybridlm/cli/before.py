@@ -83,7 +83,7 @@ def check(
         config = _new_run("check", given)
         for line in filter(None, [*unused_section_warnings(config, given), config.sweep.matched]):
             print(line, file=sys.stderr)
-        from hybridlm.eval.gate_report import run_check
+        from hybridlm.eval.gate import run_check
 
         passed = run_check(config, as_json=as_json)
     if not passed:

@@ -71,7 +71,7 @@ def report(
     """Report on a run, or compare several: an HTML page (report.html), the same as Markdown (report.md), and a CSV row
     per run (report.csv)."""
     with reported():
-        from hybridlm.report.command import run_report
+        from hybridlm.report.page import run_report
 
         run_report(folders, out, best_of)
 

@@ -128,9 +128,7 @@ def evaluate(
     num_fewshot: Annotated[
         int | None, typer.Option("--num-fewshot", min=0, help="few-shot examples (default: the task's own number)")
     ] = None,
-    probes: Annotated[
-        bool, typer.Option("--probes", help="probes of context use: induction, copying, pass key")
-    ] = False,
+    probes: Annotated[bool, typer.Option("--probes", help="probes of context use: induction, copying")] = False,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="maximum number of documents, and of examples per task")
     ] = None,
@@ -193,11 +191,11 @@ def bench(
         float, typer.Option("--budget", min=0.001, help="maximum seconds per round; slower measurements are left out")
     ] = 30.0,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="dtype of weights and caches: float32, bfloat16, float16")
+        Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="dtype of weights and caches")
     ] = "float32",
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="folder for bench.json and bench.png (default: RUN/bench or outputs/bench/TIME)"),
+        typer.Option("--out", help="folder for bench.json (default: RUN/bench or outputs/bench/TIME)"),
     ] = None,
     ema: EMA = False,
     as_json: Annotated[bool, typer.Option("--json", help="print bench.json instead of the table")] = False,

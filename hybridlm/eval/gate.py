@@ -1,183 +1,159 @@
-"""The gate: proof, for one configuration, that its layers do what they claim.
+"""The gate, `hybridlm check`: proof, for one configuration, that its layers do what they claim.
 
-Its rows are of two kinds. The numeric ones run a model of each distinct layer, once, in float64 on the CPU; the others
-examine the model as it is, on the meta device. A row fails where its error is above the limit or not a
-number, and where it raises.
+Its checks are of two kinds. The numeric ones run each distinct layer once, in float64 on the CPU; the others examine
+the model as it is, on the meta device. A check fails where its error is above the limit or not a number, and where it
+raises.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Literal, cast
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, NamedTuple
 
 from hybridlm.config.layers import LayerSpec
 from hybridlm.config.run import RunConfig
 from hybridlm.eval.gate_costs import flops, initial_weights, parameters, state_bytes
-from hybridlm.eval.gate_sequences import causality, chunked_prefill, decode, documents, left_padding
-from hybridlm.eval.gate_subject import VOCAB, Plan, Subject, Worst, build_layers, distinct_layers, make_plan
-from hybridlm.eval.gate_training import checkpointing, derivative, experts, gradients
-from hybridlm.model.block import Block
-from hybridlm.model.build import build_model
-from hybridlm.model.lm import HybridLM
+from hybridlm.eval.gate_numeric import (
+    causality,
+    checkpointing,
+    chunked_prefill,
+    decode,
+    derivative,
+    documents,
+    experts,
+    gradients,
+    left_padding,
+)
+from hybridlm.eval.gate_subject import VOCAB, Findings, Subject
 
-Status = Literal["pass", "fail", "n/a"]
 _EXACT = 1e-8  # of float64 results, as a share of the largest number
 _QUOTIENT = 1e-6  # of a central difference
 _ZERO = 1e-12  # of a loss that does not change
+_LINE = "{:15}  {:70}  {:>11}  {:>7}  {:6}  {:>7}"
+
+
+class Check(NamedTuple):
+    name: str
+    compared: str
+    limit: float
+    find: Callable[[Subject], Findings]
+
+
+_CHECKS = (
+    Check("causality", "logits before a changed token", _EXACT, causality),
+    Check("decode", "one token at a time after a prefill, with the full forward", _EXACT, decode),
+    Check("chunked prefill", "a text in random pieces, with the full forward", _EXACT, chunked_prefill),
+    Check("left padding", "a padded batch with each row alone, prefill and decode", _EXACT, left_padding),
+    Check("documents", "a packed text with each document alone: logits, loss, gradients", _EXACT, documents),
+    Check("checkpointing", "loss and gradients with and without recomputation", _EXACT, checkpointing),
+    Check("gradients", "every parameter has one, and it is finite", _ZERO, gradients),
+    Check("derivative", "autograd with a difference quotient along a random direction", _QUOTIENT, derivative),
+    Check("initial weights", "every parameter is drawn, and finite", 0.0, initial_weights),
+    Check("parameters", "whole model: declared, and built", 0.0, parameters),
+    Check("state bytes", "announced, with a cache that was used", 0.0, state_bytes),
+    Check("FLOPs", "announced, with the products that torch sees", 1e-9, flops),
+    Check("experts", "counts and balance loss: padding left out, uniform routing", _EXACT, experts),
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One result. error: the worst found, infinite where something is not a number. note: what failed, and which
-    layer is to blame."""
+    """One result. error: the worst found, or not a number; status: n/a where the model has nothing to compare; note:
+    what failed, and which layer is to blame."""
 
     name: str
     compared: str
     error: float
     limit: float
-    status: Status
+    status: Literal["pass", "fail", "n/a"]
     seconds: float
     note: str = ""
 
 
-@dataclass(frozen=True)
-class _Check:
-    name: str
-    compared: str
-    limit: float
-    run: Callable[[_Run], Worst]
-    experts_only: bool = False
+def run_check(config: RunConfig, *, as_json: bool) -> bool:
+    """Runs the gate and prints its rows as they come: aligned lines for people, or a line of JSON for each. False where
+    a row fails."""
+    began, subject, rows = time.perf_counter(), Subject.of(config), list[Row]()
+    title = f"{config.model.name}: {head_line(config, subject)}"
+    columns = _LINE.format("check", "compared", "worst error", "limit", "", "seconds")
+    print(json.dumps({"checked": title}) if as_json else f"{title}\n{columns}", flush=True)
+    for row in gate(subject):
+        print(_json(row) if as_json else line(row), flush=True)
+        rows.append(row)
+    failed = [row for row in rows if row.status == "fail"]
+    if not as_json:
+        print("".join(f"{row.name}: {row.note}\n" for row in failed), end="")
+        ran = sum(row.status != "n/a" for row in rows)
+        verdict = f"{len(failed)} of {ran} checks failed" if failed else f"{ran} checks passed"
+        print(f"{verdict} in {time.perf_counter() - began:.1f} s")
+    return not failed
 
 
-class _Run:
-    """What the checks of one run share: the model as it is (on the meta device), and the subject that the numeric rows
-    run on."""
-
-    def __init__(
-        self, config: RunConfig, places: Mapping[LayerSpec, Sequence[int]], plan: Plan, full: HybridLM
-    ) -> None:
-        """places: each distinct layer of ``full`` with its places."""
-        self.config, self.places, self.plan, self.full = config, places, plan, full
-        self.layers = list(places)
-
-    @cached_property
-    def subject(self) -> Subject:
-        return Subject(self.layers, self.config.model, self.plan, self.config.seed)
-
-    def alone(self, layer: LayerSpec) -> _Run:
-        """The same run with one layer only."""
-        return _Run(self.config, {layer: [0]}, self.plan, build_layers([layer], self.full.config, self.full))
+def head_line(config: RunConfig, subject: Subject) -> str:
+    """What the numeric checks run on."""
+    plan, places = subject.plan, subject.places
+    narrowed = f" instead of {config.model.d_model}" if plan.width < config.model.d_model else ""
+    return (
+        f"{len(places)} distinct of {sum(map(len, places.values()))} layers, {plan.width} wide{narrowed}, float64,"
+        f" {VOCAB} ids, texts of {plan.tokens} tokens, chunks of at most {plan.chunk}, seed {subject.seed}"
+    )
 
 
-def _on(check: Callable[[Subject], Worst]) -> Callable[[_Run], Worst]:
-    return lambda run: check(run.subject)
+def line(row: Row) -> str:
+    if row.status == "n/a":
+        return _LINE.format(row.name, row.note, "", "", row.status, "").rstrip()
+    error, limit, seconds = f"{row.error:.1e}", f"{row.limit:.0e}", f"{row.seconds:.1f}"
+    return _LINE.format(row.name, row.compared, error, limit, row.status.upper(), seconds)
 
 
-_CHECKS = (
-    _Check("causality", "logits before a changed token", _EXACT, _on(causality)),
-    _Check("decode", "one token at a time after a prefill, with the full forward", _EXACT, _on(decode)),
-    _Check("chunked prefill", "a text in random pieces, with the full forward", _EXACT, _on(chunked_prefill)),
-    _Check("left padding", "a padded batch with each row alone, prefill and decode", _EXACT, _on(left_padding)),
-    _Check("documents", "a packed text with each document alone: logits, loss, gradients", _EXACT, _on(documents)),
-    _Check("checkpointing", "loss and gradients with and without recomputation", _EXACT, _on(checkpointing)),
-    _Check("gradients", "every parameter has one, and it is finite", _ZERO, _on(gradients)),
-    _Check("derivative", "autograd with a difference quotient along a random direction", _QUOTIENT, _on(derivative)),
-    _Check(
-        "initial weights",
-        "every parameter is drawn, and finite",
-        0.0,
-        lambda run: initial_weights(run.full, run.subject),
-    ),
-    _Check("parameters", "whole model: declared, and built", 0.0, lambda run: parameters(run.full, run.places)),
-    _Check("state bytes", "announced, with a cache that was used", 0.0, _on(state_bytes)),
-    _Check("FLOPs", "announced, with the products that torch sees", 1e-9, lambda run: flops(run.full, run.layers)),
-    _Check(
-        "experts", "counts and balance loss: padding left out, uniform routing", _EXACT, _on(experts), experts_only=True
-    ),
-)
+def _json(row: Row) -> str:
+    """JSON knows no infinity: ``error`` is null where it is not finite."""
+    return json.dumps(asdict(row) | {"error": row.error if math.isfinite(row.error) else None})
 
 
-class Gate:
-    """The rows of one configuration, made one by one as ``rows`` is iterated."""
+def gate(subject: Subject) -> Iterator[Row]:
+    """Runs the checks in their order. What a check raises is a failed row."""
+    for check in _CHECKS:
+        began = time.perf_counter()
+        worst = _worst(check, subject)
+        if worst is None:
+            yield Row(check.name, check.compared, 0.0, check.limit, "n/a", 0.0, f"no layer has {check.name}")
+        elif worst[0] <= check.limit:
+            yield Row(check.name, check.compared, worst[0], check.limit, "pass", time.perf_counter() - began)
+        else:
+            note, seconds = f"{worst[1]}; {_blame(check, subject)}", time.perf_counter() - began
+            yield Row(check.name, check.compared, worst[0], check.limit, "fail", seconds, note)
 
-    def __init__(self, config: RunConfig) -> None:
-        """``config``: as for training; only model, seed and data.seq_len are read."""
-        self._specs = config.model.layers
-        self._distinct = distinct_layers(self._specs)
-        full = build_model(config.model, config.model.vocab_size or config.data.tokenizer.vocab_size)
-        self._run = _Run(config, self._distinct, make_plan(list(self._distinct), config.model.d_model), full)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(check.name for check in _CHECKS)
+def _worst(check: Check, subject: Subject) -> tuple[float, str] | None:
+    """The largest error and what it is one of, NaN before any number; None if there was nothing to compare."""
+    try:
+        return max(check.find(subject), key=lambda found: (math.isnan(found[0]), found[0]), default=None)
+    except Exception as error:  # whatever a broken layer raises
+        return math.inf, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
-    @property
-    def head_line(self) -> str:
-        """What the numeric rows run on."""
-        plan, config = self._run.plan, self._run.config
-        wide = f"{plan.width} wide" + (
-            f" instead of {config.model.d_model}" if plan.width < config.model.d_model else ""
-        )
-        return (
-            f"{len(self._distinct)} distinct of {len(self._specs)} layers, {wide}, float64, {VOCAB} ids, texts of"
-            f" {plan.tokens} tokens, chunks of at most {plan.chunk}, seed {config.seed}"
-        )
 
-    def rows(self) -> Iterator[Row]:
-        """Runs the checks in their order. What a check raises is a failed row."""
-        for check in _CHECKS:
-            began = time.perf_counter()
-            if check.experts_only and not any(map(self._has_experts, self._distinct)):
-                yield Row(check.name, check.compared, 0.0, check.limit, "n/a", 0.0, "no layer has experts")
-                continue
-            worst = _attempt(check, self._run)
-            passed = _passed(worst, check)
-            note = "" if passed else f"{worst.where}; {self._blame(check)}"
-            status: Status = "pass" if passed else "fail"
-            yield Row(check.name, check.compared, worst.error, check.limit, status, time.perf_counter() - began, note)
+def _blame(check: Check, subject: Subject) -> str:
+    """Which layers fail by themselves, and whether it is their mixer or their FFN."""
 
-    def _blame(self, check: _Check) -> str:
-        """Which layers fail by themselves, and whether it is their mixer or their FFN."""
-        guilty = []
-        for spec, places in self._distinct.items():
-            if (check.experts_only and not self._has_experts(spec)) or self._passes(check, spec):
-                continue
-            part = spec.kind
-            if check.experts_only or (
-                spec.ffn is not None and self._passes(check, replace(spec, ffn_kind="none", ffn=None))
-            ):
-                part = spec.ffn_kind
-            guilty.append(f"{part} ({_places(places)})")
-        if not guilty:
-            return "no layer fails by itself" if len(self._distinct) > 1 else "the model around the layers"
-        return f"to blame: {', '.join(guilty)}"
+    def fails(layer: LayerSpec) -> bool:
+        worst = _worst(check, subject.alone(layer))
+        return worst is not None and not worst[0] <= check.limit
 
-    def _has_experts(self, layer: LayerSpec) -> bool:
-        ffn = cast(Block, self._run.full.blocks[self._distinct[layer][0]]).ffn
-        return ffn is not None and ffn.n_experts > 0
-
-    def _passes(self, check: _Check, layer: LayerSpec) -> bool:
-        """Whether a model of this layer alone passes."""
-        return _passed(_attempt(check, self._run.alone(layer)), check)
+    guilty = []
+    for spec, places in subject.places.items():
+        if fails(spec):
+            by_mixer = spec.ffn is None or fails(replace(spec, ffn_kind="none", ffn=None))
+            guilty.append(f"{spec.kind if by_mixer else spec.ffn_kind} ({_places(places)})")
+    if not guilty:
+        return "no layer fails by itself" if len(subject.places) > 1 else "the model around the layers"
+    return f"to blame: {', '.join(guilty)}"
 
 
 def _places(places: Sequence[int]) -> str:
-    shown = ", ".join(str(place) for place in places[:4])
+    shown = ", ".join(map(str, places[:4]))
     return f"layer{'s' if len(places) > 1 else ''} {shown}{', ...' if len(places) > 4 else ''}"
-
-
-def _attempt(check: _Check, run: _Run) -> Worst:
-    try:
-        return check.run(run)
-    except Exception as error:  # whatever a broken layer raises
-        worst = Worst()
-        worst.see(math.inf, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        return worst
-
-
-def _passed(worst: Worst, check: _Check) -> bool:
-    return worst.error <= check.limit

@@ -1,10 +1,10 @@
-"""What the gate's numeric rows run on: each distinct layer of a model once, in float64, with weights that hide no
-error, and its texts."""
+"""What the gate's checks run on: a model as it is, on the meta device; each of its distinct layers once, in float64,
+with weights that hide no error; and texts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -13,17 +13,19 @@ import torch
 from torch import Tensor
 
 from hybridlm.config.layers import LayerSpec
-from hybridlm.config.model import ModelConfig
-from hybridlm.layers.init import Init
+from hybridlm.config.run import RunConfig
 from hybridlm.machine.device import CPU
-from hybridlm.model.block import Block
-from hybridlm.model.build import build_block
+from hybridlm.model.build import build_block, build_model
+from hybridlm.model.cache import ModelCache
 from hybridlm.model.lm import HybridLM, LMOutput
 
 VOCAB = 61  # ids of the gate's texts; the embedding pads them to 64
 _MULTIPLE = 8
 _WIDTH, _CHUNK, _SHORTEST = 256, 64, 24  # of the widest layer and longest chunk that are run, of the shortest text
 _NO_CHUNK = 16  # what texts are cut around where no layer works in chunks
+_TINY = 5e-324  # instead of zero, under a fraction
+Gradients = dict[str, Tensor | None]  # by parameter; None where there is none
+Findings = Iterable[tuple[float, str]]  # errors, and what each is an error of
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,13 @@ class Plan:
     tokens: int
     chunk: int
     width: int
-    rows: int = 2  # plain texts side by side
 
     def apply(self, spec: LayerSpec) -> LayerSpec:
         """``spec`` as it is run."""
         params: Any = spec.params if spec.params.d_model <= self.width else spec.params.narrowed(self.width)
-        if getattr(params, "chunk", None) is not None:
-            params = replace(params, chunk=min(params.chunk, self.chunk))
-        if getattr(params, "window", None) is not None:
-            params = replace(params, window=min(params.window, self.tokens // 2))
+        for name, most in (("chunk", self.chunk), ("window", self.tokens // 2)):
+            if getattr(params, name, None) is not None:
+                params = replace(params, **{name: min(getattr(params, name), most)})
         return replace(spec, params=params, ffn=spec.ffn and spec.ffn.narrowed(params.d_model))
 
 
@@ -60,54 +60,39 @@ def make_plan(layers: Sequence[LayerSpec], d_model: int) -> Plan:
     return Plan(max(_SHORTEST, 2 * chunk + chunk // 2 + 5), chunk, min(d_model, _WIDTH))
 
 
-def build_layers(
-    layers: Sequence[LayerSpec], config: ModelConfig, like: HybridLM | None = None, device: str = "meta"
-) -> HybridLM:
-    """These layers with the embedding and head of ``config`` over a small vocabulary.
-
-    like: the model whose recipe for fresh weights they take, which knows how deep it is.
-    """
+def build_layers(layers: Sequence[LayerSpec], full: HybridLM, device: str = "meta") -> HybridLM:
+    """These layers, with the embedding and head of ``full`` over a small vocabulary, and its recipe for fresh weights,
+    which knows how deep it is."""
     width = layers[0].params.d_model
-    small = config.model_copy(update={"vocab_size": None, "vocab_multiple": _MULTIPLE, "d_model": width})
+    small = full.config.model_copy(update={"vocab_size": None, "vocab_multiple": _MULTIPLE, "d_model": width})
     with torch.device(device):
-        blocks = [build_block(spec, small) for spec in layers]
-        return HybridLM(small, blocks, VOCAB, like.init if like else Init(None, "depth", len(layers)))
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    """Largest difference as a share of the largest expected number; infinite where either is not finite."""
-    if found.shape != expected.shape or not bool(found.isfinite().all()) or not bool(expected.isfinite().all()):
-        return math.inf
-    if not found.numel():
-        return 0.0
-    difference, scale = float((found - expected).abs().max()), float(expected.abs().max())
-    return difference / scale if scale > 0 else (0.0 if difference == 0 else math.inf)
-
-
-class Worst:
-    """The largest error seen, and where."""
-
-    def __init__(self) -> None:
-        self.error, self.where = 0.0, ""
-
-    def see(self, error: float, where: str) -> None:
-        """NaN counts as infinite."""
-        error = math.inf if math.isnan(error) else error
-        if error > self.error:
-            self.error, self.where = error, where
+        return HybridLM(small, [build_block(spec, small) for spec in layers], VOCAB, full.init)
 
 
 class Subject:
-    """A model of ``layers`` and the texts it is run on; everything follows from ``seed``."""
+    """One configuration as its checks see it; everything follows from ``seed``.
 
-    def __init__(self, layers: Sequence[LayerSpec], config: ModelConfig, plan: Plan, seed: int) -> None:
-        self.layers = [plan.apply(spec) for spec in layers]
-        self.config, self.plan, self.seed = config, plan, seed
-        self.model = _with_open_weights(build_layers(self.layers, config), seed)
+    full: the model as it is, on the meta device; places: its distinct layers and where they are.
+    """
 
-    @property
-    def blocks(self) -> list[Block]:
-        return [cast(Block, block) for block in self.model.blocks]
+    def __init__(self, full: HybridLM, places: Mapping[LayerSpec, Sequence[int]], plan: Plan, seed: int) -> None:
+        self.full, self.places, self.plan, self.seed = full, places, plan, seed
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Subject:
+        """``config``: as for training; only model, seed and the vocabulary are read."""
+        full = build_model(config.model, config.model.vocab_size or config.data.tokenizer.vocab_size)
+        places = distinct_layers(config.model.layers)
+        return cls(full, places, make_plan(list(places), config.model.d_model), config.seed)
+
+    def alone(self, layer: LayerSpec) -> Subject:
+        """The same with this layer only."""
+        return Subject(build_layers([layer], self.full), {layer: [0]}, self.plan, self.seed)
+
+    @cached_property
+    def model(self) -> HybridLM:
+        """Each distinct layer as it is run, in float64."""
+        return _with_open_weights(build_layers([self.plan.apply(spec) for spec in self.places], self.full), self.seed)
 
     def generator(self, offset: int) -> torch.Generator:
         return torch.Generator().manual_seed(1_000 * self.seed + offset)
@@ -118,80 +103,78 @@ class Subject:
 
     @cached_property
     def text(self) -> Tensor:
-        """(rows, T) plain texts."""
-        return self.ids(self.plan.rows, self.plan.tokens, 1)
+        """(2, T) plain texts."""
+        return self.ids(2, self.plan.tokens, 1)
 
     @cached_property
     def whole(self) -> Tensor:
-        """(rows, T, V) logits of the plain texts in one forward."""
+        """(2, T, V) logits of the plain texts in one forward."""
         return self.logits(self.text)
 
-    def logits(self, ids: Tensor) -> Tensor:
+    def logits(
+        self, ids: Tensor, cache: ModelCache | None = None, docs: Tensor | None = None, valid: Tensor | None = None
+    ) -> Tensor:
         with torch.no_grad():
-            return logits_of(self.model(ids))
+            return cast(Tensor, self.model(ids, cache, doc_ids=docs, valid=valid).logits)
 
     @cached_property
-    def plain_targets(self) -> Tensor:
-        """(1, T) targets of the first plain text."""
-        return self.ids(1, self.plan.tokens, 5)
+    def plain(self) -> tuple[Tensor, Tensor]:
+        """ids and targets, both (1, T), of the first plain text."""
+        return self.text[:1], self.ids(1, self.plan.tokens, 5)
 
     @cached_property
-    def plain_gradients(self) -> dict[str, Tensor | None]:
+    def plain_gradients(self) -> Gradients:
         """Of the first plain text's loss, the routers' included."""
-        return self.gradients(self.model(self.text[:1], targets=self.plain_targets), with_aux=True)[1]
+        return self.gradients(*self.plain, with_aux=True)[1]
 
     @cached_property
     def packed(self) -> tuple[Tensor, Tensor, Tensor]:
         """ids, targets and documents, all (1, T): a document longer than a chunk, one of one token, one of two, and a
         long one."""
-        tokens, chunk = self.plan.tokens, self.plan.chunk
-        lengths = [min(chunk + 1, tokens - 6), 1, 2]
-        lengths.append(tokens - sum(lengths))
-        documents = torch.repeat_interleave(torch.tensor([3, 0, 7, 3]), torch.tensor(lengths)).unsqueeze(
-            0
-        )  # an id may come again
+        tokens, first = self.plan.tokens, min(self.plan.chunk + 1, self.plan.tokens - 6)
+        lengths = torch.tensor([first, 1, 2, tokens - first - 3])
+        documents = torch.repeat_interleave(torch.tensor([3, 0, 7, 3]), lengths).unsqueeze(0)  # an id may come again
         return self.ids(1, tokens, 2), self.ids(1, tokens, 3), documents
 
-    @cached_property
-    def packed_gradients(self) -> tuple[Tensor, dict[str, Tensor | None]]:
-        """Loss of the packed text and the gradient of every parameter."""
-        ids, targets, documents = self.packed
-        return self.gradients(self.model(ids, doc_ids=documents, targets=targets), with_aux=False)
-
-    def gradients(self, output: LMOutput, *, with_aux: bool) -> tuple[Tensor, dict[str, Tensor | None]]:
-        """The summed loss, with the routers' losses if ``with_aux``, and its gradient by parameter; None where there is
-        none."""
-        loss = output.loss_sum
-        assert loss is not None
-        if with_aux and output.aux is not None:
-            loss = loss + output.aux
+    def gradients(
+        self, ids: Tensor, targets: Tensor, docs: Tensor | None = None, *, with_aux: bool
+    ) -> tuple[Tensor, Gradients]:
+        """The summed loss, with the routers' losses if ``with_aux``, and its gradients."""
+        output = self.model(ids, doc_ids=docs, targets=targets)
+        loss = total_loss(output) if with_aux else output.loss_sum
         names, parameters = zip(*self.model.named_parameters(), strict=True)
         return loss.detach(), dict(zip(names, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True))
 
 
-def logits_of(output: LMOutput) -> Tensor:
-    assert output.logits is not None
-    return output.logits
+def total_loss(output: LMOutput) -> Tensor:
+    """The summed loss and the routers' losses."""
+    loss = cast(Tensor, output.loss_sum)
+    return loss if output.aux is None else loss + output.aux
 
 
-def compare_gradients(
-    found: dict[str, Tensor | None], expected: dict[str, Tensor | None], worst: Worst, part: str
-) -> None:
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Largest difference as a share of the largest expected number; infinite where either is not finite."""
+    if found.shape != expected.shape:
+        return math.inf
+    share = largest(found - expected) / max(largest(expected), _TINY)
+    return math.inf if math.isnan(share) else share
+
+
+def compare_gradients(found: Gradients, expected: Gradients, part: str) -> Findings:
     """Each parameter's gradient against the other's, as a share of its largest number (or a millionth of the largest of
     all)."""
-    sizes = {name: None if grad is None else _largest(grad) for name, grad in expected.items()}
-    floor = max(1e-6 * max((size for size in sizes.values() if size is not None), default=0.0), 1e-30)
+    floor = max(1e-6 * max((largest(grad) for grad in expected.values() if grad is not None), default=0.0), 1e-30)
     for name, grad in expected.items():
-        other, size = found[name], sizes[name]
-        if grad is None or other is None or size is None:
-            worst.see(0.0 if grad is other else math.inf, f"{part}: gradient of {name}")
-        else:  # a number that is not finite makes the largest difference NaN or infinite
-            worst.see(_largest(other - grad) / max(size, floor), f"{part}: gradient of {name}")
+        other = found[name]
+        error = 0.0 if grad is other else math.inf
+        if grad is not None and other is not None:
+            error = largest(other - grad) / max(largest(grad), floor)
+        yield error, f"{part}: gradient of {name}"
 
 
-def _largest(tensor: Tensor) -> float:
-    """The largest absolute number, in one pass; NaN where there is one."""
-    return float(torch.linalg.vector_norm(tensor, torch.inf))
+def largest(tensor: Tensor) -> float:
+    """The largest absolute number, in one pass, 0 where there is none; NaN where there is one."""
+    return float(torch.linalg.vector_norm(tensor, torch.inf)) if tensor.numel() else 0.0
 
 
 def _with_open_weights(model: HybridLM, seed: int) -> HybridLM:

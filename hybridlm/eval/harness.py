@@ -16,7 +16,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from hybridlm.errors import UserError
-from hybridlm.eval.scoring import Continuation, loglikelihoods
+from hybridlm.eval.losses import Continuation, loglikelihoods
 from hybridlm.generate.engine import Engine
 from hybridlm.generate.sampling import Sampling
 
@@ -62,33 +62,33 @@ class HarnessLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts in adjacent windows of ``max_length`` tokens, each token once."""
-        windows: list[Pair] = []
-        counts = []
-        for request in requests:
-            rolled = get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0], add_special_tokens=False),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length,
-                context_len=1,
-            )
-            mine: list[Pair] = [(None, *make_disjoint_window(window)) for window in rolled]
-            windows += mine
-            counts.append(len(mine))
-        scores = iter(self._loglikelihood_tokens(windows))
-        return [sum(next(scores)[0] for _ in range(count)) for count in counts]
+        rolled = [
+            [
+                (None, *make_disjoint_window(window))
+                for window in get_rolling_token_windows(
+                    token_list=self.tok_encode(request.args[0], add_special_tokens=False),
+                    prefix_token=self.prefix_token_id,
+                    max_seq_len=self.max_length,
+                    context_len=1,
+                )
+            ]
+            for request in requests
+        ]
+        scores = iter(self._loglikelihood_tokens([window for windows in rolled for window in windows]))
+        return [sum(next(scores)[0] for _ in windows) for windows in rolled]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """What the model writes after each context, up to the first stop text. UserError: an unsupported setting."""
-        work = []
+        prompts, samplings = [], []
         for number, request in enumerate(requests):
             context, settings = request.args
-            sampling = self._sampling(settings, number)
+            samplings.append(self._sampling(settings, number))
             # The harness requires a window longer than the text to generate, which a small model may not have.
-            room = max(self.max_length - sampling.max_new_tokens, self.max_length // 2, 1)
-            work.append((self.tok_encode(context)[-room:], sampling, number))
-        work.sort(key=lambda item: -len(item[0]))  # prompts of a batch have similar lengths
-        done = self.engine.generate([prompt for prompt, _, _ in work], [sampling for _, sampling, _ in work])
-        texts = {number: completion.text for (_, _, number), completion in zip(work, done, strict=True)}
+            room = max(self.max_length - samplings[-1].max_new_tokens, self.max_length // 2, 1)
+            prompts.append(self.tok_encode(context)[-room:])
+        order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))  # a batch has similar lengths
+        done = self.engine.generate([prompts[i] for i in order], [samplings[i] for i in order])
+        texts = dict(zip(order, (completion.text for completion in done), strict=True))
         return [texts[number] for number in range(len(requests))]
 
     def _sampling(self, settings: dict[str, Any], seed: int) -> Sampling:

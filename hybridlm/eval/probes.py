@@ -1,27 +1,20 @@
-"""Probes of what a text model does with its context, made of its own vocabulary so that nothing can be memorised.
-
+"""Probes of what a text model does with its context, made of its own vocabulary so that nothing can be memorised:
 ``induction`` and ``copying`` (``data.synthetic.text_probes``) repeat random tokens, and compare the loss where a token
-can be known with the loss where it cannot. ``passkey`` hides a number among lines of filler and asks for it at the end
-(Mohtashami and Jaggi 2023, arXiv 2305.16300), here against nine other numbers.
-"""
+can be known with the loss where it cannot."""
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import torch
+from torch import Tensor
 
-from hybridlm.data.synthetic.text_probes import SHORTEST, TEXT_PROBES, TextProbe, ordinary_tokens
+from hybridlm.data.synthetic.text_probes import SHORTEST, TEXT_PROBES, ordinary_tokens
 from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.errors import UserError
-from hybridlm.eval.scoring import Continuation, loglikelihoods, token_losses
+from hybridlm.eval.losses import token_losses
 from hybridlm.model.lm import HybridLM
 
 EXAMPLES = 32  # of each probe and length
-_SEED = 0  # the same examples for every run
-_FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
-_WRONG_KEYS = 9
+_METRICS = ("loss", "baseline", "accuracy")
 
 
 def text_probe_metrics(
@@ -32,70 +25,30 @@ def text_probe_metrics(
 
     length: tokens of an example, at least ``SHORTEST``. The same seed gives the same examples.
     """
-    found = _repetitions(model, tokenizer, examples, length, seed, batch)
-    return {f"{name}/{metric}": value for name, metrics in found.items() for metric, value in metrics.items()}
+    found, tokens = dict[str, float](), ordinary_tokens(tokenizer.token_bytes())
+    for name, make in TEXT_PROBES.items():
+        ids, *wanted = (torch.from_numpy(part) for part in make(tokens, examples, length, seed))
+        (loss, accuracy), (baseline, _) = (_means(model, ids, targets, batch) for targets in wanted)
+        found |= {f"{name}/loss": loss, f"{name}/baseline": baseline, f"{name}/accuracy": accuracy}
+    return found
+
+
+def _means(model: HybridLM, ids: Tensor, targets: Tensor, batch: int) -> tuple[float, float]:
+    """Nats per target, and the share of targets that are the most likely id."""
+    parts = [token_losses(model, *part) for part in zip(ids.split(batch), targets.split(batch), strict=True)]
+    count = int((targets >= 0).sum())
+    return sum(float(losses.sum()) for losses, _ in parts) / count, sum(int(hits.sum()) for _, hits in parts) / count
 
 
 def run_probes(model: HybridLM, tokenizer: Tokenizer, context: int, batch: int) -> dict[str, list[dict[str, float]]]:
-    """By name of the probe, its metrics at lengths that double up to ``context`` tokens, the longest last; a probe that
-    does not fit is left out. UserError: none fits."""
+    """By name of the probe, its metrics at lengths that double up to ``context`` tokens, the longest last. UserError:
+    none fits."""
     lengths = [SHORTEST << power for power in range(24) if SHORTEST << power <= context]
     if not lengths:
         raise UserError(f"--probes: a context of {context} tokens is too short; use --context {SHORTEST} or more")
-    curves: dict[str, list[dict[str, float]]] = {}
+    curves: dict[str, list[dict[str, float]]] = {name: [] for name in TEXT_PROBES}
     for length in lengths:
-        found = _repetitions(model, tokenizer, EXAMPLES, length, _SEED, batch)
-        found["passkey"] = _passkey(model, tokenizer, length, batch)
-        for name, metrics in found.items():
-            if metrics:
-                curves.setdefault(name, []).append({"length": length, **metrics})
+        found = text_probe_metrics(model, tokenizer, examples=EXAMPLES, length=length, batch=batch)
+        for name, rows in curves.items():
+            rows.append({"length": length, **{metric: found[f"{name}/{metric}"] for metric in _METRICS}})
     return curves
-
-
-def _repetitions(
-    model: HybridLM, tokenizer: Tokenizer, examples: int, length: int, seed: int, batch: int
-) -> dict[str, dict[str, float]]:
-    tokens = ordinary_tokens(tokenizer.token_bytes())
-    return {name: _repetition(model, make(tokens, examples, length, seed), batch) for name, make in TEXT_PROBES.items()}
-
-
-def _repetition(model: HybridLM, probe: TextProbe, batch: int) -> dict[str, float]:
-    ids, targets, baseline = (torch.from_numpy(part) for part in probe)
-    nats, correct = {"loss": 0.0, "baseline": 0.0}, 0
-    for first in range(0, len(ids), batch):
-        rows = slice(first, first + batch)
-        losses, likeliest = token_losses(model, ids[rows], targets[rows])
-        nats["loss"], correct = nats["loss"] + float(losses.sum()), correct + int(likeliest.sum())
-        nats["baseline"] += float(token_losses(model, ids[rows], baseline[rows])[0].sum())
-    known, unknown = (int((wanted >= 0).sum()) for wanted in (targets, baseline))
-    return {"loss": nats["loss"] / known, "baseline": nats["baseline"] / unknown, "accuracy": correct / known}
-
-
-def _passkey(model: HybridLM, tokenizer: Tokenizer, length: int, batch: int) -> dict[str, float]:
-    """chosen: how often the key is more likely than nine others (chance 0.1); written: how often greedy decoding
-    produces it; empty where the text does not fit. The depth of the key varies evenly over the examples."""
-    keys = np.random.default_rng(_SEED).integers(10_000, 100_000, (EXAMPLES, 1 + _WRONG_KEYS)).tolist()
-    answers = [[tokenizer.encode(f" {key}") for key in row] for row in keys]
-    prompts = [_passkey_prompt(tokenizer, row[0], 0, 0) for row in keys]
-    longest = max(map(len, prompts)) + max(len(ids) for row in answers for ids in row)
-    if longest > length:
-        return {}
-    lines = (length - longest) // len(tokenizer.encode(_FILLER))
-    requests = []
-    for example, (row, options) in enumerate(zip(keys, answers, strict=True)):
-        prompt = _passkey_prompt(tokenizer, row[0], lines, round(lines * example / (EXAMPLES - 1)))
-        requests += [Continuation((*prompt, *answer), len(answer)) for answer in options]
-    found = loglikelihoods(model, requests, batch)
-    scores = [found[first : first + 1 + _WRONG_KEYS] for first in range(0, len(found), 1 + _WRONG_KEYS)]
-    return {
-        "chosen": sum(right > max(nats for nats, _ in wrong) for (right, _), *wrong in scores) / EXAMPLES,
-        "written": sum(greedy for (_, greedy), *_ in scores) / EXAMPLES,
-        "loss": -math.fsum(nats for (nats, _), *_ in scores) / sum(len(options[0]) for options in answers),
-    }
-
-
-def _passkey_prompt(tokenizer: Tokenizer, key: int, lines: int, before: int) -> list[int]:
-    """``lines`` of filler, ``before`` of them in front of the line with the key, and the question."""
-    hidden = f"The pass key is {key}. Remember it.\n"
-    text = _FILLER * before + hidden + _FILLER * (lines - before) + "What is the pass key? The pass key is"
-    return [tokenizer.eos_id, *tokenizer.encode(text)]

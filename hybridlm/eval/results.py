@@ -1,5 +1,5 @@
-"""Where the results of an evaluation are kept: eval.json in the run folder (docs/evaluation.md), and the summary of the
-W&B run."""
+"""Results of an evaluation: kept in eval.json in the run folder (docs/evaluation.md) and in the summary of the W&B run,
+shown as tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Column, Table
 
 from hybridlm.config.problems import recorded
 from hybridlm.config.run import RunConfig
@@ -18,6 +21,9 @@ from hybridlm.errors import UserError
 from hybridlm.files.durable import replaced
 from hybridlm.files.plain import Unreadable, read_json
 from hybridlm.runs.run_folder import RunFolder
+
+_SHOWN = {"loss": "loss", "ppl": "ppl", "bpb": "bits/byte", "tokens": "tokens", "documents": "docs"}
+_BAR = 40  # characters of the longest bar
 
 
 class Record(Section):
@@ -44,10 +50,8 @@ class Record(Section):
     @property
     def wandb_name(self) -> str:
         """As W&B's summary names it, with the settings that commonly differ."""
-        name = self.what
-        if name == "loss":
-            name = f"{self.settings['split']}/context-{self.settings['context']}"
-        elif name.startswith("answers/"):
+        name = self.settings["split"] if self.what == "loss" else self.what
+        if self.what.startswith(("loss", "answers/")):
             name += f"/context-{self.settings['context']}"
         return f"eval/{name}/ema" if self.ema else f"eval/{name}"
 
@@ -72,11 +76,9 @@ def read_records(path: Path) -> list[Record]:
 def add_records(path: Path, new: Sequence[Record]) -> None:
     """Adds to the file, replacing records with the same key. UserError: see ``read_records``, or it cannot be
     written."""
-    records = {record.key: record for record in read_records(path)}
-    for record in new:
-        records.pop(record.key, None)  # the newest are last
-        records[record.key] = record
-    content = EvalFile(format_version=1, results=list(records.values())).model_dump()
+    replacing = {record.key for record in new}
+    kept = [record for record in read_records(path) if record.key not in replacing]
+    content = EvalFile(format_version=1, results=[*kept, *new]).model_dump()  # the newest are last
     try:
         with replaced(path) as partial:
             partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -113,3 +115,44 @@ def log_to_wandb(config: RunConfig, folder: RunFolder, records: Sequence[Record]
             f"warning: W&B did not accept the results ({type(error).__name__}: {reason}); they are in"
             f" {folder.evaluation}"
         )
+
+
+def print_records(records: Sequence[Record], console: Console) -> None:
+    """The losses in one table, each loss by position below it, then tasks and probes."""
+    losses = [record for record in records if record.what == "loss"]
+    table = _table("text", "context", "stride", *_SHOWN.values())
+    for record in losses:
+        settings, metrics = record.settings, record.metrics
+        cells = [number(metrics[name]) if name in metrics else "" for name in _SHOWN]
+        text = ", ".join(settings[name] for name in ("split", "part") if name in settings)
+        table.add_row(text, str(settings["context"]), str(settings["stride"]), *cells)
+    others = _table("what", "metric", "value")
+    others.columns[1].justify = "left"
+    for record in records:
+        at = f", {record.settings['context']} tokens" if record.what.startswith("answers/") else ""
+        for place, (name, value) in enumerate(record.metrics.items() if record.what != "loss" else ()):
+            others.add_row(record.what + at if not place else "", name, number(value))
+    curves = [_curve(record) for record in losses if len(record.curve) > 1]
+    for one in (table, *curves, others):
+        if one.rows:
+            console.print(one)
+
+
+def number(value: float) -> str:
+    """Counts in full, everything else with four decimals."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _table(first: str, *numbers: str, title: str | None = None) -> Table:
+    return Table(first, *(Column(name, justify="right") for name in numbers), title=title, box=SIMPLE)
+
+
+def _curve(record: Record) -> Table:
+    title = f"does it use its context? ({record.settings['context']} tokens)"
+    table = _table("tokens before", "targets", "loss", title=title)
+    table.add_column()
+    most = max(row["loss"] for row in record.curve)
+    for row in record.curve:
+        span = f"{row['first']}" if row["first"] == row["last"] else f"{row['first']}-{row['last']}"
+        table.add_row(span, f"{row['tokens']:,}", f"{row['loss']:.4f}", "#" * max(1, round(_BAR * row["loss"] / most)))
+    return table

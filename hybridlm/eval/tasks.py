@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hybridlm.data.reading import hub_access
 from hybridlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,20 +33,17 @@ def load_tasks(names: Sequence[str], include_path: Path | None) -> dict[str, Any
         raise UserError(f"--include-path {include_path}: no such folder; expected one with YAML task files")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = _manager(names, include_path)
-
-    from hybridlm.data.reading.hub_access import hub_answers, quiet
-
-    offline = not hub_answers()
+    offline = not hub_access.hub_answers()
     found: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
-    with quiet(offline):
+    with hub_access.quiet(offline):
         for name in names:
             try:
                 loaded = manager.load([name])
             except Exception as error:  # of any library that reads data, or of the task's own code
-                hint = (
-                    "; the Hugging Face hub is unreachable: only local and cached data can be used" if offline else ""
-                )
-                raise UserError(f"--tasks {name}: cannot be loaded ({_shortened(error)}){hint}") from error
+                hint = "; the Hugging Face hub is unreachable: only local and cached data can be used"
+                raise UserError(
+                    f"--tasks {name}: cannot be loaded ({_shortened(error)}){hint if offline else ''}"
+                ) from error
             for kind, items in found.items():
                 items.update(loaded[kind])
     return found
@@ -63,15 +61,14 @@ def _manager(names: Sequence[str], include_path: Path | None) -> TaskManager:
             manager = TaskManager(include_path=own)
     except Exception as error:  # of the YAML library, or of the harness, for a file that is not a task
         raise UserError(f"--include-path {include_path}: cannot be read ({_shortened(error)})") from error
-    problems = []
-    for name in names:
-        if name not in manager.all_tasks:
-            near = ", ".join(difflib.get_close_matches(name, manager.all_tasks, n=4, cutoff=0.6))
-            hint = f"did you mean {near}?" if near else "`lm_eval ls tasks` lists them; --include-path adds your own"
-            problems.append(f"--tasks {name}: unknown task; {hint}")
-    if problems:
-        raise UserError(problems)
+    if unknown := [name for name in names if name not in manager.all_tasks]:
+        raise UserError([f"--tasks {name}: unknown task; {_hint(name, manager.all_tasks)}" for name in unknown])
     return manager
+
+
+def _hint(name: str, known: list[str]) -> str:
+    near = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.6))
+    return f"did you mean {near}?" if near else "`lm_eval ls tasks` lists them; --include-path adds your own"
 
 
 def _shortened(error: Exception) -> str:
@@ -91,7 +88,6 @@ def run_tasks(
     and a filter other than "none" follows after a comma. UserError: a task asks for something that is not available."""
     from lm_eval.evaluator import evaluate
 
-    from hybridlm.data.reading.hub_access import quiet
     from hybridlm.eval.harness import HarnessLM
 
     for task in tasks["tasks"].values():  # as the harness's own simple_evaluate does
@@ -99,13 +95,17 @@ def run_tasks(
         task.set_config(key="num_fewshot", value=(own or 0) if num_fewshot is None or own == 0 else num_fewshot)
         task.set_fewshot_seed(seed=_SEED)
     harness = HarnessLM(model, tokenizer, max_length=max_length, batch=batch)
-    with quiet(offline=True):  # all data are loaded; metrics are not downloaded halfway
+    with hub_access.quiet(offline=True):  # all data are loaded; metrics are not downloaded halfway
         try:
             found = evaluate(harness, tasks, limit=limit, bootstrap_iters=_BOOTSTRAPS, log_samples=False)
         except (ValueError, KeyError, OSError) as error:
             raise UserError(f"--tasks: {_shortened(error)}") from error
     assert found is not None  # this is the only process
-    return {name: _flat(values) | _examples(found, name) for name, values in found["results"].items()}
+    counts = found.get("n-samples", {})
+    return {
+        name: _flat(values) | ({"examples": counts[name]["effective"]} if counts.get(name) else {})
+        for name, values in found["results"].items()
+    }
 
 
 def _flat(values: dict[str, Any]) -> dict[str, float]:
@@ -115,8 +115,3 @@ def _flat(values: dict[str, Any]) -> dict[str, float]:
         if comma and isinstance(value, int | float) and math.isfinite(value):
             flat[name if chosen == "none" else key] = float(value)
     return flat
-
-
-def _examples(found: Any, name: str) -> dict[str, float]:
-    counts = found.get("n-samples", {}).get(name)
-    return {"examples": counts["effective"]} if counts else {}

@@ -7,12 +7,12 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hybridlm.config.overrides import key_of
 from hybridlm.report.metrics import QUALITIES, Metric, Spread, spread
-from hybridlm.report.runs import Run, as_text
+from hybridlm.report.runs import Run, as_text, number
 
 # Settings that do not influence what a run learns, and the seed, over which means are taken.
 _IGNORED = (
@@ -56,15 +56,16 @@ _PREFERRED = (
 )
 DEVICE = "device"
 _UNNAMED = ("model", "size", "model.name", "size.name", "model.pattern", DEVICE)  # the value alone says what it is
+Settings = Mapping[str, str]
 _THREADS = re.compile(r", \d+ threads$")
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Runs with the same settings and different seeds. settings: one value per column of the comparison, as text."""
+    """Runs with the same settings and different seeds. settings: by column of the comparison, as text."""
 
     name: str
-    settings: tuple[str, ...]
+    settings: Settings
     runs: tuple[Run, ...]
 
     def spread(self, metric: Metric) -> Spread | None:
@@ -95,12 +96,12 @@ class Comparison:
     def runs(self) -> list[Run]:
         return [run for tried in self.tried for run in tried.runs] + list(self.unfinished)
 
-    def settings_of(self, run: Run) -> tuple[str, ...]:
+    def settings_of(self, run: Run) -> Settings:
         return _settings(run, self.columns)
 
-    def name_of(self, settings: Sequence[str], without: Collection[str] = ()) -> str:
+    def name_of(self, settings: Settings, without: Collection[str] = ()) -> str:
         """Settings on one line, except the columns ``without`` and those in which all configurations agree."""
-        return _name(self.columns, settings, {*without, *_shared(self.columns, [one.settings for one in self.tried])})
+        return _name(settings, {*without, *_shared([one.settings for one in self.tried])})
 
     def ranked(self) -> list[tuple[Configuration, Spread]]:
         """The configurations with a finite quality, best first."""
@@ -111,16 +112,15 @@ def compare(runs: Sequence[Run], varied: Sequence[str] = ()) -> list[Comparison]
     """``runs`` in as few comparisons as can be ranked, the one with most runs first. varied: fields that a sweep
     varied."""
     texts: dict[object, list[Run]] = defaultdict(list)
-    for run in runs:
-        if run.finished:
-            texts[_text(run)].append(run)
+    for run in [run for run in runs if run.finished]:
+        texts[_text(run)].append(run)
     groups = sorted(texts.values(), key=len, reverse=True) or [[]]
-    unfinished: dict[int, list[Run]] = defaultdict(list)
-    for run in runs:
-        if not run.finished:  # goes with runs on the same data, as far as its configuration tells
-            alike = (i for i, group in enumerate(groups) if any(_data(run) == _data(other) for other in group))
-            unfinished[next(alike, 0)].append(run)
-    return [_comparison(group, unfinished[i], varied) for i, group in enumerate(groups)]
+    unfinished: list[list[Run]] = [[] for _ in groups]
+    for run in [run for run in runs if not run.finished]:
+        # It goes with runs on the same data, as far as its configuration tells.
+        alike = (others for others, group in zip(unfinished, groups, strict=True) if _data(run) in map(_data, group))
+        next(alike, unfinished[0]).append(run)
+    return [_comparison(group, others, varied) for group, others in zip(groups, unfinished, strict=True)]
 
 
 def best_of(comparison: Comparison, tuned: Collection[str]) -> Comparison:
@@ -130,18 +130,18 @@ def best_of(comparison: Comparison, tuned: Collection[str]) -> Comparison:
     A value with which some run failed or diverged ranks after the others: the mean of its surviving runs flatters it.
     """
     columns = tuple(column for column in comparison.columns if column in tuned)
-    failed = {comparison.settings_of(run) for run in comparison.unfinished if run.status == "failed"}
+    failed = [comparison.settings_of(run) for run in comparison.unfinished if run.status == "failed"]
 
     def unreliable(one: Configuration) -> bool:
         found = one.spread(comparison.quality)
         return found is None or found.n < len(one.runs) or one.settings in failed
 
-    best: dict[tuple[str, ...], int] = {}
+    best: dict[tuple[str, ...], Configuration] = {}
     for one in sorted(comparison.configurations, key=unreliable):  # a stable sort: the best of each kind comes first
-        fixed = (value for column, value in zip(comparison.columns, one.settings, strict=True) if column not in columns)
-        best.setdefault(tuple(fixed), id(one))
-    kept = tuple(one for one in comparison.configurations if id(one) in best.values())
-    others = tuple(one for one in comparison.configurations if id(one) not in best.values())
+        best.setdefault(tuple(value for column, value in one.settings.items() if column not in columns), one)
+    chosen = set(map(id, best.values()))
+    kept = tuple(one for one in comparison.configurations if id(one) in chosen)
+    others = tuple(one for one in comparison.configurations if id(one) not in chosen)
     return replace(comparison, configurations=kept, tuned=columns, passed_over=others) if others else comparison
 
 
@@ -161,46 +161,39 @@ def _text(run: Run) -> object:
 
 
 def _comparison(finished: list[Run], unfinished: list[Run], varied: Sequence[str]) -> Comparison:
-    quality = _quality(finished, unfinished)
+    # If no run has finished, the metric they were validated by during training.
+    measured = [{one.key for one in QUALITIES if one.of(run) is not None} for run in finished]
+    measured += [{key for row in run.rows for key in row} for run in unfinished if not finished]
+    quality = next((one for one in QUALITIES if any(one.key in keys for keys in measured)), QUALITIES[0])
     columns = _columns(finished, unfinished, varied)
     groups: dict[object, list[Run]] = defaultdict(list)
     for run in finished:
         groups[identity(run)].append(run)
-    shared = _shared(columns, [_settings(runs[0], columns) for runs in groups.values()])
+    shared = _shared([_settings(runs[0], columns) for runs in groups.values()])
     configurations = []
     for first, *others in groups.values():
         settings = _settings(first, columns)
-        name = _name(columns, settings, shared) or first.setting("model.pattern") or first.setting("model.name")
+        name = _name(settings, shared) or first.setting("model.pattern") or first.setting("model.name")
         configurations.append(Configuration(name or first.name, settings, (first, *others)))
 
     def rank(one: Configuration) -> float:
         found = one.spread(quality)
         return math.inf if found is None else found.mean * (-1 if quality.better == "more" else 1)
 
-    configurations.sort(key=rank)
     title = _title((finished or unfinished)[0]) if finished or unfinished else "No finished run"
-    return Comparison(title, quality, columns, tuple(configurations), tuple(unfinished))
+    return Comparison(title, quality, columns, tuple(sorted(configurations, key=rank)), tuple(unfinished))
 
 
-def _quality(finished: list[Run], unfinished: list[Run]) -> Metric:
-    """If no run has finished, the metric they were validated by during training."""
-
-    def measured(one: Metric, run: Run) -> bool:
-        return one.of(run) is not None if finished else any(one.key in row for row in run.rows)
-
-    return next((one for one in QUALITIES if any(measured(one, run) for run in finished or unfinished)), QUALITIES[0])
-
-
-def _shared(columns: Sequence[str], settings: Sequence[tuple[str, ...]]) -> list[str]:
+def _shared(settings: Sequence[Settings]) -> list[str]:
     """The columns in which several configurations all agree; names do without them."""
-    several = len(settings) > 1
-    return [column for i, column in enumerate(columns) if several and len({values[i] for values in settings}) == 1]
+    columns = settings[0] if len(settings) > 1 else ()
+    return [column for column in columns if len({values[column] for values in settings}) == 1]
 
 
-def _name(columns: Sequence[str], settings: Sequence[str], without: Collection[str]) -> str:
+def _name(settings: Settings, without: Collection[str]) -> str:
     return ", ".join(
         value if column in _UNNAMED else f"{column.removesuffix('.name').rpartition('.')[2]}={value}"
-        for column, value in zip(columns, settings, strict=True)
+        for column, value in settings.items()
         if column not in without
     )
 
@@ -222,47 +215,39 @@ def _matters(key: str) -> bool:
     return not f"{key}.".startswith(_IGNORED)
 
 
-def _settings(run: Run, columns: Iterable[str]) -> tuple[str, ...]:
-    device = {DEVICE: device_of(run)} if DEVICE in run.summary else {}
-    values = (device.get(column, run.setting(column)) for column in columns)
-    return tuple("-" if value is None else value for value in values)
+def _settings(run: Run, columns: Iterable[str]) -> Settings:
+    values = {column: run.setting(column) for column in columns}
+    if DEVICE in values and DEVICE in run.summary:
+        values[DEVICE] = device_of(run)
+    return {column: "-" if value is None else value for column, value in values.items()}
 
 
 def _columns(finished: list[Run], unfinished: list[Run], varied: Sequence[str]) -> tuple[str, ...]:
     """What the user varied, then other settings until all configurations are told apart."""
     everyone = finished + unfinished
     given = dict.fromkeys([*varied, *(key_of(line) for run in everyone for line in run.overrides)])
+    matched = " ".join(run.setting("sweep.matched") or "" for run in everyone).split()  # follow from the others
     chosen = [
         key
         for key in given
-        if _matters(key)
-        and len({run.setting(key) for run in everyone} - {None}) > 1
-        and not any(_matched(run, key) for run in everyone)
+        if _matters(key) and key not in matched and len({run.setting(key) for run in everyone} - {None}) > 1
     ]
     keys = dict.fromkeys(key for run in finished for key in run.config if _matters(key))
     others = sorted(keys, key=lambda key: _PREFERRED.index(key) if key in _PREFERRED else len(_PREFERRED))
     distinct = {identity(run): run for run in finished}
 
     def told_apart(columns: Sequence[str]) -> int:
-        return len({_settings(run, columns) for run in distinct.values()})
+        return len({tuple(_settings(run, columns).values()) for run in distinct.values()})
 
-    told = told_apart(chosen)
     for key in [*others, DEVICE]:
-        if told == len(distinct):
-            break
-        if (more := told_apart([*chosen, key])) > told:
-            chosen, told = [*chosen, key], more
+        told = told_apart(chosen)
+        if told < len(distinct) and told_apart([*chosen, key]) > told:
+            chosen.append(key)
     return tuple(sorted(chosen, key=lambda key: key not in _UNNAMED))  # what a model is comes before its settings
-
-
-def _matched(run: Run, key: str) -> bool:
-    """Whether ``sweep.match`` set the field, which then follows from the others."""
-    return f"{key} " in (run.setting("sweep.matched") or "")
 
 
 def _title(run: Run) -> str:
     name = run.setting("data") or run.setting("data.source") or "data"
     task = run.setting("data.synthetic.task") if run.setting("data.source") == "synthetic" else None
-    size = run.summary.get("val_bytes")
-    held_out = f", {size / 1e3:,.0f} kB held out" if isinstance(size, int | float) and size else ""
-    return f"{name}{f' {task}' if task else ''}{held_out}"
+    size = number(run.summary.get("val_bytes"))
+    return f"{name}{f' {task}' if task else ''}{f', {size / 1e3:,.0f} kB held out' if size else ''}"

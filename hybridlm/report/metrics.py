@@ -12,8 +12,7 @@ from typing import Literal
 
 from hybridlm.config.load import validate_model
 from hybridlm.errors import UserError
-from hybridlm.report.run_files import number
-from hybridlm.report.runs import Run
+from hybridlm.report.runs import Run, number
 
 _SCALES: dict[str, tuple[tuple[float, str], ...]] = {
     "bytes": ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B")),
@@ -148,6 +147,9 @@ class Scale:
     size: float
     unit: str
     decimals: int
+
+    def label(self, title: str) -> str:
+        return f"{title} ({self.unit})" if self.unit else title
 
     def text(self, value: float) -> str:
         return f"{value / self.size:,.{self.decimals}f}" if math.isfinite(value) else str(value)

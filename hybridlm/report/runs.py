@@ -1,28 +1,46 @@
-"""Finds run folders and reads them. Whatever a killed process left half-written is read as far as it goes."""
+"""Finds run folders and reads them, whoever wrote them. A file that a killed process left half-written is read as far
+as it goes; content that no version of hybridlm writes raises BadRun."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from hybridlm.config.overrides import key_of, value_of
+from hybridlm.config.section import Section
 from hybridlm.errors import UserError, printable
-from hybridlm.report import run_files
-from hybridlm.report.run_files import BadRun, JobRecord, JsonObject, SweepRecord
+from hybridlm.files.plain import MAX_BYTES, Malformed, Unreadable, open_regular, parse_json, parse_yaml, read_text
 from hybridlm.runs.run_folder import JOB, SWEEP, RunFolder
+from hybridlm.sweep.job import Job, Sweep
 
+JsonObject = Mapping[str, object]
+_METRICS_BYTES = 2**27  # 200 thousand logged steps
+_TEXT_BYTES = 2**20
+_LARGEST = 1e30  # larger values are not measurements
+_METRICS = TypeAdapter[Any](dict[str, float | list[float] | None], config=ConfigDict(strict=True))
+R = TypeVar("R", bound=Section)
+_SUMMARY = TypeAdapter[Any](dict[str, bool | float | str | None], config=ConfigDict(strict=True))
 FINISHED = "finished"
 _NOT_RUNS = {"checkpoints", "wandb", "tensorboard", "samples"}  # subfolders of a run that hold no other runs
 _HYDRA = ".hydra"
 _LOGGED_ERROR = re.compile(r"^\S+ \S+ ERROR \S+: (.*)$", re.MULTILINE)  # of conf/hydra/job_logging/plain.yaml
 _SAMPLE_CHARACTERS = 2_000
 _PER_START = ("ckpt", "hydra")  # overrides of a single start, not of the run
+
+
+class BadRun(ValueError):
+    """A run folder cannot be read: which file, and why."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +60,7 @@ class Run:
     started_in: str | None
     config: JsonObject
     summary: JsonObject
-    job: JobRecord | None
+    job: Job | None
     rows: tuple[JsonObject, ...]
     evaluation: JsonObject
     texts: Mapping[str, str]
@@ -60,8 +78,7 @@ class Run:
     @property
     def seconds(self) -> float | None:
         """All attempts together if a runner counted them, else the last start."""
-        counted = self.job.seconds if self.job else None
-        return run_files.number(self.summary.get("seconds")) if counted is None else counted
+        return number(self.job.seconds if self.job else self.summary.get("seconds"))
 
     @property
     def command(self) -> str:
@@ -76,45 +93,32 @@ class Run:
         given = value_of(self.overrides, key)
         return as_text(self.config[f"{key}.name"]) if given is None and f"{key}.name" in self.config else given
 
-    def latest(self, metric: str) -> float | None:
-        """The last logged value of a metric."""
-        return next(
-            (value for row in reversed(self.rows) if (value := run_files.number(row.get(metric))) is not None), None
-        )
-
 
 def as_text(value: object) -> str:
     """A value of the configuration in one line, as YAML writes it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _warn(line: str) -> None:
-    print(f"skipped {printable(line)}", file=sys.stderr)
-
-
-def read_folders(folders: list[Path], skip: Callable[[str], None] = _warn) -> tuple[list[Run], list[SweepRecord]]:
-    """All runs in and below ``folders``, each once, by path. skip: is called with a line about each folder that is left
-    out because of its content.
+def read_folders(folders: list[Path]) -> tuple[list[Run], list[Sweep]]:
+    """All runs in and below ``folders``, each once, by path; prints a line about each folder that is left out because
+    of its content.
 
     Raises:
         UserError: a folder does not exist, or none of them holds a run.
     """
-    missing = [
-        f"{folder}: {'a file, not a folder' if folder.exists() else 'no such folder'}"
-        for folder in folders
-        if not folder.is_dir()
-    ]
-    if missing:
-        raise UserError(missing)
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise UserError(
+            [f"{path}: {'a file, not a folder' if path.exists() else 'no such folder'}" for path in missing]
+        )
     found = {path.resolve(): path for folder in folders for path in _candidates(folder)}
     resolved = sorted(found, key=_natural)
     base = resolved[0].parent if len(resolved) == 1 else Path(os.path.commonpath(resolved or [Path()]))
     runs, sweeps = [], []
     for path in map(found.__getitem__, resolved):
         try:
-            run, sweep = _read(path, base), run_files.read_record(path / SWEEP, SweepRecord)
+            run, sweep = _read(path, base), read_record(path / SWEEP, Sweep)
         except BadRun as error:
-            skip(f"{path}: {error}")
+            print(f"skipped {printable(f'{path}: {error}')}", file=sys.stderr)
             continue
         runs += [] if run is None else [run]
         sweeps += [] if sweep is None else [sweep]
@@ -141,20 +145,20 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 def _read(path: Path, base: Path) -> Run | None:
     """None for the folder of a sweep itself, or a config.yaml of another program."""
     folder = RunFolder(path)
-    config = run_files.read_mapping(folder.config) or run_files.read_mapping(path / _HYDRA / "config.yaml")
-    job, summary = run_files.read_record(path / JOB, JobRecord), run_files.read_summary(folder.summary)
+    config = read_mapping(folder.config) or read_mapping(path / _HYDRA / "config.yaml")
+    job, summary = read_record(path / JOB, Job), read_summary(folder.summary)
     model = config.get("model")
     if job is None and not isinstance(model, Mapping):
         return None
-    rows = run_files.read_metrics(folder.metrics_jsonl)
+    rows = read_metrics(folder.metrics_jsonl)
     status, error = (FINISHED, None) if summary else _without_summary(folder, job, rows)
-    samples = run_files.read_excerpt(folder.samples)
+    samples = read_excerpt(folder.samples)
     texts = {
-        "layers": run_files.read_excerpt(folder.layers),
+        "layers": read_excerpt(folder.layers),
         "samples": samples[:_SAMPLE_CHARACTERS] + (" ..." if len(samples) > _SAMPLE_CHARACTERS else ""),
-        "plan": run_files.read_excerpt(folder.plan),
+        "plan": read_excerpt(folder.plan),
     }
-    cwd = dict(_flat(run_files.read_mapping(path / _HYDRA / "hydra.yaml"))).get("hydra.runtime.cwd")
+    cwd = dict(_flat(read_mapping(path / _HYDRA / "hydra.yaml"))).get("hydra.runtime.cwd")
     return Run(
         folder=path,
         name=os.path.relpath(path.resolve(), base),
@@ -166,34 +170,32 @@ def _read(path: Path, base: Path) -> Run | None:
         summary=summary,
         job=job,
         rows=rows,
-        evaluation=run_files.read_object(folder.evaluation),
+        evaluation=read_object(folder.evaluation),
         texts={title: text for title, text in texts.items() if text},
         model=json.dumps(model) if isinstance(model, Mapping) else "",
     )
 
 
-def _without_summary(folder: RunFolder, job: JobRecord | None, rows: tuple[JsonObject, ...]) -> tuple[str, str]:
+def _without_summary(folder: RunFolder, job: Job | None, rows: tuple[JsonObject, ...]) -> tuple[str, str]:
     """The status of a run without a summary, and the reason in one line, as far as the folder tells."""
-    status = job.status if job and job.status not in ("", FINISHED) else "unfinished"
-    if job is None and not folder.is_run():
-        status = "failed"
-    if job and job.error:
-        return status, " ".join(job.error.split())
-    if status in ("waiting", "running"):
-        return status, ""
+    status = "unfinished" if job or folder.is_run() else "failed"
+    if job and job.status != FINISHED:
+        status = job.status
+    if status in ("waiting", "running") or (job and job.error):
+        return status, " ".join(((job and job.error) or "").split())
     if folder.summary.exists():
         return status, "summary.json is damaged"
-    logs = (run_files.read_excerpt(log, end=True) for log in sorted(folder.path.glob("*.log")))
+    logs = (read_excerpt(log, end=True) for log in sorted(folder.path.glob("*.log")))
     if logged := [str(line) for log in logs for line in _LOGGED_ERROR.findall(log)]:
         return status, logged[-1]
     last = f"; the last metrics are from step {rows[-1]['step']}" if rows else " and no metrics"
     return status, f"no summary.json{last}"
 
 
-def _overrides(folder: RunFolder, job: JobRecord | None) -> tuple[str, ...]:
+def _overrides(folder: RunFolder, job: Job | None) -> tuple[str, ...]:
     """Without the signs that the entry point puts in front of fields."""
     try:
-        lines = folder.overrides() or (job.overrides if job else [])
+        lines = folder.overrides() or (list(job.overrides) if job else [])
     except (UserError, OSError, UnicodeDecodeError):
         lines = []
     kept = [line for line in lines if not key_of(line).startswith(_PER_START)]
@@ -206,3 +208,89 @@ def _flat(tree: JsonObject, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def number(value: object) -> float | None:
+    """``value`` as a float, infinite if it is too large to be a measurement; None if it is not a number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if not abs(value) >= _LARGEST else math.copysign(math.inf, value)
+
+
+def parsed_number(text: str) -> float | None:
+    """The finite number that ``text`` spells, or None."""
+    try:
+        value = number(float(text))
+    except ValueError:
+        return None
+    return value if value is not None and math.isfinite(value) else None
+
+
+def read_record(path: Path, kind: type[R]) -> R | None:
+    """job.json or sweep.json; None if it does not exist or was cut short."""
+    content = read_object(path)
+    with _readable(path.name):
+        return kind.model_validate(content) if content else None
+
+
+def read_summary(path: Path) -> JsonObject:
+    """Strings and numbers."""
+    summary = read_object(path)
+    with _readable(path.name):
+        _SUMMARY.validate_python(summary)
+    return summary
+
+
+def read_object(path: Path) -> JsonObject:
+    """The object in a JSON file; empty if there is none, or the file was cut short."""
+    with _readable(path.name), suppress(Malformed):
+        content = parse_json(_text(path))
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def read_mapping(path: Path) -> JsonObject:
+    """The mapping in a YAML file; empty if there is none."""
+    with _readable(path.name):
+        content = parse_yaml(_text(path))
+    return content if isinstance(content, dict) else {}
+
+
+def read_metrics(path: Path) -> tuple[JsonObject, ...]:
+    """The rows of metrics.jsonl by ascending step. A line that a crash cut short is left out."""
+    rows: dict[int, JsonObject] = {}
+    with _readable(path.name):
+        lines = _text(path, _METRICS_BYTES).splitlines()
+    for line_number, line in enumerate(lines, 1):
+        with _readable(f"{path.name}, line {line_number}"), suppress(Malformed):
+            row = parse_json(line)
+            step = row.get("step") if isinstance(row, dict) else None
+            if isinstance(row, dict) and isinstance(step, int) and 0 <= step < 2**53:
+                _METRICS.validate_python(row)
+                rows[step] = row
+    return tuple(rows[step] for step in sorted(rows))
+
+
+def read_excerpt(path: Path, *, end: bool = False) -> str:
+    """The first megabyte of a text file (``end``: the last one); empty if there is no file."""
+    if not path.exists():
+        return ""
+    with _readable(path.name), open_regular(path) as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _TEXT_BYTES) if end else 0)
+        return file.read(_TEXT_BYTES).decode("utf-8", "replace")
+
+
+def _text(path: Path, limit: int = MAX_BYTES) -> str:
+    return read_text(path, limit) if path.exists() else ""
+
+
+@contextmanager
+def _readable(place: str) -> Iterator[None]:
+    try:
+        yield
+    except Unreadable as error:
+        raise BadRun(f"{place}: {error}") from None
+    except ValidationError as error:
+        field = printable(str(error.errors()[0]["loc"][0]))[:80]
+        raise BadRun(f"{place}: {field} has a value that no run writes") from None

@@ -1,4 +1,4 @@
-"""Tables of a report: one of configurations, one of all runs; as Markdown and CSV."""
+"""Tables of a report: of configurations, of one run's settings, of all runs; as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from hybridlm.errors import printable
 from hybridlm.report.comparison import Comparison, Configuration
 from hybridlm.report.metrics import COSTS, EXACT, QUALITIES, Difference, Metric, scale
-from hybridlm.report.run_files import parsed_number
-from hybridlm.report.runs import Run
-from hybridlm.report.verdict import differences
+from hybridlm.report.runs import Run, number, parsed_number
+from hybridlm.report.verdict import differences, epochs, percent
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,29 @@ class Cell:
 
 
 NOTHING = Cell("-", math.inf)
+# Fields of config.yaml in the order of the table.
+_FIELDS = {
+    "model": "model.name",
+    "size": "size.name",
+    "pattern": "model.pattern",
+    "layers": "model.n_layers",
+    "width": "model.d_model",
+    "data": "data.source",
+    "texts": "data.path",
+    "task": "data.synthetic.task",
+    "tokenizer": "data.tokenizer.kind",
+    "sequence length": "data.seq_len",
+    "sequences per step": "data.global_batch",
+    "steps": "trainer.max_steps",
+    "optimizer": "optim.name",
+    "learning rate": "optim.lr",
+    "learning rate of Muon": "optim.muon.lr",
+    "schedule": "optim.schedule",
+    "warm-up": "optim.warmup",
+    "weight decay": "optim.weight_decay",
+    "precision": "trainer.precision",
+    "seed": "seed",
+}
 
 
 @dataclass(frozen=True)
@@ -46,8 +68,8 @@ def configurations_table(comparison: Comparison) -> Table:
     """A row per configuration, the best first, then one for each run that has not finished."""
     shown, quality = comparison.configurations, comparison.quality
     columns = [(Column("#", numeric=True), [Cell(str(i), i) for i in range(1, len(shown) + 1)])]
-    for i, name in enumerate(comparison.columns or ("run",)):
-        columns.append((Column(name), [_sortable((one.settings or (one.name,))[i]) for one in shown]))
+    for name in comparison.columns or ("run",):
+        columns.append((Column(name), [_sortable(one.settings.get(name, one.name)) for one in shown]))
     columns.append(_column(quality, shown))
     apart = [_difference(i, one, quality) for i, one in enumerate(differences(comparison))]
     columns.append((Column("vs best", numeric=True), apart + [NOTHING] * (len(shown) - len(apart))))
@@ -57,40 +79,55 @@ def configurations_table(comparison: Comparison) -> Table:
         if any(one.spread(metric) is not None for one in shown):
             columns.append(_column(metric, shown))
     unfinished = [
-        (NOTHING, *map(_sortable, comparison.settings_of(run) or (run.name,)), Cell(_ending(run), math.inf))
+        (NOTHING, *map(_sortable, comparison.settings_of(run).values() or (run.name,)), Cell(_ending(run), math.inf))
         for run in comparison.unfinished
     ]
     rows = zip(*(cells for _, cells in columns), strict=True)
     return Table(tuple(heading for heading, _ in columns), (*rows, *unfinished))
 
 
-def runs_table(comparisons: Sequence[Comparison]) -> Table:
-    """A row per run, finished or not, with full precision: the content of report.csv."""
+def setup_table(run: Run) -> Table:
+    """Of a run shown alone: a row per setting with its field, then one per figure."""
+    generated, muon = run.config.get("data.source") == "synthetic", run.setting("optim.name") == "muon"
+    left_out = [*(("texts", "tokenizer") if generated else ("task",)), *(() if muon else ("learning rate of Muon",))]
+    rows = [
+        (title, run.setting(field) or "", field)
+        for title, field in _FIELDS.items()
+        if title not in left_out and run.setting(field) not in (None, "null", "")
+    ]
+    for metric in COSTS:
+        if (value := metric.of(run)) is not None:
+            scaled = scale([value], metric.unit)
+            rows.append((metric.title, f"{scaled.text(value)} {scaled.unit}".strip(), ""))
+    if (steps := number(run.summary.get("steps"))) is not None:
+        rows.append(("steps done", f"{steps:,.0f}", ""))
+    if (seen := epochs(run)) is not None:
+        rows.append(("training text seen", percent(seen) if seen < 1 else f"{seen:.2f} times", ""))
+    if run.rows and (skipped := number(run.rows[-1].get("optim/skipped_steps"))) is not None:
+        rows.append(("skipped steps", f"{skipped:.0f}", ""))
+    rows += [(key, str(run.summary[key]), "") for key in ("device", "torch") if run.summary.get(key)]
+    return Table(tuple(map(Column, ("setting", "value", "field"))), tuple(tuple(map(Cell, row)) for row in rows))
+
+
+def to_csv(comparisons: Sequence[Comparison]) -> str:
+    """report.csv: a row per run, finished or not, with full precision."""
     settings = tuple(dict.fromkeys(column for one in comparisons for column in one.columns))
     everyone = [(comparison, run) for comparison in comparisons for run in comparison.runs]
     metrics = [one for one in (*QUALITIES, EXACT, *COSTS) if any(one.of(run) is not None for _, run in everyone)]
     names = ["run", "compared_in", "status", *settings, "seed", *(metric.key for metric in metrics)]
-    rows = []
+    rows = [[*names, "device", "error", "command"]]
     for comparison, run in everyone:
-        own = dict(zip(comparison.columns, comparison.settings_of(run), strict=True))
-        numbers = [run.seed, *(metric.of(run) for metric in metrics)]
+        own = comparison.settings_of(run)
         texts = [run.name, comparison.title, run.status]
         texts += [own.get(column, run.setting(column) or "") for column in settings]
-        texts += ["" if value is None else repr(value) for value in numbers]
-        texts += [str(run.summary.get("device", "")), run.error or "", run.command]
-        rows.append(tuple(map(Cell, texts)))
-    return Table(tuple(map(Column, [*names, "device", "error", "command"])), tuple(rows))
-
-
-def to_csv(table: Table) -> str:
+        texts += ["" if value is None else repr(value) for value in (run.seed, *(one.of(run) for one in metrics))]
+        rows.append([*texts, str(run.summary.get("device", "")), run.error or "", run.command])
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_csv_cell(column.heading) for column in table.columns])
-    writer.writerows([_csv_cell(cell.text) for cell in row] for row in table.rows)
+    csv.writer(text, lineterminator="\n").writerows(map(csv_cell, row) for row in rows)
     return text.getvalue()
 
 
-def _csv_cell(text: str) -> str:
+def csv_cell(text: str) -> str:
     """In one line, with a leading apostrophe if a spreadsheet would read it as a formula. Numbers stay as they are."""
     line = printable(text)
     formula = line.startswith(("=", "+", "-", "@")) and parsed_number(line) is None and line != NOTHING.text

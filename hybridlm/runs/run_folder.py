@@ -58,7 +58,6 @@ class RunFolder:
     samples = _Entry("samples.txt")
     summary = _Entry("summary.json")
     evaluation = _Entry("eval.json")  # all results of `hybridlm eval`
-    position_plot = _Entry("loss_by_position.png")  # of the last `hybridlm eval`
     weights = _Entry("weights.safetensors")  # the final weights alone
     best_weights = _Entry("best.safetensors")
     lock = _Entry("train.lock")  # held by the process that trains in the folder

@@ -15,9 +15,8 @@ from hybridlm.config.overrides import value_of
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.machine.device import CPU, visible_gpus
 from hybridlm.machine.launcher import launch
-from hybridlm.memory.plan import Plan
+from hybridlm.memory.plan import Plan, plan_run
 from hybridlm.memory.report import refusal
-from hybridlm.sweep.estimate import costs_of, planned_seconds, plans_of
 from hybridlm.sweep.expand import Compose, PlannedJob, depth_warning, expand
 from hybridlm.sweep.grid import Axis
 from hybridlm.sweep.job import create, find, refuse_taken
@@ -52,17 +51,14 @@ def new_sweep(
         _list(planned, plans)
         print(f"{size}; memory and time are estimates for {plans[1].device}; nothing was started")
         return 0
-    too_large = {number: refusal(plan, [])[0] for number, plan in plans.items() if not plan.fits}
-    if too_large:
-        raise ConfigError(
-            [f"{item.job.name}: {too_large[item.job.number]}" for item in planned if item.job.number in too_large]
-        )
+    if too_large := [job for job, _ in planned if not plans[job.number].fits]:
+        raise ConfigError([f"{job.name}: {refusal(plans[job.number], [])[0]}" for job in too_large])
     varied = [axis.key for axis in grid if axis.varied and axis.key != "seed"]
     options = (["--seeds", str(seeds)] if seeds > 1 else []) + (["--jobs", str(jobs)] if jobs else [])
     command = shlex.join(["hybridlm", "sweep", *overrides, *options])
     sweep = create(folder, [item.job for item in planned], overrides, varied, command)
     print(f"sweep     {size}, in {folder}", flush=True)
-    return Runner(sweep, slots, costs_of(plans)).run()
+    return Runner(sweep, slots).run()
 
 
 def resume_sweep(name: str, *, jobs: int | None, compose: Compose) -> int:
@@ -73,7 +69,7 @@ def resume_sweep(name: str, *, jobs: int | None, compose: Compose) -> int:
     with chdir(sweep.cwd):  # the jobs' relative paths start from there
         planned = [PlannedJob(job, compose(job.overrides)) for job in left]
     print(f"sweep     {len(left)} of {len(sweep.jobs)} jobs are not finished, in {sweep.folder}", flush=True)
-    return Runner(sweep, slots_of(planned, visible_gpus(), jobs), costs_of(plans_of(planned))).run()
+    return Runner(sweep, slots_of(planned, visible_gpus(), jobs)).run()
 
 
 def _folder(overrides: Sequence[str]) -> Path:
@@ -100,6 +96,25 @@ def slots_of(planned: Sequence[PlannedJob], gpus: Sequence[str], jobs: int | Non
         {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": shares[i % len(shares)]} if shares else {})
         for i in range(count)
     ]
+
+
+def plans_of(planned: Sequence[PlannedJob]) -> dict[int, Plan]:
+    """The plan of each job by its number; jobs that differ only in seed, learning rate and weight decay share one.
+    ConfigError: the settings of a job conflict."""
+    known: dict[str, Plan] = {}
+    plans = {}
+    for job, config in planned:
+        optim = config.optim.model_copy(update={"lr": 1.0, "weight_decay": 0.0})
+        shape = repr(config.model_copy(update={"seed": 0, "optim": optim}))
+        known[shape] = plans[job.number] = known.get(shape) or plan_run(config)
+    return plans
+
+
+def planned_seconds(plans: Mapping[int, Plan], devices: int) -> float | None:
+    """All jobs on ``devices`` that work in parallel; a machine's CPU is one, however many jobs share it. None:
+    unknown."""
+    known = [plan.seconds for plan in plans.values() if plan.seconds is not None]
+    return max(sum(known) / devices, *known) if known and len(known) == len(plans) else None
 
 
 def _list(planned: Sequence[PlannedJob], plans: Mapping[int, Plan]) -> None:

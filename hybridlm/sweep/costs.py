@@ -3,47 +3,42 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal
+from collections.abc import Callable
+from functools import cache
 
 import torch
 
 from hybridlm.config.layers import LayerSpec
 from hybridlm.config.model import ModelConfig
+from hybridlm.config.run import RunConfig
 from hybridlm.layers.init import Init
+from hybridlm.memory.vocabulary import planned_vocabulary
 from hybridlm.model.build import build_block
 from hybridlm.model.count import block_flops, flops_per_token, parameters
 from hybridlm.model.lm import HybridLM
 
 
-class Costs:
-    """Parameters, or FLOPs per training token, of models with one vocabulary and one context."""
+def cost_function(config: RunConfig) -> Callable[[ModelConfig], int]:
+    """What ``config`` matches of a whole model, including embedding and head: parameters, or FLOPs per training token.
+    The function raises ConfigError for an illegal model."""
+    base, by, context = config.model, config.sweep.match, config.data.seq_len
+    vocabulary = planned_vocabulary(config).ids
 
-    def __init__(self, by: Literal["params", "flops"], vocab_size: int, context: int) -> None:
-        """context: tokens per training window."""
-        self._by, self._vocab, self._context = by, vocab_size, context
-        self._layers: dict[LayerSpec, float] = {}
-        self._ends: dict[int, float] = {}
+    @cache
+    def layer(spec: LayerSpec) -> float:
+        with torch.device("meta"):
+            block = build_block(spec, base.model_copy(update={"d_model": spec.params.d_model}))
+        return parameters(block) if by == "params" else block_flops(block, context, "train")
 
-    def of(self, model: ModelConfig) -> int:
-        """The cost of the whole model, including embedding and head. ConfigError: the model is illegal."""
-        layers = Counter(model.layers)
-        return round(self._ends_of(model) + sum(count * self._layer(spec, model) for spec, count in layers.items()))
-
-    def _layer(self, spec: LayerSpec, model: ModelConfig) -> float:
-        if spec not in self._layers:
-            with torch.device("meta"):
-                block = build_block(spec, model)
-            self._layers[spec] = (
-                parameters(block) if self._by == "params" else block_flops(block, self._context, "train")
-            )
-        return self._layers[spec]
-
-    def _ends_of(self, model: ModelConfig) -> float:
+    @cache
+    def ends(d_model: int) -> float:
         """Embedding, last norm and head."""
-        if model.d_model not in self._ends:
-            with torch.device("meta"):
-                ends = HybridLM(model, [], self._vocab, Init(std=None, residual="none", n_layers=1))
-            self._ends[model.d_model] = (
-                parameters(ends) if self._by == "params" else flops_per_token(ends, self._context, "train")
-            )
-        return self._ends[model.d_model]
+        model = base.model_copy(update={"d_model": d_model})
+        with torch.device("meta"):
+            built = HybridLM(model, [], vocabulary, Init(std=None, residual="none", n_layers=1))
+        return parameters(built) if by == "params" else flops_per_token(built, context, "train")
+
+    def cost(model: ModelConfig) -> int:
+        return round(ends(model.d_model) + sum(count * layer(spec) for spec, count in Counter(model.layers).items()))
+
+    return cost

@@ -6,8 +6,9 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +20,6 @@ from hybridlm.config.duration import clock
 from hybridlm.errors import harmless
 from hybridlm.files.plain import Unreadable, open_regular, parse_json, read_json
 from hybridlm.runs.run_folder import RunFolder
-from hybridlm.sweep.estimate import seconds_left
 from hybridlm.sweep.job import LOG, Job
 
 _STYLES = {"running": "cyan", "finished": "green", "failed": "bold red", "stopped": "yellow", "waiting": "dim"}
@@ -31,10 +31,10 @@ Running = Mapping[int, tuple[float, Path]]  # by job number: seconds so far, fol
 class Display:
     """Prints the progress of a sweep."""
 
-    def __init__(self, total: int, costs: Mapping[int, float], slots: int, console: Console | None = None) -> None:
-        """costs: as of ``costs_of``; slots: parallel jobs."""
+    def __init__(self, total: int, slots: int, console: Console | None = None) -> None:
+        """slots: parallel jobs."""
         self._console = console or Console(highlight=False, soft_wrap=True)
-        self._total, self._costs, self._slots = total, costs, slots
+        self._total, self._slots = total, slots
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def shown(self) -> AbstractContextManager[object]:
@@ -90,8 +90,7 @@ class Display:
 
     def _left(self, jobs: Sequence[Job], running: Running) -> str:
         """The time left, if it is known and there is some."""
-        seconds = {number: seconds for number, (seconds, _) in running.items()}
-        left = seconds_left(jobs, seconds, self._costs, self._slots)
+        left = seconds_left(jobs, {number: seconds for number, (seconds, _) in running.items()}, self._slots)
         return f"about {clock(left)} left" if left else ""
 
     def _label(self, job: Job) -> str:
@@ -101,18 +100,12 @@ class Display:
 def last_row(metrics: Path) -> dict[str, Any]:
     """The newest value of each metric among the last rows of metrics.jsonl; empty if there are none yet."""
     found: dict[str, Any] = {}
-    try:
-        with open_regular(metrics) as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except (OSError, Unreadable):
-        return found
-    for line in lines:
-        try:
-            row = parse_json(line)
-        except Unreadable:  # cut off, or being written
-            continue
-        found |= row if isinstance(row, dict) else {}
+    with suppress(OSError, Unreadable), open_regular(metrics) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+        for line in file.read().splitlines():
+            with suppress(Unreadable):  # cut off, or being written
+                row = parse_json(line)
+                found |= row if isinstance(row, dict) else {}
     return found
 
 
@@ -122,9 +115,21 @@ def _counts(jobs: Sequence[Job]) -> str:
 
 
 def _score(folder: Path) -> str:
-    try:
+    summary: object = None
+    with suppress(Unreadable):
         summary = read_json(RunFolder(folder).summary)
-    except Unreadable:
-        return ""
     score = summary.get("val/bpb") if isinstance(summary, dict) else None
     return f"  {score:.4f} bits per byte" if isinstance(score, int | float) else ""
+
+
+def seconds_left(jobs: Sequence[Job], running: Mapping[int, float], slots: int) -> float | None:
+    """If every job takes as long as those finished so far did on average; None if there are none.
+
+    running: seconds of this attempt, by job number; slots: parallel jobs.
+    """
+    finished = [job.seconds for job in jobs if job.status == "finished"]
+    if not finished:
+        return None
+    waiting = [job for job in jobs if job.status in ("waiting", "running")]
+    left = [max(0.0, fmean(finished) - job.seconds - running.get(job.number, 0.0)) for job in waiting]
+    return max(sum(left) / slots, *left, 0.0)

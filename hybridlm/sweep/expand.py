@@ -87,27 +87,23 @@ def depth_warning(planned: Sequence[PlannedJob]) -> str | None:
 
 
 def _refuse(axes: Sequence[Axis], seeds: int) -> None:
+    """ConfigError: what is wrong with the command line itself, the first problem of each axis."""
     problems = []
     for axis in axes:
-        values = list(map(_value, axis.values))
+        key, values, its_folder = axis.key, list(map(_value, axis.values)), axis.key == _FOLDER
         repeated = [value for i, value in enumerate(values) if value in values[:i]]
         strange = [problem for line in axis.values if "$" in line and (problem := foreign(line)) is not None]
-        if _NOT_IN_A_SWEEP.fullmatch(axis.key):
-            instead = "--resume FOLDER resumes a sweep" if axis.key == "ckpt" else f"{_FOLDER}=... names its folder"
-            launchers = "Hydra's launchers and sweepers: python train.py -m"
-            problems.append(f"{axis.key}: not allowed in hybridlm sweep; {instead} ({launchers})")
-        elif axis.varied and axis.key == _FOLDER:
-            problems.append(f"{_FOLDER}: a sweep has one folder")
-        elif strange and axis.key != _FOLDER:
-            problems.append(strange[0])
-        elif not values:
-            problems.append(
-                f"{axis.key}: needs a list of values (Hydra's optuna sweeper samples ranges: docs/sweeps.md)"
-            )
-        elif repeated:
-            problems.append(f"{axis.key}: {repeated[0]} is listed twice")
-        elif axis.key == _SEED and axis.varied and seeds > 1:
-            problems.append(f"--seeds {seeds}: conflicts with the list seed=...")
+        instead = "--resume FOLDER resumes a sweep" if key == "ckpt" else f"{_FOLDER}=... names its folder"
+        launchers = "Hydra's launchers and sweepers: python train.py -m"
+        rules: tuple[tuple[object, str], ...] = (
+            (_NOT_IN_A_SWEEP.fullmatch(key), f"{key}: not allowed in hybridlm sweep; {instead} ({launchers})"),
+            (axis.varied and its_folder, f"{_FOLDER}: a sweep has one folder"),
+            (strange and not its_folder, "".join(strange[:1])),
+            (not values, f"{key}: needs a list of values (Hydra's optuna sweeper samples ranges: docs/sweeps.md)"),
+            (repeated, f"{key}: {''.join(repeated[:1])} is listed twice"),
+            (key == _SEED and axis.varied and seeds > 1, f"--seeds {seeds}: conflicts with the list seed=..."),
+        )
+        problems += [problem for wrong, problem in rules if wrong][:1]
     if problems:
         raise ConfigError(problems)
 

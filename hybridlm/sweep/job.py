@@ -6,13 +6,12 @@ import json
 import os
 import re
 import signal
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from hybridlm.config.groups import groups, no_such_option
 from hybridlm.config.overrides import key_of
@@ -59,12 +58,13 @@ class Job(Section):
         error: the last line of its log; stopping: the sweep was being stopped. A run writes its summary last: an error
         after that, in a logger or at exit, does not undo it.
         """
-        status, reason = "failed", None
+        reason = None
         if RunFolder(folder).summary.is_file():
             status = "finished"
         elif code in (0, *_SIGTERM_CODES) or (stopping and code == -signal.SIGKILL):  # 0: by trainer.time_limit
             status = "stopped"
         else:
+            status = "failed"
             reason = f"killed by {signal.Signals(-code).name}" if code < 0 else error or f"exit code {code}"
         ended = {"status": status, "exit_code": code, "error": reason, "ended": _now()}
         return self.model_copy(update={**ended, "seconds": round(self.seconds + seconds, 3)})
@@ -72,31 +72,28 @@ class Job(Section):
     def abandoned(self, folder: Path) -> Job:
         """After its runner was killed and it has ended: what it left tells how."""
         ended = max(_modified(folder / LOG), _modified(RunFolder(folder).metrics_jsonl))
-        seconds = max(0.0, ended - datetime.fromisoformat(self.started).timestamp()) if self.started else 0.0
-        finished = RunFolder(folder).summary.is_file()
-        left = {"status": "finished", "exit_code": 0} if finished else {"status": "stopped", "exit_code": None}
+        began = datetime.fromisoformat(self.started).timestamp() if self.started else ended
+        status, code = ("finished", 0) if RunFolder(folder).summary.is_file() else ("stopped", None)
         stamp = datetime.fromtimestamp(ended).astimezone().isoformat(timespec="seconds") if ended else None
-        return self.model_copy(update={**left, "ended": stamp, "seconds": self.seconds + seconds})
-
-
-class _SweepFile(Section):
-    model_config = ConfigDict(extra="ignore")
-
-    jobs: Strings
-    cwd: str = ""
+        seconds = self.seconds + max(0.0, ended - began)
+        return self.model_copy(update={"status": status, "exit_code": code, "ended": stamp, "seconds": seconds})
 
 
 S = TypeVar("S", bound=Section)
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep on disk: its folder, the folders of its jobs in the order in which they run, and the folder that relative
-    paths start from."""
+class Sweep(Section):
+    """sweep.json. folder: where it is; jobs: the folders of its jobs in the order in which they run; cwd: where
+    relative paths start; varied: the fields that differ between the jobs."""
 
-    folder: Path
-    jobs: tuple[str, ...]
-    cwd: Path
+    model_config = ConfigDict(extra="ignore")
+
+    folder: Path = Field(default=Path(), exclude=True)
+    jobs: Strings = ()
+    cwd: str = ""
+    overrides: Strings = ()
+    varied: Strings = ()
+    command: str = ""
 
     def job_folder(self, number: int) -> Path:
         """Numbers count from 1."""
@@ -109,7 +106,7 @@ class Sweep:
     def write(self, job: Job) -> None:
         folder = self.job_folder(job.number)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / JOB, job.model_dump())
+        _write(folder / JOB, job)
 
 
 def create(folder: Path, jobs: Sequence[Job], overrides: Sequence[str], varied: Sequence[str], command: str) -> Sweep:
@@ -117,12 +114,19 @@ def create(folder: Path, jobs: Sequence[Job], overrides: Sequence[str], varied: 
     be written."""
     refuse_taken(folder)
     width = max(2, len(str(len(jobs))))
-    sweep = Sweep(folder, tuple(f"{job.number:0{width}d}-{job.name}" for job in jobs), Path.cwd())
-    content = {"overrides": list(overrides), "varied": list(varied), "jobs": sweep.jobs, "command": command}
+    names = tuple(f"{job.number:0{width}d}-{job.name}" for job in jobs)
+    sweep = Sweep(
+        folder=folder,
+        jobs=names,
+        cwd=str(Path.cwd()),
+        overrides=tuple(overrides),
+        varied=tuple(varied),
+        command=command,
+    )
     try:
         for job in jobs:
             sweep.write(job)
-        _write(folder / SWEEP, {**content, "cwd": str(sweep.cwd)})
+        _write(folder / SWEEP, sweep)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror or error}); choose another folder with hydra.sweep.dir"
@@ -141,18 +145,19 @@ def refuse_taken(folder: Path) -> None:
 
 def find(name: str) -> Sweep:
     """The sweep in the folder ``name``; ``last``: the newest one under multirun/. UserError: there is none."""
+    path = expanded(name) / SWEEP
     if name == "last":
-        found = sorted(Path("multirun").glob(f"**/{SWEEP}"), key=_modified)
-        if not found:
+        newest = max(Path("multirun").glob(f"**/{SWEEP}"), key=_modified, default=None)
+        if newest is None:
             raise UserError(f"--resume last: no sweep under {Path.cwd() / 'multirun'}; start one with hybridlm sweep")
-        path = found[-1]
-    else:
-        path = expanded(name) / SWEEP
-    content = _read(path, _SweepFile, f"--resume {name}: no sweep of `hybridlm sweep`")
-    if wrong := [job for job in content.jobs if job in ("", ".", "..") or Path(job).name != job or "\\" in job]:
+        path = newest
+    sweep = _read(path, Sweep, f"--resume {name}: no sweep of `hybridlm sweep`")
+    if not sweep.jobs:
+        raise UserError(f"{path}: jobs: there are none")
+    if wrong := [job for job in sweep.jobs if job in ("", ".", "..") or Path(job).name != job or "\\" in job]:
         raise UserError(f"{path}: jobs: {wrong[0]!r} is not a folder inside the sweep's folder")
-    cwd = Path(content.cwd)
-    return Sweep(path.parent, content.jobs, cwd if cwd.is_dir() else Path.cwd())
+    cwd = Path(sweep.cwd) if Path(sweep.cwd).is_dir() else Path.cwd()
+    return sweep.model_copy(update={"folder": path.parent, "cwd": str(cwd)})
 
 
 def _job(path: Path, number: int) -> Job:
@@ -192,9 +197,9 @@ def foreign(override: str) -> str | None:
     return f"{override!r}: neither a field of the configuration nor an option of its groups"
 
 
-def _write(path: Path, content: Mapping[str, object]) -> None:
+def _write(path: Path, content: Section) -> None:
     with replaced(path) as new:
-        new.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        new.write_text(json.dumps(content.model_dump(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _modified(path: Path) -> float:

@@ -11,9 +11,9 @@ User's Guide).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hybridlm.config.ffns import FFNS
 from hybridlm.config.layers import LayerSection, Spec
@@ -22,9 +22,6 @@ from hybridlm.config.model import ModelConfig
 from hybridlm.config.overrides import quoted
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import UserError
-
-if TYPE_CHECKING:
-    from hybridlm.sweep.costs import Costs
 
 TOLERANCE = {"params": 0.01, "flops": 0.02}
 _MULTIPLES = (64, 32, 16, 8)
@@ -48,45 +45,37 @@ def matched(config: RunConfig) -> Matched:
     by = config.sweep.match
     if by is None or config.sweep.matched is not None:
         return Matched(config, ())
-    from hybridlm.memory.vocabulary import planned_vocabulary
-    from hybridlm.sweep.costs import Costs  # counts on a built model, which imports torch
+    from hybridlm.sweep.costs import cost_function  # counts on a built model, which imports torch
 
-    costs = Costs(by, planned_vocabulary(config).ids, config.data.seq_len)
-    target = config.sweep.target or costs.of(_reference(config))
-    model = _Search(config.model, costs, target, TOLERANCE[by]).best()
-    note = _note(config, model, costs.of(model), target)
+    cost = cost_function(config)
+    depth = {"pattern": config.sweep.reference, "n_layers": len(config.model.layers)}
+    target = config.sweep.target or cost(config.model.model_copy(update=depth))
+    model = _Search(config.model, cost, target, TOLERANCE[by]).best()
+    note = _note(config, model, cost(model), target)
     found = config.model_copy(update={"model": model, "sweep": config.sweep.model_copy(update={"matched": note})})
     settings = [f"++{field}={value}" for field, value in _settings(config.model, model)]
     return Matched(found, (*settings, f"++sweep.matched={quoted(note)}"))
 
 
-def _reference(config: RunConfig) -> ModelConfig:
-    """The same model with the reference's pattern, at the same depth."""
-    depth = len(config.model.layers)
-    return config.model.model_copy(update={"pattern": config.sweep.reference, "n_layers": depth})
-
-
 class _Search:
     """Searches for the model that costs ``target``."""
 
-    def __init__(self, model: ModelConfig, costs: Costs, target: int, tolerance: float) -> None:
-        self._model, self._costs, self._target, self._tolerance = model, costs, target, tolerance
+    def __init__(self, model: ModelConfig, cost: Callable[[ModelConfig], int], target: int, tolerance: float) -> None:
+        self._model, self._cost, self._target, self._tolerance = model, cost, target, tolerance
         self._head_dims = _head_dims(model)
 
     def best(self) -> ModelConfig:
         """The first within the tolerance, else the nearest."""
         best, distance = self._model, self._distance(self._model)
-        if distance <= self._tolerance:
-            return best
         for candidate in self._candidates():
-            if (far := self._distance(candidate)) < distance:
-                best, distance = candidate, far
             if distance <= self._tolerance:
                 break
+            if (far := self._distance(candidate)) < distance:
+                best, distance = candidate, far
         return best
 
     def _distance(self, model: ModelConfig) -> float:
-        return abs(self._costs.of(model) / self._target - 1)
+        return abs(self._cost(model) / self._target - 1)
 
     def _candidates(self) -> Iterator[ModelConfig]:
         yield from self._rescaled(self._model, FFNS, _FFN_RANGE)
@@ -118,7 +107,7 @@ class _Search:
             candidate = _widened(model, kinds, middle, multiple)
             if candidate in ends or not self._legal(candidate):
                 break
-            if self._costs.of(candidate) <= self._target:
+            if self._cost(candidate) <= self._target:
                 low, ends = middle, (candidate, ends[1])
             else:
                 high, ends = middle, (ends[0], candidate)
@@ -141,11 +130,9 @@ def _widths(d_model: int) -> Iterator[int]:
     """Other values of d_model, in the order in which they are tried."""
     for span in _WIDTH_RANGES:
         for multiple in _MULTIPLES[1:]:
-            first, last = -(-d_model // span // multiple), d_model * span // multiple
-            found = [int(number) * multiple for number in range(int(first), int(last) + 1)]
-            yield from sorted(
-                (width for width in found if width not in (0, d_model)), key=lambda width: abs(width - d_model)
-            )
+            first, last = int(-(-d_model // span // multiple)), int(d_model * span // multiple)
+            found = {number * multiple for number in range(first, last + 1)} - {0, d_model}
+            yield from sorted(sorted(found), key=lambda width: abs(width - d_model))
 
 
 def _widened(model: ModelConfig, kinds: Collection[str], factor: float, multiple: int) -> ModelConfig:

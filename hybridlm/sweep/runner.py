@@ -40,7 +40,7 @@ Environment = Mapping[str, str]
 class JobProcess(subprocess.Popen[bytes]):
     """A running job."""
 
-    def __init__(self, overrides: Sequence[str], folder: Path, environment: Environment, cwd: Path) -> None:
+    def __init__(self, overrides: Sequence[str], folder: Path, environment: Environment, cwd: str) -> None:
         """Starts ``hybridlm train`` in ``cwd``, in a session of its own, with its output in the folder's job.log."""
         folder.mkdir(parents=True, exist_ok=True)
         refuse_links(folder)
@@ -85,13 +85,13 @@ class JobProcess(subprocess.Popen[bytes]):
 class Runner:
     """Runs the jobs of ``sweep`` that are not finished."""
 
-    def __init__(self, sweep: Sweep, slots: Sequence[Environment], costs: Mapping[int, float]) -> None:
-        """slots: one per parallel job, with the environment variables it sets; costs: as of ``costs_of``."""
+    def __init__(self, sweep: Sweep, slots: Sequence[Environment]) -> None:
+        """slots: one per parallel job, with the environment variables it sets."""
         self._sweep, self._free = sweep, list(slots)
         self._jobs: dict[int, Job] = {}
         self._running: dict[int, tuple[JobProcess, Environment]] = {}
         self._signals, self._handled = 0, 0
-        self._display = Display(len(sweep.jobs), costs, len(slots))
+        self._display = Display(len(sweep.jobs), len(slots))
 
     def run(self) -> int:
         """The exit code: 0 all jobs are finished, 1 some are not, 143 stopped. UserError: another runner is working on

@@ -1,4 +1,4 @@
-"""``hybridlm bench`` as a user meets it: a table, JSON, a picture, and a line for each mistake."""
+"""``hybridlm bench`` as a user meets it: a table, JSON, and a line for each mistake."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hybridlm.bench import memory
 from hybridlm.cli.compose import compose_config
 from hybridlm.cli.verbs import app
 from hybridlm.runs.run_folder import RunFolder
@@ -43,7 +42,6 @@ def test_patterns_side_by_side(tiny, tmp_path):
         assert ("decode_ratio" in point) == (point["model"] != "T")
     assert found["settings"]["contexts"] == [8, 24]
     assert found["machine"]["torch"] == torch.__version__
-    assert (tmp_path / "found/bench.png").read_bytes().startswith(b"\x89PNG")
     assert "decode ratio" in result.stdout
     assert len([line for line in result.stdout.splitlines() if " MiB" in line]) == 12
 
@@ -82,7 +80,7 @@ def test_what_was_measured_is_shown_where_it_cannot_be_kept(tiny, tmp_path):
     (tmp_path / "found/bench.json").mkdir(parents=True)
     result = bench(*tiny, *FAST, "--out", "found")
     assert result.exit_code == 2
-    assert result.stdout.count(" MiB") == 4
+    assert result.stdout.count(" MiB") == 2
     assert "--out found: " in result.stderr.splitlines()[-1]
 
 
@@ -97,7 +95,6 @@ def test_what_was_measured_is_shown_where_it_cannot_be_kept(tiny, tmp_path):
         (["--compare", "T,Q"], "'Q'"),
         (["--compare", "T,,M"], "--compare T,,M: "),
         (["--compare", "(T"], "model.pattern"),
-        (["--dtype", "int8"], "--dtype int8: "),
         (["nowhere"], "nowhere: "),
         (["model.d_modle=3"], "model.d_model?"),
         (["--frob"], "--frob"),
@@ -111,15 +108,3 @@ def test_a_mistake_is_one_line(tmp_path, arguments, said):
     (line,) = result.stderr.splitlines()
     assert line.startswith(("config error: ", "error: "))
     assert said in line
-
-
-def test_memory_of_a_turn():
-    """What is held rises by what is allocated, where the system says what is held."""
-    device = torch.device("cpu")
-    memory.reset_peak(device)
-    before = memory.peak_bytes(device)
-    if before is None:
-        pytest.skip("no /proc here")
-    held = torch.ones(64 * 2**20)
-    assert memory.peak_bytes(device) >= before + held.nbytes // 2
-    assert memory.free_bytes(device) > 0

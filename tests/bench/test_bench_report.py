@@ -1,4 +1,4 @@
-"""Measurements as rows, as a table and as a plot."""
+"""Measurements as rows and as a table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from hybridlm.bench.measurement import Measurement, Round
-from hybridlm.bench.report import plot, print_rows, rows
+from hybridlm.bench.report import print_rows, rows
 
 MEASURED = [
     Measurement("T", 1, 512, 10, 40, 2**20, rounds=[Round(1.0, (0.2, 0.2), 5 * 2**20), Round(1.0, (0.4, 0.4), None)]),
@@ -23,12 +23,9 @@ def test_ratios_are_relative_to_the_first_model_of_the_same_setting():
     assert [row["rounds"] for row in found] == [2, 2, 0, 1]
 
 
-def test_the_table_says_what_was_left_out_and_the_plot_is_drawn(tmp_path):
+def test_the_table_says_what_was_left_out():
     console = Console(record=True, width=150)
     print_rows(rows(MEASURED), console)
     text = console.export_text()
     for cell in ("1,024", "1.00 MiB", "5.00 MiB", "3.00 [2.00, 4.00]", "left out", "over 1 s"):
         assert cell in text
-    plot(rows(MEASURED), "a title", tmp_path / "a.png")
-    plot(rows(MEASURED[2:3]), "nothing measured", tmp_path / "b.png")
-    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("a.png", "b.png"))

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from hybridlm.bench import measurement
-from hybridlm.bench.measurement import Measurement, Round, measure, unmeasured
-from hybridlm.bench.models import untrained
+from hybridlm.bench.measurement import Measurement, Round, measure, unmeasured, untrained
 from hybridlm.bench.report import rows
 from hybridlm.cli.compose import compose_config
 from hybridlm.machine.device import inference_device
@@ -36,14 +35,14 @@ def test_models_take_turns_and_the_warm_up_does_not_count(models, monkeypatch):
     real = measurement._round
 
     def noted(engine, point, new_tokens, budget):
-        order.append(point.name)
+        order.append(point.model)
         return real(engine, point, new_tokens, budget)
 
     monkeypatch.setattr(measurement, "_round", noted)
     points = measure(models, 2, 20, new_tokens=4, rounds=3, budget=1e6)
     names = list(models)
     assert order == [*names[::-1], *names, *names[::-1], *names], "in turn, in reverse order every second round"
-    assert [point.name for point in points] == names
+    assert [point.model for point in points] == names
     for point in points:
         assert len(point.rounds) == 3, "four rounds, of which the first is a warm-up"
         assert all(len(one.tokens) == 4 for one in point.rounds)
@@ -113,6 +112,11 @@ def test_what_takes_too_long_says_how_far_it_came(models, monkeypatch):
     monkeypatch.setattr(engine, "prefill_chunk", 64)
     (point,) = measure({"T": engine}, 1, 64, new_tokens=4, rounds=2, budget=1e-9)
     assert "1 of 4" in point.left_out
+
+
+def test_free_memory_is_that_of_the_machine():
+    free = measurement.free_bytes(torch.device("cpu"))
+    assert free is None or 2**20 < free < 2**50
 
 
 def test_what_does_not_fit_says_so(models, monkeypatch):

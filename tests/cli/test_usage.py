@@ -22,6 +22,7 @@ def ended(capsys, *arguments):
         (["eval", "last", "--batch", "0"], "'--batch'"),
         (["eval", "last", "--num-fewshot", "-1"], "'--num-fewshot'"),
         (["eval", "last", "--split", "test"], "'--split': 'test' is not one of 'val', 'train'"),
+        (["bench", "--dtype", "int8"], "'--dtype': 'int8' is not one of 'float32', 'bfloat16', 'float16'"),
         (["bench", "--rounds", "0"], "'--rounds'"),
         (["bench", "--budget", "nan"], "'--budget'"),
         (["prepare", "--show", "-1"], "'--show'"),

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from hybridlm.cli.compose import compose_config
 from hybridlm.cli.verbs import app
-from hybridlm.eval import gate, gate_report
-from hybridlm.eval.gate_subject import distinct_layers, make_plan
+from hybridlm.eval import gate
+from hybridlm.eval.gate_subject import Subject, distinct_layers, make_plan
 from hybridlm.layers.mamba2 import Mamba2
 
 SMALL = [
@@ -120,7 +120,7 @@ def test_wrong_input_is_code_2_and_one_line(arguments, parts):
 
 
 def test_a_section_without_effect_is_a_warning(monkeypatch):
-    monkeypatch.setattr(gate.Gate, "rows", lambda self: iter(()))
+    monkeypatch.setattr(gate, "_CHECKS", ())
     result = check(*SMALL, "model.pattern=T")
     assert result.exit_code == 0
     assert "no layer is mamba2" in result.stderr
@@ -176,11 +176,19 @@ def test_texts_get_shorter_and_layers_narrower_where_they_are_large(overrides, m
 
 def test_what_was_made_smaller_is_said():
     def head_line(*overrides):
-        return gate.Gate(compose_config(list(overrides))).head_line
+        config = compose_config(list(overrides))
+        return gate.head_line(config, Subject.of(config))
 
     assert "chunks of at most 64" in head_line("model.pattern=M", "model.mamba2.chunk=1024")
     assert "2 distinct of 26 layers, 256 wide instead of 1664" in head_line("model=hybrid_alternating", "size=d26")
     assert "256 wide instead of 4096" in head_line(
         "model.pattern=M1 M3:moe T:moe M2:mlp", "model.d_model=4096", "model.attention.n_heads=32"
     )
-    assert gate_report._cells(gate.Row("a", "b", float("nan"), 0.0, "fail", 1.0))[2] == "nan"
+    assert gate.line(gate.Row("a", "b", float("nan"), 0.0, "fail", 1.0)).split() == [
+        "a",
+        "b",
+        "nan",
+        "0e+00",
+        "FAIL",
+        "1.0",
+    ]

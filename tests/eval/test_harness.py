@@ -10,7 +10,7 @@ from brute_force import TEXT, bpe_tokenizer, brute, greedy_text, model_of, pair_
 
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.errors import UserError
-from hybridlm.eval.scoring import Continuation, loglikelihoods
+from hybridlm.eval.losses import Continuation, loglikelihoods
 
 pytest.importorskip("lm_eval")
 

@@ -46,16 +46,20 @@ def test_output_and_every_gradient_is_the_recurrences(spec, batch, time):
 
 
 @every_mixer
-@settings(max_examples=15, deadline=None, derandomize=True, database=None)
-@given(cuts=st.sets(st.integers(1, TIME - 1)))
-def test_any_cut_of_the_text_gives_the_same(spec, cuts):
+def test_any_cut_of_the_text_gives_the_same(spec):
     """Prefill, chunked prefill, decode and any mixture are one function; so is what they leave in the cache."""
     mixer, x = make_mixer(spec), make_input(2, TIME)
     whole, cache = forward_in_pieces(mixer, x, [], TIME)
     assert relative_error(whole, forward(mixer, x)) < 1e-12
-    pieces, cut_cache = forward_in_pieces(mixer, x, sorted(cuts), TIME)
-    assert relative_error(pieces, whole) < 1e-10
-    states_agree(cut_cache.tensors(), cache.tensors(), 1e-10)
+
+    @settings(max_examples=10, deadline=None, derandomize=True, database=None)
+    @given(cuts=st.sets(st.integers(1, TIME - 1)))
+    def gives_the_same(cuts):
+        pieces, cut_cache = forward_in_pieces(mixer, x, sorted(cuts), TIME)
+        assert relative_error(pieces, whole) < 1e-10
+        states_agree(cut_cache.tensors(), cache.tensors(), 1e-10)
+
+    gives_the_same()
 
 
 @every_mixer

@@ -197,7 +197,7 @@ def test_a_job_without_a_run_is_listed_as_unfinished(tmp_path):
     make_run(tmp_path / "0", pattern="T")
     make_job(tmp_path / "1", 1, "failed", error="no such file", overrides=['model.pattern="M"'])
     (one,) = compared(tmp_path, ["model.pattern"])
-    assert [one.settings_of(run) for run in one.unfinished] == [("M",)]
+    assert [one.settings_of(run) for run in one.unfinished] == [{"model.pattern": "M"}]
     assert "1 failed" in verdict(one)[-1]
 
 
@@ -223,7 +223,7 @@ def test_a_value_that_diverged_with_other_seeds_is_not_the_best(tmp_path, lost):
     given = {"seed": 3, "settings": {"optim.lr": 0.1}, "overrides": ["optim.lr=0.1"]}
     make_run(tmp_path / "3", bpb=math.nan if lost == "nan" else None, **given)
     if lost == "failed":
-        (tmp_path / "3/job.json").write_text('{"status": "failed", "error": "the loss is not finite"}')
+        make_job(tmp_path / "3", 3, "failed", error="the loss is not finite")
     (all_of_them,) = compared(tmp_path)
     assert [group.name for group in all_of_them.configurations] == ["lr=0.1", "lr=0.01"]
     assert [group.name for group in best_of(all_of_them, ["optim.lr"]).configurations] == ["lr=0.01"]

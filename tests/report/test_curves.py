@@ -99,9 +99,8 @@ def test_quality_by_a_setting_has_a_line_for_each_of_the_other_settings(tmp_path
             tmp_path / str(i), pattern=pattern, bpb=bpb, settings={"model.mamba2.d_state": size}, overrides=overrides
         )
     (one,) = compare(read_folders([tmp_path])[0])
-    (column,) = curves.numeric_settings(one)
+    ((column, _),) = curves.settings_curves(one)
     assert column == "model.mamba2.d_state"
-    curves.quality_by_setting(one, column)
     (axis,) = figures[0].axes
     drawn = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in axis.get_lines()}
     assert drawn == {(4.0, 64.0): (2.5, 1.0), (16.0,): (1.2,), (4.0, 16.0, 64.0): (3.0, 2.0, 1.5)}
@@ -120,4 +119,4 @@ def test_a_setting_without_three_numbers_is_not_plotted(tmp_path, sigmas):
     for i, sigma in enumerate(sigmas):
         make_run(tmp_path / str(i), settings={"trainer.guard.spike_sigma": sigma})
     (one,) = compare(read_folders([tmp_path])[0])
-    assert curves.numeric_settings(one) == []
+    assert list(curves.settings_curves(one)) == []

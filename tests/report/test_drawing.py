@@ -7,8 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from figures import figures_of
 
-from hybridlm.report.plots.colours import COLOURS
-from hybridlm.report.plots.drawing import GREY, colour, draw, legend, marker
+from hybridlm.report.plots.drawing import COLOURS, GREY, colour, draw, legend, marker
 
 
 def size(svg):

@@ -12,7 +12,7 @@ from itertools import pairwise
 import pytest
 from run_folders import make_job, make_run
 
-from hybridlm.report.command import run_report
+from hybridlm.report.page import run_report
 from hybridlm.report.plots.curves import SMOOTHING
 
 VOID = {"meta", "br", "img", "hr", "input", "link", "source"}
@@ -116,9 +116,14 @@ def test_everything_is_on_the_page(sweep, tmp_path, capsys):
     assert "| M | 1.7500 ± 0.0707 | best |" in text
 
 
-def test_the_page_is_self_contained(sweep, tmp_path):
-    page = report(sweep, out=tmp_path)
-    text = (tmp_path / "report.html").read_text()
+@pytest.fixture(scope="module")
+def page(sweep):
+    """Beside the runs."""
+    return report(sweep)
+
+
+def test_the_page_is_self_contained(page, sweep):
+    text = (sweep / "report.html").read_text()
     assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
     assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "embed", "base"}
     for tag, attributes in page.tags:
@@ -191,8 +196,7 @@ def test_one_run_that_has_not_finished(tmp_path):
     assert len(page.images()) == 1
 
 
-def test_a_run_on_a_different_text_is_shown_alone(sweep, tmp_path):
-    page = report(sweep, out=tmp_path)
+def test_a_run_on_a_different_text_is_shown_alone(page):
     assert "stdlib: run 5" in page.text
     assert "0.900 accuracy" in page.text
 
@@ -222,9 +226,8 @@ def test_nearly_empty_runs(tmp_path):
     assert page.images() == []
 
 
-def test_a_second_report_counts_the_same_runs(sweep, tmp_path):
-    one, other = (report(sweep, out=sweep) for _ in range(2))
-    assert one.tags == other.tags
+def test_a_second_report_counts_the_same_runs(page, sweep):
+    assert report(sweep).tags == page.tags
 
 
 @pytest.mark.slow

@@ -130,4 +130,4 @@ def test_jobs_of_a_sweep(tmp_path):
         "no summary.json and no metrics",
     ]
     assert (runs[0].seconds, runs[1].seed, runs[1].setting("model.pattern")) == (100.0, 3, "M")
-    assert (sweep.command, sweep.varied) == ("hybridlm sweep x", ["model.pattern"])
+    assert (sweep.command, sweep.varied) == ("hybridlm sweep x", ("model.pattern",))

@@ -10,7 +10,7 @@ from run_folders import make_job, make_run
 
 from hybridlm.report.comparison import compare
 from hybridlm.report.runs import read_folders
-from hybridlm.report.table import configurations_table, markdown, runs_table, to_csv, to_markdown
+from hybridlm.report.table import configurations_table, markdown, to_csv, to_markdown
 
 
 def table_of(folder):
@@ -85,7 +85,7 @@ def test_csv_is_read_back(tmp_path):
     )
     make_job(tmp_path / "c", 2, "failed", error="line one\nline two", overrides=["++seed=1"], seconds=3.5)
     runs, _ = read_folders([tmp_path])
-    read = list(csv.DictReader(io.StringIO(to_csv(runs_table(compare(runs))))))
+    read = list(csv.DictReader(io.StringIO(to_csv(compare(runs)))))
     by_name = {row["run"]: row for row in read}
     assert [row["status"] for row in read] == ["finished", "finished", "failed"]
     assert float(by_name["a,b"]["val/bpb"]) == 1.23456789012345

@@ -88,7 +88,7 @@ def until(condition):
 
 def test_every_way_a_job_can_end(tmp_path, capsys):
     sweep = sweep_of(tmp_path / "s", "done", "fail", "crash", "kill", "limit", "done")
-    assert Runner(sweep, [{"SLOT": "a"}, {"SLOT": "b"}], {}).run() == 1
+    assert Runner(sweep, [{"SLOT": "a"}, {"SLOT": "b"}]).run() == 1
     found = [json.loads((sweep.folder / name / JOB).read_text()) for name in sweep.jobs]
     assert [job["status"] for job in found] == ["finished", "failed", "failed", "failed", "stopped", "finished"]
     errors = [
@@ -115,10 +115,10 @@ def test_every_way_a_job_can_end(tmp_path, capsys):
 
 def test_resume_leaves_finished_jobs_alone(tmp_path):
     sweep = sweep_of(tmp_path / "s", "done", "fail", "limit")
-    Runner(sweep, [{}], {}).run()
+    Runner(sweep, [{}]).run()
     (sweep.job_folder(2) / "checkpoints").mkdir()
     (sweep.job_folder(2) / "checkpoints" / "step-00000004.ckpt").write_text("")
-    assert Runner(find(str(tmp_path / "s")), [{}], {}).run() == 1
+    assert Runner(find(str(tmp_path / "s")), [{}]).run() == 1
     assert [len(calls(sweep.job_folder(i))) for i in (1, 2, 3)] == [1, 2, 2]
     where = [f"hydra.run.dir='{sweep.job_folder(i)}'" for i in (1, 2, 3)]
     assert calls(sweep.job_folder(2))[1][0] == ["ckpt=auto", where[1]], (
@@ -132,8 +132,8 @@ def test_resume_leaves_finished_jobs_alone(tmp_path):
 
 def test_jobs_finished_by_another_runner_are_not_run_again(tmp_path):
     sweep = sweep_of(tmp_path / "s", "done")
-    later = Runner(find(str(tmp_path / "s")), [{}], {})
-    Runner(sweep, [{}], {}).run()
+    later = Runner(find(str(tmp_path / "s")), [{}])
+    Runner(sweep, [{}]).run()
     assert later.run() == 0
     assert len(calls(sweep.job_folder(1))) == 1
 
@@ -156,7 +156,7 @@ def test_relative_paths_of_a_resumed_sweep_start_in_its_original_folder(tmp_path
 
 def test_a_run_that_fails_after_its_summary_is_finished(tmp_path):
     sweep = sweep_of(tmp_path / "s", "late")
-    assert Runner(sweep, [{}], {}).run() == 0
+    assert Runner(sweep, [{}]).run() == 0
     (job,) = sweep.read()
     assert (job.status, job.exit_code, job.error) == ("finished", 1, None)
 
@@ -166,7 +166,7 @@ def run_in_child(sweep, slots=1):
 
     def run():
         os.setsid()
-        sys.exit(Runner(sweep, [{}] * slots, {}).run())
+        sys.exit(Runner(sweep, [{}] * slots).run())
 
     with open(sweep.folder / "said", "w") as said:
         return forked(run, output=said.fileno())
@@ -183,7 +183,7 @@ def test_a_signal_lets_jobs_save(tmp_path, number):
     assert [job.status for job in sweep.read()] == ["stopped", "stopped", "waiting"]
     assert [job.exit_code for job in sweep.read()] == [143, 143, None]
     assert (sweep.folder / "said").read_text().splitlines()[-1].endswith(f"hybridlm sweep --resume {sweep.folder}")
-    assert Runner(sweep, [{}], {}).run() == 0
+    assert Runner(sweep, [{}]).run() == 0
     assert [len(calls(sweep.job_folder(i))) for i in (1, 2, 3)] == [2, 2, 1]
 
 
@@ -194,12 +194,12 @@ def test_jobs_end_with_a_killed_runner(tmp_path):
     until(lambda: (sweep.job_folder(1) / "ready").exists())
     assert is_training(sweep.job_folder(1))
     with pytest.raises(UserError, match="another runner is working"):
-        Runner(sweep, [{}], {}).run()
+        Runner(sweep, [{}]).run()
     os.killpg(runner.pid, signal.SIGKILL)
     runner.join()
     until(lambda: not is_training(sweep.job_folder(1)))
     assert sweep.read()[0].status == "running", "nobody was left to record it"
-    assert Runner(sweep, [{}], {}).run() == 0
+    assert Runner(sweep, [{}]).run() == 0
     assert [job.status for job in sweep.read()] == ["finished", "finished"]
     assert [len(calls(sweep.job_folder(i))) for i in (1, 2)] == [2, 1]
     assert calls(sweep.job_folder(1))[1][0][0] == "ckpt=auto"
@@ -215,7 +215,7 @@ def test_a_job_that_is_still_running_is_waited_for(tmp_path):
     until(lambda: (folder / "ready").exists())
     (folder / "summary.json").write_text("{}")
     threading.Timer(1, alone.terminate).start()
-    assert Runner(sweep, [{}], {}).run() == 0
+    assert Runner(sweep, [{}]).run() == 0
     alone.poll()
     assert len(calls(folder)) == 1
     assert sweep.read()[0].status == "finished"

@@ -13,12 +13,13 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from hybridlm.cli.compose import compose_config
+from hybridlm.cli.compose import compose_config, sweep_axes
 from hybridlm.cli.verbs import app
 from hybridlm.errors import UserError
+from hybridlm.memory.plan import plan_run
 from hybridlm.runs.run_folder import JOB, SWEEP, RunFolder, step_of
-from hybridlm.sweep.command import slots_of
-from hybridlm.sweep.expand import PlannedJob
+from hybridlm.sweep.command import planned_seconds, plans_of, slots_of
+from hybridlm.sweep.expand import PlannedJob, expand
 from hybridlm.sweep.job import Job, find
 from hybridlm.sweep.runner import is_training
 
@@ -97,6 +98,27 @@ def test_slots_share_gpus_and_cores(monkeypatch):
         slots(["3", "5"], None, "trainer.devices=4")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert slots([], 2) == [{"OMP_NUM_THREADS": "1"}] * 2
+
+
+def test_jobs_that_differ_in_seed_and_rates_share_a_plan(monkeypatch):
+    asked = []
+    monkeypatch.setattr("hybridlm.sweep.command.plan_run", lambda config: asked.append(config) or plan_run(config))
+    given = ["size=tiny", "hardware=rtx3070", "model.pattern=T,TM", "optim.lr=1e-3,2e-3", "trainer.max_steps=100"]
+    planned = expand(sweep_axes(given), 2, compose_config, gpu=True, group="s")
+    plans = plans_of(planned)
+    assert (len(plans), len(asked)) == (8, 2)
+    assert [plans[item.job.number].parameters for item in planned] == [
+        plan_run(item.config).parameters for item in planned
+    ]
+    one, other = plans[1].seconds, plans[3].seconds
+    assert (
+        plans[1].seconds
+        == plans[1].tokens / plans[1].tokens_per_s
+        == 100 * plans[1].global_batch * 64 / plans[1].tokens_per_s
+    )
+    assert planned_seconds(plans, 1) == pytest.approx(4 * (one + other))
+    assert planned_seconds(plans, 2) == pytest.approx(2 * (one + other))
+    assert planned_seconds(plans, 100) == max(one, other), "a job is not split"
 
 
 @pytest.mark.slow

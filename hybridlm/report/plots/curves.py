@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from hybridlm.report.comparison import Comparison
 from hybridlm.report.evaluations import ByLength
-from hybridlm.report.metrics import Metric, Spread, scale, spread
-from hybridlm.report.plots.drawing import Drawing, draw, legend, limit_shares, line, time_label, tokens_label
-from hybridlm.report.run_files import number, parsed_number
-from hybridlm.report.runs import Run
+from hybridlm.report.metrics import Spread, scale, spread
+from hybridlm.report.plots.drawing import TIME, TOKENS, Drawing, draw, legend, limit_shares, lines
+from hybridlm.report.runs import Run, number, parsed_number
 from hybridlm.report.verdict import some
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SMOOTHING = "running mean over a tenth of the logged steps, at least 3"
 _MAX_TICKS = 10  # with more values the axis chooses its own
@@ -49,12 +46,11 @@ def logged(run: Run, metric: str) -> Iterator[Sample]:
     seconds, timed, pace = 0.0, 0, 0.0
     for row in run.rows:
         step = int(number(row["step"]) or 0)
-        step_seconds = number(row.get("perf/step_s"))
-        if step_seconds is not None:
+        if (step_seconds := number(row.get("perf/step_s"))) is not None:
             pace = step_seconds + (number(row.get("perf/data_s")) or 0.0)
         seconds += (step - timed) * pace
-        timed = step
         seconds += sum(number(row.get(f"perf/{part}_s")) or 0.0 for part in ("ckpt", "val"))
+        timed = step
         value, tokens = number(row.get(metric)), number(row.get("data/tokens"))
         if value is not None and tokens is not None:
             yield Sample(step, tokens, seconds, value)
@@ -120,16 +116,19 @@ def learning_curves(comparison: Comparison) -> Drawing | None:
     tokens = scale([max(point.tokens for point in points) for points in drawn], "count")
     seconds = scale([max(point.seconds for point in points) for points in drawn], "seconds")
 
+    label, note = f"{quality.title}, validation", "Validation."
+    if metric != quality.key:
+        name, unit = ("bits per byte", "") if metric == "train/bpb" else ("loss", "nats/target, ")
+        label = f"{name}, training ({unit}running mean)"
+        note = f"Training, as not every run was validated twice; each value is a {SMOOTHING}."
+
     def paint(figure: Figure, axes: list[Axes]) -> None:
-        for index, points in reversed([*enumerate(curves)]):
-            means, stds = [point.value.mean for point in points], [point.value.std for point in points]
-            if points:
-                line(axes[0], index, [point.tokens / tokens.size for point in points], means, stds)
-                line(axes[1], index, [point.seconds / seconds.size for point in points], means, stds)
-        axes[0].set(xlabel=tokens_label(tokens))
-        axes[1].set(xlabel=time_label(seconds))
+        lines(axes[0], [[(point.tokens / tokens.size, point.value) for point in points] for points in curves])
+        lines(axes[1], [[(point.seconds / seconds.size, point.value) for point in points] for points in curves])
+        axes[0].set(xlabel=tokens.label(TOKENS))
+        axes[1].set(xlabel=seconds.label(TIME))
         for axis in axes:
-            axis.set(ylabel=_curve_label(metric, quality))
+            axis.set(ylabel=label)
             axis.set_xlim(left=0)
             if quality.better == "less" or metric != quality.key:
                 axis.set_ylim(*value_limits([[(one.tokens, one.value.mean) for one in points] for points in drawn]))
@@ -137,18 +136,8 @@ def learning_curves(comparison: Comparison) -> Drawing | None:
                 limit_shares(axis, quality)
         numbered_legend(figure, comparison)
 
-    note = "Validation."
-    if metric != quality.key:
-        note = f"Training, as not every run was validated twice; each value is a {SMOOTHING}."
     missing = [one for one, points in zip(configurations, curves, strict=True) if not points]
     return draw(2, paint, note + (f" Measured fewer than two times, not drawn: {some(missing)}." if missing else ""))
-
-
-def _curve_label(metric: str, quality: Metric) -> str:
-    if metric == quality.key:
-        return f"{quality.title}, validation"
-    name, unit = ("bits per byte", "") if metric == "train/bpb" else ("loss", "nats/target, ")
-    return f"{name}, training ({unit}running mean)"
 
 
 def numbered_legend(figure: Figure, comparison: Comparison) -> None:
@@ -161,9 +150,7 @@ def accuracy_curves(comparison: Comparison, title: str, values: Sequence[ByLengt
 
     def paint(figure: Figure, axes: list[Axes]) -> None:
         axis = axes[0]
-        for index, by_length in reversed([*enumerate(values)]):
-            means, stds = [one.mean for one in by_length.values()], [one.std for one in by_length.values()]
-            line(axis, index, list(map(float, by_length)), means, stds)
+        lines(axis, [list(by_length.items()) for by_length in values])
         axis.set_xscale("log", base=2)
         _ticks(axis, sorted({float(length) for by_length in values for length in by_length}))
         axis.set(xlabel="length (tokens)", ylabel=f"{title} (share of 1)", ylim=(-0.02, 1.02))
@@ -172,39 +159,34 @@ def accuracy_curves(comparison: Comparison, title: str, values: Sequence[ByLengt
     return draw(1, paint)
 
 
-def numeric_settings(comparison: Comparison) -> list[str]:
-    """Columns worth a plot: three or more numbers, and some line with two or more points."""
-    ranked, found = [one for one, _ in comparison.ranked()], []
-    for place, column in enumerate(comparison.columns):
-        values = {parsed_number(one.settings[place]) for one in ranked}
-        lines = Counter(comparison.name_of(one.settings, (column, *comparison.tuned)) for one in ranked)
-        if column not in comparison.tuned and None not in values and len(values) > 2 and max(lines.values()) > 1:
-            found.append(column)
-    return found
+def settings_curves(comparison: Comparison) -> Iterator[tuple[str, Drawing]]:
+    """Quality by each column worth a plot, with its name: three or more numbers, and a line with two or more points."""
+    ranked = comparison.ranked()
+    for column in [column for column in comparison.columns if column not in comparison.tuned]:
+        numbers = {parsed_number(one.settings[column]) for one, _ in ranked}
+        if len(numbers) > 2 and None not in numbers:
+            points: dict[str, list[tuple[float, Spread]]] = defaultdict(list)
+            for one, quality in ranked:
+                name = comparison.name_of(one.settings, (column, *comparison.tuned))
+                points[name].append((float(one.settings[column]), quality))
+            if max(map(len, points.values())) > 1:
+                yield column, _by_setting(comparison, column, points)
 
 
-def quality_by_setting(comparison: Comparison, column: str) -> Drawing:
-    """Quality by the setting ``column``, a line for each combination of the other settings, the one with the best
-    configuration first."""
-    lines: dict[str, list[tuple[float, Spread]]] = defaultdict(list)
-    place = comparison.columns.index(column)
-    for one, quality in comparison.ranked():
-        name = comparison.name_of(one.settings, (column, *comparison.tuned))
-        lines[name].append((float(one.settings[place]), quality))
+def _by_setting(comparison: Comparison, column: str, points: Mapping[str, list[tuple[float, Spread]]]) -> Drawing:
+    """A line for each combination of the other settings, the one with the best configuration first."""
+    ticks = sorted({x for of_name in points.values() for x, _ in of_name})
 
     def paint(figure: Figure, axes: list[Axes]) -> None:
         axis = axes[0]
-        for index, points in reversed([*enumerate(lines.values())]):
-            xs, values = zip(*sorted(points, key=lambda point: point[0]), strict=True)
-            line(axis, index, xs, [value.mean for value in values], [value.std for value in values])
-        ticks = sorted({x for points in lines.values() for x, _ in points})
+        lines(axis, [sorted(of_name, key=lambda point: point[0]) for of_name in points.values()])
         if ticks[0] > 0 and ticks[-1] >= 4 * ticks[0]:
             axis.set_xscale("log")
         _ticks(axis, ticks)
         axis.set(xlabel=column, ylabel=comparison.quality.label)
         limit_shares(axis, comparison.quality)
-        if any(lines):  # a single line has no name if nothing else was varied
-            legend(figure, list(lines))
+        if any(points):  # a single line has no name if nothing else was varied
+            legend(figure, list(points))
 
     return draw(1, paint)
 

@@ -1,21 +1,27 @@
-"""What all plots share. A configuration has the same colour and marker in all of them, by rank; from the eighth on they
-are grey."""
+"""What all plots share. The colours stay distinct with colour blindness, the markers without any colour. A
+configuration has the same colour and marker in all of them, by rank; from the eighth on they are grey."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hybridlm.report.metrics import Metric, Scale
-from hybridlm.report.plots.colours import COLOURS, MARKERS
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot, which would open a window
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from hybridlm.report.metrics import Metric, Spread
 
+# Okabe and Ito, "Color Universal Design" (jfly.uni-koeln.de/color; also Wong 2011, Nature Methods 8, 441), without the
+# yellow, which is too light for lines on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#8a8a8a"
+TIME, TOKENS = "training time", "tokens trained on"
 _CHARACTERS_PER_INCH = 11  # of a legend
 _WIDTHS = {1: 7.0, 2: 11.0}  # inches, by columns
 _NARROW = 5.0  # inches, 480 pixels
@@ -49,10 +55,6 @@ def draw(panels: int, paint: Callable[[Figure, list[Axes]], None], note: str = "
 
 
 def _svg(panels: int, columns: int, paint: Callable[[Figure, list[Axes]], None], width: float) -> str:
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     rows = -(-panels // columns)
     with matplotlib.rc_context(_SETTINGS):
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
@@ -70,28 +72,21 @@ def to_svg(figure: Figure) -> str:
     return text.getvalue()
 
 
-def line(axis: Axes, index: int, xs: Sequence[float], means: Sequence[float], stds: Sequence[float | None]) -> None:
-    """A line with a band of one standard deviation; grey lines have none."""
-    ranked = index < len(COLOURS)
-    axis.plot(
-        xs,
-        means,
-        color=colour(index),
-        marker=marker(index) if ranked and len(xs) <= 30 else None,
-        markersize=4,
-        linewidth=1.6 if ranked else 0.7,
-        zorder=3 if ranked else 1,
-    )
-    if ranked and any(stds):
-        low = [mean - (std or 0.0) for mean, std in zip(means, stds, strict=True)]
-        high = [mean + (std or 0.0) for mean, std in zip(means, stds, strict=True)]
-        axis.fill_between(xs, low, high, color=colour(index), alpha=0.15, linewidth=0)
+def lines(axis: Axes, curves: Sequence[Sequence[tuple[float, Spread]]]) -> None:
+    """A line of means for each curve, the first on top, with a band of one standard deviation; grey lines have none."""
+    for index, points in reversed([*enumerate(curves)]):
+        ranked, xs = index < len(COLOURS), [x for x, _ in points]
+        marks = marker(index) if ranked and len(xs) <= 30 else None
+        style: dict[str, Any] = {"linewidth": 1.6 if ranked else 0.7, "zorder": 3 if ranked else 1}
+        if points:
+            axis.plot(xs, [one.mean for _, one in points], color=colour(index), marker=marks, markersize=4, **style)
+        if ranked and any(one.std for _, one in points):
+            low, high = ([one.mean + sign * (one.std or 0.0) for _, one in points] for sign in (-1, 1))
+            axis.fill_between(xs, low, high, color=colour(index), alpha=0.15, linewidth=0)
 
 
 def legend(figure: Figure, labels: Sequence[str]) -> None:
     """Below the axes: what each colour and marker stands for, and how many are grey."""
-    from matplotlib.lines import Line2D
-
     room = int(figure.get_figwidth() * _CHARACTERS_PER_INCH)
     limit = min(60, room - 6)
     shown = [label if len(label) <= limit else f"{label[: limit - 3]}..." for label in labels[: len(COLOURS)]]
@@ -103,14 +98,6 @@ def legend(figure: Figure, labels: Sequence[str]) -> None:
         handles.append(Line2D([], [], color=GREY, marker=".", linewidth=0.7, label=shown[-1]))
     columns = max(1, min(4, room // (max(map(len, shown)) + 8)))
     figure.legend(handles=handles, loc="outside lower left", ncols=columns, frameon=False, handlelength=1.8)
-
-
-def tokens_label(tokens: Scale) -> str:
-    return f"tokens trained on ({tokens.unit})" if tokens.unit else "tokens trained on"
-
-
-def time_label(seconds: Scale) -> str:
-    return f"training time ({seconds.unit})"
 
 
 def limit_shares(axis: Axes, quality: Metric) -> None:

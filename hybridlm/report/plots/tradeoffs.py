@@ -5,17 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from hybridlm.report.comparison import Comparison
 from hybridlm.report.metrics import TRADED, Metric, Scale, Spread, scale
-from hybridlm.report.plots.colours import COLOURS
 from hybridlm.report.plots.curves import numbered_legend
-from hybridlm.report.plots.drawing import Drawing, colour, draw, marker
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from hybridlm.report.plots.drawing import COLOURS, Drawing, colour, draw, marker
 
 _MAX_LABELS = 12  # with more configurations only those on the front are labelled
 _NAME_CHARACTERS = 26
@@ -145,8 +144,6 @@ def place_labels(
 
     crosses: (x, y, half width, half height) of points with error bars. The figure must have its layout.
     """
-    from matplotlib.transforms import Bbox
-
     frame, taken = axis.get_window_extent(), list[Bbox]()
     for x, y, width, height in crosses:
         corners = [(x, y), (x - width, y - height), (x + width, y + height)]

@@ -16,7 +16,7 @@ from hybridlm.data.windows.loader import ValLoader
 from hybridlm.data.windows.order import IGNORE
 from hybridlm.data.windows.splits import val_windows
 from hybridlm.errors import UserError
-from hybridlm.eval.text_loss import Documents, TextLoss, slide, text_loss
+from hybridlm.eval.losses import Documents, TextLoss, slide, text_loss
 from hybridlm.model.build import fresh_model
 
 
@@ -31,7 +31,7 @@ def model(tiny, prepared):
 
 
 def measured(model, prepared, context, stride, batch=3, limit=None):
-    documents = Documents.of_split(prepared.parts[0].val, prepared.tokenizer.eos_id, limit)
+    documents = Documents(prepared.parts[0].val, prepared.tokenizer.eos_id, limit)
     return text_loss(model, documents, prepared.tokenizer.token_bytes(), context, stride=stride, batch=batch)
 
 
@@ -76,7 +76,7 @@ def test_it_equals_a_loop_over_single_tokens(model, prepared, context, stride):
                 logits = model(torch.tensor([ids for ids, _ in some]), keep="last").logits[:, -1]
                 nats -= float(logits.log_softmax(-1).gather(1, torch.tensor([[token] for _, token in some])).sum())
     split, whole = prepared.parts[0].val, measured(model, prepared, context, stride)
-    documents = Documents.of_split(split, prepared.tokenizer.eos_id)
+    documents = Documents(split, prepared.tokenizer.eos_id)
     documents.places = documents.places[:1]
     found = text_loss(model, documents, token_bytes, context, stride=stride, batch=5)
     assert (found.tokens.sum(), found.text_bytes) == (counts, text_bytes)
@@ -145,21 +145,12 @@ def test_the_curve_adds_up_and_names_its_buckets(model, prepared):
 
 
 def test_documents_are_spread_over_the_text(prepared, model):
-    whole = Documents.of_split(prepared.parts[0].val, prepared.tokenizer.eos_id)
-    two = Documents.of_split(prepared.parts[0].val, prepared.tokenizer.eos_id, limit=2)
+    whole = Documents(prepared.parts[0].val, prepared.tokenizer.eos_id)
+    two = Documents(prepared.parts[0].val, prepared.tokenizer.eos_id, limit=2)
     assert len(two.places) == 2
     assert two.places[0].tolist() == whole.places[0].tolist()
     assert two.places[1, 0] > whole.places[0, 0]
     assert measured(model, prepared, 64, 32, limit=2).documents == 2
-
-
-def test_a_text_in_memory_is_one_document(model, prepared):
-    tokenizer, document = prepared.tokenizer, documents_of(prepared)[0]
-    documents = Documents.of_text(tokenizer.decode(document[1:-1]), tokenizer)
-    found = text_loss(model, documents, tokenizer.token_bytes(), 48, stride=20).metrics()
-    split = Documents.of_split(prepared.parts[0].val, tokenizer.eos_id)
-    split.places = split.places[:1]
-    assert found == pytest.approx(text_loss(model, split, tokenizer.token_bytes(), 48, stride=20).metrics())
 
 
 def test_texts_merge_to_the_sums(model, prepared):
@@ -171,7 +162,7 @@ def test_texts_merge_to_the_sums(model, prepared):
     assert [row["tokens"] for row in both.curve()] == [2 * row["tokens"] for row in one.curve()]
     longer = measured(model, prepared, 32, 16)
     one.merge(longer)
-    assert len(one.tokens) == 32
+    assert one.longest == 32
     assert one.metrics()["tokens"] == 2 * longer.metrics()["tokens"]
 
 
@@ -180,13 +171,13 @@ def test_conversations_count_what_is_learned(tiny, corpus, tmp_path):
     chat = ["data=chat", f"data.path={corpus}/chats.jsonl", f"data.out={tmp_path}", "data.tokenizer.kind=bytes"]
     prepared = prepare(compose_config([*overrides, *chat]).data)
     stream = prepared.parts[0].val.stream
-    documents = Documents.of_split(prepared.parts[0].val, prepared.tokenizer.eos_id)
+    documents = Documents(prepared.parts[0].val, prepared.tokenizer.eos_id)
     counted = sum(int((documents.read(windows)[1] != IGNORE).sum()) for windows in documents.batches(32, 16, 4))
     assert 0 < counted == int(stream.read_learned(1, len(stream) - 1).sum()) < len(stream) - 1
 
 
 def test_a_text_without_targets_is_refused(prepared):
     split = prepared.parts[0].val
-    assert len(Documents.of_split(split, prepared.tokenizer.eos_id).places) == split.documents
+    assert len(Documents(split, prepared.tokenizer.eos_id).places) == split.documents
     with pytest.raises(UserError, match="no token"):
-        TextLoss(prepared.tokenizer.token_bytes(), 0).metrics()
+        TextLoss().metrics()

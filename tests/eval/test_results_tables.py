@@ -1,11 +1,10 @@
-"""Results as tables and as a plot."""
+"""Results as tables."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
-from hybridlm.eval.report import plot_curves, print_records
-from hybridlm.eval.results import Record
+from hybridlm.eval.results import Record, print_records
 
 
 def record(what, settings, metrics, curve=()):
@@ -37,9 +36,3 @@ def test_tables_have_every_number():
     bars = [line.count("#") for line in text.splitlines() if "#" in line]
     assert bars == [40, 20], "in proportion to the loss"
     assert "#" not in printed([part, answers])
-
-
-def test_a_line_for_each_context(tmp_path):
-    other = record("loss", LOSS.settings | {"context": 16}, LOSS.metrics, LOSS.curve)
-    plot_curves([LOSS, other], tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
