@@ -8,26 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from hybridlm.config.kernels import AUTO, PACKAGES, KernelsConfig
 from hybridlm.config.kernels import TORCH as NEVER
 from hybridlm.config.layers import LayerSpec, Spec
+from hybridlm.config.run import RunConfig
 from hybridlm.errors import ConfigError
 from hybridlm.layers.layer import layer_class
 from hybridlm.layers.mixer import Mixer
+from hybridlm.machine.description import Machine
 from hybridlm.machine.device import CUDA, DeviceFacts, cpu_facts
 from hybridlm.machine.profiles import planned_device
 from hybridlm.ops.kernels import rules
 from hybridlm.ops.kernels.choice import ALL_TORCH, KernelChoice
 from hybridlm.ops.kernels.probe import Probe, probe
 from hybridlm.ops.kernels.rules import Need, Sizes
-
-if TYPE_CHECKING:
-    from hybridlm.config.run import RunConfig
-    from hybridlm.machine.description import Machine
 
 Prober = Callable[[str, torch.device, torch.dtype, Sizes | None], Probe]
 DTYPES = {  # of activations, by trainer.precision

@@ -10,7 +10,7 @@ import torch
 from hybridlm.cli.compose import compose_config
 from hybridlm.model.build import fresh_model
 from hybridlm.model.lm import HybridLM
-from hybridlm.train.forensics import Cause, find_cause, fingerprint
+from hybridlm.train.guards import Cause, find_cause, fingerprint
 
 
 @pytest.fixture
