@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 from hybridlm.files.plain import Unreadable, open_regular
 
@@ -32,13 +33,19 @@ def damage(path: Path) -> str | None:
             expected = _LINE.fullmatch(file.read(SIZE))
             if expected is None:
                 return "no checksum at its end: truncated, or not a checkpoint of hybridlm"
-            digest = hashlib.sha256()
-            file.seek(0)
-            while left > 0 and (piece := file.read(min(_PIECE, left))):
-                digest.update(piece)
-                left -= len(piece)
+            digest = _digest(file, left)
     except Unreadable as error:
         return str(error)
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
-    return None if digest.hexdigest().encode() == expected[1] else "its bytes do not match their checksum"
+    return None if digest.encode() == expected[1] else "its bytes do not match their checksum"
+
+
+def _digest(file: BinaryIO, left: int) -> str:
+    """SHA-256 of the first ``left`` bytes."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while left > 0 and (piece := file.read(min(_PIECE, left))):
+        digest.update(piece)
+        left -= len(piece)
+    return digest.hexdigest()
