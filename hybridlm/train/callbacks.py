@@ -114,19 +114,23 @@ class EMA(lightning.Callback):
         self._step = 0
         self._val = torch.empty(0)  # (3,) sums of the running validation, as from `loss_sums`
 
+    def _average(self, module: lightning.LightningModule) -> HybridLM:
+        """Begins with the weights of ``module``, or with the averages of a checkpoint."""
+        if self._model is None:
+            self._model = copy.deepcopy(model_of(module)).float().eval().requires_grad_(False)
+            if self._loaded is not None:
+                for name, parameter in self._model.named_parameters():
+                    parameter.copy_(self._loaded[name])
+            self._loaded = None
+        return self._model
+
+    def restore(self, averages: dict[str, Tensor] | None) -> None:
+        """Takes the averages of a checkpoint, which has them under ``EMA_KEY``."""
+        self._model, self._loaded = None, averages
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._step = trainer.global_step
-        self._model = copy.deepcopy(model_of(pl_module)).float().eval().requires_grad_(False)
-        if self._loaded is not None:
-            self.restore(self._loaded)
-            self._loaded = None
-
-    @torch.no_grad()
-    def restore(self, averages: dict[str, Tensor]) -> None:
-        """Takes the averages of a checkpoint, which has them under ``EMA_KEY``."""
-        assert self._model is not None
-        for name, parameter in self._model.named_parameters():
-            parameter.copy_(averages[name])
+        self._average(pl_module)
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -135,16 +139,13 @@ class EMA(lightning.Callback):
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        assert self._model is not None
         keep = min(self._decay, (1 + self._step) / (10 + self._step))
         weights = [weight.detach().float() for weight in model_of(pl_module).parameters()]
-        torch._foreach_lerp_(list(self._model.parameters()), weights, 1 - keep)
+        torch._foreach_lerp_(list(self._average(pl_module).parameters()), weights, 1 - keep)
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if self._model is None:
-            return
         self._val = torch.zeros(3, dtype=torch.float64, device=pl_module.device)
-        for ours, current in zip(self._model.buffers(), model_of(pl_module).buffers(), strict=True):
+        for ours, current in zip(self._average(pl_module).buffers(), model_of(pl_module).buffers(), strict=True):
             ours.copy_(current)  # a router's selection bias is not averaged
 
     def on_validation_batch_end(
@@ -156,24 +157,23 @@ class EMA(lightning.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._model is not None and dataloader_idx == 0:
+        if dataloader_idx == 0:
             with trainer.precision_plugin.val_step_context():
-                self._val += loss_sums(self._model, batch)
+                self._val += loss_sums(self._average(pl_module), batch)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if self._model is not None:
-            log_loss(pl_module, self._val, "val/ema_")
+        log_loss(pl_module, self._val, "val/ema_")
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._model is not None:
-            checkpoint[EMA_KEY] = {name: parameter.detach() for name, parameter in self._model.named_parameters()}
+        averages = self._average(pl_module).named_parameters()
+        checkpoint[EMA_KEY] = {name: parameter.detach() for name, parameter in averages}
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._loaded = checkpoint.get(EMA_KEY)
+        self.restore(checkpoint.get(EMA_KEY))
 
 
 def sampled(model: HybridLM, tokenizer: Tokenizer, config: SamplesConfig, seed: int) -> list[str]:
@@ -215,11 +215,8 @@ class SampleText(lightning.Callback):
         step, model = trainer.global_step, model_of(pl_module)
         if trainer.state.fn != "fit" or step % self._interval != 0 or not trainer.is_global_zero:
             return
-        training = model.training
-        model.eval()
         with eager(model):  # the cache grows with every token
             texts = sampled(model, self._tokenizer, self._config, self._seed)
-        model.train(training)
         write_samples(self._folder.samples_at(step), texts, self._say)
         self._remote.samples(step, self._config.prompts, texts)
 

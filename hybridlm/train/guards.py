@@ -8,21 +8,17 @@ output is not finite, or else the first parameter whose gradient is not.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from itertools import chain
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import lightning
 import torch
 import torch.distributed as dist
-from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -36,11 +32,7 @@ from hybridlm.runs.checkpoint import EMA_KEY, read_checkpoint
 from hybridlm.runs.run_folder import RunFolder, step_of
 from hybridlm.train.callbacks import EMA
 from hybridlm.train.lightning_module import hybrid_optimizer, model_of
-from hybridlm.train.run_files import write_or_warn
 from hybridlm.train.saved_state import GuardState
-
-REPORT = "report-nonfinite.json"  # in the run folder
-_REMEMBERED = 100  # bad steps that the state and the report list
 
 
 class RunDiverged(RunFailed):
@@ -127,13 +119,13 @@ class GuardCallback(lightning.Callback):
         state, config = self._state, self._config
         state.skipped, state.streak = optimizer.skipped, state.streak + 1
         cause = self._cause(trainer, module, optimizer)
-        batches: list[JsonValue] = [*chain(*everyones([fingerprint(batch) for batch in self._batches]))]
-        bad: dict[str, JsonValue] = {"step": self._step, "cause": cause, "batches": batches}
-        state.bad = [*state.bad, bad][-_REMEMBERED:]
         self._say(f"warning     step {self._step} skipped: {cause}; {state.streak} in a row, {state.skipped} in all")
         if state.streak >= config.rollback_after:
             if state.rollbacks == config.max_rollbacks:
-                self._stop(trainer, cause)
+                raise RunDiverged(
+                    f"stopped at step {self._step}: {state.streak} bad steps in a row after {state.rollbacks}"
+                    f" rollbacks; in the last one {cause}"
+                )
             self._roll_back(trainer, optimizer)
 
     def _cause(self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: HybridOptimizer) -> str:
@@ -161,7 +153,6 @@ class GuardCallback(lightning.Callback):
                 average.restore(content[EMA_KEY])
         state.rollbacks, state.streak = state.rollbacks + 1, 0
         state.rate_scale *= self._config.lr_factor
-        state.ranges = [*state.ranges, [first, self._step, self._step if good is None else good]]
         optimizer.rate_scale = state.rate_scale
         self._say(
             f"warning     steps {first} to {self._step} were bad: {done}, learning rates scaled by {state.rate_scale:g}"
@@ -178,16 +169,6 @@ class GuardCallback(lightning.Callback):
             except UserError as error:
                 self._say(f"warning     {error}")
         return None
-
-    def _stop(self, trainer: lightning.Trainer, cause: str) -> NoReturn:
-        state, path = self._state, self._folder.path / REPORT
-        if trainer.is_global_zero:
-            text = json.dumps({"step": self._step, **state.model_dump(exclude={"losses"})}, indent=2)
-            write_or_warn(path, text + "\n", self._say)
-        raise RunDiverged(
-            f"stopped at step {self._step}: {state.streak} bad steps in a row after {state.rollbacks} rollbacks, the"
-            f" last: {cause}; {path} lists the steps, layers and batches"
-        )
 
 
 def scale_of(trainer: lightning.Trainer) -> float:
@@ -226,12 +207,6 @@ def find_cause(model: HybridLM, batches: Sequence[Batch], precision: AbstractCon
     """
     mine = _bad_forward(model, batches, precision) or _bad_gradient(model) or Cause("norm")
     return min(everyones(mine), key=lambda cause: (_KINDS.index(cause.what), cause.order))
-
-
-def fingerprint(batch: Batch) -> str:
-    """The first 16 hex digits of the SHA-256 of a micro-batch's tokens, by which its windows can be found in the
-    data."""
-    return hashlib.sha256(batch["ids"].cpu().numpy().tobytes()).hexdigest()[:16]
 
 
 def everyones(value: T) -> list[T]:

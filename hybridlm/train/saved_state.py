@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, JsonValue, with_config
+from pydantic import ConfigDict, Field, with_config
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -26,15 +26,13 @@ Number = Annotated[float, Field(ge=0, lt=1e30)]
 class GuardState(Section):
     """The state of ``GuardCallback``, which changes it in place."""
 
-    model_config = ConfigDict(frozen=False)
+    model_config = ConfigDict(frozen=False, extra="ignore")  # older ones list the bad steps
 
     skipped: Count = 0  # bad steps of the run
     streak: Count = 0  # bad steps in a row, up to the last one
     rollbacks: Count = 0
     rate_scale: float = Field(1.0, gt=0, le=1)
     losses: list[float] = []  # of the last good steps, if spikes are detected
-    bad: list[dict[str, JsonValue]] = []  # the last bad steps: step, cause, batches
-    ranges: list[list[Count]] = []  # of each rollback: first and last bad step, and the step it restored
 
 
 class _Facts(Section):

@@ -211,7 +211,6 @@ MOMENTS = "optimizer_states/0/state/0"
         ("optimizer_states/0/param_groups/0/params", [1], "parameters"),
         ("optimizer_states/0/param_groups/0/params", [], "groups"),
         ("callbacks/GuardCallback/rate_scale", -1.0, "GuardCallback"),
-        ("callbacks/GuardCallback/update", 1, "GuardCallback"),
         ("callbacks/Checkpoints/best", {"x": 1.0}, "Checkpoints"),
         ("callbacks/EarlyStop/best_score", "x", "best_score"),
         ("callbacks/EarlyStop/wait_count", -1, "wait_count"),
