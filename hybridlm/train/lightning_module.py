@@ -99,9 +99,7 @@ def model_of(module: lightning.LightningModule) -> HybridLM:
 def hybrid_optimizer(trainer: lightning.Trainer) -> HybridOptimizer:
     """The run's optimizer, without Lightning's wrapper."""
     optimizer = trainer.optimizers[0]
-    optimizer = getattr(optimizer, "optimizer", optimizer)
-    assert isinstance(optimizer, HybridOptimizer)
-    return optimizer
+    return cast(HybridOptimizer, getattr(optimizer, "optimizer", optimizer))
 
 
 def propagate_non_finite(loss: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def run(
     extra = extra_callbacks(config, folder, prepared.tokenizer, remote, console.say)
     guard = GuardCallback(config.trainer.guard, folder, ckpt_every=config.trainer.ckpt_every, say=console.say)
     saver = Checkpoints(folder, config.trainer, Stopping(config.trainer, began, console.say), console.say)
-    before = [ExactSteps(config.seed, machine.accumulate), saver.stopping, guard, *routers, *extra]
+    before = [ExactSteps(config.seed), saver.stopping, guard, *routers, *extra]
     processes = ranks(machine)
     trainer = make_trainer(config, machine, folder, loggers, [*before, metrics, saver, console], clock, processes)
     try:

@@ -159,8 +159,7 @@ def requeue(say: Callable[[str], None]) -> None:
         say("warning     trainer.requeue: not a SLURM job (SLURM_JOB_ID is not set)")
         return
     try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-        problem = done.stderr.strip() or f"exit code {done.returncode}" if done.returncode else None
-    except OSError as error:
-        problem = str(error)
-    say(f"job {job} is requeued" if problem is None else f"warning     scontrol requeue {job}: {problem}")
+        subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=True)
+        say(f"job {job} is requeued")
+    except (OSError, subprocess.CalledProcessError) as error:
+        say(f"warning     scontrol requeue {job}: {getattr(error, 'stderr', '').strip() or error}")

@@ -120,11 +120,9 @@ class ExactSteps(lightning.Callback):
     the settings of the current configuration, and its rate from the current schedule.
     """
 
-    def __init__(self, seed: int, accumulate: int) -> None:
-        """``accumulate``: micro-batches per optimizer step."""
-        self._seed, self._accumulate = seed, accumulate
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
         self._settings: list[dict[str, Any]] = []
-        self._step = self._inside = 0  # finished optimizer steps, micro-batches since
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Before the checkpoint is read."""
@@ -135,7 +133,6 @@ class ExactSteps(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """After it."""
-        self._step, self._inside = trainer.global_step, 0
         schedule = trainer.lr_scheduler_configs[0].scheduler
         assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
         schedule.base_lrs = [group["initial_lr"] for group in self._settings]
@@ -147,10 +144,7 @@ class ExactSteps(lightning.Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step != self._step:
-            self._step, self._inside = trainer.global_step, 0
-        seed_everything(self._seed, trainer.global_rank, self._step * self._accumulate + self._inside)
-        self._inside += 1
+        seed_everything(self._seed, trainer.global_rank, trainer.fit_loop.total_batch_idx)
 
 
 def seed_everything(seed: int, rank: int, micro_batch: int) -> None:
