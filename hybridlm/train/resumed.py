@@ -70,8 +70,8 @@ class Resumed(NamedTuple):
         if self.accumulate != machine.accumulate:
             raise UserError(
                 f"{self.path}: was trained with {self.accumulate} micro-batches per step and device, this run has"
-                f" {machine.accumulate}; resume with trainer.accumulate={self.accumulate} (Lightning counts its"
-                " position in micro-batches)"
+                f" {machine.accumulate}; resume with trainer.accumulate={self.accumulate}, so that"
+                " its steps stay the same"
             )
         if done or self.step > machine.max_steps:
             raise ConfigError(
@@ -153,7 +153,10 @@ def _trusted(content: Mapping[str, Any], config: RunConfig, path: Path) -> tuple
         refuse_misfits(model, {**weights, **averages}, path)
         if missing := sorted(name for name, _ in model.named_parameters() if name not in averages):
             raise UserError(f"{path}: its running average lacks {missing[0]}")
-    problem = state.misplaced(content[KEY]["accumulate"])
-    if problem := problem or misfit_optimizer(model, config.optim, content["optimizer_states"][0]):
+    step, place, accumulate = state.global_step, state.position, content[KEY]["accumulate"]
+    problem = misfit_optimizer(model, config.optim, content["optimizer_states"][0])
+    if place["accumulate"] != accumulate or place["epoch"] > step or place["batches"] > step * accumulate:
+        problem = f"its position in the data does not fit step {step}"
+    if problem is not None:
         raise UserError(f"{path}: training cannot resume from its state ({problem})")
     return model, state

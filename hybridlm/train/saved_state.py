@@ -104,14 +104,6 @@ class TrainingState(_Facts):
         """Of the data loader."""
         return self.loops.fit_loop.loader.combined_loader[0]
 
-    def misplaced(self, accumulate: int) -> str | None:
-        """How its position in the data contradicts its step, in words, or None. accumulate: micro-batches per step and
-        device."""
-        place, step = self.position, self.global_step
-        if place["accumulate"] != accumulate or place["epoch"] > step or place["batches"] > step * accumulate:
-            return f"its position in the data does not fit step {step}"
-        return None
-
 
 def misfit_optimizer(model: HybridLM, config: OptimConfig, saved: Mapping[str, Any]) -> str | None:
     """How the state of an optimizer does not fit ``model``, in words, or None. saved: of ``TrainingState``'s types."""

@@ -56,9 +56,7 @@ def make_trainer(
     processes: Launch | None = None,
 ) -> lightning.Trainer:
     """A Trainer that counts optimizer steps, leaves checkpoints to ``callbacks``, and prints nothing itself."""
-    settings = config.trainer
-    every = settings.val_every or _NEVER
-    writer = AtomicCheckpointIO()
+    settings, writer = config.trainer, AtomicCheckpointIO()
     own_precision = [BFloat16()] if machine.precision == BFloat16.precision else []
     return lightning.Trainer(
         accelerator=machine.device,
@@ -82,7 +80,7 @@ def make_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,
-        val_check_interval=every * machine.accumulate,
+        val_check_interval=(settings.val_every or _NEVER) * machine.accumulate,
         check_val_every_n_epoch=None,
         default_root_dir=folder.path,
     )
