@@ -180,18 +180,17 @@ class Findings:
 def examine(stack: Stack, card: DeviceFacts, device: torch.device, cards: int) -> Findings:
     """Runs every kernel on ``device`` if ``card`` is a CUDA one. Does not raise for missing or broken packages."""
     dtype, memory = torch.bfloat16 if card.bf16 else torch.float16, system_bytes()
-    kernels = [_probed(name, card, device, dtype) for name in KERNELS]
+    kernels = [
+        probe(name, device, dtype)
+        if card.kind == CUDA
+        else Probe(name, False, NO_CARD, 0.0, package_version(kernel.package or "torch"))
+        for name, kernel in KERNELS.items()
+    ]
     working = {KERNELS[found.name].package for found in kernels if found.ok}
     tried = {KERNELS[found.name].package for found in kernels if card.kind == CUDA}
     stack = replace(stack, broken=tuple(name for name in stack.packages if name in tried - working))
     gib = None if memory is None else memory / 2**30
     return Findings(stack, card, cards, os.cpu_count(), gib, kernels, advice(stack))
-
-
-def _probed(name: str, card: DeviceFacts, device: torch.device, dtype: torch.dtype) -> Probe:
-    if card.kind == CUDA:
-        return probe(name, device, dtype)
-    return Probe(name, False, NO_CARD, 0.0, package_version(KERNELS[name].package or "torch"))
 
 
 def run_doctor(*, as_json: bool) -> None:

@@ -42,7 +42,12 @@ def metering_callbacks(
     routers = [RouterCallback(layers, config.trainer.log_every, console.say)] if layers else []
 
     def more(trainer: lightning.Trainer) -> Metrics:
-        return (routers[0].metrics(trainer) if routers else {}) | mixer_metrics(model)
+        declared = {
+            f"/{layer}/".join(name.split("/")): float(value)  # group/LAYER/name
+            for layer, block in enumerate(model.blocks)
+            for name, value in cast(Block, block).mixer.metrics().items()
+        }
+        return (routers[0].metrics(trainer) if routers else {}) | declared
 
     token_bytes = torch.from_numpy(tokenizer.token_bytes()).long()
     return routers, MetricsCallback(config, machine, model, token_bytes, clock, more)
@@ -219,12 +224,3 @@ class SampleText(lightning.Callback):
             texts = sampled(model, self._tokenizer, self._config, self._seed)
         write_samples(self._folder.samples_at(step), texts, self._say)
         self._remote.samples(step, self._config.prompts, texts)
-
-
-def mixer_metrics(model: HybridLM) -> Metrics:
-    """``group/LAYER/name`` of every layer whose mixer declares some. Must be called on every rank."""
-    return {
-        f"/{layer}/".join(name.split("/")): float(value)
-        for layer, block in enumerate(model.blocks)
-        for name, value in cast(Block, block).mixer.metrics().items()
-    }

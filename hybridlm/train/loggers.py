@@ -48,37 +48,33 @@ class Wandb:
         }
 
     def start(self) -> str:
+        """Begins or continues the W&B run, offline if online is not asked for or not possible in time."""
+        import wandb
+
         known, asked = self._folder.wandb_run(), os.environ.get("WANDB_RUN_ID")
         if known is not None:  # the run continues where it began
             self.arguments |= {name: value for name, value in known.items() if name != "id"}
         agents = asked if _AGENT in os.environ else None
-        line = self._init(agents or (known and known["id"]) or asked or secrets.token_hex(4))
-        run_id = self._run.id  # an agent may have changed it, and the project
-        with replaced(self._folder.wandb_id) as new:
-            new.write_text(f"{run_id}\n{self._run.project}\n{self._run.entity or ''}\n", encoding="utf-8")
-        self._run.define_metric("data/tokens")
-        self._run.define_metric("*", step_metric="data/tokens", step_sync=True)
-        return line or f"wandb, offline; upload with: wandb sync {self.arguments['dir']}/wandb/offline-run-*-{run_id}"
-
-    def _init(self, run_id: str) -> str:
-        """Begins or continues the W&B run, offline if online is not asked for or not possible in time. Returns a line
-        for the user, or nothing if offline was asked for."""
-        import wandb
-
+        run_id = agents or (known and known["id"]) or asked or secrets.token_hex(4)
         # W&B names a start's folder by its second, and would write into that of another start within the same second.
         while any((Path(self.arguments["dir"]) / "wandb").glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-{run_id}")):
             time.sleep(0.05)
         settings = wandb.Settings(silent=True, console="off", init_timeout=self._timeout, finish_timeout=self._timeout)
-        line = ""
+        line = f"wandb, offline; upload with: wandb sync {self.arguments['dir']}/wandb/offline-run-*-{run_id}"
         if self.arguments["mode"] == "online":
             try:
                 self._run = wandb.init(**self.arguments, id=run_id, resume="allow", settings=settings)
-                return f"wandb: {self._run.url}"
+                line = f"wandb: {self._run.url}"
             except Exception as error:  # no network, no key, a server that does not answer
                 reason = (str(error).strip().splitlines() or [""])[0][:120]
                 line = f"wandb cannot be reached, continuing offline: {type(error).__name__}: {reason}"
                 wandb.teardown()  # its service holds on to the id
-        self._run = wandb.init(**{**self.arguments, "mode": "offline"}, id=run_id, settings=settings)
+        if self._run is None:
+            self._run = wandb.init(**{**self.arguments, "mode": "offline"}, id=run_id, settings=settings)
+        with replaced(self._folder.wandb_id) as new:  # an agent may have changed the id, and the project
+            new.write_text(f"{self._run.id}\n{self._run.project}\n{self._run.entity or ''}\n", encoding="utf-8")
+        self._run.define_metric("data/tokens")
+        self._run.define_metric("*", step_metric="data/tokens", step_sync=True)
         return line
 
     def log(self, row: Mapping[str, float], step: int) -> None:

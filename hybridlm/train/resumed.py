@@ -49,13 +49,6 @@ class Resumed(NamedTuple):
         facts = (content[KEY]["tokenizer"], content[KEY]["accumulate"], content[KEY].get("data", {}))
         return Resumed(checkpoint, state.global_step, *facts, state.position, model)
 
-    def settle(self, config: RunConfig) -> RunConfig:
-        """``config`` with the accumulation of the checkpoint where it is auto: a plan for another memory size must not
-        change it."""
-        if config.trainer.accumulate != "auto" or config.data.batch_size != "auto":
-            return config
-        return config.model_copy(update={"trainer": config.trainer.model_copy(update={"accumulate": self.accumulate})})
-
     def refuse(self, machine: Machine, folder: RunFolder, *, named: bool) -> None:
         """UserError: the checkpoint is past the last step, or its steps were split differently; NothingLeft: it is at
         the last step, and the checkpoint was not named by its path.
@@ -116,7 +109,11 @@ def planned(config: RunConfig, checkpoint: Path | None, *, verified: bool = Fals
     """The plan of ``config``, or of a run of it that resumes from ``checkpoint``. verified: its checksum was verified
     just now. ConfigError: the run does not fit; with changes that would."""
     resumed = None if checkpoint is None else Resumed.read(checkpoint, config, verified=verified)
-    settled = config if resumed is None else resumed.settle(config)
+    settled = config
+    if resumed is not None and (config.trainer.accumulate, config.data.batch_size) == ("auto", "auto"):
+        # That of the checkpoint: a plan for another memory size must not change it.
+        trainer = config.trainer.model_copy(update={"accumulate": resumed.accumulate})
+        settled = config.model_copy(update={"trainer": trainer})
     planner = Planner.of(settled, resumed and resumed.model)
     plan = planner.plan(settled)
     if not plan.fits:
