@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -177,9 +177,6 @@ def scale_of(trainer: lightning.Trainer) -> float:
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
-T = TypeVar("T")
-
-
 class Cause(NamedTuple):
     """What was not finite ("output", "loss", "gradient", or "norm": finite gradients whose norm overflows float32), and
     the name in the model of the module or parameter that it belongs to."""
@@ -206,16 +203,11 @@ def find_cause(model: HybridLM, batches: Sequence[Batch], precision: AbstractCon
     precision: the context in which training runs its forward.
     """
     mine = _bad_forward(model, batches, precision) or _bad_gradient(model) or Cause("norm")
-    return min(everyones(mine), key=lambda cause: (_KINDS.index(cause.what), cause.order))
-
-
-def everyones(value: T) -> list[T]:
-    """The ``value`` of every rank."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
+    causes = [mine]
+    if dist.is_initialized():
+        causes *= dist.get_world_size()
+        dist.all_gather_object(causes, mine)
+    return min(causes, key=lambda cause: (_KINDS.index(cause.what), cause.order))
 
 
 def _bad_forward(model: HybridLM, batches: Sequence[Batch], precision: AbstractContextManager[None]) -> Cause | None:

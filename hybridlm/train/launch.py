@@ -76,13 +76,10 @@ _GONE = re.compile(
 class Ranks(ClusterEnvironment):
     """What Lightning is told about the processes of a run."""
 
-    def __init__(self, launched: Launch) -> None:
-        super().__init__()
-        self.launched = launched
+    creates_processes_externally = True
 
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
+    def __init__(self, launched: Launch) -> None:
+        self.launched = launched
 
     @property
     def main_address(self) -> str:
