@@ -48,7 +48,10 @@ def holding(path: Path) -> Iterator[Holding]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise Held(_who(path)) from None
+        who = ""
+        with suppress(OSError):  # a locked file cannot be read on Windows
+            who = path.read_text(encoding="utf-8", errors="replace")[:200].strip()
+        raise Held(who or "another process") from None
     except NotImplementedError as error:
         raise OSError(str(error)) from None
     try:
@@ -56,10 +59,3 @@ def holding(path: Path) -> Iterator[Holding]:
     finally:
         held.release()
         lock.release()
-
-
-def _who(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")[:200].strip() or "another process"
-    except OSError:  # a locked file cannot be read on Windows
-        return "another process"

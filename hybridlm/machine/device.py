@@ -43,16 +43,12 @@ def device_facts() -> DeviceFacts:
         memory_gb=properties.total_memory / 2**30,
         capability=f"{properties.major}.{properties.minor}",
         shared_memory_kb=None if shared is None else shared // 1024,
-        bf16=has_bf16(f"{properties.major}.{properties.minor}"),
+        bf16=float(f"{properties.major}.{properties.minor}") >= BF16_SINCE,
     )
 
 
 def cpu_facts() -> DeviceFacts:
     return DeviceFacts(CPU, "CPU", memory_gb=None, capability=None, shared_memory_kb=None, bf16=True)
-
-
-def has_bf16(capability: str) -> bool:
-    return float(capability) >= BF16_SINCE
 
 
 def take_device(index: int) -> None:

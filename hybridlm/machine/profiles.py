@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from functools import cache
 from typing import Literal
 
 import torch
 import yaml
+from torch.utils.benchmark import Timer
 
 from hybridlm.config.groups import root
 from hybridlm.config.hardware import HardwareConfig, Peaks
@@ -42,20 +42,8 @@ def matrix_tflops(device: torch.device, name: PeakName, seconds: float = SECONDS
     dtype = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
     side = _SIDES[device.type == CUDA]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
-
-    def product() -> float:
-        began = time.perf_counter()
-        torch.mm(a, b, out=out)
-        if device.type == CUDA:
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
-
-    product()
-    best, until = product(), time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        best = min(best, product())
-    return 2 * side**3 / best / 1e12
+    product = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
+    return 2 * side**3 / min(product.blocked_autorange(min_run_time=seconds).times) / 1e12
 
 
 @cache
