@@ -222,10 +222,11 @@ class MetricsCallback(lightning.Callback):
             logger.log_metrics(finite, step=self._step)  # type: ignore[arg-type]  # ours take lists
 
     def throughput(self) -> dict[str, float | None]:
-        """For summary.json, of this session: tokens and model FLOPs per second without the first step, peak memory in
-        GiB, and where the seconds went."""
+        """For summary.json: FLOPs per token (counted before the weights were sharded), and of this session tokens and
+        model FLOPs per second without the first step, peak memory in GiB, and where the seconds went."""
         tokens_per_s = self._rate_steps * self._tokens_per_step / self._rate_seconds if self._rate_seconds else 0.0
         return {
+            "train_flops_per_token": self._flops_per_token,
             "tokens_per_s": tokens_per_s,
             "mfu": None,
             **self._flops(tokens_per_s),

@@ -26,7 +26,7 @@ from hybridlm.machine.launcher import is_first_rank
 from hybridlm.memory.plan import Plan, plan_inference
 from hybridlm.memory.report import full_text, summary_lines
 from hybridlm.model.build import fresh_model
-from hybridlm.model.count import flops_per_token, layer_table, parameters
+from hybridlm.model.count import layer_table, parameters
 from hybridlm.model.lm import HybridLM
 from hybridlm.ops.kernels.choice import ALL_TORCH, KernelChoice
 from hybridlm.optim.eight_bit import refuse_missing_kernels
@@ -254,7 +254,6 @@ def _summary(
         "run": str(folder.path),
         "model": config.model.name,
         "parameters": parameters(model),
-        "train_flops_per_token": flops_per_token(model, config.data.seq_len, "train"),
         "steps": steps,
         "tokens": steps * machine.global_batch * config.data.seq_len,
         **final,
