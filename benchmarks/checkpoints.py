@@ -19,7 +19,7 @@ from harness.report import run, table
 
 from hybridlm.cli.compose import compose_config
 from hybridlm.memory.plan import plan_run
-from hybridlm.train.checkpoint_io import AtomicCheckpointIO, BackgroundCheckpointIO
+from hybridlm.train.checkpoints import AtomicCheckpointIO, BackgroundCheckpointIO
 
 PARAMETERS, PART, TENSORS = 600_000_000, 0.2, 100
 CARDS = ("rtx4080", "rtx4090", "rtx5090")

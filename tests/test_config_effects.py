@@ -30,16 +30,14 @@ from hybridlm.optim.optimizer import HybridOptimizer, model_groups, param_groups
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.sweep.matching import matched
 from hybridlm.train import run as run_module
-from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
-from hybridlm.train.checkpoint_io import AtomicCheckpointIO
-from hybridlm.train.checkpoints import Checkpoints
+from hybridlm.train.callbacks import extra_callbacks, metering_callbacks, sampled
+from hybridlm.train.checkpoints import AtomicCheckpointIO, Checkpoints
 from hybridlm.train.console import Console
 from hybridlm.train.guards import GuardCallback, RunDiverged
 from hybridlm.train.launch import strategy
-from hybridlm.train.loggers import Loggers
+from hybridlm.train.loggers import Remote, make_loggers
 from hybridlm.train.metrics import Clock
 from hybridlm.train.router import routers_of
-from hybridlm.train.samples import sampled
 from hybridlm.train.schedule import lr_factor
 from hybridlm.train.stopping import Stopping
 from hybridlm.train.trainer import make_trainer
@@ -438,13 +436,14 @@ def loop_effects(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
     saver = Checkpoints(folder, config.trainer, Stopping(config.trainer, 0.0, print), print)
     trainer = make_trainer(config, machine, folder, [], [saver])
     torch.set_num_threads(config.trainer.threads or 1)
-    loggers = Loggers(config, folder, Console(config.trainer.headless, machine.max_steps), resumed_at=None, sweep=None)
+    console = Console(config.trainer.headless, machine.max_steps)
+    loggers, remote = make_loggers(config, folder, console, resumed_at=None, sweep=None)
     prepared = prepare(config.data)
     plan: Any = types.SimpleNamespace(  # numbers by now
         checkpoint_blocks=config.trainer.checkpoint_blocks, loss_rows=config.trainer.loss_rows
     )
     module = run_module._module(config, machine, prepared, {}, plan)
-    _, metrics = metering_callbacks(config, machine, module.model, prepared.tokenizer, loggers.all[1], Clock())  # type: ignore[arg-type]
+    _, metrics = metering_callbacks(config, machine, module.model, prepared.tokenizer, console, Clock())
     torch.set_num_threads(1)
     return {
         "machine": machine,
@@ -460,13 +459,12 @@ def loop_effects(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
         "checkpoints": (saver.every, saver.keep_last, saver.keep_best, type(trainer.strategy.checkpoint_io)),
         "stopping": (saver.stopping._limit, saver.stopping._requeue),
         "strategy": str(type(strategy(config.trainer.strategy, machine))),
-        "loggers": [type(logger).__name__ for logger in loggers.all],
-        "remote": loggers.remote._backend
-        and (loggers.remote._backend.arguments | {"config": None}, loggers.remote._backend._timeout),
-        "json": loggers.all[1]._json,
+        "loggers": [type(logger).__name__ for logger in loggers],
+        "remote": remote._backend and (remote._backend.arguments | {"config": None}, remote._backend._timeout),
+        "json": console._json,
         "log_every": metrics._log_every,
         "guard": guard_effects(config, folder),
-        **callback_effects(config, folder, loggers),
+        **callback_effects(config, folder, remote),
     }
 
 
@@ -499,10 +497,10 @@ def guard_effects(config: RunConfig, folder: RunFolder) -> list[str]:
     return said
 
 
-def callback_effects(config: RunConfig, folder: RunFolder, loggers: Loggers) -> dict[str, Any]:
+def callback_effects(config: RunConfig, folder: RunFolder, remote: Remote) -> dict[str, Any]:
     names = ("_decay", "_interval", "patience", "min_delta")
     tokenizer = prepare(config.data).tokenizer
-    callbacks = extra_callbacks(config, folder, tokenizer, loggers.remote, print)
+    callbacks = extra_callbacks(config, folder, tokenizer, remote, print)
     found = {
         "callbacks": [
             (type(callback).__name__, [getattr(callback, name, None) for name in names]) for callback in callbacks
@@ -556,8 +554,8 @@ def observe(section: str, config: RunConfig, tmp_path: Path) -> dict[str, Any]:
             return {**model_effects(config), **data_effects(config), **sample_effects(config)}
         case "callbacks":
             folder = RunFolder(tmp_path)
-            loggers = Loggers(config, folder, Console(True, 1), resumed_at=None, sweep=None)
-            return {**sample_effects(config), **callback_effects(config, folder, loggers)}
+            _, remote = make_loggers(config, folder, Console(True, 1), resumed_at=None, sweep=None)
+            return {**sample_effects(config), **callback_effects(config, folder, remote)}
         case "sweep":
             return {"model": matched(config).config.model}
         case _:

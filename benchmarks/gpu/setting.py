@@ -13,8 +13,7 @@ import torch
 from harness.memory import peak_bytes
 
 from hybridlm.machine.device import device_facts, inference_device
-from hybridlm.machine.profiles import profile_of
-from hybridlm.machine.rates import PeakName, matrix_tflops, peak_of
+from hybridlm.machine.profiles import PeakName, matrix_tflops, peak_of, profile_of
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import typer
 
 from hybridlm.cli.user_error import reported
 from hybridlm.errors import UserError
-from hybridlm.machine.signals import INTERRUPTED
+from hybridlm.machine.launcher import INTERRUPTED
 
 app = typer.Typer(
     help="Train and use small hybrid language models.", add_completion=False, pretty_exceptions_enable=False

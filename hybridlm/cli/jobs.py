@@ -19,12 +19,9 @@ from hybridlm.config.load import load_config
 from hybridlm.config.overrides import key_of, merged
 from hybridlm.config.run import RunConfig
 from hybridlm.files.held import Holding
-from hybridlm.machine.signals import heeded
-from hybridlm.runs.log_file import LogFile
-from hybridlm.runs.resume import Resume, recorded, requeued
+from hybridlm.runs.resume import Call, NothingLeft, Resume, recorded, requeued
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.sweep.matching import matched
-from hybridlm.train.call import Call, NothingLeft
 
 log = logging.getLogger(__name__)
 _LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -97,8 +94,8 @@ def _run(
         str(folder.path.absolute()), None if checkpoint is None else str(checkpoint.absolute()), os.getcwd()
     )
     call = replace(call, overrides=tuple(merged(call.overrides, match.overrides)))
-    with ExitStack() as stack, heeded(config.trainer.requeue, True):
-        from hybridlm.train.planned import planned  # imports torch: only once the configuration is known to be valid
+    with ExitStack() as stack:
+        from hybridlm.train.resumed import planned  # imports torch: only once the configuration is known to be valid
 
         start = planned(config, checkpoint, verified=True)
         from hybridlm.train.run import run  # imports Lightning, which takes seconds: only once the run is known to fit
@@ -120,16 +117,16 @@ def join(decision: Decision, verb: tuple[str, ...], others: Rendezvous | None = 
     folder = RunFolder(Path(decision.folder))
     config = recorded(folder)
     call = Call(verb) if others is None else Call(verb, meet=others.meet)
-    with heeded(config.trainer.requeue, False):
-        from hybridlm.train.run import run
+    from hybridlm.train.run import run
 
-        run(config, folder, None if decision.checkpoint is None else Path(decision.checkpoint), call)
+    run(config, folder, None if decision.checkpoint is None else Path(decision.checkpoint), call)
 
 
 @contextmanager
 def _logged(folder: RunFolder) -> Iterator[None]:
     """While log messages go to the run folder, too."""
-    handler = LogFile(str(folder.log))
+    logging.raiseExceptions = False  # a full disk, which the metrics and the checkpoints report
+    handler = logging.FileHandler(folder.log, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter(_LOG_LINE))
     logging.getLogger().addHandler(handler)
     try:

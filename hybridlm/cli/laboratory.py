@@ -81,6 +81,6 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="one JSON object
     """Show what this machine has, which compiled kernels work on it, and what to install for the others. Always exits
     with 0."""
     with reported():
-        from hybridlm.machine.doctor.report import run_doctor
+        from hybridlm.machine.doctor import run_doctor
 
         run_doctor(as_json=as_json)

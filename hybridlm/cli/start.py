@@ -22,9 +22,7 @@ from hybridlm.config.help_page import help_page
 from hybridlm.config.load import load_config, to_yaml
 from hybridlm.config.overrides import HYDRA_FLAGS, CommandLine, is_group, key_of, refuse_flags, repair, split, value_of
 from hybridlm.errors import ConfigError, UserError
-from hybridlm.machine.launcher import folder_overrides, launch, refuse_sweep
-from hybridlm.machine.lifetime import ending_together
-from hybridlm.machine.signals import heeded, listening
+from hybridlm.machine.launcher import ending_together, folder_overrides, launch, refuse_sweep
 from hybridlm.runs.resume import checkpoint_to_resume, recorded, refuse_other_optimizer, resumed_folder
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.sweep.grid import effectless
@@ -40,7 +38,7 @@ def main(argv: list[str] | None = None, verb: tuple[str, ...] = ()) -> None:
     Exits with code 2 and a line per problem where the input is wrong; returns when the run is done. Other errors of
     training propagate.
     """
-    with ending_together(), reported("continues"), listening():
+    with ending_together(), reported("continues"):
         decision, words = inherited(), sys.argv[1:] if argv is None else argv
         if decision is not None:
             join(decision, verb)
@@ -66,7 +64,7 @@ def _main(line: CommandLine, verb: tuple[str, ...]) -> None:
     elif value_of(line.overrides, "ckpt") not in (None, "null"):
         raise UserError("ckpt: a sweep cannot resume; resume one of its runs with ckpt=PATH and without -m")
     else:
-        refuse_sweep(launch(), line.overrides)
+        refuse_sweep(launch())
         _check_sweep(line)
         run_hydra(line, sweep_job(verb))
 
@@ -78,8 +76,7 @@ def _single(line: CommandLine, verb: tuple[str, ...]) -> None:
     others = None if launched is None else Rendezvous(launched, Path("outputs" if "${" in place else place))
     with others or nullcontext(), ExitStack() as held:
         if others is not None and launched is not None and launched.rank > 0:
-            with heeded(False, False):
-                decision = others.decision()
+            decision = others.decision()
             if decision is not None:
                 join(decision, verb, others)
             return

@@ -16,7 +16,7 @@ except ImportError:  # Windows
 
 from hybridlm.cli.streams import Lost, prepare_streams
 from hybridlm.errors import RunFailed, UserError, printable
-from hybridlm.machine.signals import INTERRUPTED
+from hybridlm.machine.launcher import INTERRUPTED
 
 EXIT_CODE = 2
 TRACEBACK_VARIABLE = "HYBRIDLM_TRACEBACK"

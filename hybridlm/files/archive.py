@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -43,16 +44,13 @@ def _sizes(path: Path) -> tuple[int, int]:
     with open_regular(path) as file:
         size = file.seek(0, 2)
         try:
-            with zipfile.ZipFile(file) as archive:
-                members = archive.infolist()
+            members = zipfile.ZipFile(file).infolist()
         except Exception as error:  # zipfile raises several kinds
             raise Unreadable(f"not an archive of torch ({error})") from None
-    pickled = sum(member.file_size for member in members if member.filename.endswith("/data.pkl"))
-    if (
-        any(member.compress_type != zipfile.ZIP_STORED for member in members)
-        or sum(member.file_size for member in members) > size
-    ):
+    compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if compressed or sum(member.file_size for member in members) > size:
         raise Unreadable("refused, its parts are compressed or overlap")
+    pickled = sum(member.file_size for member in members if member.filename.endswith("/data.pkl"))
     if pickled > MAX_PICKLE:
         raise Unreadable(f"refused, it has {pickled:,} bytes besides its tensors; the limit is {MAX_PICKLE:,}")
     return size, pickled
@@ -62,42 +60,39 @@ def _refuse_unplain(content: object, size: int, visits: int) -> None:
     held: dict[int, int] = {}  # bytes of each tensor
     level = [content]
     for _ in range(MAX_DEPTH + 1):
-        below: list[object] = []
         visits -= len(level)
         if visits < 0:
             raise Unreadable("refused, it repeats one value too often")
-        for value in level:
-            if isinstance(value, Tensor):
-                held[id(value)] = _tensor_bytes(value)
-            elif isinstance(value, dict) and type(value) in (dict, OrderedDict):
-                if any(type(key) not in (str, int) for key in value):
-                    raise Unreadable("refused, a key is neither text nor a number")
-                below += value.values()
-            elif isinstance(value, list | tuple) and type(value) in (list, tuple):
-                below += value
-            elif type(value) not in (type(None), bool, int, float, str):
-                raise Unreadable(f"refused, it contains a {type(value).__name__}")
-            elif type(value) is int and value.bit_length() > 63:
-                raise Unreadable("refused, a whole number of more than 64 bits")
-        if not below:
+        level = [item for value in level for item in _inside(value, held)]
+        if not level:
             break
-        level = below
     else:
         raise Unreadable(f"refused, it is more than {MAX_DEPTH} levels deep")
     if sum(held.values()) > size:
         raise Unreadable("refused, its tensors claim more bytes than the file has")
 
 
+def _inside(value: object, held: dict[int, int]) -> Collection[object]:
+    """The values in a mapping, list or tuple. ``held`` gets the bytes of a tensor. Raises Unreadable: not plain."""
+    if isinstance(value, Tensor):
+        held[id(value)] = _tensor_bytes(value)
+    elif isinstance(value, dict) and type(value) in (dict, OrderedDict):
+        if any(type(key) not in (str, int) for key in value):
+            raise Unreadable("refused, a key is neither text nor a number")
+        return value.values()
+    elif isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return value
+    elif type(value) not in (type(None), bool, int, float, str):
+        raise Unreadable(f"refused, it contains a {type(value).__name__}")
+    elif type(value) is int and value.bit_length() > 63:
+        raise Unreadable("refused, a whole number of more than 64 bits")
+    return ()
+
+
 def _tensor_bytes(tensor: Tensor) -> int:
     plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_nested
-    if (
-        not plain
-        or tensor.is_meta
-        or tensor.is_quantized
-        or tensor.is_conj()
-        or tensor.is_neg()
-        or not tensor.is_contiguous()
-    ):
+    virtual = plain and (tensor.is_meta or tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+    if not plain or virtual or not tensor.is_contiguous():
         raise Unreadable(
             "refused, a tensor that is not plain (sparse, without its numbers, quantized, expanded, or a view)"
         )

@@ -28,30 +28,24 @@ def damage(path: Path) -> str | None:
     """What is wrong with the file according to its checksum, in a few words; None: every byte is as it was written."""
     try:
         with open_regular(path) as file:
-            size = file.seek(0, 2)
-            expected = _line(file, size)
+            left = max(0, file.seek(0, 2) - SIZE)
+            file.seek(left)
+            expected = _LINE.fullmatch(file.read(SIZE))
             if expected is None:
                 return "no checksum at its end: truncated, or not a checkpoint of hybridlm"
-            return None if _sha256(file, size - SIZE) == expected else "its bytes do not match their checksum"
+            digest = _digest(file, left)
     except Unreadable as error:
         return str(error)
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
+    return None if digest.encode() == expected[1] else "its bytes do not match their checksum"
 
 
-def _line(file: BinaryIO, size: int) -> str | None:
-    if size < SIZE:
-        return None
-    file.seek(size - SIZE)
-    found = _LINE.fullmatch(file.read(SIZE))
-    return found[1].decode() if found else None
-
-
-def _sha256(file: BinaryIO, size: int) -> str:
-    """Of the first ``size`` bytes."""
+def _digest(file: BinaryIO, left: int) -> str:
+    """SHA-256 of the first ``left`` bytes."""
     digest = hashlib.sha256()
     file.seek(0)
-    while size > 0 and (piece := file.read(min(_PIECE, size))):
+    while left > 0 and (piece := file.read(min(_PIECE, left))):
         digest.update(piece)
-        size -= len(piece)
+        left -= len(piece)
     return digest.hexdigest()

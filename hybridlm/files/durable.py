@@ -48,19 +48,18 @@ def _runs_elsewhere(process: int) -> bool:
         return False
     try:
         os.kill(process, 0)
-    except OverflowError:  # no process has such an id
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):  # no process has such an id
         return False
-    except OSError as error:
-        return isinstance(error, PermissionError)
     return True
 
 
 def _sync(path: Path) -> None:
     """Makes the content of a file, or the renames in a folder, durable."""
-    if os.name == "nt" and path.is_dir():  # Windows has no such call for folders
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if os.name == "posix" or not path.is_dir():  # Windows has no such call for folders
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

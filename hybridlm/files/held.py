@@ -12,18 +12,14 @@ from filelock import FileLock, Timeout
 
 
 class Held(Exception):
-    """Another process has the lock. ``who`` describes it."""
-
-    def __init__(self, who: str) -> None:
-        super().__init__(who)
-        self.who = who
+    """Another process has the lock. Its text describes that process."""
 
 
 class Holding:
     """The lock file while this process holds it."""
 
-    def __init__(self, path: Path, made: bool) -> None:
-        self._path, self._made, self._signed = path, made, False
+    def __init__(self, path: Path) -> None:
+        self._path, self._made, self._signed = path, not path.exists(), False
 
     def sign(self) -> None:
         """Writes into the file who holds it; from then on the file is kept, emptied on release."""
@@ -48,24 +44,18 @@ def holding(path: Path) -> Iterator[Holding]:
         Held: another process has it.
         OSError: the file cannot be created, or the file system has no locks.
     """
-    made = not path.exists()
-    lock = FileLock(path)
+    held, lock = Holding(path), FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise Held(_who(path)) from None
+        who = ""
+        with suppress(OSError):  # a locked file cannot be read on Windows
+            who = path.read_text(encoding="utf-8", errors="replace")[:200].strip()
+        raise Held(who or "another process") from None
     except NotImplementedError as error:
         raise OSError(str(error)) from None
-    holding = Holding(path, made)
     try:
-        yield holding
+        yield held
     finally:
-        holding.release()
+        held.release()
         lock.release()
-
-
-def _who(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")[:200].strip() or "another process"
-    except OSError:  # a locked file cannot be read on Windows
-        return "another process"

@@ -38,14 +38,16 @@ def read_sealed(path: Path, key: str, version: int, what: str) -> tuple[dict[str
     UserError: damaged, none of ours, or its ``format_version`` is another than ``version``.
     """
     try:
-        _refuse_header(path)
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is not a dict
+        with open_regular(path) as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > MAX_HEADER:  # the library reads 100 MB, which take many times that in memory
+            raise Unreadable(f"a header of {size:,} bytes; at most {MAX_HEADER:,} are read")
+        with safe_open(path, framework="pt") as archive:
+            metadata = archive.metadata() or {}
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118, it is not a dict
     except Exception as error:  # the library raises several kinds for what it cannot read
-        raise UserError(
-            f"{path}: damaged, or not {what} ({(str(error).splitlines() or [type(error).__name__])[0][:120]})"
-        ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"{path}: damaged, or not {what} ({reason})") from None
     if key not in metadata:
         raise UserError(f"{path}: not {what} (its metadata has no '{key}')")
     if metadata.get("sha256") != digest(metadata[key], tensors):
@@ -54,21 +56,10 @@ def read_sealed(path: Path, key: str, version: int, what: str) -> tuple[dict[str
         facts = parse_json(metadata[key])
     except Unreadable as error:
         raise UserError(f"{path}: its metadata is {error}") from None
-    if not isinstance(facts, dict):
-        raise UserError(f"{path}: its metadata is not a JSON object")
-    if facts.get("format_version") != version:
-        raise UserError(
-            f"{path}: format version {printable(str(facts.get('format_version'))[:40])}, this program reads {version}"
-        )
+    if not isinstance(facts, dict) or facts.get("format_version") != version:
+        found = facts.get("format_version") if isinstance(facts, dict) else None
+        raise UserError(f"{path}: format version {printable(str(found)[:40])}, this program reads {version}")
     return facts, tensors
-
-
-def _refuse_header(path: Path) -> None:
-    """The library reads headers of up to 100 MB, which take many times that in memory. Raises Unreadable."""
-    with open_regular(path) as file:
-        size = int.from_bytes(file.read(8), "little")
-    if size > MAX_HEADER:
-        raise Unreadable(f"a header of {size:,} bytes; at most {MAX_HEADER:,} are read")
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
 
 from hybridlm.config.device_rules import precision_problem
+from hybridlm.config.hardware import HardwareConfig
+from hybridlm.config.run import RunConfig
 from hybridlm.config.steps import schedule_problems
 from hybridlm.errors import ConfigError
 from hybridlm.machine.device import CPU, CUDA, DeviceFacts, cpu_facts, device_facts, limit_memory, take_device
 from hybridlm.machine.launcher import Launch, launch, local_rank
-from hybridlm.machine.profiles import names_card, profile_of
-from hybridlm.machine.rates import matrix_tflops, peak_name, peak_of, tf32_allowed
-
-if TYPE_CHECKING:
-    from hybridlm.config.hardware import HardwareConfig
-    from hybridlm.config.run import RunConfig
+from hybridlm.machine.profiles import matrix_tflops, names_card, peak_name, peak_of, profile_of, tf32_allowed
 
 
 @dataclass(frozen=True)
@@ -38,20 +37,15 @@ class Machine:
 def resolve_machine(config: RunConfig) -> Machine:
     """Chooses device, precision and batch sizes on this machine. Raises ConfigError where the profile needs a device
     that is not available, or numbers contradict each other."""
-    import torch
-
     hardware, trainer = config.hardware, config.trainer
-    found = torch.cuda.is_available()
-    refuse_missing_gpu(config, found)
-    device = CUDA if found and hardware.accelerator != CPU else CPU
-    available = torch.cuda.device_count() if device == CUDA else None
-    per_node, nodes = _processes(trainer.devices, available, launch())
-    devices = per_node * nodes
-    if device == CUDA:
+    refuse_missing_gpu(config, torch.cuda.is_available())
+    device, facts = CPU, cpu_facts()
+    if hardware.accelerator != CPU and torch.cuda.is_available():
         take_device(local_rank())
         limit_memory(hardware.memory_gb)
-    facts = device_facts() if device == CUDA else cpu_facts()
-    precision = precision_of(config, facts)
+        device, facts = CUDA, device_facts()
+    per_node, nodes = _processes(trainer.devices, torch.cuda.device_count() if device == CUDA else None, launch())
+    devices, precision = per_node * nodes, precision_of(config, facts)
     peak, notes = _peak(hardware, facts, precision)
     global_batch = global_batch_of(config, device, devices)
     batch_size, accumulate = config.batch.complete(global_batch, devices)
@@ -73,32 +67,28 @@ def resolve_machine(config: RunConfig) -> Machine:
 def _peak(hardware: HardwareConfig, facts: DeviceFacts, precision: str) -> tuple[float | None, list[str]]:
     """(TFLOP/s of one device, lines to log): the profile's if it is for this card, else another profile's, else
     measured. On a CPU, whose rate depends on what else is running, only the profile's."""
-    import torch
-
-    name = peak_name(precision, tf32_allowed())
+    name, notes = peak_name(precision, tf32_allowed()), list[str]()
     if name is None:
-        return None, []
-    notes: list[str] = []
+        return None, notes
     profile: HardwareConfig | None = hardware
     if facts.kind == CUDA and hardware.cards and not names_card(hardware, facts.name):
         limit = "" if hardware.memory_gb is None else f" its memory limit of {hardware.memory_gb:g} GiB applies,"
         notes.append(
             f"hardware={hardware.name} is for another card than {facts.name}:{limit} perf/mfu is relative to this card"
         )
-        profile = None
-    if profile is None or (not hardware.cards and peak_of(hardware.peak_tflops, name) is None):
+        profile = profile_of(facts.name)
+    elif not hardware.cards and peak_of(hardware.peak_tflops, name) is None:
         profile = profile_of(facts.name)
     peak = None if profile is None else peak_of(profile.peak_tflops, name)
     if profile is not None and peak is not None:
         source = f" ({profile.source})" if profile.source else ""
-        return peak, [*notes, f"peak {peak:g} TFLOP/s in {name}{source}"]
-    if facts.kind == CPU:
-        return None, notes
-    peak = matrix_tflops(torch.device(facts.kind), name)
-    return peak, [
-        *notes,
-        f"no profile has the {name} peak of {facts.name}: perf/mfu is relative to {peak:.1f} TFLOP/s, measured",
-    ]
+        notes.append(f"peak {peak:g} TFLOP/s in {name}{source}")
+    elif facts.kind == CUDA:
+        peak = matrix_tflops(torch.device(CUDA), name)
+        notes.append(
+            f"no profile has the {name} peak of {facts.name}: perf/mfu is relative to {peak:.1f} TFLOP/s, measured"
+        )
+    return peak, notes
 
 
 def max_steps_of(config: RunConfig, device: str) -> int:
@@ -127,24 +117,19 @@ def global_batch_of(config: RunConfig, device: str, ranks: int) -> int:
 
 def planned_processes(config: RunConfig, facts: DeviceFacts) -> int:
     """Processes over all nodes on devices like ``facts``, which this machine need not have; one by default."""
-    import torch
-
     here = facts.kind == CUDA and torch.cuda.is_available()
-    per_node, nodes = _processes(config.trainer.devices, torch.cuda.device_count() if here else None, launch())
-    return per_node * nodes
+    return math.prod(_processes(config.trainer.devices, torch.cuda.device_count() if here else None, launch()))
 
 
 def _processes(asked: int | str, available: int | None, launched: Launch | None) -> tuple[int, int]:
     """(processes per node, nodes). available: devices of this node; None on a CPU, where any number of processes can
     run."""
-    if launched is not None:
-        if isinstance(asked, int) and asked != launched.per_node:
-            raise ConfigError(
-                f"trainer.devices = {asked}: {launched.name} started {launched.per_node} processes per node; set it to"
-                " auto"
-            )
-        asked = launched.per_node
-    per_node = asked if isinstance(asked, int) else available or 1
+    per_node = asked if isinstance(asked, int) else launched.per_node if launched else available or 1
+    if launched is not None and per_node != launched.per_node:
+        raise ConfigError(
+            f"trainer.devices = {per_node}: {launched.name} started {launched.per_node} processes per node; set it to"
+            " auto"
+        )
     if available is not None and per_node > available:
         raise ConfigError(f"trainer.devices = {per_node}: this machine has {available}")
     return per_node, 1 if launched is None else launched.nodes
@@ -152,14 +137,13 @@ def _processes(asked: int | str, available: int | None, launched: Launch | None)
 
 def precision_of(config: RunConfig, facts: DeviceFacts) -> str:
     """``trainer.precision`` on this device, with auto resolved. Raises ConfigError where it is not supported."""
-    device, bf16 = facts.kind, facts.bf16 and config.hardware.bf16
-    wanted = config.trainer.precision
+    bf16, wanted = facts.bf16 and config.hardware.bf16, config.trainer.precision
+    if wanted == "auto" and facts.kind == CPU:
+        return "32-true"  # bfloat16 is not faster on most CPUs
     if wanted == "auto":
-        if device == CPU:
-            return "32-true"  # bfloat16 is not faster on most CPUs
         return "bf16-mixed" if bf16 else "16-mixed"
     card = facts.name if config.hardware.bf16 else f"hardware={config.hardware.name}"
-    if (problem := precision_problem(wanted, device, bf16=bf16, card=card)) is not None:
+    if (problem := precision_problem(wanted, facts.kind, bf16=bf16, card=card)) is not None:
         raise ConfigError(problem)
     return wanted
 

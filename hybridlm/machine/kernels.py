@@ -6,28 +6,26 @@ configuration requires is an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import cast
 
 import torch
 
 from hybridlm.config.kernels import AUTO, PACKAGES, KernelsConfig
 from hybridlm.config.kernels import TORCH as NEVER
-from hybridlm.config.layers import LayerSpec, Spec
+from hybridlm.config.layers import LayerSpec
+from hybridlm.config.run import RunConfig
 from hybridlm.errors import ConfigError
 from hybridlm.layers.layer import layer_class
 from hybridlm.layers.mixer import Mixer
+from hybridlm.machine.description import Machine
 from hybridlm.machine.device import CUDA, DeviceFacts, cpu_facts
 from hybridlm.machine.profiles import planned_device
 from hybridlm.ops.kernels import rules
 from hybridlm.ops.kernels.choice import ALL_TORCH, KernelChoice
 from hybridlm.ops.kernels.probe import Probe, probe
 from hybridlm.ops.kernels.rules import Need, Sizes
-
-if TYPE_CHECKING:
-    from hybridlm.config.run import RunConfig
-    from hybridlm.machine.description import Machine
 
 Prober = Callable[[str, torch.device, torch.dtype, Sizes | None], Probe]
 DTYPES = {  # of activations, by trainer.precision
@@ -54,20 +52,16 @@ def needs(work: KernelWork, card: DeviceFacts) -> list[Need]:
     """The kernels that the layers could use, each once, with the first reason that a layer gives against it and the
     sizes of all."""
     use = rules.KernelUse(work.dtype, work.documents, card.shared_memory_kb)
-    every = [need for spec in dict.fromkeys(layer.params for layer in work.layers) for need in _of(spec, use)]
+    every: list[Need] = []
+    for spec in dict.fromkeys(layer.params for layer in work.layers):
+        every += cast(type[Mixer], layer_class(spec)).kernel_needs(spec, use)
     refusal = rules.loss_refusal(work.dtype, scale=work.scale, sharded=work.sharded)
-    every.append(Need("loss", "loss", "linear cross-entropy", refusal))
     found: dict[str, Need] = {}
-    for need in every:
+    for need in (*every, Need("loss", "loss", "linear cross-entropy", refusal)):
         known = found.get(need.field, need)
         sizes = tuple(dict.fromkeys((*known.sizes, *need.sizes)))
         found[need.field] = replace(known, reason=known.reason or need.reason, sizes=sizes)
     return sorted(found.values(), key=lambda need: list(PACKAGES).index(need.setting))
-
-
-def _of(spec: Spec, use: rules.KernelUse) -> Iterable[Need]:
-    mixer: type[Mixer] = layer_class(spec)
-    return mixer.kernel_needs(spec, use)
 
 
 def verdicts(
@@ -78,11 +72,10 @@ def verdicts(
     found = []
     for need in needs(work, card):
         setting, field = settings.of(need.setting)
+        reason: str | None = "needs a CUDA device"
         if setting == NEVER:
-            reason: str | None = f"{field} = torch"
-        elif card.kind != CUDA:
-            reason = "needs a CUDA device"
-        else:
+            reason = f"{field} = torch"
+        elif card.kind == CUDA:
             reason = need.reason or _failure(need.kernel, device, work.dtype, need.sizes, prober)
         found.append(replace(need, reason=reason))
     return found

@@ -1,5 +1,5 @@
 """Who started this process: nobody, a launcher with one process per device (torchrun, srun), or the first rank of its
-run.
+run; and that the ranks of a run end together: none waits for one that has ended, and none outlives what started it.
 
 Decided from the environment alone, and only from a launcher's complete set of variables: a few of them, left over from
 something else, would make this process wait for ranks that do not exist. All other code asks here.
@@ -11,7 +11,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from hybridlm.config.overrides import value_of
@@ -21,9 +28,8 @@ LOOPBACK = "127.0.0.1"
 BY_FIRST_RANK = "trainer.devices"  # the name of a launch by the first rank
 _CHILD = "HYBRIDLM_RANK"  # set by the first rank for those that it starts
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # torch's variables, set together in every process
-_NODE = ("NODE_RANK", "GROUP_RANK")
 _MEETING = ("MASTER_ADDR", "MASTER_PORT")
-_STEP = (
+_STEP = (  # of every task that srun starts
     "SLURM_STEP_NUM_TASKS",
     "SLURM_PROCID",
     "SLURM_LOCALID",
@@ -33,7 +39,8 @@ _STEP = (
     "SLURM_JOB_ID",
     "SLURM_STEP_ID",
 )
-_OTHERS = {"OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec", "JSM_NAMESPACE_SIZE": "jsrun"}
+# The number of processes, as torch's variables and those of launchers that are not supported have it.
+_WORLDS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE")
 _PORTS = range(15_000, 31_384)  # below those that systems give to outgoing connections
 
 
@@ -87,9 +94,16 @@ def any_launch() -> Launch | None:
         return _child(found[_CHILD])
     if all(name in found for name in (*_PLACE, *_MEETING)):
         return _torchrun(found)
-    launched = _srun(found)
-    _refuse_leftovers(found, launched)
-    return launched
+    if _number(found, "SLURM_STEP_NUM_TASKS", 1) > 1:
+        return _srun(found)
+    for name in _WORLDS:
+        if _number(found, name, 1) > 1 and ("SLURM_STEP_ID" not in found or name in _PLACE):
+            missing = ", ".join(sorted({*_PLACE, *_MEETING} - found.keys()))
+            raise UserError(
+                f"{name} = {found[name]}, but {missing} not set: each process would train on its own; use torchrun or"
+                f" srun, or unset {name}"
+            )
+    return None
 
 
 def is_first_rank() -> bool:
@@ -153,23 +167,13 @@ def _torchrun(found: Mapping[str, str]) -> Launch:
     )
 
 
-def _srun(found: Mapping[str, str]) -> Launch | None:
+def _srun(found: Mapping[str, str]) -> Launch:
     """From the variables of a SLURM step. (A job's batch script is not a step but has the ranks of its first task, all
     zero.)"""
-    if _number(found, "SLURM_STEP_NUM_TASKS", 1) == 1:
-        for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
-            if _number(found, name, 0):
-                raise UserError(
-                    f"{name} = {found[name]}, but SLURM_STEP_NUM_TASKS is"
-                    f" {found.get('SLURM_STEP_NUM_TASKS', 'not set')}: srun did not start this process as one of"
-                    f" several; unset {name}"
-                )
-        return None
     if missing := [name for name in _STEP if name not in found]:
         raise UserError(
-            f"SLURM_STEP_NUM_TASKS = {found['SLURM_STEP_NUM_TASKS']}, but {_listed(missing)} not set: srun did not"
-            " start this process; unset"
-            f" {', '.join(name for name in _STEP if name in found and name != 'SLURM_JOB_ID')}"
+            f"SLURM_STEP_NUM_TASKS = {found['SLURM_STEP_NUM_TASKS']}, but {', '.join(missing)} not set: srun did not"
+            " start this process; unset SLURM_STEP_NUM_TASKS"
         )
     world, rank, local, node, nodes = (_number(found, name) for name in _STEP[:5])
     per_node = world // max(1, nodes)
@@ -181,39 +185,6 @@ def _srun(found: Mapping[str, str]) -> Launch | None:
     return Launch(
         "srun", per_node, nodes, rank, local, node, address, _number(found, "MASTER_PORT", port), f"{job}.{number}"
     )
-
-
-def _refuse_leftovers(found: Mapping[str, str], launched: Launch | None) -> None:
-    """Raises UserError where some of torch's variables are set without the others. Those that a job's script derives
-    from srun's may stay."""
-    numbers: list[str | None]
-    if launched is not None:
-        numbers = [*map(str, (launched.rank, launched.processes, launched.local_rank, launched.per_node))]
-    else:
-        numbers = ["0", "1", "0", "1"] if "RANK" in found and "WORLD_SIZE" in found else [None] * 4
-    node = "0" if launched is None else str(launched.node_rank)
-    right = dict(zip((*_PLACE, *_NODE), (*numbers, node, node), strict=True))
-    wrong = [name for name, value in right.items() if name in found and found[name] != value]
-    if wrong:
-        what = f"{wrong[0]} = {found[wrong[0]]}"
-        if launched is not None:
-            raise UserError(
-                f"{what}: srun started this process as rank {launched.rank} of {launched.processes}; unset"
-                f" {', '.join(wrong)}"
-            )
-        missing = [name for name in (*_PLACE, *_MEETING) if name not in found]
-        raise UserError(
-            f"{what}, but {_listed(missing)} not set: no launcher started this process; unset {', '.join(wrong)}"
-        )
-    for name, program in _OTHERS.items() if launched is None and "SLURM_STEP_ID" not in found else ():
-        if _number(found, name, 1) > 1:
-            raise UserError(
-                f"{name} = {found[name]}: each process of {program} would train on its own; use torchrun or srun"
-            )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]} are" if len(names) > 1 else f"{names[0]} is"
 
 
 def _number(found: Mapping[str, str], name: str, default: int | None = None) -> int:
@@ -244,15 +215,74 @@ def folder_overrides(launched: Launch | None, given: Sequence[str]) -> list[str]
     return [f"hydra.run.dir=outputs/{launched.name}-{launched.id}"]
 
 
-def refuse_sweep(launched: Launch | None, given: Sequence[str]) -> None:
-    """Raises UserError for a sweep that cannot run from here. given: its overrides."""
+def refuse_sweep(launched: Launch | None) -> None:
+    """Raises UserError for a sweep that a launcher has started."""
     if launched is not None:
         raise UserError(
             f"-m: each process of {launched.name} would run the whole sweep; use trainer.devices=n for n processes per"
             " job"
         )
-    hydra = value_of(given, "hydra/launcher") or ""
-    if "slurm" in hydra and shutil.which("srun") is None:
-        raise ConfigError(
-            f"hydra/launcher={hydra}: srun is not available on this machine; start the sweep on a cluster's login node"
-        )
+
+
+SIGNALLED = 143  # exit code of a process ended by SIGTERM, as a shell reports it
+INTERRUPTED = 130  # by Ctrl-C
+_WATCHED = (BY_FIRST_RANK, "torchrun", "srun")  # launchers that live as long as the processes they start
+_LOOK_EVERY, _GRACE, _TO_SAVE = 0.2, 3.0, 30.0  # seconds
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Around a whole command: no rank of a run is left waiting for one that has ended.
+
+    A rank that was started by the first one, torchrun or srun ends when its parent does, for whatever reason. The first
+    rank and torchrun watch their children; srun does not, so a failing command ends its step.
+    """
+    launched = None
+    with suppress(UserError):  # raised again when the launch is needed
+        launched = any_launch()
+    if launched is not None and launched.name in _WATCHED and os.name == "posix":  # on Windows nobody knows its parent
+        threading.Thread(target=_end_with, args=(os.getppid(), launched.name == BY_FIRST_RANK), daemon=True).start()
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        if (
+            code in (None, 0, SIGNALLED, INTERRUPTED)
+            or launched is None
+            or (launched.name, launched.processes > 1) != ("srun", True)
+            or shutil.which("scancel") is None
+        ):
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        time.sleep(_GRACE)  # most have noticed by then, and end with a line of their own
+        subprocess.Popen(["scancel", "--signal=KILL", str(launched.id)])
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def dies_with(parent: int, number: int) -> Callable[[], None] | None:
+    """A ``preexec_fn`` with which a child gets signal ``number`` when ``parent`` ends. None: only Linux can do that."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl
+
+    def prepare() -> None:
+        prctl(_SET_PARENT_DEATH_SIGNAL, number)
+        if os.getppid() != parent:  # it died in between
+            os._exit(1)
+
+    return prepare
+
+
+def _end_with(parent: int, child: bool) -> None:
+    """Ends this process with its parent, which may be killed without notice. child: of the first rank of the run."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY)
+    if not child:  # the other ranks are still alive: all save together, as after a SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_TO_SAVE)
+    os._exit(1)

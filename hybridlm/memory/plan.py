@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 
 from hybridlm.config.steps import never_reached
 from hybridlm.machine.description import global_batch_of, planned_processes, planned_steps, precision_of
-from hybridlm.machine.device import CPU, CUDA, DeviceFacts
-from hybridlm.machine.limits import usable_bytes
-from hybridlm.machine.profiles import planned_device, planned_rates
-from hybridlm.machine.rates import cpu_tflops, peak_name, peak_of, tf32_allowed
+from hybridlm.machine.device import CPU, CUDA, DeviceFacts, usable_bytes
+from hybridlm.machine.profiles import cpu_tflops, peak_name, peak_of, planned_device, planned_rates, tf32_allowed
 from hybridlm.memory.optimizer import OptimizerMemory, trace_optimizer
 from hybridlm.memory.search import MemoryLimit, StepModel, choose, possible_settings, roughly
 from hybridlm.memory.speed import Inference, Rates, inference_of, tokens_per_second

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from hybridlm.config.load import validate_model
+from hybridlm.config.model import ModelConfig
 from hybridlm.config.problems import recorded
 from hybridlm.config.section import Section
 from hybridlm.data.tokenizer import Tokenizer
@@ -24,9 +25,6 @@ from hybridlm.model.build import build_model
 from hybridlm.model.lm import HybridLM
 from hybridlm.ops.norm import at_least_fp32
 from hybridlm.runs.run_folder import RunFolder, find_run
-
-if TYPE_CHECKING:
-    from hybridlm.config.model import ModelConfig
 
 FORMAT_VERSION = 2  # 2: a checksum at the end of the file
 KEY = "hybridlm"  # of our part among Lightning's
@@ -97,14 +95,18 @@ def read_checkpoint(path: Path, *, verified: bool = False) -> dict[str, Any]:
         content = read_archive(path)
     except Unreadable as error:
         raise UserError(f"{path}: cannot be read as a checkpoint ({error})") from None
-    ours = content.get(KEY) if isinstance(content, dict) else None
-    if not isinstance(content, dict) or not isinstance(ours, dict):
+    if not isinstance(content, dict) or not isinstance(content.get(KEY), dict):
         raise UserError(f"{path}: not a checkpoint of hybridlm (it has no '{KEY}' entry)")
-    version = ours.get("format_version")
+    version = content[KEY].get("format_version")
     if isinstance(version, int) and version != FORMAT_VERSION:
         raise UserError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}")
     recorded(Content, content, path)
     return content
+
+
+def weights_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The model's tensors in a checkpoint, by their names in the model."""
+    return {key.removeprefix(PREFIX): value for key, value in content["state_dict"].items() if key.startswith(PREFIX)}
 
 
 def export_weights(checkpoint: Path, target: Path) -> None:
@@ -115,11 +117,7 @@ def export_weights(checkpoint: Path, target: Path) -> None:
     OSError: the file cannot be written.
     """
     content = read_checkpoint(checkpoint)
-    weights = {
-        key.removeprefix(PREFIX): tensor.contiguous()
-        for key, tensor in content["state_dict"].items()
-        if key.startswith(PREFIX)
-    }
+    weights = {name: tensor.contiguous() for name, tensor in weights_of(content).items()}
     write_sealed(target, KEY, {**content[KEY], "step": int(content["global_step"])}, weights)
 
 
@@ -166,9 +164,7 @@ def load_run(name: str, device: torch.device, *, ema: bool = False, built: Hybri
         raise UserError(
             f"{folder.tokenizer}: {tokenizer.vocab_size:,} ids, but the model of {path} has {model.vocab_size:,}"
         )
-    weights = {
-        key.removeprefix(PREFIX): tensor for key, tensor in content["state_dict"].items() if key.startswith(PREFIX)
-    }
+    weights = weights_of(content)
     if ema and EMA_KEY not in content:
         raise UserError(f"{path}: has no running average of the weights; train with callbacks=ema")
     if ema:
@@ -202,23 +198,23 @@ def rebuilt(ours: Mapping[str, Any], path: Path, known: ModelConfig | HybridLM |
 
 def refuse_misfits(model: HybridLM, weights: Mapping[str, Tensor], path: Path) -> None:
     """UserError: names, shapes or dtypes of ``weights`` do not match ``model``, in any dtype of training."""
+    if problem := _misfit(model, weights):
+        raise UserError(f"{path}: its weights do not match its model section ({problem})")
+
+
+def _misfit(model: HybridLM, weights: Mapping[str, Tensor]) -> str | None:
     own = model.state_dict()
     if wrong := sorted(own.keys() ^ weights.keys()):
-        which = "lacks" if wrong[0] in own else "has no place for"
-        raise _misfit(path, f"it {which} {printable(wrong[0])}")
+        return f"it {'lacks' if wrong[0] in own else 'has no place for'} {printable(wrong[0])}"
     for name, tensor in own.items():
         if weights[name].shape != tensor.shape:
-            raise _misfit(path, f"{name} has shape {tuple(weights[name].shape)}, the model {tuple(tensor.shape)}")
+            return f"{name} has shape {tuple(weights[name].shape)}, the model {tuple(tensor.shape)}"
     specs = model.param_specs()  # after the sizes, as they take memory in proportion to what is declared
     rounded = weights["embedding.weight"].dtype
     for name, tensor in own.items():
+        legal = [torch.float32, torch.float64] if tensor.is_floating_point() else [tensor.dtype]
         if name in specs:
             legal = [rounded if specs[name].dtype == "model" else at_least_fp32(rounded)]
-        else:
-            legal = [torch.float32, torch.float64] if tensor.is_floating_point() else [tensor.dtype]
         if weights[name].dtype not in legal or rounded not in _TRAINED_IN:
-            raise _misfit(path, f"{name} is {weights[name].dtype}")
-
-
-def _misfit(path: Path, reason: str) -> UserError:
-    return UserError(f"{path}: its weights do not match its model section ({reason})")
+            return f"{name} is {weights[name].dtype}"
+    return None

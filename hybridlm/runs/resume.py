@@ -1,8 +1,10 @@
-"""What ``ckpt=`` means: which run is resumed, from which checkpoint, and with which recorded configuration."""
+"""How a run was called, and what ``ckpt=`` means: which run is resumed, from which checkpoint, with which recorded
+configuration. Needs no torch."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from hybridlm.config.load import from_yaml, leaves
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.problems import show
 from hybridlm.config.run import RunConfig
-from hybridlm.errors import UserError
+from hybridlm.errors import ConfigError, UserError
 from hybridlm.files.checksum import damage
 from hybridlm.files.plain import Unreadable, read_text
 from hybridlm.runs.run_folder import RunFolder, find_run, newest_run, run_of
@@ -23,6 +25,33 @@ class Resume:
 
     checkpoint: Path
     named: bool
+
+
+class NothingLeft(ConfigError):
+    """The run has ended, and nothing beyond its end was asked for."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """verb: the words between the program's name and the overrides; overrides: of this start and, when it resumes, of
+    the earlier ones.
+
+    anew: may replace a run in the folder that has saved nothing; named: the checkpoint was named by its path, so that
+    having nothing left to do is an error; sweep: a job of one of Hydra's sweeps; meet: called once everything that can
+    be refused is checked and the folder is the run's own, returns when the other processes are ready.
+    """
+
+    verb: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    anew: bool = False
+    named: bool = True
+    sweep: bool = False
+    meet: Callable[[], None] = lambda: None
+
+    @property
+    def program(self) -> str:
+        """What a user types to start it."""
+        return f"hybridlm {' '.join(self.verb)}" if self.verb else "python train.py"
 
 
 def resumed_folder(ckpt: str | None, folder: str | None) -> RunFolder | None:
@@ -56,12 +85,13 @@ def checkpoint_to_resume(ckpt: str, folder: RunFolder) -> Resume:
 
     UserError: the checkpoint is damaged. A damaged newest one is skipped, one that ``ckpt`` names is refused.
     """
-    checkpoint = None if ckpt in ("last", "auto") else find_run(ckpt)[1]
+    named = ckpt not in ("last", "auto")
+    checkpoint = find_run(ckpt)[1] if named else None
     if checkpoint is None:
-        return Resume(folder.newest_checkpoint(), named=ckpt not in ("last", "auto"))
+        return Resume(folder.newest_checkpoint(), named)
     if problem := damage(checkpoint):
         raise UserError(f"ckpt = {ckpt}: {problem}; ckpt=last takes the newest intact checkpoint")
-    return Resume(checkpoint, named=True)
+    return Resume(checkpoint, named)
 
 
 def requeued(folder: RunFolder) -> bool:

@@ -23,7 +23,11 @@ from hybridlm.files.plain import Unreadable, read_text, read_yaml
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"(step|best)-(\d+)\.ckpt")
-_OF_WANDB = re.compile(r"[^/\\#?%:*\[\x00-\x1f\x7f]{1,128}")  # what W&B accepts as a name, without glob patterns
+_NAME_AT_WANDB = r"[^/\\#?%:*\[\x00-\x1f\x7f]"  # the characters that W&B accepts, without glob patterns
+_OF_WANDB = re.compile(
+    rf"(?P<id>{_NAME_AT_WANDB}{{1,128}})\n"
+    rf"((?P<project>{_NAME_AT_WANDB}{{0,128}})\n((?P<entity>{_NAME_AT_WANDB}{{0,128}})\n)?)?"
+)
 _SUPERSEDED = ".superseded"  # suffix of checkpoints after the step that a run was resumed from
 # Written by `hybridlm sweep`: about one job, in its run folder; about all of them, in the folder above.
 JOB, SWEEP = "job.json", "sweep.json"
@@ -77,23 +81,20 @@ class RunFolder:
     def training(self) -> Iterator[Holding]:
         """Holds the folder for this process to train in. UserError: another process is training in it, or it cannot be
         written."""
-        top = first_missing(self.path)
-        try:
-            with ExitStack() as stack:
-                try:
-                    self.path.mkdir(parents=True, exist_ok=True)
-                    refuse_links(self.path)
-                    held = stack.enter_context(holding(self.lock))
-                except Held as error:
-                    raise UserError(f"{self.path} is being trained by {error.who}") from None
-                except OSError as error:
-                    raise UserError(
-                        f"{self.path}: cannot be written ({error.strerror or error}); choose another folder"
-                        " (hydra.run.dir=...)"
-                    ) from None
-                yield held
-        finally:
-            remove_empty(self.path, top)
+        with ExitStack() as stack:
+            stack.callback(remove_empty, self.path, first_missing(self.path))
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                refuse_links(self.path)
+                held = stack.enter_context(holding(self.lock))
+            except Held as error:
+                raise UserError(f"{self.path} is being trained by {error}") from None
+            except OSError as error:
+                raise UserError(
+                    f"{self.path}: cannot be written ({error.strerror or error}); choose another folder"
+                    " (hydra.run.dir=...)"
+                ) from None
+            yield held
 
     def claim(self, config_text: str, *, anew: bool = False) -> None:
         """Claims the folder for this run by creating config.yaml in it. UserError: another run has claimed it before,
@@ -103,11 +104,10 @@ class RunFolder:
             self.rewrite_config(config_text)
             return
         try:
-            descriptor = os.open(self.config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            with self.config.open("x", encoding="utf-8") as file:
+                file.write(config_text)
         except FileExistsError:
             raise self.taken() from None
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(config_text)
 
     def taken(self) -> UserError:
         """The error of a new run in a folder that already has one."""
@@ -140,24 +140,25 @@ class RunFolder:
         """Those of the best validations, newest first."""
         return self._named("best")
 
+    def _named(self, kind: str) -> list[Path]:
+        found = [path for path in self.checkpoints.glob(f"{kind}-*.ckpt") if _NAME.fullmatch(path.name)]
+        return sorted(found, key=step_of, reverse=True)
+
     def newest_checkpoint(self) -> Path:
         """The newest one whose checksum is right; logs a warning for each damaged one that is skipped.
 
         UserError: there is none yet, or all are damaged.
         """
-        found = self.resumable()
+        found, problems = self.resumable(), list[str]()
         if not found:
             raise self.without_checkpoint()
-        problems: dict[str, str] = {}
         for path in found:
-            problem = damage(path)
-            if problem is None:
-                for damaged, what in problems.items():
-                    log.warning(f"{self.checkpoints / damaged}: {what}; using {path.name} instead")
+            if (problem := damage(path)) is None:
+                for line in problems:
+                    log.warning(f"{line}; using {path.name} instead")
                 return path
-            problems[path.name] = problem
-        details = "; ".join(f"{name}: {what}" for name, what in problems.items())
-        raise UserError(f"{self.checkpoints}: all checkpoints are damaged ({details})")
+            problems.append(f"{path}: {problem}")
+        raise UserError(f"{self.checkpoints}: all checkpoints are damaged ({'; '.join(problems)})")
 
     def without_checkpoint(self) -> UserError:
         """The error raised when a checkpoint is needed and there is none."""
@@ -177,29 +178,21 @@ class RunFolder:
         for path in self.checkpoints.glob(f"*{_SUPERSEDED}"):
             path.unlink(missing_ok=True)
 
-    def _named(self, kind: str) -> list[Path]:
-        found = [path for path in self.checkpoints.glob(f"{kind}-*.ckpt") if _NAME.fullmatch(path.name)]
-        return sorted(found, key=step_of, reverse=True)
-
     def wandb_run(self) -> dict[str, str | None] | None:
         """id, project and entity of the run at W&B, the last two as far as they are known; None: it has none yet.
         UserError: the file holds none that W&B could have given."""
         if not self.wandb_id.exists():
             return None
         try:
-            lines = read_text(self.wandb_id, 1000).rstrip("\n").split("\n")
+            found = _OF_WANDB.fullmatch(read_text(self.wandb_id, 1000))
         except Unreadable as error:
             raise UserError(f"{self.wandb_id}: {error}") from None
-        if (
-            len(lines) > 3
-            or not _OF_WANDB.fullmatch(lines[0])
-            or not all(_OF_WANDB.fullmatch(line) for line in lines[1:] if line)
-        ):
+        if found is None:
             raise UserError(
                 f"{self.wandb_id}: expected the id, the project and the entity of a run at W&B, a line each; "
                 "without the file a new run begins there"
             )
-        return {name: line or None for name, line in zip(("id", "project", "entity"), lines, strict=False)}
+        return {name: value or None for name, value in found.groupdict().items()}
 
     def overrides(self) -> list[str]:
         """The overrides the run was started with, for display (config.yaml is what counts); [] if they cannot be
@@ -215,14 +208,13 @@ class RunFolder:
         """Records the overrides of this run and the directory its relative paths start from, in the files in which
         Hydra records those of a sweep's jobs."""
         self.recorded_overrides.parent.mkdir(exist_ok=True)
-        started_in = {"hydra": {"runtime": {"cwd": str(Path.cwd())}}}
-        for path, content in (
-            (self.recorded_overrides, list(overrides)),
-            (self.recorded_overrides.with_name("hydra.yaml"), started_in),
-        ):
-            if path == self.recorded_overrides or not path.exists():
-                with replaced(path) as new:
-                    new.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+        directory = self.recorded_overrides.with_name("hydra.yaml")
+        files: dict[Path, object] = {self.recorded_overrides: list(overrides)}
+        if not directory.exists():
+            files[directory] = {"hydra": {"runtime": {"cwd": str(Path.cwd())}}}
+        for path, content in files.items():
+            with replaced(path) as new:
+                new.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
 
 
 def step_of(checkpoint: Path) -> int:
@@ -261,17 +253,14 @@ def find_run(name: str, root: Path | None = None) -> tuple[RunFolder, Path | Non
         return folder, None
     if not path.exists():
         raise UserError(f"{name}: does not exist; expected `last`, a run folder, or a checkpoint in one")
-    folder = RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
-    if not folder.is_run():
-        raise UserError(
-            f"{name}: is not in a run folder; expected RUN/checkpoints/step-00000200.ckpt with RUN/config.yaml"
-        )
-    return folder, path
+    return run_of(path.parent.parent if path.parent.name == "checkpoints" else path.parent, name), path
 
 
-def run_of(path: Path) -> RunFolder:
-    """The run folder ``path``. UserError: it is not one."""
+def run_of(path: Path, name: str | None = None) -> RunFolder:
+    """The run folder ``path``. UserError: it is not one, in which ``name`` stands."""
     folder = RunFolder(path)
     if not folder.is_run():
-        raise UserError(f"{path}: not a run folder; expected config.yaml and checkpoints/ in it")
+        raise UserError(
+            f"{name or path}: not a run folder, or a file in one; expected config.yaml and checkpoints/ in {path}"
+        )
     return folder

@@ -22,7 +22,7 @@ from hybridlm.config.overrides import quoted
 from hybridlm.errors import UserError
 from hybridlm.files.folders import refuse_links
 from hybridlm.files.held import Held, holding
-from hybridlm.machine.lifetime import dies_with
+from hybridlm.machine.launcher import dies_with
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.sweep.display import Display, Running
 from hybridlm.sweep.job import LOG, Job, Sweep

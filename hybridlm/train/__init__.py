@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from hybridlm.config.run import RunConfig
-    from hybridlm.train.in_process import TrainedRun
+from typing import Any
 
 
 class _Callable(ModuleType):
     """``hybridlm.train`` is this package once a module of it is imported, and a function of the Python API before: so
     the package can be called, too."""
 
-    def __call__(self, config: RunConfig, folder: str | Path | None = None, *, resume: bool = False) -> TrainedRun:
+    def __call__(self, config: Any, folder: Any = None, *, resume: bool = False) -> Any:
         from hybridlm.train.in_process import train
 
         return train(config, folder, resume=resume)

@@ -3,24 +3,31 @@ stops in."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any, cast
 
 import lightning
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
+from hybridlm.config.train import TrainerConfig
 from hybridlm.errors import RunFailed, UserError
+from hybridlm.files.checksum import closing_line
+from hybridlm.files.durable import replaced
+from hybridlm.machine.device import CPU
 from hybridlm.runs.checkpoint import export_weights
-from hybridlm.runs.run_folder import step_of
-from hybridlm.train.checkpoint_io import add_name, writer_of
+from hybridlm.runs.run_folder import RunFolder, step_of
+from hybridlm.train.stopping import Stopping
 from hybridlm.train.validation import validation_score
-
-if TYPE_CHECKING:
-    from hybridlm.config.train import TrainerConfig
-    from hybridlm.runs.run_folder import RunFolder
-    from hybridlm.train.stopping import Stopping
 
 
 class Checkpoints(Checkpoint):
@@ -92,8 +99,8 @@ class Checkpoints(Checkpoint):
         that."""
         if not math.isfinite(score):
             return False
-        ranked = sorted({**self._best, step: score}.items(), key=lambda item: (item[1], item[0]))[: self.keep_best]
-        self._best = dict(ranked)
+        self._best[step] = score
+        self._best = dict(sorted(self._best.items(), key=lambda item: (item[1], item[0]))[: self.keep_best])
         return step in self._best
 
     def _finish_save(self, trainer: lightning.Trainer, *, last: bool = False) -> None:
@@ -104,9 +111,8 @@ class Checkpoints(Checkpoint):
         paths, self._pending = self._pending, []
         with trainer.profiler.profile("save_checkpoint"):  # type: ignore[attr-defined]  # counted as such
             failed = trainer.strategy.broadcast(self._complete(trainer, paths) if trainer.is_global_zero else {})
-        step = step_of(paths[0])
-        if self._folder.best_checkpoint(step) in failed:
-            del self._best[step]
+        if self._folder.best_checkpoint(step_of(paths[0])) in failed:
+            del self._best[step_of(paths[0])]
         if last and paths[0] in failed:
             raise RunFailed(self._problem(paths[0], failed[paths[0]]))
         self._report(failed)
@@ -114,16 +120,17 @@ class Checkpoints(Checkpoint):
     def _complete(self, trainer: lightning.Trainer, paths: list[Path]) -> dict[Path, str]:
         """On the first rank: waits until the first of ``paths`` is written, adds the others, and deletes the
         checkpoints that are no longer kept. Returns what could not be written, and why."""
-        trainer.strategy.checkpoint_io.teardown()
+        writer: Any = trainer.strategy.checkpoint_io
+        writer.teardown()
         first, *others = paths
-        if (error := writer_of(trainer).error) is not None:
+        if (error := getattr(writer, "checkpoint_io", writer).error) is not None:  # of the one that a thread calls
             return dict.fromkeys(paths, error)
         failed = {path: error for path in others if (error := add_name(first, path)) is not None}
         best = self._folder.best_checkpoint(step_of(first))
-        if best in paths and best not in failed:
-            for old in self._folder.best_checkpoints():
-                if step_of(old) not in self._best:
-                    old.unlink(missing_ok=True)
+        beaten = [] if best in failed or best not in paths else self._folder.best_checkpoints()
+        for old in beaten:
+            if step_of(old) not in self._best:
+                old.unlink(missing_ok=True)
         if first != best:
             self._prune()
         return failed
@@ -160,11 +167,85 @@ class Checkpoints(Checkpoint):
         safetensors. A failure is reported and ends nothing: the checkpoints have the weights too."""
         exports = {self._folder.weights: self._folder.step_checkpoint(step)}
         if self._best:
-            exports[self._folder.best_weights] = self._folder.best_checkpoint(
-                min(self._best, key=self._best.__getitem__)
-            )
+            best = min(self._best, key=self._best.__getitem__)
+            exports[self._folder.best_weights] = self._folder.best_checkpoint(best)
         for target, checkpoint in exports.items():
             try:
                 export_weights(checkpoint, target)
             except (OSError, UserError) as error:
                 self._say(f"warning     {target}: cannot be written ({error})")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """A crash at any moment leaves the old file or the new one. (Lightning's own writer goes through $TMPDIR, and a
+    move from there may be a copy.)
+
+    A file that cannot be written raises nothing: only the first rank writes, and the others would wait for it forever.
+    The reason is left in ``error``, for the caller to share with all ranks.
+    """
+
+    error: str | None = None  # why the last file could not be written; None: it is on disk
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        target, self.error = Path(path), None
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replaced(target) as partial, open(partial, "wb") as file:
+                hashed = _Hashed(file)
+                torch.save(checkpoint, cast(IO[bytes], hashed))
+                if hashed.error is not None:
+                    raise hashed.error
+                file.write(closing_line(hashed.digest.hexdigest()))
+        except OSError as error:
+            self.error = error.strerror or str(error)
+
+
+class BackgroundCheckpointIO(AsyncCheckpointIO):
+    """Lightning's asynchronous writer: a save returns once the state has been copied, and a thread writes the copy.
+
+    The copy is made in host memory (Lightning's own would stay on the device), and one write runs at a time.
+    ``teardown`` waits for it.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        self.teardown()
+        super().save_checkpoint(move_data_to_device(checkpoint, torch.device(CPU)), path, storage_options)
+
+
+class _Hashed(io.RawIOBase):
+    """A binary file that is hashed as it is written.
+
+    torch.save calls ``write`` from C++, which turns an exception into another one about a position in the archive: the
+    first error is kept, and what follows is dropped.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+        self.error: BaseException | None = None
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        if self.error is None:
+            try:
+                self._file.write(data)
+                self.digest.update(data)
+            except BaseException as error:  # a full disk, or Ctrl-C
+                self.error = error
+        return len(data)
+
+
+def add_name(source: Path, target: Path) -> str | None:
+    """Gives the checkpoint ``source`` the second name ``target``: a hard link where the file system has them, otherwise
+    a copy. Returns why it could not, or None."""
+    try:
+        with replaced(target) as partial:
+            try:
+                os.link(source, partial)
+            except OSError:
+                shutil.copyfile(source, partial)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

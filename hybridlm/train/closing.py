@@ -8,25 +8,18 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hybridlm.config.load import load_config
-from hybridlm.config.overrides import merged, quoted, typed
-from hybridlm.errors import UserError
-from hybridlm.runs.run_folder import newest_run
+import lightning
+
+from hybridlm.config.overrides import quoted, typed
+from hybridlm.config.run import RunConfig
+from hybridlm.data.corpus import Prepared
+from hybridlm.runs.resume import Call
+from hybridlm.runs.run_folder import RunFolder, newest_run
+from hybridlm.train.console import Console
+from hybridlm.train.loggers import Remote
 from hybridlm.train.stopping import Stopped
-
-if TYPE_CHECKING:
-    import lightning
-
-    from hybridlm.config.run import RunConfig
-    from hybridlm.data.corpus import Prepared
-    from hybridlm.runs.run_folder import RunFolder
-    from hybridlm.train.call import Call
-    from hybridlm.train.console import Console
-
-_ANOTHER = ("model.pattern=(TM)*3", "optim.lr=2e-3")
-_PROMPT_TOKENS, _PROMPT_LETTERS = 64, 24
 
 
 def hints(call: Call, folder: RunFolder, config: RunConfig, prepared: Prepared, steps: int) -> list[str]:
@@ -36,32 +29,10 @@ def hints(call: Call, folder: RunFolder, config: RunConfig, prepared: Prepared, 
     if any(part.train.stream.masked for part in prepared.parts):
         found.append((f"hybridlm chat {run}", "chat with it"))
     elif prepared.parts:
-        found.append((f"hybridlm generate {run} --prompt {shlex.quote(_prompt(prepared))} -n 200", "generate text"))
+        prompt = next(iter(config.callbacks.samples.prompts), "The")
+        found.append((f"hybridlm generate {run} --prompt {shlex.quote(prompt)} -n 200", "generate text"))
     found.append((f"hybridlm report {run}", "plot its metrics"))
-    if (another := _another(call, config)) is not None:
-        found.append((another, "try another model"))
     return [f"  {command}    # {what}" for command, what in found]
-
-
-def _prompt(prepared: Prepared) -> str:
-    """The first words of the held-out text."""
-    stream, tokenizer = prepared.parts[0].val.stream, prepared.tokenizer
-    ids = [int(i) for i in stream.read(0, min(len(stream), _PROMPT_TOKENS)) if int(i) != tokenizer.eos_id]
-    lines = [line.strip() for line in tokenizer.decode(ids).splitlines()]
-    text = next((line for line in lines if line and line.isprintable() and "\ufffd" not in line), "The")
-    short = text[:_PROMPT_LETTERS]
-    return short if len(text) <= _PROMPT_LETTERS else short.rpartition(" ")[0] or short
-
-
-def _another(call: Call, config: RunConfig) -> str | None:
-    """The same with other layers; None if the configuration cannot have them."""
-    tree = config.model_dump()
-    tree["model"]["pattern"], tree["optim"]["lr"] = "(TM)*3", 2e-3
-    try:
-        load_config(tree)
-    except UserError:
-        return None
-    return _command(call, merged(_plain(call), _ANOTHER))
 
 
 def name_of(folder: RunFolder) -> str:
@@ -75,35 +46,30 @@ def name_of(folder: RunFolder) -> str:
 
 def go_on(call: Call, folder: RunFolder) -> str:
     """The command that resumes a run from its newest checkpoint, or starts it again if it has none."""
-    if folder.resumable():
-        name = name_of(folder)
-        plain = re.fullmatch(r"[\w./-]+", name)
-        return _command(call, [f"ckpt={name if plain else quoted(name)}"])
-    return _command(call, [*_plain(call), "ckpt=auto", f"hydra.run.dir={quoted(folder.path.absolute())}"])
-
-
-def _plain(call: Call) -> list[str]:
-    """The overrides as they are typed."""
-    return [typed(line) for line in call.overrides]
-
-
-def _command(call: Call, overrides: list[str]) -> str:
+    name = name_of(folder)
+    overrides = [f"ckpt={name}" if re.fullmatch(r"[\w./-]+", name) else f"ckpt={quoted(name)}"]
+    if not folder.resumable():
+        overrides = [*map(typed, call.overrides), "ckpt=auto", f"hydra.run.dir={quoted(folder.path.absolute())}"]
     return f"{call.program} {shlex.join(overrides)}"
 
 
 @contextmanager
-def ending(console: Console, trainer: lightning.Trainer, folder: RunFolder, call: Call) -> Iterator[None]:
-    """Closes the progress bar however training ends; an interrupted run prints how to resume it."""
+def ending(
+    console: Console, remote: Remote, trainer: lightning.Trainer, folder: RunFolder, call: Call
+) -> Iterator[None]:
+    """Closes the progress bar however training ends, and the remote logger if it fails; an interrupted run prints how
+    to resume it."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit) as end:
+    except BaseException as end:
         console.close()
-        why = f" by {end.reason}" if isinstance(end, Stopped) else ""
-        where = "resume from the last checkpoint" if folder.resumable() else "nothing is saved; start again"
-        console.say(f"stopped{why} at step {trainer.global_step}; {where} with {go_on(call, folder)}")
+        if isinstance(end, KeyboardInterrupt | SystemExit):
+            why = f" by {end.reason}" if isinstance(end, Stopped) else ""
+            where = "resume from the last checkpoint" if folder.resumable() else "nothing is saved; start again"
+            console.say(f"stopped{why} at step {trainer.global_step}; {where} with {go_on(call, folder)}")
+        remote.close()
         raise
-    finally:
-        console.close()
+    console.close()
 
 
 def report(console: Console, summary: dict[str, Any], hints: list[str]) -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 
+from hybridlm.config.train import TrainerConfig
 from hybridlm.errors import ConfigError
 from hybridlm.machine.device import CPU
-
-if TYPE_CHECKING:
-    from hybridlm.config.train import TrainerConfig
-    from hybridlm.model.lm import HybridLM
+from hybridlm.model.lm import HybridLM
 
 # Compiled versions of a block's code: per kind of layer, with and without gradients, for fixed and dynamic lengths.
 _VERSIONS = 64  # torch's default is 8

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import faulthandler
 import logging
-import random
-import signal
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from hybridlm.config.run import RunConfig
 from hybridlm.errors import ConfigError, RunFailed
+from hybridlm.runs.resume import Call
 from hybridlm.runs.run_folder import RunFolder
-from hybridlm.train.call import Call
-
-if TYPE_CHECKING:
-    from hybridlm.config.run import RunConfig
 
 _LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
 
@@ -72,26 +66,16 @@ def train(config: RunConfig, folder: str | Path | None = None, *, resume: bool =
 
 @contextmanager
 def _restored() -> Iterator[None]:
-    """Gives back what a run changes in the whole process."""
-    import numpy as np
+    """Gives back what a run changes in the whole process. (Lightning restores the handlers of signals.)"""
     import torch
+    from lightning.pytorch.utilities.seed import isolate_rng
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-    handlers = {number: signal.getsignal(number) for number in numbers}
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    threads, faults = torch.get_num_threads(), faulthandler.is_enabled()
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=range(min(1, torch.cuda.device_count()))):
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings(), isolate_rng():
         try:
             yield
         finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-            if threading.current_thread() is threading.main_thread():
-                for number, handler in handlers.items():
-                    signal.signal(number, handler)
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
             torch.set_num_threads(threads)
-            if not faults:
-                faulthandler.disable()

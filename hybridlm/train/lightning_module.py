@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 
+from hybridlm.config.optim import OptimConfig
+from hybridlm.data.windows.loader import Batch
 from hybridlm.layers.ffn import RouterStats
+from hybridlm.machine.description import Machine
 from hybridlm.model.lm import HybridLM
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups
 from hybridlm.runs.checkpoint import KEY
 from hybridlm.train.schedule import lr_factor
-
-if TYPE_CHECKING:
-    from hybridlm.config.optim import OptimConfig
-    from hybridlm.data.windows.loader import Batch
-    from hybridlm.machine.description import Machine
 
 
 class LitLM(lightning.LightningModule):
@@ -41,13 +40,9 @@ class LitLM(lightning.LightningModule):
         """Under FSDP2: shards the parameters, block by block and then the rest."""
         if not self._sharded or isinstance(self.model.norm.weight, torch.distributed.tensor.DTensor):
             return
-        from torch.distributed.fsdp import fully_shard
-
         assert self.device_mesh is not None
-        mesh = self.device_mesh["data_parallel"]
-        for block in self.model.blocks:
-            fully_shard(block, mesh=mesh)
-        fully_shard(self.model, mesh=mesh)
+        for module in (*self.model.blocks, self.model):
+            fully_shard(module, mesh=self.device_mesh["data_parallel"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """The loss is the sum over this micro-batch divided by the number of targets in the global batch, so that every
@@ -81,9 +76,15 @@ class LitLM(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The schedule follows from the step and the current settings (``ExactSteps``). Its saved state is not used:
-        torch would set whatever the file contains as attributes."""
-        step = checkpoint["global_step"]
+        """The schedule and Lightning's counters follow from the step (``ExactSteps`` sets the rates); only the position
+        in the data is read. Lightning and torch would set whatever else the file contains as attributes."""
+        step, loops = checkpoint["global_step"], self.trainer.fit_loop.state_dict()
+        loops["state_dict"] = checkpoint["loops"]["fit_loop"]["state_dict"]
+        steps = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
+        batches = loops["epoch_loop.batch_progress"]["total"]
+        steps.update(dict.fromkeys(steps, step))
+        batches.update(dict.fromkeys(batches, step * self.trainer.accumulate_grad_batches))
+        checkpoint["loops"] = {"fit_loop": loops}
         checkpoint["lr_schedulers"] = [{"last_epoch": step, "_step_count": step + 1, "lr_lambdas": []}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -98,9 +99,7 @@ def model_of(module: lightning.LightningModule) -> HybridLM:
 def hybrid_optimizer(trainer: lightning.Trainer) -> HybridOptimizer:
     """The run's optimizer, without Lightning's wrapper."""
     optimizer = trainer.optimizers[0]
-    optimizer = getattr(optimizer, "optimizer", optimizer)
-    assert isinstance(optimizer, HybridOptimizer)
-    return optimizer
+    return cast(HybridOptimizer, getattr(optimizer, "optimizer", optimizer))
 
 
 def propagate_non_finite(loss: Tensor) -> Tensor:

@@ -12,7 +12,11 @@ import torch
 from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
+from hybridlm.config.run import RunConfig
+from hybridlm.machine.description import Machine
 from hybridlm.machine.device import peak_memory_gb
+from hybridlm.model.count import flops_per_token
+from hybridlm.model.lm import HybridLM
 from hybridlm.train.lightning_module import hybrid_optimizer
 from hybridlm.train.validation import MEASURED
 
@@ -54,7 +58,8 @@ COLUMNS = (
     "data/epoch",
 )
 
-DATA, CHECKPOINTS = "data", "checkpoints"
+# What is timed, by the names that Lightning 2.6 and MetricsCallback give the profiler.
+_TIMED = {"[_TrainingEpochLoop].train_dataloader_next": "data", "save_checkpoint": "ckpt", "step": "step", "val": "val"}
 
 
 def perplexity(loss: float) -> float:
@@ -62,28 +67,28 @@ def perplexity(loss: float) -> float:
 
 
 class Clock(Profiler):
-    """``seconds`` that this process has spent waiting for training data and writing checkpoints, by the marks that
-    Lightning's loop sets for profilers. Neither includes the other."""
+    """``seconds`` that this process has spent in training steps, waiting for their data, in validation and writing
+    checkpoints, as a profiler of Lightning. None includes another."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds = {DATA: 0.0, CHECKPOINTS: 0.0}
+        self.seconds = dict.fromkeys(_TIMED.values(), 0.0)
+        self._asked = dict(self.seconds)
         self._began: dict[str, float] = {}
 
-    @staticmethod
-    def _kind(action: str) -> str | None:
-        """What an action of Lightning 2.6 counts as, if it is timed."""
-        if action.endswith(".train_dataloader_next"):
-            return DATA
-        return CHECKPOINTS if action == "save_checkpoint" else None
-
     def start(self, action_name: str) -> None:
-        if (kind := self._kind(action_name)) is not None:
-            self._began[kind] = time.perf_counter()
+        self._began[action_name] = time.perf_counter()
 
     def stop(self, action_name: str) -> None:
-        if (kind := self._kind(action_name)) is not None and kind in self._began:
-            self.seconds[kind] += time.perf_counter() - self._began.pop(kind)
+        began = self._began.pop(action_name, None)
+        if began is not None and action_name in _TIMED:
+            self.seconds[_TIMED[action_name]] += time.perf_counter() - began
+
+    def lap(self, kind: str) -> float:
+        """Seconds of ``kind`` since it was last asked for."""
+        seconds = self.seconds[kind] - self._asked[kind]
+        self._asked[kind] = self.seconds[kind]
+        return seconds
 
 
 class MetricsCallback(lightning.Callback):
@@ -95,41 +100,34 @@ class MetricsCallback(lightning.Callback):
 
     def __init__(
         self,
-        log_every: int,
-        clock: Clock,
-        *,
-        tokens_per_step: int,
-        flops_per_token: float,
-        peak_flops: float | None,
+        config: RunConfig,
+        machine: Machine,
+        model: HybridLM,
         token_bytes: Tensor,
-        more: Callable[[lightning.Trainer], Metrics] = lambda trainer: {},
+        clock: Clock,
+        more: Callable[[lightning.Trainer], Metrics],
     ) -> None:
-        """clock: the trainer's profiler. flops_per_token: of training, as the layers count them. peak_flops: of all
-        devices per second; None: unknown. token_bytes: (V,) bytes of text per id. more: further metrics of a logged
+        """token_bytes: (V,) bytes of text per id. clock: the trainer's profiler. more: further metrics of a logged
         step, called on every rank."""
-        self._log_every, self._clock, self._more = log_every, clock, more
-        self._tokens_per_step, self._flops_per_token, self._peak_flops = tokens_per_step, flops_per_token, peak_flops
-        self._token_bytes = token_bytes
-        self._step = 0
-        self._loss: Tensor | None = None  # sum over the micro-batches of the current step
-        self._counted: Tensor | None = None  # (2,) bytes of text and targets, likewise
+        self._log_every, self._clock, self._more = config.trainer.log_every, clock, more
+        self._tokens_per_step = machine.global_batch * config.data.seq_len
+        self._flops_per_token = flops_per_token(model, config.data.seq_len, "train")  # as the layers count them
+        self._peak_flops, self._token_bytes = machine.peak_flops, token_bytes
+        self._loss: Tensor | float = 0.0  # sum over the micro-batches of the current step
+        self._counted: Tensor | int = 0  # (2,) bytes of text and targets, likewise
         self._rates: dict[str, float] = {}  # by role, of the last optimizer step
-        self._steps_timed = 0
-        self._seconds = 0.0  # of training alone: data, validation and checkpoints do not count
-        self._logged = dict(clock.seconds)  # those of the clock that earlier rows have reported
-        self._since = self._validating = 0.0
+        self._step = self._logged = 0  # the last optimizer step, and the last one that was logged
         self._memory: float | None = None
-        self._of_steps = self._of_validation = 0.0
-        self._train_seconds, self._train_steps = 0.0, 0
+        self._rate_seconds, self._rate_steps = 0.0, 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._step = trainer.global_step
+        self._step = self._logged = trainer.global_step
         self._token_bytes = self._token_bytes.to(pl_module.device)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._since = time.perf_counter()
+        self._clock.start("step")
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
@@ -141,68 +139,63 @@ class MetricsCallback(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        share = outputs["loss_sum"] / outputs["n_targets"]
-        self._loss = share if self._loss is None else self._loss + share
+        self._loss = self._loss + outputs["loss_sum"] / outputs["n_targets"]
         learned = batch["targets"] >= 0
-        counted = torch.stack([(self._token_bytes[batch["targets"].clamp(min=0)] * learned).sum(), learned.sum()])
-        self._counted = counted if self._counted is None else self._counted + counted
-        stepped = trainer.global_step != self._step
-        due = stepped and (trainer.global_step % self._log_every == 0 or trainer.global_step in (1, trainer.max_steps))
-        loss = text_bytes = targets = 0.0
-        if due:  # reading a number waits for the device, so that the time is taken after the work is really done
-            loss = float(trainer.strategy.reduce(self._loss, reduce_op="sum"))
-            text_bytes, targets = trainer.strategy.reduce(self._counted, reduce_op="sum").tolist()
-        self._seconds += time.perf_counter() - self._since
-        if not stepped:
-            return
-        self._step, self._loss, self._counted = trainer.global_step, None, None
-        self._steps_timed += 1
-        if not due:
-            return
-        metrics: Metrics = {"data/targets": int(targets)}
+        text_bytes = (self._token_bytes[batch["targets"].clamp(min=0)] * learned).sum()
+        self._counted = self._counted + torch.stack([text_bytes, learned.sum()])
+        step = trainer.global_step
+        stepped = step != self._step
+        due = stepped and (step % self._log_every == 0 or step in (1, trainer.max_steps))
+        losses = self._losses(trainer) if due else {}  # waits for the device: the time is taken after the work is done
+        self._clock.stop("step")
+        if stepped:
+            self._step, self._loss, self._counted = step, 0.0, 0
+        if due:
+            self._write(
+                trainer, losses | self._state(trainer, pl_module) | self._position(trainer) | self._more(trainer)
+            )
+
+    def _losses(self, trainer: lightning.Trainer) -> Metrics:
+        loss = float(trainer.strategy.reduce(self._loss, reduce_op="sum"))
+        text_bytes, targets = trainer.strategy.reduce(self._counted, reduce_op="sum").tolist()
+        metrics: Metrics = {"data/targets": targets}
         if targets:  # otherwise there is no loss, and 0 would look like one
             metrics |= {"train/loss": loss, "train/ppl": perplexity(loss)}
         if text_bytes:
             metrics["train/bpb"] = loss * targets / math.log(2) / text_bytes
-        metrics |= self._optimizer(trainer) | self._performance(trainer, pl_module) | self._position(trainer)
-        self._write(trainer, metrics | self._more(trainer))
+        return metrics
 
-    def _optimizer(self, trainer: lightning.Trainer) -> Metrics:
-        optimizer = hybrid_optimizer(trainer)
+    def _state(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> Metrics:
+        """Of the optimizer, and the speed since the last call."""
+        optimizer, steps, self._logged = hybrid_optimizer(trainer), self._step - self._logged, self._step
         assert optimizer.grad_norm is not None
-        return {
+        training, waited, written = (self._clock.lap(kind) for kind in ("step", "data", "ckpt"))
+        if self._step > 1:  # the first step also warms up allocators and kernels
+            self._rate_seconds += training + waited
+            self._rate_steps += steps
+        tokens_per_s = steps * self._tokens_per_step / (training + waited)
+        self._memory = peak_memory_gb(module.device)
+        metrics: Metrics = {
             "optim/lr": optimizer.used_lr,
             **{f"optim/lr/{role}": rate for role, rate in self._rates.items()},
             "optim/grad_norm": float(optimizer.grad_norm),
             "optim/skipped_steps": optimizer.skipped,
-        }
-
-    def _performance(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> Metrics:
-        """Of the steps since the last call."""
-        waited, written = (self._clock.seconds[kind] - self._logged[kind] for kind in (DATA, CHECKPOINTS))
-        self._logged = dict(self._clock.seconds)
-        seconds = self._seconds + waited
-        tokens_per_s = self._steps_timed * self._tokens_per_step / seconds
-        if self._step > 1:  # the first step also warms up allocators and kernels
-            self._train_seconds, self._train_steps = (
-                self._train_seconds + seconds,
-                self._train_steps + self._steps_timed,
-            )
-        metrics: Metrics = {
             "perf/tokens_per_s": round(tokens_per_s, 1),
-            "perf/flops_per_s": tokens_per_s * self._flops_per_token,
+            **self._flops(tokens_per_s, "perf/"),
+            "perf/step_s": training / steps,
+            "perf/data_s": waited / steps,
         }
-        if self._peak_flops is not None:
-            metrics["perf/mfu"] = tokens_per_s * self._flops_per_token / self._peak_flops
-        metrics |= {"perf/step_s": self._seconds / self._steps_timed, "perf/data_s": waited / self._steps_timed}
         if written:
             metrics["perf/ckpt_s"] = written
-        self._memory = peak_memory_gb(pl_module.device)
         if self._memory is not None:
             metrics["perf/memory_gb"] = self._memory
-        self._of_steps += self._seconds
-        self._seconds, self._steps_timed = 0.0, 0
         return metrics
+
+    def _flops(self, tokens_per_s: float, prefix: str = "") -> dict[str, float]:
+        """Model FLOPs per second, and their share of the peak if that is known."""
+        flops = tokens_per_s * self._flops_per_token
+        share = {} if self._peak_flops is None else {f"{prefix}mfu": flops / self._peak_flops}
+        return {f"{prefix}flops_per_s": flops, **share}
 
     def _position(self, trainer: lightning.Trainer) -> Metrics:
         micro_batches = self._step * trainer.accumulate_grad_batches
@@ -212,15 +205,14 @@ class MetricsCallback(lightning.Callback):
         }
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._validating = time.perf_counter()
+        self._clock.start("val")
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        seconds = time.perf_counter() - self._validating
-        self._of_validation += seconds
+        self._clock.stop("val")
         if trainer.state.fn != "fit":  # the last one, on all held-out text, goes into the summary
             return
         measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(MEASURED)}
-        further = {"val/ppl": perplexity(measured["val/loss"]), "perf/val_s": seconds}
+        further = {"val/ppl": perplexity(measured["val/loss"]), "perf/val_s": self._clock.lap("val")}
         self._write(trainer, {**measured, **further, **self._position(trainer)})
 
     def _write(self, trainer: lightning.Trainer, metrics: Metrics) -> None:
@@ -229,20 +221,15 @@ class MetricsCallback(lightning.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(finite, step=self._step)  # type: ignore[arg-type]  # ours take lists
 
-    @property
-    def tokens_per_s(self) -> float:
-        """Over this session, without its first step."""
-        return self._train_steps * self._tokens_per_step / self._train_seconds if self._train_seconds else 0.0
-
     def throughput(self) -> dict[str, float | None]:
-        """For summary.json, of this session: where its seconds went, model FLOPs per second, and peak memory in GiB."""
-        flops = self.tokens_per_s * self._flops_per_token
+        """For summary.json: FLOPs per token (counted before the weights were sharded), and of this session tokens and
+        model FLOPs per second without the first step, peak memory in GiB, and where the seconds went."""
+        tokens_per_s = self._rate_steps * self._tokens_per_step / self._rate_seconds if self._rate_seconds else 0.0
         return {
-            "flops_per_s": flops,
-            "mfu": None if self._peak_flops is None else flops / self._peak_flops,
+            "train_flops_per_token": self._flops_per_token,
+            "tokens_per_s": tokens_per_s,
+            "mfu": None,
+            **self._flops(tokens_per_s),
             "memory_gb": self._memory,
-            "step_seconds": self._of_steps,
-            "data_seconds": self._clock.seconds[DATA],
-            "val_seconds": self._of_validation,
-            "ckpt_seconds": self._clock.seconds[CHECKPOINTS],
+            **{f"{kind}_seconds": seconds for kind, seconds in self._clock.seconds.items()},
         }

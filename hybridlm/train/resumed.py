@@ -7,22 +7,22 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from hybridlm.config.problems import recorded, show
+from hybridlm.config.run import RunConfig
+from hybridlm.data.corpus import Prepared
+from hybridlm.data.windows.loader import Position
 from hybridlm.errors import ConfigError, UserError
-from hybridlm.runs.checkpoint import EMA_KEY, KEY, PREFIX, read_checkpoint, rebuilt, refuse_misfits
-from hybridlm.runs.resume import model_changes
-from hybridlm.train.call import NothingLeft
+from hybridlm.machine.description import Machine
+from hybridlm.memory.plan import Plan, Planner
+from hybridlm.memory.report import refusal
+from hybridlm.memory.suggest import suggestions
+from hybridlm.model.lm import HybridLM
+from hybridlm.runs.checkpoint import EMA_KEY, KEY, read_checkpoint, rebuilt, refuse_misfits, weights_of
+from hybridlm.runs.resume import NothingLeft, model_changes
+from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.saved_state import TrainingState, misfit_optimizer
-
-if TYPE_CHECKING:
-    from hybridlm.config.run import RunConfig
-    from hybridlm.data.corpus import Prepared
-    from hybridlm.data.windows.loader import Position
-    from hybridlm.machine.description import Machine
-    from hybridlm.model.lm import HybridLM
-    from hybridlm.runs.run_folder import RunFolder
 
 TEXT = "text"  # the key for the content of the corpora in data_facts
 
@@ -46,17 +46,8 @@ class Resumed(NamedTuple):
         resume from here, whatever the checksum says."""
         content = read_checkpoint(checkpoint, verified=verified)
         model, state = _trusted(content, config, checkpoint)
-        ours = content[KEY]
-        position = state.loops.fit_loop.loader.combined_loader[0]
-        facts = (ours["tokenizer"], ours["accumulate"], ours.get("data", {}))
-        return Resumed(checkpoint, state.global_step, *facts, position, model)
-
-    def settle(self, config: RunConfig) -> RunConfig:
-        """``config`` with the accumulation of the checkpoint where it is auto: a plan for another memory size must not
-        change it."""
-        if config.trainer.accumulate != "auto" or config.data.batch_size != "auto":
-            return config
-        return config.model_copy(update={"trainer": config.trainer.model_copy(update={"accumulate": self.accumulate})})
+        facts = (content[KEY]["tokenizer"], content[KEY]["accumulate"], content[KEY].get("data", {}))
+        return Resumed(checkpoint, state.global_step, *facts, state.position, model)
 
     def refuse(self, machine: Machine, folder: RunFolder, *, named: bool) -> None:
         """UserError: the checkpoint is past the last step, or its steps were split differently; NothingLeft: it is at
@@ -64,17 +55,18 @@ class Resumed(NamedTuple):
 
         A run that was stopped between its last step and its summary is resumed too, for what comes after the last step.
         """
-        if self.step == machine.max_steps and folder.summary.exists() and not named:
+        done = self.step == machine.max_steps and folder.summary.exists()
+        if done and not named:
             raise NothingLeft(
                 f"{folder.path} is complete at step {self.step}; use trainer.max_steps={2 * self.step} to continue"
             )
         if self.accumulate != machine.accumulate:
             raise UserError(
                 f"{self.path}: was trained with {self.accumulate} micro-batches per step and device, this run has"
-                f" {machine.accumulate}; resume with trainer.accumulate={self.accumulate} (Lightning counts its"
-                " position in micro-batches)"
+                f" {machine.accumulate}; resume with trainer.accumulate={self.accumulate}, so that"
+                " its steps stay the same"
             )
-        if self.step > machine.max_steps or (self.step == machine.max_steps and folder.summary.exists()):
+        if done or self.step > machine.max_steps:
             raise ConfigError(
                 f"trainer.max_steps = {machine.max_steps}: {self.path} is already at step {self.step}; use a larger"
                 " number to continue"
@@ -89,29 +81,49 @@ class Resumed(NamedTuple):
             raise UserError(
                 f"{self.path}: was trained with a different tokenizer; did the text or data.tokenizer change since?"
             )
-        differing = [name for name in read if name in self.data and self.data[name] != read[name]]
-        if not differing:
-            return
-        what = ", ".join(
-            (
-                "the training or validation text"
-                if name == TEXT
-                else f"{name}: {show(self.data[name])} -> {show(read[name])}"
-            )
-            for name in differing
-        )
-        if changed == "refuse":
+        differing = [
+            f"{name}: {show(self.data[name])} -> {show(read[name])}"
+            if name != TEXT
+            else "the training or validation text"
+            for name in read
+            if name in self.data and self.data[name] != read[name]
+        ]
+        if differing and changed == "refuse":
             raise UserError(
-                f"{self.path}: was trained on different data ({what}); use data.changed=accept to resume with"
-                " today's data"
+                f"{self.path}: was trained on different data ({', '.join(differing)}); use data.changed=accept to"
+                " resume with today's data"
             )
-        say(f"data        changed since step {self.step}: {what}")
+        if differing:
+            say(f"data        changed since step {self.step}: {', '.join(differing)}")
+
+
+class Start(NamedTuple):
+    """What a run starts from: its plan, the model on "meta" that was planned, and the checkpoint it resumes from."""
+
+    plan: Plan
+    model: HybridLM
+    resumed: Resumed | None
+
+
+def planned(config: RunConfig, checkpoint: Path | None, *, verified: bool = False) -> Start:
+    """The plan of ``config``, or of a run of it that resumes from ``checkpoint``. verified: its checksum was verified
+    just now. ConfigError: the run does not fit; with changes that would."""
+    resumed = None if checkpoint is None else Resumed.read(checkpoint, config, verified=verified)
+    settled = config
+    if resumed is not None and (config.trainer.accumulate, config.data.batch_size) == ("auto", "auto"):
+        # That of the checkpoint: a plan for another memory size must not change it.
+        trainer = config.trainer.model_copy(update={"accumulate": resumed.accumulate})
+        settled = config.model_copy(update={"trainer": trainer})
+    planner = Planner(settled, resumed and resumed.model)
+    plan = planner.plan()
+    if not plan.fits:
+        raise ConfigError(refusal(plan, suggestions(settled, plan)))
+    return Start(plan, planner.steps.model, resumed)
 
 
 def data_facts(config: RunConfig, global_batch: int, prepared: Prepared) -> dict[str, object]:
     """What determines the tokens of each step, by field, in plain types."""
-    data = config.data
-    digest = hashlib.sha256()
+    data, digest = config.data, hashlib.sha256()
     for part in prepared.parts:
         keys = [[piece.key for piece in split.stream.pieces] for split in (part.train, part.val)]
         digest.update(json.dumps([part.name, part.weight, *keys]).encode())
@@ -132,16 +144,16 @@ def _trusted(content: Mapping[str, Any], config: RunConfig, path: Path) -> tuple
         raise UserError(
             f"{path}: cannot resume with a different architecture; {', '.join(changes)}; start a new run without ckpt"
         )
-    weights = {
-        name.removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items() if name.startswith(PREFIX)
-    }
+    weights = weights_of(content)
     refuse_misfits(model, weights, path)
     if (averages := content.get(EMA_KEY)) is not None:
         refuse_misfits(model, {**weights, **averages}, path)
         if missing := sorted(name for name, _ in model.named_parameters() if name not in averages):
             raise UserError(f"{path}: its running average lacks {missing[0]}")
-    problem = state.miscounted(content[KEY]["accumulate"])
-    problem = problem or misfit_optimizer(model, config.optim, content["optimizer_states"][0])
+    step, place, accumulate = state.global_step, state.position, content[KEY]["accumulate"]
+    problem = misfit_optimizer(model, config.optim, content["optimizer_states"][0])
+    if place["accumulate"] != accumulate or place["epoch"] > step or place["batches"] > step * accumulate:
+        problem = f"its position in the data does not fit step {step}"
     if problem is not None:
         raise UserError(f"{path}: training cannot resume from its state ({problem})")
     return model, state

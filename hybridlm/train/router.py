@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import lightning
 import torch
 
+from hybridlm.layers.ffn import FFN, RouterStats
 from hybridlm.model.block import Block
 from hybridlm.model.lm import HybridLM
 from hybridlm.train.lightning_module import hybrid_optimizer
-
-if TYPE_CHECKING:
-    from hybridlm.layers.ffn import FFN, RouterStats
-    from hybridlm.train.metrics import Metrics
+from hybridlm.train.metrics import Metrics
 
 _NAMED = 8  # dead experts that a warning names before it only counts them
 
@@ -60,11 +58,8 @@ class RouterCallback(lightning.Callback):
             return
         self._step = trainer.global_step
         counts = trainer.strategy.reduce(self._counts, reduce_op="sum")
-        moves = (
-            hybrid_optimizer(trainer).refused is False
-        )  # else the loads are of a bad step, which changed no weight either
-        for ffn, row in zip(self._layers.values(), counts, strict=True):
-            if moves:
+        if hybrid_optimizer(trainer).refused is False:  # else the loads are of a step that changed no weight either
+            for ffn, row in zip(self._layers.values(), counts, strict=True):
                 ffn.balance(row)
         self._interval += counts
         self._steps += 1
@@ -102,12 +97,9 @@ class RouterCallback(lightning.Callback):
             self._warned.discard(layer)
         elif layer not in self._warned:
             self._warned.add(layer)
-            names = ", ".join(map(str, dead[:_NAMED])) + (
-                f" and {len(dead) - _NAMED} more" if len(dead) > _NAMED else ""
-            )
+            names = ", ".join(map(str, dead[:_NAMED])) + (", ..." if len(dead) > _NAMED else "")
             ffn = self._layers[layer]
             self._say(
-                f"warning     layer {layer}: no token was routed to expert{'s' if len(dead) > 1 else ''} {names} of"
-                f" {ffn.n_experts} in {self._steps} step{'s' if self._steps > 1 else ''} up to step {self._step}; a"
-                f" larger model.{ffn.balancing} spreads the load"
+                f"warning     layer {layer}: no token was routed to {len(dead)} of {ffn.n_experts} experts ({names}) in"
+                f" the {self._steps} steps up to step {self._step}; a larger model.{ffn.balancing} spreads the load"
             )

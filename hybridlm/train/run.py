@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from hybridlm.config.load import to_yaml
+from hybridlm.config.run import RunConfig
 from hybridlm.data.chat import template_of
 from hybridlm.data.corpus import Prepared
 from hybridlm.data.datamodule import DataModule
@@ -25,35 +26,29 @@ from hybridlm.machine.launcher import is_first_rank
 from hybridlm.memory.plan import Plan, plan_inference
 from hybridlm.memory.report import full_text, summary_lines
 from hybridlm.model.build import fresh_model
-from hybridlm.model.count import flops_per_token, layer_table, parameters
+from hybridlm.model.count import layer_table, parameters
+from hybridlm.model.lm import HybridLM
+from hybridlm.ops.kernels.choice import ALL_TORCH, KernelChoice
 from hybridlm.optim.eight_bit import refuse_missing_kernels
 from hybridlm.optim.optimizer import group_table, model_groups
 from hybridlm.runs.checkpoint import facts, load_run
-from hybridlm.train.call import Call
-from hybridlm.train.callbacks import extra_callbacks, metering_callbacks
+from hybridlm.runs.resume import Call
+from hybridlm.runs.run_folder import RunFolder
+from hybridlm.train.callbacks import extra_callbacks, metering_callbacks, sampled, write_samples
 from hybridlm.train.checkpoints import Checkpoints
 from hybridlm.train.closing import ending, hints, report
 from hybridlm.train.compiled import compile_blocks, refuse_missing_compiler
-from hybridlm.train.console import Console, Steps
-from hybridlm.train.exact import ExactSteps
+from hybridlm.train.console import Console
 from hybridlm.train.guards import GuardCallback
-from hybridlm.train.launch import strategy, sweep_name
+from hybridlm.train.launch import ranks, strategy, sweep_name, together
 from hybridlm.train.lightning_module import LitLM
-from hybridlm.train.loggers import Loggers, refuse_logger
+from hybridlm.train.loggers import Remote, make_loggers, refuse_logger
 from hybridlm.train.metrics import Clock, MetricsCallback
-from hybridlm.train.planned import Start, planned
-from hybridlm.train.ranks import refuse_taken_port, together
-from hybridlm.train.resumed import Resumed, data_facts
+from hybridlm.train.resumed import Resumed, Start, data_facts, planned
 from hybridlm.train.run_files import write_or_warn
-from hybridlm.train.samples import sampled, write_samples
 from hybridlm.train.stopping import Stopped, Stopping, signalled
-from hybridlm.train.trainer import make_trainer, quiet_lightning
+from hybridlm.train.trainer import ExactSteps, make_trainer, quiet_lightning
 from hybridlm.train.validation import MEASURED, task_samples
-
-if TYPE_CHECKING:
-    from hybridlm.config.run import RunConfig
-    from hybridlm.model.lm import HybridLM
-    from hybridlm.runs.run_folder import RunFolder
 
 
 def run(
@@ -77,41 +72,43 @@ def run(
     _say_machine(folder, machine, plan, console)
     kernels = choose_kernels(config, machine, lambda line: console.say(f"kernels     {line}"))
     prepared, read = _prepared(config, machine, resumed, console)
-    module = _module(config, machine, prepared, read, plan)
-    module.model.kernels = kernels
+    module = _module(config, machine, prepared, read, plan, kernels)
     _begin_folder(asked, folder, prepared, resumed, call)
     call.meet()
     _say_model(config, machine, module.model, console, folder, Start(plan, on_meta, resumed))
     clock = Clock()
     routers, metrics = metering_callbacks(config, machine, module.model, prepared.tokenizer, console, clock)
-    loggers = Loggers(config, folder, console, resumed_at=resumed.step if resumed else None, sweep=sweep_name())
-    extra = extra_callbacks(config, folder, prepared.tokenizer, loggers.remote, console.say)
+    resumed_at = None if resumed is None else resumed.step
+    loggers, remote = make_loggers(config, folder, console, resumed_at=resumed_at, sweep=sweep_name())
+    extra = extra_callbacks(config, folder, prepared.tokenizer, remote, console.say)
     guard = GuardCallback(config.trainer.guard, folder, ckpt_every=config.trainer.ckpt_every, say=console.say)
     saver = Checkpoints(folder, config.trainer, Stopping(config.trainer, began, console.say), console.say)
-    exact = [ExactSteps(config.seed, machine.accumulate), saver.stopping]
-    trainer = make_trainer(
-        config, machine, folder, loggers.all, [*exact, guard, *routers, *extra, metrics, saver, Steps(console)], clock
-    )
+    before = [ExactSteps(config.seed), saver.stopping, guard, *routers, *extra]
+    processes = ranks(machine)
+    trainer = make_trainer(config, machine, folder, loggers, [*before, metrics, saver, console], clock, processes)
     try:
-        with loggers, together(machine, call.verb), ending(console, trainer, folder, call), signalled():
+        with together(processes, call.verb), ending(console, remote, trainer, folder, call), signalled():
             data = _datamodule(config, machine, prepared, val_batches=config.trainer.val_batches)
             trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
             console.say("validating on all held-out text ...")
             trainer.validate(module, datamodule=_datamodule(config, machine, prepared, val_batches=None), verbose=False)
-            found = trainer.callback_metrics
-            final = {name: float(value) for name, value in found.items() if name.startswith(MEASURED)}
+            found = trainer.callback_metrics.items()
+            final = {name: float(value) for name, value in found if name.startswith(MEASURED)}
     except Stopped as stopped:
-        return stopped.result()
+        if stopped.code:
+            raise
+        return {}
     if not is_first_rank():
         return {}
     saver.export(trainer.global_step)
     if not folder.is_run():
         raise RunFailed(f"{folder.path}: was deleted during training; only {folder.weights} was written since")
     summary = _summary(config, machine, prepared, module.model, final, metrics, began, folder, trainer.global_step)
-    _samples(config, folder, machine, console, loggers, trainer.global_step, on_meta)
+    _samples(config, folder, machine, console, remote, trainer.global_step, on_meta)
     with replaced(folder.summary) as new:  # the mark of a finished run: written completely or not at all
         new.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    loggers.finish(summary)
+    remote.summary(summary)
+    remote.close()
     report(console, summary, hints(call, folder, asked, prepared, trainer.global_step))
     return summary
 
@@ -125,7 +122,9 @@ def _prepared(
     if resumed is not None:
         resumed.refuse_other_data(read, prepared.tokenizer.fingerprint, config.data.changed, console.say)
         _datamodule(config, machine, prepared, val_batches=None).refuse(resumed.position)
-    _say_packing(config, prepared, console)
+    if config.data.packing:
+        packed = packed_documents(prepared, config.data.seq_len)
+        console.say(f"data        whole documents packed into {packed.windows:,} windows, {packed.efficiency:.1%} full")
     return prepared, read
 
 
@@ -155,12 +154,6 @@ def _say_model(
     )
 
 
-def _say_packing(config: RunConfig, prepared: Prepared, console: Console) -> None:
-    if config.data.packing:
-        packed = packed_documents(prepared, config.data.seq_len)
-        console.say(f"data        whole documents packed into {packed.windows:,} windows, {packed.efficiency:.1%} full")
-
-
 def _refuse(config: RunConfig, machine: Machine, folder: RunFolder, resumed: Resumed | None, call: Call) -> None:
     """UserError: the checkpoint does not fit this run, the folder is taken, or a package or a compiler is missing."""
     if resumed is not None:
@@ -168,10 +161,7 @@ def _refuse(config: RunConfig, machine: Machine, folder: RunFolder, resumed: Res
     elif is_first_rank() and folder.is_run() and not (call.anew and not folder.resumable()):
         raise folder.taken()
     strategy(config.trainer.strategy, machine)
-    refuse_taken_port(machine)
-    refuse_logger(config)
-    if config.logger.name == "wandb":
-        folder.wandb_run()
+    refuse_logger(config, folder)
     refuse_missing_kernels(config.optim, machine.device)
     refuse_missing_compiler(config.trainer, machine.device)
 
@@ -181,36 +171,35 @@ def _begin_folder(
     config: RunConfig, folder: RunFolder, prepared: Prepared, resumed: Resumed | None, call: Call
 ) -> None:
     """Claims the folder (a new run) or updates its configuration (a resumed one)."""
-    text = to_yaml(
-        config.model_copy(update={"data": config.data.model_copy(update={"changed": "refuse"})})
-    )  # it applied to this start only
-    if resumed is not None:
+    once = {"data": config.data.model_copy(update={"changed": "refuse"})}  # it applied to this start only
+    text = to_yaml(config.model_copy(update=once))
+    if resumed is None:
+        folder.claim(text, anew=call.anew)
+    else:
         folder.rewind(resumed.step)
         folder.rewrite_config(text)
-        folder.summary.unlink(
-            missing_ok=True
-        )  # of an earlier end: a run that is killed after its last step has none, and is not finished
-    else:
-        folder.claim(text, anew=call.anew)
+        # Of an earlier end: a run that is killed after its last step has none, and is not finished.
+        folder.summary.unlink(missing_ok=True)
     folder.record(call.overrides)
     prepared.tokenizer.save(folder.tokenizer)
     if any(part.train.stream.masked for part in prepared.parts):
         template_of(prepared.tokenizer).save(folder.path)
 
 
-def _module(config: RunConfig, machine: Machine, prepared: Prepared, read: dict[str, Any], plan: Plan) -> LitLM:
-    vocab = prepared.tokenizer.vocab_size
-    model = fresh_model(config.model, vocab, seed=config.seed, device=CPU)
-    model.checkpoint_blocks, model.loss_rows = plan.checkpoint_blocks, plan.loss_rows
+def _module(
+    config: RunConfig,
+    machine: Machine,
+    prepared: Prepared,
+    read: dict[str, Any],
+    plan: Plan,
+    kernels: KernelChoice = ALL_TORCH,
+) -> LitLM:
+    model = fresh_model(config.model, prepared.tokenizer.vocab_size, seed=config.seed, device=CPU)
+    model.checkpoint_blocks, model.loss_rows, model.kernels = plan.checkpoint_blocks, plan.loss_rows, kernels
     if config.trainer.compile:
         compile_blocks(model)
-    return LitLM(
-        model,
-        config.optim,
-        machine,
-        facts=facts(model.config, model.vocab_size, prepared.tokenizer.fingerprint, machine.accumulate, read),
-        sharded=config.trainer.strategy == "fsdp2",
-    )
+    ours = facts(model.config, model.vocab_size, prepared.tokenizer.fingerprint, machine.accumulate, read)
+    return LitLM(model, config.optim, machine, facts=ours, sharded=config.trainer.strategy == "fsdp2")
 
 
 def _datamodule(config: RunConfig, machine: Machine, prepared: Prepared, *, val_batches: int | None) -> DataModule:
@@ -230,7 +219,7 @@ def _samples(
     folder: RunFolder,
     machine: Machine,
     console: Console,
-    loggers: Loggers,
+    remote: Remote,
     step: int,
     on_meta: HybridLM,
 ) -> None:
@@ -245,7 +234,7 @@ def _samples(
         console.say(f"\nsample {i + 1}\n    " + text.replace("\n", "\n    "))
     write_samples(folder.samples, texts, console.say)
     if config.data.source != "synthetic":
-        loggers.remote.samples(step, config.callbacks.samples.prompts, texts)
+        remote.samples(step, config.callbacks.samples.prompts, texts)
 
 
 def _summary(
@@ -265,14 +254,12 @@ def _summary(
         "run": str(folder.path),
         "model": config.model.name,
         "parameters": parameters(model),
-        "train_flops_per_token": flops_per_token(model, config.data.seq_len, "train"),
         "steps": steps,
         "tokens": steps * machine.global_batch * config.data.seq_len,
         **final,
         "gzip_bpb": 8 * val.gzip_bytes / val_bytes if val and val.gzip_bytes else None,
         "xz_bpb": 8 * val.xz_bytes / val_bytes if val and val.xz_bytes else None,
         "val_bytes": val_bytes,
-        "tokens_per_s": metrics.tokens_per_s,
         **metrics.throughput(),
         "seconds": time.perf_counter() - began,
         "device": machine.device_name,

@@ -3,10 +3,9 @@ disk, and files that a run can do without."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,7 @@ class LineFile:
 
     def write(self, row: Row, *, again: bool) -> None:
         """OSError: the file cannot be written now."""
-        line = self._encode(row).encode()
-        self._lines[-1 if again else len(self._lines) :] = [line]
+        self._lines[-1 if again else len(self._lines) :] = [self._encode(row).encode()]
         with open(self._path, "r+b") as file:
             file.seek(self._kept)
             file.truncate()  # part of a line that a full disk took
@@ -56,9 +54,7 @@ def _json_line(row: Row) -> str:
 
 
 def _csv_line(row: Row) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow([row.get(name, "") for name in COLUMNS])
-    return text.getvalue()
+    return ",".join(str(row.get(name, "")) for name in COLUMNS) + "\n"  # numbers only
 
 
 class RowLogger(Logger):
@@ -72,8 +68,8 @@ class RowLogger(Logger):
 
 
 class RunFiles(RowLogger):
-    """metrics.jsonl and metrics.csv of a run folder. A file that cannot be written is reported once, tried again at
-    every row, and reported again once it has all of them."""
+    """metrics.jsonl and metrics.csv of a run folder. A file that cannot be written is reported, and tried again at
+    every row."""
 
     def __init__(self, jsonl: Path, csv_file: Path, *, resume_step: int | None, say: Callable[[str], None]) -> None:
         """``resume_step``: later steps are dropped from the files of an earlier session; None: a new run. ``say``
@@ -97,37 +93,30 @@ class RunFiles(RowLogger):
         for path, file in self._files.items():
             try:
                 file.write(self._row, again=again)
+                self._failing.discard(path)
             except OSError as error:
                 if path not in self._failing:
-                    self._failing.add(path)
                     self._say(
                         f"warning     {path}: cannot be written ({error.strerror or error}); its rows are kept,"
                         " training continues"
                     )
-            else:
-                if path in self._failing:
-                    self._failing.discard(path)
-                    self._say(f"metrics     {path} can be written again and has every row")
+                self._failing.add(path)
 
 
 def _rows_until(jsonl: Path, step: int) -> list[Row]:
     """The rows up to ``step``. Reading ends at the first invalid line, such as one cut short by a crash.
     UserError: it cannot be read."""
     rows: list[Row] = []
-    if not jsonl.exists():
-        return rows
     try:
-        lines = read_text(jsonl, _MAX_BYTES).splitlines()
+        lines = read_text(jsonl, _MAX_BYTES).splitlines() if jsonl.exists() else []
     except Unreadable as error:
         raise UserError(f"{jsonl}: {error}; move it away to resume without the rows of earlier sessions") from None
-    for line in lines:
-        try:
+    with suppress(ValueError):  # of both readers
+        for line in lines:
             row = _ROW.validate_python(parse_json(line))
-        except ValueError:  # of both
-            break
-        if not isinstance(at := row.get("step"), int) or at > step:
-            break
-        rows.append(row)
+            if not isinstance(at := row.get("step"), int) or at > step:
+                break
+            rows.append(row)
     return rows
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, JsonValue, with_config
+from pydantic import ConfigDict, Field, with_config
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -26,74 +26,29 @@ Number = Annotated[float, Field(ge=0, lt=1e30)]
 class GuardState(Section):
     """The state of ``GuardCallback``, which changes it in place."""
 
-    model_config = ConfigDict(frozen=False)
+    model_config = ConfigDict(frozen=False, extra="ignore")  # older ones list the bad steps
 
     skipped: Count = 0  # bad steps of the run
     streak: Count = 0  # bad steps in a row, up to the last one
     rollbacks: Count = 0
     rate_scale: float = Field(1.0, gt=0, le=1)
     losses: list[float] = []  # of the last good steps, if spikes are detected
-    bad: list[dict[str, JsonValue]] = []  # the last bad steps: step, cause, batches
-    ranges: list[list[Count]] = []  # of each rollback: first and last bad step, and the step it restored
 
 
 class _Facts(Section):
     model_config = ConfigDict(extra="ignore", arbitrary_types_allowed=True)
 
 
-class _Counts(Section):
-    """Lightning sets each of these as an attribute, whatever its name: unknown ones are refused."""
-
-    ready: Count
-    completed: Count
-    started: Count = 0
-    processed: Count = 0
-
-
-class _Progress(_Facts):
-    total: _Counts
-    current: _Counts
-
-
-class _BatchProgress(_Progress):
-    is_last_batch: bool
-
-
-class _Steps(_Facts):
-    step: _Progress
-    zero_grad: _Progress
-
-
-class _Optimization(_Facts):
-    optimizer: _Steps
-
-
 class _Loader(_Facts):
     combined_loader: list[Position] = Field(min_length=1, max_length=1)
 
 
-class _EpochLoop(_Facts):
-    stepped: Count = Field(alias="_batches_that_stepped")
-
-
 class _FitLoop(_Facts):
-    loader: _Loader = Field(alias="state_dict")
-    epoch: _Progress = Field(alias="epoch_progress")
-    state: _EpochLoop = Field(alias="epoch_loop.state_dict")
-    batches: _BatchProgress = Field(alias="epoch_loop.batch_progress")
-    rates: _Progress = Field(alias="epoch_loop.scheduler_progress")
-    steps: _Optimization = Field(alias="epoch_loop.automatic_optimization.optim_progress")
-    by_hand: _Progress = Field(alias="epoch_loop.manual_optimization.optim_step_progress")
-    validation: _BatchProgress = Field(alias="epoch_loop.val_loop.batch_progress")
+    loader: _Loader = Field(alias="state_dict")  # its counters are not read: see ``LitLM.on_load_checkpoint``
 
 
 class _Loops(_Facts):
     fit_loop: _FitLoop
-
-
-@with_config(ConfigDict(extra="forbid", strict=True))
-class _Best(TypedDict):
-    best: dict[Count, float]
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
@@ -104,7 +59,9 @@ class _Stop(TypedDict):
 
 class _Callbacks(_Facts):
     guard: GuardState | None = Field(None, alias="GuardCallback")
-    best: _Best | None = Field(None, alias="Checkpoints")
+    best: Annotated[dict[Literal["best"], dict[Count, float]], Field(min_length=1)] | None = Field(
+        None, alias="Checkpoints"
+    )
     stop: _Stop | None = Field(None, alias="EarlyStop")
 
 
@@ -142,46 +99,36 @@ class TrainingState(_Facts):
     scale: _Scale | None = Field(None, alias="MixedPrecision")
     old_scale: Literal[None] = Field(None, alias="native_amp_scaling_state")  # of Lightning before 2.0
 
-    def miscounted(self, accumulate: int) -> str | None:
-        """How it contradicts itself, in words, or None. accumulate: micro-batches per step and device."""
-        fit, step = self.loops.fit_loop, self.global_step
-        place = fit.loader.combined_loader[0]
-        if fit.steps.optimizer.step.total.completed + fit.by_hand.total.completed != step:
-            return f"its loop counters do not give {step} steps"
-        if place["accumulate"] != accumulate or place["epoch"] > step or place["batches"] > step * accumulate:
-            return f"its position in the data does not fit step {step}"
-        if fit.batches.current.ready > place["batches"] or fit.batches.total.ready > step * accumulate:
-            return "its loop counters and its loader disagree on the batches read"
-        return None
+    @property
+    def position(self) -> Position:
+        """Of the data loader."""
+        return self.loops.fit_loop.loader.combined_loader[0]
 
 
 def misfit_optimizer(model: HybridLM, config: OptimConfig, saved: Mapping[str, Any]) -> str | None:
     """How the state of an optimizer does not fit ``model``, in words, or None. saved: of ``TrainingState``'s types."""
     groups = model_groups(model, config)
-    if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in groups]:
-        return "its groups of parameters are not those of the model"
-    keys = list(chain.from_iterable(group["params"] for group in saved["param_groups"]))
     names = {id(parameter): f"model.{name}" for name, parameter in model.named_parameters()}
-    own = [(parameter, group["algorithm"]) for group in groups for parameter in group["params"]]
-    if keys not in (list(range(len(own))), [names[id(parameter)] for parameter, _ in own]) or not set(
-        saved["state"]
-    ) <= set(keys):
+    own = [(names[id(parameter)], parameter, group["algorithm"]) for group in groups for parameter in group["params"]]
+    saved_groups = [group["params"] for group in saved["param_groups"]]
+    keys = list(chain.from_iterable(saved_groups))
+    if list(map(len, saved_groups)) != [len(group["params"]) for group in groups]:
+        return "its groups of parameters are not those of the model"
+    if keys not in ([*range(len(own))], [name for name, *_ in own]) or not saved["state"].keys() <= set(keys):
         return "its parameters are not those of the model"
-    for key, (parameter, algorithm) in zip(keys, own, strict=True):
+    for key, (parameter_name, parameter, algorithm) in zip(keys, own, strict=True):
         found = saved["state"].get(key, {})
         if not found or algorithm not in RULES:  # no step yet, or a library's own state
             continue
         expected = fresh_state(algorithm, parameter)
         if found.keys() != expected.keys():
-            keys_text = printable(", ".join(sorted(map(str, found)))[:80]) or "nothing"
-            return f"its state of {names[id(parameter)]} has {keys_text}"
+            return (
+                f"its state of {parameter_name} has {printable(', '.join(sorted(map(str, found)))[:80]) or 'nothing'}"
+            )
         for name, tensor in expected.items():
             value = found[name]
-            if not isinstance(value, Tensor) or (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
-                kind = (
-                    f"has shape {tuple(value.shape)} and dtype {value.dtype}"
-                    if isinstance(value, Tensor)
-                    else "is not a tensor"
-                )
-                return f"{name} of {names[id(parameter)]} {kind}"
+            if not isinstance(value, Tensor):
+                return f"{name} of {parameter_name} is not a tensor"
+            if (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
+                return f"{name} of {parameter_name} has shape {tuple(value.shape)} and dtype {value.dtype}"
     return None

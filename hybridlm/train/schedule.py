@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from hybridlm.config.optim import OptimConfig
 from hybridlm.config.steps import span
-
-if TYPE_CHECKING:
-    from hybridlm.config.optim import OptimConfig
 
 
 def lr_factor(step: int, config: OptimConfig, max_steps: int) -> float:

@@ -11,26 +11,25 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybridlm.config.duration import seconds_of
+from hybridlm.config.train import TrainerConfig
 from hybridlm.errors import RunFailed
-from hybridlm.machine.launcher import is_child, is_first_rank
-from hybridlm.machine.signals import INTERRUPTED, NOTICE, SIGNALLED, requeue
-
-if TYPE_CHECKING:
-    from hybridlm.config.train import TrainerConfig
+from hybridlm.machine.launcher import INTERRUPTED, SIGNALLED, is_child, is_first_rank
 
 TIME_LIMIT = "trainer.time_limit"
 # If ranks differ, the last one wins: SIGUSR1 may also ask to be requeued.
@@ -41,17 +40,12 @@ _ONE = 1.0
 
 
 class Stopped(SystemExit):
-    """The run has saved a checkpoint and stops; it can be resumed. ``code`` is the exit code: 0 for the time limit."""
+    """The run has saved a checkpoint and stops; it can be resumed. ``code`` is the exit code of the process, and of a
+    sweep: 0 for the time limit."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(code)
         self.reason = reason
-
-    def result(self) -> dict[str, Any]:
-        """The empty result of the run. Raises itself if the process, and with it a sweep, has to exit with its code."""
-        if self.code:
-            raise self
-        return {}
 
 
 class Stopping(lightning.Callback):
@@ -80,13 +74,9 @@ class Stopping(lightning.Callback):
         """Why the run must stop at this step, the same on every rank; None: it continues. Every rank must call this
         once per step."""
         over = self._limit is not None and time.perf_counter() - self._began >= self._limit
-        mine = _REASONS.index(self._signal or (TIME_LIMIT if over else None))
-        agreed = mine
-        if trainer.world_size > 1:
-            agreed = int(
-                trainer.strategy.reduce(torch.tensor(mine, device=trainer.strategy.root_device), reduce_op="max")
-            )
-        reason = _REASONS[agreed]
+        mine = torch.tensor(_REASONS.index(self._signal or (TIME_LIMIT if over else None)))
+        agreed = trainer.strategy.reduce(mine.to(trainer.strategy.root_device), reduce_op="max")
+        reason = _REASONS[int(agreed)]
         return None if reason == TIME_LIMIT and trainer.global_step >= trainer.max_steps else reason
 
     def stop(self, trainer: lightning.Trainer, reason: str) -> None:
@@ -94,7 +84,7 @@ class Stopping(lightning.Callback):
         if reason == TIME_LIMIT:
             raise Stopped(0, reason)
         number = getattr(signal, reason)
-        if self._requeue and number == NOTICE:
+        if self._requeue and reason == "SIGUSR1":
             if trainer.is_global_zero:
                 requeue(self._say)
             trainer.strategy.barrier()  # srun --kill-on-bad-exit kills all once one has exited
@@ -109,26 +99,24 @@ class Stopping(lightning.Callback):
             return
         for name in _SIGNALS:
             number = getattr(signal, name, None)  # Windows lacks some
-            if number is None:
-                continue
-            before = signal.getsignal(number)
-            if name == "SIGUSR2" and before is signal.SIG_DFL and not is_child():  # ours only if, say, submitit uses it
+            before = None if number is None else signal.getsignal(number)
+            unused = before is signal.SIG_DFL and name == "SIGUSR2" and not is_child()  # ours if, say, submitit uses it
+            if number is None or unused:
                 continue
             if name.startswith("SIGUSR") and callable(before) and not before.__module__.startswith("hybridlm"):
                 self._others[number] = before
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
+        now, again = time.monotonic(), {signal.SIGINT, signal.SIGTERM}
         if self._signal is None:
             self._signal, self._since = signal.Signals(number).name, now
             if number == signal.SIGINT and is_first_rank():  # not by the console, which the signal may have interrupted
                 os.write(2, b"\nCtrl-C: saving at the end of this step; press again to quit now\n")
             return
-        # SLURM sends SIGTERM repeatedly, and SIGKILL follows in any case.
-        if now - self._since > _ONE and (
-            number == signal.SIGINT or (number == signal.SIGTERM and "SLURM_JOB_ID" not in os.environ)
-        ):
+        if "SLURM_JOB_ID" in os.environ:  # it sends SIGTERM repeatedly, and SIGKILL follows in any case
+            again = {signal.SIGINT}
+        if now - self._since > _ONE and number in again:
             self._end_now(number, frame)
 
     def _end_now(self, number: int, frame: FrameType | None) -> None:
@@ -161,3 +149,17 @@ def signalled() -> Iterator[None]:
         raise RunFailed(
             f"a process of data.workers exited unexpectedly: {error}; resume from the last checkpoint"
         ) from error
+
+
+def requeue(say: Callable[[str], None]) -> None:
+    """Asks SLURM to requeue this job, if it is one. Failures are reported and otherwise ignored."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+    if not re.fullmatch(r"\d+(_\d+)?", job):
+        say("warning     trainer.requeue: not a SLURM job (SLURM_JOB_ID is not set)")
+        return
+    try:
+        subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=True)
+        say(f"job {job} is requeued")
+    except (OSError, subprocess.CalledProcessError) as error:
+        say(f"warning     scontrol requeue {job}: {getattr(error, 'stderr', '').strip() or error}")

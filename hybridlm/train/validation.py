@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridlm.config.data import DataConfig
+from hybridlm.config.logging import ProbesConfig
 from hybridlm.config.synthetic import words
 from hybridlm.data.synthetic.examples import as_text
 from hybridlm.data.synthetic.source import held_out
+from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.data.windows.order import IGNORE
 from hybridlm.eval.probes import text_probe_metrics
+from hybridlm.model.lm import HybridLM
 from hybridlm.train.compiled import eager
 from hybridlm.train.lightning_module import model_of
-
-if TYPE_CHECKING:
-    from hybridlm.config.data import DataConfig
-    from hybridlm.config.logging import ProbesConfig
-    from hybridlm.data.tokenizer import Tokenizer
-    from hybridlm.model.lm import HybridLM
 
 MEASURED = ("val/", "probe/")  # prefixes of the metrics of a validation
 _SHOWN = 3  # examples

@@ -141,22 +141,19 @@ def test_a_run_that_has_saved_nothing_begins_anew(run, tiny, capfd):
 def test_every_hint_works(finished, run, capfd, monkeypatch):
     """As it is printed: a shell's words."""
     hints = [line.strip() for line in finished[1].partition("next:\n")[2].splitlines()]
-    on, write, draw, another = (shlex.split(hint, comments=True) for hint in hints)
+    on, write, draw = (shlex.split(hint, comments=True) for hint in hints)
     assert on == ["python", "train.py", "ckpt=last", "trainer.max_steps=24"]
     assert write[:4] == ["hybridlm", "generate", "last", "--prompt"]
-    assert "def f" in write[4]
     written = CliRunner().invoke(app, write[1:])
     assert (written.exit_code, written.output.startswith(write[4])) == (0, True), written.output
     drawn = CliRunner().invoke(app, draw[1:])
     assert (drawn.exit_code, (run.path / "report.html").is_file()) == (0, True), drawn.output
     main(on[2:])
-    main(another[2:])
     assert json.loads(run.summary.read_text())["steps"] == 24
-    (other,) = Path("outputs").glob("2*/*/summary.json")
     capfd.readouterr()
     shutil.move(run.path, "elsewhere")
     main(["ckpt=elsewhere", "trainer.max_steps=25"])
-    assert "  python train.py ckpt=elsewhere trainer.max_steps=50 " in capfd.readouterr().out, f"not {other.parent}"
+    assert "  python train.py ckpt=elsewhere trainer.max_steps=50 " in capfd.readouterr().out
 
 
 def test_a_strangers_run_folder_runs_nothing(run, tmp_path, capfd, monkeypatch):

@@ -22,7 +22,7 @@ COUNTED = {
     "validations": (load, "load_config"),
     "parses": (pattern, "parse"),
     "builds": (build, "build_model"),
-    "hashes": (checksum, "_sha256"),
+    "hashes": (checksum, "_digest"),
 }
 
 

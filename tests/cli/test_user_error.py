@@ -135,7 +135,7 @@ def test_ctrl_c_in_a_verb_is_a_line(capsys, monkeypatch):
     def interrupted(**_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hybridlm.machine.doctor.report.run_doctor", interrupted)
+    monkeypatch.setattr("hybridlm.machine.doctor.run_doctor", interrupted)
     with pytest.raises(SystemExit) as end:
         run_app(["doctor"])
     assert (end.value.code, capsys.readouterr().err) == (130, "interrupted\n")

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from hybridlm.cli.compose import compose_config
 from hybridlm.cli.verbs import app
 from hybridlm.eval.results import read_records
+from hybridlm.runs.resume import Call
 from hybridlm.runs.run_folder import RunFolder
-from hybridlm.train.call import Call
 from hybridlm.train.run import run
 
 

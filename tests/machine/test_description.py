@@ -15,8 +15,7 @@ from hybridlm.errors import UserError
 from hybridlm.machine import description
 from hybridlm.machine.description import Machine, resolve_machine
 from hybridlm.machine.device import device_facts
-from hybridlm.machine.profiles import planned_device, planned_rates
-from hybridlm.machine.rates import matrix_tflops, peak_name, peak_of
+from hybridlm.machine.profiles import matrix_tflops, peak_name, peak_of, planned_device, planned_rates
 
 MEASURED = 3.25
 

@@ -11,8 +11,7 @@ import torch
 from hybridlm.cli.compose import compose_config
 from hybridlm.cli.verbs import run_app
 from hybridlm.errors import UserError
-from hybridlm.machine.device import CUDA, DeviceFacts
-from hybridlm.machine.limits import usable_bytes
+from hybridlm.machine.device import CUDA, DeviceFacts, usable_bytes
 from hybridlm.memory.plan import plan_inference, plan_run
 from hybridlm.memory.report import full_text, json_text, refusal, summary_lines
 from hybridlm.memory.suggest import suggestions

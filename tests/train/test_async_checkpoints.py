@@ -19,7 +19,7 @@ from hybridlm.cli.compose import compose_config
 from hybridlm.errors import RunFailed
 from hybridlm.runs.checkpoint import EMA_KEY, read_checkpoint
 from hybridlm.runs.run_folder import RunFolder
-from hybridlm.train.checkpoint_io import AtomicCheckpointIO, BackgroundCheckpointIO
+from hybridlm.train.checkpoints import AtomicCheckpointIO, BackgroundCheckpointIO
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.run import run
 from hybridlm.train.stopping import Stopped
@@ -46,7 +46,7 @@ class Held:
         if step in self.until:
             assert self._done[self.until[step]].wait(300)
         if step in self.full:
-            file._error = OSError(28, "No space left on device")
+            file.error = OSError(28, "No space left on device")
         save(content, file)
         self.log.append(("end", step))
 

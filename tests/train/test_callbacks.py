@@ -14,8 +14,7 @@ from hybridlm.cli.compose import compose_config
 from hybridlm.errors import UserError
 from hybridlm.runs.checkpoint import EMA_KEY, load_run, read_checkpoint
 from hybridlm.runs.run_folder import RunFolder
-from hybridlm.train.callbacks import EarlyStop
-from hybridlm.train.ema import EMA
+from hybridlm.train.callbacks import EMA, EarlyStop
 from hybridlm.train.run import run
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ import torch
 from hybridlm.errors import UserError
 from hybridlm.files.checksum import closing_line
 from hybridlm.runs.checkpoint import FORMAT_VERSION, read_checkpoint
-from hybridlm.train import checkpoint_io
-from hybridlm.train.checkpoint_io import AtomicCheckpointIO
+from hybridlm.train import checkpoints
+from hybridlm.train.checkpoints import AtomicCheckpointIO
 
 FACTS = {"format_version": FORMAT_VERSION, "model": {}, "vocab_size": 4, "tokenizer": "", "accumulate": 1}
 CONTENT = {"global_step": 3, "hybridlm": FACTS, "state_dict": {"model.x": torch.arange(4)}}
@@ -55,7 +55,7 @@ def test_ctrl_c_during_a_write_leaves_the_old_file_and_no_partial_one(tmp_path, 
     path = tmp_path / "a.ckpt"
     writer = AtomicCheckpointIO()
     writer.save_checkpoint(CONTENT, path)
-    monkeypatch.setattr(checkpoint_io, "open", lambda name, mode: Interrupted(name, mode), raising=False)
+    monkeypatch.setattr(checkpoints, "open", lambda name, mode: Interrupted(name, mode), raising=False)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):

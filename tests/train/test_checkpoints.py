@@ -19,10 +19,10 @@ from hybridlm.optim.optimizer import HybridOptimizer
 from hybridlm.runs.checkpoint import KEY, export_weights, load_run, read_checkpoint, read_weights
 from hybridlm.runs.resume import checkpoint_to_resume
 from hybridlm.runs.run_folder import RunFolder
-from hybridlm.train.checkpoint_io import AtomicCheckpointIO
-from hybridlm.train.exact import seed_everything
+from hybridlm.train.checkpoints import AtomicCheckpointIO
 from hybridlm.train.run import run
 from hybridlm.train.schedule import lr_factor
+from hybridlm.train.trainer import seed_everything
 
 CPU = torch.device("cpu")
 
@@ -199,7 +199,7 @@ def test_a_full_disk_fails_only_the_last_save(tiny, finished, tmp_path, monkeypa
     def limited(content, file):
         if content["global_step"] in full:
             file.write(b"half")
-            file._error = OSError(28, "No space left on device")
+            file.error = OSError(28, "No space left on device")
         save(content, file)
 
     monkeypatch.setattr(torch, "save", limited)

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from hybridlm.runs.resume import Call
 from hybridlm.runs.run_folder import RunFolder
-from hybridlm.train.call import Call
 from hybridlm.train.closing import ending, go_on, name_of, report
 from hybridlm.train.stopping import Stopped
 
@@ -86,7 +86,7 @@ def test_an_interrupted_run_prints_how_to_resume_it(folder, end):
     console = SimpleNamespace(say=said.append, close=lambda: closed.append(True))
 
     def interrupted() -> None:
-        with ending(console, SimpleNamespace(global_step=7), folder, Call()):
+        with ending(console, console, SimpleNamespace(global_step=7), folder, Call()):
             raise end
 
     with pytest.raises(type(end)):

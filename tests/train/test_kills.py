@@ -25,7 +25,7 @@ from hybridlm.cli.compose import compose_config
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import RunFailed
 from hybridlm.runs.run_folder import RunFolder, step_of
-from hybridlm.train import checkpoint_io
+from hybridlm.train import checkpoints
 from hybridlm.train.run import run
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def die_in_a_write(left: int) -> None:
 
         return counted
 
-    checkpoint_io._Hashed.write = deadly(checkpoint_io._Hashed.write)  # type: ignore[method-assign]
+    checkpoints._Hashed.write = deadly(checkpoints._Hashed.write)  # type: ignore[method-assign]
     os.replace, os.fsync, os.link = deadly(os.replace), deadly(os.fsync), deadly(os.link)
 
 

@@ -14,9 +14,8 @@ from hybridlm.cli.compose import compose_config
 from hybridlm.errors import UserError
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train import loggers as loggers_module
-from hybridlm.train.loggers import Remote
+from hybridlm.train.loggers import Remote, TensorBoard
 from hybridlm.train.run import run
-from hybridlm.train.tensorboard import TensorBoard
 
 
 def rows(folder: RunFolder) -> list[dict]:
@@ -34,8 +33,8 @@ class Recorder:
         self.calls: list[tuple] = []
         self._fails_at, self._folder = fails_at, folder
 
-    def start(self, rows):
-        self.calls.append(("start", [row["step"] for row in rows]))
+    def start(self):
+        self.calls.append(("start",))
         return "begun"
 
     def log(self, row, step):
@@ -70,7 +69,7 @@ def test_a_remote_logger_gets_every_row_after_the_files_have_it(tiny, tmp_path, 
     logged = [call[1] for call in backend.calls if call[0] == "log"]
     assert logged == [1, 2, 4, 4, 6, 8, 8, 10, 12, 12]
     assert [call for call in backend.calls if call[0] == "samples"] == [("samples", 8, 3), ("samples", 12, 3)]
-    assert backend.calls[0] == ("start", [])
+    assert backend.calls[0] == ("start",)
     assert backend.calls[-2:] == [("summary", 12), ("close",)]
 
 
@@ -107,7 +106,7 @@ def no_settings_of_wandb(monkeypatch):
 
 def test_a_remote_logger_starts_with_the_first_row():
     backend = Recorder()
-    Remote(backend, [], print).close()
+    Remote(backend, print).close()
     assert backend.calls == []
 
 
@@ -138,7 +137,7 @@ def test_tensorboard_gets_scalars_and_texts(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
     assert torch.utils is not None
-    remote = Remote(TensorBoard(tmp_path), [{"step": 8}], print)
+    remote = Remote(TensorBoard(tmp_path, 8), print)
     remote.log_metrics({"train/loss": 1.0, "moe/0/load": [3.0, 1.0]}, step=10)
     remote.samples(10, ["a"], ["abc"])
     remote.summary({"steps": 10})

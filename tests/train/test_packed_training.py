@@ -11,7 +11,7 @@ from hybridlm.cli.compose import compose_config
 from hybridlm.data.preparing.prepare import prepare
 from hybridlm.machine.description import resolve_machine
 from hybridlm.train import run as run_module
-from hybridlm.train.planned import planned
+from hybridlm.train.resumed import planned
 
 
 @pytest.mark.parametrize("isolate", [True, False], ids=["apart", "together"])

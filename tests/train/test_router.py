@@ -234,7 +234,7 @@ def test_a_warning_names_layer_and_experts_once_until_the_layer_recovers():
 
     (line,) = interval([2, 0, 2, 0], [1, 0, 3, 0])
     assert "layer 0" in line
-    assert "experts 1, 3 of 4" in line
+    assert "2 of 4 experts (1, 3)" in line
     assert "2 steps" in line
     assert "model.moe.bias_update_rate" in line
     assert interval([2, 0, 2, 0], [2, 0, 2, 0]) == [], "said already"

@@ -52,7 +52,7 @@ def test_rows_that_a_full_disk_refused_are_written_once_there_is_room(tmp_path, 
     disk(full=False)
     files.log_metrics({"train/loss": 4.0}, step=4)
     files.log_metrics({"train/loss": 5.0}, step=5)
-    assert [line.endswith("can be written again and has every row") for line in said[2:]] == [True, True]
+    assert len(said) == 2
     rows = [json.loads(line) for line in jsonl.read_text().splitlines()]
     assert rows == [
         {"step": 1, "train/loss": 1.0, "val/loss": 9.0},

@@ -57,7 +57,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(program, tiny, tmp
             os.kill(one, signal.SIGKILL)
         process.wait()
     assert not RunFolder(folder).resumable()
-    for last, said in ((3, ""), (5, "resuming after step 3"), (5, "has ended at step 5")):
+    for last, said in ((3, ""), (5, "resuming after step 3"), (5, "is complete at step 5")):
         done = subprocess.run(
             [*line, f"trainer.max_steps={last}"], env=environment, capture_output=True, text=True, timeout=120
         )

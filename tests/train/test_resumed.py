@@ -12,7 +12,7 @@ from hybridlm.errors import UserError
 from hybridlm.memory.plan import plan_inference, plan_run
 from hybridlm.memory.report import full_text, refusal, summary_lines
 from hybridlm.memory.suggest import Change, Suggestion
-from hybridlm.train.planned import planned
+from hybridlm.train.resumed import planned
 
 TINY = ["model=transformer", "size=tiny", "data.seq_len=64", "data.source=synthetic"]
 

@@ -9,21 +9,16 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
 from run_ends import second_rank, session
 
-from hybridlm.cli.compose import compose_config
-from hybridlm.errors import RunFailed, UserError
-from hybridlm.machine.description import resolve_machine
-from hybridlm.machine.launcher import Launch, alone_with
+from hybridlm.errors import UserError
+from hybridlm.machine.launcher import Launch
 from hybridlm.runs.run_folder import RunFolder
-from hybridlm.train.launch import this_job
-from hybridlm.train.ranks import Ranks, refuse_taken_port, together
-from hybridlm.train.run import run
+from hybridlm.train.launch import Ranks, this_job
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 LONG = [
@@ -65,40 +60,15 @@ def test_lightning_is_told_what_the_launcher_said():
     )
 
 
-def test_a_port_that_is_taken_is_refused_before_anything_is_written(tiny, tmp_path, monkeypatch):
+def test_a_port_that_is_taken_is_refused(tiny, tmp_path, environment):
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        monkeypatch.setenv("MASTER_PORT", str(port))
-        config = compose_config([*tiny, "trainer.devices=2"])
-        with pytest.raises(UserError, match=rf"^MASTER_PORT = {port}: .*in use.*.*set MASTER_PORT"):
-            run(config, RunFolder(tmp_path / "a"), None)
-        assert not (tmp_path / "a").exists()
-        machine = resolve_machine(config)
-        with pytest.raises(UserError, match=rf"^MASTER_PORT = {port}: .*in use"), together(machine, ()):
-            pass  # where another program was faster than the run
-        refuse_taken_port(replace(machine, devices=1))
-    refuse_taken_port(machine)
-    assert alone_with(2).port == port
-
-
-def test_a_process_whose_torchrun_has_exited_does_not_wait_for_it(tiny, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    torchrun = {
-        "TORCHELASTIC_RUN_ID": "abc",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "GROUP_WORLD_SIZE": "1",
-        "GROUP_RANK": "0",
-    }
-    torchrun |= {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-    for name, value in {**torchrun, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
-        monkeypatch.setenv(name, value)
-    machine = resolve_machine(compose_config(tiny))
-    with (
-        pytest.raises(RunFailed, match=rf"^torchrun does not answer at 127\.0\.0\.1:{port} \(.*refused"),
-        together(machine, ()),
-    ):
-        pass
+        line = [sys.executable, str(TRAIN), *tiny, "trainer.devices=2", "hydra.run.dir=a"]
+        done = subprocess.run(
+            line, cwd=tmp_path, env={**environment, "MASTER_PORT": str(port)}, capture_output=True, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"error: port {port} is in use; set MASTER_PORT to a free one"
 
 
 def test_only_a_run_of_the_command_line_can_be_started_again(monkeypatch):

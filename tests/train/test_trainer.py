@@ -14,8 +14,8 @@ from hybridlm.generate.sampling import Sampling
 from hybridlm.model.build import fresh_model
 from hybridlm.runs.checkpoint import load_run, read_checkpoint
 from hybridlm.runs.run_folder import RunFolder
-from hybridlm.train.precision import BFloat16
 from hybridlm.train.run import run
+from hybridlm.train.trainer import BFloat16
 
 # Every kind of layer, a sigmoid router among them.
 ALL = [

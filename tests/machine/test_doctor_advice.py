@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridlm.machine.doctor.advice import PINS, advice
-from hybridlm.machine.doctor.stack import Stack
+from hybridlm.machine.doctor import PINS, Stack, advice
 
 CONV = 'pip install ninja packaging setuptools wheel && pip install --no-build-isolation "causal-conv1d==1.6.2.post1"'
 MAMBA = 'pip install ninja packaging setuptools wheel && pip install --no-build-isolation "mamba-ssm==2.3.2.post1"'
@@ -145,7 +144,7 @@ def test_a_broken_build_is_built_again():
 
 
 def test_the_pins_are_those_of_the_extras():
-    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     assert set(extras["cuda"]) == {PINS[name] for name in PINS if name not in ("lm-eval", "tensorboard")}
     assert PINS["lm-eval"] in extras["eval"]
