@@ -19,6 +19,7 @@ from hybridlm.config.load import load_config
 from hybridlm.config.overrides import key_of, merged
 from hybridlm.config.run import RunConfig
 from hybridlm.files.held import Holding
+from hybridlm.machine.signals import heeded
 from hybridlm.runs.resume import Call, NothingLeft, Resume, recorded, requeued
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.sweep.matching import matched
@@ -94,7 +95,7 @@ def _run(
         str(folder.path.absolute()), None if checkpoint is None else str(checkpoint.absolute()), os.getcwd()
     )
     call = replace(call, overrides=tuple(merged(call.overrides, match.overrides)))
-    with ExitStack() as stack:
+    with ExitStack() as stack, heeded(config.trainer.requeue, True):
         from hybridlm.train.resumed import planned  # imports torch: only once the configuration is known to be valid
 
         start = planned(config, checkpoint, verified=True)
@@ -117,9 +118,10 @@ def join(decision: Decision, verb: tuple[str, ...], others: Rendezvous | None = 
     folder = RunFolder(Path(decision.folder))
     config = recorded(folder)
     call = Call(verb) if others is None else Call(verb, meet=others.meet)
-    from hybridlm.train.run import run
+    with heeded(config.trainer.requeue, False):
+        from hybridlm.train.run import run
 
-    run(config, folder, None if decision.checkpoint is None else Path(decision.checkpoint), call)
+        run(config, folder, None if decision.checkpoint is None else Path(decision.checkpoint), call)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from hybridlm.config.load import load_config, to_yaml
 from hybridlm.config.overrides import HYDRA_FLAGS, CommandLine, is_group, key_of, refuse_flags, repair, split, value_of
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.machine.launcher import ending_together, folder_overrides, launch, refuse_sweep
+from hybridlm.machine.signals import heeded, listening
 from hybridlm.runs.resume import checkpoint_to_resume, recorded, refuse_other_optimizer, resumed_folder
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.sweep.grid import effectless
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None, verb: tuple[str, ...] = ()) -> None:
     Exits with code 2 and a line per problem where the input is wrong; returns when the run is done. Other errors of
     training propagate.
     """
-    with ending_together(), reported("continues"):
+    with ending_together(), reported("continues"), listening():
         decision, words = inherited(), sys.argv[1:] if argv is None else argv
         if decision is not None:
             join(decision, verb)
@@ -76,7 +77,8 @@ def _single(line: CommandLine, verb: tuple[str, ...]) -> None:
     others = None if launched is None else Rendezvous(launched, Path("outputs" if "${" in place else place))
     with others or nullcontext(), ExitStack() as held:
         if others is not None and launched is not None and launched.rank > 0:
-            decision = others.decision()
+            with heeded(False, False):
+                decision = others.decision()
             if decision is not None:
                 join(decision, verb, others)
             return

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -30,6 +28,7 @@ from hybridlm.config.duration import seconds_of
 from hybridlm.config.train import TrainerConfig
 from hybridlm.errors import RunFailed
 from hybridlm.machine.launcher import INTERRUPTED, SIGNALLED, is_child, is_first_rank
+from hybridlm.machine.signals import requeue
 
 TIME_LIMIT = "trainer.time_limit"
 # If ranks differ, the last one wins: SIGUSR1 may also ask to be requeued.
@@ -149,17 +148,3 @@ def signalled() -> Iterator[None]:
         raise RunFailed(
             f"a process of data.workers exited unexpectedly: {error}; resume from the last checkpoint"
         ) from error
-
-
-def requeue(say: Callable[[str], None]) -> None:
-    """Asks SLURM to requeue this job, if it is one. Failures are reported and otherwise ignored."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
-    if not re.fullmatch(r"\d+(_\d+)?", job):
-        say("warning     trainer.requeue: not a SLURM job (SLURM_JOB_ID is not set)")
-        return
-    try:
-        subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=True)
-        say(f"job {job} is requeued")
-    except (OSError, subprocess.CalledProcessError) as error:
-        say(f"warning     scontrol requeue {job}: {getattr(error, 'stderr', '').strip() or error}")

@@ -184,6 +184,20 @@ def test_a_preempted_job_is_saved_and_goes_on(here, train, nodes):
 
 
 @both
+def test_a_notice_while_a_job_starts_queues_it_again(here, train, nodes):
+    command = train("trainer.requeue=true", "ckpt=auto", "hydra.run.dir=a")
+    (here.folder / "task.sh").write_text(f"touch begun.$SLURM_PROCID\nexec {command}\n")
+    job = here.submit(f"{SRUN} bash task.sh", *NODES[nodes])
+    here.wait(lambda: all((here.folder / f"begun.{rank}").exists() for rank in (0, 1)), job)
+    time.sleep(2)  # within the imports
+    here.run("scancel", "--signal=USR1", job)
+    assert here.ended(job, restarts=1)["JobState"] == "COMPLETED", here.log(job)[-3000:]
+    assert f"job {job} is requeued" in here.log(job)
+    assert "138" not in here.log(job)
+    assert_one_run(here.folder / "a", here.log(job))
+
+
+@both
 def test_a_job_that_was_killed_before_its_first_checkpoint_begins_anew(here, train, nodes):
     script = noted(here, train("ckpt=auto", "hydra.run.dir=a", *LONG))
     job = here.submit(script, *NODES[nodes])

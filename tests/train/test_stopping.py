@@ -23,10 +23,11 @@ from hybridlm.cli.start import main
 from hybridlm.config.duration import seconds_of
 from hybridlm.errors import RunFailed, UserError
 from hybridlm.machine.launcher import INTERRUPTED, SIGNALLED
+from hybridlm.machine.signals import heeded, listening, requeue
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train import run as run_module
 from hybridlm.train.run import run
-from hybridlm.train.stopping import Stopped, requeue
+from hybridlm.train.stopping import Stopped
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -230,6 +231,31 @@ def test_another_handler_of_a_signal_is_called_once_the_run_is_saved(tiny, tmp_p
         signal.signal(signal.SIGUSR2, before)
     assert (seen, ended.value.code) == ([(signal.SIGUSR2, True)], -1)
     assert "at step 2;" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("again", "first", "calls"), [(True, True, ["requeue 77"]), (True, False, []), (False, True, [])]
+)
+@pytest.mark.parametrize("early", [True, False], ids=["before_the_configuration_is_read", "before_training"])
+def test_sigusr1_before_training_ends_the_run(queued, monkeypatch, capsys, again, first, calls, early):
+    waited: list[float] = []
+    monkeypatch.setattr("hybridlm.machine.signals.time.sleep", waited.append)
+
+    def take() -> None:
+        with listening():
+            if early:
+                kill(signal.SIGUSR1)()
+            with heeded(again, first):
+                kill(signal.SIGUSR1)()
+                pytest.fail("continues")
+
+    with pytest.raises(SystemExit) as ended:
+        take()
+    assert ended.value.code == SIGNALLED
+    assert queued() == calls
+    assert bool(waited) != first  # for the first one, which asks
+    assert "stopped by SIGUSR1, with nothing to save" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
 
 def started(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.Popen:
