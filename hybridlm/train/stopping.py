@@ -25,7 +25,6 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybridlm.config.duration import seconds_of
-from hybridlm.errors import RunFailed
 from hybridlm.machine.launcher import is_child, is_first_rank
 from hybridlm.machine.signals import INTERRUPTED, NOTICE, SIGNALLED, requeue
 
@@ -142,8 +141,6 @@ def signalled() -> Iterator[None]:
     """Corrects how Lightning reports signals that its loop sees before ours: SIGTERM gets its exit code, and Ctrl-C,
     which Lightning turns into an exit code, its exception. A signal that kills the process (SIGBUS of a token file
     whose disk is gone) prints a traceback.
-
-    RunFailed: a data.workers process was killed, which torch raises wherever this process is.
     """
     if sys.__stderr__ is not None and not faulthandler.is_enabled():
         faulthandler.enable(sys.__stderr__)
@@ -155,9 +152,3 @@ def signalled() -> Iterator[None]:
         if isinstance(end.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):  # torch has no exception class for it
-            raise
-        raise RunFailed(
-            f"a process of data.workers exited unexpectedly: {error}; resume from the last checkpoint"
-        ) from error
