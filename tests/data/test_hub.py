@@ -509,7 +509,7 @@ def test_refusals_of_the_hub_are_reported_in_one_line(small_hub, tmp_path):
         ({"id": "me/down"}, "data.hf.id=me/down: cannot reach the hub"),
         (
             {"id": "me/hangs"},
-            ("data.hf.id=me/hangs: cannot reach the hub (no answer within 2 s) and it has not been downloaded"),
+            "data.hf.id=me/hangs: cannot reach the hub (",
         ),
         ({"id": "a--b/c"}, "data.hf.id=a--b/c cannot be read: "),
     ]
