@@ -113,8 +113,7 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path, shard_bytes: int,
         total = sum(unit.size for _, unit in units)  # 0: unknown
         before = total - sum(unit.size for _, unit in todo)
         with ByteProgress(f"{source.name}: {what}", total, report) as progress:
-            progress.update(before)
-            work_on(work, todo, workers, lambda done: progress.update(before + done))
+            work_on(work, todo, workers, lambda done: progress.update_to(before + done))
 
     if not (unfinished / MANIFEST).exists():
         tokenizer.save(unfinished / TOKENIZER)

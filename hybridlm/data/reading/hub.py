@@ -15,18 +15,18 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from hybridlm.config.data import CorpusConfig, HfConfig
 from hybridlm.data.reading.conversations import records_of
-from hybridlm.data.reading.documents import Bad, Corpus, Document, Records, Unit
-from hybridlm.data.reading.file_units import ParquetRows, SourceFile, WholeFile
+from hybridlm.data.reading.documents import Corpus, Records, Unit
+from hybridlm.data.reading.file_units import FilePart, SourceFile, Together
 from hybridlm.data.reading.hub_access import Access, ask_hub, quiet, refusal, unreachable
 from hybridlm.data.reading.readers import kind_of
 from hybridlm.data.reading.scan import row_groups
-from hybridlm.errors import ConfigError, UserError
+from hybridlm.errors import ConfigError
 from hybridlm.files.home import expanded
 
 if TYPE_CHECKING:
@@ -56,28 +56,6 @@ class RemoteFile:
                 yield io.BufferedReader(file, _BUFFER)  # fsspec's own readline takes no limit
         except Exception as error:  # of whichever library does the transfer
             raise refusal(self.config, error) from error
-
-
-@dataclass(frozen=True)
-class Share:
-    """Units read one after the other, up to the document with which ``share`` bytes of text are reached; None: to the
-    end. problem: why they cannot be read now, which is a UserError: what was prepared from them before may suffice."""
-
-    units: tuple[Unit, ...]
-    size: int
-    share: int | None = None
-    problem: UserError | None = None
-
-    def documents(self) -> Iterator[Document | Bad]:
-        if self.problem is not None:
-            raise self.problem
-        taken = 0
-        for one in chain.from_iterable(unit.documents() for unit in self.units):
-            yield one
-            if self.share is not None and isinstance(one, Document):
-                taken += sum(len(text.encode()) for text in one.texts)
-                if taken >= self.share:
-                    return
 
 
 def open_hub(config: CorpusConfig, unit_bytes: int, cache: Path, progress: Callable[[int], None]) -> Corpus:
@@ -156,7 +134,7 @@ def _split_names(config: HfConfig, known: Iterable[object]) -> list[str]:
     return legal if "all" in names else names
 
 
-def _downloaded(config: HfConfig, records: Records, unit_bytes: int, access: Access, cache: Path) -> list[Share]:
+def _downloaded(config: HfConfig, records: Records, unit_bytes: int, access: Access, cache: Path) -> list[Together]:
     """The rows of the split, from Parquet files that are written once per commit."""
     made_of = json.dumps([config.id, config.name, access.state])
     place = cache / "hub" / hashlib.sha256(made_of.encode()).hexdigest()[:16]
@@ -167,10 +145,10 @@ def _downloaded(config: HfConfig, records: Records, unit_bytes: int, access: Acc
     groups = list(_row_groups(config, records, place))
     sizes, limit = [group.size for group in groups], (config.limit_mb or 0) * _MB
     if not 0 < limit < sum(sizes):
-        return [Share(units, size) for units, size in _evenly(groups, sizes, math.ceil(sum(sizes) / unit_bytes))]
+        return [Together(units, size) for units, size in _evenly(groups, sizes, math.ceil(sum(sizes) / unit_bytes))]
     shares = _evenly(groups, sizes, max(math.ceil(limit / unit_bytes), _STRETCHES))
     parts = [(units, math.ceil(limit * size / sum(sizes))) for units, size in shares]
-    return [Share(units, part, part) for units, part in parts]
+    return [Together(units, part, part) for units, part in parts]
 
 
 def _evenly(units: Sequence[Unit], sizes: Sequence[int], count: int) -> list[tuple[tuple[Unit, ...], int]]:
@@ -183,7 +161,7 @@ def _evenly(units: Sequence[Unit], sizes: Sequence[int], count: int) -> list[tup
     ]
 
 
-def _row_groups(config: HfConfig, records: Records, place: Path) -> Iterator[ParquetRows]:
+def _row_groups(config: HfConfig, records: Records, place: Path) -> Iterator[FilePart]:
     """The rows of the split, one unit per row group."""
     from datasets import DatasetInfo
     from datasets.arrow_reader import ParquetReader
@@ -201,17 +179,17 @@ def _row_groups(config: HfConfig, records: Records, place: Path) -> Iterator[Par
         for rows, size in groups:
             begin, end = max(first, part["skip"]), int(min(first + rows, last))
             if begin < end:
-                yield ParquetRows(source, records, begin, end, max(1, size * (end - begin) // rows))
+                yield FilePart(source, records, "parquet", begin, end, size=max(1, size * (end - begin) // rows))
             first += rows
 
 
-def _streamed(config: HfConfig, records: Records, access: Access) -> list[Share]:
+def _streamed(config: HfConfig, records: Records, access: Access) -> list[Together]:
     """The files of the split, one unit each, or with a limit one for each group of files."""
     if access.offline:
         problem = unreachable(config, access.offline, "data.hf.streaming=true keeps no copy of it")
         if access.state is None:
             raise problem
-        return [Share((), 0, problem=problem)]
+        return [Together((), 0, problem=problem)]
     if "[" in config.split:
         raise ConfigError(
             f"data.hf.split={config.split}: a slice of a split cannot be streamed; use data.hf.limit_mb, or"
@@ -227,9 +205,9 @@ def _streamed(config: HfConfig, records: Records, access: Access) -> list[Share]
                 " set data.hf.streaming=false, or data.hf.revision=refs/convert/parquet for the hub's own Parquet copy"
             )
         file = SourceFile(name, Path(url)) if access.revision is None else RemoteFile(name, url, config)
-        units.append(WholeFile(file, records, kind, 0))
+        units.append(FilePart(file, records, kind))
     if config.limit_mb is None:
-        return [Share((unit,), 0) for unit in units]
+        return [Together((unit,), 0) for unit in units]
     count = min(len(units), math.ceil(config.limit_mb / _FILE_MB))
     share = math.ceil(config.limit_mb * _MB / count)
-    return [Share(group, share, share) for group, _ in _evenly(units, [1] * len(units), count)]
+    return [Together(group, share, share) for group, _ in _evenly(units, [1] * len(units), count)]

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hybridlm.data.reading.readers import KINDS
 from hybridlm.errors import ConfigError, printable
 
-RECORD_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
+RECORD_ENDINGS = tuple(KINDS)
 _PROSE = ".txt .text .md .markdown .rst .org .adoc .asciidoc .tex .html .htm .vtt .srt"
 _CODE = (
     ".py .pyi .pyx .c .h .cc .cpp .cxx .hh .hpp .cu .cuh .rs .go .java .kt .scala .js .jsx .ts .tsx .rb .php .pl .lua"

@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from hybridlm.data.tokenizer.byte_strings import MARK, byte_strings, check, is_byte_level, parts
-from hybridlm.data.tokenizer.cuts import PIECE_CHARS, batches, cut, places_to_cut, too_long
+from hybridlm.data.tokenizer.cuts import PIECE_CHARS, batches, cut, places_to_cut
 from hybridlm.data.tokenizer.foreign import EOS, saved_eos, unmarked
 from hybridlm.data.tokenizer.library import failures, library_of, read_facts, reading
 from hybridlm.errors import UserError
@@ -52,7 +52,8 @@ class Tokenizer:
         self._library = library
         self._pieces = byte_strings(library, facts)
         self.eos_id: int = eos
-        self._lossless = all(step["type"] != "NFC" for step in parts(facts["normalizer"]))
+        # Whether decode(encode(text)) == text for every text. If not, for texts in NFC, and others come back in NFC.
+        self.lossless = all(step["type"] != "NFC" for step in parts(facts["normalizer"]))
         self._cuts = places_to_cut(facts, self._pieces)
         # SentencePiece writes a space and this sign alike, so the sign bypasses the library, as its three bytes.
         mark = [] if is_byte_level(facts) else [library.token_to_id(f"<0x{value:02X}>") for value in MARK.encode()]
@@ -65,12 +66,6 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids: the largest plus 1, special ids and gaps included."""
         return len(self._pieces)
-
-    @property
-    def lossless(self) -> bool:
-        """Whether ``decode(encode(text)) == text`` for every text. If not, it holds for texts in NFC, and others come
-        back in NFC."""
-        return self._lossless
 
     @cached_property
     def fingerprint(self) -> str:
@@ -92,11 +87,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``; no special ids are added."""
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """``encode`` of each text, on all cores."""
-        return [ids.tolist() for ids in self.encode_documents(texts)]
+        ids: list[int] = next(self.encode_documents([text])).tolist()
+        return ids
 
     def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         """The ids (uint32) of each text in turn; memory is bounded by the longest text's ids, not by the corpus."""
@@ -145,11 +137,6 @@ class Tokenizer:
         words = isinstance(model, dict) and model.get("type") == "WordLevel"
         with reading(Path(path), "the tokenizer.json of prepared data or of a run"):
             return (SymbolTokenizer if words else cls)(library_of(facts, Path(path)))
-
-    def too_long(self, text: str) -> int:
-        """Characters of a stretch of ``text`` that would be encoded at once and take too much memory; 0: there is
-        none."""
-        return too_long(text, self._cuts)
 
     def _encode_alone(self, text: str) -> list[int]:
         """``encode`` without the library's threads, which a process that forks later must not have started."""
@@ -205,7 +192,7 @@ class SymbolTokenizer(Tokenizer):
         if sorted(ids.values()) != list(range(len(ids))) or ids.get(EOS) != 0:
             raise ValueError(f"its words are not numbered from 0, or {EOS} is not the first")
         words = sorted(ids, key=ids.__getitem__)
-        self._library, self._lossless, self.eos_id = library, False, 0
+        self._library, self.lossless, self.eos_id = library, False, 0
         self._ids = {word: ids[word] for word in words[1:]}
         self._pieces = [b"", *(f" {word}".encode() for word in words[1:])]
 
