@@ -124,7 +124,7 @@ def test_a_text_too_long_for_a_document_is_cut_between_lines(tmp_path, monkeypat
     found = read(corpus)
     assert [name for name, _ in found] == [f"a.txt#{i + 1}" for i in range(len(found) - 1)] + ["b.txt"]
     assert "".join(text for _, text in found[:-1]) == text
-    assert [text for _, text in found[:4]] == ["é" * 10, "é" * 10, "é" * 10, "\n0 öä\n1 öä\n"]
+    assert [text for _, text in found[:7]] == [*["é" * 5] * 5, "é" * 5 + "\n", "0 öä\n1 öä\n"]
     assert max(unit.size for unit in corpus.units[:-1]) <= 2 * 10 + 3
     assert all(isinstance(unit, FilePart) for unit in corpus.units[:-1])
     assert read(scan_files(write(tmp_path, {"c.txt": b"\n\xe9" * 30}), RECORDS, 1000, tmp_path / "kept"))[1].startswith(

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -175,9 +176,10 @@ def _scan(file: SourceFile, now: os.stat_result | None, unit_bytes: int, progres
     try:
         # Opened here: pyarrow takes no file name that is not UTF-8.
         with file.path.open("rb") as opened:
-            sha256, cuts = _read(opened, unit_bytes if kind == "lines" else None, progress)
+            limits = {"lines": unit_bytes, "text": documents.LONGEST}
+            sha256, cuts = _read(opened, limits.get(kind), progress)
             if kind == "text":
-                cuts = _text_cuts(opened, cuts[0].size, documents.LONGEST)
+                cuts = _text_cuts(opened, cuts, documents.LONGEST)
             elif kind == "parquet":
                 cuts = _parquet_stretches(opened, unit_bytes)
     except OSError as error:
@@ -211,34 +213,18 @@ def _read(file: IO[bytes], limit: int | None, progress: Callable[[int], None]) -
     return digest.hexdigest(), cuts
 
 
-def _text_cuts(file: IO[bytes], size: int, limit: int) -> list[Stretch]:
-    """Pieces of a text that become one document each, of ``limit`` to twice ``limit`` bytes except for the last."""
-    cuts: list[Stretch] = []
-    begin = 0
-    while size - begin > limit:
-        end = _text_end(file, begin + limit, min(begin + 2 * limit, size), size)
-        cuts.append(Stretch(begin, end, len(cuts) + 1, end - begin))
-        begin = end
-    if begin < size or not cuts:
-        cuts.append(Stretch(begin, size, len(cuts) + 1 if cuts else 0, size - begin))
-    return cuts
-
-
-def _text_end(file: IO[bytes], first: int, last: int, size: int) -> int:
-    """Where a piece ends, approximately between bytes ``first`` and ``last`` of the file: after a line end, else before
-    a space, else between two UTF-8 characters."""
-    space, place = -1, first - 1
-    file.seek(place)
-    while place < last and (block := file.read(min(_BLOCK, last - place))):
-        if (found := block.find(b"\n")) >= 0:
-            return place + found + 1
-        if space < 0 and (found := block.find(b" ")) >= 0:
-            space = place + found
-        place += len(block)
-    if last == size or space >= 0:
-        return size if last == size else space
-    file.seek(last)
-    return last + next((number for number, byte in enumerate(file.read(4)) if byte & 0xC0 != 0x80), 0)
+def _text_cuts(file: IO[bytes], lines: list[Stretch], limit: int) -> list[Stretch]:
+    """Pieces of a text that become one document each: whole ``lines`` of about ``limit`` bytes. Where these are longer
+    than twice that, for lack of a line end, they are cut between two characters."""
+    edges = [0]
+    for begin, _, _, size in lines:
+        for place in range(begin + limit, begin + size - limit, limit):
+            file.seek(place)
+            edges.append(place + next((at for at, byte in enumerate(file.read(4)) if byte & 0xC0 != 0x80), 0))
+        edges.append(begin + size)
+    if len(edges) == 2:
+        return [Stretch(0, edges[1], 0, edges[1])]
+    return [Stretch(begin, end, number, end - begin) for number, (begin, end) in enumerate(pairwise(edges), 1)]
 
 
 def row_groups(file: IO[bytes]) -> list[tuple[int, int]]:

@@ -59,7 +59,7 @@ class Tokenizer:
         mark = [] if is_byte_level(facts) else [library.token_to_id(f"<0x{value:02X}>") for value in MARK.encode()]
         self._mark = [token for token in mark if token is not None]
         self._borders = self._find_borders()
-        if self.decode(self._encode_alone(_PROBE)) != _PROBE:
+        if not self._gives_back(_PROBE):
             raise ValueError(f"it does not give back the text {_PROBE!r}")
 
     @property
@@ -86,12 +86,18 @@ class Tokenizer:
         return None if self.bytes_of(token) else self._library.id_to_token(token)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text``; no special ids are added."""
-        ids: list[int] = next(self.encode_documents([text])).tolist()
+        """Ids of ``text``; no special ids are added. Starts none of the library's threads, which a process that forks
+        later must not have."""
+        ids: list[int] = []
+        for piece in self._split(text):
+            with failures():
+                alone = self._mark and piece == MARK
+                ids += self._mark if alone else self._library.encode(piece, add_special_tokens=False).ids
         return ids
 
     def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """The ids (uint32) of each text in turn; memory is bounded by the longest text's ids, not by the corpus."""
+        """The ids (uint32) of each text in turn, on all cores; memory is bounded by the longest text's ids, not by the
+        corpus."""
         held: list[np.ndarray] = []
         for pieces, ends in batches(texts, self._split):
             with failures():
@@ -138,14 +144,6 @@ class Tokenizer:
         with reading(Path(path), "the tokenizer.json of prepared data or of a run"):
             return (SymbolTokenizer if words else cls)(library_of(facts, Path(path)))
 
-    def _encode_alone(self, text: str) -> list[int]:
-        """``encode`` without the library's threads, which a process that forks later must not have started."""
-        ids: list[int] = []
-        for piece in self._split(text):
-            alone = self._mark and piece == MARK
-            ids += self._mark if alone else self._library.encode(piece, add_special_tokens=False).ids
-        return ids
-
     def _find_borders(self) -> re.Pattern[str] | None:
         """What a text is cut behind before the library sees it, so that no text gives a special id or a byte that it
         does not have.
@@ -167,7 +165,7 @@ class Tokenizer:
         return re.compile("|".join(found)) if found else None
 
     def _gives_back(self, text: str) -> bool:
-        return self.decode(self._encode_alone(text)) == text
+        return self.decode(self.encode(text)) == text
 
     def _split(self, text: str) -> Iterator[str]:
         """``text`` in the parts that go to the library one by one, at least one."""
@@ -196,16 +194,18 @@ class SymbolTokenizer(Tokenizer):
         self._ids = {word: ids[word] for word in words[1:]}
         self._pieces = [b"", *(f" {word}".encode() for word in words[1:])]
 
+    def encode(self, text: str) -> list[int]:
+        """The ids of the words. UserError: an unknown word."""
+        unknown = next((word for word in text.split() if word not in self._ids), None)
+        if unknown is not None:
+            legal = ", ".join(list(self._ids)[:_SHOWN]) + (", ..." if len(self._ids) > _SHOWN else "")
+            raise UserError(
+                f"{unknown!r} is not a word of this run's synthetic task; expected, separated by spaces: {legal}"
+            )
+        return [self._ids[word] for word in text.split()]
+
     def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """The ids of each text's words. UserError: an unknown word."""
-        for text in texts:
-            unknown = next((word for word in text.split() if word not in self._ids), None)
-            if unknown is not None:
-                legal = ", ".join(list(self._ids)[:_SHOWN]) + (", ..." if len(self._ids) > _SHOWN else "")
-                raise UserError(
-                    f"{unknown!r} is not a word of this run's synthetic task; expected, separated by spaces: {legal}"
-                )
-            yield np.array([self._ids[word] for word in text.split()], dtype=np.uint32)
+        return (np.array(self.encode(text), dtype=np.uint32) for text in texts)
 
     def token_bytes(self) -> np.ndarray:
         return np.zeros(self.vocab_size, dtype=np.int32)
