@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from hybridlm.data.reading.documents import Bad, Document, Records, Unit
-from hybridlm.data.reading.readers import python_document, read_lines, read_parquet, text_document
+from hybridlm.data.reading.readers import read_lines, read_parquet, text_document
 from hybridlm.errors import UserError, printable
 
 
@@ -55,7 +55,8 @@ class SourceFile:
 @dataclass(frozen=True)
 class FilePart:
     """A file, or a part of it: bytes [begin, end) of a text or of JSON lines, rows [begin, end) of Parquet; end None:
-    to the end. kind: see ``kind_of``, or "python". size: bytes of text, maybe estimated.
+    to the end. kind: see ``kind_of``, or "python": a module of the standard library. size: bytes of text, maybe
+    estimated.
 
     number: of the first line; of a piece of a text that is too long for one document (they are named name#1, name#2,
     ...), 0: it is whole.
@@ -83,8 +84,9 @@ class FilePart:
                 yield from read_lines(name, file, self.records, self.number, length)
             else:
                 file.seek(self.begin)
-                read = python_document if self.kind == "python" else text_document
-                yield read(f"{name}#{self.number}" if self.number else name, file.read(length or -1))
+                # By its name, a Python release that changes a module does not move it between training and validation.
+                key = name if self.kind == "python" else ""
+                yield text_document(f"{name}#{self.number}" if self.number else name, file.read(length or -1), key)
 
 
 @dataclass(frozen=True)

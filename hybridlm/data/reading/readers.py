@@ -1,4 +1,4 @@
-"""Documents from opened files: plain text, Python sources, JSON lines, Parquet.
+"""Documents from opened files: plain text, JSON lines, Parquet.
 
 Files are streamed, so memory is bounded by the longest document. Bad content gives a ``Bad``; a file that the operating
 system cannot read raises its OSError.
@@ -7,15 +7,13 @@ system cannot read raises its OSError.
 from __future__ import annotations
 
 import gzip
-import io
 import json
-import tokenize
 import zlib
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
 from hybridlm.data.reading import documents
-from hybridlm.data.reading.documents import TOO_LONG, Bad, Document, Records, columns_of, encodable
+from hybridlm.data.reading.documents import TOO_LONG, Bad, Document, Records, columns_of
 
 if TYPE_CHECKING:
     from pyarrow import Array, RecordBatch
@@ -72,27 +70,13 @@ def read_lines(
             yield Bad(name, "empty")
 
 
-def text_document(name: str, data: bytes) -> Document | Bad:
+def text_document(name: str, data: bytes, key: str = "") -> Document | Bad:
     """UTF-8 as one document, line ends as they are."""
     try:
         text = _decoded(data)
     except UnicodeDecodeError as error:
         return _not_utf8(name, error)
-    return Document(name, text) if text else Bad(name, "empty")
-
-
-def python_document(name: str, data: bytes) -> Document | Bad:
-    """A Python source, decoded as Python itself does (PEP 263, universal newlines). Its name is its key: a Python
-    release that changes a module does not move it between training and validation."""
-    try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-        text = io.TextIOWrapper(io.BytesIO(data), encoding).read()
-    except (SyntaxError, LookupError, UnicodeError) as error:
-        # An unknown or contradictory coding line, one that names a codec that is not for text, or undecodable bytes.
-        return Bad(name, "cannot be decoded", str(error))
-    if not encodable(text):  # some codecs can produce half a surrogate pair
-        return Bad(name, "cannot be decoded", "half a surrogate pair")
-    return Document(name, text, key=name) if text else Bad(name, "empty")
+    return Document(name, text, key=key) if text else Bad(name, "empty")
 
 
 def read_parquet(

@@ -135,12 +135,9 @@ def last_cut(text: str, at: int) -> int:
     """Where to cut ``text`` (two characters or more) at ``at`` or shortly before: after a line end, else before a
     space, so that its parts have the ids of the whole; else exactly there."""
     at = min(max(at, 1), len(text) - 1)
-    near = max(0, at - _LOOKED_BACK)
-    for place in (_LINE_END, OWN_CUTS[0], _SPACE):
-        ends = [match.end() for match in place.finditer(text, near, at + 1) if 0 < match.end() <= at]
-        if ends:
-            return ends[-1]
-    return at
+    near = max(1, at - _LOOKED_BACK)
+    line_end, space = text.rfind("\n", near - 1, at) + 1, text.rfind(" ", near, at + 1)
+    return line_end or (space if space > 0 else at)
 
 
 def batches(
