@@ -336,9 +336,6 @@ def test_a_bare_file_has_the_first_end_of_document_name_that_it_knows(tmp_path):
     [
         {"tokenizer_config": {"eos_token": "<stop>"}},
         {"tokenizer_config": {"eos_token": {"content": "<stop>", "lstrip": False}}},
-        {"tokenizer_config": {"eos_token": None}, "special_tokens_map": {"eos_token": "<stop>"}},
-        {"generation_config": {"eos_token_id": COUNT + 1}},
-        {"generation_config": {"eos_token_id": [COUNT + 1, COUNT]}},
     ],
     ids=str,
 )

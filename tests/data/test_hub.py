@@ -259,6 +259,7 @@ def test_columns_that_do_not_fit_are_named(tmp_path, open_hub, streaming):
 def test_a_part_of_a_split_is_read_from_disk_but_not_streamed(tmp_path, open_hub):
     folder = write(tmp_path / "set", {"train.jsonl": long_texts(10)})
     assert len(read(open_hub(HfConfig(id=folder, split="train[:50%]")))) == 5
+    assert open_hub(HfConfig(id=folder, split="train[:0%]")).units == []
     with pytest.raises(UserError, match=r"data\.hf\.split=train\[:50%\]: .* cannot be streamed"):
         open_hub(HfConfig(id=folder, split="train[:50%]", streaming=True))
 

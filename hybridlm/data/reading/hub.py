@@ -154,7 +154,7 @@ def _downloaded(config: HfConfig, records: Records, unit_bytes: int, access: Acc
 def _evenly(units: Sequence[Unit], sizes: Sequence[int], count: int) -> list[tuple[tuple[Unit, ...], int]]:
     """Consecutive ``units`` together, with their size: at most ``count`` groups of about the same size."""
     groups: dict[int, list[int]] = {}
-    for number, before in enumerate(accumulate(sizes[:-1], initial=0)):
+    for number, before in zip(range(len(units)), accumulate(sizes, initial=0), strict=False):
         groups.setdefault(before * count // sum(sizes), []).append(number)
     return [
         (tuple(units[number] for number in group), sum(sizes[number] for number in group)) for group in groups.values()

@@ -140,23 +140,16 @@ def last_cut(text: str, at: int) -> int:
     return line_end or (space if space > 0 else at)
 
 
-def batches(
-    texts: Iterable[str], split: Callable[[str], Iterable[str]]
-) -> Iterator[tuple[Sequence[str], Sequence[bool]]]:
-    """Groups of the parts that ``split`` makes, one per call of the library, and for each part whether it ends its
-    text."""
-    pieces: list[str] = []
-    ends: list[bool] = []
+def batches(texts: Iterable[str], split: Callable[[str], Iterable[str]]) -> Iterator[list[tuple[str, bool]]]:
+    """Groups of the parts that ``split`` makes, one per call of the library, each with whether it ends its text."""
+    group: list[tuple[str, bool]] = []
     held = 0  # characters
-    for text in texts:
-        for piece in split(text):
-            pieces.append(piece)
-            ends.append(False)
-            held += len(piece) + _PART_CHARS
+    for parts_of_text in map(list, map(split, texts)):
+        for left, part in zip(reversed(range(len(parts_of_text))), parts_of_text, strict=True):
+            group.append((part, not left))
+            held += len(part) + _PART_CHARS
             if held >= BATCH_CHARS:
-                # Whether the last part ends its text is not known yet, so it stays for the next group.
-                yield pieces[:-1], ends[:-1]
-                pieces, ends, held = pieces[-1:], ends[-1:], len(piece) + _PART_CHARS
-        ends[-1] = True
-    if pieces:
-        yield pieces, ends
+                yield group
+                group, held = [], 0
+    if group:
+        yield group

@@ -68,21 +68,13 @@ def read(path: Path, special_tokens: Sequence[str] = ()) -> LibraryTokenizer:
 
 
 def _folder_eos(folder: Path, names: Mapping[str, int]) -> str | None:
-    """The end-of-document token that the configuration files of a Hugging Face folder name, None if none does."""
-    by_id: dict[object, str] = {token: name for name, token in names.items()}
-    for file in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
-        config = read_facts(folder / file) if (folder / file).is_file() else {}
-        eos, number = config.get("eos_token"), config.get("eos_token_id")
-        eos = eos.get("content") if isinstance(eos, dict) else eos
-        number = number[0] if isinstance(number, list) and number else number
-        eos = by_id.get(number, f"id {number}") if eos is None and number is not None else eos
-        if eos in names:
-            return eos
-        if eos is not None:
-            raise UserError(
-                f"{folder / file}: its end-of-document token {eos!r} is not in the vocabulary; legal are its tokens"
-            )
-    return None
+    """The end-of-document token that tokenizer_config.json of a Hugging Face folder names, None if it does not."""
+    path = folder / "tokenizer_config.json"
+    eos = read_facts(path).get("eos_token") if path.is_file() else None
+    name: str | None = eos.get("content") if isinstance(eos, dict) else eos
+    if name is not None and name not in names:
+        raise UserError(f"{path}: its end-of-document token {name!r} is not in the vocabulary; legal are its tokens")
+    return name
 
 
 def _names(facts: Mapping[str, Any]) -> dict[str, int]:
