@@ -25,7 +25,7 @@ from harness.turns import take_turns
 from hybridlm.data.preparing.split import Split
 from hybridlm.data.preparing.tokenise import Task, tokenise
 from hybridlm.data.reading.documents import Document, TextRecords
-from hybridlm.data.reading.file_units import Lines, SourceFile
+from hybridlm.data.reading.file_units import FilePart, SourceFile
 from hybridlm.data.tokenizer import train_bpe
 
 VOCAB = 32_768
@@ -40,7 +40,7 @@ def rate(rounds: int) -> list[str]:
         folder = Path(name)
         path = folder / "texts.jsonl"
         write_lines(path, RATE_BYTES)
-        unit = Lines(SourceFile("texts.jsonl", path), TextRecords("text"), 0, path.stat().st_size, 1)
+        unit = FilePart(SourceFile("texts.jsonl", path), TextRecords("text"), "lines")
         texts = [document.text for document in unit.documents() if isinstance(document, Document)]
         tokenizer = train_bpe(texts, VOCAB)
         tokenizer.save(folder / "tokenizer.json")

@@ -419,7 +419,6 @@ def data_effects(config: RunConfig) -> dict[str, Any]:
     train, val = module.train_dataloader(), module.val_dataloader()
     batch = next(iter(train))
     epoch = len(train)
-    train.close()
     loaders = val if isinstance(val, list) else [val]
     return {
         "folders": [str(part.folder) for part in prepared.parts],

@@ -119,7 +119,7 @@ class DataConfig(CorpusConfig):
         "auto", description="micro-batch: windows per device and forward pass; auto: the most that fit in memory"
     )
     workers: int = Field(
-        0, ge=0, le=64, description="processes that prepare batches ahead of training; 0: none, which is fast enough"
+        0, ge=0, le=64, description="threads that read batches ahead of training; 0: none, fast enough on local disks"
     )
     changed: Literal["refuse", "accept"] = Field(
         "refuse",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle, islice
 
 import numpy as np
 from rich.text import Text
@@ -28,27 +29,21 @@ def coloured(ids: Iterable[int], tokenizer: Tokenizer, learned: Sequence[bool] |
     """
     tokens = list(ids)
     shown = Text()
-    for place, (token, bright) in enumerate(
-        zip(tokens, [True] * len(tokens) if learned is None else learned, strict=True)
-    ):
-        data = tokenizer.bytes_of(token)
-        if data:
-            style = _STYLES[place % len(_STYLES)] if bright else _READ
-            shown.append(harmless(data.decode("utf-8", errors="backslashreplace").translate(_VISIBLE)), style=style)
-        else:
-            name = "<eos>" if token == tokenizer.eos_id else tokenizer.special_name(token) or f"<{token}>"
-            shown.append(harmless(name), style=_SPECIAL if bright else _READ_SPECIAL)
+    brights = [True] * len(tokens) if learned is None else learned
+    for token, bright, colour in zip(tokens, brights, islice(cycle(_STYLES), len(tokens)), strict=True):
+        text, style = tokenizer.bytes_of(token).decode("utf-8", errors="backslashreplace").translate(_VISIBLE), colour
+        if not text:
+            text = "<eos>" if token == tokenizer.eos_id else tokenizer.special_name(token) or f"<{token}>"
+            style = _SPECIAL
+        shown.append(harmless(text), style=style if bright else _READ_SPECIAL if style == _SPECIAL else _READ)
     return shown
 
 
 def legend() -> Text:
     """What the colours of ``coloured`` mean where only some tokens are learned, in one line."""
-    shown = Text("learned: ")
-    for style, word in zip(_STYLES, ("one", "colour", "a", "token"), strict=True):
-        shown.append(word, style=style)
-    shown.append(" and ").append("<special>", style=_SPECIAL)
-    shown.append("; context only: ").append("text", style=_READ)
-    return shown.append(" and ").append("<special>", style=_READ_SPECIAL)
+    colours = zip(("one", "colour", "a", "token"), _STYLES, strict=True)
+    learned = Text.assemble("learned: ", *colours, " and ", ("<special>", _SPECIAL))
+    return learned + Text.assemble("; context only: ", ("text", _READ), " and ", ("<special>", _READ_SPECIAL))
 
 
 def first_documents(stream: TokenStream, eos_id: int, count: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:

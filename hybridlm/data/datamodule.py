@@ -48,13 +48,11 @@ class DataModule(lightning.LightningDataModule):
             seed,
         )
         self._val_batches, self._pin_memory = val_batches, pin_memory
-        self._training: TrainLoader | None = None
 
     def train_dataloader(self) -> TrainLoader:
         """This rank's micro-batches. ConfigError: the batch sizes and the number of ranks do not fit together."""
         rank, world_size = self._place()
-        self._end_workers()
-        self._training = TrainLoader(
+        return TrainLoader(
             train_source(self.prepared, self._config, self._seed),
             global_batch=self._global_batch,
             micro_batch=self._micro_batch,
@@ -64,7 +62,6 @@ class DataModule(lightning.LightningDataModule):
             workers=self._config.workers,
             pin_memory=self._pin_memory,
         )
-        return self._training
 
     def refuse(self, position: Position) -> None:
         """UserError: the training data cannot resume at ``position``."""
@@ -91,16 +88,6 @@ class DataModule(lightning.LightningDataModule):
             pin_memory=self._pin_memory,
             masked=any(part.val.stream.masked for part in self.prepared.parts),
         )
-
-    def teardown(self, stage: str) -> None:
-        self._end_workers()
-
-    def on_exception(self, exception: BaseException) -> None:
-        self._end_workers()
-
-    def _end_workers(self) -> None:
-        if self._training is not None:
-            self._training.close()
 
     def _place(self) -> tuple[int, int]:
         """(rank, world size) over all nodes."""

@@ -26,7 +26,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybridlm.config.duration import seconds_of
 from hybridlm.config.train import TrainerConfig
-from hybridlm.errors import RunFailed
 from hybridlm.machine.launcher import INTERRUPTED, SIGNALLED, is_child, is_first_rank
 from hybridlm.machine.signals import requeue
 
@@ -129,8 +128,6 @@ def signalled() -> Iterator[None]:
     """Corrects how Lightning reports signals that its loop sees before ours: SIGTERM gets its exit code, and Ctrl-C,
     which Lightning turns into an exit code, its exception. A signal that kills the process (SIGBUS of a token file
     whose disk is gone) prints a traceback.
-
-    RunFailed: a data.workers process was killed, which torch raises wherever this process is.
     """
     if sys.__stderr__ is not None and not faulthandler.is_enabled():
         faulthandler.enable(sys.__stderr__)
@@ -142,9 +139,3 @@ def signalled() -> Iterator[None]:
         if isinstance(end.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):  # torch has no exception class for it
-            raise
-        raise RunFailed(
-            f"a process of data.workers exited unexpectedly: {error}; resume from the last checkpoint"
-        ) from error

@@ -84,8 +84,8 @@ def prepared(*parts: Part) -> Prepared:
 
 def window_of(packing: Packing, tokens: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``ids``, ``targets`` and ``doc_ids`` of a window, each (seq_len,) int64, with every token learned."""
-    ids, targets, doc_ids = np.empty((3, packing.seq_len), dtype=np.int64)
-    packing.fill(tokens, None, number, ids, targets, doc_ids)
+    ids, targets, doc_ids = rows = np.empty((3, packing.seq_len), dtype=np.int64)
+    packing.fill(tokens, None, number, rows)
     return ids, targets, doc_ids
 
 

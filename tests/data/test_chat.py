@@ -238,7 +238,7 @@ FIELDS = "no messages, conversations, prompt with response, or instruction with 
         ({"messages": [message(), "hi"]}, "a message is not an object (message 2: str)"),
         ({"messages": [{"name": "gpt", "value": "a"}]}, "a message has no 'role' (message 1: it has name, value)"),
         ({"messages": [{"role": "user"}]}, "a message has no 'content' (message 1: it has role)"),
-        ({"messages": [message(3)]}, "the role of a message is not text (message 1: int)"),
+        ({"messages": [message(3)]}, "unknown role '3' (message 1; docs/data.md lists the known roles)"),
         (
             {"messages": [message(), message("critic")]},
             "unknown role 'critic' (message 2; docs/data.md lists the known roles)",

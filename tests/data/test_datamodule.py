@@ -2,7 +2,6 @@
 one does."""
 
 import itertools
-import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +82,6 @@ def test_a_run_killed_repeatedly_still_sees_every_batch(corpora, tmp_path, worke
             every=2,
             workers=workers,
         )
-        assert not multiprocessing.active_children()
         reached = fail_at or STEPS
         saved = reached // 2 * 2  # the newest checkpoint; what came after it is done again
         seen += latest.seen[: (saved - last) * 2]

@@ -19,7 +19,7 @@ import pytest
 from hybridlm.config.data import CorpusConfig, HfConfig
 from hybridlm.data.reading import hub
 from hybridlm.data.reading.documents import Bad, TextRecords
-from hybridlm.data.reading.file_units import WholeFile
+from hybridlm.data.reading.file_units import FilePart
 from hybridlm.data.reading.hub import RemoteFile
 from hybridlm.errors import UserError
 
@@ -246,7 +246,7 @@ def test_files_that_datasets_cannot_read_are_named_in_one_line(tmp_path, open_hu
         open_hub(HfConfig(id="set"))
     assert len(str(caught.value).splitlines()) == 1
     found = read(open_hub(HfConfig(id="set", streaming=True)))
-    assert sum(isinstance(one, Bad) for one in found) == (content["a.jsonl"] != b"")
+    assert sum(isinstance(one, Bad) for one in found) == 1
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -259,6 +259,7 @@ def test_columns_that_do_not_fit_are_named(tmp_path, open_hub, streaming):
 def test_a_part_of_a_split_is_read_from_disk_but_not_streamed(tmp_path, open_hub):
     folder = write(tmp_path / "set", {"train.jsonl": long_texts(10)})
     assert len(read(open_hub(HfConfig(id=folder, split="train[:50%]")))) == 5
+    assert open_hub(HfConfig(id=folder, split="train[:0%]")).units == []
     with pytest.raises(UserError, match=r"data\.hf\.split=train\[:50%\]: .* cannot be streamed"):
         open_hub(HfConfig(id=folder, split="train[:50%]", streaming=True))
 
@@ -306,7 +307,7 @@ def test_a_stream_that_fails_midway_says_to_run_again(monkeypatch, error, messag
 
     monkeypatch.setattr("fsspec.open", lambda url: contextlib.nullcontext(Failing()))
     remote = RemoteFile("a.jsonl", "hf://datasets/me/set/a.jsonl", HfConfig(id="me/set"))
-    found = WholeFile(remote, TextRecords("text"), "lines", 0).documents()
+    found = FilePart(remote, TextRecords("text"), "lines").documents()
     assert [next(found).text, next(found).text] == ["one", "two"]
     with pytest.raises(UserError, match=message) as caught:
         next(found)
@@ -509,7 +510,7 @@ def test_refusals_of_the_hub_are_reported_in_one_line(small_hub, tmp_path):
         ({"id": "me/down"}, "data.hf.id=me/down: cannot reach the hub"),
         (
             {"id": "me/hangs"},
-            ("data.hf.id=me/hangs: cannot reach the hub (no answer within 2 s) and it has not been downloaded"),
+            "data.hf.id=me/hangs: cannot reach the hub (",
         ),
         ({"id": "a--b/c"}, "data.hf.id=a--b/c cannot be read: "),
     ]

@@ -28,7 +28,7 @@ def stream(count=COUNT, pieces=1, masked_up_to=None):
     return raw_stream(Path(FOLDER.name) / f"{count}-{pieces}-{masked_up_to}", arrays, masks)
 
 
-def loader_of(source, *, global_batch=8, accumulate=1, rank=0, world_size=1, workers=0, context=None):
+def loader_of(source, *, global_batch=8, accumulate=1, rank=0, world_size=1):
     return TrainLoader(
         source,
         global_batch=global_batch,
@@ -36,8 +36,6 @@ def loader_of(source, *, global_batch=8, accumulate=1, rank=0, world_size=1, wor
         accumulate=accumulate,
         rank=rank,
         world_size=world_size,
-        workers=workers,
-        context=context,
     )
 
 
@@ -390,10 +388,10 @@ def test_a_packed_loader_resumes_exactly():
 # Mixtures.
 
 
-def mixed_loader(*, rank=0, world_size=1, accumulate=1, workers=0, context=None):
+def mixed_loader(*, rank=0, world_size=1, accumulate=1):
     parts = [CutWindows(stream(count, pieces=3), 16, seed) for seed, count in enumerate((COUNT, 200))]
     source = Mixture(parts, [2.0, 1.0], seed=5)
-    return loader_of(source, rank=rank, world_size=world_size, accumulate=accumulate, workers=workers, context=context)
+    return loader_of(source, rank=rank, world_size=world_size, accumulate=accumulate)
 
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 4), (2, 2), (8, 1)])

@@ -91,11 +91,25 @@ def test_a_packing_is_made_once(stream, folder, monkeypatch):
     assert len(files) == 3 + 1
     monkeypatch.setattr(packed_files, "pack", refuse)
     assert same(opened(stream, folder), first)
-    (folder / "index.json").unlink()  # as if killed just before it was written
-    assert same(opened(stream, folder), first)
-    files.pop("index.json")
-    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.bin")} == files
-    assert (folder / "index.json").exists()
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == files
+
+
+def test_a_packing_that_is_killed_goes_on_where_the_index_was_written(stream, folder, monkeypatch):
+    def kill(starts, seq_len):
+        if len(packed) == 2:
+            raise KeyboardInterrupt
+        packed.append(starts)
+        return pack(starts, seq_len)
+
+    packed = []
+    monkeypatch.setattr(packed_files, "_EVERY", 0)
+    monkeypatch.setattr(packed_files, "pack", kill)
+    with pytest.raises(KeyboardInterrupt):
+        opened(stream, folder)
+    packed.pop()
+    resumed = opened(stream, folder)
+    monkeypatch.setattr(packed_files, "pack", pack)
+    assert same(resumed, opened(stream, folder.with_name("whole")))
 
 
 def test_opening_reads_no_packing(stream, folder, monkeypatch):

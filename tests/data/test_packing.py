@@ -9,7 +9,6 @@ from streams import efficiency, window_of
 from hybridlm.data.windows import packing
 from hybridlm.data.windows.order import IGNORE
 from hybridlm.data.windows.packing import document_starts, pack
-from hybridlm.errors import UserError
 
 
 @st.composite
@@ -175,8 +174,7 @@ def test_the_smallest_streams(lengths, seq_len, count):
 
 
 def test_what_cannot_be_packed_is_refused():
-    with pytest.raises(UserError, match="no document"):
-        pack(np.array([0]), 8)
+    assert len(pack(np.array([0]), 8)) == 0
     with pytest.raises(ValueError, match="must increase"):
         pack(np.array([0, 4, 4]), 8)
     with pytest.raises(ValueError, match="seq_len=0"):
@@ -196,8 +194,8 @@ def test_with_a_mask_only_what_is_learned_counts(stream, seed):
     packed = pack(starts, seq_len)
     counting, counted = packed.counting(learned), []
     for w in range(len(packed)):
-        ids, targets, doc_ids = np.empty((3, seq_len), dtype=np.int64)
-        counting.fill(tokens, learned, w, ids, targets, doc_ids)
+        ids, targets, doc_ids = rows = np.empty((3, seq_len), dtype=np.int64)
+        counting.fill(tokens, learned, w, rows)
         plain_ids, plain, plain_docs = window_of(packed, tokens, w)
         assert (ids == plain_ids).all()
         assert (doc_ids == plain_docs).all()

@@ -213,11 +213,11 @@ def test_without_a_terminal_progress_is_a_line_every_half_minute(monkeypatch, cl
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     lines, done = [], 500_000_000
     with ByteProgress("reading", total, lines.append) as bar:
-        bar.update(done)  # of an earlier process, and no part of the rate
+        bar.update_to(done)  # of an earlier process, and no part of the rate
         for _ in range(260):
             clock[0] += 0.25
             done += 2_500_000
-            bar.update(done)
+            bar.update_to(done)
     assert lines == [f"reading: {amount.format(done)}, 10.0 MB/s" for done in ("800", "1,100")]
     assert sys.stderr.getvalue() == ""
 
@@ -227,7 +227,7 @@ def test_short_work_reports_nothing(monkeypatch, clock):
     lines = []
     with ByteProgress("reading", 10, lines.append) as bar:
         for done in range(10):
-            bar.update(done)
+            bar.update_to(done)
             clock[0] += 2.9
     assert lines == []
 
@@ -242,14 +242,14 @@ def test_on_a_terminal_a_bar_appears_after_a_second_and_goes(monkeypatch, clock)
     monkeypatch.setattr(progress.Progress, "start", lambda self: started.append(self))
     started, lines = [], []
     with ByteProgress("reading", 4_000_000, lines.append) as bar:
-        bar.update(0)
+        bar.update_to(0)
         clock[0] += 0.9
-        bar.update(1_000_000)
+        bar.update_to(1_000_000)
         assert not started
         clock[0] += 1.1
-        bar.update(2_000_000)
-        bar.update(9_000_000)
-        (shown,) = started
+        bar.update_to(2_000_000)
+        bar.update_to(9_000_000)
+        shown = started[0]
         assert (shown.tasks[0].completed, shown.tasks[0].total) == (4_000_000, 4_000_000)
         assert shown.tasks[0].fields["amount"] == "9 of 4 MB, 4.5 MB/s"
     assert lines == []

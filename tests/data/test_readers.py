@@ -14,7 +14,6 @@ from pyarrow import parquet
 from hybridlm.data.reading import documents, readers
 from hybridlm.data.reading.documents import Bad, Document, TextRecords
 from hybridlm.data.reading.file_units import SourceFile
-from hybridlm.data.reading.readers import python_document
 from hybridlm.data.reading.scan import scan_files
 
 LINES = [
@@ -240,28 +239,6 @@ def test_a_file_name_that_is_not_utf8(tmp_path):
     assert [text for _, text in found(path, path.name)[0]] == ["x"]
     (line,) = found(tmp_path / f"{folder}.jsonl", f"{folder}.jsonl")[1]
     assert line == r"\udcff.jsonl:2: not JSON (Expecting property name enclosed in double quotes, column 2)"
-
-
-@pytest.mark.parametrize(
-    ("data", "text"),
-    [
-        (b"# coding: latin-1\n# \xe9\r\n", "# coding: latin-1\n# é\n"),
-        (b"x = '\xff'\n", "invalid or missing encoding declaration"),
-        (b"# coding: klingon\n", "unknown encoding"),
-        (b"# coding: hex\n", "'hex' is not a text encoding"),
-        (b"# coding: undefined\n", "undefined encoding"),
-        (b"# coding: ascii\n# \xe9\n", "'ascii' codec can't decode byte"),
-        (b"# coding: unicode_escape\n# \\ud800\n", "half a surrogate pair"),
-        (b"", "empty"),
-    ],
-)
-def test_a_python_source_is_decoded_as_python_does_or_named(data, text):
-    document = python_document("a.py", data)
-    if isinstance(document, Document):
-        assert document.text == text
-    else:
-        assert text in str(document)
-        assert str(document).startswith("a.py: ")
 
 
 def test_a_record_that_is_too_long_is_left_out_and_those_around_it_are_read(tmp_path, monkeypatch):

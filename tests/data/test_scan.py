@@ -20,7 +20,7 @@ from pyarrow import parquet
 from hybridlm.data.keep import kept_json
 from hybridlm.data.reading import documents, scan
 from hybridlm.data.reading.documents import Bad, Document, TextRecords
-from hybridlm.data.reading.file_units import Broken, Lines, SourceFile, Texts, TextSlice
+from hybridlm.data.reading.file_units import Broken, FilePart, SourceFile, Together
 from hybridlm.data.reading.scan import scan_files
 from hybridlm.errors import UserError
 
@@ -83,7 +83,7 @@ def test_slices_of_lines_are_the_lines_of_the_whole_file(tmp_path, monkeypatch, 
     for unit_bytes in {1, 2, 3, 7, 20, 50, max(len(data), 1), len(data) + 1}:
         corpus = scan_files(files, RECORDS, unit_bytes, NOWHERE)
         assert read(corpus) == whole
-        assert all(isinstance(unit, Lines) for unit in corpus.units)
+        assert all(isinstance(unit, FilePart) and unit.kind == "lines" for unit in corpus.units)
         assert [unit.begin for unit in corpus.units[1:]] == [unit.end for unit in corpus.units[:-1]]
         assert sum(unit.size for unit in corpus.units) == len(data)
         # No longer than it must be: without its last line a unit is shorter than was asked for.
@@ -124,9 +124,9 @@ def test_a_text_too_long_for_a_document_is_cut_between_lines(tmp_path, monkeypat
     found = read(corpus)
     assert [name for name, _ in found] == [f"a.txt#{i + 1}" for i in range(len(found) - 1)] + ["b.txt"]
     assert "".join(text for _, text in found[:-1]) == text
-    assert [text for _, text in found[:4]] == ["é" * 10, "é" * 10, "é" * 10, "\n0 öä\n1 öä\n"]
+    assert [text for _, text in found[:7]] == [*["é" * 5] * 5, "é" * 5 + "\n", "0 öä\n1 öä\n"]
     assert max(unit.size for unit in corpus.units[:-1]) <= 2 * 10 + 3
-    assert all(isinstance(unit, TextSlice) for unit in corpus.units[:-1])
+    assert all(isinstance(unit, FilePart) for unit in corpus.units[:-1])
     assert read(scan_files(write(tmp_path, {"c.txt": b"\n\xe9" * 30}), RECORDS, 1000, tmp_path / "kept"))[1].startswith(
         "c.txt#2: not UTF-8"
     )
@@ -135,7 +135,7 @@ def test_a_text_too_long_for_a_document_is_cut_between_lines(tmp_path, monkeypat
 def test_short_texts_share_a_unit_in_the_order_of_their_names(tmp_path):
     contents = {f"{i}.txt": b"x" * 10 for i in range(7)} | {"3.jsonl": b'{"text": "x"}'}
     corpus = scan_files(write(tmp_path, contents), RECORDS, 20, tmp_path / "kept")
-    assert [len(unit.files) if isinstance(unit, Texts) else 0 for unit in corpus.units] == [2, 1, 0, 2, 2]
+    assert [len(unit.units) if isinstance(unit, Together) else 1 for unit in corpus.units] == [2, 1, 1, 2, 2]
     assert [one[0].split(":")[0] for one in read(corpus)] == sorted(contents)
     assert [unit.size for unit in corpus.units] == [20, 10, 13, 20, 20]
 

@@ -2,6 +2,7 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -100,12 +101,11 @@ def test_another_process_reopens_the_files(tmp_path):
 
 
 def test_no_more_files_are_open_than_allowed(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream_module, "_MOST_OPEN", 5)
-    monkeypatch.setattr(stream_module, "_opened", {})
+    monkeypatch.setattr(stream_module, "_opened", lru_cache(maxsize=5)(stream_module._opened.__wrapped__))
     before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else None
     stream = raw_stream(tmp_path / "files", np.arange(400).reshape(40, 10))
     assert stream.windows(np.arange(0, 390), 10).tolist() == [list(range(a, a + 10)) for a in range(390)]
-    assert len(stream_module._opened) == 5
+    assert stream_module._opened.cache_info().currsize == 5
     if before is not None:
         assert len(os.listdir("/proc/self/fd")) <= before + 5
 

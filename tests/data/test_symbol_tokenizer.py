@@ -26,7 +26,7 @@ def test_ids_are_the_positions_of_the_words():
         0,
         None,
     )
-    assert tokenizer.encode_batch(["", "="]) == [[], [WORDS.index("=")]]
+    assert [ids.tolist() for ids in tokenizer.encode_documents(["", "="])] == [[], [WORDS.index("=")]]
     assert StreamDecoder(tokenizer).feed([WORDS.index("4")]) == " 4"
 
 

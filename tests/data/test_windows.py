@@ -2,8 +2,10 @@ import time
 
 import numpy as np
 import pytest
+from streams import raw_stream
 
-from hybridlm.data.windows.order import permute, spread, step_positions, validation_count, window_count, window_starts
+from hybridlm.data.windows.order import IGNORE, permute, spread, window_count, window_starts
+from hybridlm.data.windows.window_sources import SideBySide
 from hybridlm.errors import UserError
 
 
@@ -69,23 +71,14 @@ def test_order_is_a_function_of_seed_and_position_only():
     assert whole[:6] == [385, 529, 673, 937, 785, 929]
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 2), (2, 2, 2), (4, 1, 2), (8, 1, 1), (1, 1, 8), (2, 4, 1)])
-def test_ranks_and_accumulation_only_slice_the_global_batch(shape):
-    world_size, accumulate, micro_batch = shape
-    parts = [
-        step_positions(5, global_batch=8, micro_batch=micro_batch, accumulate=accumulate, rank=rank, micro=micro)
-        for rank in range(world_size)
-        for micro in range(accumulate)
-    ]
-    assert np.concatenate(parts).tolist() == list(range(40, 48))
-
-
 @pytest.mark.parametrize("n_tokens", [2, 3, 8, 9, 10, 100])
-def test_validation_windows_cover_every_token_after_the_first_once(n_tokens):
-    starts = [8 * number for number in range(validation_count(n_tokens, 8))]
-    assert [token for start in starts for token in range(start + 1, min(start + 9, n_tokens))] == list(
-        range(1, n_tokens)
-    )
+def test_validation_windows_cover_every_token_after_the_first_once(tmp_path, n_tokens):
+    windows = SideBySide(raw_stream(tmp_path, [np.arange(n_tokens)]), 8)
+    rows = windows.rows(np.arange(windows.numbers))
+    counted = rows.targets != IGNORE
+    assert rows.targets[counted].tolist() == list(range(1, n_tokens))
+    assert (rows.ids[counted] + 1).tolist() == rows.targets[counted].tolist()
+    assert windows.targets(np.arange(windows.numbers)).tolist() == counted.sum(axis=1).tolist()
 
 
 def test_a_choice_is_spread_evenly():
@@ -95,8 +88,8 @@ def test_a_choice_is_spread_evenly():
     assert spread(np.array([10**6 - 1]), 10**6, 10**12).tolist() == [10**12 - 10**6]
 
 
-def test_too_little_text_is_refused():
+def test_too_little_text_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"8 tokens, .* data.seq_len \+ 1 = 9"):
         window_count(8, 8)
     with pytest.raises(UserError, match="1 tokens"):
-        validation_count(1, 8)
+        SideBySide(raw_stream(tmp_path, [[1]]), 8)

@@ -4,7 +4,6 @@ exactly."""
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from run_ends import assert_same_end, lives, rows, second_rank
 from hybridlm.cli.compose import compose_config
 from hybridlm.cli.start import main
 from hybridlm.config.duration import seconds_of
-from hybridlm.errors import RunFailed, UserError
+from hybridlm.errors import UserError
 from hybridlm.machine.launcher import INTERRUPTED, SIGNALLED
 from hybridlm.machine.signals import heeded, listening, requeue
 from hybridlm.runs.run_folder import RunFolder
@@ -332,19 +331,3 @@ def test_a_signal_to_one_rank_stops_all(tiny, tmp_path, environment):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
     assert_same_end(folder, whole, end)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell of the end of a child")
-def test_a_killed_data_worker_is_reported_in_one_line(tiny, tmp_path, during):
-    def end_it():
-        (worker,) = multiprocessing.active_children()
-        os.kill(worker.pid, signal.SIGKILL)
-        time.sleep(1)
-
-    during(3, end_it)
-    with pytest.raises(RunFailed, match=r"data\.workers .*DataLoader worker"):
-        run(
-            compose_config([*tiny, "data.workers=1", "callbacks=none", "trainer.max_steps=40"]),
-            RunFolder(tmp_path / "run"),
-            None,
-        )

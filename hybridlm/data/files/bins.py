@@ -11,11 +11,11 @@ it writes, and one closes the stream.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -34,7 +34,7 @@ _REMEDY = "delete its folder and prepare again"
 class BinMeta(Section):
     """The sidecar of a token file. text_bytes: UTF-8 bytes of text, in conversations of the learned tokens only."""
 
-    format_version: int
+    format_version: Literal[2]
     dtype: Literal["<u2", "<u4"]
     count: int  # tokens, separators included
     documents: int
@@ -48,29 +48,22 @@ class BinMeta(Section):
         return ".mask" in self.sha256
 
 
-class BinWriter:
+class BinWriter(contextlib.ExitStack):
     """Writes one token file document by document. As a context manager it closes the file, and leaves it incomplete
     after an exception."""
 
     def __init__(self, path: Path, *, eos_id: int, vocab_size: int, tokenizer: str, masked: bool = False) -> None:
         """tokenizer: its fingerprint; masked: each document comes with a mask of learned tokens. OSError: the file
         cannot be written."""
+        super().__init__()
         self._path, self._vocab_size, self._tokenizer = path, vocab_size, tokenizer
         self._dtype: Literal["<u2", "<u4"] = "<u2" if vocab_size < 65536 else "<u4"
         self._eos = np.array([eos_id], dtype=self._dtype).tobytes()
         self._starts: list[int] = []
         self._text_bytes = 0
         self.count = 0
-        self._files = {ending: _Hashed(path.with_suffix(ending)) for ending in (".bin", *([".mask"] * masked))}
-
-    def __enter__(self) -> BinWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for file in self._files.values():
-            file.close()
+        self._bin = self._opened(".bin")
+        self._mask = self._opened(".mask") if masked else None
 
     def add(self, ids: np.ndarray, text_bytes: int, learned: np.ndarray | None = None) -> None:
         """One document: ids (n,) of integers; learned (n,) bool, only if masked. ValueError: an id outside the
@@ -79,33 +72,38 @@ class BinWriter:
             raise ValueError(f"document {len(self._starts)} has an id outside the vocabulary of {self._vocab_size}")
         self._starts.append(self.count)
         self._text_bytes += text_bytes
-        self._files[".bin"].write(self._eos + ids.astype(self._dtype).tobytes())
+        self._bin.write(self._eos + ids.astype(self._dtype).tobytes())
         self.count += 1 + ids.size
-        if learned is not None:
-            self._files[".mask"].write(b"\0" + learned.astype(np.bool_).tobytes())
+        if self._mask is not None and learned is not None:
+            self._mask.write(b"\0" + learned.astype(np.bool_).tobytes())
 
     def finish(self) -> BinMeta:
         """Close the stream and write the files next to it."""
-        self._files[".bin"].write(self._eos)
-        if ".mask" in self._files:
-            self._files[".mask"].write(b"\0")
-        self._files[".idx"] = _Hashed(self._path.with_suffix(".idx"))
-        self._files[".idx"].write(np.array([*self._starts, self.count], dtype="<u4").tobytes())
-        self.count += 1
+        self._bin.write(self._eos)
+        files = {".bin": self._bin, ".idx": self._opened(".idx")}
+        files[".idx"].write(np.array([*self._starts, self.count], dtype="<u4").tobytes())
+        if self._mask is not None:
+            files[".mask"] = self._mask
+            self._mask.write(b"\0")
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())  # whoever finds the sidecar after a power cut finds these too
+        self.close()
         meta = BinMeta(
-            format_version=FORMAT_VERSION,
+            format_version=2,
             dtype=self._dtype,
-            count=self.count,
+            count=self.count + 1,
             documents=len(self._starts),
             vocab_size=self._vocab_size,
             tokenizer=self._tokenizer,
             text_bytes=self._text_bytes,
-            sha256={
-                ending: self._files[ending].finish() for ending in (".bin", ".idx", ".mask") if ending in self._files
-            },
+            sha256={ending: _sha256_of(self._path.with_suffix(ending)) for ending in files},
         )
         self._path.with_suffix(".json").write_text(meta.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return meta
+
+    def _opened(self, ending: str) -> IO[bytes]:
+        return self.enter_context(self._path.with_suffix(ending).open("wb", buffering=1 << 20))
 
 
 def open_bin(path: Path, meta: BinMeta, *, verify: bool = True) -> Piece:
@@ -119,25 +117,6 @@ def open_bin(path: Path, meta: BinMeta, *, verify: bool = True) -> Piece:
         _check(path.with_suffix(ending), sizes[ending], meta.sha256[ending] if verify else None)
     key = hashlib.sha256(json.dumps(meta.sha256, sort_keys=True).encode()).hexdigest()
     return Piece(path, meta.dtype, meta.count, masked=meta.masked, documents=meta.documents, key=key)
-
-
-class _Hashed:
-    """A file being written, and the SHA-256 of its content."""
-
-    def __init__(self, path: Path) -> None:
-        self._file: IO[bytes] = path.open("wb", buffering=1 << 20)
-        self._digest = hashlib.sha256()
-        self.close = self._file.close
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-
-    def finish(self) -> str:
-        self._file.flush()
-        os.fsync(self._file.fileno())  # whoever finds the sidecar after a power cut finds this too
-        self._file.close()
-        return self._digest.hexdigest()
 
 
 def _check(path: Path, expected: int, sha256: str | None) -> None:
@@ -161,13 +140,7 @@ def read_meta(path: Path) -> BinMeta:
         facts: Any = read_json(sidecar)
     except Unreadable as error:
         raise UserError(f"token file {path} has no readable sidecar {sidecar.name} ({error}); {_REMEDY}") from None
-    if (
-        isinstance(facts, dict)
-        and isinstance(version := facts.get("format_version"), int)
-        and version != FORMAT_VERSION
-    ):
-        raise UserError(f"token file {path} has format {version}, this version reads {FORMAT_VERSION}; {_REMEDY}")
-    meta = recorded(BinMeta, facts, f"sidecar {sidecar} is damaged ({_REMEDY})")
+    meta = recorded(BinMeta, facts, f"sidecar {sidecar} is damaged or of another version ({_REMEDY})")
     if not {".bin", ".idx"} <= meta.sha256.keys() <= {".bin", ".idx", ".mask"} or meta.count < meta.documents + 1:
         raise UserError(f"sidecar {sidecar} is damaged: its counts or the files it names are impossible; {_REMEDY}")
     return meta

@@ -51,8 +51,8 @@ def open_foreign(
         meta = read_meta(path)
         if tokenizer not in (None, meta.tokenizer):
             raise UserError(f"token file {path} was made by a different tokenizer than that of data.tokenizer.path")
-        piece = open_bin(path, meta, verify=scan)
         _check_dtype(path, dtype, "u16" if meta.dtype == "<u2" else "u32", "its sidecar")
+        piece = open_bin(path, meta, verify=scan)
     elif not size:
         raise UserError(f"token file {path} is empty: 0 bytes; at least one token is needed")
     # A headerless file whose first four bytes happen to be a magic is taken as headed: one in two billion of those with
@@ -91,13 +91,10 @@ def _outside(piece: Piece, position: int, vocab_size: int | None) -> str:
 def _peek(path: Path) -> tuple[bytes, int]:
     """The bytes where a header would be, and the size of the file in bytes."""
     try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise UserError(f"token file {path} is not a regular file")
-        with path.open("rb") as file:
-            return file.read(_HEADER_BYTES), size
-    except OSError as error:
-        raise UserError(f"token file {path} cannot be read ({error.strerror})") from None
+        with open_regular(path) as file:
+            return file.read(_HEADER_BYTES), file.seek(0, 2)
+    except Unreadable as error:
+        raise UserError(f"token file {path}: {error}") from None
 
 
 def _int32(head: bytes, index: int) -> int:

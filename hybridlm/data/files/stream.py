@@ -7,8 +7,9 @@ descriptor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -29,21 +30,18 @@ def _most_open() -> int:
     return (1 << 16 if allowed == resource.RLIM_INFINITY else min(allowed, 1 << 16)) // 4  # Linux allows 65,530 maps
 
 
-_MOST_OPEN = _most_open()
-_opened: dict[Hashable, Any] = {}  # of this process, the oldest first
+@lru_cache(maxsize=_most_open())
+def _opened(open_it: Callable[[int], Any], piece: int) -> Any:
+    return open_it(piece)
 
 
-def opened(key: Hashable, open_it: Callable[[], tuple[_T, Sequence[Mapped]]]) -> _T:
-    """What ``open_it`` made of the files beside it when ``key`` was last opened in this process; the oldest of too many
-    is forgotten.
+def opened(open_it: Callable[[int], tuple[_T, Sequence[Mapped]]], piece: int) -> _T:
+    """What ``open_it``, a method of one object, makes of the files beside it, kept open in this process; of too many
+    the one that was not used longest is closed.
 
     RunFailed: one of the files is not what it was.
     """
-    found: tuple[_T, Sequence[Mapped]] | None = _opened.get(key)
-    if found is None:
-        if len(_opened) >= _MOST_OPEN:
-            del _opened[next(iter(_opened))]
-        found = _opened[key] = open_it()
+    found: tuple[_T, Sequence[Mapped]] = _opened(open_it, piece)
     for file in found[1]:
         file.refuse_cut()
     return found[0]
@@ -58,13 +56,10 @@ def joined(pieces: Iterable[Piece]) -> list[Piece]:
 
 
 class Arrays(NamedTuple):
-    """The arrays of one piece. tokens, learned: (size,), see ``Piece``; closed, closed_learned: (count,), with the
-    closing eos."""
+    """The arrays of one piece, (count,) with the closing eos, see ``Piece``."""
 
     tokens: np.ndarray
     learned: np.ndarray | None
-    closed: np.ndarray
-    closed_learned: np.ndarray | None
 
 
 class TokenStream:
@@ -78,7 +73,6 @@ class TokenStream:
         self.masked = pieces[0].masked
         # (pieces + 1,): where each begins, and the end
         self.firsts = np.cumsum([0, *(piece.size for piece in pieces)], dtype=np.int64)
-        self._identity = object()  # a file may change between two streams over it
 
     def __len__(self) -> int:
         return int(self.firsts[-1])
@@ -107,13 +101,12 @@ class TokenStream:
 
     def arrays(self, piece: int) -> Arrays:
         """The memory-mapped arrays of one of the pieces."""
-        return opened((self._identity, piece), lambda: self._open(piece))
+        return opened(self._open, piece)
 
     def _open(self, piece: int) -> tuple[Arrays, Sequence[Mapped]]:
         this = self.pieces[piece]
         files = this.mapped()
-        tokens, learned = this.tokens(files), this.learned(files)
-        return Arrays(tokens[: this.size], None if learned is None else learned[: this.size], tokens, learned), files
+        return Arrays(this.tokens(files), this.learned(files)), files
 
     def _fill(self, out: np.ndarray, firsts: np.ndarray, field: int) -> None:
         """field: 0 for tokens, 1 for learned, as in ``Arrays``."""
@@ -126,6 +119,6 @@ class TokenStream:
             while done < length:  # once, nearly always
                 whole = self.arrays(piece)[field]
                 assert whole is not None  # masks are read of masked streams only
-                found = whole[place : place + length - done]
+                found = whole[place : min(place + length - done, self.pieces[piece].size)]
                 row[done : done + found.size] = found
                 done, place, piece = done + found.size, 0, piece + 1

@@ -41,13 +41,11 @@ def open_tokenised(
         found = found.without(named)
     scans = _Scans(folder, f"{found.place}\0{'' if named is None else named.place}", config, tokenizer)
     train = joined(scans.piece(path) for path in found.files.values())
-    count = sum(piece.size for piece in train)
-    total = count
+    count, more = sum(piece.size for piece in train), 0
     if named is not None:
         val = joined(scans.piece(path) for path in named.files.values())
-        held_out = sum(piece.size for piece in val)
-        total += held_out
-        held = f"{held_out:,} tokens of {named.shown}"
+        more = sum(piece.size for piece in val)
+        held = f"{more:,} tokens of {named.shown}"
     elif whole:
         val, held = train, "none"
     else:
@@ -62,7 +60,7 @@ def open_tokenised(
     scans.keep()
     name = hashlib.sha256("".join(piece.key for split in splits for piece in split.stream.pieces).encode()).hexdigest()
     files = f"{len(found.files)} files of " if len(found.files) > 1 else ""
-    report(f"bins: {total:,} tokens in {files}{found.shown}; held out for validation: {held}")
+    report(f"bins: {count + more:,} tokens in {files}{found.shown}; held out for validation: {held}")
     return Prepared((Part("bins", 1.0, splits[0], splits[1], folder / f"bins-{name[:12]}"),), tokenizer)
 
 
@@ -113,12 +111,9 @@ class _Scans:
 
     def described(self, pieces: Sequence[Piece]) -> TextSplit:
         """The stream of ``pieces``, their contents counted if they were not before."""
-        named, documents, text_bytes = [], 0, 0
-        for piece in pieces:
-            key, its_documents, its_bytes = self._facts(piece)
-            named.append(replace(piece, key=key))
-            documents, text_bytes = documents + its_documents, text_bytes + its_bytes
-        return TextSplit(TokenStream(named), documents, text_bytes)
+        keys, documents, text_bytes = zip(*map(self._facts, pieces), strict=True)
+        named = [replace(piece, key=key) for piece, key in zip(pieces, keys, strict=True)]
+        return TextSplit(TokenStream(named), sum(documents), sum(text_bytes))
 
     def keep(self) -> None:
         if self._new != self._old:
@@ -138,13 +133,10 @@ class _Scans:
         documents = text_bytes = 0
         for first in range(0, piece.size, _BLOCK):
             block = tokens[first : min(first + _BLOCK, piece.size)]
-            digest.update(np.ascontiguousarray(block).data)
+            mask = np.ones(0, bool) if learned is None else learned[first : first + block.size]
+            digest.update(block.tobytes() + mask.tobytes())
             documents += int((block == self._tokenizer.eos_id).sum())
-            if learned is not None:
-                mask = learned[first : first + block.size]
-                digest.update(np.ascontiguousarray(mask).data)
-                block = block[mask]
-            text_bytes += int(self._sizes[block].sum())
+            text_bytes += int(self._sizes[block if learned is None else block[mask]].sum())
         return digest.hexdigest(), documents if piece.documents is None else piece.documents, text_bytes
 
 

@@ -107,14 +107,12 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path, shard_bytes: int,
     unfinished = folder.parent / f".{folder.name}.unfinished"
     unfinished.mkdir(parents=True, exist_ok=True)
     units = list(enumerate(source.corpus.units))
-    dedup = source.config.dedup
+    dedup, total = source.config.dedup, sum(unit.size for _, unit in units)  # 0: unknown
 
     def run(what: str, work: Work, todo: Sequence[tuple[int, Unit]]) -> None:
-        total = sum(unit.size for _, unit in units)  # 0: unknown
         before = total - sum(unit.size for _, unit in todo)
         with ByteProgress(f"{source.name}: {what}", total, report) as progress:
-            progress.update(before)
-            work_on(work, todo, workers, lambda done: progress.update(before + done))
+            work_on(work, todo, workers, lambda done: progress.update_to(before + done))
 
     if not (unfinished / MANIFEST).exists():
         tokenizer.save(unfinished / TOKENIZER)
@@ -137,22 +135,19 @@ def _build(source: Source, tokenizer: Tokenizer, folder: Path, shard_bytes: int,
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
         replace_text(unfinished / MANIFEST, json.dumps(manifest.model_dump(mode="json")))
-    for number, _ in units:
-        (unfinished / f"unit-{number:06d}.json").unlink(missing_ok=True)
-    duplicates.remove_marks(unfinished, len(units))
+    for path in unfinished.glob("unit-*"):
+        path.unlink()
     os.replace(unfinished, folder)
 
 
 def _merged(source: Source, tokenizer: Tokenizer, task: Task, report: Report) -> Manifest:
-    reports, problems = list[Contents](), dict[str, Problem]()
-    for number in range(len(source.corpus.units)):
-        if (one := task.report(number)) is None:
-            raise UserError(
-                f"{task.report_path(number)} cannot be read back right after it was written: check the disk"
-            )
-        reports.append(one)
-        for problem in one.mistakes:
-            count_problem(problems, problem)
+    found = [task.report(number) for number in range(len(source.corpus.units))]
+    reports = [one for one in found if one is not None]
+    if len(reports) < len(found):
+        raise UserError(f"{task.folder}: files cannot be read back right after they were written: check the disk")
+    problems = dict[str, Problem]()
+    for problem in (problem for one in reports for problem in one.mistakes):
+        count_problem(problems, problem)
     contents = Contents(
         documents=sum(one.documents for one in reports),
         duplicates=sum(one.duplicates for one in reports),

@@ -11,11 +11,9 @@ from pathlib import Path
 from hybridlm.config.data import TokenizerConfig
 from hybridlm.data.keep import unwritable
 from hybridlm.data.preparing.build import FORMAT_VERSION, Source
-from hybridlm.data.preparing.split import Refused
-from hybridlm.data.preparing.tokenise import NO_CUT, refusal
-from hybridlm.data.reading.documents import Bad, Document
+from hybridlm.data.reading.documents import Document
 from hybridlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
-from hybridlm.data.tokenizer.cuts import OWN_CUTS, SPLIT_PATTERN, learnable, thinned, too_long
+from hybridlm.data.tokenizer.cuts import SPLIT_PATTERN, learnable, thinned
 from hybridlm.files.home import expanded
 
 
@@ -67,23 +65,12 @@ def _sample(sources: Sequence[Source], limit: int) -> Iterator[str]:
     whole = all(sizes) and sum(sizes) <= limit
     for source, size in zip(sources, sizes, strict=True):
         share = limit * source.weight / weights
-        good, bad, first = False, 0, None
         for number, unit in enumerate(source.corpus.units):
             left = float("inf") if whole else share * unit.size / size if size else share / len(source.corpus.units)
             for document in unit.documents():
-                if isinstance(document, Document) and any(too_long(text, OWN_CUTS) for text in document.texts):
-                    document = Bad(document.name, NO_CUT)
-                elif isinstance(document, Bad) and source.config.on_bad == "fail":
-                    raise refusal(document)
-                if isinstance(document, Bad):
-                    bad, first = bad + 1, first or document
-                    continue
-                good = True
-                for side, part in source.split.deal(number, document):
-                    if side == "train":
-                        yield from part.texts
-                        left -= part.size
+                parts = source.split.deal(number, document) if isinstance(document, Document) else ()
+                for part in (part for side, part in parts if side == "train"):
+                    yield from part.texts
+                    left -= part.size
                 if left <= 0:
                     break
-        if bad and not good:
-            raise Refused(f"{source.name}: none of its {bad} document(s) can be used; the first: {first}")

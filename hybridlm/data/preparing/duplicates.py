@@ -47,13 +47,6 @@ def mark_duplicates(folder: Path, units: int, bucket: int = _BUCKET) -> None:
         _mark(folder, np.concatenate([_bucket(folder, number, chosen, buckets) for number in range(units)]))
 
 
-def remove_marks(folder: Path, units: int) -> None:
-    """Remove what this module has written."""
-    for number in range(units):
-        for path in (_digests(folder, number), _dropped(folder, number)):
-            path.unlink(missing_ok=True)
-
-
 def _digests(folder: Path, number: int) -> Path:
     return folder / f"unit-{number:06d}.digests"
 

@@ -17,7 +17,6 @@ from hybridlm.data.reading.documents import Unit
 from hybridlm.errors import UserError
 
 _FEW_BYTES = 32_000_000  # are processed in this process: starting others takes a second or two
-_COUNTED = 1 << 18  # bytes between two updates of the shared count
 _POLL = 0.25  # seconds between two looks at the processes
 
 # What is done with a numbered unit, picklable; it passes on bytes of text as they are read.
@@ -32,7 +31,15 @@ def work_on(work: Work, units: Sequence[tuple[int, Unit]], workers: int, update:
     """
     workers = min(workers, len(units))
     if workers < 2 or 0 < sum(unit.size for _, unit in units) < _FEW_BYTES:  # 0: unknown
-        _work_here(work, units, update)
+        read = 0
+
+        def advance(size: int) -> None:
+            nonlocal read
+            read += size
+            update(read)
+
+        for number, unit in units:
+            _counted(work, number, unit, advance)
         return
     context = multiprocessing.get_context("spawn")  # a fork would share the threads of whatever this process has loaded
     # Read without the lock, which a process that was killed may hold for ever.
@@ -43,7 +50,7 @@ def work_on(work: Work, units: Sequence[tuple[int, Unit]], workers: int, update:
         with _no_interrupt():
             futures = [pool.submit(_do, number, unit) for number, unit in units]
             # The executor looks for dead processes among those of its last call but one.
-            pool.submit(_nothing)
+            pool.submit(int)
         for future in futures:
             while wait([future], _POLL).not_done:
                 update(done.get_obj().value)
@@ -74,32 +81,19 @@ def _no_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work_here(work: Work, units: Sequence[tuple[int, Unit]], update: Callable[[int], None]) -> None:
-    done = 0
-
-    def advance(size: int) -> None:
-        nonlocal done
-        done += size
-        update(done)
-
-    for number, unit in units:
-        _counted(work, number, unit, advance)
-
-
 def _counted(work: Work, number: int, unit: Unit, advance: Callable[[int], None]) -> None:
     """Makes the bytes of text that are read of a unit add up to its size, which is that of the file's bytes."""
-    done = held = 0
+    left = unit.size
 
     def progress(text: int) -> None:
-        nonlocal done, held
-        held += text
-        if held >= _COUNTED:
-            step = min(held, unit.size - done) if unit.size else held
-            advance(step)
-            done, held = done + step, 0
+        nonlocal left
+        step = min(text, left) if unit.size else text
+        left -= step
+        advance(step)
 
     work(number, unit, progress)
-    advance(unit.size - done if unit.size else held)
+    if unit.size:
+        advance(left)
 
 
 _state: tuple[Work, Any, Any]  # of a worker process
@@ -121,10 +115,6 @@ def _end_in_time(stop: Any) -> None:
     while not stop.value and not connection.wait([parent.sentinel], _POLL):
         pass
     os._exit(1)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _do(number: int, unit: Unit) -> None:

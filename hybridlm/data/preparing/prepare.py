@@ -96,7 +96,7 @@ def _sources(config: DataConfig, place: Path, report: Report, whole: bool) -> li
         def advance(size: int) -> None:
             nonlocal read
             read += size
-            progress.update(read)
+            progress.update_to(read)
 
         for name, weight, corpus in corpora:
             opened = open_corpus(corpus, unit_bytes=config.shard_mb * 1_000_000, cache=place, progress=advance)

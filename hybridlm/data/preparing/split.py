@@ -51,10 +51,7 @@ class Split:
 
     def deal(self, unit: int, document: Document) -> Iterator[tuple[Side, Document]]:
         """The document of a unit, or its two parts, each with its side."""
-        if not self.shares:
-            yield ("val" if position(document) < self.below else "train"), document
-            return
-        share = self.shares[unit]
+        share = self.shares[unit] if self.shares else float(position(document) < self.below)
         if share in (0, 1) or len(document.text) < 2:
             yield ("val" if share == 1 else "train"), document
             return
@@ -73,13 +70,12 @@ def find_split(corpus: Corpus, fraction: float) -> Split:
     if corpus.one_text:
         return Split(fraction, _ends([unit.size for unit in corpus.units], fraction))
     least, most, turns = 1.0, -1.0, False
-    for unit in corpus.units:
-        for document in unit.documents():
-            if isinstance(document, Document):
-                place, turns = position(document), turns or bool(document.turns)
-                least, most = min(least, place), max(most, place)
-                if least < fraction <= most:
-                    return Split(fraction)
+    both = (document for unit in corpus.units for document in unit.documents())
+    for document in (one for one in both if isinstance(one, Document)):
+        place, turns = position(document), turns or bool(document.turns)
+        least, most = min(least, place), max(most, place)
+        if least < fraction <= most:
+            return Split(fraction)
     if least < most:  # all on one side
         return Split(most if most < fraction else math.nextafter(least, 1))
     if turns:

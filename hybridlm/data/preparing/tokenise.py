@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import tee
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from pydantic import ValidationError
@@ -26,12 +26,7 @@ from hybridlm.data.preparing.duplicates import dropped_of
 from hybridlm.data.preparing.split import Refused, Side, Split
 from hybridlm.data.reading.documents import Bad, Document, Unit
 from hybridlm.data.tokenizer import Tokenizer
-from hybridlm.data.tokenizer.cuts import LONGEST_PART
 
-NO_CUT = (
-    f"more than {LONGEST_PART:,} characters without a space, a line end or a punctuation mark"
-    " (data.tokenizer.kind=bytes accepts them)"
-)
 _ROLL_AT = MAX_TOKENS - (1 << 28)  # tokens: no single document is that long
 
 
@@ -99,11 +94,10 @@ def tokenise(task: Task, number: int, unit: Unit, progress: Callable[[int], None
     OSError: a file cannot be written.
     """
     tokenizer, counts, problems = _loaded(task.tokenizer), Counter[str](), dict[str, Problem]()
-    chosen = _chosen(task, number, unit, tokenizer, counts, problems, progress)
+    chosen = _chosen(task, number, unit, counts, problems, progress)
     read, again = tee(part for document in chosen for part in task.split.deal(number, document))
     with contextlib.ExitStack() as stack:
-        sides: dict[Side, _Side] = {"train": _Side(task, f"train-{number:06d}", tokenizer, stack)}
-        sides["val"] = _Side(task, f"val-{number:06d}", tokenizer, stack)
+        sides = {side: _Side(task, f"{side}-{number:06d}", tokenizer, stack) for side in get_args(Side)}
         encoded = _encoded((document for _, document in again), tokenizer, task.masked)
         for (side, _), (ids, learned, text_bytes) in zip(read, encoded, strict=True):
             sides[side].add(ids, learned, text_bytes)
@@ -122,45 +116,36 @@ def _chosen(
     task: Task,
     number: int,
     unit: Unit,
-    tokenizer: Tokenizer,
     counts: Counter[str],
     problems: dict[str, Problem],
     progress: Callable[[int], None],
 ) -> Iterator[Document]:
     """The documents to tokenise; the others are counted."""
-    dropped = iter(dropped_of(task.folder, number)) if task.dedup else None
+    dropped = iter(dropped_of(task.folder, number) if task.dedup else ())
     for document in unit.documents():
-        found = document
         if isinstance(document, Document):
             progress(document.size)
-            if dropped is not None and next(dropped):
-                counts["duplicates"] += 1
-                continue
-            if length := max(map(tokenizer.too_long, document.texts)):
-                found = Bad(document.name, NO_CUT, f"{length:,} characters")
-        if isinstance(found, Document):
-            counts["documents"] += 1
-            yield found
+            kind = "duplicates" if next(dropped, False) else "documents"
+            counts[kind] += 1
+            if kind == "documents":
+                yield document
         elif task.fail_on_bad:
-            raise refusal(found)
+            raise refusal(document)
         else:
-            count_problem(problems, Problem(what=found.what, count=1, first=found.where, detail=found.detail))
+            count_problem(problems, Problem(what=document.what, count=1, first=document.where, detail=document.detail))
 
 
 def _encoded(
     documents: Iterable[Document], tokenizer: Tokenizer, masked: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
     """For each document its ids, which of them are learned, and the bytes of text behind the learned ones."""
+    sizes = tokenizer.token_bytes()
     if masked:
-        sizes = tokenizer.token_bytes()
         for ids, learned in encode_conversations(documents, tokenizer, template_of(tokenizer)):
             yield ids, learned, int(sizes[ids[learned]].sum())
-        return
-    read, again = tee(documents)
-    for document, ids in zip(read, tokenizer.encode_documents(document.text for document in again), strict=True):
-        # What the ids stand for.
-        text = document.text if tokenizer.lossless else unicodedata.normalize("NFC", document.text)
-        yield ids, None, len(text.encode())
+    else:
+        for ids in tokenizer.encode_documents(document.text for document in documents):
+            yield ids, None, int(sizes[ids].sum())
 
 
 class _Side:

@@ -59,7 +59,7 @@ class ChatRecords:
     def document(self, where: str, record: Mapping[str, Any]) -> Document | Bad:
         """The conversation of a record: at least one assistant message, and a system message only at the beginning."""
         try:
-            turns = tuple(_joined(_messages(record)))
+            turns = _joined(_messages(record))
             if not any(turn.role == "assistant" for turn in turns):
                 raise _Unfit("no assistant message", f"{len(turns)} of other roles")
             if (size := sum(len(turn.content) for turn in turns)) > LONGEST:
@@ -77,29 +77,30 @@ def records_of(config: CorpusConfig) -> Records:
 def _messages(record: Mapping[str, Any]) -> Iterator[Turn]:
     system = record.get("system")
     if isinstance(system, str) and system:
-        yield Turn("system", _text("'system'", system))
+        yield Turn("system", _text(record, "system"))
     if (field := next((name for name in _LISTS if record.get(name) is not None), None)) is not None:
         yield from _turns(field, record[field], begun=bool(system))
         return
-    pair = next((pair for pair in _PAIRS if all(name in record for name in pair)), None)
-    if pair is None:
+    asked, answered = next((pair for pair in _PAIRS if all(name in record for name in pair)), ("", ""))
+    if not asked:
         raise _Unfit(
             "no messages, conversations, prompt with response, or instruction with output", f"it has {_names(record)}"
         )
-    prompt, answer = (record[name] for name in pair)
+    prompt, answer = record[asked], record[answered]
     if isinstance(prompt, list | tuple) and isinstance(answer, list | tuple):
-        yield from _turns(pair[0], [*prompt, *answer], begun=bool(system))
+        yield from _turns(asked, [*prompt, *answer], begun=bool(system))
         return
-    question, more = _text(repr(pair[0]), prompt), record.get("input")
-    yield Turn("user", f"{question}\n\n{_text(repr('input'), more)}" if pair[0] == "instruction" and more else question)
-    yield Turn("assistant", _text(repr(pair[1]), answer))
+    fields = [asked, "input"] if asked == "instruction" and record.get("input") else [asked]
+    yield Turn("user", "\n\n".join(_text(record, field) for field in fields))
+    yield Turn("assistant", _text(record, answered))
 
 
-def _text(what: str, value: object) -> str:
+def _text(record: Mapping[str, Any], field: str) -> str:
+    value = record[field]
     if reason := not_text(value):
-        raise _Unfit(f"{what} is not text", reason)
+        raise _Unfit(f"{field!r} is not text", reason)
     if not value:
-        raise _Unfit(f"{what} is empty")
+        raise _Unfit(f"{field!r} is empty")
     return str(value)
 
 
@@ -124,13 +125,11 @@ def _turns(field: str, messages: object, *, begun: bool) -> Iterator[Turn]:
 
 
 def _role(place: str, message: Mapping[str, Any]) -> str:
-    name = message.get("role", message.get("from"))
     if "role" not in message and "from" not in message:
         raise _Unfit("a message has no 'role'", f"{place}: it has {_names(message)}")
-    if not isinstance(name, str):
-        raise _Unfit("the role of a message is not text", f"{place}: {type_name(name)}")
-    if name.lower() not in _NAMES:
-        raise _Unfit(f"unknown role {name[:_SHOWN_CHARS]!r}", f"{place}; docs/data.md lists the known roles")
+    name = message.get("role", message.get("from"))
+    if not isinstance(name, str) or name.lower() not in _NAMES:
+        raise _Unfit(f"unknown role {str(name)[:_SHOWN_CHARS]!r}", f"{place}; docs/data.md lists the known roles")
     return _NAMES[name.lower()]
 
 
@@ -141,26 +140,21 @@ def _content(place: str, role: str, message: Mapping[str, Any]) -> str:
     value = message.get("content", message.get("value"))
     if "content" not in message and "value" not in message and not calls:
         raise _Unfit("a message has no 'content'", f"{place}: it has {_names(message)}")
-    if isinstance(value, list | tuple):
-        value = "".join(_part(place, part) for part in value)
-    text = "" if value is None and calls else value
-    if reason := not_text(text):
-        raise _Unfit("the content of a message is not text", f"{place}: {reason}")
-    written = [text] if text else []
-    if role == _CALL:
-        written = [_tagged("tool_call", text) for text in written]
+    parts = value if isinstance(value, list | tuple) else [] if value is None and calls else [value]
+    text = "".join(_part(place, part) for part in parts)
+    written = [_tagged("tool_call", text) if role == _CALL else text] if text else []
     written += [_tagged("tool_call", _call(place, call)) for call in calls]
     if role == _TOOL:
-        written = [_tagged("tool_response", "\n".join(written))]
+        return _tagged("tool_response", "\n".join(written))
     return "\n".join(written)
 
 
 def _part(place: str, part: object) -> str:
     """The text of one part of a content; a part that is not text (an image, audio) is refused."""
-    text = part.get("text") if isinstance(part, Mapping) else part
+    fields = part if isinstance(part, Mapping) else {"text": part}
+    text = fields.get("text")
     if reason := not_text(text):
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        reason = f"a part of type {kind}" if isinstance(kind, str) else reason
+        reason = f"a part of type {fields['type']}" if isinstance(fields.get("type"), str) else reason
         raise _Unfit("the content of a message is not text", f"{place}: {reason}")
     return str(text)
 
@@ -186,22 +180,17 @@ def _tagged(tag: str, text: str) -> str:
     return f"<{tag}>\n{text}\n</{tag}>"
 
 
-def _joined(turns: Iterator[Turn]) -> Iterator[Turn]:
+def _joined(turns: Iterator[Turn]) -> tuple[Turn, ...]:
     """The turns with the roles that templates know. Consecutive tool results are one turn, and so are an answer and
     the call that follows it."""
-    held: Turn | None = None
-    was = ""
+    joined, was = list[Turn](), ""
     for role, content in turns:
         known = {_TOOL: "user", _CALL: "assistant"}.get(role, role)
-        if held is not None and ((role == was == _TOOL) or (role == _CALL and known == held.role)):
-            held = Turn(known, f"{held.content}\n{content}")
-        else:
-            if held is not None:
-                yield held
-            held = Turn(known, content)
+        if role == was == _TOOL or (role == _CALL and joined and known == joined[-1].role):
+            content = f"{joined.pop().content}\n{content}"
+        joined.append(Turn(known, content))
         was = role
-    if held is not None:
-        yield held
+    return tuple(joined)
 
 
 def _names(fields: Mapping[str, Any]) -> str:

@@ -69,10 +69,9 @@ class Bad:
     detail: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("where", "what", "detail"):
-            object.__setattr__(self, name, printable(getattr(self, name)))
-        if len(self.detail) > _SHOWN:
-            object.__setattr__(self, "detail", f"{self.detail[:_SHOWN]}...")
+        detail = self.detail if len(self.detail) <= _SHOWN else f"{self.detail[:_SHOWN]}..."
+        for name, text in {"where": self.where, "what": self.what, "detail": detail}.items():
+            object.__setattr__(self, name, printable(text))
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}{f' ({self.detail})' if self.detail else ''}"
@@ -131,9 +130,9 @@ def columns_of(records: Records, present: Sequence[str]) -> list[str] | None:
 
 def not_text(value: object) -> str | None:
     """Why ``value`` is not text, None if it is."""
-    if not isinstance(value, str):
-        return type_name(value)
-    return None if encodable(value) else "half a surrogate pair"
+    if isinstance(value, str):
+        return None if encodable(value) else "half a surrogate pair"
+    return type_name(value)
 
 
 def type_name(value: object) -> str:

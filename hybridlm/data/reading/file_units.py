@@ -7,20 +7,14 @@ UserError, not a missing document.
 from __future__ import annotations
 
 import contextlib
+import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from hybridlm.data.reading.documents import Bad, Document, Records
-from hybridlm.data.reading.readers import (
-    bounded_lines,
-    python_document,
-    read_lines,
-    read_parquet,
-    read_zipped,
-    text_document,
-)
+from hybridlm.data.reading.documents import Bad, Document, Records, Unit
+from hybridlm.data.reading.readers import read_lines, read_parquet, text_document
 from hybridlm.errors import UserError, printable
 
 
@@ -59,103 +53,62 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Whole files, one document each. python: decoded as Python sources."""
+class FilePart:
+    """A file, or a part of it: bytes [begin, end) of a text or of JSON lines, rows [begin, end) of Parquet; end None:
+    to the end. kind: see ``kind_of``, or "python": a module of the standard library. size: bytes of text, maybe
+    estimated.
 
-    files: tuple[SourceFile, ...]
-    size: int
-    python: bool = False
-
-    def documents(self) -> Iterator[Document | Bad]:
-        for source in self.files:
-            with source.opened() as file:
-                data = file.read()
-            yield (python_document if self.python else text_document)(source.name, data)
-
-
-@dataclass(frozen=True)
-class TextSlice:
-    """Bytes [begin, end) of a text that is too long for one document; its pieces are named name#1, name#2, ..."""
-
-    file: SourceFile
-    begin: int
-    end: int
-    number: int
-
-    @property
-    def size(self) -> int:
-        return self.end - self.begin
-
-    def documents(self) -> Iterator[Document | Bad]:
-        with self.file.opened() as file:
-            file.seek(self.begin)
-            data = file.read(self.size)
-        yield text_document(f"{self.file.name}#{self.number}", data)
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Bytes [begin, end) of a file of JSON lines; first: number of its first line."""
-
-    file: SourceFile
-    records: Records
-    begin: int
-    end: int
-    first: int
-
-    @property
-    def size(self) -> int:
-        return self.end - self.begin
-
-    def documents(self) -> Iterator[Document | Bad]:
-        if not self.size:
-            yield Bad(self.file.name, "empty")
-        with self.file.opened() as file:
-            file.seek(self.begin)
-            yield from read_lines(self.file.name, self._until_end(bounded_lines(file)), self.records, self.first)
-
-    def _until_end(self, lines: Iterator[bytes | int]) -> Iterator[bytes | int]:
-        place = self.begin
-        while place < self.end and (line := next(lines, b"")):
-            place += line if isinstance(line, int) else len(line)
-            yield line
-
-
-@dataclass(frozen=True)
-class ParquetRows:
-    """Rows [begin, end) of a Parquet file. size: bytes of their text."""
-
-    file: SourceFile
-    records: Records
-    begin: int
-    end: int
-    size: int
-
-    def documents(self) -> Iterator[Document | Bad]:
-        if self.begin == self.end:
-            yield Bad(self.file.name, "empty")
-            return
-        with self.file.opened() as file:
-            yield from read_parquet(self.file.name, file, self.records, self.begin, self.end)
-
-
-@dataclass(frozen=True)
-class WholeFile:
-    """A file of records of a ``kind`` (see ``kind_of``) that is read from beginning to end: compressed, or remote."""
+    number: of the first line; of a piece of a text that is too long for one document (they are named name#1, name#2,
+    ...), 0: it is whole.
+    """
 
     file: Readable
     records: Records
     kind: str
-    size: int
+    begin: int = 0
+    end: int | None = None
+    number: int = 1
+    size: int = 0
 
     def documents(self) -> Iterator[Document | Bad]:
+        name, length = self.file.name, None if self.end is None else self.end - self.begin
         with self.file.opened() as file:
             if self.kind == "parquet":
-                yield from read_parquet(self.file.name, file, self.records)
+                yield from read_parquet(name, file, self.records, self.begin, self.end)
             elif self.kind == "zipped":
-                yield from read_zipped(self.file.name, file, self.records)
+                with gzip.open(file) as unzipped:
+                    yield from read_lines(name, unzipped, self.records)
+            elif self.kind == "lines":
+                if self.begin:
+                    file.seek(self.begin)
+                yield from read_lines(name, file, self.records, self.number, length)
             else:
-                yield from read_lines(self.file.name, bounded_lines(file), self.records)
+                file.seek(self.begin)
+                # By its name, a Python release that changes a module does not move it between training and validation.
+                key = name if self.kind == "python" else ""
+                yield text_document(f"{name}#{self.number}" if self.number else name, file.read(length or -1), key)
+
+
+@dataclass(frozen=True)
+class Together:
+    """Units read one after the other, up to the document with which ``share`` bytes of text are reached; None: to the
+    end. problem: why they cannot be read now, which is a UserError: what was prepared from them before may suffice."""
+
+    units: tuple[Unit, ...]
+    size: int
+    share: int | None = None
+    problem: UserError | None = None
+
+    def documents(self) -> Iterator[Document | Bad]:
+        if self.problem is not None:
+            raise self.problem
+        taken = 0
+        for one in (one for unit in self.units for one in unit.documents()):
+            yield one
+            if self.share is not None and isinstance(one, Document):
+                taken += sum(len(text.encode()) for text in one.texts)
+                if taken >= self.share:
+                    return
 
 
 @dataclass(frozen=True)

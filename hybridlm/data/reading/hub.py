@@ -13,20 +13,20 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from hybridlm.config.data import CorpusConfig, HfConfig
 from hybridlm.data.reading.conversations import records_of
-from hybridlm.data.reading.documents import Bad, Corpus, Document, Records, Unit
-from hybridlm.data.reading.file_units import ParquetRows, SourceFile, WholeFile
+from hybridlm.data.reading.documents import Corpus, Records, Unit
+from hybridlm.data.reading.file_units import FilePart, SourceFile, Together
 from hybridlm.data.reading.hub_access import Access, ask_hub, quiet, refusal, unreachable
 from hybridlm.data.reading.readers import kind_of
 from hybridlm.data.reading.scan import row_groups
-from hybridlm.errors import ConfigError, UserError
+from hybridlm.errors import ConfigError
 from hybridlm.files.home import expanded
 
 if TYPE_CHECKING:
@@ -58,37 +58,6 @@ class RemoteFile:
             raise refusal(self.config, error) from error
 
 
-@dataclass(frozen=True)
-class Share:
-    """Units read one after the other, up to the document with which ``share`` bytes of text are reached; None: to the
-    end."""
-
-    units: tuple[Unit, ...]
-    size: int
-    share: int | None = None
-
-    def documents(self) -> Iterator[Document | Bad]:
-        taken = 0
-        for one in chain.from_iterable(unit.documents() for unit in self.units):
-            yield one
-            if self.share is not None and isinstance(one, Document):
-                taken += sum(len(text.encode()) for text in one.texts)
-                if taken >= self.share:
-                    return
-
-
-@dataclass(frozen=True)
-class Unreachable:
-    """A streamed data set that cannot be reached now: enough to find what was prepared from it before. Reading it is a
-    UserError."""
-
-    problem: str
-    size: int = 0
-
-    def documents(self) -> Iterator[Document | Bad]:
-        raise UserError(self.problem)
-
-
 def open_hub(config: CorpusConfig, unit_bytes: int, cache: Path, progress: Callable[[int], None]) -> Corpus:
     """``data.source=hf``. cache: the folder for downloaded data sets.
 
@@ -102,63 +71,53 @@ def open_hub(config: CorpusConfig, unit_bytes: int, cache: Path, progress: Calla
     code to be run, or the hub does not answer and there is no copy.
     """
     hf, records = config.hf, records_of(config)
-    folder = _local_folder(hf)
-    access = Access(_content(folder)) if folder is not None else ask_hub(hf, cache)
-    facts = [access.commit, hf.id, hf.name, hf.split, hf.streaming, hf.limit_mb, repr(records), unit_bytes]
+    access = _local(hf) or ask_hub(hf, cache)
+    facts = [access.state, hf.id, hf.name, hf.split, hf.streaming, hf.limit_mb, repr(records), unit_bytes]
     fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    if hf.streaming and access.offline:
-        problem = unreachable(hf, access.offline, "data.hf.streaming=true keeps no copy of it")
-        if access.commit is None:
-            raise UserError(problem)
-        return Corpus([Unreachable(problem)], fingerprint)
     try:
         with quiet():
-            if hf.streaming:
-                return Corpus(_streamed(hf, records, folder, access), fingerprint)
-            return Corpus(_downloaded(hf, records, unit_bytes, folder, access, cache), fingerprint)
+            shares = (
+                _streamed(hf, records, access) if hf.streaming else _downloaded(hf, records, unit_bytes, access, cache)
+            )
     except Exception as error:  # datasets has no common base for what it raises
         raise refusal(hf, error) from error
+    return Corpus(shares, fingerprint)
 
 
-def _local_folder(config: HfConfig) -> Path | None:
-    """The local folder that ``data.hf.id`` names, if it does."""
+def _local(config: HfConfig) -> Access | None:
+    """The local folder that ``data.hf.id`` names, if it does; its state is the hash of its files, the card included,
+    which can say how to read the others."""
     name = str(config.id)
     path = expanded(name)
-    if path.is_dir():
-        if config.revision is not None:
-            raise ConfigError(
-                f"data.hf.revision={config.revision}: data.hf.id={name} is a local folder, which has no revisions; set"
-                " it to null"
-            )
-        return path.resolve()
     if path.is_file():
         raise ConfigError(
             f"data.hf.id={name} is a file; expected a folder of such files, or data.source=files with data.path={name}"
         )
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+    if not path.is_dir():
+        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+            return None
         raise ConfigError(
             f"data.hf.id={name} is neither a folder (relative to {Path.cwd()}) nor owner/name of a data set on the hub"
         )
-    return None
-
-
-def _content(folder: Path) -> str:
-    """The hash of a folder's files, its card included, which can say how to read the others."""
+    if config.revision is not None:
+        raise ConfigError(
+            f"data.hf.revision={config.revision}: data.hf.id={name} is a local folder, which has no revisions; set it"
+            " to null"
+        )
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(path.relative_to(folder).as_posix().encode("utf-8", "surrogateescape"))
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(file.relative_to(path).as_posix().encode("utf-8", "surrogateescape"))
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return Access(str(path.resolve()), state=digest.hexdigest())
 
 
-def _builder(config: HfConfig, folder: Path | None, access: Access) -> DatasetBuilder:
+def _builder(config: HfConfig, access: Access) -> DatasetBuilder:
     """What knows the files of the data set, by split."""
     from datasets import load_dataset_builder
 
     # By its commit, so that all of it is of one state even if the data set changes meanwhile.
-    revision = None if folder is not None else access.commit
-    builder = load_dataset_builder(str(folder or config.id), config.name, revision=revision)
+    builder = load_dataset_builder(access.source, config.name, revision=access.revision)
     _split_names(config, builder.config.data_files or {})
     return builder
 
@@ -175,34 +134,34 @@ def _split_names(config: HfConfig, known: Iterable[object]) -> list[str]:
     return legal if "all" in names else names
 
 
-def _downloaded(
-    config: HfConfig, records: Records, unit_bytes: int, folder: Path | None, access: Access, cache: Path
-) -> list[Share]:
+def _downloaded(config: HfConfig, records: Records, unit_bytes: int, access: Access, cache: Path) -> list[Together]:
     """The rows of the split, from Parquet files that are written once per commit."""
-    made_of = json.dumps([config.id, config.name, access.commit])
+    made_of = json.dumps([config.id, config.name, access.state])
     place = cache / "hub" / hashlib.sha256(made_of.encode()).hexdigest()[:16]
     if not place.exists():
         if access.offline:
-            raise UserError(unreachable(config, access.offline, "it has not been downloaded before"))
-        _builder(config, folder, access).download_and_prepare(str(place), file_format="parquet")
+            raise unreachable(config, access.offline, "it has not been downloaded before")
+        _builder(config, access).download_and_prepare(str(place), file_format="parquet")
     groups = list(_row_groups(config, records, place))
-    total, limit = sum(group.size for group in groups), (config.limit_mb or 0) * _MB
-    whole = not 0 < limit < total
-    count = math.ceil(total / unit_bytes) if whole else max(math.ceil(limit / unit_bytes), _STRETCHES)
-    pieces: dict[int, list[Unit]] = {}
-    done = 0
-    for group in groups:
-        pieces.setdefault(done * count // total, []).append(group)
-        done += group.size
-    shares = []
-    for units in pieces.values():
-        size = sum(unit.size for unit in units)
-        share = math.ceil(limit * size / total)
-        shares.append(Share(tuple(units), size) if whole else Share(tuple(units), share, share))
-    return shares
+    sizes, limit = [group.size for group in groups], (config.limit_mb or 0) * _MB
+    if not 0 < limit < sum(sizes):
+        return [Together(units, size) for units, size in _evenly(groups, sizes, math.ceil(sum(sizes) / unit_bytes))]
+    shares = _evenly(groups, sizes, max(math.ceil(limit / unit_bytes), _STRETCHES))
+    parts = [(units, math.ceil(limit * size / sum(sizes))) for units, size in shares]
+    return [Together(units, part, part) for units, part in parts]
 
 
-def _row_groups(config: HfConfig, records: Records, place: Path) -> Iterator[ParquetRows]:
+def _evenly(units: Sequence[Unit], sizes: Sequence[int], count: int) -> list[tuple[tuple[Unit, ...], int]]:
+    """Consecutive ``units`` together, with their size: at most ``count`` groups of about the same size."""
+    groups: dict[int, list[int]] = {}
+    for number, before in zip(range(len(units)), accumulate(sizes, initial=0), strict=False):
+        groups.setdefault(before * count // sum(sizes), []).append(number)
+    return [
+        (tuple(units[number] for number in group), sum(sizes[number] for number in group)) for group in groups.values()
+    ]
+
+
+def _row_groups(config: HfConfig, records: Records, place: Path) -> Iterator[FilePart]:
     """The rows of the split, one unit per row group."""
     from datasets import DatasetInfo
     from datasets.arrow_reader import ParquetReader
@@ -220,18 +179,23 @@ def _row_groups(config: HfConfig, records: Records, place: Path) -> Iterator[Par
         for rows, size in groups:
             begin, end = max(first, part["skip"]), int(min(first + rows, last))
             if begin < end:
-                yield ParquetRows(source, records, begin, end, max(1, size * (end - begin) // rows))
+                yield FilePart(source, records, "parquet", begin, end, size=max(1, size * (end - begin) // rows))
             first += rows
 
 
-def _streamed(config: HfConfig, records: Records, folder: Path | None, access: Access) -> list[Share]:
+def _streamed(config: HfConfig, records: Records, access: Access) -> list[Together]:
     """The files of the split, one unit each, or with a limit one for each group of files."""
+    if access.offline:
+        problem = unreachable(config, access.offline, "data.hf.streaming=true keeps no copy of it")
+        if access.state is None:
+            raise problem
+        return [Together((), 0, problem=problem)]
     if "[" in config.split:
         raise ConfigError(
             f"data.hf.split={config.split}: a slice of a split cannot be streamed; use data.hf.limit_mb, or"
             " data.hf.streaming=false"
         )
-    files: Any = _builder(config, folder, access).config.data_files or {}
+    files: Any = _builder(config, access).config.data_files or {}
     units = []
     for url in (str(url) for name in _split_names(config, files) for url in files[name]):
         kind, name = kind_of(url), url.rsplit("/", 1)[-1]
@@ -240,11 +204,10 @@ def _streamed(config: HfConfig, records: Records, folder: Path | None, access: A
                 f"data.hf.streaming=true reads .parquet, .jsonl and .jsonl.gz, and data.hf.id={config.id} has {name}:"
                 " set data.hf.streaming=false, or data.hf.revision=refs/convert/parquet for the hub's own Parquet copy"
             )
-        file = RemoteFile(name, url, config) if folder is None else SourceFile(name, Path(url))
-        units.append(WholeFile(file, records, kind, 0))
+        file = SourceFile(name, Path(url)) if access.revision is None else RemoteFile(name, url, config)
+        units.append(FilePart(file, records, kind))
     if config.limit_mb is None:
-        return [Share((unit,), 0) for unit in units]
+        return [Together((unit,), 0) for unit in units]
     count = min(len(units), math.ceil(config.limit_mb / _FILE_MB))
-    edges = [len(units) * number // count for number in range(count + 1)]
     share = math.ceil(config.limit_mb * _MB / count)
-    return [Share(tuple(units[begin:end]), share, share) for begin, end in pairwise(edges)]
+    return [Together(group, share, share) for group, _ in _evenly(units, [1] * len(units), count)]

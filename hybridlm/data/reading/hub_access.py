@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from textwrap import shorten
+from typing import Any
 
 from hybridlm.config.data import HfConfig
 from hybridlm.data.keep import keep_json, kept_json
@@ -19,7 +18,6 @@ from hybridlm.errors import ConfigError, UserError
 
 log = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
 _PATIENCE = 4.0  # seconds for the hub to answer at all
 _LONG = 300  # characters of others' messages
 _NETWORK = {"aiohttp", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "socket", "urllib3"}
@@ -27,10 +25,13 @@ _NETWORK = {"aiohttp", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "
 
 @dataclass(frozen=True)
 class Access:
-    """State of the hub. commit: of the revision, or the one last seen; offline: why the hub cannot be asked, or
-    empty."""
+    """Where a data set is. source: owner/name on the hub, or a local folder; revision: the commit on the hub to read,
+    None for a folder; state: that commit, the one last seen, or the hash of the folder. offline: why the hub cannot be
+    asked, or empty."""
 
-    commit: str | None = None
+    source: str
+    revision: str | None = None
+    state: str | None = None
     offline: str = ""
 
 
@@ -44,26 +45,21 @@ def ask_hub(config: HfConfig, cache: Path) -> Access:
     name, kept = str(config.id), cache / "hub" / "commits.json"
     seen, key = kept_json(kept), f"{config.id}@{config.revision or ''}"
     if _switched_off():
-        return Access(seen.get(key), "HF_HUB_OFFLINE is set")
-
-    def ask() -> str | None:
+        return Access(name, state=seen.get(key), offline="HF_HUB_OFFLINE is set")
+    try:
         info = HfApi().dataset_info(name, revision=config.revision, timeout=_PATIENCE, expand=["sha", "gated"])
         if info.gated:
             HfApi().auth_check(name, repo_type="dataset")
-        return info.sha
-
-    try:
-        commit = _within(_PATIENCE, ask)
     except Exception as error:  # which library speaks HTTP has changed and will change
         status = getattr(getattr(error, "response", None), "status_code", 0)
         if isinstance(error, errors.HFValidationError) or (400 <= status < 500 and status not in (408, 429)):
             raise refusal(config, error) from error
-        reason = f"no answer within {_PATIENCE:g} s" if isinstance(error, TimeoutError) else _shortened(_words(error))
+        reason = shorten(_words(error), _LONG)
         log.warning("data.hf.id=%s: cannot reach the hub (%s); looking for a copy in the cache", name, reason)
-        return Access(seen.get(key), reason)
-    if seen.get(key) != commit:
-        keep_json(kept, seen | {key: commit})
-    return Access(commit)
+        return Access(name, state=seen.get(key), offline=reason)
+    if seen.get(key) != info.sha:
+        keep_json(kept, seen | {key: info.sha})
+    return Access(name, info.sha, info.sha)
 
 
 def hub_answers() -> bool:
@@ -73,7 +69,7 @@ def hub_answers() -> bool:
     if _switched_off():
         return False
     try:
-        _within(_PATIENCE, lambda: get_session().head(constants.ENDPOINT, timeout=_PATIENCE))
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
     except Exception:  # whichever library speaks HTTP
         return False
     return True
@@ -86,20 +82,6 @@ def _switched_off() -> bool:
     return bool(datasets.config.HF_HUB_OFFLINE or constants.is_offline_mode())
 
 
-def _within(seconds: float, ask: Callable[[], _T]) -> _T:
-    """TimeoutError: no answer yet. In a thread, since resolving a host name has no timeout of its own."""
-    answer: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            answer.set_result(ask())
-        except Exception as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return answer.result(timeout=seconds)
-
-
 @contextmanager
 def quiet(offline: bool = False) -> Iterator[None]:
     """Silences the libraries, whose errors are reported in one line here; progress bars only on a terminal, where a
@@ -109,8 +91,6 @@ def quiet(offline: bool = False) -> Iterator[None]:
     from huggingface_hub import constants
     from huggingface_hub.utils import logging as hub_logging
 
-    # With their own environment variables set, these calls do nothing but warn.
-    free = datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
     module: Any
     with ExitStack() as restored:
         for module in (datasets.logging, hub_logging):
@@ -119,15 +99,15 @@ def quiet(offline: bool = False) -> Iterator[None]:
         for module in (datasets.config, constants) if offline else ():
             restored.callback(setattr, module, "HF_HUB_OFFLINE", module.HF_HUB_OFFLINE)
             module.HF_HUB_OFFLINE = True
-        for module in (datasets, huggingface_hub.utils):
-            if free and not sys.stderr.isatty() and not module.are_progress_bars_disabled():
+        for module in () if sys.stderr.isatty() else (datasets, huggingface_hub.utils):
+            if not module.are_progress_bars_disabled():
                 restored.callback(module.enable_progress_bars)
                 module.disable_progress_bars()
         yield
 
 
-def unreachable(config: HfConfig, reason: str, cache: str) -> str:
-    return (
+def unreachable(config: HfConfig, reason: str, cache: str) -> UserError:
+    return UserError(
         f"data.hf.id={config.id}: cannot reach the hub ({reason}) and {cache}: go online for the first start, or set"
         " data.hf.id to a local folder of .jsonl, .parquet or .csv files"
     )
@@ -137,32 +117,46 @@ def refusal(config: HfConfig, error: Exception) -> UserError:
     """What the libraries raised, as one line with a remedy."""
     from huggingface_hub import errors
 
-    where, whole = f"data.hf.id={config.id}", _words(error)
-    text = _shortened(whole)
+    where, whole, causes = f"data.hf.id={config.id}", _words(error), [type(one) for one in _causes(error)]
     listed = re.search(r"[Aa]vailable(?: configs)?: \[(.*?)\]", whole)
+    names = shorten(listed[1].replace("'", ""), _LONG) if listed else ""
+    text = shorten(whole, _LONG)
+    of_network = [kind for kind in causes if kind.__module__.split(".")[0] in _NETWORK]
+    known: list[tuple[object, type[UserError], str]] = [
+        (
+            isinstance(error, errors.GatedRepoError) or "gated dataset" in whole,
+            UserError,
+            f"{where} is gated: accept its terms on its page on the hub, then set HF_TOKEN to a token of that account",
+        ),
+        (
+            isinstance(error, errors.RevisionNotFoundError),
+            ConfigError,
+            f"data.hf.revision={config.revision}: {where} has no such branch, tag or commit",
+        ),
+        (
+            isinstance(error, errors.RepositoryNotFoundError),
+            UserError,
+            f"{where}: the hub has no such data set, or it is private and needs HF_TOKEN to be set",
+        ),
+        (
+            "scripts are no longer supported" in whole,
+            UserError,
+            f"{where} needs its own code to be run, which is never done: data.hf.revision=refs/convert/parquet takes"
+            " the hub's Parquet copy of it, if there is one",
+        ),
+        (listed, ConfigError, f"data.hf.name={config.name or 'null'}: {where} has {names}"),
+        (
+            of_network or any(issubclass(kind, (ConnectionError, TimeoutError)) for kind in causes),
+            UserError,
+            f"{where}: the network failed ({text}); run the same command again, finished work is kept",
+        ),
+        # How datasets reports it.
+        (StopIteration in causes, UserError, f"{where} cannot be read: its files are empty"),
+        (True, UserError, f"{where} cannot be read: {text}"),
+    ]
     if isinstance(error, UserError):
         return error
-    if isinstance(error, errors.GatedRepoError) or "gated dataset" in text:
-        return UserError(
-            f"{where} is gated: accept its terms on its page on the hub, then set HF_TOKEN to a token of that account"
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return ConfigError(f"data.hf.revision={config.revision}: {where} has no such branch, tag or commit")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return UserError(f"{where}: the hub has no such data set, or it is private and needs HF_TOKEN to be set")
-    if "scripts are no longer supported" in text:
-        return UserError(
-            f"{where} needs its own code to be run, which is never done: data.hf.revision=refs/convert/parquet takes"
-            " the hub's Parquet copy of it, if there is one"
-        )
-    if listed:
-        legal = _shortened(listed[1].replace("'", ""))
-        return ConfigError(f"data.hf.name={config.name or 'null'}: {where} has {legal}")
-    if _is_network(error):
-        return UserError(f"{where}: the network failed ({text}); run the same command again, finished work is kept")
-    if any(isinstance(one, StopIteration) for one in _causes(error)):  # how datasets reports it
-        return UserError(f"{where} cannot be read: its files are empty")
-    return UserError(f"{where} cannot be read: {text}")
+    return next(kind(line) for applies, kind, line in known if applies)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -171,18 +165,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _is_network(error: BaseException) -> bool:
-    return any(
-        isinstance(one, (ConnectionError, TimeoutError)) or type(one).__module__.split(".")[0] in _NETWORK
-        for one in _causes(error)
-    )
-
-
 def _words(error: BaseException) -> str:
     """The message of the innermost cause that has one."""
     messages = [text for one in _causes(error) if (text := " ".join(str(one).split()))]
     return messages[-1] if messages else type(error).__name__
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONG else f"{text[:_LONG]} ..."

@@ -12,11 +12,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
+from hybridlm.data.reading.readers import KINDS
 from hybridlm.errors import ConfigError, printable
 
-RECORD_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
+RECORD_ENDINGS = tuple(KINDS)
 _PROSE = ".txt .text .md .markdown .rst .org .adoc .asciidoc .tex .html .htm .vtt .srt"
 _CODE = (
     ".py .pyi .pyx .c .h .cc .cpp .cxx .hh .hpp .cu .cuh .rs .go .java .kt .scala .js .jsx .ts .tsx .rb .php .pl .lua"
@@ -102,19 +104,20 @@ def find_files(
             raise ConfigError(f"{field}={printable(pattern)} matches no file (relative to {Path.cwd()}){detail}")
         paths += mine
         roots.append(root)
-    return Found(field, patterns, _once(paths, _common(roots), left_out), left_out)
+    return Found(
+        field, patterns, _once(paths, os.path.commonpath([os.path.abspath(root) for root in roots]), left_out), left_out
+    )
 
 
 def _counted(left_out: Counter[str]) -> str:
-    """The most common reasons, and the number of files with other reasons."""
-    first, others = left_out.most_common(_SHOWN), left_out.total()
-    others -= sum(count for _, count in first)
-    return ", ".join([*(f"{count:,} {reason}" for reason, count in first), *([f"{others:,} others"] if others else [])])
+    """The most common reasons."""
+    most = [f"{count:,} {reason}" for reason, count in left_out.most_common(_SHOWN)]
+    return ", ".join([*most, "..."] if len(left_out) > _SHOWN else most)
 
 
 def _once(paths: Sequence[str], root: str, left_out: Counter[str]) -> dict[str, Path]:
     """Every real file under one name."""
-    named = {os.path.relpath(path, root or os.curdir).replace(os.sep, "/"): Path(path) for path in paths}
+    named = {os.path.relpath(path, root).replace(os.sep, "/"): Path(path) for path in paths}
     seen: set[tuple[int, int]] = set()
     chosen: dict[str, Path] = {}
     for name in sorted(named, key=lambda name: (name.count("/"), name)):
@@ -125,15 +128,6 @@ def _once(paths: Sequence[str], root: str, left_out: Counter[str]) -> dict[str, 
             seen.add((stat.st_dev, stat.st_ino))
             chosen[name] = named[name]
     return dict(sorted(chosen.items()))
-
-
-def _common(roots: Sequence[str]) -> str:
-    if len(set(roots)) == 1:
-        return roots[0]
-    try:
-        return os.path.commonpath([os.path.abspath(root) for root in roots])
-    except ValueError:  # drives of Windows
-        return os.path.abspath(os.sep)
 
 
 def _of_folder(top: str, endings: Sequence[str], left_out: Counter[str]) -> Iterator[str]:
@@ -201,28 +195,25 @@ def _of_glob(field: str, pattern: str) -> tuple[list[str], str]:
         fixed += 1
     root = str(Path(*parts[:fixed]))
     rest = os.path.join(*parts[fixed:], *([""] if pattern.endswith(os.sep) else [])) if parts else ""
-    found = [path for one in _braces(field, rest) for path in _globbed(root, one)]
-    return found, root
+    patterns = list(islice(_braces(rest), _MOST_PATTERNS + 1))
+    if len(patterns) > _MOST_PATTERNS:
+        raise ConfigError(
+            f"{field}={printable(pattern)[:200]}: its braces expand to more than {_MOST_PATTERNS} patterns"
+        )
+    return [path for one in patterns for path in _globbed(root, one)], root
 
 
 def _is_pattern(part: str) -> bool:
     return glob.has_magic(part) or _BRACES.search(part) is not None
 
 
-def _braces(field: str, pattern: str) -> list[str]:
+def _braces(pattern: str) -> Iterator[str]:
     """``a.{md,rst}`` as a.md and a.rst."""
-    done, waiting = [], [pattern]
-    for one in waiting:
-        match = _BRACES.search(one)
-        if match is None:
-            done.append(one)
-        else:
-            waiting += [one[: match.start()] + choice + one[match.end() :] for choice in match[1].split(",")]
-        if len(waiting) > _MOST_PATTERNS:
-            raise ConfigError(
-                f"{field}={printable(pattern)[:200]}: its braces expand to more than {_MOST_PATTERNS} patterns"
-            )
-    return done
+    if match := _BRACES.search(pattern):
+        for choice in match[1].split(","):
+            yield from _braces(pattern.replace(match[0], choice, 1))
+    else:
+        yield pattern
 
 
 def _globbed(folder: str, pattern: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Documents from opened files: plain text, Python sources, JSON lines, Parquet.
+"""Documents from opened files: plain text, JSON lines, Parquet.
 
 Files are streamed, so memory is bounded by the longest document. Bad content gives a ``Bad``; a file that the operating
 system cannot read raises its OSError.
@@ -7,97 +7,76 @@ system cannot read raises its OSError.
 from __future__ import annotations
 
 import gzip
-import io
 import json
-import tokenize
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
 from hybridlm.data.reading import documents
-from hybridlm.data.reading.documents import TOO_LONG, Bad, Document, Records, columns_of, encodable
+from hybridlm.data.reading.documents import TOO_LONG, Bad, Document, Records, columns_of
 
 if TYPE_CHECKING:
     from pyarrow import Array, RecordBatch
     from pyarrow.parquet import ParquetFile
 
-_LINES = (".jsonl", ".ndjson")
+KINDS = {
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".jsonl.gz": "zipped",
+    ".ndjson.gz": "zipped",
+    ".parquet": "parquet",
+}  # of files with records, by extension
 _ROWS = 1024  # of a Parquet file at a time, at most
 _BATCH_BYTES = 4_000_000  # of text at a time, about
 _SKIPPED = 1 << 20  # bytes of an overlong line at a time
 _BUFFER = 1 << 20  # bytes of a Parquet file that are read at a time
-NOT_PARQUET = "not readable as Parquet"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # not text
 
 
 def kind_of(name: str) -> str:
-    """How a file is read, by its extension: lines (.jsonl, .ndjson), zipped (the same as .gz), parquet, else text: one
+    """How a file is read, by its extension: lines (of JSON), zipped (the same, compressed), parquet, else text: one
     document in UTF-8."""
-    name = name.lower()
-    if name.endswith(_LINES):
-        return "lines"
-    if name.endswith(".parquet"):
-        return "parquet"
-    return "zipped" if name.endswith(tuple(f"{ending}.gz" for ending in _LINES)) else "text"
+    return next((kind for ending, kind in KINDS.items() if name.lower().endswith(ending)), "text")
 
 
-def bounded_lines(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes | int]:
-    """The lines of a file with their line ends; for a line longer than ``documents.LONGEST`` its size, without holding
-    it."""
-    while line := file.readline(documents.LONGEST + 1):
-        size = len(line)
-        if size <= documents.LONGEST:
-            yield line
-            continue
-        while not line.endswith(b"\n") and (line := file.readline(_SKIPPED)):
+def bounded_lines(file: IO[bytes] | gzip.GzipFile, length: int | None = None) -> Iterator[bytes | int]:
+    """The lines in the next ``length`` bytes of a file (None: all) with their line ends; for a line longer than
+    ``documents.LONGEST`` its size, without holding it."""
+    taken = 0
+    while (length is None or taken < length) and (line := file.readline(documents.LONGEST + 1)):
+        size, whole = len(line), line
+        while size > documents.LONGEST and not line.endswith(b"\n") and (line := file.readline(_SKIPPED)):
             size += len(line)
-        yield size
+        yield whole if size <= documents.LONGEST else size
+        taken += size
 
 
-def read_lines(name: str, lines: Iterable[bytes | int], records: Records, first: int = 1) -> Iterator[Document | Bad]:
-    """The documents of JSON lines as ``bounded_lines`` gives them, without empty lines. name: path of the file below
-    the root of the corpus; first: number of the first line."""
-    for number, line in enumerate(lines, first):
-        if isinstance(line, int):
-            yield Bad(f"{name}:{number}", TOO_LONG, f"{line:,} bytes")
-        elif line.strip():
-            yield _line(f"{name}:{number}", line.rstrip(b"\r\n"), records)
-
-
-def read_zipped(name: str, file: IO[bytes], records: Records) -> Iterator[Document | Bad]:
-    """The same for a .gz file; what comes before damaged data is kept."""
-    number = 0
+def read_lines(
+    name: str, file: IO[bytes] | gzip.GzipFile, records: Records, first: int = 1, length: int | None = None
+) -> Iterator[Document | Bad]:
+    """The documents of JSON lines without empty lines; of a damaged .gz what comes before the damage. name: path of the
+    file below the root of the corpus; first, length: see ``FilePart``."""
+    number = first - 1
     try:
-        with gzip.open(file) as unzipped:
-            for number, line in enumerate(bounded_lines(unzipped), 1):
-                yield from read_lines(name, [line], records, number)
+        for number, line in enumerate(bounded_lines(file, length), first):
+            if isinstance(line, int):
+                yield Bad(f"{name}:{number}", TOO_LONG, f"{line:,} bytes")
+            elif line.strip():
+                yield _record(f"{name}:{number}", line.rstrip(b"\r\n"), records)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         yield Bad(f"{name}:{number + 1}", "compressed data are damaged", str(error))
     else:
-        if not number:
+        if number < first:
             yield Bad(name, "empty")
 
 
-def text_document(name: str, data: bytes) -> Document | Bad:
+def text_document(name: str, data: bytes, key: str = "") -> Document | Bad:
     """UTF-8 as one document, line ends as they are."""
-    text = _decoded(name, data)
-    if isinstance(text, Bad):
-        return text
-    return Document(name, text) if text else Bad(name, "empty")
-
-
-def python_document(name: str, data: bytes) -> Document | Bad:
-    """A Python source, decoded as Python itself does (PEP 263, universal newlines). Its name is its key: a Python
-    release that changes a module does not move it between training and validation."""
     try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-        text = io.TextIOWrapper(io.BytesIO(data), encoding).read()
-    except (SyntaxError, LookupError, UnicodeError) as error:
-        # An unknown or contradictory coding line, one that names a codec that is not for text, or undecodable bytes.
-        return Bad(name, "cannot be decoded", str(error))
-    if not encodable(text):  # some codecs can produce half a surrogate pair
-        return Bad(name, "cannot be decoded", "half a surrogate pair")
-    return Document(name, text, key=name) if text else Bad(name, "empty")
+        text = _decoded(data)
+    except UnicodeDecodeError as error:
+        return _not_utf8(name, error)
+    return Document(name, text, key=key) if text else Bad(name, "empty")
 
 
 def read_parquet(
@@ -106,14 +85,16 @@ def read_parquet(
     """The documents in rows [begin, end) of a Parquet file, one per row; in messages rows count from 1."""
     try:
         with _opened(file, records) as table:
-            names = table.schema_arrow.names
+            names, last = table.schema_arrow.names, table.metadata.num_rows if end is None else end
             columns = columns_of(records, names)
             if columns is None:
                 if begin == 0:  # once per file
                     wanted = " or ".join(" and ".join(map(repr, wanted)) for wanted in records.columns)
                     yield Bad(name, f"no column {wanted}", f"it has {', '.join(names) or 'none'}")
                 return
-            for row, batch in _batches(table, columns, begin, table.metadata.num_rows if end is None else end):
+            if begin == last:
+                yield Bad(name, "empty")
+            for row, batch in _batches(table, columns, begin, last):
                 if isinstance(batch, str):
                     yield Bad(f"{name}:{row + 1}", TOO_LONG, batch)
                 else:
@@ -122,7 +103,7 @@ def read_parquet(
         problem = parquet_problem(error)
         if problem is None:
             raise
-        yield Bad(name, NOT_PARQUET, problem)
+        yield Bad(name, "not readable as Parquet", problem)
 
 
 def _opened(file: IO[bytes], records: Records) -> ParquetFile:
@@ -194,20 +175,20 @@ def _bytes(column: Array, row: int) -> int:
     return int(column.slice(row, 1).nbytes)
 
 
-def _decoded(where: str, data: bytes) -> str | Bad:
+def _decoded(data: bytes) -> str:
     """Of bytes, since text mode would change line ends."""
+    return data.removeprefix(_BYTE_ORDER_MARK).decode()
+
+
+def _not_utf8(where: str, error: UnicodeDecodeError) -> Bad:
+    return Bad(where, "not UTF-8", f"byte {error.start}: {error.reason}")
+
+
+def _record(where: str, line: bytes, records: Records) -> Document | Bad:
     try:
-        return data.removeprefix(_BYTE_ORDER_MARK).decode()
+        record = json.loads(_decoded(line))
     except UnicodeDecodeError as error:
-        return Bad(where, "not UTF-8", f"byte {error.start}: {error.reason}")
-
-
-def _line(where: str, line: bytes, records: Records) -> Document | Bad:
-    decoded = _decoded(where, line)
-    if isinstance(decoded, Bad):
-        return decoded
-    try:
-        record = json.loads(decoded)
+        return _not_utf8(where, error)
     except json.JSONDecodeError as error:
         return Bad(where, "not JSON", f"{error.msg}, column {error.colno}")
     except (RecursionError, ValueError) as error:  # ValueError: an integer of more digits than Python converts

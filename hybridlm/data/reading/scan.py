@@ -12,20 +12,22 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from hybridlm.config.data import CorpusConfig
 from hybridlm.data.keep import cache_name, keep_json, kept_json
 from hybridlm.data.reading import documents
 from hybridlm.data.reading.conversations import records_of
 from hybridlm.data.reading.documents import Bad, Corpus, Records, Unit
-from hybridlm.data.reading.file_units import Broken, Lines, ParquetRows, SourceFile, Texts, TextSlice, WholeFile
-from hybridlm.data.reading.readers import NOT_PARQUET, kind_of, parquet_problem
+from hybridlm.data.reading.file_units import Broken, FilePart, SourceFile, Together
+from hybridlm.data.reading.readers import kind_of, parquet_problem
 
+_FORMAT = 2  # of the cached scans
 _BLOCK = 1 << 22  # bytes
 _SETTLED = 2e9  # nanoseconds after which another change of a file shows in its modification time
 _LEAST, _ENOUGH = 8_000_000, 64  # bytes of a unit, units of a corpus
@@ -33,28 +35,24 @@ _UNZIPPED = 4  # text compresses to about a quarter
 
 
 class Stretch(NamedTuple):
-    """A piece of a file that is a unit: bytes [begin, end) of a text, rows [begin, end) of Parquet. first: number of
-    its first line or piece; size: in bytes."""
+    """A piece of a file that is a unit: bytes [begin, end) of a text, rows [begin, end) of Parquet; end None: to the
+    end. first: number of its first line or piece, 0: it is a whole text; size: in bytes."""
 
     begin: int
-    end: int
+    end: int | None
     first: int
     size: int
 
 
 class Scan(NamedTuple):
-    """What was found in a file with this size and modification time (nanoseconds). sha256: empty if it cannot be
-    read; broken: what is wrong with all of it, and a detail."""
+    """What was found in a file with this size and modification time (nanoseconds). sha256: empty if it cannot be read,
+    for the reason ``problem``."""
 
     size: int
     changed: int
     sha256: str
-    stretches: tuple[Stretch, ...]
-    broken: tuple[str, str] | None = None
-
-
-class _Stopped(Exception):
-    """The user has interrupted the scan."""
+    stretches: tuple[Stretch, ...] = ()
+    problem: str = ""
 
 
 def open_scanned(
@@ -75,7 +73,7 @@ def open_scanned(
     while even * _ENOUGH < total:
         even *= 2
     unit_bytes = min(unit_bytes, even)
-    kept = cache / "scans" / f"{cache_name(place, unit_bytes)}.json"
+    kept = cache / "scans" / f"{cache_name(place, unit_bytes, _FORMAT)}.json"
     return scan_files(files, records_of(config), unit_bytes, kept, progress, python=config.source == "stdlib")
 
 
@@ -92,22 +90,19 @@ def scan_files(
 
     progress gets numbers of bytes read, never from two threads at a time.
     """
-    old = {name: _scan_from(facts) for name, facts in kept_json(kept).items()}
+    old = {
+        name: Scan(size, changed, sha256, tuple(Stretch(*one) for one in cuts))
+        for name, (size, changed, sha256, cuts) in kept_json(kept).items()
+    }
     settled = time.time_ns() - _SETTLED  # from before the first stat, as a file may change while others are read
     scans = _scans(files, old, unit_bytes, progress)
     new = {file.name: scan for file, scan in zip(files, scans, strict=True) if scan.sha256 and scan.changed < settled}
     if new != old:
-        keep_json(kept, new)
-    return Corpus(
-        list(_units(files, scans, records, unit_bytes, python)), _fingerprint(files, scans, records, unit_bytes, python)
-    )
-
-
-def _scan_from(facts: Any) -> Scan:
-    size, changed, sha256, stretches, broken = facts
-    return Scan(
-        size, changed, sha256, tuple(Stretch(*one) for one in stretches), None if broken is None else tuple(broken)
-    )
+        keep_json(kept, {name: scan[:-1] for name, scan in new.items()})
+    digest = hashlib.sha256(f"{records!r}/{unit_bytes}/{documents.LONGEST}/{python}".encode())
+    for file, scan in zip(files, scans, strict=True):
+        digest.update(json.dumps([file.name, scan.sha256, not scan.sha256]).encode())
+    return Corpus(_units(files, scans, records, unit_bytes, python), digest.hexdigest())
 
 
 def _scans(
@@ -117,7 +112,7 @@ def _scans(
 
     def advance(size: int) -> None:
         if stop.is_set():
-            raise _Stopped
+            raise KeyboardInterrupt
         with lock:
             progress(size)
 
@@ -141,52 +136,31 @@ def _scans(
             stop.set()  # otherwise Ctrl-C waits until the files in progress are read
 
 
-def _fingerprint(
-    files: Sequence[SourceFile], scans: Sequence[Scan], records: Records, unit_bytes: int, python: bool
-) -> str:
-    digest = hashlib.sha256(f"{records!r}/{unit_bytes}/{documents.LONGEST}/{python}".encode())
-    for file, scan in zip(files, scans, strict=True):
-        # Not the wording of the problem, which differs between library versions and locales.
-        digest.update(json.dumps([file.name, scan.sha256, scan.broken is not None]).encode())
-    return digest.hexdigest()
-
-
 def _units(
     files: Sequence[SourceFile], scans: Sequence[Scan], records: Records, unit_bytes: int, python: bool
-) -> Iterator[Unit]:
+) -> list[Unit]:
     """In the order of the files; consecutive short texts share a unit."""
-    together: list[SourceFile] = []
-    size = 0
-
-    def flushed() -> Iterator[Unit]:
-        nonlocal together, size
-        if together:
-            yield Texts(tuple(together), size, python)
-        together, size = [], 0
-
+    groups: list[list[Unit]] = []
+    room = 0  # bytes that the last group still takes
     for source, scan in zip(files, scans, strict=True):
         file = replace(source, seen=(scan.size, scan.changed))
-        kind = "text" if python else kind_of(file.path.name)
-        if kind == "text" and len(scan.stretches) == 1 and scan.broken is None:
-            together.append(file)
-            size += scan.size
-            if size >= unit_bytes:
-                yield from flushed()
+        kind = "python" if python else kind_of(file.path.name)
+        ratio = _UNZIPPED if kind == "zipped" else 1
+        parts: list[Unit] = [FilePart(file, records, kind, *cut[:3], size=ratio * cut.size) for cut in scan.stretches]
+        if scan.problem:
+            parts = [Broken(Bad(file.name, "cannot be read", scan.problem))]
+        elif not scan.stretches[0].first:
+            if room <= 0:
+                groups.append([])
+                room = unit_bytes
+            groups[-1] += parts
+            room -= scan.size
             continue
-        yield from flushed()
-        if scan.broken is not None:
-            yield Broken(Bad(file.name, *scan.broken))
-            continue
-        for begin, end, first, length in scan.stretches:
-            if kind == "text":
-                yield TextSlice(file, begin, end, first)
-            elif kind == "lines":
-                yield Lines(file, records, begin, end, first)
-            elif kind == "zipped":
-                yield WholeFile(file, records, kind, _UNZIPPED * length)
-            else:
-                yield ParquetRows(file, records, begin, end, length)
-    yield from flushed()
+        groups += [[part] for part in parts]
+        room = 0
+    return [
+        group[0] if len(group) == 1 else Together(tuple(group), sum(part.size for part in group)) for group in groups
+    ]
 
 
 def _stat(path: Path) -> os.stat_result | None:
@@ -202,18 +176,14 @@ def _scan(file: SourceFile, now: os.stat_result | None, unit_bytes: int, progres
     try:
         # Opened here: pyarrow takes no file name that is not UTF-8.
         with file.path.open("rb") as opened:
-            sha256, cuts = _read(opened, unit_bytes if kind == "lines" else None, progress)
+            limits = {"lines": unit_bytes, "text": documents.LONGEST}
+            sha256, cuts = _read(opened, limits.get(kind), progress)
             if kind == "text":
-                cuts = _text_cuts(opened, cuts[0].size, documents.LONGEST)
+                cuts = _text_cuts(opened, cuts, documents.LONGEST)
             elif kind == "parquet":
-                try:
-                    cuts = _parquet_stretches(opened, unit_bytes)
-                except Exception as error:
-                    if (problem := parquet_problem(error)) is None:
-                        raise
-                    return Scan(size, changed, sha256, (), (NOT_PARQUET, problem))
+                cuts = _parquet_stretches(opened, unit_bytes)
     except OSError as error:
-        return Scan(size, changed, "", (), ("cannot be read", error.strerror or str(error)))
+        return Scan(size, changed, "", problem=error.strerror or str(error))
     return Scan(size, changed, sha256, tuple(cuts))
 
 
@@ -243,32 +213,18 @@ def _read(file: IO[bytes], limit: int | None, progress: Callable[[int], None]) -
     return digest.hexdigest(), cuts
 
 
-def _text_cuts(file: IO[bytes], size: int, limit: int) -> list[Stretch]:
-    """Pieces of a text that become one document each, of ``limit`` to twice ``limit`` bytes except for the last."""
-    cuts: list[Stretch] = []
-    begin = 0
-    while begin < size or not cuts:
-        end = size if size - begin <= limit else _text_end(file, begin + limit, min(begin + 2 * limit, size), size)
-        cuts.append(Stretch(begin, end, len(cuts) + 1, end - begin))
-        begin = end
-    return cuts
-
-
-def _text_end(file: IO[bytes], first: int, last: int, size: int) -> int:
-    """Where a piece ends, approximately between bytes ``first`` and ``last`` of the file: after a line end, else before
-    a space, else between two UTF-8 characters."""
-    space, place = -1, first - 1
-    file.seek(place)
-    while place < last and (block := file.read(min(_BLOCK, last - place))):
-        if (found := block.find(b"\n")) >= 0:
-            return place + found + 1
-        if space < 0 and (found := block.find(b" ")) >= 0:
-            space = place + found
-        place += len(block)
-    if last == size or space >= 0:
-        return size if last == size else space
-    file.seek(last)
-    return last + next((number for number, byte in enumerate(file.read(4)) if byte & 0xC0 != 0x80), 0)
+def _text_cuts(file: IO[bytes], lines: list[Stretch], limit: int) -> list[Stretch]:
+    """Pieces of a text that become one document each: whole ``lines`` of about ``limit`` bytes. Where these are longer
+    than twice that, for lack of a line end, they are cut between two characters."""
+    edges = [0]
+    for begin, _, _, size in lines:
+        for place in range(begin + limit, begin + size - limit, limit):
+            file.seek(place)
+            edges.append(place + next((at for at, byte in enumerate(file.read(4)) if byte & 0xC0 != 0x80), 0))
+        edges.append(begin + size)
+    if len(edges) == 2:
+        return [Stretch(0, edges[1], 0, edges[1])]
+    return [Stretch(begin, end, number, end - begin) for number, (begin, end) in enumerate(pairwise(edges), 1)]
 
 
 def row_groups(file: IO[bytes]) -> list[tuple[int, int]]:
@@ -281,13 +237,19 @@ def row_groups(file: IO[bytes]) -> list[tuple[int, int]]:
 
 
 def _parquet_stretches(file: IO[bytes], unit_bytes: int) -> list[Stretch]:
-    """Consecutive row groups of about ``unit_bytes`` together; one empty stretch if there are no rows."""
+    """Consecutive row groups of about ``unit_bytes`` together; all of a file that is not Parquet, which its reader
+    says."""
+    try:
+        groups = row_groups(file)
+    except Exception as error:
+        if parquet_problem(error) is None:
+            raise
+        return [Stretch(0, None, 1, 0)]
     stretches: list[Stretch] = []
-    groups = row_groups(file)
     begin = end = size = 0
     for number, (rows, group_bytes) in enumerate(groups, 1):
         size, end = size + group_bytes, end + rows
         if size >= unit_bytes or number == len(groups):
             stretches.append(Stretch(begin, end, begin + 1, size))
             begin, size = end, 0
-    return stretches if end else [Stretch(0, 0, 1, 0)]
+    return stretches or [Stretch(0, 0, 1, 0)]

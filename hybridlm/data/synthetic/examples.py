@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from hybridlm.config.synthetic import SyntheticConfig, SyntheticTask, shortest
-from hybridlm.data.synthetic.counting import BracketArithmetic, ModularArithmetic, Parity
+from hybridlm.data.synthetic import counting, recall
 from hybridlm.data.synthetic.draws import Draws, row_keys
-from hybridlm.data.synthetic.recall import MQAR, Copying, Example, Induction, Needle, SelectiveCopying, Task
+from hybridlm.data.synthetic.recall import Example
 from hybridlm.data.windows.order import IGNORE, mix
 from hybridlm.errors import ConfigError
 
@@ -20,20 +20,29 @@ _HELD_OUT = 8  # one in so many of all possible examples belongs to validation, 
 _ATTEMPTS = 1000  # to draw an example of the right split; 7/8 to that power is nothing
 
 
-TASKS: dict[SyntheticTask, type[Task]] = {
-    "mqar": MQAR,
-    "copying": Copying,
-    "selective_copying": SelectiveCopying,
-    "induction": Induction,
-    "parity": Parity,
-    "modular_arithmetic": ModularArithmetic,
-    "modular_arithmetic_brackets": BracketArithmetic,
-    "needle": Needle,
+class Task(NamedTuple):
+    """make: see ``recall``; answers: the number of targets in an example of so many tokens; even: whether its tokens
+    are an even number."""
+
+    make: Callable[[SyntheticConfig, Draws, int], Example]
+    answers: Callable[[SyntheticConfig, int], int] = lambda section, length: 1
+    even: bool = False
+
+
+TASKS: dict[SyntheticTask, Task] = {
+    "mqar": Task(recall.mqar, lambda section, length: section.n_pairs),
+    "copying": Task(recall.copying, lambda section, length: length // 2, even=True),
+    "selective_copying": Task(recall.selective_copying, lambda section, length: section.n_items),
+    "induction": Task(recall.induction),
+    "parity": Task(counting.parity, lambda section, length: length),
+    "modular_arithmetic": Task(counting.modular_arithmetic, even=True),
+    "modular_arithmetic_brackets": Task(counting.modular_arithmetic_brackets),
+    "needle": Task(recall.needle, lambda section, length: section.n_items),
 }
 
 
 class Examples:
-    """The examples of one split in windows of one length, numbered from 0 without end; picklable.
+    """The examples of one split in windows of one length, numbered from 0 without end.
 
     A hash of their content decides which of all possible examples are held out, so the splits are disjoint under any
     seed.
@@ -42,7 +51,7 @@ class Examples:
     def __init__(self, section: SyntheticConfig, split: Split, length: int) -> None:
         """length: columns of a window; with ``section.min_length`` training examples may be shorter, padded with id
         0."""
-        self._task, self._split, self.length = TASKS[section.task](section), split, length
+        self._section, self._task, self._split, self.length = section, TASKS[section.task], split, length
         self._least = max(shortest(section), section.min_length or length) if split == "train" else length
         facts = section.model_dump(include={"task", "vocab_size", "n_pairs", "n_items", "modulus", "seed"})
         self._purpose = f"{json.dumps(facts, sort_keys=True)}/{split}/{length}"
@@ -61,15 +70,18 @@ class Examples:
     def answers(self, numbers: np.ndarray) -> np.ndarray:
         """Number of targets of each of these examples, (B,) int64."""
         lengths, which = np.unique(self._lengths(numbers), return_inverse=True)
-        return np.array([self._task.answers(length) for length in lengths.tolist()], dtype=np.int64)[which]
+        return np.array([self._task.answers(self._section, length) for length in lengths.tolist()], dtype=np.int64)[
+            which
+        ]
 
     def _lengths(self, numbers: np.ndarray) -> np.ndarray:
         """(B,) int64: tokens of each example without padding."""
-        if self._least == self.length:
-            return np.full(len(numbers), self._task.fit(self.length), dtype=np.int64)
-        fitting = np.array([self._task.fit(length) for length in range(self._least, self.length + 1)], dtype=np.int64)
-        if fitting[0] < self._least:  # the next one that fits is longer
-            fitting = fitting[1:]
+        fitting = np.arange(self._least, self.length + 1)
+        if self._task.even:
+            fitting = fitting // 2 * 2
+        fitting = fitting[fitting >= self._least] if len(fitting) > 1 else fitting  # the next one that fits is longer
+        if len(fitting) == 1:
+            return np.full(len(numbers), fitting[0])
         drawn = Draws(row_keys(f"{self._purpose}/length", numbers)).below(len(fitting), 1)[:, 0]
         return np.take(fitting, drawn)
 
@@ -77,7 +89,9 @@ class Examples:
         ids, targets = (np.empty((len(numbers), length), dtype=np.int64) for _ in range(2))
         missing = np.arange(len(numbers))
         for attempt in range(_ATTEMPTS):
-            made = self._task.make(Draws(row_keys(f"{self._purpose}/{length}", numbers[missing], attempt)), length)
+            made = self._task.make(
+                self._section, Draws(row_keys(f"{self._purpose}/{length}", numbers[missing], attempt)), length
+            )
             good = _held_out(made[0]) == (self._split == "val")
             ids[missing[good]], targets[missing[good]] = made[0][good], made[1][good]
             missing = missing[~good]

@@ -37,7 +37,7 @@ def byte_letters() -> dict[str, int]:
     """The letter by which byte-level models write each byte (GPT-2's table): visible Latin-1 as itself, the rest as
     U+0100 and on."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [value for value in range(256) if value not in set(visible)]
+    hidden = sorted(set(range(256)) - set(visible))
     return {chr(value): value for value in visible} | {chr(256 + place): value for place, value in enumerate(hidden)}
 
 

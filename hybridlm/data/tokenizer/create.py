@@ -68,9 +68,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[st
     library.train_from_iterator((part for text in texts for part in to_learn(text)), trainer)
     # The trainer gives a merge the id of the special token that is spelled like it, and its text would be lost.
     merged = {"".join(pair) for pair in json.loads(library.to_str())["model"]["merges"]}
-    for name in specials:
-        if name in merged:
-            raise _wrong_name(name, "became an ordinary token of this corpus")
+    if taken := merged.intersection(specials):
+        raise _wrong_name(taken.pop(), "became an ordinary token of this corpus")
     return Tokenizer(library)
 
 
@@ -102,12 +101,14 @@ def _specials(names: Sequence[str]) -> list[str]:
 
 def _check_names(names: Sequence[str]) -> None:
     for place, name in enumerate(names):
-        if name in names[:place]:
-            raise _wrong_name(name, "is listed twice")
-        if len(name.strip()) < 2:
-            raise _wrong_name(name, "is text that many documents contain" if name else "is empty")
-        if not encodable(name):
-            raise _wrong_name(name, "is not text (half a surrogate pair)")
+        reasons = {
+            "is listed twice": name in names[:place],
+            "is empty": not name,
+            "is text that many documents contain": len(name.strip()) < 2,
+            "is not text (half a surrogate pair)": not encodable(name),
+        }
+        if reason := next((reason for reason, applies in reasons.items() if applies), ""):
+            raise _wrong_name(name, reason)
 
 
 def _wrong_name(name: str, reason: str) -> UserError:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hybridlm.data.tokenizer.byte_strings import is_byte_level, parts
+from hybridlm.data.tokenizer.byte_strings import parts
 
 # The pieces across whose borders BPE may not merge. GPT-4's pattern without its rule for English contractions, which
 # splits 'type' into 't + ype + ' in code and is not needed: a word may begin with one sign, so don't is don + 't either
@@ -40,7 +40,6 @@ _FOREIGN_CUTS = (
     (_SPACE, re.compile(r"\S ")),
     (re.compile(r"(?<=[^\W_])(?=[,.;:!?])"), re.compile(r"[^\W_,.;:!?][,.;:!?]|\ufffd[,.;:!?]")),
 )
-_ANYWHERE = (re.compile(""),)
 PIECE_CHARS = 1 << 20  # the library holds about 100 bytes per token while it works, so long documents go in pieces
 BATCH_CHARS = 1 << 20
 _PART_CHARS = 32  # a part costs the library about as much memory as so many characters, however short it is
@@ -57,25 +56,26 @@ _LETTERS_AT_ONCE, _SIGNS_AT_ONCE = 64, 1024
 MOST_RARE = 6_000_000  # bytes of distinct pieces of nine letters or more
 _STRETCH, _WORTHWHILE = 1 << 16, 1 << 10  # characters of a text thinned at once, and taken at least
 
-# Characters without a place to cut that are encoded at once; a document with a longer stretch is left out.
-LONGEST_PART = 2 * PIECE_CHARS
+_LONGEST_PART = 2 * PIECE_CHARS  # characters encoded at once: a stretch without a place to cut is cut there
 _LOOKED_BACK = 1 << 16  # characters
 
 
 def cut(text: str, limit: int, places: Sequence[re.Pattern[str]]) -> Iterator[str]:
     """``text`` in parts whose concatenated ids are those of the whole: of ``limit`` to twice as many characters if one
-    of ``places`` occurs there, else longer."""
+    of ``places`` occurs there, else longer. Only where none occurs in two million characters, ids may differ."""
     begin = 0
     while len(text) - begin > limit:
-        near = (place.search(text, begin + limit, begin + 2 * limit) for place in places)
-        match = next((match for match in near if match is not None), None)
-        if match is None:
-            later = (place.search(text, begin + 2 * limit) for place in places)
-            match = min((match for match in later if match is not None), key=lambda match: match.end(), default=None)
-        if match is None or match.end() == len(text):
+        ends = (
+            match.end()
+            for longest in (2 * limit, _LONGEST_PART)
+            for place in places
+            if (match := place.search(text, begin + limit, begin + longest))
+        )
+        end = next(ends, begin + _LONGEST_PART)
+        if end >= len(text):
             break
-        yield text[begin : match.end()]
-        begin = match.end()
+        yield text[begin:end]
+        begin = end
     yield text[begin:]
 
 
@@ -83,18 +83,8 @@ def places_to_cut(facts: Mapping[str, Any], pieces: Sequence[bytes]) -> tuple[re
     """Where text can be cut for the tokenizer of a tokenizer.json, whose tokens stand for ``pieces``."""
     if any(step.get("pattern") == {"Regex": SPLIT_PATTERN} for step in parts(facts["pre_tokenizer"])):
         return OWN_CUTS
-    if is_byte_level(facts) and not facts["normalizer"] and facts["model"].get("merges") == []:
-        return _ANYWHERE
     texts = [piece.decode("utf-8", errors="replace") for piece in pieces]
     return tuple(place for place, across in _FOREIGN_CUTS if not any(across.search(text) for text in texts))
-
-
-def too_long(text: str, places: Sequence[re.Pattern[str]]) -> int:
-    """Length of the first stretch of ``text`` without one of ``places`` that is longer than LONGEST_PART; 0: there is
-    none."""
-    if len(text) <= LONGEST_PART:
-        return 0
-    return next((len(part) for part in cut(text, PIECE_CHARS, places) if len(part) > LONGEST_PART), 0)
 
 
 def to_learn(text: str) -> Iterator[str]:
@@ -145,31 +135,21 @@ def last_cut(text: str, at: int) -> int:
     """Where to cut ``text`` (two characters or more) at ``at`` or shortly before: after a line end, else before a
     space, so that its parts have the ids of the whole; else exactly there."""
     at = min(max(at, 1), len(text) - 1)
-    near = max(0, at - _LOOKED_BACK)
-    for place in (_LINE_END, OWN_CUTS[0], _SPACE):
-        ends = [match.end() for match in place.finditer(text, near, at + 1) if 0 < match.end() <= at]
-        if ends:
-            return ends[-1]
-    return at
+    near = max(1, at - _LOOKED_BACK)
+    line_end, space = text.rfind("\n", near - 1, at) + 1, text.rfind(" ", near, at + 1)
+    return line_end or (space if space > 0 else at)
 
 
-def batches(
-    texts: Iterable[str], split: Callable[[str], Iterable[str]]
-) -> Iterator[tuple[Sequence[str], Sequence[bool]]]:
-    """Groups of the parts that ``split`` makes, one per call of the library, and for each part whether it ends its
-    text."""
-    pieces: list[str] = []
-    ends: list[bool] = []
+def batches(texts: Iterable[str], split: Callable[[str], Iterable[str]]) -> Iterator[list[tuple[str, bool]]]:
+    """Groups of the parts that ``split`` makes, one per call of the library, each with whether it ends its text."""
+    group: list[tuple[str, bool]] = []
     held = 0  # characters
-    for text in texts:
-        for piece in split(text):
-            pieces.append(piece)
-            ends.append(False)
-            held += len(piece) + _PART_CHARS
+    for parts_of_text in map(list, map(split, texts)):
+        for left, part in zip(reversed(range(len(parts_of_text))), parts_of_text, strict=True):
+            group.append((part, not left))
+            held += len(part) + _PART_CHARS
             if held >= BATCH_CHARS:
-                # Whether the last part ends its text is not known yet, so it stays for the next group.
-                yield pieces[:-1], ends[:-1]
-                pieces, ends, held = pieces[-1:], ends[-1:], len(piece) + _PART_CHARS
-        ends[-1] = True
-    if pieces:
-        yield pieces, ends
+                yield group
+                group, held = [], 0
+    if group:
+        yield group

@@ -62,33 +62,19 @@ def read(path: Path, special_tokens: Sequence[str] = ()) -> LibraryTokenizer:
         raise UserError(f"tokenizer {path}: {reason}; {call} writes one; legal is {LEGAL}")
     if path.is_dir():
         facts = read_facts(path / "tokenizer.json")
-        eos = _folder_eos(path, _names(facts))
-    else:
-        facts = read_facts(path)
-        eos = saved_eos(facts) if any(path.with_name(name).is_file() for name in _BESIDE_OURS) else None
-    return _build(facts, eos, special_tokens, path)
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_facts(path) if path.is_file() else {}
+        return _build(facts, _folder_eos(path, _names(facts)), special_tokens, path)
+    facts, ours = read_facts(path), any(path.with_name(name).is_file() for name in _BESIDE_OURS)
+    return _build(facts, saved_eos(facts, ours=ours), special_tokens, path)
 
 
 def _folder_eos(folder: Path, names: Mapping[str, int]) -> str | None:
-    """The end-of-document token that the configuration files of a Hugging Face folder name, None if none does."""
-    by_id: dict[object, str] = {token: name for name, token in names.items()}
-    for file in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
-        config = _optional(folder / file)
-        eos, number = config.get("eos_token"), config.get("eos_token_id")
-        eos = eos.get("content") if isinstance(eos, dict) else eos
-        number = number[0] if isinstance(number, list) and number else number
-        eos = by_id.get(number, f"id {number}") if eos is None and number is not None else eos
-        if eos in names:
-            return eos
-        if eos is not None:
-            raise UserError(
-                f"{folder / file}: its end-of-document token {eos!r} is not in the vocabulary; legal are its tokens"
-            )
-    return None
+    """The end-of-document token that tokenizer_config.json of a Hugging Face folder names, None if it does not."""
+    path = folder / "tokenizer_config.json"
+    eos = read_facts(path).get("eos_token") if path.is_file() else None
+    name: str | None = eos.get("content") if isinstance(eos, dict) else eos
+    if name is not None and name not in names:
+        raise UserError(f"{path}: its end-of-document token {name!r} is not in the vocabulary; legal are its tokens")
+    return name
 
 
 def _names(facts: Mapping[str, Any]) -> dict[str, int]:
@@ -101,11 +87,8 @@ def _names(facts: Mapping[str, Any]) -> dict[str, int]:
 def _build(facts: dict[str, Any], eos: str | None, special_tokens: Sequence[str], path: Path) -> LibraryTokenizer:
     """The library's tokenizer of ``facts``, modified in place. eos: its end-of-document token if known."""
     names = _names(facts)
-    eos = (
-        saved_eos(facts, ours=False)
-        or eos
-        or next((name for name in _EOS_NAMES if name in names or name in special_tokens), None)
-    )
+    usual = (name for name in _EOS_NAMES if name in names or name in special_tokens)
+    eos = saved_eos(facts, ours=False) or eos or next(usual, None)
     added = facts["added_tokens"] = facts.get("added_tokens") or []
     if eos is None:
         own = ", ".join([token["content"] for token in added if token["special"]][:20]) or "none"

@@ -100,7 +100,9 @@ def failures() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, Exception) and not _panic(error):
+        # pyo3 creates the class of panics anew in each library, and it cannot be imported.
+        known = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if isinstance(error, UserError) or not known:
             raise
         raise FailsOnText(f"the tokenizer fails on a text ({reason_of(error)})") from None
 
@@ -109,13 +111,11 @@ def failures() -> Iterator[None]:
 def reading(path: Path, legal: str) -> Iterator[None]:
     """Around the construction of a tokenizer. UserError, one line: any failure, with nothing from Rust on stderr."""
     try:
-        with _quiet():
+        with _quiet(), failures():
             yield
-    except BaseException as error:
-        ours = isinstance(error, UserError) and not isinstance(error, FailsOnText)  # which names the file
-        if ours or not (isinstance(error, Exception) or _panic(error)):
-            raise
-        raise UserError(f"tokenizer {path} cannot be used ({reason_of(error)}); legal is {legal}") from None
+    except FailsOnText as error:  # which does not name the file
+        reason = reason_of(error.__context__ or error)
+        raise UserError(f"tokenizer {path} cannot be used ({reason}); legal is {legal}") from None
 
 
 @contextmanager
@@ -133,8 +133,3 @@ def _quiet() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def _panic(error: BaseException) -> bool:
-    """pyo3 creates the class anew in each library, and it cannot be imported."""
-    return type(error).__name__ == "PanicException"

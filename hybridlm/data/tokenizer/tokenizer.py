@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from hybridlm.data.tokenizer.byte_strings import MARK, byte_strings, check, is_byte_level, parts
-from hybridlm.data.tokenizer.cuts import PIECE_CHARS, batches, cut, places_to_cut, too_long
+from hybridlm.data.tokenizer.cuts import PIECE_CHARS, batches, cut, places_to_cut
 from hybridlm.data.tokenizer.foreign import EOS, saved_eos, unmarked
 from hybridlm.data.tokenizer.library import failures, library_of, read_facts, reading
 from hybridlm.errors import UserError
@@ -52,25 +52,20 @@ class Tokenizer:
         self._library = library
         self._pieces = byte_strings(library, facts)
         self.eos_id: int = eos
-        self._lossless = all(step["type"] != "NFC" for step in parts(facts["normalizer"]))
+        # Whether decode(encode(text)) == text for every text. If not, for texts in NFC, and others come back in NFC.
+        self.lossless = all(step["type"] != "NFC" for step in parts(facts["normalizer"]))
         self._cuts = places_to_cut(facts, self._pieces)
         # SentencePiece writes a space and this sign alike, so the sign bypasses the library, as its three bytes.
         mark = [] if is_byte_level(facts) else [library.token_to_id(f"<0x{value:02X}>") for value in MARK.encode()]
         self._mark = [token for token in mark if token is not None]
         self._borders = self._find_borders()
-        if self.decode(self._encode_alone(_PROBE)) != _PROBE:
+        if not self._gives_back(_PROBE):
             raise ValueError(f"it does not give back the text {_PROBE!r}")
 
     @property
     def vocab_size(self) -> int:
         """Number of ids: the largest plus 1, special ids and gaps included."""
         return len(self._pieces)
-
-    @property
-    def lossless(self) -> bool:
-        """Whether ``decode(encode(text)) == text`` for every text. If not, it holds for texts in NFC, and others come
-        back in NFC."""
-        return self._lossless
 
     @cached_property
     def fingerprint(self) -> str:
@@ -91,20 +86,23 @@ class Tokenizer:
         return None if self.bytes_of(token) else self._library.id_to_token(token)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text``; no special ids are added."""
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """``encode`` of each text, on all cores."""
-        return [ids.tolist() for ids in self.encode_documents(texts)]
+        """Ids of ``text``; no special ids are added. Starts none of the library's threads, which a process that forks
+        later must not have."""
+        ids: list[int] = []
+        for piece in self._split(text):
+            with failures():
+                alone = self._mark and piece == MARK
+                ids += self._mark if alone else self._library.encode(piece, add_special_tokens=False).ids
+        return ids
 
     def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """The ids (uint32) of each text in turn; memory is bounded by the longest text's ids, not by the corpus."""
+        """The ids (uint32) of each text in turn, on all cores; memory is bounded by the longest text's ids, not by the
+        corpus."""
         held: list[np.ndarray] = []
-        for pieces, ends in batches(texts, self._split):
+        for group in batches(texts, self._split):
             with failures():
-                encoded = self._library.encode_batch_fast(pieces, add_special_tokens=False)
-            for piece, encoding, end in zip(pieces, encoded, ends, strict=True):
+                encoded = self._library.encode_batch_fast([piece for piece, _ in group], add_special_tokens=False)
+            for (piece, end), encoding in zip(group, encoded, strict=True):
                 ids = self._mark if self._mark and piece == MARK else encoding.ids
                 held.append(np.frombuffer(array("I", ids), dtype=np.uint32))  # in a third of the time of np.array
                 if end:
@@ -146,19 +144,6 @@ class Tokenizer:
         with reading(Path(path), "the tokenizer.json of prepared data or of a run"):
             return (SymbolTokenizer if words else cls)(library_of(facts, Path(path)))
 
-    def too_long(self, text: str) -> int:
-        """Characters of a stretch of ``text`` that would be encoded at once and take too much memory; 0: there is
-        none."""
-        return too_long(text, self._cuts)
-
-    def _encode_alone(self, text: str) -> list[int]:
-        """``encode`` without the library's threads, which a process that forks later must not have started."""
-        ids: list[int] = []
-        for piece in self._split(text):
-            alone = self._mark and piece == MARK
-            ids += self._mark if alone else self._library.encode(piece, add_special_tokens=False).ids
-        return ids
-
     def _find_borders(self) -> re.Pattern[str] | None:
         """What a text is cut behind before the library sees it, so that no text gives a special id or a byte that it
         does not have.
@@ -180,7 +165,7 @@ class Tokenizer:
         return re.compile("|".join(found)) if found else None
 
     def _gives_back(self, text: str) -> bool:
-        return self.decode(self._encode_alone(text)) == text
+        return self.decode(self.encode(text)) == text
 
     def _split(self, text: str) -> Iterator[str]:
         """``text`` in the parts that go to the library one by one, at least one."""
@@ -205,20 +190,22 @@ class SymbolTokenizer(Tokenizer):
         if sorted(ids.values()) != list(range(len(ids))) or ids.get(EOS) != 0:
             raise ValueError(f"its words are not numbered from 0, or {EOS} is not the first")
         words = sorted(ids, key=ids.__getitem__)
-        self._library, self._lossless, self.eos_id = library, False, 0
+        self._library, self.lossless, self.eos_id = library, False, 0
         self._ids = {word: ids[word] for word in words[1:]}
         self._pieces = [b"", *(f" {word}".encode() for word in words[1:])]
 
+    def encode(self, text: str) -> list[int]:
+        """The ids of the words. UserError: an unknown word."""
+        unknown = next((word for word in text.split() if word not in self._ids), None)
+        if unknown is not None:
+            legal = ", ".join(list(self._ids)[:_SHOWN]) + (", ..." if len(self._ids) > _SHOWN else "")
+            raise UserError(
+                f"{unknown!r} is not a word of this run's synthetic task; expected, separated by spaces: {legal}"
+            )
+        return [self._ids[word] for word in text.split()]
+
     def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """The ids of each text's words. UserError: an unknown word."""
-        for text in texts:
-            unknown = next((word for word in text.split() if word not in self._ids), None)
-            if unknown is not None:
-                legal = ", ".join(list(self._ids)[:_SHOWN]) + (", ..." if len(self._ids) > _SHOWN else "")
-                raise UserError(
-                    f"{unknown!r} is not a word of this run's synthetic task; expected, separated by spaces: {legal}"
-                )
-            yield np.array([self._ids[word] for word in text.split()], dtype=np.uint32)
+        return (np.array(self.encode(text), dtype=np.uint32) for text in texts)
 
     def token_bytes(self) -> np.ndarray:
         return np.zeros(self.vocab_size, dtype=np.int32)

@@ -10,8 +10,8 @@ is also ``doc_ids`` (B, T) int64, the document of each token within its row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import Annotated
 
 import numpy as np
@@ -20,65 +20,14 @@ from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from hybridlm.config.batch import BatchSplit
-from hybridlm.data.windows.order import IGNORE, spread, step_positions
+from hybridlm.data.windows.order import IGNORE, spread
 from hybridlm.data.windows.window_sources import Chain, Source, WindowBatch, Windows
-from hybridlm.data.windows.workers import Ahead
 from hybridlm.errors import ConfigError, UserError
 
 Batch = dict[str, torch.Tensor]
 
-_CHOSEN = 8192  # positions whose windows are chosen at once: one by one that would cost more than reading them
-_COUNTED = 1024  # positions whose targets are counted at once
-
-
-@dataclass(eq=False)  # == on arrays is ambiguous
-class _MicroBatches:
-    """One rank's micro-batches as a pure function of their index since the beginning of training; picklable."""
-
-    source: Source
-    global_batch: int
-    micro_batch: int
-    accumulate: int
-    rank: int
-    # Cached results with what they belong to: the block of steps, and the group of steps within it.
-    _chosen: tuple[int, np.ndarray] = field(default=(-1, np.zeros(0, np.int64)))  # (steps, global_batch)
-    _targets: tuple[int, int, np.ndarray] = field(default=(-1, -1, np.zeros(0, np.int64)))
-
-    def __call__(self, index: int) -> Batch:
-        step, micro = divmod(index, self.accumulate)
-        block, inside = divmod(step, self._steps)
-        if self._chosen[0] != block:
-            positions = np.arange(
-                block * self._steps * self.global_batch, (block + 1) * self._steps * self.global_batch, dtype=np.int64
-            )
-            self._chosen = (block, self.source.choose(positions).reshape(self._steps, self.global_batch))
-        mine = step_positions(
-            0,
-            global_batch=self.global_batch,
-            micro_batch=self.micro_batch,
-            accumulate=self.accumulate,
-            rank=self.rank,
-            micro=micro,
-        )
-        batch = _tensors(self.source.rows(self._chosen[1][inside][mine]))
-        # If a whole global batch has no target, its loss is 0 and not 0 / 0.
-        return batch | {"n_targets": torch.tensor(max(1, self._targets_of(inside)))}
-
-    @cached_property
-    def _steps(self) -> int:
-        """Steps of a block. At most a pass: for a source of a few windows many positions are many passes, each with its
-        own keys."""
-        return max(1, min(_CHOSEN, self.source.windows) // self.global_batch)
-
-    def _targets_of(self, inside: int) -> int:
-        """Targets in the whole global batch of a step of the block, counted for several steps at once."""
-        block, windows = self._chosen
-        steps = max(1, _COUNTED // self.global_batch)
-        group = inside // steps
-        if self._targets[:2] != (block, group):
-            counted = windows[group * steps : (group + 1) * steps]
-            self._targets = (block, group, self.source.targets(counted.reshape(-1)).reshape(counted.shape).sum(axis=1))
-        return int(self._targets[2][inside - group * steps])
+_AT_ONCE = 1024  # windows that are chosen, and their targets counted, at once: one by one that would cost more
+_AHEAD = 4  # batches per worker
 
 
 @with_config(ConfigDict(strict=True))
@@ -123,7 +72,7 @@ class TrainLoader:
 
     One round of iteration is an epoch of ``len()`` micro-batches: as many whole optimizer steps as a pass over the
     corpus holds, at least one. The windows continue from epoch to epoch (see ``order``), so nothing is dropped between
-    two epochs.
+    two epochs. A micro-batch is a pure function of its number since the beginning of training.
 
     The state is plain numbers and the same on every rank, so rank 0's serves all. It counts what was yielded, not what
     workers have prefetched. It also fits a run with different ranks, workers or gradient accumulation, as long as
@@ -140,40 +89,36 @@ class TrainLoader:
         rank: int,
         world_size: int,
         workers: int = 0,
-        context: str | None = None,
         pin_memory: bool = False,
     ) -> None:
-        """workers: processes that prefetch batches, started with the first batch and ended by ``close``; 0: none.
-        context: how they start, "fork" or "spawn"; None: the system's default. ConfigError: the batch sizes do not fit
-        together."""
+        """workers: threads that make batches ahead; 0: none. ConfigError: the batch sizes do not fit together."""
         if (problem := BatchSplit(global_batch, micro_batch, accumulate, world_size).problem) is not None:
             raise ConfigError(problem)
-        self._make = _MicroBatches(source, global_batch, micro_batch, accumulate, rank)
-        self._global_batch, self._accumulate = global_batch, accumulate
-        self._workers, self._context, self._pin_memory = workers, context, pin_memory
+        self._source, self._rank, self._pin_memory = source, rank, pin_memory
+        self._global_batch, self._micro_batch, self._accumulate = global_batch, micro_batch, accumulate
         self._steps = steps_of(source, global_batch)
+        # At most a pass: for a source of a few windows many positions are many passes, each with its own keys.
+        self._steps_at_once = max(1, min(_AT_ONCE, source.windows) // global_batch)
+        self._chosen = lru_cache(maxsize=2)(self._choose)
         self._epoch = 0
         self._batches = 0  # yielded in this epoch
-        self._ahead: Ahead[Batch] | None = None
+        self._workers = workers
+        self._pool = ThreadPoolExecutor(workers) if workers else None
+        self._ahead: dict[int, Future[Batch]] = {}
 
     def __len__(self) -> int:
         return self._steps * self._accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        """The rest of the current epoch, or the next epoch if nothing of it is left."""
+        """The rest of the current epoch, or the next epoch if nothing of it is left. RunFailed: a token file has
+        changed."""
         if self._batches >= len(self):
             self._epoch, self._batches = self._epoch + 1, 0
         while self._batches < len(self):
             batch = self._batch(self._epoch * len(self) + self._batches)
             # Before yielding: a state saved while the consumer works on a batch counts that batch as done.
             self._batches += 1
-            yield {name: tensor.pin_memory() for name, tensor in batch.items()} if self._pin_memory else batch
-
-    def close(self) -> None:
-        """End the workers; iterating starts new ones."""
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
+            yield _pinned(batch) if self._pin_memory else batch
 
     def state_dict(self) -> Position:
         """Position after the last batch yielded; ``batches`` counts this rank's micro-batches, ``accumulate`` per
@@ -190,12 +135,27 @@ class TrainLoader:
         self._epoch, self._batches = placed(state, self._global_batch, self._accumulate, len(self))
 
     def _batch(self, index: int) -> Batch:
-        if not self._workers:
+        if self._pool is None:
             return self._make(index)
-        if self._ahead is None or self._ahead.next != index:  # the beginning, or a state was loaded
-            self.close()
-            self._ahead = Ahead(self._make, index, self._workers, self._context)
-        return self._ahead.take()
+        wanted = range(index, index + _AHEAD * self._workers)
+        self._ahead = {one: self._ahead.get(one) or self._pool.submit(self._make, one) for one in wanted}
+        return self._ahead[index].result()
+
+    def _make(self, index: int) -> Batch:
+        step, micro = divmod(index, self._accumulate)
+        block, inside = divmod(step, self._steps_at_once)
+        chosen, targets = self._chosen(block)
+        first = (self._rank * self._accumulate + micro) * self._micro_batch  # a slice of the rank's contiguous slice
+        batch = _tensors(self._source.rows(chosen[inside, first : first + self._micro_batch]))
+        # If a whole global batch has no target, its loss is 0 and not 0 / 0.
+        return batch | {"n_targets": torch.tensor(max(1, int(targets[inside])))}
+
+    def _choose(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """The windows (steps, global_batch) of the steps of a block, and the number of targets (steps,) of each."""
+        size = self._steps_at_once * self._global_batch
+        windows = self._source.choose(np.arange(block * size, (block + 1) * size, dtype=np.int64))
+        shape = (self._steps_at_once, self._global_batch)
+        return windows.reshape(shape), self._source.targets(windows).reshape(shape).sum(axis=1)
 
 
 class ValLoader:
@@ -241,26 +201,22 @@ class ValLoader:
             # Perhaps none on the last ranks.
             places = np.arange(first, min(first + self._batch_size, self._count), dtype=np.int64)
             chosen = spread(places, self._count, self._windows_left)
-            yield self._batch(chosen if self._counting is None else self._counting[chosen])
+            batch = self._batch(chosen if self._counting is None else self._counting[chosen])
+            yield _pinned(batch) if self._pin_memory else batch
 
     def _batch(self, chosen: np.ndarray) -> Batch:
         # Padding rows are real windows, so that all batches have the same fields.
         rows = self._windows.rows(np.pad(chosen, (0, self._batch_size - len(chosen))))
         rows.targets[len(chosen) :] = IGNORE
         counted = rows.targets[rows.targets != IGNORE]
-        batch = _tensors(rows) | {
-            "n_targets": torch.tensor(counted.size),
-            "n_bytes": torch.tensor(int(self._token_bytes[counted].sum())),
-        }
-        return {name: tensor.pin_memory() for name, tensor in batch.items()} if self._pin_memory else batch
+        n_bytes = int(self._token_bytes[counted].sum())
+        return _tensors(rows) | {"n_targets": torch.tensor(counted.size), "n_bytes": torch.tensor(n_bytes)}
 
 
 def _counting(windows: Windows) -> np.ndarray:
     """The numbers (int64) of the windows with a target that counts."""
-    blocks = (
-        np.arange(first, min(first + _COUNTED, windows.numbers), dtype=np.int64)
-        for first in range(0, windows.numbers, _COUNTED)
-    )
+    numbers = np.arange(windows.numbers, dtype=np.int64)
+    blocks = np.split(numbers, range(_AT_ONCE, windows.numbers, _AT_ONCE))
     found = np.concatenate([block[windows.targets(block) > 0] for block in blocks])
     if not found.size:
         raise UserError(
@@ -270,5 +226,8 @@ def _counting(windows: Windows) -> np.ndarray:
 
 
 def _tensors(rows: WindowBatch) -> Batch:
-    batch = {"ids": torch.from_numpy(rows.ids), "targets": torch.from_numpy(rows.targets)}
-    return batch if rows.doc_ids is None else batch | {"doc_ids": torch.from_numpy(rows.doc_ids)}
+    return {name: torch.from_numpy(array) for name, array in rows._asdict().items() if array is not None}
+
+
+def _pinned(batch: Batch) -> Batch:
+    return {name: tensor.pin_memory() for name, tensor in batch.items()}

@@ -8,11 +8,12 @@ sequence, without gaps. So the order depends on the seed and the position only, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from hybridlm.data.windows.order import keys, permute
-from hybridlm.data.windows.window_sources import Chain, Source, WindowBatch
+from hybridlm.data.windows.window_sources import Chain, Source
 from hybridlm.errors import ConfigError
 
 BLOCK = 4096  # positions
@@ -34,17 +35,17 @@ def shares(weights: Sequence[float]) -> np.ndarray:
     return places
 
 
-class Mixture:
+class Mixture(Chain):
     """One source made of several; a pass has as many windows as theirs together."""
 
     def __init__(self, parts: Sequence[Source], weights: Sequence[float], seed: int) -> None:
         """weights: above 0, one per part; parts as for ``Chain``."""
-        self._chain, self._parts, self._seed = Chain(parts), tuple(parts), seed
+        super().__init__(parts)
+        self._parts, self._seed = tuple(parts), seed
         self._places = shares(weights)
         self._edges = np.cumsum(self._places)
         self.windows = sum(part.windows for part in parts)
-        self.seq_len, self.numbers = self._chain.seq_len, self._chain.numbers
-        self._dealt: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._block = lru_cache(maxsize=_KEPT)(self._deal_block)
 
     def choose(self, positions: np.ndarray) -> np.ndarray:
         which, index = self.deal(positions)
@@ -52,7 +53,7 @@ class Mixture:
         for k, part in enumerate(self._parts):
             mine = which == k
             if mine.any():
-                chosen[mine] = self._chain.firsts[k] + part.choose(index[mine])
+                chosen[mine] = self.firsts[k] + part.choose(index[mine])
         return chosen
 
     def deal(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -66,21 +67,11 @@ class Mixture:
             index[mine] = block * self._places[which[mine]] + ranks[slots[mine]]
         return which, index
 
-    def rows(self, chosen: np.ndarray) -> WindowBatch:
-        return self._chain.rows(chosen)
-
-    def targets(self, chosen: np.ndarray) -> np.ndarray:
-        return self._chain.targets(chosen)
-
-    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+    def _deal_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """The part at each place of a block, and its number of earlier places in the block; both (BLOCK,) int64."""
-        if block not in self._dealt:
-            if len(self._dealt) >= _KEPT:
-                del self._dealt[next(iter(self._dealt))]
-            order = permute(np.arange(BLOCK, dtype=np.int64), BLOCK, keys(self._seed, block, "mixture")[:-1])
-            parts = self._edges.searchsorted(order, side="right")
-            by_part = np.argsort(parts, kind="stable")
-            ranks = np.empty(BLOCK, dtype=np.int64)
-            ranks[by_part] = np.arange(BLOCK) - np.repeat(self._edges - self._places, self._places)
-            self._dealt[block] = (parts, ranks)
-        return self._dealt[block]
+        order = permute(np.arange(BLOCK, dtype=np.int64), BLOCK, keys(self._seed, block, "mixture")[:-1])
+        parts = self._edges.searchsorted(order, side="right")
+        by_part = np.argsort(parts, kind="stable")
+        ranks = np.empty(BLOCK, dtype=np.int64)
+        ranks[by_part] = np.arange(BLOCK) - np.repeat(self._edges - self._places, self._places)
+        return parts, ranks

@@ -12,7 +12,7 @@ import hashlib
 
 import numpy as np
 
-from hybridlm.errors import ConfigError, UserError
+from hybridlm.errors import ConfigError
 
 IGNORE = -100  # target of a position that does not count
 _ROUNDS = 6
@@ -53,25 +53,6 @@ def shuffled(positions: np.ndarray, *, count: int, seed: int) -> np.ndarray:
         mine = passes == epoch
         chosen[mine] = permute(places[mine], count, keys(seed, int(epoch))[:-1])
     return chosen
-
-
-def step_positions(
-    step: int, *, global_batch: int, micro_batch: int, accumulate: int, rank: int, micro: int
-) -> np.ndarray:
-    """Positions (micro_batch,) int64 of a micro-batch in optimizer step ``step``: its slice of the rank's contiguous
-    slice."""
-    first = step * global_batch + (rank * accumulate + micro) * micro_batch
-    return np.arange(first, first + micro_batch, dtype=np.int64)
-
-
-def validation_count(n_tokens: int, seq_len: int) -> int:
-    """Consecutive validation windows: every token except the first is a target once; the last may be short.
-
-    ConfigError: there is nothing to predict.
-    """
-    if n_tokens < 2:
-        raise UserError(f"the validation text has {n_tokens} tokens; at least 2 are needed")
-    return -(-(n_tokens - 1) // seq_len)
 
 
 def spread(places: np.ndarray, chosen: int, count: int) -> np.ndarray:

@@ -8,15 +8,12 @@ a pair.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
-from itertools import pairwise
 
 import numpy as np
 
 from hybridlm.data.windows.order import IGNORE
-from hybridlm.errors import UserError
 
 _BLOCK = 1 << 24  # tokens that are searched at once
 
@@ -39,17 +36,9 @@ class Packing:
         """Number of pairs in all windows, learned or not."""
         return int(self.pieces[:, 1].sum(dtype=np.int64))
 
-    def fill(
-        self,
-        tokens: np.ndarray,
-        learned: np.ndarray | None,
-        w: int,
-        ids: np.ndarray,
-        targets: np.ndarray,
-        doc_ids: np.ndarray | None,
-    ) -> None:
-        """Write window ``w`` into rows (seq_len,) int64. tokens: (N,), the stream; learned: (N,) bool, None: all;
-        doc_ids None: not needed.
+    def fill(self, tokens: np.ndarray, learned: np.ndarray | None, w: int, rows: np.ndarray) -> None:
+        """Write window ``w`` into ``rows`` (3, seq_len) int64: ids, targets, doc_ids. tokens: (N,), the stream;
+        learned: (N,) bool, None: all.
 
         ``doc_ids`` numbers the window's pieces 0, 1, 2, ... from left to right. Padding is at the right end: ids 0,
         targets IGNORE, doc_ids -1. Pieces of one long document count as different documents: all but the last of them
@@ -58,20 +47,15 @@ class Packing:
         if not 0 <= w < len(self):
             raise IndexError(f"window {w} of {len(self)}")
         begin, end = self.windows[w : w + 2].tolist()
-        pieces = self.pieces[begin:end].tolist()
-        lengths = [pairs for _, pairs in pieces]
-        columns = sum(lengths)
-        ids[:columns] = _joined([tokens[first : first + pairs] for first, pairs in pieces])
-        targets[:columns] = _joined([tokens[first + 1 : first + pairs + 1] for first, pairs in pieces])
-        if learned is not None:
-            targets[:columns][~_joined([learned[first + 1 : first + pairs + 1] for first, pairs in pieces])] = IGNORE
-        if doc_ids is not None:
-            doc_ids[:columns] = np.arange(len(pieces)).repeat(lengths) if len(pieces) > 1 else 0
-        if columns < self.seq_len:
-            ids[columns:] = 0
-            targets[columns:] = IGNORE
-            if doc_ids is not None:
-                doc_ids[columns:] = -1
+        column = 0
+        for number, (first, pairs) in enumerate(self.pieces[begin:end].tolist()):
+            ids, targets, doc_ids = rows[:, column : column + pairs]
+            ids[:], doc_ids[:] = tokens[first : first + pairs], number
+            targets[:] = tokens[first + 1 : first + pairs + 1]
+            if learned is not None:
+                targets[~learned[first + 1 : first + pairs + 1]] = IGNORE
+            column += pairs
+        rows[:, column:] = np.array([[0], [IGNORE], [-1]])
 
     def counting(self, learned: np.ndarray) -> Packing:
         """The same windows, of which only the targets in ``learned`` (N,) bool count."""
@@ -82,10 +66,6 @@ class Packing:
         counts = np.empty(len(self.pieces), dtype=np.int64)
         counts[in_order] = np.add.reduceat(learned[first + 1 : first + 1 + self.pairs], edges, dtype=np.int64)
         return replace(self, targets=np.add.reduceat(counts, self.windows[:-1]))
-
-
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def document_starts(tokens: np.ndarray, eos_id: int) -> np.ndarray:
@@ -116,11 +96,11 @@ def pack(starts: np.ndarray, seq_len: int) -> Packing:
     taken. Pieces within a window, and windows by their first piece, are in the order of the stream, so windows spread
     evenly over their numbers are spread evenly over the text. The same ``starts`` always give the same packing.
 
-    UserError: there is no document. ValueError: ``starts`` do not increase or ``seq_len`` is below 1.
+    Without a document there is no window. ValueError: ``starts`` do not increase or ``seq_len`` is below 1.
     """
     starts = np.asarray(starts, dtype=np.int64)
     if starts.size < 2:
-        raise UserError("the training text holds no document to pack into windows")
+        return Packing(np.zeros((0, 2), np.int64), np.zeros(1, np.int64), np.zeros(0, np.int64), seq_len)
     if seq_len < 1 or (np.diff(starts) < 1).any():
         raise ValueError(f"seq_len={seq_len} must be at least 1 and the starts of documents must increase")
     pieces = _cut(starts, seq_len)
@@ -146,64 +126,27 @@ def _cut(starts: np.ndarray, seq_len: int) -> np.ndarray:
     return np.stack([firsts, np.diff(firsts, append=starts[-1])], axis=1)  # the pieces leave no gap
 
 
-class _OpenWindows:
-    """The windows with room left, by their room: a heap of numbers for every room that occurs, and these rooms in
-    order."""
-
-    def __init__(self) -> None:
-        self._heaps: dict[int, list[int]] = {}
-        self._rooms: list[int] = []
-
-    def least_room(self, length: int) -> int | None:
-        """The least room of a window, at least ``length``; None if there is none."""
-        at = bisect_left(self._rooms, length)
-        return self._rooms[at] if at < len(self._rooms) else None
-
-    def take(self, room: int, wanted: int) -> list[int]:
-        """Remove up to ``wanted`` windows with exactly this room, lowest numbers first."""
-        heap = self._heaps[room]
-        if wanted < len(heap):
-            return [heappop(heap) for _ in range(wanted)]
-        del self._heaps[room], self._rooms[bisect_left(self._rooms, room)]
-        return sorted(heap)
-
-    def add(self, room: int, windows: Sequence[int]) -> None:
-        if room not in self._heaps:
-            self._heaps[room] = []
-            insort(self._rooms, room)
-        for window in windows:
-            heappush(self._heaps[room], window)
-
-
 def _best_fit(lengths: np.ndarray, seq_len: int) -> np.ndarray:
-    """Window (P,) int64 of each piece, numbered as they are opened; ``lengths`` (P,) int64 are decreasing.
-
-    All pieces of one length that go into windows of one room are placed at once. The window with the least room takes
-    pieces until none fits, as each leaves it with still less room, so every window but the last gets as many as it
-    holds. A step empties a room or finishes a length: at most min(P, seq_len ** 2) steps, each with a search over the
-    rooms that occur, and a heap operation per window.
-    """
-    window_of = np.empty(len(lengths), dtype=np.int64)
+    """Window (P,) int64 of each piece, numbered as they are opened; ``lengths`` (P,) int64 are decreasing."""
+    window_of = np.arange(len(lengths))
+    count = int((lengths == seq_len).sum())  # each of these fills a window, and they come first
+    heaps: dict[int, list[int]] = {}  # the open windows by their room
+    rooms: list[int] = []  # those that occur, in order
     shortest = int(lengths[-1])
-    windows, count = _OpenWindows(), 0
-    edges = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
-    for done, end in pairwise(edges):
-        length = int(lengths[done])
-        while done < end:
-            room = windows.least_room(length)
-            each = (room or seq_len) // length  # pieces that a window takes
-            wanted = -(-(end - done) // each)
-            taken: Sequence[int]
-            if room is None:
-                taken, room, count = range(count, count + wanted), seq_len, count + wanted
-            else:
-                taken = windows.take(room, wanted)
-            placed = min(end - done, len(taken) * each)
-            window_of[done : done + placed] = np.repeat(taken, each)[:placed]
-            done += placed
-            full, rest = divmod(placed, each)  # windows that are full, pieces in the last one if it is not
-            for number, group in ((each, taken[:full]), (rest, taken[full:])):
-                left = room - number * length
-                if group and left >= shortest:  # no piece fits into less
-                    windows.add(left, group)
+    for place, length in enumerate(lengths[count:].tolist(), count):
+        at = bisect_left(rooms, length)
+        room = rooms[at] if at < len(rooms) else seq_len
+        if at == len(rooms):
+            window, count = count, count + 1
+        else:
+            window = heappop(heaps[room])
+            if not heaps[room]:
+                del heaps[room], rooms[at]
+        window_of[place] = window
+        left = room - length
+        if left >= shortest:  # no piece fits into less
+            if left not in heaps:
+                heaps[left] = []
+                insort(rooms, left)
+            heappush(heaps[left], window)
     return window_of

@@ -2,7 +2,7 @@
 
 Every source numbers its windows, and reads those whose numbers it is given. A source for training also maps each
 position of its endless sequence to a number: a pure function, so that the data of a step depend only on the seed and
-the step.
+the step. Several threads may read one source.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from hybridlm.data.files.stream import TokenStream
-from hybridlm.data.windows.order import IGNORE, shuffled, validation_count, window_count, window_starts
+from hybridlm.data.windows.order import IGNORE, shuffled, window_count, window_starts
 from hybridlm.data.windows.packed_files import PackedStream
+from hybridlm.errors import UserError
 
 
 class WindowBatch(NamedTuple):
@@ -27,15 +28,10 @@ class WindowBatch(NamedTuple):
 
 
 class Windows(Protocol):
-    """Numbered windows; picklable."""
+    """Numbered windows."""
 
-    @property
-    def numbers(self) -> int:
-        """Numbers are below this."""
-
-    @property
-    def seq_len(self) -> int:
-        """Columns of a window."""
+    numbers: int  # are below this
+    seq_len: int  # columns of a window
 
     def rows(self, chosen: np.ndarray) -> WindowBatch:
         """The windows with the numbers ``chosen`` (B,) int64."""
@@ -47,9 +43,7 @@ class Windows(Protocol):
 class Source(Windows, Protocol):
     """Numbered windows in an endless order."""
 
-    @property
-    def windows(self) -> int:
-        """Windows of one pass, at least 1."""
+    windows: int  # of one pass, at least 1
 
     def choose(self, positions: np.ndarray) -> np.ndarray:
         """The numbers (int64) of the windows at ``positions`` (n,) int64 of the endless sequence."""
@@ -87,28 +81,24 @@ class SideBySide:
     padded."""
 
     def __init__(self, stream: TokenStream, seq_len: int) -> None:
-        """ConfigError: there is nothing to predict."""
-        self.seq_len, self.numbers, self._stream = seq_len, validation_count(len(stream), seq_len), stream
+        """UserError: there is nothing to predict."""
+        if len(stream) < 2:
+            raise UserError(f"the validation text has {len(stream)} tokens; at least 2 are needed")
+        self.seq_len, self.numbers, self._stream = seq_len, -(-(len(stream) - 1) // seq_len), stream
 
     def rows(self, chosen: np.ndarray) -> WindowBatch:
         ids = np.zeros((len(chosen), self.seq_len), dtype=np.int64)  # padding with any id: its target does not count
         targets = np.full_like(ids, IGNORE)
-        for row, number in enumerate(chosen.tolist()):
-            first, length = self._place(number)
+        for row, first in enumerate((chosen * self.seq_len).tolist()):
+            length = min(self.seq_len, len(self._stream) - 1 - first)
             tokens = self._stream.read(first, length + 1)
             ids[row, :length] = tokens[:-1]
             targets[row, :length] = np.where(self._stream.read_learned(first + 1, length), tokens[1:], IGNORE)
         return WindowBatch(ids, targets)
 
     def targets(self, chosen: np.ndarray) -> np.ndarray:
-        places = [self._place(number) for number in chosen.tolist()]
-        return np.array(
-            [self._stream.read_learned(first + 1, length).sum() for first, length in places], dtype=np.int64
-        )
-
-    def _place(self, number: int) -> tuple[int, int]:
-        first = number * self.seq_len
-        return first, min(self.seq_len, len(self._stream) - 1 - first)
+        counts: np.ndarray = (self.rows(chosen).targets != IGNORE).sum(axis=1)
+        return counts
 
 
 class PackedWindows:
@@ -124,21 +114,12 @@ class PackedWindows:
         return shuffled(positions, count=self.windows, seed=self._seed)
 
     def rows(self, chosen: np.ndarray) -> WindowBatch:
-        shape = (len(chosen), self.seq_len)
-        ids, targets = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
-        doc_ids = np.empty(shape, dtype=np.int64) if self._isolate else None
+        rows = np.empty((3, len(chosen), self.seq_len), dtype=np.int64)
         pieces, places = _located(chosen, self._packed.firsts)
         for row, (piece, place) in enumerate(zip(pieces.tolist(), places.tolist(), strict=True)):
-            arrays = self._packed.stream.arrays(piece)
-            self._packed.piece(piece).fill(
-                arrays.closed,
-                arrays.closed_learned,
-                place,
-                ids[row],
-                targets[row],
-                None if doc_ids is None else doc_ids[row],
-            )
-        return WindowBatch(ids, targets, doc_ids)
+            tokens, learned = self._packed.stream.arrays(piece)
+            self._packed.piece(piece).fill(tokens, learned, place, rows[:, row])
+        return WindowBatch(rows[0], rows[1], rows[2] if self._isolate else None)
 
     def targets(self, chosen: np.ndarray) -> np.ndarray:
         pieces, places = _located(chosen, self._packed.firsts)
@@ -154,32 +135,28 @@ class Chain:
 
     def __init__(self, parts: Sequence[Windows]) -> None:
         """parts: one or more, with windows of one length, all with doc_ids or all without."""
-        self._parts = tuple(parts)
+        self._windows_of = tuple(parts)
         self.seq_len = parts[0].seq_len
         self.firsts = np.cumsum([0, *(part.numbers for part in parts)], dtype=np.int64)
         self.numbers = int(self.firsts[-1])
 
     def rows(self, chosen: np.ndarray) -> WindowBatch:
-        which, inside = _located(chosen, self.firsts)
-        groups = [
-            (which == k, part.rows(inside[which == k])) for k, part in enumerate(self._parts) if (which == k).any()
-        ]
-        if len(groups) == 1:
-            return groups[0][1]
-        ids, targets = (np.empty((len(chosen), self.seq_len), dtype=np.int64) for _ in range(2))
-        doc_ids = None if groups[0][1].doc_ids is None else np.empty_like(ids)
-        for mine, rows in groups:
-            ids[mine], targets[mine] = rows.ids, rows.targets
-            if doc_ids is not None and rows.doc_ids is not None:
-                doc_ids[mine] = rows.doc_ids
-        return WindowBatch(ids, targets, doc_ids)
+        by_part, back = self._by_part(chosen)
+        batches = [part.rows(inside) for part, inside in by_part]
+        ids, targets = (np.concatenate(arrays)[back] for arrays in list(zip(*batches, strict=True))[:2])
+        doc_ids = [batch.doc_ids for batch in batches if batch.doc_ids is not None]
+        return WindowBatch(ids, targets, np.concatenate(doc_ids)[back] if doc_ids else None)
 
     def targets(self, chosen: np.ndarray) -> np.ndarray:
-        which, inside = _located(chosen, self.firsts)
-        counts = np.empty(len(chosen), dtype=np.int64)
-        for k, part in enumerate(self._parts):
-            counts[which == k] = part.targets(inside[which == k])
+        by_part, back = self._by_part(chosen)
+        counts: np.ndarray = np.concatenate([part.targets(inside) for part, inside in by_part])[back]
         return counts
+
+    def _by_part(self, chosen: np.ndarray) -> tuple[list[tuple[Windows, np.ndarray]], np.ndarray]:
+        """The numbers within each part that has some of ``chosen``, and the order that puts their results back."""
+        which, inside = _located(chosen, self.firsts)
+        parts = [(self._windows_of[k], inside[which == k]) for k in np.unique(which).tolist()]
+        return parts, np.argsort(np.argsort(which, kind="stable"))
 
 
 def _located(chosen: np.ndarray, firsts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
