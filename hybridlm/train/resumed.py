@@ -151,7 +151,7 @@ def _trusted(content: Mapping[str, Any], config: RunConfig, path: Path) -> tuple
         if missing := sorted(name for name, _ in model.named_parameters() if name not in averages):
             raise UserError(f"{path}: its running average lacks {missing[0]}")
     step, place, accumulate = state.global_step, state.position, content[KEY]["accumulate"]
-    problem = misfit_optimizer(model, config.optim, content["optimizer_states"][0])
+    problem = misfit_optimizer(model, config, content["optimizer_states"][0])
     if place["accumulate"] != accumulate or place["epoch"] > step or place["batches"] > step * accumulate:
         problem = f"its position in the data does not fit step {step}"
     if problem is not None:

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, with_config
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from hybridlm.config.optim import OptimConfig
+from hybridlm.config.run import RunConfig
 from hybridlm.config.section import Section
 from hybridlm.data.windows.loader import Position
 from hybridlm.errors import printable
@@ -66,11 +66,11 @@ class _Callbacks(_Facts):
 
 
 class _Group(_Facts):
-    params: list[int | str]  # names where the parameters were sharded
+    params: list[int]
 
 
 class _Optimizer(_Facts):
-    state: dict[int | str, dict[str, Tensor | float]]
+    state: dict[int, dict[str, Tensor | float]]
     param_groups: list[_Group]
 
 
@@ -105,18 +105,22 @@ class TrainingState(_Facts):
         return self.loops.fit_loop.loader.combined_loader[0]
 
 
-def misfit_optimizer(model: HybridLM, config: OptimConfig, saved: Mapping[str, Any]) -> str | None:
+def misfit_optimizer(model: HybridLM, config: RunConfig, saved: Mapping[str, Any]) -> str | None:
     """How the state of an optimizer does not fit ``model``, in words, or None. saved: of ``TrainingState``'s types."""
-    groups = model_groups(model, config)
-    names = {id(parameter): f"model.{name}" for name, parameter in model.named_parameters()}
-    own = [(names[id(parameter)], parameter, group["algorithm"]) for group in groups for parameter in group["params"]]
+    groups = model_groups(model, config.optim)
+    named = {id(parameter): (i, f"model.{name}") for i, (name, parameter) in enumerate(model.named_parameters())}
+    own = [(*named[id(parameter)], parameter, group["algorithm"]) for group in groups for parameter in group["params"]]
     saved_groups = [group["params"] for group in saved["param_groups"]]
     keys = list(chain.from_iterable(saved_groups))
     if list(map(len, saved_groups)) != [len(group["params"]) for group in groups]:
         return "its groups of parameters are not those of the model"
-    if keys not in ([*range(len(own))], [name for name, *_ in own]) or not saved["state"].keys() <= set(keys):
-        return "its parameters are not those of the model"
-    for key, (parameter_name, parameter, algorithm) in zip(keys, own, strict=True):
+    if not saved["state"].keys() <= set(keys):
+        return "it has state of other parameters than those in its groups"
+    # Numbered as in the model where they were sharded, which is how Lightning then reads them, else group by group.
+    as_in_model, by_group = [number for number, *_ in own], [*range(len(own))]
+    if keys != as_in_model and (config.trainer.strategy == "fsdp2" or keys != by_group):
+        return "its parameters are not those of the model, or were saved without trainer.strategy=fsdp2"
+    for key, (_, parameter_name, parameter, algorithm) in zip(keys, own, strict=True):
         found = saved["state"].get(key, {})
         if not found or algorithm not in RULES:  # no step yet, or a library's own state
             continue

@@ -248,3 +248,13 @@ def test_lightnings_counters_are_not_read(original, tmp_path, place, value):
         ends.append(read_checkpoint(own.step_checkpoint(5)))
     assert all(torch.equal(ends[0]["state_dict"][name], tensor) for name, tensor in ends[1]["state_dict"].items())
     assert ends[0]["loops"]["fit_loop"] == ends[1]["loops"]["fit_loop"]
+
+
+def test_a_state_that_was_not_sharded_is_refused_where_lightning_would_misread_it(original, tmp_path):
+    """Its parameters are numbered group by group; under FSDP2 Lightning reads numbers in the order of the model."""
+    _, config, content = original
+    path = tmp_path / "step-00000004.ckpt"
+    write(path, content)
+    sharded = config.model_copy(update={"trainer": config.trainer.model_copy(update={"strategy": "fsdp2"})})
+    with pytest.raises(UserError, match="fsdp2"):
+        Resumed.read(path, sharded)
