@@ -13,13 +13,14 @@ beta_t, negative if beta_t > 1. Where a document starts the state is zero. The c
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hybridlm.ops.delta_backward import backward
 from hybridlm.ops.delta_chunks import EPS, Inputs, cut, forward, heads_first
-from hybridlm.ops.dispatch import autocast_off, called, gradient_wanted
+from hybridlm.ops.dispatch import autocast_off, called, differentiate, gradient_wanted, new_like
 from hybridlm.ops.norm import as_dtype, at_least_fp32
 
 _PART = 1 << 17  # numbers in the keys or values of a part, at most, if it holds more than one chunk of one row
@@ -84,23 +85,11 @@ def _gated_delta(
 
 
 @_gated_delta.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    initial_state: Tensor | None,
-    starts: Tensor | None,
-    chunk: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, heads, width = v.shape
     state, wide = (batch, heads, k.shape[3], width), at_least_fp32(v.dtype)
-    return (
-        v.new_empty(v.shape),
-        v.new_empty(((length + chunk - 1) // chunk, *state), dtype=wide),
-        v.new_empty(state, dtype=wide),
-    )
+    n_chunks = -(-length // others[-1])
+    return v.new_empty(v.shape), v.new_empty((n_chunks, *state), dtype=wide), v.new_empty(state, dtype=wide)
 
 
 @torch.library.custom_op("hybridlm::gated_delta_backward", mutates_args=())
@@ -134,46 +123,13 @@ def _gated_delta_backward(
     return [*grads, dstates]
 
 
-@_gated_delta_backward.register_fake
-def _(
-    do: Tensor,
-    dfinal: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    starts: Tensor | None,
-    incoming: Tensor,
-    chunk: int,
-) -> list[Tensor]:
-    return [
-        tensor.new_empty(tensor.shape) for tensor in (q, k, v, log_decay, beta, incoming[0])
-    ]  # contiguous, as the real ones are
-
-
-def _setup(
-    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor, Tensor]
-) -> None:
-    *tensors, initial_state, starts, chunk = inputs
-    ctx.save_for_backward(*tensors, starts, output[1])  # type: ignore[arg-type]
-    ctx.set_materialize_grads(False)
-    ctx.chunk = chunk  # type: ignore[attr-defined]
-    ctx.initial_dtype = initial_state.dtype if isinstance(initial_state, Tensor) else None  # type: ignore[attr-defined]
-
-
-def _backward(
-    ctx: torch.autograd.function.FunctionCtx, do: Tensor | None, dincoming: None, dfinal: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    """Nothing reads the incoming states: ``gated_delta`` keeps them to itself."""
-    saved = ctx.saved_tensors  # type: ignore[attr-defined]  # read once: activation checkpointing recomputes them
-    do = torch.zeros_like(saved[2]) if do is None else do.contiguous()
-    *grads, dinitial = _gated_delta_backward(do, dfinal, *saved, ctx.chunk)  # type: ignore[attr-defined]
-    dtype = ctx.initial_dtype  # type: ignore[attr-defined]
-    return (*grads, None if dtype is None else dinitial.to(dtype), None, None)
-
-
-_gated_delta.register_autograd(_backward, setup_context=_setup)
+_gated_delta_backward.register_fake(
+    lambda do, dfinal, q, k, v, log_decay, beta, starts, incoming, chunk: new_like(
+        q, k, v, log_decay, beta, incoming[0]
+    )
+)
+# Nothing reads the incoming states: ``gated_delta`` keeps them to itself.
+differentiate(_gated_delta, _gated_delta_backward, "o incoming final", "q k v log_decay beta initial_state")
 
 
 def _unit(x: Tensor, heads: int, dtype: torch.dtype) -> Tensor:

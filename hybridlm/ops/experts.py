@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridlm.ops.dispatch import called, new_like
+from hybridlm.ops.dispatch import called, differentiate, new_like
 from hybridlm.ops.norm import at_least_fp32
 
 _ALIGNMENT = 16  # bytes, of the rows that torch's grouped product takes
@@ -146,25 +146,7 @@ _experts_backward.register_fake(
 )
 
 
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, gated = inputs
-    ctx.save_for_backward(*tensors, output[1])  # type: ignore[arg-type]
-    ctx.gated = gated  # type: ignore[attr-defined]
-    ctx.set_materialize_grads(False)
-
-
-def _backward(
-    ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, dhidden: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    if dy is None:
-        return (None,) * 7
-    x, weights, order, offsets, up, down, hidden = ctx.saved_tensors  # type: ignore[attr-defined]  # read once: checkpointing recomputes them
-    gated = ctx.gated  # type: ignore[attr-defined]
-    dx, dweights, dup, ddown = _experts_backward(dy.contiguous(), x, weights, order, offsets, up, down, hidden, gated)
-    return dx, dweights, None, None, dup, ddown, None
-
-
-_experts.register_autograd(_backward, setup_context=_setup)
+differentiate(_experts, _experts_backward, "y hidden", "x weights up down")
 
 
 def _experts_grouped(

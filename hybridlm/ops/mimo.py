@@ -14,10 +14,12 @@ states at chunk boundaries.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from hybridlm.ops.dispatch import autocast_off, called
+from hybridlm.ops.dispatch import autocast_off, called, differentiate
 from hybridlm.ops.mimo_backward import mimo_scan_backward
 from hybridlm.ops.mimo_tiles import Tiles, cut
 from hybridlm.ops.norm import at_least_fp32
@@ -83,54 +85,21 @@ def _mimo_scan(
 
 
 @_mimo_scan.register_fake
-def _(
-    x: Tensor,
-    log_decay: Tensor,
-    scale: Tensor,
-    own: Tensor,
-    B: Tensor,
-    C: Tensor,
-    B_bias: Tensor,
-    C_bias: Tensor,
-    theta: Tensor | None,
-    mimo_x: Tensor | None,
-    D: Tensor,
-    initial_state: Tensor | None,
-    starts: Tensor | None,
-    adjacent: bool,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, log_decay: Tensor, scale: Tensor, own: Tensor, B: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     batch, time, heads, width = x.shape
-    chunks, wide = (time + chunk - 1) // chunk, at_least_fp32(x.dtype)
+    chunk, wide = others[-1], at_least_fp32(x.dtype)
+    chunks = -(-time // chunk)
     y = x.new_empty((heads, chunks, batch, B.shape[2], chunk, width), dtype=wide)
     return y, x.new_empty((heads, chunks + 1, batch, B.shape[4], width), dtype=wide)
 
 
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, initial_state, starts, adjacent, chunk = inputs
-    ctx.save_for_backward(*tensors, starts, output[1])  # type: ignore[arg-type]
-    ctx.set_materialize_grads(False)
-    ctx.adjacent, ctx.chunk = adjacent, chunk  # type: ignore[attr-defined]
-    ctx.initial_dtype = initial_state.dtype if isinstance(initial_state, Tensor) else None  # type: ignore[attr-defined]
-
-
-def _backward(
-    ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, dstates: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    *tensors, starts, states = ctx.saved_tensors  # type: ignore[attr-defined]  # read once: activation checkpointing recomputes them
-    if dy is None:
-        x, rank, chunk = tensors[0], tensors[4].shape[2], ctx.chunk  # type: ignore[attr-defined]
-        dy = states.new_zeros(x.shape[2], states.shape[1] - 1, x.shape[0], rank, chunk, x.shape[3])
-    adjacent, chunk, dtype = ctx.adjacent, ctx.chunk, ctx.initial_dtype  # type: ignore[attr-defined]
-    *grads, dtheta, dmimo_x, dinitial = mimo_scan_backward(
-        dy.contiguous(), dstates, *tensors, starts, states, adjacent, chunk
-    )
-    theta, mimo_x = (None if tensor is None else grad for tensor, grad in ((tensors[8], dtheta), (tensors[9], dmimo_x)))
-    initial = None if dtype is None else dinitial.permute(1, 0, 3, 2).to(dtype)
-    return (*grads[:-1], theta, mimo_x, grads[-1], initial, None, None, None)
-
-
-_mimo_scan.register_autograd(_backward, setup_context=_setup)
+differentiate(
+    _mimo_scan,
+    mimo_scan_backward,
+    "y states",
+    "x log_decay scale own B C B_bias C_bias D theta mimo_x initial_state",
+    state=lambda grad: grad.permute(1, 0, 3, 2),
+)
 
 
 def mimo_scan(

@@ -10,6 +10,7 @@ gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -265,8 +266,7 @@ def _(
     D: Tensor,
     starts: Tensor | None,
     states: Tensor,
-    adjacent: bool,
-    chunk: int,
+    *others: Any,
 ) -> list[Tensor]:
     like = (x, log_decay, scale, own, B, C, B_bias, C_bias, D)
     grads = [tensor.new_empty(tensor.shape) for tensor in like]  # contiguous, as the real ones are

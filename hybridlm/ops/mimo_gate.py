@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybridlm.ops.dispatch import autocast_off, called, new_like
+from hybridlm.ops.dispatch import autocast_off, called, differentiate, new_like
 from hybridlm.ops.mimo_tiles import sum_of_ranks
 from hybridlm.ops.norm import as_dtype
 from hybridlm.ops.padding import in_chunks
@@ -77,16 +77,7 @@ def _mimo_gate_backward(
 _mimo_gate_backward.register_fake(lambda dout, *inputs: tuple(new_like(*inputs)))
 
 
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx: torch.autograd.function.FunctionCtx, dout: Tensor) -> tuple[Tensor, ...]:
-    grads: tuple[Tensor, ...] = _mimo_gate_backward(dout, *ctx.saved_tensors)  # type: ignore[attr-defined]
-    return grads
-
-
-_mimo_gate.register_autograd(_backward, setup_context=_setup)
+differentiate(_mimo_gate, _mimo_gate_backward, "out", "y z mimo_z mimo_o")
 
 
 def mimo_gate(y: Tensor, z: Tensor, mimo_z: Tensor, mimo_o: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridlm.ops.dispatch import gradient_wanted, new_like
+from hybridlm.ops.dispatch import differentiate, gradient_wanted, new_like
 
 
 def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
@@ -97,24 +97,7 @@ _gated_rms_norm_backward.register_fake(
 )
 
 
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:
-    y, z, weight, _, _, norm_before_gate = inputs
-    ctx.save_for_backward(y, z, weight, output[1])  # type: ignore[arg-type]
-    ctx.set_materialize_grads(False)
-    ctx.norm_before_gate = norm_before_gate  # type: ignore[attr-defined]
-
-
-def _backward(
-    ctx: torch.autograd.function.FunctionCtx, dout: Tensor | None, dinverse: None
-) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # type: ignore[attr-defined]  # read once: activation checkpointing recomputes them
-    if dout is None:
-        return None, None, None, None, None, None
-    dy, dz, dweight = _gated_rms_norm_backward(dout, *saved, ctx.norm_before_gate)  # type: ignore[attr-defined]
-    return dy, dz, dweight, None, None, None
-
-
-_gated_rms_norm.register_autograd(_backward, setup_context=_setup)
+differentiate(_gated_rms_norm, _gated_rms_norm_backward, "out inverse", "y z weight")
 
 
 def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, *, groups: int, norm_before_gate: bool) -> Tensor:

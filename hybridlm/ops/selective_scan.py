@@ -12,10 +12,12 @@ divided by a product of decays. Only the inputs and the states at chunk boundari
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from hybridlm.ops.dispatch import called, new_like
+from hybridlm.ops.dispatch import called, differentiate, new_like
 from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
 from hybridlm.ops.kernels.rules import mamba1_refusal
 from hybridlm.ops.norm import at_least_fp32
@@ -46,18 +48,8 @@ def _joined(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 @_scan.register_fake
-def _(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    initial_state: Tensor | None,
-    starts: Tensor | None,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
-    boundaries, wide = (x.shape[1] + chunk - 1) // chunk + 1, at_least_fp32(x.dtype)
+def _(x: Tensor, dt: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    boundaries, wide = -(-x.shape[1] // others[-1]) + 1, at_least_fp32(x.dtype)
     return x.new_empty(x.shape, dtype=wide), x.new_empty((x.shape[0], boundaries, A.shape[1], A.shape[0]), dtype=wide)
 
 
@@ -76,10 +68,9 @@ def _scan_backward(
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D and the initial state (B, N, E)."""
-    grads = backward(cut_inputs(x, dt, A, B, C, starts, chunk), A, D, states, dy, dstates)
-    in_chunks = ((grads.x, x), (grads.dt, dt), (grads.B, B), (grads.C, C))
-    dx, ddt, dB, dC = (_joined(grad, like).to(like.dtype) for grad, like in in_chunks)
-    return dx, ddt, grads.A.to(A.dtype).contiguous(), dB, dC, grads.D.to(D.dtype), grads.initial_state.contiguous()
+    in_chunks, dA, dD, dinitial = backward(cut_inputs(x, dt, A, B, C, starts, chunk), A, D, states, dy, dstates)
+    dx, ddt, dB, dC = (_joined(grad, like).to(like.dtype) for grad, like in zip(in_chunks, (x, dt, B, C), strict=True))
+    return dx, ddt, dA.to(A.dtype).contiguous(), dB, dC, dD.to(D.dtype), dinitial.contiguous()
 
 
 _scan_backward.register_fake(
@@ -87,21 +78,7 @@ _scan_backward.register_fake(
 )
 
 
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, dt, A, B, C, D, initial_state, starts, chunk = inputs
-    ctx.save_for_backward(x, dt, A, B, C, D, starts, output[1])  # type: ignore[arg-type]
-    ctx.chunk = chunk  # type: ignore[attr-defined]
-    ctx.initial_dtype = initial_state.dtype if isinstance(initial_state, Tensor) else None  # type: ignore[attr-defined]
-
-
-def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor, dstates: Tensor) -> tuple[Tensor | None, ...]:
-    x, dt, A, B, C, D, starts, states = ctx.saved_tensors  # type: ignore[attr-defined]  # read once: activation checkpointing recomputes them
-    *grads, dinitial = _scan_backward(dy, dstates, x, dt, A, B, C, D, starts, states, ctx.chunk)  # type: ignore[attr-defined]
-    dtype = ctx.initial_dtype  # type: ignore[attr-defined]
-    return (*grads, None if dtype is None else dinitial.transpose(1, 2).to(dtype), None, None)
-
-
-_scan.register_autograd(_backward, setup_context=_setup)
+differentiate(_scan, _scan_backward, "y states", "x dt A B C D initial_state", state=lambda grad: grad.transpose(1, 2))
 
 
 def _step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

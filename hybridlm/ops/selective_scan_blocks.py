@@ -221,20 +221,13 @@ def _block_backward(steps: _Steps, A: Tensor, dy: Tensor, g: Tensor, h: Tensor, 
         torch.bmm(ones, rate.mul_(A), out=ddecay)
 
 
-class Grads(NamedTuple):
-    """Gradients, cut as the inputs are; all wide."""
+def backward(
+    cut: Cut, A: Tensor, D: Tensor, states: Tensor, dy: Tensor, dstates: Tensor
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, Tensor, Tensor]:
+    """Gradients of x, dt, B, C, cut as these are, and of A (E, N), D (E,) and the initial state (B, N, E); all wide.
 
-    x: Tensor  # (B, chunks, Q, E)
-    dt: Tensor  # (B, chunks, Q, E)
-    A: Tensor  # (E, N)
-    B: Tensor  # (B, chunks, Q, N)
-    C: Tensor  # (B, chunks, Q, N)
-    D: Tensor  # (E,)
-    initial_state: Tensor  # (B, N, E)
-
-
-def backward(cut: Cut, A: Tensor, D: Tensor, states: Tensor, dy: Tensor, dstates: Tensor) -> Grads:
-    """A: (E, N), as it was given; dy: (B, T, E); dstates: (B, chunks + 1, N, E), of all boundaries."""
+    A: (E, N), as it was given; dy: (B, T, E); dstates: (B, chunks + 1, N, E), of all boundaries.
+    """
     length, (state, channels) = cut.x.shape[2], cut.A.shape
     dy_cut, dstates = in_chunks(dy, length, cut.x.dtype), dstates.clone()
     dx, ddt, dB, dC = (torch.empty_like(inputs) for inputs in (cut.x, cut.dt, cut.B, cut.C))
@@ -258,4 +251,4 @@ def backward(cut: Cut, A: Tensor, D: Tensor, states: Tensor, dy: Tensor, dstates
         block.put(grads.B, dB)
         block.put(grads.C, dC)
     dD = (dy_cut * cut.x).sum((0, 1, 2))
-    return Grads(dx.addcmul_(dy_cut, D.to(dx.dtype)), ddt, dA.sum(0).t(), dB, dC, dD, dstates[:, 0])
+    return (dx.addcmul_(dy_cut, D.to(dx.dtype)), ddt, dB, dC), dA.sum(0).t(), dD, dstates[:, 0]

@@ -23,10 +23,12 @@ decays.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from hybridlm.ops.dispatch import autocast_off, called, gradient_wanted, new_like
+from hybridlm.ops.dispatch import autocast_off, called, differentiate, gradient_wanted, new_like
 from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
 from hybridlm.ops.kernels.rules import mamba2_refusal
 from hybridlm.ops.norm import as_dtype, at_least_fp32
@@ -60,18 +62,10 @@ def _joined(tensor: Tensor, like: Tensor) -> Tensor:
 
 @_scan.register_fake
 def _(
-    x: Tensor,
-    log_decay: Tensor,
-    scale: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    initial_state: Tensor | None,
-    starts: Tensor | None,
-    chunk: int,
+    x: Tensor, log_decay: Tensor, scale: Tensor, B: Tensor, C: Tensor, D: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, heads, head_dim = x.shape
-    n_chunks, state = (length + chunk - 1) // chunk, (B.shape[3], heads, head_dim)
+    n_chunks, state = -(-length // others[-1]), (B.shape[3], heads, head_dim)
     shapes = x.shape, (batch, n_chunks, *state), (batch, *state)
     y, incoming, final = (x.new_empty(shape, dtype=at_least_fp32(x.dtype)) for shape in shapes)
     return y, incoming, final
@@ -95,9 +89,9 @@ def _scan_backward(
     dtype = at_least_fp32(x.dtype)
     with autocast_off(x):
         chunks = into_chunks(x, log_decay, scale, B, C, starts, chunk, backward=True)
-        grads = backward(chunks, D, incoming, cut(dy, chunk, dtype), dfinal)
-    in_chunks = [(grads.x, x), (grads.log_decay, log_decay), (grads.scale, scale), (grads.B, B), (grads.C, C)]
-    return [*(_joined(grad, like).to(like.dtype) for grad, like in in_chunks), grads.D.to(D.dtype), grads.initial_state]
+        in_chunks, dD, dinitial = backward(chunks, D, incoming, cut(dy, chunk, dtype), dfinal)
+    paired = zip(in_chunks, (x, log_decay, scale, B, C), strict=True)
+    return [*(_joined(grad, like).to(like.dtype) for grad, like in paired), dD.to(D.dtype), dinitial]
 
 
 _scan_backward.register_fake(
@@ -107,28 +101,14 @@ _scan_backward.register_fake(
 )
 
 
-def _setup(
-    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor, Tensor]
-) -> None:
-    x, log_decay, scale, B, C, D, initial_state, starts, chunk = inputs
-    ctx.save_for_backward(x, log_decay, scale, B, C, D, starts, output[1])  # type: ignore[arg-type]
-    ctx.set_materialize_grads(False)
-    ctx.chunk = chunk  # type: ignore[attr-defined]
-    ctx.initial_dtype = initial_state.dtype if isinstance(initial_state, Tensor) else None  # type: ignore[attr-defined]
-
-
-def _backward(
-    ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, dincoming: None, dfinal: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    """Nothing reads the incoming states: ``scan`` keeps them to itself."""
-    saved = ctx.saved_tensors  # type: ignore[attr-defined]  # read once: activation checkpointing recomputes them
-    dy = torch.zeros_like(saved[0]) if dy is None else dy.contiguous()
-    *grads, dinitial = _scan_backward(dy, dfinal, *saved, ctx.chunk)  # type: ignore[attr-defined]
-    dtype = ctx.initial_dtype  # type: ignore[attr-defined]
-    return (*grads, None if dtype is None else dinitial.permute(0, 2, 3, 1).to(dtype), None, None)
-
-
-_scan.register_autograd(_backward, setup_context=_setup)
+# Nothing reads the incoming states: ``scan`` keeps them to itself.
+differentiate(
+    _scan,
+    _scan_backward,
+    "y incoming final",
+    "x log_decay scale B C D initial_state",
+    state=lambda grad: grad.permute(0, 2, 3, 1),
+)
 
 
 def scan_step(

@@ -155,21 +155,13 @@ def _itself(chunks: Chunks, CB: Tensor, D: Tensor) -> Tensor:
     return torch.addcmul(D.to(CB.dtype), chunks.scale, CB).unsqueeze(-1)
 
 
-class Gradients(NamedTuple):
-    """Of each input, in chunks but for D (H,) and the initial state (B, N, H, P)."""
+def backward(
+    chunks: Chunks, D: Tensor, incoming: Tensor, dy: Tensor, dfinal: Tensor | None
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """Gradients of x, log_decay, scale, B and C, in chunks; of D (H,); and of the initial state (B, N, H, P).
 
-    x: Tensor
-    log_decay: Tensor
-    scale: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor
-    initial_state: Tensor
-
-
-def backward(chunks: Chunks, D: Tensor, incoming: Tensor, dy: Tensor, dfinal: Tensor | None) -> Gradients:
-    """incoming: from ``forward``; dy (BC, Q, H, P); dfinal: gradient of the final state, None where nothing reads
-    it."""
+    incoming: from ``forward``; dy (BC, Q, H, P); dfinal: gradient of the final state, None where nothing reads it.
+    """
     rows, chunk, heads, head_dim = chunks.x.shape
     batch, n_chunks = incoming.shape[:2]
     states = incoming.view(rows, -1, heads * head_dim)
@@ -200,7 +192,7 @@ def backward(chunks: Chunks, D: Tensor, incoming: Tensor, dy: Tensor, dfinal: Te
         chunks.to_steps(dsums.sub_(dreach), dto_end),
         ((dto_end + dreach) / chunks.scale).addcmul_(CB, dy_x),
     )
-    return Gradients(dx, dlog_decay, dscale, torch.stack(dB, 2), torch.stack(dC, 2), dy_x.sum((0, 1)), dinitial)
+    return (dx, dlog_decay, dscale, torch.stack(dB, 2), torch.stack(dC, 2)), dy_x.sum((0, 1)), dinitial
 
 
 def _read_backward(chunks: Chunks, dy_decayed: Tensor, states: Tensor) -> tuple[list[Tensor], Tensor]:
