@@ -67,16 +67,29 @@ def generate(
 ) -> None:
     """Continue a text with a trained model. Without --prompt or --file, the prompt is read from standard input."""
     with reported():
-        from hybridlm.generate.command import Request, run_generate
         from hybridlm.generate.sampling import Sampling, read_biases
+        from hybridlm.runs.run_folder import find_run
 
         biases, stops = read_biases(logit_bias or ()), tuple(stop or ())
         penalties = (repetition_penalty, presence_penalty, frequency_penalty)
         sampling = Sampling(
             temperature, top_k, top_p, min_p, *penalties, biases, seed, stops, max_new_tokens=tokens, logprobs=logprobs
         )
-        request = Request(run, prompt or (), file, n_samples, as_json, ema, context, save_state, load_state)
-        run_generate(request, sampling)
+        find_run(run)  # before importing torch, which takes seconds, and reading a prompt from standard input
+        from hybridlm.generate.command import run_generate
+
+        run_generate(
+            run,
+            sampling,
+            prompts=prompt or (),
+            file=file,
+            samples=n_samples,
+            as_json=as_json,
+            ema=ema,
+            context=context,
+            save=save_state,
+            load=load_state,
+        )
 
 
 @app.command()
@@ -99,10 +112,13 @@ def chat(
     """Chat with a trained model, using its chat template if it was trained on conversations; a base model continues
     your text."""
     with reported():
-        from hybridlm.generate.chat import run_chat
         from hybridlm.generate.sampling import Sampling
+        from hybridlm.runs.run_folder import find_run
 
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed, max_new_tokens=tokens)
+        find_run(run)  # before importing torch, which takes seconds
+        from hybridlm.generate.chat import run_chat
+
         run_chat(run, sampling, ema=ema, context=context, system=system, load=load)
 
 

@@ -8,17 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from hybridlm.data.chat import template_of
 from hybridlm.data.reading.documents import encodable
 from hybridlm.errors import UserError, for_stream, harmless
 from hybridlm.files.home import expanded
+from hybridlm.generate.conversation import Conversation
 from hybridlm.generate.loading import open_run, trained_length
 from hybridlm.generate.sampling import Sampling
-from hybridlm.runs.run_folder import find_run
-
-if TYPE_CHECKING:
-    from hybridlm.generate.conversation import Conversation
 
 HELP = """\
 /reset         start over
@@ -36,15 +33,11 @@ def run_chat(
 ) -> None:
     """Reads lines until end of input and prints the model's answer to each. UserError: the run or the saved
     conversation cannot be used."""
-    find_run(run)  # a missing run is found before importing torch, which takes seconds
     loaded, engine = open_run(run, ema=ema, context=context)
     if engine.context is None:
         engine.context = trained_length(loaded.folder)
     if engine.context is None:
         raise UserError(f"{loaded.folder.config}: the training window (data.seq_len) is unknown; give --context N")
-
-    from hybridlm.data.chat import template_of
-    from hybridlm.generate.conversation import Conversation
 
     terminal = Terminal(sys.stdin.isatty() and sys.stdout.isatty())
     template = template_of(loaded.tokenizer) if loaded.folder.chat_template.is_file() else None
@@ -89,7 +82,11 @@ def _command(conversation: Conversation, line: str, note: Callable[[str], None])
             conversation.reset(argument)
             note("a new conversation, with this system message")
         case "/temp":
-            conversation.sampling = replace(conversation.sampling, temperature=_number(argument))
+            try:
+                temperature = float(argument)
+            except ValueError:
+                raise UserError(f"/temp {argument}: expected a number, 0 or more") from None
+            conversation.sampling = replace(conversation.sampling, temperature=temperature)
             note(f"temperature {conversation.sampling.temperature:g}")
         case "/save":
             conversation.save(expanded(argument))
@@ -101,13 +98,6 @@ def _command(conversation: Conversation, line: str, note: Callable[[str], None])
         case _:
             raise UserError(f"unknown command {name}; /help lists the commands")
     return True
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"/temp {text}: expected a number, 0 or more") from None
 
 
 class Terminal:
@@ -143,22 +133,17 @@ class Terminal:
             return
         with suppress(ImportError):  # on Windows
             import readline  # noqa: F401, gives input() a history and line editing
-        stopped = False
+        interrupted = False
         while True:
             try:
-                line = input("> ")
-            except EOFError:
+                yield input("> ")
+                interrupted = False
+            except (EOFError, KeyboardInterrupt) as end:
                 print()
-                return
-            except KeyboardInterrupt:
-                print()
-                if stopped:
+                if interrupted or isinstance(end, EOFError):
                     return
-                stopped = True
+                interrupted = True
                 self.note("press Ctrl-C again to quit")
-                continue
-            stopped = False
-            yield line
 
     def answer(self, conversation: Conversation, text: str) -> None:
         """Prints the answer as it is generated. Ctrl-C stops it between two tokens: raised in the middle of a forward,
@@ -168,8 +153,7 @@ class Terminal:
         try:
             with closing(conversation.say(text)) as pieces:  # type: ignore[type-var]
                 for piece in pieces:
-                    sys.stdout.write(for_stream(piece, sys.stdout))
-                    sys.stdout.flush()
+                    print(for_stream(piece, sys.stdout), end="", flush=True)
                     self._mid_line = True
                     if interrupts:
                         break

@@ -6,23 +6,21 @@ messages. Without one (a base model) the conversation is a single text, and each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field, ValidationError
 
 from hybridlm.config.section import Section
+from hybridlm.data.chat import ChatTemplate
 from hybridlm.data.reading.documents import Turn, encodable
+from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.errors import UserError, printable
 from hybridlm.generate.engine import Engine, Finish, State
 from hybridlm.generate.sampling import Sampling
 from hybridlm.generate.state_file import load_state, save_state
-
-if TYPE_CHECKING:
-    from hybridlm.data.chat import ChatTemplate
-    from hybridlm.data.tokenizer import Tokenizer
 
 
 class Saved(Section):
@@ -101,48 +99,50 @@ class Conversation:
 
     def _read(self, text: str) -> State:
         """Prefills what is new or, if that does not fit, what is left after dropping the oldest messages."""
-        if self.template is not None:
-            state, self.turns = self._read_message(self.template, [*self.turns, Turn("user", text)])
-        else:
+        if self.template is None:
             state = self._read_text(text)
+        else:
+            state, self.turns = self._read_message(self.template, [*self.turns, Turn("user", text)])
         self._state, self._open = state, ()
         return state
 
+    def _extended(self, new: list[int]) -> State | None:
+        """The state with these tokens after it; None: they do not fit, or there is none yet."""
+        if self._state is None or len(self._state.ids[0]) + len(new) > self._room:
+            return None
+        if new:
+            self.engine.extend(self._state, [new])
+        return self._state
+
     def _read_message(self, template: ChatTemplate, turns: list[Turn]) -> tuple[State, list[Turn]]:
         """The state after the last of ``turns``, and the turns that were kept."""
-        if self._state is not None:
-            new = [*self._open, *template.encode_prompt(turns[-1:], self.tokenizer)]
-            if len(self._state.ids[0]) + len(new) <= self._room:
-                self.engine.extend(self._state, [new])
-                return self._state, turns
-        system = turns[:1] if turns[0].role == "system" else []
-        rest = turns[len(system) :]
-        while len(ids := template.encode_prompt([*system, *rest], self.tokenizer)) > self._room:
-            if len(rest) == 1:
+        if state := self._extended([*self._open, *template.encode_prompt(turns[-1:], self.tokenizer)]):
+            return state, turns
+        first = 1 if turns[0].role == "system" else 0
+        kept = turns
+        while len(ids := template.encode_prompt(kept, self.tokenizer)) > self._room:
+            if len(kept) == first + 1:
                 raise self._too_long(len(ids))
-            rest = rest[2:]  # a question and its answer
+            kept = [*kept[:first], *kept[first + 2 :]]  # without the oldest question and its answer
         state = self.engine.prefill([ids])
-        if dropped := len(turns) - len(system) - len(rest):
+        if dropped := len(turns) - len(kept):
             self.tell(f"the context of {self.context:,} tokens is full: dropped the {dropped} oldest messages")
-        return state, [*system, *rest]
+        return state, kept
 
     def _read_text(self, text: str) -> State:
-        state, begun = self._state, self.tokens > 0 and not self._open
+        begun = self.tokens > 0 and not self._open
         new = [*self._open, *self.tokenizer.encode(("\n" if begun and text else "") + text)]
-        if state is None and not new:
+        if self._state is None and not new:
             raise UserError("nothing to continue yet; write something")
         if len(new) > self._room:
             raise self._too_long(len(new))
-        if state is None:
-            return self.engine.prefill([new])
-        ids = state.ids[0]
-        if len(ids) + len(new) <= self._room:
-            if new:
-                self.engine.extend(state, [new])
+        if state := self._extended(new):
             return state
-        kept = [*ids, *new][-max(len(new), self._room // 2) :]
-        state = self.engine.prefill([kept])
-        dropped = len(ids) + len(new) - len(kept)
+        if self._state is None:
+            return self.engine.prefill([new])
+        ids = [*self._state.ids[0], *new]
+        kept = ids[-max(len(new), self._room // 2) :]
+        state, dropped = self.engine.prefill([kept]), len(ids) - len(kept)
         self.tell(f"the context of {self.context:,} tokens is full: dropped the {dropped:,} oldest tokens")
         return state
 
@@ -170,15 +170,13 @@ class Conversation:
             raise UserError(f"{path}: a saved state, but not a valid conversation ({where or 'not JSON'})") from None
         if len(state.ids) != 1 or saved.template != (self.template is not None):
             raise UserError(f"{path}: a saved state, but not of a conversation")
-        if not _in_turn(saved.turns) or not all(token < self.engine.model.vocab_size for token in saved.open):
+        roles = [role for role, _ in saved.turns]
+        in_turn = ["user", "assistant"] * (len(roles) // 2)
+        if (
+            roles not in (in_turn, ["system", *in_turn])
+            or not all(encodable(content) for _, content in saved.turns)
+            or not all(token < self.engine.model.vocab_size for token in saved.open)
+        ):
             raise UserError(f"{path}: a saved state, but its messages do not form a conversation")
         self.turns = [Turn(*turn) for turn in saved.turns]
         self._state, self._open = state, saved.open
-
-
-def _in_turn(turns: Sequence[tuple[str, str]]) -> bool:
-    """Whether user and assistant alternate after at most one system message, in text that UTF-8 can encode."""
-    roles = [role for role, _ in turns]
-    first = 1 if roles[:1] == ["system"] else 0
-    in_turn = all(role == ("user", "assistant")[place % 2] for place, role in enumerate(roles[first:]))
-    return in_turn and len(roles[first:]) % 2 == 0 and all(encodable(content) for _, content in turns)

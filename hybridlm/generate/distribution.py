@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ _DRAW_BITS = 48  # fewer than float64's 53, so that a draw times a total is belo
 _COLDEST, _HOTTEST = 1e-30, 1e30  # float32 cannot divide by temperatures beyond these, which change nothing more
 
 
-@dataclass(frozen=True)
-class TokenLogprob:
+class TokenLogprob(NamedTuple):
     """Natural log of a token's probability under the model itself, before any sampling option.
 
     top: the most likely tokens at that position and their log-probabilities, the most likely first.
@@ -36,27 +35,22 @@ def draw(seed: int, place: int) -> float:
     return (int.from_bytes(digest, "little") >> (64 - _DRAW_BITS)) / (1 << _DRAW_BITS)
 
 
-def adjusted(
-    logits: Tensor, sampling: Sampling, prompts: Sequence[Sequence[int]], generated: Sequence[Sequence[int]]
-) -> Tensor:
-    """``logits`` (B, V) with bias and penalties. prompts, generated: the ids of each row. Not in place."""
+def adjusted(logits: Tensor, sampling: Sampling, rows: Sequence[Sequence[int]], new: Sequence[int]) -> Tensor:
+    """``logits`` (B, V) with bias and penalties. rows: the ids of each row; new: how many of them, the last ones, were
+    generated. Not in place."""
     if sampling.logit_bias:
         ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
         logits = logits.index_add(1, ids, logits.new_tensor(list(sampling.logit_bias.values())).expand(len(logits), -1))
     if not sampling.penalises:
         return logits
-    rows = []
-    for row, given, new in zip(logits, prompts, generated, strict=True):
-        row = row.clone()
-        if sampling.repetition_penalty != 1.0 and (given or new):
-            seen = torch.tensor([*given, *new], device=row.device).unique()
-            score = row[seen]
-            row[seen] = torch.where(score > 0, score / sampling.repetition_penalty, score * sampling.repetition_penalty)
-        if new:
-            ids, counts = torch.tensor(new, device=row.device).unique(return_counts=True)
-            row[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts.to(row.dtype)
-        rows.append(row)
-    return torch.stack(rows)
+    logits, penalty = logits.clone(), sampling.repetition_penalty
+    for row, held, count in zip(logits, rows, new, strict=True):
+        seen = torch.tensor(held, dtype=torch.long, device=row.device)
+        own, counts = seen[len(held) - count :].unique(return_counts=True)
+        seen = seen.unique()
+        row[seen] = torch.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
+        row[own] -= sampling.presence_penalty + sampling.frequency_penalty * counts.to(row.dtype)
+    return logits
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:

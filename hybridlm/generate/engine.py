@@ -9,29 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.errors import RunFailed, UserError
 from hybridlm.generate.distribution import TokenLogprob, adjusted, chosen, draw, token_logprobs
 from hybridlm.generate.sampling import Sampling
 from hybridlm.generate.text_stream import TextStream
+from hybridlm.model.cache import ModelCache
 from hybridlm.model.decoder import Decoder
-
-if TYPE_CHECKING:
-    from hybridlm.data.tokenizer import Tokenizer
-    from hybridlm.model.cache import ModelCache
-    from hybridlm.model.lm import HybridLM
+from hybridlm.model.lm import HybridLM
 
 Finish = Literal["stop", "length", "context"]
 Ids = Sequence[Sequence[int]]  # rows of token ids
 ROOM_AHEAD = 4096  # new tokens per row that memory is allocated for at once; after that the cache grows
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One token of one row, and the text that is final now.
 
     id: None if the row ended without another token, at a stop id. finish: why the row ended; None: it continues.
@@ -44,8 +41,7 @@ class Step:
     finish: Finish | None
 
 
-@dataclass(frozen=True)
-class Completion:
+class Completion(NamedTuple):
     """The new tokens of a row. ids: without the stop id; text: without the stop string. logprobs: one for each id, None
     if not requested."""
 
@@ -76,29 +72,26 @@ class State:
 
 
 class _Row:
-    """Sampling, text and end of one row of ``run``."""
+    """Sampling, text and end of one row of ``run``. new: tokens it was given."""
 
-    def __init__(self, number: int, given: list[int], sampling: Sampling, tokenizer: Tokenizer | None) -> None:
-        self.number, self.given, self.sampling = number, given, sampling
+    def __init__(self, number: int, sampling: Sampling, tokenizer: Tokenizer | None) -> None:
+        self.number, self.sampling, self.new = number, sampling, 0
         self.text = None if tokenizer is None else TextStream(tokenizer, sampling.stop)
-        self.new: list[int] = []
         # Rows that differ in nothing else are sampled together.
         self.kind = replace(sampling, seed=0, stop=(), stop_ids=(), max_new_tokens=1)
 
-    def step(self, token: int, logprob: TokenLogprob | None, context: int | None) -> Step:
-        """Adds the next token, which may end the row."""
+    def step(self, token: int, logprob: TokenLogprob | None, full: bool) -> Step:
+        """Takes the next token, which may end the row. full: the context has no room for another one after it."""
         if token in self.sampling.stop_ids:
             return Step(self.number, None, "" if self.text is None else self.text.flush(), None, "stop")
-        self.new.append(token)
+        self.new += 1
         text, stopped = ("", False) if self.text is None else self.text.feed(token)
-        finish: Finish | None = None
         if stopped:
-            finish = "stop"
-        elif len(self.new) >= self.sampling.max_new_tokens:
+            return Step(self.number, token, text, logprob, "stop")
+        finish: Finish | None = "context" if full else None
+        if self.new >= self.sampling.max_new_tokens:
             finish = "length"
-        elif context is not None and len(self.given) + len(self.new) >= context:
-            finish = "context"
-        if finish in ("length", "context") and self.text is not None:
+        if finish is not None and self.text is not None:
             text += self.text.flush()
         return Step(self.number, token, text, logprob, finish)
 
@@ -119,8 +112,6 @@ class Engine:
         context: int | None = None,
         max_batch: int = 64,
     ) -> None:
-        if min(prefill_chunk, max_batch) < 1 or (context is not None and context < 2):
-            raise ValueError("prefill_chunk and max_batch count from 1, context from 2")
         self.model, self.tokenizer = model.eval(), tokenizer
         self._decoder = Decoder(model)
         self.prefill_chunk, self.context, self.max_batch = prefill_chunk, context, max_batch
@@ -143,18 +134,17 @@ class Engine:
         """
         samplings = _each(sampling, len(prompts))
         for first in range(0, len(prompts), self.max_batch):
-            some = [list(prompt) for prompt in prompts[first : first + self.max_batch]]
+            some = [tuple(prompt) for prompt in prompts[first : first + self.max_batch]]
             theirs = samplings[first : first + self.max_batch]
-            unique = list(dict.fromkeys(map(tuple, some)))
-            longest = max(
+            unique = {prompt: row for row, prompt in enumerate(dict.fromkeys(some))}
+            room = max(
                 len(prompt) + min(one.max_new_tokens, ROOM_AHEAD) for prompt, one in zip(some, theirs, strict=True)
             )
-            state = self.prefill(unique, longest if self.context is None else min(longest, self.context))
+            state = self.prefill(list(unique), min(room, self.context or room))
             if len(unique) < len(some):
-                place = {prompt: row for row, prompt in enumerate(unique)}
-                state = state.select([place[tuple(prompt)] for prompt in some])
+                state = state.select([unique[prompt] for prompt in some])
             for step in self.run(state, theirs):
-                yield replace(step, row=first + step.row)
+                yield step._replace(row=first + step.row)
 
     @torch.inference_mode()
     def prefill(self, prompts: Ids, room: int = 0) -> State:
@@ -192,10 +182,6 @@ class Engine:
         """Continues every row of ``state`` until it ends. After each step the state's ids hold what was yielded, and
         the caller may stop there. A row that has ended leaves the state, which makes the others faster; a state of one
         row can be continued afterwards, one of several is used up. Errors as for ``stream``."""
-        rows = [
-            _Row(i, list(ids), one, self.tokenizer)
-            for i, (ids, one) in enumerate(zip(state.ids, samplings, strict=True))
-        ]
         if self.tokenizer is None and any(one.stop for one in samplings):
             raise ValueError("stop strings need a tokenizer")
         vocab = self.model.vocab_size
@@ -203,46 +189,45 @@ class Engine:
             raise UserError(f"logit_bias: id {wrong[0]} does not exist; ids are 0 to {vocab - 1}")
         if any(list(one.logit_bias.values()).count(-math.inf) == vocab for one in samplings):
             raise UserError("logit_bias: every id is -inf, which leaves none to choose")
+        rows = [_Row(number, one, self.tokenizer) for number, one in enumerate(samplings)]
         while rows:
             if self.context is not None and any(len(ids) >= self.context for ids in state.ids):
                 raise UserError(f"the context of {self.context:,} tokens is full")
             if state.logits is None:
                 self._read(state, [ids[-1:] for ids in state.ids])
-            assert state.logits is not None
-            steps = self._choose(state.logits, rows)
-            going = []
-            for place, (ids, step) in enumerate(zip(state.ids, steps, strict=True)):
+            steps = [
+                row.step(*choice, len(ids) + 1 == self.context)
+                for row, ids, choice in zip(rows, state.ids, self._choose(state, rows), strict=True)
+            ]
+            for ids, step in zip(state.ids, steps, strict=True):
                 if step.id is not None:
                     ids.append(step.id)
                     state.logits = None
-                if step.finish is None:
-                    going.append(place)
             yield from steps
+            going = [place for place, step in enumerate(steps) if step.finish is None]
             if 0 < len(going) < len(rows):
                 kept = state.select(going)
                 state.ids, state.cache = kept.ids, kept.cache
             rows = [rows[place] for place in going]
 
-    def _choose(self, logits: Tensor, rows: Sequence[_Row]) -> list[Step]:
-        """The next step of every row; rows with equal options are sampled together."""
+    def _choose(self, state: State, rows: Sequence[_Row]) -> list[tuple[int, TokenLogprob | None]]:
+        """The next token of every row; rows with equal options are sampled together."""
+        logits = state.logits
+        assert logits is not None
         if not bool(logits.isfinite().all()):
             raise RunFailed("the model's logits are not finite: its weights are damaged, or training diverged")
-        steps: dict[int, Step] = {}
-        kinds = [row.kind for row in rows]
-        for place, sampling in enumerate(kinds):
-            if place in steps:
+        choices: dict[int, tuple[int, TokenLogprob | None]] = {}
+        for place, kind in enumerate(row.kind for row in rows):
+            if place in choices:
                 continue
-            places = [other for other in range(place, len(rows)) if kinds[other] == sampling]
-            some = [rows[other] for other in places]
-            own = logits if len(places) == len(rows) else logits[torch.tensor(places, device=logits.device)]
-            changed = adjusted(own, sampling, [row.given for row in some], [row.new for row in some])
-            tokens = chosen(changed, sampling, [draw(row.sampling.seed, len(row.given) + len(row.new)) for row in some])
-            logprobs = (
-                [None] * len(some) if sampling.logprobs is None else token_logprobs(own, tokens, sampling.logprobs)
-            )
-            for other, row, token, logprob in zip(places, some, tokens.tolist(), logprobs, strict=True):
-                steps[other] = row.step(token, logprob, self.context)
-        return [steps[place] for place in range(len(rows))]
+            places = [other for other in range(place, len(rows)) if rows[other].kind == kind]
+            own = logits if len(places) == len(rows) else logits[places]
+            ids = [state.ids[other] for other in places]
+            draws = [draw(rows[other].sampling.seed, len(state.ids[other])) for other in places]
+            tokens = chosen(adjusted(own, kind, ids, [rows[other].new for other in places]), kind, draws)
+            logprobs = [None] * len(ids) if kind.logprobs is None else token_logprobs(own, tokens, kind.logprobs)
+            choices |= zip(places, zip(tokens.tolist(), logprobs, strict=True), strict=True)
+        return [choices[place] for place in range(len(rows))]
 
     def _read(self, state: State, new: Ids) -> None:
         """Prefills these tokens, at least one for every row, padding shorter rows on the left, and keeps the logits of
@@ -252,34 +237,24 @@ class Engine:
             state.room = max(needed, state.room + state.room // 2)
             state.cache.grow(state.room)
         device = self.model.embedding.weight.device
-        ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in new], device=device)
-        valid = None
-        if any(len(row) < longest for row in new):
-            begins = torch.tensor([longest - len(row) for row in new], device=device)
-            valid = torch.arange(longest, device=device) >= begins.unsqueeze(1)
-        for start in range(0, longest, self.prefill_chunk):
-            piece = slice(start, start + self.prefill_chunk)
-            state.logits = self._logits(ids[:, piece], state.cache, None if valid is None else valid[:, piece])
-
-    def _logits(self, ids: Tensor, cache: ModelCache, valid: Tensor | None = None) -> Tensor:
-        """(B, V) after the last of ``ids`` (B, T)."""
-        if ids.shape[1] == 1 and valid is None:
-            return self._decoder(ids[:, 0], cache)
-        logits: Tensor = self.model(ids, cache, valid=valid, keep="last").logits
-        return logits[:, -1]
+        padding = [longest - len(row) for row in new]
+        ids = torch.tensor([[0] * before + list(row) for before, row in zip(padding, new, strict=True)], device=device)
+        if longest == 1:
+            self.decode(state, ids[:, 0])
+            return
+        valid = torch.arange(longest, device=device) >= torch.tensor(padding, device=device).unsqueeze(1)
+        for piece in (slice(start, start + self.prefill_chunk) for start in range(0, longest, self.prefill_chunk)):
+            mask = valid[:, piece] if any(padding) else None
+            state.logits = self.model(ids[:, piece], state.cache, valid=mask, keep="last").logits[:, -1]
 
 
 def completion(steps: Sequence[Step], sampling: Sampling) -> Completion:
     """All steps of one row as one value."""
-    last = steps[-1].finish
-    assert last is not None
-    logprobs = [step.logprob for step in steps if step.logprob is not None]
-    return Completion(
-        [step.id for step in steps if step.id is not None],
-        "".join(step.text for step in steps),
-        None if sampling.logprobs is None else logprobs,
-        last,
-    )
+    finish = steps[-1].finish
+    assert finish is not None
+    ids, text = [step.id for step in steps if step.id is not None], "".join(step.text for step in steps)
+    logprobs = None if sampling.logprobs is None else [step.logprob for step in steps if step.logprob is not None]
+    return Completion(ids, text, logprobs, finish)
 
 
 def _each(sampling: Sampling | Sequence[Sampling], rows: int) -> list[Sampling]:

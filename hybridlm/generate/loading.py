@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from hybridlm.files.plain import Unreadable, read_yaml
+from hybridlm.generate.engine import Engine
+from hybridlm.machine.device import inference_device
+from hybridlm.runs.checkpoint import LoadedRun, load_run
 from hybridlm.runs.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from hybridlm.generate.engine import Engine
-    from hybridlm.runs.checkpoint import LoadedRun
 
 
 def open_run(name: str, *, ema: bool, context: int | None) -> tuple[LoadedRun, Engine]:
     """name: of a run or a checkpoint, as for ``find_run``; context: the most tokens of a text. UserError: it cannot be
     loaded."""
-    from hybridlm.generate.engine import Engine
-    from hybridlm.machine.device import inference_device
-    from hybridlm.runs.checkpoint import load_run
-
     run = load_run(name, inference_device(), ema=ema)
     return run, Engine(run.model, run.tokenizer, context=context)
 

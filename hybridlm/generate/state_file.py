@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 from pydantic import Field
@@ -22,11 +21,9 @@ from hybridlm.config.section import Section
 from hybridlm.errors import UserError, printable
 from hybridlm.files.sealed import digest, read_sealed, write_sealed
 from hybridlm.generate.engine import ROOM_AHEAD, State
-
-if TYPE_CHECKING:
-    from hybridlm.model.block import Block
-    from hybridlm.model.cache import ModelCache
-    from hybridlm.model.lm import HybridLM
+from hybridlm.model.block import Block
+from hybridlm.model.cache import ModelCache
+from hybridlm.model.lm import HybridLM
 
 FORMAT_VERSION = 1
 KEY = "hybridlm_state"  # of the JSON in the file's metadata
@@ -95,66 +92,62 @@ def load_state(path: Path, model: HybridLM) -> tuple[State, str]:
         raise UserError(f"{path}: a state of another model; a state is valid only with the weights that made it")
     try:
         tokens, logits = tensors.pop(_TOKENS), tensors.pop(_LOGITS, None)
-        _refuse_rows(facts.rows, tokens, logits, model)
+        # Before anything is made in the size that the rows claim.
+        if (
+            (tokens.shape, tokens.dtype) != ((sum(facts.rows),), torch.long)
+            or int(tokens.min()) < 0
+            or int(tokens.max()) >= model.vocab_size
+        ):
+            raise ValueError("its tokens do not match its rows")
+        if logits is not None and (
+            logits.shape != (len(facts.rows), model.vocab_size) or not logits.is_floating_point()
+        ):
+            raise ValueError(f"logits have shape {tuple(logits.shape)} and are {logits.dtype}")
         room = _room(facts, logits is None, model)
         _refuse_misfits(tensors, facts.rows, logits is None, model.new_cache(len(facts.rows), room, device="meta"))
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: not a state of this model ({error})") from None
-    ends = list(accumulate(facts.rows, initial=0))
-    ids = [tokens[first:last].tolist() for first, last in pairwise(ends)]
+    ids = [row.tolist() for row in tokens.split(facts.rows)]
     cache = model.new_cache(len(ids), room)
-    empty = cache.state_dict()
-    for name, tensor in tensors.items():
-        if name in empty and tensor.shape != empty[name].shape:
-            whole = torch.zeros_like(empty[name])
-            whole[:, : tensor.shape[1]] = tensor
-            tensors[name] = whole
+    for name, empty in cache.state_dict().items():
+        if _grows(cache, name):
+            past = tensors[name]
+            tensors[name] = torch.zeros_like(empty)
+            tensors[name][:, : past.shape[1]] = past
     cache.load_state_dict(tensors)
     device = model.embedding.weight.device
     return State(ids, cache, None if logits is None else logits.to(device), room), facts.note
-
-
-def _refuse_rows(rows: Sequence[int], tokens: Tensor, logits: Tensor | None, model: HybridLM) -> None:
-    """Raises ValueError."""
-    if (
-        tokens.dtype != torch.long
-        or tokens.shape != (sum(rows),)
-        or int(tokens.min()) < 0
-        or int(tokens.max()) >= model.vocab_size
-    ):
-        raise ValueError("its tokens do not match its rows")
-    if logits is not None and (logits.shape != (len(rows), model.vocab_size) or not logits.is_floating_point()):
-        raise ValueError(f"logits have shape {tuple(logits.shape)} and are {logits.dtype}")
 
 
 def _room(facts: StateFacts, unread: bool, model: HybridLM) -> int:
     """The room to allocate: no more than the text and a continuation need, so that a file cannot claim arbitrary
     memory, but enough for a window that the file's room includes, since such a cache is bounded."""
     needed = max(facts.rows) - unread
-    specs = [cast("Block", block).mixer.spec for block in model.blocks]
+    specs = [cast(Block, block).mixer.spec for block in model.blocks]
     windows = [window for spec in specs if isinstance(window := getattr(spec, "window", None), int)]
     return max(needed, min(facts.room, max([needed + ROOM_AHEAD, *(n for n in windows if n <= facts.room)])))
 
 
 def _refuse_misfits(tensors: Mapping[str, Tensor], rows: Sequence[int], unread: bool, empty: ModelCache) -> None:
-    """empty: the cache that the tensors are for, on "meta". Raises KeyError or ValueError."""
-    own = empty.state_dict()
-    if wrong := sorted((own.keys() ^ tensors.keys()) - {_DOCUMENTS}):
-        raise ValueError(f"{'lacks' if wrong[0] in own else 'unknown'} {printable(wrong[0])}")
+    """empty: the cache that the tensors are for, on "meta". Raises ValueError."""
     lengths = [row - unread for row in rows]
+    # Columns are cut to the tokens present.
+    expected = {
+        name: ((tensor[:, : max(lengths)] if _grows(empty, name) else tensor).shape, tensor.dtype)
+        for name, tensor in empty.state_dict().items()
+    }
+    if _DOCUMENTS in tensors:
+        expected[_DOCUMENTS] = expected["lengths"]
+    if wrong := sorted(expected.keys() ^ tensors.keys()):
+        raise ValueError(f"{'lacks' if wrong[0] in expected else 'unknown'} {printable(wrong[0])}")
+    for name, (shape, dtype) in expected.items():
+        found = tensors[name]
+        if (found.shape, found.dtype) != (shape, dtype):
+            raise ValueError(
+                f"{name} has shape {tuple(found.shape)} and is {found.dtype}, not {tuple(shape)} and {dtype}"
+            )
     if tensors["lengths"].tolist() != lengths:
         raise ValueError("lengths do not match its rows")
-    past = max(lengths)
-    for name, tensor in own.items():
-        shape = tensor.shape if not _grows(empty, name) else (tensor.shape[0], past, *tensor.shape[2:])
-        found = tensors[name]
-        if (found.shape, found.dtype) != (shape, tensor.dtype):
-            raise ValueError(
-                f"{name} has shape {tuple(found.shape)} and is {found.dtype}, not {tuple(shape)} and {tensor.dtype}"
-            )
     positions = tensors["next_position"].tolist()
     if not all(0 <= position <= length for position, length in zip(positions, lengths, strict=True)):
         raise ValueError("next_position is beyond its row")
-    documents = tensors.get(_DOCUMENTS)
-    if documents is not None and (documents.shape, documents.dtype) != (tensors["lengths"].shape, torch.long):
-        raise ValueError(f"{_DOCUMENTS} has shape {tuple(documents.shape)} and is {documents.dtype}")

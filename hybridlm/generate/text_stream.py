@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from hybridlm.data.tokenizer import StreamDecoder
-
-if TYPE_CHECKING:
-    from hybridlm.data.tokenizer import Tokenizer
+from hybridlm.data.tokenizer import StreamDecoder, Tokenizer
 
 
 class TextStream:
@@ -21,25 +17,21 @@ class TextStream:
 
     def feed(self, token: int) -> tuple[str, bool]:
         """The text that is final now, and whether a stop string follows it."""
-        return self._released(self._decoder.feed([token]))
+        return self._released(self._decoder.feed([token]), ended=False)
 
     def flush(self) -> str:
         """At the end of the row, the text that was held back."""
-        text, stopped = self._released(self._decoder.flush())
-        held, self._held = self._held, ""
-        return text if stopped else text + held
+        return self._released(self._decoder.flush(), ended=True)[0]
 
-    def _released(self, new: str) -> tuple[str, bool]:
-        self._held += new
-        found = [place for text in self._stop if (place := self._held.find(text)) >= 0]
-        if found:
-            text, self._held = self._held[: min(found)], ""
-            return text, True
-        keep = max((_overlap(self._held, text) for text in self._stop), default=0)
-        text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return text, False
+    def _released(self, new: str, ended: bool) -> tuple[str, bool]:
+        held = self._held + new
+        places = [place for text in self._stop if (place := held.find(text)) >= 0]
+        keep = 0 if ended else max((_overlap(held, text) for text in self._stop), default=0)
+        end = min(places, default=len(held) - keep)
+        self._held = "" if places else held[end:]
+        return held[:end], bool(places)
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest suffix of ``text`` that is a prefix of ``stop``."""
+    """The length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

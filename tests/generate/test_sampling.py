@@ -92,8 +92,9 @@ def test_the_distribution_is_the_defined_one(options):
 def test_bias_and_penalties_are_the_defined_ones(options):
     sampling, logits = Sampling(**options), some_logits(3)
     prompts, generated = [[1, 1, 5], [0], []], [[5, 5, 5, 9], [], [39, 39]]
+    rows = [given + new for given, new in zip(prompts, generated, strict=True)]
     before = logits.clone()
-    got = adjusted(logits, sampling, prompts, generated).numpy()
+    got = adjusted(logits, sampling, rows, [len(new) for new in generated]).numpy()
     assert torch.equal(logits, before)
     for row, given, new, mine in zip(logits.numpy(), prompts, generated, got, strict=True):
         want = row.copy()
@@ -193,7 +194,7 @@ def test_no_temperature_overflows(temperature, dtype):
         temperature, logit_bias={1: 1e9, 3: 1e9, 2: -math.inf}, repetition_penalty=1e-9, frequency_penalty=-1e9
     )
     for sampling in (Sampling(temperature), extremes):
-        found = probabilities(adjusted(logits, sampling, [[0, 1, 3]], [[1, 3]]), sampling)
+        found = probabilities(adjusted(logits, sampling, [[0, 1, 3, 1, 3]], [2]), sampling)
         assert torch.isfinite(found).all()
         assert float(found.sum()) == pytest.approx(1.0)
         if temperature < 1e-3:
