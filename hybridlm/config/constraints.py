@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 
 from hybridlm.config.data_constraints import data_problems
-from hybridlm.config.device_rules import optimizer_problem, precision_problem
 from hybridlm.config.duration import FORMS, seconds_of
 from hybridlm.config.ffns import FFN_KINDS
+from hybridlm.config.hardware import optimizer_problem, precision_problem
 from hybridlm.config.mixers import MIXERS
 from hybridlm.config.problems import broken
 from hybridlm.config.run import RunConfig

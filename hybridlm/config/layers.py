@@ -8,11 +8,13 @@ vocabulary, K conv width, E experts, R rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
+from hybridlm.config.problems import show
 from hybridlm.config.section import Section
 from hybridlm.errors import ConfigError
 
@@ -111,3 +113,29 @@ def registered(package: str, base: type[S], names: Sequence[str]) -> dict[str, t
 def rounded(width: float, multiple: int) -> int:
     """The nearest multiple, at least one."""
     return max(1, round(width / multiple)) * multiple
+
+
+def divisors(number: int, near: int) -> str:
+    """The divisors of ``number`` next to ``near``, as text."""
+    found = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    found = sorted({*found, *(number // d for d in found)})
+    below, above = [d for d in found if d < near], [d for d in found if d > near]
+    return " and ".join(str(d) for d in [*below[-1:], *above[:1]])
+
+
+def inner_channels(expand: float, d_model: int, where: str) -> tuple[int, list[str]]:
+    """expand x d_model, a whole number, and what is wrong with it."""
+    product = expand * d_model
+    if (channels := round(product)) < 1 or not math.isclose(channels, product, rel_tol=1e-9):
+        shown = f"expand x d_model = {expand:g} x {d_model} = {product:g}"
+        return 1, [f"{where}.expand = {expand:g}: {shown} is not a whole number of channels"]
+    return channels, []
+
+
+def range_problems(section: Section, where: str, *names: str) -> list[str]:
+    """What is wrong with fields that hold [low, high] of a distribution of positive numbers."""
+    return [
+        f"{where}.{name} = {show(pair)}: expected [low, high] with 0 < low <= high"
+        for name in names
+        if not 0 < (pair := getattr(section, name))[0] <= pair[1]
+    ]

@@ -16,7 +16,7 @@ from hybridlm.config.layers import LayerSpec
 from hybridlm.config.mixers import MIXERS
 from hybridlm.config.pattern import SSMS
 from hybridlm.config.resolve import resolve
-from hybridlm.config.section import Section, Strings
+from hybridlm.config.section import Section, Strings, to_tuple
 
 
 class InitConfig(Section):
@@ -33,15 +33,11 @@ class InitConfig(Section):
     )
 
 
-def _pattern_items(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 if TYPE_CHECKING:
     _SSM = str
 else:
     _SSM = Literal[SSMS]
-Pattern = Annotated[str | tuple[str, ...] | None, BeforeValidator(_pattern_items)]
+Pattern = Annotated[str | tuple[str, ...] | None, BeforeValidator(to_tuple)]
 
 
 class _Shape(Section):

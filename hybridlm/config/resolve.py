@@ -3,12 +3,13 @@ use."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from hybridlm.config.ffns import FFNS
 from hybridlm.config.layers import LayerSection, LayerSpec, MixerSection, Spec
 from hybridlm.config.mixers import MIXERS
-from hybridlm.config.pattern import RESERVED_LETTERS, Letters, parse
+from hybridlm.config.pattern import RESERVED_LETTERS, Letters, PatternItem, parse
 from hybridlm.config.problems import dotted, show, validate
 from hybridlm.errors import ConfigError
 
@@ -24,52 +25,47 @@ def resolve(model: ModelConfig) -> tuple[tuple[LayerSpec, ...], str | None]:
         ConfigError: one line for each thing that is wrong with the pattern, the variants, or a section that some layer
         uses.
     """
-    letters, variants = _letters(model)
-    items, note = parse(model.pattern, model.n_layers, letters)
-    chosen: dict[str, LayerSection] = {}
-    paths: dict[str, str] = {}
-    for item in items:
-        if item.letter not in paths:
-            variant = variants.get(item.letter)
-            paths[item.letter] = f"model.{item.kind}" if variant is None else f"model.variants.{item.letter}"
-            chosen[paths[item.letter]] = variant or getattr(model, item.kind)
-    ffns = [ffn for ffn in dict.fromkeys(item.ffn for item in items) if ffn in FFNS]
-    chosen |= {f"model.{ffn}": getattr(model, ffn) for ffn in ffns}
+    variants = _variants(model)
+    kinds = {letter: str(model.variants[letter]["mixer"]) for letter in variants}
+    items, note = parse(model.pattern, model.n_layers, Letters(model.ssm, model.ffn_after.model_dump(), kinds))
+
+    def path(item: PatternItem) -> str:
+        return f"model.variants.{item.letter}" if item.letter in variants else f"model.{item.kind}"
+
+    sections: dict[str, LayerSection] = {
+        path(item): variants.get(item.letter) or getattr(model, item.kind) for item in items
+    }
+    sections |= {f"model.{item.ffn}": getattr(model, item.ffn) for item in items if item.ffn in FFNS}
     specs: dict[str, Spec] = {}
     problems: list[str] = []
-    for where, section in chosen.items():
+    for where, section in sections.items():
         try:
             specs[where] = section.resolve(model, where)
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    layers = tuple(
-        LayerSpec(item.kind, specs[paths[item.letter]], item.ffn, specs.get(f"model.{item.ffn}")) for item in items
-    )
-    return layers, note
+    layers = (LayerSpec(item.kind, specs[path(item)], item.ffn, specs.get(f"model.{item.ffn}")) for item in items)
+    return tuple(layers), note
 
 
-def _letters(model: ModelConfig) -> tuple[Letters, dict[str, MixerSection]]:
-    """What each letter means, and the section of each variant: its base section with its changes."""
-    kinds: dict[str, str] = {}
+def _variants(model: ModelConfig) -> dict[str, MixerSection]:
+    """The section of each variant: its base section with its changes."""
     sections: dict[str, MixerSection] = {}
     problems: list[str] = []
+    legal = f"one capital letter other than {', '.join(RESERVED_LETTERS)}"
     for letter, changes in model.variants.items():
         where = dotted("model.variants", [letter])
-        kind = changes.get("mixer")
-        if len(letter) != 1 or not "A" <= letter <= "Z" or letter in RESERVED_LETTERS:
-            legal = f"one capital letter other than {', '.join(RESERVED_LETTERS)}"
+        kind, fields = changes.get("mixer"), {key: value for key, value in changes.items() if key != "mixer"}
+        if not re.fullmatch("[A-Z]", letter) or letter in RESERVED_LETTERS:
             problems.append(f"{where}: {letter!r} cannot name a variant; legal: {legal}")
         elif not isinstance(kind, str) or kind not in MIXERS:
             problems.append(f"{where}.mixer = {show(kind)}: not one of {', '.join(MIXERS)}")
         else:
-            kinds[letter] = kind
-            fields = getattr(model, kind).model_dump() | {key: changes[key] for key in changes if key != "mixer"}
             try:
-                sections[letter] = validate(MIXERS[kind], fields, where)
+                sections[letter] = validate(MIXERS[kind], getattr(model, kind).model_dump() | fields, where)
             except ConfigError as error:
                 problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return Letters(model.ssm, model.ffn_after.model_dump(), kinds), sections
+    return sections

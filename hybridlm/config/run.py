@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from hybridlm.config.batch import BatchSplit
@@ -12,7 +14,6 @@ from hybridlm.config.logging import CallbacksConfig, LoggerConfig
 from hybridlm.config.model import ModelConfig
 from hybridlm.config.optim import OptimConfig
 from hybridlm.config.section import Section
-from hybridlm.config.sweep import SweepConfig
 from hybridlm.config.train import TrainerConfig
 
 
@@ -20,6 +21,25 @@ class SizeConfig(Section):
     """Which entry of the ``size`` group was applied; the numbers themselves are in the model section."""
 
     name: str = Field("default", description="set by size=...: width, depth and heads over the preset's")
+
+
+class SweepConfig(Section):
+    """Equal parameters or equal FLOPs for every pattern (``sweep``); docs/sweeps.md."""
+
+    match: Literal["params", "flops"] | None = Field(
+        None,
+        description=(
+            "params: the reference's parameters, within 1%; flops: its training FLOPs per token, within 2%; null: as"
+            " written"
+        ),
+    )
+    reference: str = Field("T", description="the pattern whose cost, at the same depth, every pattern is made to match")
+    target: int | None = Field(
+        None, ge=1, description="parameters, or FLOPs per token, to match instead; null: the reference's"
+    )
+    matched: str | None = Field(
+        None, description="written by a match: what it changed; a model that has it is not matched again"
+    )
 
 
 class RunConfig(Section):

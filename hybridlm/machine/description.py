@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hybridlm.config.device_rules import precision_problem
-from hybridlm.config.hardware import HardwareConfig
+from hybridlm.config.hardware import HardwareConfig, precision_problem
 from hybridlm.config.run import RunConfig
 from hybridlm.config.steps import schedule_problems
 from hybridlm.errors import ConfigError

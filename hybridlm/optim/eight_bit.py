@@ -6,7 +6,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from hybridlm.config.device_rules import optimizer_problem
+from hybridlm.config.hardware import optimizer_problem
 from hybridlm.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from hybridlm.config.guard import GuardConfig
+from hybridlm.config.train import GuardConfig
 from hybridlm.data.windows.loader import Batch
 from hybridlm.errors import RunFailed, UserError
 from hybridlm.model.lm import HybridLM

@@ -17,7 +17,7 @@ import torch
 
 from hybridlm.cli.compose import compose_config
 from hybridlm.cli.user_error import reported
-from hybridlm.config.guard import GuardConfig
+from hybridlm.config.train import GuardConfig
 from hybridlm.layers.mamba2 import Mamba2
 from hybridlm.model.build import fresh_model
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups

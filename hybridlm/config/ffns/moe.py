@@ -7,9 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from hybridlm.config.derive import divisors
 from hybridlm.config.ffns.mlp import MLPSpec, hidden_width
-from hybridlm.config.layers import FFNSection, Spec, Stream, rounded
+from hybridlm.config.layers import FFNSection, Spec, Stream, divisors, rounded
 from hybridlm.config.problems import broken
 
 

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from hybridlm.config.derive import divisors
-from hybridlm.config.layers import MixerSection, Spec, Stream
+from hybridlm.config.layers import MixerSection, Spec, Stream, divisors
 from hybridlm.config.problems import broken
 
 

@@ -7,8 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
-from hybridlm.config.derive import divisors, range_problems
-from hybridlm.config.layers import MixerSection, Spec, Stream
+from hybridlm.config.layers import MixerSection, Spec, Stream, divisors, range_problems
 from hybridlm.config.problems import broken
 from hybridlm.config.section import Pair
 

@@ -7,8 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
-from hybridlm.config.derive import divisors, inner_channels, range_problems
-from hybridlm.config.layers import MixerSection, Spec, Stream, rounded
+from hybridlm.config.layers import MixerSection, Spec, Stream, divisors, inner_channels, range_problems, rounded
 from hybridlm.config.problems import broken
 from hybridlm.config.section import Pair
 

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from hybridlm.config.derive import inner_channels, range_problems
-from hybridlm.config.layers import MixerSection, Spec, Stream, rounded
+from hybridlm.config.layers import MixerSection, Spec, Stream, inner_channels, range_problems, rounded
 from hybridlm.config.section import Pair
 
 

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from hybridlm.config.derive import range_problems
-from hybridlm.config.layers import Spec, Stream
+from hybridlm.config.layers import Spec, Stream, range_problems
 from hybridlm.config.mixers.heads import HeadsSection, HeadsSpec
 from hybridlm.config.problems import broken, show
 from hybridlm.config.section import Limits, Pair
