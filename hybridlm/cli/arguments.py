@@ -19,18 +19,7 @@ _MOST = 1_000_000_000  # tokens, or rows
 def overrides_of(verb: str, overrides: list[str] | None) -> list[str]:
     """The overrides of a verb, once checked for flags of other commands."""
     given = list(overrides or [])
-    options = {
-        "check": "--json",
-        "plan": "--json",
-        "prepare": "--show N",
-        "sweep": "--jobs, --seeds, --resume, --dry-run",
-    }
-    own = (
-        f"{options[verb]}, --help and the overrides of train.py"
-        if verb in options
-        else f"the options of `hybridlm {verb} --help`"
-    )
-    refuse_flags(given, (), own)
+    refuse_flags(given, (), f"the options of `hybridlm {verb} --help`, and the overrides of train.py")
     return given
 
 

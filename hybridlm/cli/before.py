@@ -15,6 +15,13 @@ from hybridlm.errors import ConfigError
 if TYPE_CHECKING:
     from hybridlm.config.run import RunConfig
 
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[GROUP=OPTION | FIELD=VALUE]...",
+        help="as for train.py, whose --help lists them: model=mamba2 size=d12 hardware=rtx4060 data.path=... ...",
+    ),
+]
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -28,13 +35,7 @@ def train(context: typer.Context) -> None:
 
 @app.command(context_settings=OVERRIDES)
 def plan(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[GROUP=OPTION | FIELD=VALUE]...",
-            help="as for train.py, whose --help lists them: size=d12 hardware=rtx4060 ...",
-        ),
-    ] = None,
+    overrides: _Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
     """Plan a run: memory by part, the largest micro-batch that fits, tokens per second; and what generating needs.
@@ -50,24 +51,14 @@ def plan(
 
         found, inference = plan_run(config), plan_inference(config)
         changes = [] if found.fits else suggestions(config, found)
-        print(
-            json_text(found, inference, changes) if as_json else full_text(found, inference),
-            end="\n" if as_json else "",
-            flush=True,
-        )
+        print(json_text(found, inference, changes) if as_json else full_text(found, inference)[:-1], flush=True)
         if not found.fits:
             raise ConfigError(refusal(found, changes))
 
 
 @app.command(context_settings=OVERRIDES)
 def check(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[GROUP=OPTION | FIELD=VALUE]...",
-            help="as for train.py, whose --help lists them: model=mamba2 size=d12 ...",
-        ),
-    ] = None,
+    overrides: _Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON line per row")] = False,
 ) -> None:
     """Verify a configuration: causality, decode, padding, documents, gradients, initial weights, parameters, state
@@ -92,13 +83,7 @@ def check(
 
 @app.command(context_settings=OVERRIDES)
 def prepare(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[GROUP=OPTION | FIELD=VALUE]...",
-            help="as for train.py, whose --help lists them: data=files data.path=... ...",
-        ),
-    ] = None,
+    overrides: _Overrides = None,
     show: Annotated[int, typer.Option("--show", min=0, help="print N training documents as coloured tokens")] = 0,
 ) -> None:
     """Read, split and tokenise the data of a configuration (otherwise done when training first starts)."""

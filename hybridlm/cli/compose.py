@@ -6,10 +6,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
@@ -26,10 +26,15 @@ if TYPE_CHECKING:
     from hydra._internal.config_repository import IConfigRepository
     from hydra.core.default_element import ResultDefault
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import MissingConfigException
     from omegaconf import DictConfig
 
 # What Hydra and OmegaConf raise at odd values besides errors of their own: while composing, these are the user's.
 _ODD = (AssertionError, AttributeError, IndexError, KeyError, OSError, RecursionError, TypeError, ValueError)
+
+
+# One job of a sweep: its configuration, its folder, and the overrides of its point.
+SweepJob = Callable[["DictConfig", Path, tuple[str, ...]], object]
 
 
 @dataclass(frozen=True)
@@ -43,27 +48,15 @@ class Composition:
     config: DictConfig
 
 
-class HydraJob(NamedTuple):
-    """One job of a sweep as Hydra hands it over: its configuration, its folder, and the overrides of its point."""
-
-    config: DictConfig
-    folder: Path
-    overrides: tuple[str, ...]
-
-    def tree(self) -> dict[str, object]:
-        """Our sections as plain values. ConfigError: an interpolation cannot be resolved."""
-        return plain_tree(self.config)
-
-
 def compose_config(overrides: Sequence[str], base: RunConfig | None = None) -> RunConfig:
     """The validated configuration of these overrides, or of ``base`` with them on top, without a run. Raises
     ConfigError."""
     from hybridlm.cli.overlay import overlaid
 
     line = CommandLine((), tuple(repair(overrides, groups())))
-    if base is None:
-        return matched(load_config(composed(line).tree)).config
-    return matched(overlaid(base, line, composed(line))).config
+    found = composed(line)
+    config = load_config(found.tree) if base is None else overlaid(base, line, found)
+    return matched(config).config
 
 
 def composed(line: CommandLine) -> Composition:
@@ -92,7 +85,10 @@ def composed(line: CommandLine) -> Composition:
                 config.hydra.runtime.output_dir = str(Path.cwd() / "outputs")
             HydraConfig.instance().set_config(config)
             choices = {str(group): option and str(option) for group, option in config.hydra.runtime.choices.items()}
-            return Composition(plain_tree(config), choices, _run_dir(config), config)
+            run_dir = None
+            with suppress(Exception):
+                run_dir = Path(str(config.hydra.run.dir))
+            return Composition(plain_tree(config), choices, run_dir, config)
         finally:
             HydraConfig.instance().cfg = before
 
@@ -110,13 +106,6 @@ def _check_files(hydra: GlobalHydra, given: Collection[str]) -> None:
         return merged
 
     loader._compose_config_from_defaults_list = checked
-
-
-def _run_dir(config: DictConfig) -> Path | None:
-    try:
-        return Path(str(config.hydra.run.dir))
-    except Exception:
-        return None
 
 
 def config_dir(line: CommandLine) -> str | None:
@@ -153,47 +142,44 @@ def hydra_errors(line: CommandLine, odd: tuple[type[Exception], ...] = ()) -> It
     except UserError:
         raise
     except MissingConfigException as error:
-        raise ConfigError(_missing(error.missing_cfg_file or "", error.options, line, error)) from error
+        raise ConfigError(_missing(error, line)) from error
     except OverrideParseException as error:
-        said = _one_line(error).removeprefix(f"Error parsing override '{error.override}'").strip()
-        reason, shown = re.sub(r" expecting .*", "", said), error.override.lstrip("+")
+        said = re.sub(r" expecting .*", "", _short(error).removeprefix(f"Error parsing override '{error.override}'"))
         raise ConfigError(
-            f"{_cut(repr(shown))} cannot be parsed: {_cut(reason)}; quote a value with special characters:"
-            " key='\"value\"'"
+            f"{_short(repr(error.override.lstrip('+')))} cannot be parsed: {said.strip()}; quote a value with special"
+            " characters: key='\"value\"'"
         ) from error
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        if (several := several_values(_one_line(error))) is not None:
-            raise ConfigError(_cut(several)) from error
-        parts = [_cut(_one_line(part)) for part in (error, error.__cause__) if part is not None and str(part)]
-        raise ConfigError("; ".join(parts)) from error
+        parts = [_short(part) for part in (error, error.__cause__) if part is not None and str(part)]
+        raise ConfigError(_short(several_values(_one_line(error)) or "; ".join(parts))) from error
     except odd as error:
-        raise ConfigError(
-            f"these arguments cannot be composed ({_cut(_one_line(error)) or type(error).__name__})"
-        ) from error
+        raise ConfigError(f"these arguments cannot be composed ({_short(error) or type(error).__name__})") from error
 
 
-def _missing(file: str, options: Sequence[str] | None, line: CommandLine, error: Exception) -> str:
-    """The line about an option that does not exist; ``options`` are those that Hydra found."""
+def _missing(error: MissingConfigException, line: CommandLine) -> str:
+    """The line about an option that does not exist."""
+    file = error.missing_cfg_file or ""
     group, _, option = file.rpartition("/")
     known = groups(config_dir(line))
     top = group.partition("/")[0]
     if top in known:  # an option may be in a subfolder of the group
         text = no_such_option(top, file.removeprefix(f"{top}/"), known)
-    elif group and (options is not None or f"{group}/{option}" in OF_PLUGINS):
-        text = no_such_option(group, option, {group: list(options or ())})
+    elif group and (error.options is not None or f"{group}/{option}" in OF_PLUGINS):
+        text = no_such_option(group, option, {group: list(error.options or ())})
     else:
         text = _one_line(error)
     place = re.match(r"In '([^']+)'", str(error))
     return text if place is None or place[1] in ("config", "hydra/config") else f"{place[1]}: {text}"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= 400 else text[:397] + "..."
-
-
-def _one_line(error: BaseException) -> str:
+def _one_line(error: object) -> str:
     noise = r" *(See https://hydra\S* for details|full_key: \S*|object_type=\S*|reference_type=\S*)"
     return re.sub(noise, "", " ".join(str(error).split())).strip()
+
+
+def _short(error: object) -> str:
+    text = _one_line(error)
+    return text if len(text) <= 400 else text[:397] + "..."
 
 
 def sweep_axes(overrides: Sequence[str]) -> list[Axis]:
@@ -230,27 +216,20 @@ def run_job(line: CommandLine, composition: Composition, folder: Path, job: Call
     from hydra.types import HydraContext, RunMode
     from omegaconf import read_write
 
-    config, failed = composition.config, list[Exception]()
+    config = composition.config
     with read_write(config.hydra), read_write(config.hydra.run):
         config.hydra.run.dir, config.hydra.output_subdir, config.hydra.mode = str(folder), None, RunMode.RUN
-
-    def task(_: DictConfig) -> None:
-        try:
-            job()
-        except Exception as error:  # raised here, Hydra would print a line of its own first
-            failed.append(error)
-
     with environment({ROOT_VARIABLE: root().as_posix()}), hydra_errors(line):
         callbacks = Callbacks(config)
         callbacks.on_run_start(config=config, config_name=config.hydra.job.config_name)
         context = HydraContext(config_loader=None, callbacks=callbacks)  # type: ignore[arg-type]
-        done = run_in_hydra(task, config, "hydra.run.dir", None, context)
+        done = run_in_hydra(lambda _: job(), config, "hydra.run.dir", None, context)
         callbacks.on_run_end(config=config, config_name=config.hydra.job.config_name, job_return=done)
-    if failed:
-        raise failed[0]
+    if isinstance(done._return_value, Exception):  # its public property prints a line of its own first
+        raise done._return_value
 
 
-def run_hydra(line: CommandLine, job: Callable[[HydraJob], object] | None = None) -> None:
+def run_hydra(line: CommandLine, job: SweepJob | None = None) -> None:
     """Hand over to ``hydra.main`` what it alone can do (sweeps, whose points are given to ``job``; --cfg, --info,
     completion), with its errors as exceptions and its own command line in place of ours."""
     import hydra
@@ -262,7 +241,7 @@ def run_hydra(line: CommandLine, job: Callable[[HydraJob], object] | None = None
         own = HydraConfig.get()
         overrides = tuple(str(override) for override in own.overrides.task)
         try:
-            return job and job(HydraJob(config, Path(own.runtime.output_dir), overrides))
+            return job and job(config, Path(own.runtime.output_dir), overrides)
         except Exception as error:
             raised.append(error)
             raise

@@ -18,7 +18,6 @@ _HARMLESS = {
     "job": {"name"},
     "mode": set[str](),
 }  # what a file may set of hydra
-_SEEN: dict[Path, tuple[int, str | None]] = {}  # by path: modification time, and what is wrong
 
 
 def refuse_code(loaded: Sequence[tuple[str, str]], sources: Sequence[Path], given: Collection[str]) -> None:
@@ -40,16 +39,9 @@ def refuse_code(loaded: Sequence[tuple[str, str]], sources: Sequence[Path], give
         elif package.partition(".")[0] == "hydra":
             problem = f"its package is {package}, which only conf/hydra/ and the command line may set"
         else:
-            problem = _problem(path)
+            problem = _problem_in(yaml.safe_load(path.read_text(encoding="utf-8")))
         if problem is not None:
             raise UserError(f"{path}: {problem}")
-
-
-def _problem(path: Path) -> str | None:
-    changed = path.stat().st_mtime_ns
-    if path not in _SEEN or _SEEN[path][0] != changed:
-        _SEEN[path] = changed, _problem_in(yaml.safe_load(path.read_text(encoding="utf-8")))
-    return _SEEN[path][1]
 
 
 def _problem_in(tree: object) -> str | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hybridlm.cli.compose import Composition, HydraJob, environment
+from hybridlm.cli.compose import Composition, SweepJob, environment, plain_tree
 from hybridlm.cli.rendezvous import Decision, Rendezvous
 from hybridlm.cli.streams import prepare_streams
 from hybridlm.cli.user_error import lines_of
@@ -23,6 +23,9 @@ from hybridlm.machine.signals import heeded
 from hybridlm.runs.resume import Call, NothingLeft, Resume, recorded, requeued
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.sweep.matching import matched
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
 _LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -56,23 +59,21 @@ def train(begin: Begin, verb: tuple[str, ...], others: Rendezvous | None) -> Non
         print(end)
 
 
-def sweep_job(verb: tuple[str, ...]) -> Callable[[HydraJob], object]:
+def sweep_job(verb: tuple[str, ...]) -> SweepJob:
     """A job of a Hydra sweep; returns the value that a sweeper minimises."""
 
-    def job(point: HydraJob) -> object:
-        folder = RunFolder(point.folder)
+    def job(composed: DictConfig, place: Path, overrides: tuple[str, ...]) -> object:
+        folder = RunFolder(place)
         prepare_streams("continues")  # also in a process that a launcher of Hydra has started
-        call = Call(verb, point.overrides, anew=requeued(folder), sweep=True)
+        call = Call(verb, overrides, anew=requeued(folder), sweep=True)
         try:
             with folder.training() as holding:
                 resume = Resume(folder.newest_checkpoint(), named=True) if call.anew and folder.resumable() else None
-                result = _run(load_config(point.tree()), folder, holding, resume, call, None)
+                result = _run(load_config(plain_tree(composed)), folder, holding, resume, call, None)
                 return result.get("val/bpb", result.get("val/loss"))
         except Exception as error:
             if (lines := lines_of(error)) is not None:
-                with ExitStack() as stack:
-                    if not folder.is_run():  # nobody else's
-                        stack.enter_context(_logged(folder))
+                with nullcontext() if folder.is_run() else _logged(folder):  # a run's log is somebody else's
                     log.error(lines)
             raise
 

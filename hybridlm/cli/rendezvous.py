@@ -78,9 +78,8 @@ class Rendezvous:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._state["state"] != "met":  # nobody reads it after that
-            problem = type(error).__name__ if error else ""
-            if isinstance(error, UserError | RunFailed):
-                problem = str(error).split("\n")[0]
+            told = isinstance(error, UserError | RunFailed)
+            problem = str(error).split("\n")[0] if told else type(error).__name__ if error else ""
             with suppress(OSError):
                 self._publish({"state": "ended", "problem": problem})
         self._clear(_FAREWELL)
@@ -146,17 +145,15 @@ class Rendezvous:
         """Waits until the other ranks have read the files, then the first rank deletes them. The others wait, too: a
         launcher ends all ranks as soon as one has failed."""
         end = time.monotonic() + patience
-        while (
-            self._folder.exists() and time.monotonic() < end and (self._rank > 0 or any(map(self._reads, self._ranks)))
-        ):
+        while self._folder.exists() and time.monotonic() < end and (self._rank > 0 or self._read_on()):
             time.sleep(_POLL)
         if self._rank == 0:
             shutil.rmtree(self._folder, ignore_errors=True)
         remove_empty(self._folder.parent, self._made)
 
-    def _reads(self, rank: int) -> bool:
-        """Whether a rank may still read the files of the others."""
-        return self._read(rank).get("state") not in ("met", "ended")
+    def _read_on(self) -> bool:
+        """Whether some rank may still read the files of the others."""
+        return any(self._read(rank).get("state") not in ("met", "ended") for rank in self._ranks)
 
 
 def _key(launched: Launch) -> str:

@@ -49,8 +49,6 @@ def main(argv: list[str] | None = None, verb: tuple[str, ...] = ()) -> None:
 
 
 def _main(line: CommandLine, verb: tuple[str, ...]) -> None:
-    if line.has("--experimental-rerun"):
-        raise UserError("--experimental-rerun: reads a pickle, which could run code; resume a run with ckpt=RUN")
     if line.has(*_PASSED_THROUGH):
         run_hydra(line)
         return
@@ -91,10 +89,9 @@ def _decided(line: CommandLine, shared: Sequence[str], held: ExitStack) -> Begin
 
     shared: overrides that name the folder of a new run; held: is entered with the run's folder.
     """
-    ckpt, named = value_of(line.overrides, "ckpt"), value_of(line.overrides, "hydra.run.dir")
-    overrides = tuple(override for override in line.overrides if key_of(override) != "ckpt")
+    ckpt, named, line = _resumes(line)
     folder = resumed_folder(ckpt, named)
-    new = composed(CommandLine(line.flags, overrides if folder else (*overrides, *shared)))
+    new = composed(line if folder else CommandLine(line.flags, (*line.overrides, *shared)))
     if folder is None:
         config = load_config(new.tree)
         if ckpt is None and config.ckpt is not None:  # set in a YAML file
@@ -103,16 +100,23 @@ def _decided(line: CommandLine, shared: Sequence[str], held: ExitStack) -> Begin
     if folder is not None and ckpt is not None:
         holding = held.enter_context(folder.training())
         resume, old = checkpoint_to_resume(ckpt, folder), recorded(folder, rules=False)
-        config = overlaid(old, CommandLine(line.flags, overrides), new)
+        config = overlaid(old, line, new)
         refuse_other_optimizer(folder, old, config)
-        return Begin(config, overrides, new, folder, holding, resume)
+        return Begin(config, line.overrides, new, folder, holding, resume)
     if new.run_dir is None:
         raise ConfigError("hydra.run.dir: cannot be resolved; name the folder (hydra.run.dir=...)")
     found = RunFolder(new.run_dir.absolute())
     holding = held.enter_context(found.training())
     if found.is_run() and ckpt != "auto":
         raise found.taken()
-    return Begin(config, overrides, new, found, holding, anew=ckpt == "auto")
+    return Begin(config, line.overrides, new, found, holding, anew=ckpt == "auto")
+
+
+def _resumes(line: CommandLine) -> tuple[str | None, str | None, CommandLine]:
+    """What ``ckpt`` and ``hydra.run.dir`` say, and the command line without ``ckpt``."""
+    others = tuple(override for override in line.overrides if key_of(override) != "ckpt")
+    ckpt, named = value_of(line.overrides, "ckpt"), value_of(line.overrides, "hydra.run.dir")
+    return ckpt, named, CommandLine(line.flags, others)
 
 
 def _check_sweep(line: CommandLine) -> None:
@@ -127,9 +131,7 @@ def _check_sweep(line: CommandLine) -> None:
     named = value_of(line.overrides, "hydra.sweep.dir")
     if named is not None and any(Path(named).glob("*/config.yaml")):
         raise UserError(f"{named} already holds the runs of a sweep; choose another folder (hydra.sweep.dir=...)")
-    if not overridden_sections(line.overrides) or any(
-        key_of(override) == "hydra/sweeper" for override in line.overrides
-    ):
+    if not overridden_sections(line.overrides) or value_of(line.overrides, "hydra/sweeper") is not None:
         return
     for warning in effectless(found, lambda point: load_config(composed(CommandLine(line.flags, tuple(point))).tree)):
         print(warning, file=sys.stderr)
@@ -137,11 +139,11 @@ def _check_sweep(line: CommandLine) -> None:
 
 def _show(line: CommandLine) -> None:
     """--cfg: the configuration of the run."""
-    ckpt, named = value_of(line.overrides, "ckpt"), value_of(line.overrides, "hydra.run.dir")
-    overrides = CommandLine(line.flags, tuple(override for override in line.overrides if key_of(override) != "ckpt"))
+    ckpt, named, others = _resumes(line)
     folder = resumed_folder(ckpt, named)
     if folder is None:
         load_config(composed(line).tree)
         run_hydra(line)
     else:
-        print(to_yaml(matched(overlaid(recorded(folder, rules=False), overrides, composed(overrides))).config), end="")
+        config = overlaid(recorded(folder, rules=False), others, composed(others))
+        print(to_yaml(matched(config).config), end="")

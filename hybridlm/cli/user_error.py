@@ -78,14 +78,11 @@ def _of_the_machine(error: Exception) -> str | None:
         )
     if not isinstance(error, OSError):
         return None
-    what = error.strerror or " ".join(str(error).split()) or type(error).__name__
     if error.filename is None and error.errno == errno.ENOENT and not _has_working_folder():
         return "the working directory no longer exists; change to another one"
-    where = (
-        ""
-        if error.filename is None
-        else f"{os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}: "
-    )
+    place = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    where = "" if place is None else f"{place}: "
+    what = error.strerror or " ".join(str(error).split()) or type(error).__name__
     return f"{where}{what}" + (f"; {_ADVICE[error.errno]}" if error.errno in _ADVICE else _WHERE)
 
 

@@ -17,7 +17,7 @@ from hybridlm.errors import ConfigError, UserError
 
 _FLAGS_WITH_VALUE = (
     *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p"),
-    *("--cfg", "-c", "--info", "-i", "--experimental-rerun"),
+    *("--cfg", "-c", "--info", "-i"),  # not --experimental-rerun, which reads a pickle
 )
 HYDRA_FLAGS = (
     *_FLAGS_WITH_VALUE,

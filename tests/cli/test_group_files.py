@@ -78,4 +78,4 @@ def test_what_a_file_may_set(folder):
 def test_a_pickle_is_no_way_to_start(capsys):
     with pytest.raises(SystemExit):
         main(["--experimental-rerun", "config.pickle"])
-    assert "could run code" in capsys.readouterr().err
+    assert "unknown option --experimental-rerun" in capsys.readouterr().err
