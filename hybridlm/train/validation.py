@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridlm.config.synthetic import words
-from hybridlm.data.synthetic.examples import as_text
-from hybridlm.data.synthetic.source import held_out
+from hybridlm.data.synthetic.source import as_text, held_out
 from hybridlm.data.windows.order import IGNORE
 from hybridlm.eval.probes import text_probe_metrics
 from hybridlm.train.compiled import eager
