@@ -13,8 +13,7 @@ from torch import Tensor
 from hybridlm.config.data import DataConfig
 from hybridlm.config.logging import ProbesConfig
 from hybridlm.config.synthetic import words
-from hybridlm.data.synthetic.examples import as_text
-from hybridlm.data.synthetic.source import held_out
+from hybridlm.data.synthetic.source import as_text, held_out
 from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.data.windows.order import IGNORE
 from hybridlm.eval.probes import text_probe_metrics

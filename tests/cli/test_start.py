@@ -75,7 +75,7 @@ def test_a_start_does_everything_once(counted, tiny, data, tmp_path, monkeypatch
         overrides = [*tiny, "trainer.max_steps=4"]
     else:
         some = SimpleNamespace(get_path=lambda name: str(Path(json.__file__).parent))  # all of it takes ten seconds
-        monkeypatch.setattr("hybridlm.data.reading.standard_library.sysconfig", some)
+        monkeypatch.setattr("hybridlm.data.reading.sources.sysconfig", some)
         overrides = ["size=tiny", "trainer.max_steps=4", "data.tokenizer.kind=bytes", "callbacks=none", "hardware=cpu"]
     first, every = counted(*overrides, "hydra.run.dir=run")
     assert first == START

@@ -10,8 +10,7 @@ import numpy as np
 
 from hybridlm.data.corpus import Part, Prepared, TextSplit
 from hybridlm.data.files.bins import BinWriter, open_bin, read_meta
-from hybridlm.data.files.mapped import Piece
-from hybridlm.data.files.stream import TokenStream, joined
+from hybridlm.data.files.stream import Piece, TokenStream, joined
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.data.windows.packing import Packing
 

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from hybridlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, symbol_tokenizer, train_bpe
-from hybridlm.data.tokenizer.library import library_of
+from hybridlm.data.tokenizer.foreign import library_of
 from hybridlm.errors import UserError
 
 TEXT = "def f(x):\n    return 'naïve' + \"☃ 你好\"  # 1234\n"

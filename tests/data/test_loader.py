@@ -10,10 +10,9 @@ from streams import EOS, raw_stream, some_documents, split
 
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.data.windows.loader import TrainLoader, ValLoader
-from hybridlm.data.windows.mixture import Mixture
 from hybridlm.data.windows.order import IGNORE, window_count
 from hybridlm.data.windows.packed_files import PackedStream
-from hybridlm.data.windows.window_sources import CutWindows, PackedWindows, SideBySide
+from hybridlm.data.windows.window_sources import CutWindows, Mixture, PackedWindows, SideBySide
 from hybridlm.errors import UserError
 
 FOLDER = tempfile.TemporaryDirectory()

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from streams import raw_stream
 
-from hybridlm.data.windows.mixture import BLOCK, Mixture, shares
-from hybridlm.data.windows.window_sources import CutWindows
+from hybridlm.data.windows.window_sources import BLOCK, CutWindows, Mixture, shares
 from hybridlm.errors import UserError
 
 WEIGHTS = [3.0, 1.0, 0.5]

@@ -9,8 +9,7 @@ import pytest
 from streams import EOS, raw_stream, some_documents, token_file
 
 from hybridlm.data.files import stream as stream_module
-from hybridlm.data.files.mapped import Piece
-from hybridlm.data.files.stream import TokenStream, joined
+from hybridlm.data.files.stream import Piece, TokenStream, joined
 
 SIZES = (7, 1, 2, 30, 3, 11)
 WHOLE = np.arange(sum(SIZES))

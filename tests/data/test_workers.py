@@ -8,9 +8,8 @@ import torch
 from streams import EOS, raw_stream, some_documents, split
 
 from hybridlm.data.windows.loader import TrainLoader
-from hybridlm.data.windows.mixture import Mixture
 from hybridlm.data.windows.packed_files import PackedStream
-from hybridlm.data.windows.window_sources import CutWindows, PackedWindows
+from hybridlm.data.windows.window_sources import CutWindows, Mixture, PackedWindows
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ import numpy as np
 
 from hybridlm.config.problems import recorded
 from hybridlm.config.section import Section
-from hybridlm.data.files.mapped import Piece
+from hybridlm.data.files.stream import Piece
 from hybridlm.errors import UserError
 from hybridlm.files.plain import Unreadable, read_json
 

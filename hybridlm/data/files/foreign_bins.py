@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from hybridlm.data.files.bins import open_bin, read_meta
-from hybridlm.data.files.mapped import Mapped, Piece
+from hybridlm.data.files.stream import Mapped, Piece
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.files.plain import Unreadable, open_regular
 

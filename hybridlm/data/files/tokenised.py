@@ -12,8 +12,7 @@ import numpy as np
 from hybridlm.config.data import DataConfig
 from hybridlm.data.corpus import Part, Prepared, TextSplit
 from hybridlm.data.files.foreign_bins import open_foreign
-from hybridlm.data.files.mapped import Piece
-from hybridlm.data.files.stream import TokenStream, joined
+from hybridlm.data.files.stream import Piece, TokenStream, joined
 from hybridlm.data.keep import cache_name, keep_json, kept_json
 from hybridlm.data.reading.paths import find_files, shown
 from hybridlm.data.tokenizer import Tokenizer, load_tokenizer

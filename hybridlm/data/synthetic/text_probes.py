@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hybridlm.data.synthetic.draws import Draws, row_keys
-from hybridlm.data.synthetic.recall import unasked
+from hybridlm.data.synthetic.tasks import unasked
 
 _SHOTS = 4  # lists in the copying probe, each with its copy; the last copy is measured
 _FEWEST = 2  # ordinary tokens that a vocabulary needs: the two separators of copying

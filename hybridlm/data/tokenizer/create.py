@@ -12,8 +12,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from hybridlm.data.reading.documents import encodable
 from hybridlm.data.tokenizer.byte_strings import byte_letters
 from hybridlm.data.tokenizer.cuts import SPLIT_PATTERN, to_learn
-from hybridlm.data.tokenizer.foreign import EOS, read
-from hybridlm.data.tokenizer.library import LEGAL, reading
+from hybridlm.data.tokenizer.foreign import EOS, LEGAL, read, reading
 from hybridlm.data.tokenizer.tokenizer import SymbolTokenizer, Tokenizer
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.files.home import expanded

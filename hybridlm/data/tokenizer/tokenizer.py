@@ -20,8 +20,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 
 from hybridlm.data.tokenizer.byte_strings import MARK, byte_strings, check, is_byte_level, parts
 from hybridlm.data.tokenizer.cuts import PIECE_CHARS, batches, cut, places_to_cut
-from hybridlm.data.tokenizer.foreign import EOS, saved_eos, unmarked
-from hybridlm.data.tokenizer.library import failures, library_of, read_facts, reading
+from hybridlm.data.tokenizer.foreign import EOS, failures, library_of, read_facts, reading, saved_eos, unmarked
 from hybridlm.errors import UserError
 
 _PROBE = "  Hello World! don't  naïve ☃ 你好 😀 \r\n\n\tx = 1234 __ ▁ <s>\n "

@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hybridlm.data.files.mapped import Mapped
-from hybridlm.data.files.stream import TokenStream, opened
+from hybridlm.data.files.stream import Mapped, TokenStream, opened
 from hybridlm.data.keep import keep_json, kept_json
 from hybridlm.data.windows.packing import Packing, document_starts, pack
 from hybridlm.errors import RunFailed, UserError

@@ -8,9 +8,8 @@ from typing import NamedTuple
 from hybridlm.config.data import DataConfig
 from hybridlm.data.corpus import Part, Prepared
 from hybridlm.data.synthetic.source import GeneratedWindows
-from hybridlm.data.windows.mixture import Mixture
 from hybridlm.data.windows.packed_files import PackedStream
-from hybridlm.data.windows.window_sources import CutWindows, PackedWindows, SideBySide, Source, Windows
+from hybridlm.data.windows.window_sources import CutWindows, Mixture, PackedWindows, SideBySide, Source, Windows
 from hybridlm.errors import ConfigError, UserError
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hybridlm.config.synthetic import SyntheticConfig, SyntheticTask, shortest, words
-from hybridlm.data.synthetic.examples import Examples, as_text
+from hybridlm.data.synthetic.source import GeneratedWindows, as_text
 from hybridlm.errors import UserError
 
 TASKS = get_args(SyntheticTask)
@@ -84,7 +84,7 @@ def test_a_solver_answers_every_example_from_the_prompt_alone(task, split):
     for settings in ({}, {"min_length": 25}, {"modulus": 7, "vocab_size": 50, "n_items": 1, "n_pairs": 2, "seed": 9}):
         section = config(task, **settings)
         names = words(section)
-        ids, targets = Examples(section, split, LENGTH).make(np.arange(40))
+        ids, targets, _ = GeneratedWindows(section, split, LENGTH).rows(np.arange(40))
         assert ids.min() >= 0
         assert max(ids.max(), targets.max()) < len(names)
         for row, answers in zip(ids.tolist(), targets.tolist(), strict=True):
@@ -103,48 +103,53 @@ def test_the_shortest_example_is_one_and_the_targets_are_counted(task):
             if task == "parity" and length < 4:
                 continue  # so few texts that none may be held out
             try:
-                ids, targets = Examples(section, "train", length).make(np.arange(20))
+                ids, targets, _ = GeneratedWindows(section, "train", length).rows(np.arange(20))
             except UserError:
                 assert task.startswith("modular")
                 assert length < 4
                 continue
             assert ids.shape == targets.shape == (20, length)
-            assert np.array_equal((targets >= 0).sum(axis=1), Examples(section, "train", length).answers(np.arange(20)))
+            assert np.array_equal(
+                (targets >= 0).sum(axis=1), GeneratedWindows(section, "train", length).targets(np.arange(20))
+            )
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_an_example_is_a_function_of_seed_split_and_number(task):
     section = config(task, min_length=30)
-    examples = Examples(section, "train", LENGTH)
-    ids, targets = examples.make(np.arange(64))
+    examples = GeneratedWindows(section, "train", LENGTH)
+    ids, targets, _ = examples.rows(np.arange(64))
     mixed = np.random.default_rng(0).permutation(64)
-    again = Examples(section, "train", LENGTH).make(mixed)
+    again = GeneratedWindows(section, "train", LENGTH).rows(mixed)
     assert np.array_equal(ids[mixed], again[0])
     assert np.array_equal(targets[mixed], again[1])
     for number in (0, 17, 10**12):
-        assert np.array_equal(examples.make(np.array([number]))[0], examples.make(np.array([3, number]))[0][1:])
-    others = [Examples(section, "val", LENGTH), Examples(config(task, min_length=30, seed=1), "train", LENGTH)]
-    assert all(not np.array_equal(ids, other.make(np.arange(64))[0]) for other in others)
+        assert np.array_equal(examples.rows(np.array([number]))[0], examples.rows(np.array([3, number]))[0][1:])
+    others = [
+        GeneratedWindows(section, "val", LENGTH),
+        GeneratedWindows(config(task, min_length=30, seed=1), "train", LENGTH),
+    ]
+    assert all(not np.array_equal(ids, other.rows(np.arange(64))[0]) for other in others)
     assert len({tuple(row) for row in ids.tolist()}) == 64
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_lengths_are_spread_from_the_least_to_the_window(task):
     section = config(task, min_length=31)
-    ids = Examples(section, "train", LENGTH).make(np.arange(400))[0]
+    ids = GeneratedWindows(section, "train", LENGTH).rows(np.arange(400))[0]
     lengths = Counter((ids > 0).sum(axis=1).tolist())
     even = task in ("copying", "modular_arithmetic")
     assert set(lengths) == (set(range(32, 41, 2)) if even else set(range(31, 41)))
     assert all((row[: (row > 0).sum()] > 0).all() for row in ids), "filled up behind, nowhere else"
     assert max(lengths.values()) < 3 * min(lengths.values())
-    assert (Examples(section, "val", LENGTH).make(np.arange(20))[0][:, : LENGTH - even] > 0).all()
+    assert (GeneratedWindows(section, "val", LENGTH).rows(np.arange(20))[0][:, : LENGTH - even] > 0).all()
 
 
 def test_no_example_is_in_both_splits_even_where_there_are_few():
     section = config("parity")
     for length in (6, 8):
         seen = {
-            split: {tuple(row) for row in Examples(section, split, length).make(np.arange(4000))[0].tolist()}
+            split: {tuple(row) for row in GeneratedWindows(section, split, length).rows(np.arange(4000))[0].tolist()}
             for split in ("train", "val")
         }
         assert not seen["train"] & seen["val"]
@@ -152,21 +157,22 @@ def test_no_example_is_in_both_splits_even_where_there_are_few():
         assert seen["val"]
         # Another seed draws other numbers and holds the same ones out.
         other = {
-            tuple(row) for row in Examples(config("parity", seed=5), "val", length).make(np.arange(2000))[0].tolist()
+            tuple(row)
+            for row in GeneratedWindows(config("parity", seed=5), "val", length).rows(np.arange(2000))[0].tolist()
         }
         assert other == seen["val"]
 
 
 def test_too_few_examples_to_hold_some_out_are_an_error_of_one_line():
     """One bit has two examples, which the hash puts on the same side."""
-    assert Examples(config("parity"), "train", 1).make(np.arange(200))[0].shape == (200, 1)
+    assert GeneratedWindows(config("parity"), "train", 1).rows(np.arange(200))[0].shape == (200, 1)
     with pytest.raises(UserError, match=r"examples of 1 tokens, none is left for val") as error:
-        Examples(config("parity"), "val", 1).make(np.arange(200))
+        GeneratedWindows(config("parity"), "val", 1).rows(np.arange(200))
     assert len(error.value.problems) == 1
 
 
 def answers_of(section, length, count):
-    targets = Examples(section, "val", length).make(np.arange(count))[1]
+    targets = GeneratedWindows(section, "val", length).rows(np.arange(count))[1]
     return Counter(targets[targets >= 0].tolist())
 
 
@@ -193,7 +199,7 @@ def test_the_most_frequent_result_is_as_frequent_as_the_page_says(task, most):
 def test_queries_of_mqar_lie_near_the_pairs_as_zoology_draws_them():
     """Against numpy's own weighted drawing without replacement."""
     section = config("mqar")
-    targets = Examples(section, "train", 64).make(np.arange(4000))[1]
+    targets = GeneratedWindows(section, "train", 64).rows(np.arange(4000))[1]
     places = (np.nonzero(targets >= 0)[1] - 6) // 2
     weights = np.arange(1, 30) ** (0.01 - 1.0)
     random = np.random.default_rng(0)
