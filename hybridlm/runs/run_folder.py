@@ -167,8 +167,8 @@ class RunFolder:
     def rewind(self, step: int) -> None:
         """Prepares to resume from ``step``: deletes files that a killed process left half-written, and renames later
         checkpoints, so that they are not taken for the newest; ``drop_superseded`` deletes them."""
-        remove_partials(self.checkpoints)
-        remove_partials(self.path)
+        for place in (self.path, self.checkpoints, self.recorded_overrides.parent):
+            remove_partials(place)
         for path in (*self.step_checkpoints(), *self.best_checkpoints()):
             if step_of(path) > step:
                 os.replace(path, path.with_name(path.name + _SUPERSEDED))
