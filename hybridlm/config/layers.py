@@ -116,11 +116,12 @@ def rounded(width: float, multiple: int) -> int:
 
 
 def divisors(number: int, near: int) -> str:
-    """The divisors of ``number`` next to ``near``, as text."""
-    found = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
-    found = sorted({*found, *(number // d for d in found)})
-    below, above = [d for d in found if d < near], [d for d in found if d > near]
-    return " and ".join(str(d) for d in [*below[-1:], *above[:1]])
+    """The divisors of ``number`` next to ``near``, as text, as far as they are within 10,000 of it: a stranger's
+    numbers may be of any size."""
+    nearest = min(near, number + 1)
+    below = (d for d in range(nearest - 1, max(0, nearest - 10_001), -1) if number % d == 0)
+    above = (d for d in range(near + 1, min(number, near + 10_000) + 1) if number % d == 0)
+    return " and ".join(str(d) for found in (below, above) if (d := next(found, None)))
 
 
 def inner_channels(expand: float, d_model: int, where: str) -> tuple[int, list[str]]:
