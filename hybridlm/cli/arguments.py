@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from typer.main import get_command
+
+from hybridlm.cli.app import app
 from hybridlm.config.overrides import key_of, merged, pieces, quoted, refuse_flags
 from hybridlm.errors import UserError
 from hybridlm.runs.resume import recorded
@@ -19,7 +22,9 @@ _MOST = 1_000_000_000  # tokens, or rows
 def overrides_of(verb: str, overrides: list[str] | None) -> list[str]:
     """The overrides of a verb, once checked for flags of other commands."""
     given = list(overrides or [])
-    refuse_flags(given, (), f"the options of `hybridlm {verb} --help`, and the overrides of train.py")
+    options: Any = get_command(app).commands[verb]  # type: ignore[attr-defined]
+    own = [option.opts[0] for option in options.params if option.opts[0].startswith("--")]
+    refuse_flags(given, (), f"{', '.join(own)}, --help and the overrides of train.py")
     return given
 
 

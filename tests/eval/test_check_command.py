@@ -105,7 +105,7 @@ def test_a_failure_is_code_1_and_names_the_layer(monkeypatch, style):
         (["model.patern=TM"], ["did you mean model.pattern?"]),
         (["model.pattern=TMX"], ["position 3", "'X'"]),
         (["model=hybird_small"], ["did you mean model=hybrid_small?"]),
-        (["--fast"], ["unknown option --fast", "hybridlm check --help"]),
+        (["--fast"], ["unknown option --fast", "--json"]),
         (["-m", "optim.lr=1,2"], ["unknown option -m"]),
         (["fast"], ["'fast'", "field=value"]),
         (["ckpt=last"], ["ckpt = 'last'", "remove ckpt"]),
