@@ -33,7 +33,7 @@ def test_it_prepares_and_shows_documents(corpus, tmp_path):
         (["data=files"], "data.path = null"),
         (["data=files", "data.path=nowhere/*.txt"], "matches no file"),
         (["data=files", "data.pth=x"], "data.pth"),
-        (["--shw", "3"], "unknown option --shw 3; legal: --show N, --help and the overrides of train.py"),
+        (["--shw", "3"], "unknown option --shw 3; legal: the options of `hybridlm prepare --help`"),
         (["data=bins", "data.path=nowhere.bin", "data.tokenizer.path=nowhere.json"], "nowhere.json"),
     ],
 )
