@@ -105,16 +105,16 @@ class Planner:
             usable //= self._devices  # the processes share the machine's memory
         on_cpu = _CPU_NARROW_MARGIN if work.precision in _NARROW else _CPU_MARGIN
         margin, spare = _CUDA_MARGIN if work.gpu else on_cpu
-        self._limit = MemoryLimit(usable, margin, spare * 2**20)
+        self.limit = MemoryLimit(usable, margin, spare * 2**20)
 
     def rough(self) -> tuple[int, float | None, float] | None:
         """Bytes of the smallest option, with the margin; tokens per second and relative time with about the largest
         micro-batch that fits. None: no option fits."""
-        found = roughly(self.steps, self._options, self._limit)
+        found = roughly(self.steps, self._options, self.limit)
         if found is None:
             return None
         step, least = found
-        return self._limit.reserved(least), self._speed(step), self.steps.time(step)
+        return self.limit.reserved(least), self._speed(step), self.steps.time(step)
 
     def _speed(self, step: StepSettings) -> float | None:
         """Tokens per second of all devices."""
@@ -125,7 +125,7 @@ class Planner:
 
     def plan(self) -> Plan:
         steps, work, config = self.steps, self.steps.work, self._config
-        step, peak, fits = choose(steps, self._options, self._limit)
+        step, peak, fits = choose(steps, self._options, self.limit)
         return Plan(
             device=self._facts.name,
             devices=self._devices,
@@ -142,8 +142,8 @@ class Planner:
             parameters=parameters(steps.model),
             vocabulary=self._vocabulary,
             peak=peak,
-            reserved_bytes=self._limit.reserved(peak.bytes),
-            limit_bytes=self._limit.bytes,
+            reserved_bytes=self.limit.reserved(peak.bytes),
+            limit_bytes=self.limit.bytes,
             fits=fits,
             tokens_per_s=self._speed(step),
             compiled=config.trainer.compile,

@@ -60,7 +60,7 @@ class BinWriter(contextlib.ExitStack):
         self._dtype: Literal["<u2", "<u4"] = "<u2" if vocab_size < 65536 else "<u4"
         self._eos = np.array([eos_id], dtype=self._dtype).tobytes()
         self._starts: list[int] = []
-        self._text_bytes = 0
+        self.text_bytes = 0
         self.count = 0
         self._bin = self._opened(".bin")
         self._mask = self._opened(".mask") if masked else None
@@ -71,7 +71,7 @@ class BinWriter(contextlib.ExitStack):
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocab_size:
             raise ValueError(f"document {len(self._starts)} has an id outside the vocabulary of {self._vocab_size}")
         self._starts.append(self.count)
-        self._text_bytes += text_bytes
+        self.text_bytes += text_bytes
         self._bin.write(self._eos + ids.astype(self._dtype).tobytes())
         self.count += 1 + ids.size
         if self._mask is not None and learned is not None:
@@ -96,7 +96,7 @@ class BinWriter(contextlib.ExitStack):
             documents=len(self._starts),
             vocab_size=self._vocab_size,
             tokenizer=self._tokenizer,
-            text_bytes=self._text_bytes,
+            text_bytes=self.text_bytes,
             sha256={ending: _sha256_of(self._path.with_suffix(ending)) for ending in files},
         )
         self._path.with_suffix(".json").write_text(meta.model_dump_json(indent=1) + "\n", encoding="utf-8")

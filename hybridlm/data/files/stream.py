@@ -164,7 +164,8 @@ class TokenStream:
         self.pieces = tuple(pieces)
         self.masked = pieces[0].masked
         # (pieces + 1,): where each begins, and the end
-        self.firsts = np.cumsum([0, *(piece.size for piece in pieces)], dtype=np.int64)
+        self._sizes = [piece.size for piece in pieces]
+        self.firsts = np.cumsum([0, *self._sizes], dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self.firsts[-1])
@@ -211,6 +212,6 @@ class TokenStream:
             while done < length:  # once, nearly always
                 whole = self.arrays(piece)[field]
                 assert whole is not None  # masks are read of masked streams only
-                found = whole[place : min(place + length - done, self.pieces[piece].size)]
+                found = whole[place : min(place + length - done, self._sizes[piece])]
                 row[done : done + found.size] = found
                 done, place, piece = done + found.size, 0, piece + 1

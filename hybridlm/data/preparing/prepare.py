@@ -19,7 +19,7 @@ from hybridlm.data.corpus import Part, Prepared, TextSplit
 from hybridlm.data.files import bins
 from hybridlm.data.files.stream import TokenStream, joined
 from hybridlm.data.files.tokenised import open_tokenised
-from hybridlm.data.keep import keep_json, kept_json
+from hybridlm.data.keep import cache_name, keep_json, kept_json
 from hybridlm.data.preparing.build import FORMAT_VERSION, MANIFEST, TOKENIZER, Manifest, Report, Source, build
 from hybridlm.data.preparing.corpus_tokenizer import corpus_tokenizer
 from hybridlm.data.preparing.tokenise import Problem, refusal
@@ -100,12 +100,10 @@ def _sources(config: DataConfig, place: Path, report: Report, whole: bool) -> li
 
         for name, weight, corpus in corpora:
             opened = open_corpus(corpus, unit_bytes=config.shard_mb * 1_000_000, cache=place, progress=advance)
-            if whole and opened.named is None:
-                opened = replace(opened, named=0)
-            sources.append(Source(name, weight, corpus, opened, config.val_fraction))
-    for source in sources:
-        for note in source.corpus.notes:
-            report(f"{source.name}: {note}")
+            named = 0 if whole and opened.named is None else opened.named
+            sources.append(Source(name, weight, corpus, replace(opened, named=named), config.val_fraction))
+    for line in (f"{source.name}: {note}" for source in sources for note in source.corpus.notes):
+        report(line)
     return sources
 
 
@@ -124,9 +122,8 @@ def _fingerprint(config: DataConfig, source: Source, tokenizer: Tokenizer) -> st
 
 def _workers(config: DataConfig) -> int:
     """Processes that tokenise: by default as many as this process may use cores."""
-    if config.prepare_workers != "auto":
-        return config.prepare_workers
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return mine if config.prepare_workers == "auto" else config.prepare_workers
 
 
 def _open(source: Source, folder: Path, report: Report) -> Part:
@@ -168,37 +165,32 @@ def _held_out(source: Source, manifest: Manifest, val: TextSplit) -> str:
         return f"{val.documents:,} of them from data.val_path, for validation"
     if manifest.cut:
         return f"the last {source.val_fraction:.3g} of it held out for validation (data.val_path can name other texts)"
-    adjusted = f" (data.val_fraction={source.val_fraction} alone would leave one side empty)"
-    why = adjusted if manifest.below != source.val_fraction else ""
-    return f"{val.documents:,} of them held out for validation{why}"
+    held_out = f"{val.documents:,} of them held out for validation"
+    if manifest.below == source.val_fraction:
+        return held_out
+    return f"{held_out} (data.val_fraction={source.val_fraction} alone would leave one side empty)"
 
 
 def _yardstick(side: TextSplit) -> str:
     if side.stream.masked:  # the text is that of some of the tokens
         return ""
     line = f", {side.text_bytes / len(side.stream):.2f} bytes per token"
-    if side.gzip_bytes is not None and side.xz_bytes is not None:
-        gzip, xz = (8 * size / side.text_bytes for size in (side.gzip_bytes, side.xz_bytes))
-        line += f", gzip -9 {gzip:.3f} and xz -9 {xz:.3f} bits per byte"
-    return line
+    if side.gzip_bytes is None or side.xz_bytes is None:
+        return line
+    gzip, xz = (8 * size / side.text_bytes for size in (side.gzip_bytes, side.xz_bytes))
+    return f"{line}, gzip -9 {gzip:.3f} and xz -9 {xz:.3f} bits per byte"
 
 
 def _split(folder: Path, files: dict[str, bins.BinMeta], verified: bool) -> TextSplit:
-    pieces = [bins.open_bin(folder / f"{stem}.bin", meta, verify=not verified) for stem, meta in files.items()]
-    documents, text_bytes = (
-        sum(getattr(meta, name) for meta in files.values()) for name in ("documents", "text_bytes")
-    )
-    return TextSplit(TokenStream(joined(pieces)), documents, text_bytes)
+    stream = joined(bins.open_bin(folder / f"{stem}.bin", meta, verify=not verified) for stem, meta in files.items())
+    documents, text_bytes = zip(*((meta.documents, meta.text_bytes) for meta in files.values()), strict=True)
+    return TextSplit(TokenStream(stream), sum(documents), sum(text_bytes))
 
 
 def _stamp(folder: Path) -> str:
     """Names, sizes and times of the files: while these stay, the hashes are not checked again."""
-    digest = hashlib.sha256()
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.endswith((".bin", ".idx", ".mask")):
-            stat = entry.stat()
-            digest.update(f"{entry.name}/{stat.st_size}/{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    stats = {entry.name: entry.stat() for entry in os.scandir(folder) if entry.name.endswith((".bin", ".idx", ".mask"))}
+    return cache_name(*(f"{name}/{stat.st_size}/{stat.st_mtime_ns}" for name, stat in sorted(stats.items())))
 
 
 def _report_problems(source: Source, problems: Sequence[Problem], good: int, report: Report) -> None:

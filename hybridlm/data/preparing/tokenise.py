@@ -154,12 +154,12 @@ class _Side:
     def __init__(self, task: Task, stem: str, tokenizer: Tokenizer, stack: contextlib.ExitStack) -> None:
         self._task, self._stem, self._tokenizer, self._stack = task, stem, tokenizer, stack
         self._writer: BinWriter | None = None
-        self._held = 0  # bytes of text in the open file
         self._done: dict[str, BinMeta] = {}
 
     def add(self, ids: np.ndarray, learned: np.ndarray | None, text_bytes: int) -> None:
         # A unit has about this size by itself, except for what can only be read whole: a .gz, a streamed file.
-        if self._writer is not None and (self._held >= 2 * self._task.shard_bytes or self._writer.count >= _ROLL_AT):
+        writer = self._writer
+        if writer is not None and (writer.text_bytes >= 2 * self._task.shard_bytes or writer.count >= _ROLL_AT):
             self.finish()
         if self._writer is None:
             self._writer = self._stack.enter_context(
@@ -172,13 +172,12 @@ class _Side:
                 )
             )
         self._writer.add(ids, text_bytes, learned)
-        self._held += text_bytes
 
     def finish(self) -> dict[str, BinMeta]:
         """Closes the open file. All files of this side by stem."""
         if self._writer is not None:
             self._done[self._name()] = self._writer.finish()
-        self._writer, self._held = None, 0
+        self._writer = None
         return self._done
 
     def _name(self) -> str:

@@ -26,7 +26,7 @@ from hybridlm.errors import ConfigError, UserError
 
 Batch = dict[str, torch.Tensor]
 
-_AT_ONCE = 1024  # windows that are chosen, and their targets counted, at once: one by one that would cost more
+_AT_ONCE = 4096  # windows that are chosen, and their targets counted, at once: one by one that would cost more
 _AHEAD = 4  # batches per worker
 
 

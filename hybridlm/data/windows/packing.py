@@ -16,6 +16,7 @@ import numpy as np
 from hybridlm.data.windows.order import IGNORE
 
 _BLOCK = 1 << 24  # tokens that are searched at once
+_PADDING = np.array([[0], [IGNORE], [-1]])  # of ids, targets and doc_ids
 
 
 @dataclass(frozen=True, eq=False)  # == on arrays has no one answer
@@ -55,7 +56,8 @@ class Packing:
             if learned is not None:
                 targets[~learned[first + 1 : first + pairs + 1]] = IGNORE
             column += pairs
-        rows[:, column:] = np.array([[0], [IGNORE], [-1]])
+        if column < self.seq_len:
+            rows[:, column:] = _PADDING
 
     def counting(self, learned: np.ndarray) -> Packing:
         """The same windows, of which only the targets in ``learned`` (N,) bool count."""
