@@ -60,10 +60,17 @@ def attention(p: Params, u: Tensor, spec: AttentionSpec) -> tuple[Tensor, Tensor
     if spec.qk_norm:
         q, k = rms_norm(q, p["q_norm.weight"], spec.norm_eps), rms_norm(k, p["k_norm.weight"], spec.norm_eps)
     if spec.rope:
-        q = torch.stack([rotate(q[:, t], t, spec.rope_theta) for t in range(time)], dim=1)
-        k = torch.stack([rotate(k[:, t], t, spec.rope_theta) for t in range(time)], dim=1)
-    y = attend(q, k, v, spec.scale, spec.window)
-    return y.reshape(batch, time, -1) @ p["o_proj.weight"].T, k, v
+        q, k = (rotated(vectors, spec.rope_dim, spec.rope_theta) for vectors in (q, k))
+    y = attend(q, k, v, spec.scale, spec.window).reshape(batch, time, -1)
+    if spec.gate:
+        y = y / (1 + torch.exp(-(u @ p["g_proj.weight"].T)))
+    return y @ p["o_proj.weight"].T, k, v
+
+
+def rotated(vectors: Tensor, channels: int, theta: float) -> Tensor:
+    """(B,T,H,P) with the first ``channels`` rotated by the place in T."""
+    turned = [rotate(vectors[:, t, :, :channels], t, theta) for t in range(vectors.shape[1])]
+    return torch.cat([torch.stack(turned, dim=1), vectors[..., channels:]], dim=-1)
 
 
 def mla(p: Params, u: Tensor, spec: MLASpec) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,7 +29,7 @@ from hybridlm.config.overrides import HYDRA_FLAGS, key_of, refuse_flags, split
 
 COMMANDS = commands()
 TAGS = {"sh", "console", "python", "yaml", "text"}
-ON_A_RUN = ("generate", "chat", "eval", "bench", "report")
+ON_A_RUN = ("generate", "chat", "eval", "bench", "report", "export", "import")
 ON_A_CONFIGURATION = ("plan", "check", "prepare", "sweep")
 # What no test runs: each with the reason, and what is looked at instead.
 ELSEWHERE = {

@@ -30,10 +30,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generate": {"runs", "data", "model", "machine", "config", "files"},
     "report": {"config", "files", "model", "runs", "sweep"},
     "bench": {"generate", "memory", "runs", "model", "config", "machine"},
+    "interop": {"config", "data", "files", "layers", "model", "ops", "runs"},
     "eval": {"generate", "data", "runs", "model", "layers", "config", "machine", "files"},
     "sweep": {"config", "files", "runs", "machine", "model", "layers", "memory"},
 }
-MAY_IMPORT["train"] = {*MAY_IMPORT} - {"bench", "sweep"}
+MAY_IMPORT["train"] = {*MAY_IMPORT} - {"bench", "sweep", "interop"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT}
 MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["api"] = {"cli", "config", "data", "generate", "machine", "memory", "model", "runs"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
@@ -49,12 +49,14 @@ class Spec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One layer: a mixer of ``kind`` with its parameters, then an optional FFN of ``ffn_kind``."""
+    """One layer: a mixer of ``kind`` with its parameters, then an optional FFN of ``ffn_kind``. letter: as the pattern
+    spells it, for messages; layers that differ in it alone are equal."""
 
     kind: str
     params: Spec
     ffn_kind: str  # "none" where there is no FFN
     ffn: Spec | None
+    letter: str = field(default="", compare=False)
 
 
 class LayerSection(Section):
@@ -74,7 +76,7 @@ class LayerSection(Section):
         if problems:
             raise ConfigError(problems)
         own = type(self).model_fields
-        for name in (field.name for field in fields(self.spec) if field.name not in numbers):
+        for name in (one.name for one in fields(self.spec) if one.name not in numbers):
             numbers[name] = getattr(self if name in own else model, name)
         return self.spec(**numbers)
 

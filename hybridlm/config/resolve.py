@@ -45,7 +45,9 @@ def resolve(model: ModelConfig) -> tuple[tuple[LayerSpec, ...], str | None]:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    layers = (LayerSpec(item.kind, specs[path(item)], item.ffn, specs.get(f"model.{item.ffn}")) for item in items)
+    layers = (
+        LayerSpec(item.kind, specs[path(item)], item.ffn, specs.get(f"model.{item.ffn}"), item.letter) for item in items
+    )
     return tuple(layers), note
 
 

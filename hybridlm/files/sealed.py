@@ -38,9 +38,7 @@ def read_sealed(path: Path, key: str, version: int, what: str) -> tuple[dict[str
     UserError: damaged, none of ours, or its ``format_version`` is another than ``version``.
     """
     try:
-        with open_regular(path) as file:
-            size = int.from_bytes(file.read(8), "little")
-        if size > MAX_HEADER:  # the library reads 100 MB, which take many times that in memory
+        if (size := header_size(path)) > MAX_HEADER:
             raise Unreadable(f"a header of {size:,} bytes; at most {MAX_HEADER:,} are read")
         with safe_open(path, framework="pt") as archive:
             metadata = archive.metadata() or {}
@@ -60,6 +58,13 @@ def read_sealed(path: Path, key: str, version: int, what: str) -> tuple[dict[str
         found = facts.get("format_version") if isinstance(facts, dict) else None
         raise UserError(f"{path}: format version {printable(str(found)[:40])}, this program reads {version}")
     return facts, tensors
+
+
+def header_size(path: Path) -> int:
+    """Bytes of the header of a safetensors file, of which the library reads up to 100 MB, in many times that of memory.
+    Raises Unreadable."""
+    with open_regular(path) as file:
+        return int.from_bytes(file.read(8), "little")
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -1,4 +1,4 @@
-"""Grouped-query attention with optional rotary positions, QK-norm and sliding window (Ainslie et al. 2023)."""
+"""Grouped-query attention with optional rotary positions, QK-norm, sliding window and gate (Ainslie et al. 2023)."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Attention(Mixer):
         self.k_proj = Linear(spec.d_model, spec.n_kv_heads * spec.head_dim, bias=False)
         self.v_proj = Linear(spec.d_model, spec.n_kv_heads * spec.head_dim, bias=False)
         self.o_proj = Linear(spec.n_heads * spec.head_dim, spec.d_model, bias=False)
+        self.g_proj = Linear(spec.d_model, spec.n_heads * spec.head_dim, bias=False) if spec.gate else None
         self.q_norm = RMSNorm(spec.head_dim) if spec.qk_norm else None
         self.k_norm = RMSNorm(spec.head_dim) if spec.qk_norm else None
 
@@ -46,7 +47,7 @@ class Attention(Mixer):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = rms_norm(q, self.q_norm.weight, spec.norm_eps), rms_norm(k, self.k_norm.weight, spec.norm_eps)
         if spec.rope:
-            cos, sin = seq.rotary(spec.head_dim, spec.rope_theta, x.dtype)
+            cos, sin = seq.rotary(spec.rope_dim, spec.rope_theta, x.dtype)
             q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
         bounded: int | None = 0  # without a cache the last column is the newest token, as in a bounded one
         if cache is not None:
@@ -54,7 +55,10 @@ class Attention(Mixer):
             seen = cache.append({"k": k, "v": v}, seq)
             k, v, bounded = seen["k"], seen["v"], cache.bounded
         mask = None if seq.plain else seq.visible(spec.window, bounded)
-        out: Tensor = self.o_proj(attention(q, k, v, scale=spec.scale, window=spec.window, mask=mask).flatten(2))
+        y = attention(q, k, v, scale=spec.scale, window=spec.window, mask=mask).flatten(2)
+        if self.g_proj is not None:
+            y = y * self.g_proj(x).sigmoid()
+        out: Tensor = self.o_proj(y)
         return out
 
     def prepare(self) -> MixerStep:
@@ -62,6 +66,7 @@ class Attention(Mixer):
         q_proj, k_proj, v_proj, o_proj = (
             linear_of_one(layer.weight) for layer in (self.q_proj, self.k_proj, self.v_proj, self.o_proj)
         )
+        g_proj = None if self.g_proj is None else linear_of_one(self.g_proj.weight)
         norm: Tensor | None = None  # (H + H_kv, P): queries and keys are one tensor here
         if self.q_norm is not None and self.k_norm is not None:
             norms = self.q_norm.weight.expand(spec.n_heads, -1), self.k_norm.weight.expand(spec.n_kv_heads, -1)
@@ -77,14 +82,17 @@ class Attention(Mixer):
             if norm is not None:
                 qk = rms_norm_of_one(qk, norm, spec.norm_eps)
             if spec.rope:
-                cos, sin = seq.rotary_of_one(spec.head_dim, spec.rope_theta, x.dtype)
-                qk = (qk * cos).addcmul_(qk.roll(spec.head_dim // 2, -1), sin)
+                cos, sin = seq.rotary_of_one(spec.rope_dim, spec.rope_theta, x.dtype)
+                rest, qk = qk[..., spec.rope_dim :], qk[..., : spec.rope_dim]
+                qk = (qk * cos).addcmul_(qk.roll(spec.rope_dim // 2, -1), sin)
+                qk = torch.cat((qk, rest), -1) if spec.rope_dim < spec.head_dim else qk
             q, k = qk.split_with_sizes((spec.n_heads, spec.n_kv_heads), 1)
             v = v_proj(x).view(rows, spec.n_kv_heads, spec.head_dim)
             seen = cache.append_one({"k": k, "v": v}, seq.past)
             q = q.reshape(rows, spec.n_kv_heads, -1, spec.head_dim)  # heads of a group are queries of one key head
             y = F.scaled_dot_product_attention(q, seen["k"], seen["v"], scale=spec.scale)
-            return o_proj(y.reshape(rows, -1))
+            y = y.reshape(rows, -1)
+            return o_proj(y if g_proj is None else y * g_proj(x).sigmoid_())
 
         return step
 
@@ -100,4 +108,5 @@ class Attention(Mixer):
         # itself.
         keys = reach if phase == "decode" else (reach * (reach + 1) / 2 + (context - reach) * reach) / context
         scores_and_values = 2 * 2 * spec.n_heads * spec.head_dim * keys
-        return PASSES[phase] * (linear_flops(self.q_proj, self.k_proj, self.v_proj, self.o_proj) + scores_and_values)
+        projections = [layer for layer in self.children() if isinstance(layer, Linear)]
+        return PASSES[phase] * (linear_flops(*projections) + scores_and_values)

@@ -24,11 +24,10 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.d
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
-    """Rotates the pairs of x (B, T, H, head_dim) by the angles (B, T, head_dim / 2), the same for every head; keeps x's
-    dtype.
+    """Rotates the pairs of x (B, T, H, head_dim) by the angles (B, T, R / 2), the same for every head; keeps x's dtype.
 
-    Pairs are (i, i + head_dim / 2), or (2i, 2i + 1) where ``interleaved``; either way the result holds every pair's
-    first channel and then every second.
+    The first R channels are rotated, the others kept. Pairs are (i, i + R / 2), or (2i, 2i + 1) where ``interleaved``;
+    either way the result holds every pair's first channel and then every second.
     """
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
     # In decode the operator's dispatch costs more than one token's rotation. (The compiler fails at _turn's out= into a
@@ -49,7 +48,11 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backward: bool
     """Forward, or the inverse rotation from the half-split layout back to that of the input."""
     wide = x.to(cos.dtype)
     out = torch.empty(x.shape, dtype=cos.dtype, device=x.device)
-    source, target = _pairs(wide, interleaved and not backward), _pairs(out, interleaved and backward)
+    width = 2 * cos.shape[-1]
+    if width < x.shape[-1]:
+        out[..., width:] = wide[..., width:]
+    source = _pairs(wide[..., :width], interleaved and not backward)
+    target = _pairs(out[..., :width], interleaved and backward)
     sign = -1.0 if backward else 1.0
     torch.mul(source, cos.unsqueeze(-2), out=target)
     target[..., 0, :].addcmul_(source[..., 1, :], sin, value=-sign)
@@ -59,6 +62,8 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backward: bool
 
 def _turn_token(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """``_turn`` in passes over all channels, which one token's are too few to be sliced for."""
+    if (width := 2 * cos.shape[-1]) < x.shape[-1]:
+        return torch.cat((_turn_token(x[..., :width], cos, sin), x[..., width:]), -1)
     wide = as_dtype(x, cos.dtype)
     turned = torch.cat((sin.neg(), sin), -1) * wide.roll(x.shape[-1] // 2, -1)
     return as_dtype(turned.addcmul_(wide, torch.cat((cos, cos), -1)), x.dtype)

@@ -233,7 +233,7 @@ def newest_run(root: Path) -> RunFolder | None:
 
 def find_run(name: str, root: Path | None = None) -> tuple[RunFolder, Path | None]:
     """The run folder that ``name`` means, and the checkpoint where it names one: ``last``, a run folder (None: its
-    ``newest_checkpoint``), or a checkpoint in a run folder.
+    ``newest_checkpoint``; the weights where it has none), or a checkpoint in a run folder.
 
     ``root`` (default: the working directory) contains outputs/ and multirun/; relative paths start there.
 
@@ -248,9 +248,11 @@ def find_run(name: str, root: Path | None = None) -> tuple[RunFolder, Path | Non
             raise UserError(
                 f"last: no run under {root / 'outputs'} or {root / 'multirun'}; start one with python train.py"
             )
-        if not folder.resumable():
-            raise folder.without_checkpoint()
-        return folder, None
+        if folder.resumable():
+            return folder, None
+        if folder.weights.is_file():  # imported, or copied without its checkpoints
+            return folder, folder.weights
+        raise folder.without_checkpoint()
     if not path.exists():
         raise UserError(f"{name}: does not exist; expected `last`, a run folder, or a checkpoint in one")
     return run_of(path.parent.parent if path.parent.name == "checkpoints" else path.parent, name), path

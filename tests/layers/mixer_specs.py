@@ -35,12 +35,14 @@ ATTENTION = AttentionSpec(
     head_dim=4,
     rope=False,
     rope_theta=100.0,
+    rope_dim=4,
     qk_norm=False,
     window=None,
     scale=0.4,
+    gate=False,
     norm_eps=1e-5,
 )
-GQA = replace(ATTENTION, n_heads=4, n_kv_heads=2, head_dim=6)  # n_heads * head_dim is not d_model
+GQA = replace(ATTENTION, n_heads=4, n_kv_heads=2, head_dim=6, rope_dim=6)  # n_heads * head_dim is not d_model
 MAMBA1 = Mamba1Spec(d_model=8, d_inner=16, d_state=3, d_conv=4, dt_rank=1, bias=False, chunk=8, dt_range=DT_RANGE)
 MAMBA2 = Mamba2Spec(
     d_model=8,
@@ -109,6 +111,8 @@ SPECS: dict[str, Spec] = {
     "attention": ATTENTION,
     "attention_gqa": GQA,
     "attention_rope": replace(GQA, rope=True),
+    "attention_part_of_a_head_rotated": replace(GQA, rope=True, rope_dim=4),
+    "attention_gate": replace(GQA, rope=True, gate=True),
     "attention_qk_norm": replace(GQA, rope=True, qk_norm=True),
     "attention_window": replace(GQA, rope=True, window=3),
     "attention_window_longer_than_the_text": replace(ATTENTION, window=100),

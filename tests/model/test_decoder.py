@@ -24,6 +24,8 @@ CHANGES = {
     "two taps": {"mamba2": Mamba2Config(**MAMBA2, d_conv=2)},
     "a key head per query head": {"attention": AttentionConfig(n_heads=2, rope=True)},
     "no positions": {"attention": AttentionConfig(n_heads=4, n_kv_heads=2)},
+    "a part of a head rotated": {"attention": AttentionConfig(n_heads=2, rope=True, rope_fraction=0.5)},
+    "gate": {"attention": AttentionConfig(n_heads=2, rope=True, gate=True)},
     "norms of queries and keys": {"attention": AttentionConfig(n_heads=2, n_kv_heads=1, rope=True, qk_norm=True)},
     "scaled scores": {"attention": AttentionConfig(n_heads=2, scale=0.9)},
     "a window longer than the cache": {"attention": AttentionConfig(n_heads=2, n_kv_heads=1, rope=True, window=40)},

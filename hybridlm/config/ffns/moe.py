@@ -59,6 +59,9 @@ class MoEConfig(FFNSection):
     n_shared_experts: int = Field(
         0, ge=0, description="experts that every token goes to, as one FFN of their joint width"
     )
+    d_shared: int | None = Field(
+        None, ge=1, description="joint width of the shared experts; null: n_shared_experts times that of the others"
+    )
     activation: Literal["swiglu", "relu2"] = Field("swiglu", description="of the experts: swiglu or squared ReLU")
     router: Literal["softmax", "sigmoid"] = Field(
         "softmax", description="softmax (Mixtral) or sigmoid with selection bias (DeepSeek-V3)"
@@ -103,7 +106,8 @@ class MoEConfig(FFNSection):
                 f" {size}",
             ),
         )
-        return {"d_expert": d_expert, "d_shared": self.n_shared_experts * d_expert}, of_choice + of_groups[:1]
+        d_shared = self.n_shared_experts and (self.d_shared or self.n_shared_experts * d_expert)
+        return {"d_expert": d_expert, "d_shared": d_shared}, of_choice + of_groups[:1]
 
     def widened(self, model: Stream, factor: float, multiple: int) -> MoEConfig:
         return self.model_copy(update={"d_expert": rounded(self.resolve(model, "").d_expert * factor, multiple)})

@@ -23,9 +23,11 @@ class AttentionSpec(Spec):
     head_dim: int
     rope: bool
     rope_theta: float
+    rope_dim: int  # the first channels of a head, which are rotated
     qk_norm: bool
     window: int | None
     scale: float
+    gate: bool
     norm_eps: float
 
     def narrowed(self, d_model: int) -> AttentionSpec:
@@ -47,15 +49,20 @@ class AttentionConfig(MixerSection):
     head_dim: int | None = Field(None, ge=1, description="channels per head; null: d_model / n_heads")
     rope: bool = Field(False, description="rotary positions; false: no positional encoding (hybrids)")
     rope_theta: float = Field(10_000.0, gt=1, description="base of the rotary frequencies")
+    rope_fraction: float = Field(
+        1.0, gt=0, le=1, description="share of a head's channels that are rotated, the first ones (Bamba: 0.5)"
+    )
     qk_norm: bool = Field(False, description="RMSNorm over each query and key head before the rotation (Qwen3)")
     window: int | None = Field(
         None, ge=1, description="sliding window in tokens, the token itself included; null: all of the past"
     )
     scale: float | None = Field(None, gt=0, description="softmax scale; null: head_dim ** -0.5")
+    gate: bool = Field(False, description="the heads' output is multiplied by a sigmoid gate per channel (Qwen3-Next)")
 
     def derived(self, model: Stream, where: str) -> tuple[dict[str, Any], list[str]]:
         kv, head_dim = self.n_kv_heads or self.n_heads, self.head_dim or model.d_model // self.n_heads
         heads = f"{where}.n_heads = {self.n_heads}"
+        rope_dim = int(self.rope_fraction * head_dim)
         unequal = self.head_dim is None and model.d_model % self.n_heads
         problems = broken(
             (
@@ -72,5 +79,11 @@ class AttentionConfig(MixerSection):
                 f"{where}.head_dim = {head_dim}{'' if self.head_dim else ' (d_model / n_heads)'}: rotary positions"
                 f" rotate channel pairs; set an even head_dim, or {where}.rope=false",
             ),
+            (
+                self.rope and not head_dim % 2 and (rope_dim < 2 or rope_dim % 2),
+                f"{where}.rope_fraction = {self.rope_fraction:g}: {self.rope_fraction * head_dim:g} of {head_dim}"
+                " channels are not pairs to rotate",
+            ),
         )
-        return {"n_kv_heads": kv, "head_dim": head_dim, "scale": self.scale or head_dim**-0.5}, problems
+        scale = self.scale or head_dim**-0.5
+        return {"n_kv_heads": kv, "head_dim": head_dim, "rope_dim": rope_dim, "scale": scale}, problems

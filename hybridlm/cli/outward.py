@@ -1,0 +1,87 @@
+"""Verbs that take models out to other programs, and in from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hybridlm.cli.app import EMA, Run, app
+from hybridlm.cli.user_error import reported
+
+
+@app.command()
+def export(
+    run: Run,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder to write; it must not exist")],
+    to: Annotated[
+        Literal["hf", "safetensors"],
+        typer.Option("--to", help="hf: an architecture of transformers; safetensors: weights and config.yaml"),
+    ] = "hf",
+    arch: Annotated[
+        str | None, typer.Option("--arch", help="this architecture, by its model_type: llama, granitemoehybrid, ...")
+    ] = None,
+    dtype: Annotated[
+        Literal["f32", "bf16", "f16"] | None, typer.Option("--dtype", help="round the weights (default: as trained)")
+    ] = None,
+    ema: EMA = False,
+) -> None:
+    """Write a trained model for other programs, and check that it computes the same there.
+
+    A model that no architecture represents exactly is refused, with what stands in the way.
+    """
+    with reported():
+        import torch
+
+        from hybridlm.config.hardware import CPU
+        from hybridlm.interop.export import export_hf, export_safetensors
+        from hybridlm.runs.checkpoint import load_run
+
+        loaded = load_run(run, torch.device(CPU), ema=ema)
+        if to == "hf":
+            done = export_hf(loaded, folder, arch=arch, dtype=dtype)
+        else:
+            done = export_safetensors(loaded, folder, dtype=dtype)
+        typer.echo(f"{folder}: {done.name}, for {', '.join(done.readers)}")
+        if (agreement := done.agreement) is not None:
+            typer.echo(
+                f"checked with transformers: logits differ by {agreement.logits:.1e} of the largest, cached decoding by"
+                f" {agreement.decode:.1e}; greedy text and tokens are equal"
+            )
+
+
+@app.command("import-config")
+def import_config(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a model file of oxidizr, such as models/nano.yaml")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="write here, such as experiments/nano.yaml (default: standard output)")
+    ] = None,
+) -> None:
+    """Turn a model file of oxidizr into an experiment (experiments=NAME), and list what has no counterpart here."""
+    with reported():
+        from hybridlm.errors import UserError
+        from hybridlm.interop.oxidizr import read_oxidizr
+
+        found = read_oxidizr(file)
+        if out is None:
+            typer.echo(found.text, nl=False)
+        elif out.exists():
+            raise UserError(f"{out}: exists already; choose another file")
+        else:
+            out.write_text(found.text, encoding="utf-8")
+        for line in found.left_out:
+            typer.echo(line, err=True)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="a model of transformers: config.json, safetensors")],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="the run folder to write; it must not exist")],
+) -> None:
+    """Turn a model of transformers into a run folder, which generates, chats, evaluates and exports again."""
+    with reported():
+        from hybridlm.interop.importing import import_folder
+
+        done = import_folder(source, folder)
+        typer.echo(f"{folder}: {done.name}, {done.parameters:,} parameters")

@@ -1,0 +1,187 @@
+"""Export and import from the command line: what is written, what comes back, what is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hybridlm.cli.verbs import run_app
+from hybridlm.config.load import to_yaml, validate_model
+from hybridlm.config.run import RunConfig
+from hybridlm.data.tokenizer import byte_tokenizer
+from hybridlm.errors import RunFailed, UserError
+from hybridlm.files.sealed import write_sealed
+from hybridlm.interop import reference
+from hybridlm.interop.export import choose, export_hf
+from hybridlm.interop.importing import import_folder
+from hybridlm.model.build import build_model
+from hybridlm.runs.checkpoint import KEY, facts, load_run
+from hybridlm.runs.run_folder import RunFolder
+
+pytest.importorskip("transformers", reason="transformers is not installed")
+HYBRID = {
+    "d_model": 32,
+    "pattern": "M2:mlp T",
+    "attention": {"n_heads": 2},
+    "mamba2": {"head_dim": 16, "d_state": 8},
+    "vocab_multiple": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder as training leaves it, without training: the weights are those of the start."""
+    folder = RunFolder(tmp_path_factory.mktemp("run"))
+    tokenizer, section = byte_tokenizer(["<|user|>"]), validate_model(HYBRID)
+    folder.config.write_text(to_yaml(RunConfig(model=section)))
+    tokenizer.save(folder.tokenizer)
+    torch.manual_seed(0)
+    model = build_model(section, tokenizer.vocab_size).to_empty(device="cpu")
+    model.reset_parameters()
+    ours = facts(section, tokenizer.vocab_size, tokenizer.fingerprint, accumulate=1) | {"step": 0}
+    write_sealed(folder.weights, KEY, ours, dict(model.state_dict()))
+    return folder.path
+
+
+def command(*arguments, code=0):
+    with pytest.raises(SystemExit) as end:
+        run_app([str(argument) for argument in arguments])
+    assert (end.value.code or 0) == code
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "granite"
+    command("export", run, folder)
+    return folder
+
+
+def test_what_is_exported_is_checked_and_comes_back(run, exported, tmp_path, capsys):
+    config = json.loads((exported / "config.json").read_text())
+    assert config["architectures"] == ["GraniteMoeHybridForCausalLM"]
+    assert config["layer_types"] == ["mamba", "attention"]
+    assert (
+        config["vocab_size"] == load_file(exported / "model.safetensors")["model.embed_tokens.weight"].shape[0] == 258
+    )
+    command("import", exported, tmp_path / "back")
+    mine, back = (load_run(str(path), torch.device("cpu")) for path in (run, tmp_path / "back"))
+    assert back.tokenizer.fingerprint == mine.tokenizer.fingerprint
+    for name, tensor in mine.model.state_dict().items():
+        assert torch.equal(back.model.state_dict()[name], tensor[:258] if name == "embedding.weight" else tensor)
+    capsys.readouterr()
+    command("generate", tmp_path / "back", "-p", "a", "-n", "3")
+    assert capsys.readouterr().out
+
+
+def test_safetensors_is_a_run_folder_of_its_own(run, tmp_path):
+    command("export", run, tmp_path / "bare", "--to", "safetensors", "--dtype", "bf16")
+    assert sorted(path.name for path in (tmp_path / "bare").iterdir()) == [
+        "config.yaml",
+        "tokenizer.json",
+        "weights.safetensors",
+    ]
+    loaded = load_run(str(tmp_path / "bare"), torch.device("cpu"))
+    assert loaded.model.embedding.weight.dtype == torch.bfloat16
+
+
+def test_an_existing_folder_is_left_alone(run, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    command("export", run, tmp_path / "mine", code=2)
+    command("import", run, tmp_path / "mine", code=2)
+    assert capsys.readouterr().err.count("\n") == 2
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_a_model_that_nothing_represents_is_refused_with_the_way_out():
+    section = validate_model(HYBRID | {"logit_softcap": 15.0, "attention": {"n_heads": 2, "qk_norm": True}})
+    with pytest.raises(UserError) as refused:
+        choose(section)
+    text = "\n".join(refused.value.problems)
+    assert "model.logit_softcap=null" in text
+    assert "model.attention.qk_norm=false" in text
+    with pytest.raises(UserError, match="llama"):
+        choose(section, "gpt2")
+
+
+def test_a_difference_names_the_layer_and_leaves_nothing(run, tmp_path, monkeypatch):
+    real = reference.write_reference
+
+    def damaged(path, model, tokenizer, layer_ends):
+        with torch.no_grad():
+            model.blocks[1].mixer.q_proj.weight.mul_(1.01)
+        real(path, model, tokenizer, layer_ends)
+
+    monkeypatch.setattr("hybridlm.interop.export.write_reference", damaged)
+    with pytest.raises(RunFailed, match="layer 1"):
+        export_hf(load_run(str(run), torch.device("cpu")), tmp_path / "out" / "x")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def sharded(folder, name, tensor="model.norm.weight"):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {tensor: name}}))
+
+
+class Code:
+    def __reduce__(self):
+        return open, ("touched", "w")
+
+
+STRANGERS = {
+    "another architecture": lambda f: change_config(f, architectures=["GPT2LMHeadModel"]),
+    "a multiplier that is not a number": lambda f: change_config(f, residual_multiplier="x"),
+    "a field without counterpart": lambda f: change_config(f, attention_bias=True),
+    "scaled positions": lambda f: change_config(f, rope_scaling={"rope_type": "yarn", "factor": 4}),
+    "a field of tomorrow": lambda f: change_config(f, mamba_gating="new"),
+    "ids without end": lambda f: change_config(f, vocab_size=2**40),
+    "layers without end": lambda f: change_config(f, layer_types=["mamba"] * 100_000),
+    "not JSON": lambda f: (f / "config.json").write_text("{"),
+    "a list": lambda f: (f / "config.json").write_text("[]"),
+    "no config": lambda f: (f / "config.json").unlink(),
+    "a missing tensor": lambda f: change_tensors(f, lambda t: t.pop("model.norm.weight")),
+    "an extra tensor": lambda f: change_tensors(f, lambda t: t.update(extra=torch.ones(2))),
+    "a misshapen tensor": lambda f: change_tensors(f, lambda t: t.update({"model.norm.weight": torch.ones(7)})),
+    "a tensor of no numbers": lambda f: change_tensors(f, lambda t: t["model.norm.weight"].fill_(float("nan"))),
+    "a tensor of integers": lambda f: change_tensors(
+        f, lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.long)})
+    ),
+    "truncated": lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
+    "a header without end": lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 40),
+    "a shard elsewhere": lambda f: sharded(f, "../model.safetensors"),
+    "a shard that is not there": lambda f: sharded(f, "model-1.safetensors"),
+    "a shard that is a pickle": lambda f: sharded(f, "model.bin"),
+    "an index of lists": lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": []}'),
+    "a pickle alone": lambda f: (
+        (f / "pytorch_model.bin").write_bytes(pickle.dumps(Code())),
+        (f / "model.safetensors").unlink(),
+    ),
+    "no tokenizer": lambda f: (f / "tokenizer.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("change", STRANGERS.values(), ids=STRANGERS)
+def test_a_strangers_folder_is_refused_in_a_line(exported, change, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "theirs"
+    shutil.copytree(exported, folder)
+    change(folder)
+    with pytest.raises(UserError) as refused:
+        import_folder(folder, tmp_path / "run")
+    assert len(refused.value.problems) == 1
+    assert all(text.isprintable() for text in refused.value.problems)
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
