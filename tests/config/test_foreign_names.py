@@ -87,7 +87,7 @@ def test_as_a_field(line, said):
         (["--optim.lr=1e-3"], ["--optim.lr=1e-3: a field is set without dashes: optim.lr=1e-3"]),
         (["--data.seq-len", "64"], ["--data.seq-len 64: a field is set without dashes: data.seq_len=64"]),
         (["--val_every=3"], ["--val_every=3: a field is set without dashes; did you mean trainer.val_every?"]),
-        (["--frob", "seed=1"], ["unknown option --frob; legal: the options of `hybridlm plan --help`"]),
+        (["--frob", "seed=1"], ["unknown option --frob; legal: --json"]),
         (["--depth=20", "-x"], ["--depth=20: a field is", "unknown option -x; legal: "]),
         (["optim.lr=-1"], []),
     ],

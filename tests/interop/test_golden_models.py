@@ -14,7 +14,7 @@ from hybridlm.interop.links import imported
 from hybridlm.model.build import build_model
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("model_*.json"))
 
 

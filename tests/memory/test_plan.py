@@ -218,7 +218,7 @@ def test_the_command_refuses_in_lines_and_ends_with_code_2(capfd):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("--jsn", "size=tiny"), "error: unknown option --jsn; legal: the options of `hybridlm plan --help`"),
+        (("--jsn", "size=tiny"), "error: unknown option --jsn; legal: --json"),
         (("ckpt=last",), "ckpt = 'last'"),
         (("data.global_batch=10", "data.batch_size=4"), "is not a multiple of data.batch_size"),
     ],
