@@ -54,7 +54,7 @@ def test_a_tie_is_not_settled():
 def test_a_banned_token_counts_for_nothing():
     rows = [Row(0, Sampling(temperature=0.5, logit_bias={1: -1e9, 2: -float("inf")}), None)]
     (choice,) = choose(torch.tensor([[1.0, 9.0, 9.0, -8.0]]), rows, [[0]], 1e-6)
-    assert choice.id == 0 and choice.settled
+    assert (choice.id, choice.settled) == (0, True)
 
 
 @pytest.mark.parametrize("bias", [{4: 1.0}, {-1: 1.0}, dict.fromkeys(range(4), -float("inf"))])
