@@ -106,6 +106,8 @@ async def _refused(request: Request, error: Exception) -> Response:
         return Refusal(400, "; ".join(error.problems)).response()
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return Refusal(400, f"the body is not JSON (character {first['loc'][-1]})", "json_invalid").response()
         place = printable(".".join(map(str, first["loc"][1:4])))
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
