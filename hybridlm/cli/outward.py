@@ -14,16 +14,22 @@ from hybridlm.cli.user_error import reported
 @app.command()
 def export(
     run: Run,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder to write; it must not exist")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="the folder, or .gguf file, to write; it must not exist")
+    ],
     to: Annotated[
-        Literal["hf", "safetensors"],
-        typer.Option("--to", help="hf: an architecture of transformers; safetensors: weights and config.yaml"),
+        Literal["hf", "gguf", "safetensors"],
+        typer.Option(
+            "--to",
+            help="hf: an architecture of transformers; gguf: one file for llama.cpp; safetensors: weights, config.yaml",
+        ),
     ] = "hf",
     arch: Annotated[
         str | None, typer.Option("--arch", help="this architecture, by its model_type: llama, granitemoehybrid, ...")
     ] = None,
     dtype: Annotated[
-        Literal["f32", "bf16", "f16"] | None, typer.Option("--dtype", help="round the weights (default: as trained)")
+        Literal["f32", "bf16", "f16", "q8_0"] | None,
+        typer.Option("--dtype", help="round the weights (default: as trained); q8_0: eight bits, of gguf"),
     ] = None,
     ema: EMA = False,
 ) -> None:
@@ -35,20 +41,26 @@ def export(
         import torch
 
         from hybridlm.config.hardware import CPU
+        from hybridlm.errors import UserError
         from hybridlm.interop.export import export_hf, export_safetensors
         from hybridlm.runs.checkpoint import load_run
 
         loaded = load_run(run, torch.device(CPU), ema=ema)
-        if to == "hf":
+        if to == "gguf":
+            from hybridlm.interop.gguf.export import export_gguf
+
+            done = export_gguf(loaded, folder, arch=arch, dtype=dtype)
+        elif dtype == "q8_0":
+            raise UserError("--dtype q8_0: of --to gguf only")
+        elif to == "hf":
             done = export_hf(loaded, folder, arch=arch, dtype=dtype)
         else:
             done = export_safetensors(loaded, folder, dtype=dtype)
         typer.echo(f"{folder}: {done.name}, for {', '.join(done.readers)}")
-        if (agreement := done.agreement) is not None:
-            typer.echo(
-                f"checked with transformers: logits differ by {agreement.logits:.1e} of the largest, cached decoding by"
-                f" {agreement.decode:.1e}; greedy text and tokens are equal"
-            )
+        if done.agreement is not None:
+            typer.echo(f"checked with {done.readers[0]}: {done.agreement}")
+        for line in done.notes:
+            typer.echo(line)
 
 
 @app.command("import-config")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -17,7 +18,7 @@ from hybridlm.data.chat import template_of
 from hybridlm.errors import UserError
 from hybridlm.files.plain import read_text, read_yaml
 from hybridlm.files.sealed import write_sealed
-from hybridlm.interop.architecture import Architecture
+from hybridlm.interop.architecture import Architecture, Need
 from hybridlm.interop.architectures import ARCHITECTURES
 from hybridlm.interop.card import card
 from hybridlm.interop.links import exported
@@ -33,27 +34,46 @@ _ROWS = ("embedding.weight", "lm_head.weight")  # cut to the ids that exist
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported folder. readers: the programs that read it. agreement: with transformers; None: not loaded there."""
+    """An exported folder or file. readers: the programs that read it. agreement: with the first of them; None: not
+    loaded there. notes: what a user of it has to know, a line each."""
 
     folder: Path
     name: str
     readers: tuple[str, ...]
     agreement: Agreement | None
+    notes: tuple[str, ...] = ()
 
 
 def choose(model: ModelConfig, name: str | None = None) -> Architecture:
-    """The first architecture that represents ``model`` exactly, or the one called ``name``. UserError: there is none;
-    one line for each constraint of the nearest, or of that one, with the override that lifts it."""
+    """The first architecture of transformers that ``fitting`` finds, or the one called ``name``."""
     candidates = [one for one in ARCHITECTURES if name is None or name in (one.name, one.model_type)]
     if not candidates:
         legal = ", ".join(one.model_type for one in ARCHITECTURES)
         raise UserError(f"--arch {name}: expected one of {legal}")
+    return fitting(model, candidates, "transformers")
+
+
+class Candidate(Protocol):
+    """What may represent a model."""
+
+    @property
+    def name(self) -> str: ...
+
+    def needs(self, model: ModelConfig) -> Iterator[Need]: ...
+
+
+_Candidate = TypeVar("_Candidate", bound=Candidate)
+
+
+def fitting(model: ModelConfig, candidates: Sequence[_Candidate], program: str) -> _Candidate:
+    """The first of ``candidates`` that represents ``model`` exactly. UserError: none does; one line for each constraint
+    of the nearest, with the override that lifts it."""
     needs = {one: list(one.needs(model)) for one in candidates}
     if (fitting := next((one for one in candidates if not needs[one]), None)) is not None:
         return fitting
     nearest = min(candidates, key=lambda one: (sum(not need.overrides for need in needs[one]), len(needs[one])))
     lines = [need.line() for need in needs[nearest]]
-    raise UserError([f"no architecture of transformers computes what this model does; nearest: {nearest.name}", *lines])
+    raise UserError([f"no architecture of {program} computes what this model does; nearest: {nearest.name}", *lines])
 
 
 def export_hf(run: LoadedRun, target: Path, *, arch: str | None = None, dtype: str | None = None) -> Exported:

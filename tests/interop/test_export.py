@@ -9,19 +9,15 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from untrained import untrained_run
 
 from hybridlm.cli.verbs import run_app
-from hybridlm.config.load import to_yaml, validate_model
-from hybridlm.config.run import RunConfig
-from hybridlm.data.tokenizer import byte_tokenizer
+from hybridlm.config.load import validate_model
 from hybridlm.errors import RunFailed, UserError
-from hybridlm.files.sealed import write_sealed
 from hybridlm.interop import reference
 from hybridlm.interop.export import choose, export_hf
 from hybridlm.interop.importing import import_folder
-from hybridlm.model.build import build_model
-from hybridlm.runs.checkpoint import KEY, facts, load_run
-from hybridlm.runs.run_folder import RunFolder
+from hybridlm.runs.checkpoint import load_run
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 HYBRID = {
@@ -35,17 +31,7 @@ HYBRID = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run folder as training leaves it, without training: the weights are those of the start."""
-    folder = RunFolder(tmp_path_factory.mktemp("run"))
-    tokenizer, section = byte_tokenizer(["<|user|>"]), validate_model(HYBRID)
-    folder.config.write_text(to_yaml(RunConfig(model=section)))
-    tokenizer.save(folder.tokenizer)
-    torch.manual_seed(0)
-    model = build_model(section, tokenizer.vocab_size).to_empty(device="cpu")
-    model.reset_parameters()
-    ours = facts(section, tokenizer.vocab_size, tokenizer.fingerprint, accumulate=1) | {"step": 0}
-    write_sealed(folder.weights, KEY, ours, dict(model.state_dict()))
-    return folder.path
+    return untrained_run(tmp_path_factory.mktemp("run"), HYBRID)
 
 
 def command(*arguments, code=0):
