@@ -21,6 +21,7 @@ from hybridlm.interop.architecture import Architecture
 from hybridlm.interop.architectures import ARCHITECTURES
 from hybridlm.interop.card import card
 from hybridlm.interop.links import exported
+from hybridlm.interop.reach import nearest
 from hybridlm.interop.reference import Agreement, check, write_reference
 from hybridlm.interop.writing import new_folder, write_json
 from hybridlm.model.lm import HybridLM
@@ -48,12 +49,13 @@ def choose(model: ModelConfig, name: str | None = None) -> Architecture:
     if not candidates:
         legal = ", ".join(one.model_type for one in ARCHITECTURES)
         raise UserError(f"--arch {name}: expected one of {legal}")
-    needs = {one: list(one.needs(model)) for one in candidates}
-    if (fitting := next((one for one in candidates if not needs[one]), None)) is not None:
-        return fitting
-    nearest = min(candidates, key=lambda one: (sum(not need.overrides for need in needs[one]), len(needs[one])))
-    lines = [need.line() for need in needs[nearest]]
-    raise UserError([f"no architecture of transformers computes what this model does; nearest: {nearest.name}", *lines])
+    architecture, needs = nearest(model, candidates)
+    if not needs:
+        return architecture
+    lines = [need.line() for need in needs]
+    raise UserError(
+        [f"no architecture of transformers computes what this model does; nearest: {architecture.name}", *lines]
+    )
 
 
 def export_hf(run: LoadedRun, target: Path, *, arch: str | None = None, dtype: str | None = None) -> Exported:
