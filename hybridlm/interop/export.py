@@ -23,6 +23,7 @@ from hybridlm.interop.card import card
 from hybridlm.interop.links import exported
 from hybridlm.interop.reach import nearest
 from hybridlm.interop.reference import Agreement, check, write_reference
+from hybridlm.interop.remote import RemoteCode
 from hybridlm.interop.writing import new_folder, write_json
 from hybridlm.model.lm import HybridLM
 from hybridlm.runs.checkpoint import KEY, LoadedRun, facts
@@ -52,18 +53,24 @@ def choose(model: ModelConfig, name: str | None = None) -> Architecture:
     architecture, needs = nearest(model, candidates)
     if not needs:
         return architecture
-    lines = [need.line() for need in needs]
-    raise UserError(
-        [f"no architecture of transformers computes what this model does; nearest: {architecture.name}", *lines]
-    )
+    refusal = "no architecture of transformers computes what this model does (--to hf-code takes it)"
+    raise UserError([f"{refusal}; nearest: {architecture.name}", *(need.line() for need in needs)])
 
 
 def export_hf(run: LoadedRun, target: Path, *, arch: str | None = None, dtype: str | None = None) -> Exported:
     """Writes the folder ``target`` for transformers; the run's model is rounded to ``dtype`` where that is given.
     UserError: nothing represents the model, or ``target`` is there already. RunFailed: the check after writing found a
     difference; nothing is left behind."""
+    return _export(run, target, choose(run.model.config, arch), dtype)
+
+
+def export_code(run: LoadedRun, target: Path, *, dtype: str | None = None) -> Exported:
+    """The same for any model, with its code in the folder."""
+    return _export(run, target, RemoteCode(), dtype)
+
+
+def _export(run: LoadedRun, target: Path, architecture: Architecture, dtype: str | None) -> Exported:
     model = run.model
-    architecture = choose(model.config, arch)
     readers = ("transformers", *architecture.readers)
     if dtype is not None:
         model.round_parameters(DTYPES[dtype])
@@ -72,9 +79,12 @@ def export_hf(run: LoadedRun, target: Path, *, arch: str | None = None, dtype: s
         save_file(theirs, folder / "model.safetensors", {"format": "pt"})
         config = architecture.config(model.config, model.vocab_size)
         write_json(folder / "config.json", config | common_config(run, architecture))
+        files = architecture.files(model.config)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
         write_tokenizer(run, folder)
         write_json(folder / "generation_config.json", {"eos_token_id": run.tokenizer.eos_id, "do_sample": True})
-        text = card(run, architecture.name, readers, context_of(run))
+        text = card(run, architecture.name, readers, context_of(run), remote=bool(files))
         (folder / "README.md").write_text(text, encoding="utf-8")
         reference = Path(scratch, "reference.safetensors")
         write_reference(reference, model.float(), run.tokenizer, architecture.layer_ends(model.config))
