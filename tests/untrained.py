@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hybridlm.config.load import to_yaml, validate_model
+from hybridlm.config.model import ModelConfig
 from hybridlm.config.run import RunConfig
 from hybridlm.data.tokenizer import Tokenizer, byte_tokenizer
 from hybridlm.files.sealed import write_sealed
@@ -16,11 +17,13 @@ from hybridlm.runs.checkpoint import KEY, facts
 from hybridlm.runs.run_folder import RunFolder
 
 
-def untrained_run(path: Path, section: dict, tokenizer: Tokenizer | None = None, *, every: bool = False) -> Path:
+def untrained_run(
+    path: Path, section: ModelConfig | dict, tokenizer: Tokenizer | None = None, *, every: bool = False
+) -> Path:
     """A run folder whose weights are those of the start. every: norms are not 1 and biases not 0, so that each
     parameter matters."""
     folder, tokenizer = RunFolder(path), tokenizer or byte_tokenizer(["<|user|>"])
-    model_section = validate_model(section)
+    model_section = validate_model(section) if isinstance(section, dict) else section
     path.mkdir(parents=True, exist_ok=True)
     folder.config.write_text(to_yaml(RunConfig(model=model_section)))
     tokenizer.save(folder.tokenizer)

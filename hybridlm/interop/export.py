@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,11 +17,13 @@ from hybridlm.data.chat import template_of
 from hybridlm.errors import UserError
 from hybridlm.files.plain import read_text, read_yaml
 from hybridlm.files.sealed import write_sealed
-from hybridlm.interop.architecture import Architecture, Need
+from hybridlm.interop.architecture import Architecture
 from hybridlm.interop.architectures import ARCHITECTURES
 from hybridlm.interop.card import card
 from hybridlm.interop.links import exported
+from hybridlm.interop.reach import nearest
 from hybridlm.interop.reference import Agreement, check, write_reference
+from hybridlm.interop.remote import RemoteCode
 from hybridlm.interop.writing import new_folder, write_json
 from hybridlm.model.lm import HybridLM
 from hybridlm.runs.checkpoint import KEY, LoadedRun, facts
@@ -45,43 +46,33 @@ class Exported:
 
 
 def choose(model: ModelConfig, name: str | None = None) -> Architecture:
-    """The first architecture of transformers that ``fitting`` finds, or the one called ``name``."""
+    """The first architecture that represents ``model`` exactly, or the one called ``name``. UserError: there is none;
+    one line for each constraint of the nearest, or of that one, with the override that lifts it."""
     candidates = [one for one in ARCHITECTURES if name is None or name in (one.name, one.model_type)]
     if not candidates:
         legal = ", ".join(one.model_type for one in ARCHITECTURES)
         raise UserError(f"--arch {name}: expected one of {legal}")
-    return fitting(model, candidates, "transformers")
-
-
-class Candidate(Protocol):
-    """What may represent a model."""
-
-    @property
-    def name(self) -> str: ...
-
-    def needs(self, model: ModelConfig) -> Iterator[Need]: ...
-
-
-_Candidate = TypeVar("_Candidate", bound=Candidate)
-
-
-def fitting(model: ModelConfig, candidates: Sequence[_Candidate], program: str) -> _Candidate:
-    """The first of ``candidates`` that represents ``model`` exactly. UserError: none does; one line for each constraint
-    of the nearest, with the override that lifts it."""
-    needs = {one: list(one.needs(model)) for one in candidates}
-    if (fitting := next((one for one in candidates if not needs[one]), None)) is not None:
-        return fitting
-    nearest = min(candidates, key=lambda one: (sum(not need.overrides for need in needs[one]), len(needs[one])))
-    lines = [need.line() for need in needs[nearest]]
-    raise UserError([f"no architecture of {program} computes what this model does; nearest: {nearest.name}", *lines])
+    architecture, needs = nearest(model, candidates)
+    if not needs:
+        return architecture
+    refusal = "no architecture of transformers computes what this model does (--to hf-code takes it)"
+    raise UserError([f"{refusal}; nearest: {architecture.name}", *(need.line() for need in needs)])
 
 
 def export_hf(run: LoadedRun, target: Path, *, arch: str | None = None, dtype: str | None = None) -> Exported:
     """Writes the folder ``target`` for transformers; the run's model is rounded to ``dtype`` where that is given.
     UserError: nothing represents the model, or ``target`` is there already. RunFailed: the check after writing found a
     difference; nothing is left behind."""
+    return _export(run, target, choose(run.model.config, arch), dtype)
+
+
+def export_code(run: LoadedRun, target: Path, *, dtype: str | None = None) -> Exported:
+    """The same for any model, with its code in the folder."""
+    return _export(run, target, RemoteCode(), dtype)
+
+
+def _export(run: LoadedRun, target: Path, architecture: Architecture, dtype: str | None) -> Exported:
     model = run.model
-    architecture = choose(model.config, arch)
     readers = ("transformers", *architecture.readers)
     if dtype is not None:
         model.round_parameters(DTYPES[dtype])
@@ -90,9 +81,12 @@ def export_hf(run: LoadedRun, target: Path, *, arch: str | None = None, dtype: s
         save_file(theirs, folder / "model.safetensors", {"format": "pt"})
         config = architecture.config(model.config, model.vocab_size)
         write_json(folder / "config.json", config | common_config(run, architecture))
+        files = architecture.files(model.config)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
         write_tokenizer(run, folder)
         write_json(folder / "generation_config.json", {"eos_token_id": run.tokenizer.eos_id, "do_sample": True})
-        text = card(run, architecture.name, readers, context_of(run))
+        text = card(run, architecture.name, readers, context_of(run), remote=bool(files))
         (folder / "README.md").write_text(text, encoding="utf-8")
         reference = Path(scratch, "reference.safetensors")
         write_reference(reference, model.float(), run.tokenizer, architecture.layer_ends(model.config))

@@ -12,14 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hybridlm.config.model import ModelConfig
 from hybridlm.data.preparing.prepare import held_out_text
 from hybridlm.errors import RunFailed, UserError
-from hybridlm.interop.export import Exported, context_of, fitting, weights_of
+from hybridlm.interop.export import Exported, context_of, weights_of
 from hybridlm.interop.gguf import run as script
 from hybridlm.interop.gguf.architectures import TARGETS, Target
 from hybridlm.interop.gguf.tensors import links
 from hybridlm.interop.gguf.vocabulary import Vocabulary, differing, vocabulary
 from hybridlm.interop.links import exported
+from hybridlm.interop.reach import nearest
 from hybridlm.interop.reference import TOLERANCE, Agreement, write_reference
 from hybridlm.interop.writing import new_file
 from hybridlm.runs.checkpoint import LoadedRun
@@ -37,7 +39,7 @@ def export_gguf(run: LoadedRun, target: Path, *, arch: str | None = None, dtype:
         raise UserError("--to gguf needs the package gguf: pip install 'hybridlm[export]'")
     from hybridlm.interop.gguf.file import types_of, write
 
-    model, target_arch = run.model, choose(run, arch)
+    model, target_arch = run.model, choose(run.model.config, arch)
     trained = {"torch.bfloat16": "bf16", "torch.float16": "f16"}
     dtype = dtype or trained.get(str(model.embedding.weight.dtype), "f32")
     words = vocabulary(run.tokenizer, model.vocab_size, chat=run.folder.chat_template.is_file())
@@ -61,12 +63,17 @@ def export_gguf(run: LoadedRun, target: Path, *, arch: str | None = None, dtype:
     return Exported(target, f"{name}, {dtype}", ("llama.cpp",), agreement, tuple(notes))
 
 
-def choose(run: LoadedRun, name: str | None = None) -> Target:
-    """The architecture of llama.cpp that ``fitting`` finds, or the one called ``name``."""
+def choose(model: ModelConfig, name: str | None = None) -> Target:
+    """The first architecture of llama.cpp that represents ``model`` exactly, or the one called ``name``. UserError:
+    there is none; one line for each constraint of the nearest, with the override that lifts it."""
     candidates = [one for one in TARGETS if name in (None, one.name)]
     if not candidates:
         raise UserError(f"--arch {name}: expected one of {', '.join(one.name for one in TARGETS)}")
-    return fitting(run.model.config, candidates, "llama.cpp")
+    target, needs = nearest(model, candidates)
+    if needs:
+        refusal = f"no architecture of llama.cpp computes what this model does; nearest: {target.name}"
+        raise UserError([refusal, *(need.line() for need in needs)])
+    return target
 
 
 def _tokenizer_notes(run: LoadedRun, words: Vocabulary) -> Iterator[str]:
