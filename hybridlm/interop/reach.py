@@ -32,10 +32,12 @@ def destinations(model: ModelConfig) -> str:
     """One line: the programs that take the trained model, or why only its own code does."""
     architecture, needs = nearest(model, ARCHITECTURES)
     name = f"transformers {architecture.name.removesuffix('ForCausalLM')}"
+    llama_cpp = [] if nearest(model, TARGETS)[1] else ["llama.cpp"]
     if not needs:
-        llama_cpp = [] if nearest(model, TARGETS)[1] else ["llama.cpp"]
         return f"to {', '.join([name, *architecture.readers, *llama_cpp])}"
-    if not all(need.overrides for need in needs):
-        titles = [mixer.title for kind, mixer in MIXERS.items() if kind in model.mixers]
-        return f"as remote code only: no architecture of transformers consists of {' and '.join(titles)}"
-    return f"as remote code; to {name} with {' '.join(override for need in needs for override in need.overrides)}"
+    code = ", ".join(["as remote code", *(f"to {program}" for program in llama_cpp)])
+    if all(need.overrides for need in needs):
+        return f"{code}; to {name} with {' '.join(override for need in needs for override in need.overrides)}"
+    titles = [mixer.title for kind, mixer in MIXERS.items() if kind in model.mixers]
+    only = "" if llama_cpp else " only"
+    return f"{code}{only}: no architecture of transformers consists of {' and '.join(titles)}"

@@ -123,7 +123,7 @@ WRONG = {
     "llama": {"logit_softcap": 15.0, "attention": ROTARY | {"gate": True}},
     "qwen3": {"pattern": "ST", "variants": {"S": {"mixer": "attention", "window": 5}}},
     "arcee": {"logit_scale": 2.0},
-    "mamba": {"mamba1": {"expand": 3}},
+    "mamba": {"mamba1": {"expand": 3, "bias": True}},
     "mamba2": {"mamba2": MAMBA | {"norm_before_gate": True}},
     "granitehybrid": {"pattern": "M2 T:mlp M2:none", "mamba2": MAMBA | {"expand": 1}},
     "granitehybrid, experts": {"pattern": "M2:moe T:none"},

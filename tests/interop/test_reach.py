@@ -47,7 +47,7 @@ def test_other_portable_presets_have_one_too(preset, name):
 def test_the_line_of_a_preset_is_true(preset):
     model = compose_config([f"model={preset}"]).model
     line = destinations(model)
-    if line.startswith("as remote code; to "):  # with these overrides it goes there
+    if "; to " in line:  # with these overrides it goes there
         overrides = line.partition(" with ")[2].replace("'", "").split(" model.")
         overrides = [one if one.startswith("model.") else f"model.{one}" for one in overrides]
         assert not nearest(compose_config([f"model={preset}", *overrides]).model, ARCHITECTURES)[1]
@@ -68,3 +68,8 @@ def test_a_style_of_a_subfolder_is_a_group_of_its_own():
     assert found["model/style"] == ["nanochat", "portable", "preset"]
     assert not any("style" in option for option in found["model"])
     assert "patterns/text" in found["experiments"]
+
+
+def test_llama_cpp_takes_what_transformers_does_not():
+    model = compose_config(["model=nano_start", "model/style=portable", "model.attention.head_dim=16"]).model
+    assert destinations(model).startswith("as remote code, to llama.cpp; to transformers ")

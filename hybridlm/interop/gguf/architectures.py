@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hybridlm.config.model import ModelConfig
-from hybridlm.interop.architecture import Architecture, Need, pattern_text, sections, spec_needs, the_spec
+from hybridlm.interop.architecture import (
+    Architecture,
+    Need,
+    pattern_text,
+    sections,
+    spec_needs,
+    the_spec,
+    uniform_needs,
+)
 from hybridlm.interop.architectures.deepseek import DeepseekV3
 from hybridlm.interop.architectures.dense import Arcee, Llama, Qwen3
 from hybridlm.interop.architectures.granite import GraniteMoeHybrid
@@ -213,6 +221,7 @@ def _some_mamba2(model: ModelConfig, name: str) -> Iterator[Need]:
 def _granite_needs(model: ModelConfig) -> Iterator[Need]:
     yield from _some_mamba2(model, "granitehybrid")
     yield from _twice("mamba2", "granitehybrid")(model)
+    yield from uniform_needs(model, "attention", ("head_dim", "rope_dim"), "llama.cpp's granitehybrid")
     found = {layer.ffn_kind for layer in model.layers}
     if found not in ({"mlp"}, {"moe"}):
         wanted = "moe" if "mlp" not in found and "moe" in found else "mlp"
