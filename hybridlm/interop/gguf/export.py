@@ -55,7 +55,7 @@ def export_gguf(run: LoadedRun, target: Path, *, arch: str | None = None, dtype:
             if exact != path:
                 write(exact, name, keys, tensors, "f32")
             agreement = _check(path, run, exact, words)
-    kept = [name for name, kind in types_of(tensors, dtype).items() if dtype == "q8_0" and kind.name == "F16"]
+    kept = [one for one, kind in types_of(tensors, dtype).items() if dtype == "q8_0" and kind.name == "F16"]
     if kept:
         notes.append(f"in f16, as their rows are no multiple of 32: {', '.join(kept[:3])}" + ", ..." * (len(kept) > 3))
     if agreement is None:
@@ -91,7 +91,7 @@ def _tokenizer_notes(run: LoadedRun, words: Vocabulary) -> Iterator[str]:
     different, total = differing(run.tokenizer, text)
     yield (
         f"llama.cpp cuts text by Llama 3's pattern, not by this tokenizer's: {different:,} of {total:,} tokens {which}"
-        f" differ ({different / max(total, 1):.2%}); none do with a tokenizer trained with data.tokenizer.split=llama3"
+        f" differ ({different / max(total, 1):.3%}); none do with a tokenizer trained with data.tokenizer.split=llama3"
     )
 
 
