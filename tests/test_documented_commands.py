@@ -39,7 +39,7 @@ ELSEWHERE = {
     "make": "makes an installation of its own; the target exists",
     "script": "minutes to hours; the script exists",
 }
-_NOT_COMPOSED = re.compile(r"ckpt|hydra\..*|hydra/(launcher|sweeper)")  # needs a run, or belongs to Hydra
+_NOT_COMPOSED = re.compile(r"ckpt|init_from|hydra\..*|hydra/(launcher|sweeper)")  # needs a run, or belongs to Hydra
 
 
 def kind(command: Command) -> str | None:
