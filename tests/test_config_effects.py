@@ -164,6 +164,7 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
             "top_k": (1, []),
             "d_expert": (32, []),
             "expand": (3.0, ["model.moe.d_expert=null"]),
+            "multiple_of": (96, ["model.moe.d_expert=null"]),
             "n_shared_experts": (1, []),
             "d_shared": (24, ["model.moe.n_shared_experts=1"]),
             "activation": ("relu2", []),
@@ -179,6 +180,7 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     },
     "model.mlp.d_ff": (64, []),
     "model.mlp.expand": (4.0, ["model.mlp.d_ff=null"]),
+    "model.mlp.multiple_of": (80, ["model.mlp.d_ff=null"]),
     "model.mlp.activation": ("relu2", []),
     "model.init.std": (0.5, []),
     "model.init.embedding_std": (0.5, []),
@@ -252,6 +254,7 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "data.tokenizer.kind": ("bpe", []),
     "data.tokenizer.path": ("nowhere.json", FROM_FILE),
     "data.tokenizer.vocab_size": (300, ["data.tokenizer.kind=bpe"]),
+    "data.tokenizer.split": ("llama3", ["data.tokenizer.kind=bpe", "data.tokenizer.vocab_size=300"]),
     "data.val_fraction": (0.5, []),
     "data.seq_len": (16, []),
     "data.val_seq_len": (32, []),
@@ -358,6 +361,7 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
 INERT = {
     "model.name": "a label: it stands in summary.json (tests/test_end_to_end.py reads it there)",
     "ckpt": "read by hybridlm/runs/resume.py before the run begins (tests/config and tests/test_end_to_end.py)",
+    "init_from": "replaces the weights of the start (tests/train/test_initial.py)",
     "data.changed": "whether a run goes on with other text at all (tests/cli/test_jobs.py)",
 }
 

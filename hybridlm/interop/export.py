@@ -21,7 +21,9 @@ from hybridlm.interop.architecture import Architecture
 from hybridlm.interop.architectures import ARCHITECTURES
 from hybridlm.interop.card import card
 from hybridlm.interop.links import exported
+from hybridlm.interop.reach import nearest
 from hybridlm.interop.reference import Agreement, check, write_reference
+from hybridlm.interop.remote import RemoteCode
 from hybridlm.interop.writing import new_folder, write_json
 from hybridlm.model.lm import HybridLM
 from hybridlm.runs.checkpoint import KEY, LoadedRun, facts
@@ -33,12 +35,14 @@ _ROWS = ("embedding.weight", "lm_head.weight")  # cut to the ids that exist
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported folder. readers: the programs that read it. agreement: with transformers; None: not loaded there."""
+    """An exported folder or file. readers: the programs that read it. agreement: with the first of them; None: not
+    loaded there. notes: what a user of it has to know, a line each."""
 
     folder: Path
     name: str
     readers: tuple[str, ...]
     agreement: Agreement | None
+    notes: tuple[str, ...] = ()
 
 
 def choose(model: ModelConfig, name: str | None = None) -> Architecture:
@@ -48,20 +52,27 @@ def choose(model: ModelConfig, name: str | None = None) -> Architecture:
     if not candidates:
         legal = ", ".join(one.model_type for one in ARCHITECTURES)
         raise UserError(f"--arch {name}: expected one of {legal}")
-    needs = {one: list(one.needs(model)) for one in candidates}
-    if (fitting := next((one for one in candidates if not needs[one]), None)) is not None:
-        return fitting
-    nearest = min(candidates, key=lambda one: (sum(not need.overrides for need in needs[one]), len(needs[one])))
-    lines = [need.line() for need in needs[nearest]]
-    raise UserError([f"no architecture of transformers computes what this model does; nearest: {nearest.name}", *lines])
+    architecture, needs = nearest(model, candidates)
+    if not needs:
+        return architecture
+    refusal = "no architecture of transformers computes what this model does (--to hf-code takes it)"
+    raise UserError([f"{refusal}; nearest: {architecture.name}", *(need.line() for need in needs)])
 
 
 def export_hf(run: LoadedRun, target: Path, *, arch: str | None = None, dtype: str | None = None) -> Exported:
     """Writes the folder ``target`` for transformers; the run's model is rounded to ``dtype`` where that is given.
     UserError: nothing represents the model, or ``target`` is there already. RunFailed: the check after writing found a
     difference; nothing is left behind."""
+    return _export(run, target, choose(run.model.config, arch), dtype)
+
+
+def export_code(run: LoadedRun, target: Path, *, dtype: str | None = None) -> Exported:
+    """The same for any model, with its code in the folder."""
+    return _export(run, target, RemoteCode(), dtype)
+
+
+def _export(run: LoadedRun, target: Path, architecture: Architecture, dtype: str | None) -> Exported:
     model = run.model
-    architecture = choose(model.config, arch)
     readers = ("transformers", *architecture.readers)
     if dtype is not None:
         model.round_parameters(DTYPES[dtype])
@@ -70,9 +81,12 @@ def export_hf(run: LoadedRun, target: Path, *, arch: str | None = None, dtype: s
         save_file(theirs, folder / "model.safetensors", {"format": "pt"})
         config = architecture.config(model.config, model.vocab_size)
         write_json(folder / "config.json", config | common_config(run, architecture))
+        files = architecture.files(model.config)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
         write_tokenizer(run, folder)
         write_json(folder / "generation_config.json", {"eos_token_id": run.tokenizer.eos_id, "do_sample": True})
-        text = card(run, architecture.name, readers, context_of(run))
+        text = card(run, architecture.name, readers, context_of(run), remote=bool(files))
         (folder / "README.md").write_text(text, encoding="utf-8")
         reference = Path(scratch, "reference.safetensors")
         write_reference(reference, model.float(), run.tokenizer, architecture.layer_ends(model.config))
