@@ -315,6 +315,13 @@ def test_a_folder_that_says_two_things_is_not_imported(tmp_path, changes):
     assert len(refused.value.problems) == 1
 
 
+def test_an_older_transformers_is_refused(models, monkeypatch):
+    _, theirs = models
+    monkeypatch.setattr("transformers.__version__", "4.57.6")
+    with pytest.raises(ImportError, match=r"4\.57\.6"):
+        type(theirs)(theirs.config)
+
+
 WITHOUT_HYBRIDLM = """
 import json, sys
 
