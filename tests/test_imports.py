@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "eval": {"generate", "data", "runs", "model", "layers", "config", "machine", "files"},
     "sweep": {"config", "files", "runs", "machine", "model", "layers", "memory"},
 }
-MAY_IMPORT["train"] = {*MAY_IMPORT} - {"bench", "sweep", "interop"}
+MAY_IMPORT["train"] = {*MAY_IMPORT} - {"bench", "sweep", "interop"} | {"interop.reach"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT}
 MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["api"] = {"cli", "config", "data", "generate", "machine", "memory", "model", "runs"}

@@ -21,6 +21,7 @@ from hybridlm.interop.architecture import Architecture
 from hybridlm.interop.architectures import ARCHITECTURES
 from hybridlm.interop.card import card
 from hybridlm.interop.links import exported
+from hybridlm.interop.reach import nearest
 from hybridlm.interop.reference import Agreement, check, write_reference
 from hybridlm.interop.remote import RemoteCode
 from hybridlm.interop.writing import new_folder, write_json
@@ -49,13 +50,11 @@ def choose(model: ModelConfig, name: str | None = None) -> Architecture:
     if not candidates:
         legal = ", ".join(one.model_type for one in ARCHITECTURES)
         raise UserError(f"--arch {name}: expected one of {legal}")
-    needs = {one: list(one.needs(model)) for one in candidates}
-    if (fitting := next((one for one in candidates if not needs[one]), None)) is not None:
-        return fitting
-    nearest = min(candidates, key=lambda one: (sum(not need.overrides for need in needs[one]), len(needs[one])))
-    lines = [need.line() for need in needs[nearest]]
+    architecture, needs = nearest(model, candidates)
+    if not needs:
+        return architecture
     refusal = "no architecture of transformers computes what this model does (--to hf-code takes it)"
-    raise UserError([f"{refusal}; nearest: {nearest.name}", *lines])
+    raise UserError([f"{refusal}; nearest: {architecture.name}", *(need.line() for need in needs)])
 
 
 def export_hf(run: LoadedRun, target: Path, *, arch: str | None = None, dtype: str | None = None) -> Exported:
