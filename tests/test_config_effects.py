@@ -254,6 +254,7 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "data.tokenizer.kind": ("bpe", []),
     "data.tokenizer.path": ("nowhere.json", FROM_FILE),
     "data.tokenizer.vocab_size": (300, ["data.tokenizer.kind=bpe"]),
+    "data.tokenizer.split": ("llama3", ["data.tokenizer.kind=bpe", "data.tokenizer.vocab_size=300"]),
     "data.val_fraction": (0.5, []),
     "data.seq_len": (16, []),
     "data.val_seq_len": (32, []),

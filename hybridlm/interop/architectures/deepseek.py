@@ -47,7 +47,7 @@ class DeepseekV3(Architecture):
     model_type: ClassVar[str] = "deepseek_v3"
     # The extra layers of multi-token prediction take no part in the model's logits.
     ignored: ClassVar[frozenset[str]] = frozenset({"head_dim", "num_nextn_predict_layers", "num_mtp_layers"})
-    readers: ClassVar[tuple[str, ...]] = ("vLLM", "llama.cpp")
+    readers: ClassVar[tuple[str, ...]] = ("vLLM",)
 
     def needs(self, model: ModelConfig) -> Iterator[Need]:
         name = self.name
@@ -67,7 +67,8 @@ class DeepseekV3(Architecture):
             yield Need("model.mla.scale", mla.scale, reason, ("model.mla.scale=null",))
         if (moe := the_spec(model, "moe")) and (not moe.d_shared or moe.d_shared % moe.d_expert):
             reason = f"{name} has at least one shared expert, as wide as the others"
-            yield Need("model.moe.n_shared_experts", moe.d_shared, reason, ("model.moe.n_shared_experts=1",))
+            overrides = ("model.moe.n_shared_experts=1", "model.moe.d_shared=null")
+            yield Need("model.moe.d_shared", moe.d_shared, reason, overrides)
 
     def config(self, model: ModelConfig, vocab: int) -> dict[str, Any]:
         mla, mlp, moe = (the_spec(model, kind) for kind in ("mla", "mlp", "moe"))

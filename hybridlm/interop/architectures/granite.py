@@ -33,7 +33,7 @@ class GraniteMoeHybrid(Architecture):
 
     name: ClassVar[str] = "GraniteMoeHybridForCausalLM"
     model_type: ClassVar[str] = "granitemoehybrid"
-    readers: ClassVar[tuple[str, ...]] = ("vLLM", "llama.cpp")
+    readers: ClassVar[tuple[str, ...]] = ("vLLM",)
 
     def needs(self, model: ModelConfig) -> Iterator[Need]:
         name = self.name

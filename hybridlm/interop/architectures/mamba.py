@@ -24,14 +24,16 @@ class Mamba(Architecture):
 
     name: ClassVar[str] = "MambaForCausalLM"
     model_type: ClassVar[str] = "mamba"
-    readers: ClassVar[tuple[str, ...]] = ("vLLM", "llama.cpp")
+    readers: ClassVar[tuple[str, ...]] = ("vLLM",)
     kind: ClassVar[str] = "mamba1"
     tensors: ClassVar[tuple[str, ...]] = MAMBA1
     uniform: ClassVar[tuple[str, ...]] = ("d_inner", "d_state", "d_conv", "dt_rank")
+    legal: ClassVar[Mapping[str, object]] = {"bias": False}
 
     def needs(self, model: ModelConfig) -> Iterator[Need]:
         yield from plain_needs(model, self.name)
         yield from layers_needs(model, self.name, {self.kind: "none"})
+        yield from spec_needs(model, self.kind, self.legal, self.name)
         yield from uniform_needs(model, self.kind, self.uniform, self.name)
         if (spec := the_spec(model, self.kind)) and spec.d_inner % model.d_model:
             reason = f"{self.name} has a whole multiple of d_model inner channels"
@@ -92,10 +94,7 @@ class Mamba2(Mamba):
     kind: ClassVar[str] = "mamba2"
     tensors: ClassVar[tuple[str, ...]] = MAMBA2
     uniform: ClassVar[tuple[str, ...]] = ("n_heads", "head_dim", "d_state", "n_groups", "d_conv", "dt_limit")
-
-    def needs(self, model: ModelConfig) -> Iterator[Need]:
-        yield from super().needs(model)
-        yield from spec_needs(model, "mamba2", {"norm_before_gate": False, "dt_limit": (0.0, float("inf"))}, self.name)
+    legal: ClassVar[Mapping[str, object]] = {"norm_before_gate": False, "dt_limit": (0.0, float("inf"))}
 
     def own_config(self, spec: Any) -> dict[str, Any]:
         return {"num_heads": spec.n_heads, "head_dim": spec.head_dim, "n_groups": spec.n_groups, "chunk_size": 256}
