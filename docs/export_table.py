@@ -21,6 +21,7 @@ from untrained import untrained_run  # noqa: E402, of tests/
 
 from hybridlm.cli.compose import compose_config  # noqa: E402
 from hybridlm.config.groups import groups  # noqa: E402
+from hybridlm.config.mixers import MIXERS  # noqa: E402
 from hybridlm.errors import UserError  # noqa: E402
 from hybridlm.interop.export import Exported, export_code, export_hf  # noqa: E402
 from hybridlm.interop.gguf.export import export_gguf  # noqa: E402
@@ -41,11 +42,17 @@ def cell(export: Callable[[LoadedRun, Path], Exported], run: Path, target: Path)
     try:
         done = export(load_run(str(run), torch.device("cpu")), target)
     except UserError as error:
-        fields = [problem.partition(" = ")[0].removeprefix("model.") for problem in error.problems[1:]]
-        return f"no: {', '.join(fields)}"
+        return f"no: {', '.join(dict.fromkeys(map(short, error.problems[1:])))}"
     name = done.name.removesuffix("ForCausalLM").removesuffix(", f32")
     found = done.agreement
     return f"{name}, not run" if found is None else f"{name}, {found.logits:.1e} / {found.decode:.1e}"
+
+
+def short(problem: str) -> str:
+    """``model.logit_softcap = 15.0: ...`` as the field alone, ``layer 3 = mamba3: ...`` as the kind of layer."""
+    field, _, rest = problem.partition(" = ")
+    kind = rest.partition(":")[0]
+    return f"{MIXERS[kind].title}" if kind in MIXERS else field.removeprefix("model.")
 
 
 def rows() -> list[tuple[str, ...]]:
@@ -74,4 +81,6 @@ def table() -> str:
 
 if __name__ == "__main__":
     text = table()
-    PAGE.write_text(MARKS.sub(lambda marks: marks[1] + text + marks[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(
+        MARKS.sub(lambda marks: marks[1] + text + marks[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8"
+    )
