@@ -1,5 +1,5 @@
-"""Exports every preset at size=tiny, as it is and with model/style=portable, to every target, and puts the table of what
-came of it into docs/export.md between its two marks.
+"""Exports every preset at size=tiny, as it is and with model/style=portable, to every target, and puts the table of
+what came of it into docs/export.md between its two marks.
 
 python docs/export_table.py           # rewrite the table; llama-cpp-python, where installed, runs the GGUF files
 """
