@@ -9,6 +9,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from hybridlm.errors import RunFailed, UserError, printable
+from hybridlm.runs.run_folder import RunFolder
 
 # What export writes or a user puts beside it; everything else is refused, whatever it holds.
 _CONFIGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "config.yaml")
@@ -30,6 +31,8 @@ def exported_files(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise UserError(f"{place}: neither an exported folder nor a .gguf file")
+    if RunFolder(place).checkpoints.is_dir():
+        raise UserError(f"{place}: a run folder; export it first: hybridlm export {place} DIR")
     names = sorted(path.name for path in place.iterdir())
     if not any(files <= set(names) for files in _WHOLE) and not any(fnmatch(name, "*.gguf") for name in names):
         raise UserError(f"{place}: not a folder that `hybridlm export` wrote")
@@ -57,7 +60,7 @@ def listing(files: list[Path], repo: str, *, private: bool) -> list[str]:
     sizes = [path.stat().st_size for path in files]
     lines = [f"{size:>15,}  {path.name}" for path, size in zip(files, sizes, strict=True)]
     kind = "a private repository" if private else "a public repository"
-    head = f"https://huggingface.co/{repo}: made as {kind} unless it exists; {len(files)} files, {sum(sizes):,} bytes"
+    head = f"https://huggingface.co/{repo}: made as {kind} unless it exists; {sum(sizes):,} bytes in all"
     return [head, *lines]
 
 
@@ -97,7 +100,5 @@ def push(files: list[Path], repo: str, *, private: bool) -> str:
             ) from None
         if status is not None and 400 <= status < 500:
             raise UserError(f"{repo}: the hub refuses ({status}: {reason})") from None
-        raise RunFailed(
-            f"{repo}: the hub cannot be reached ({reason}); nothing was changed there, or run it again"
-        ) from None
+        raise RunFailed(f"{repo}: the hub cannot be reached, or failed ({reason}); run the command again") from None
     return address

@@ -52,7 +52,7 @@ def test_nothing_is_sent_without_yes(folder, hub, capsys):
     push(folder, "me/model", "--private")
     said = capsys.readouterr().out
     assert hub.calls == []
-    assert all(part in said for part in ("me/model", "private", "model.safetensors", "--yes", "5 files, 10 bytes"))
+    assert all(part in said for part in ("me/model", "private", "model.safetensors", "--yes", " 10 bytes"))
 
 
 def test_what_was_listed_is_sent(folder, hub, capsys, tmp_path):
@@ -79,7 +79,7 @@ def test_what_was_listed_is_sent(folder, hub, capsys, tmp_path):
         ("id_rsa", ""),
         ("notes.txt", ""),
         ("train.py", ""),
-        ("checkpoints/step.ckpt", ""),
+        ("more/step.ckpt", ""),
         ("README.md", f"my token is {TOKEN}."),
         ("config.yaml", "-----BEGIN OPENSSH PRIVATE KEY-----"),
     ],
@@ -109,10 +109,15 @@ def test_a_name_that_is_none_is_refused(folder, hub, repo, capsys):
     assert hub.calls == []
 
 
-def test_a_folder_that_is_no_export_is_refused(folder, hub, tmp_path):
+def test_a_folder_that_is_no_export_is_refused(folder, hub, tmp_path, capsys):
     (folder / "config.json").unlink()
     push(folder, "me/model", "--yes", code=2)
     push(tmp_path / "nowhere", "me/model", code=2)
+    capsys.readouterr()
+    (folder / "checkpoints").mkdir()
+    push(folder, "me/model", "--yes", code=2)
+    said = capsys.readouterr().err
+    assert (said.count("\n"), "hybridlm export" in said) == (1, True)
     assert hub.calls == []
 
 
