@@ -111,3 +111,22 @@ def import_(
 
         done = import_folder(source, folder, Told(tokenizer, rope_theta, a_activation))
         typer.echo(f"{folder}: {done.name}, {done.parameters:,} parameters")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="what `hybridlm export` wrote")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hugging Face hub")],
+    yes: Annotated[bool, typer.Option("--yes", help="upload (default: only print what would be uploaded)")] = False,
+    private: Annotated[bool, typer.Option("--private", help="a repository that is made is private")] = False,
+) -> None:
+    """Upload an exported model to the Hugging Face hub. Without --yes nothing is sent, only listed."""
+    with reported():
+        from hybridlm.interop.push import exported_files, listing, refuse_name
+        from hybridlm.interop.push import push as upload
+
+        refuse_name(repo)
+        files = exported_files(folder)
+        for line in listing(files, repo, private=private):
+            typer.echo(line)
+        typer.echo(upload(files, repo, private=private) if yes else "nothing was sent; add --yes to upload")
