@@ -38,8 +38,8 @@ from hybridlm.data.tokenizer import train_bpe
 from hybridlm.files.sealed import write_sealed
 from hybridlm.runs.checkpoint import KEY, facts
 
-CLIENTS, EACH, LONE = 50, 3, 6  # clients, answers of each; answers of the lone client
-PROMPT, ANSWER, PREFIX, OWN = 300, 64, 1000, 24  # tokens
+CLIENTS, EACH, LONE = 50, 3, 4  # clients, answers of each; answers of the lone client
+PROMPT, ANSWER, PREFIX, OWN = 128, 128, 1000, 24  # tokens
 ROUNDS = 5
 
 
