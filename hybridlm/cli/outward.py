@@ -91,12 +91,23 @@ def import_config(
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="a model of transformers: config.json, safetensors")],
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="a model of transformers, mamba_ssm or nanochat")],
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="the run folder to write; it must not exist")],
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="a tokenizer.json, or a folder with one, where FOLDER has none")
+    ] = None,
+    rope_theta: Annotated[
+        float | None, typer.Option("--rope-theta", min=1, help="of nanochat: the base of its rotary positions")
+    ] = None,
+    a_activation: Annotated[
+        Literal["softplus", "heavy_tail"] | None,
+        typer.Option("--a-activation", help="of Mamba-3: softplus, as in the released code, or heavy_tail"),
+    ] = None,
 ) -> None:
-    """Turn a model of transformers into a run folder, which generates, chats, evaluates and exports again."""
+    """Turn a model of another program into a run folder, which generates, chats, evaluates, trains on and exports."""
     with reported():
         from hybridlm.interop.importing import import_folder
+        from hybridlm.interop.incoming import Told
 
-        done = import_folder(source, folder)
+        done = import_folder(source, folder, Told(tokenizer, rope_theta, a_activation))
         typer.echo(f"{folder}: {done.name}, {done.parameters:,} parameters")
