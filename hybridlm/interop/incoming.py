@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from hybridlm.config.model import ModelConfig
 from hybridlm.errors import UserError, printable
 from hybridlm.files.archive import read_archive
 from hybridlm.files.plain import Unreadable
+from hybridlm.runs.checkpoint import refuse_unfinite
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,6 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
 def wide(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """In fp32, where checkpoints mix dtypes. Tensors that share memory still do where they were wide already."""
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-
-
-def refuse_unfinite(tensors: Mapping[str, Tensor], where: Path) -> None:
-    """UserError: a tensor holds numbers that are not finite."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"{where}: {printable(name[:100])} holds numbers that are not finite")
 
 
 def rows_for(tensors: Mapping[str, Tensor], name: str, ids: int, where: Path) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hybridlm.errors import UserError
+from hybridlm.errors import UserError, printable
 
 Tensors = Sequence[Tensor]
 
@@ -107,5 +107,5 @@ def imported(links: Iterable[Link], theirs: Mapping[str, Tensor], where: str) ->
         ours |= dict(zip(link.ours, taken, strict=True))
         used |= set(link.theirs)
     if unknown := sorted(theirs.keys() - used):
-        raise UserError(f"{where}: {unknown[0]} has no counterpart here")
+        raise UserError(f"{where}: {printable(unknown[0][:100])} has no counterpart here")
     return ours
