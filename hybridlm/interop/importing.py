@@ -17,7 +17,7 @@ from hybridlm.data.tokenizer import Tokenizer, load_tokenizer
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.files.sealed import write_sealed
 from hybridlm.interop.foreign import names_an_architecture, read_config, read_tensors
-from hybridlm.interop.incoming import NOTHING_TOLD, Incoming, Told
+from hybridlm.interop.incoming import NOTHING_TOLD, Incoming, Told, fitted
 from hybridlm.interop.links import imported
 from hybridlm.interop.nanochat import nanochat_file, read_nanochat
 from hybridlm.interop.state_spaces import read_state_spaces
@@ -96,10 +96,11 @@ def _read(source: Path, told: Told, ids: int) -> Incoming:
         found = read_state_spaces(source, told, ids)
     else:
         known, tensors = read_config(source), read_tensors(source)
-        described = sum(tensor.numel() for tensor in _built(known.section, known.vocab, source).parameters())
+        model = _built(known.section, known.vocab, source)
+        described = sum(parameter.numel() for parameter in model.parameters())
         if described > (held := sum(tensor.numel() for tensor in tensors.values())):  # links alone may be a billion
             raise UserError(f"{source}: its config.json describes {described:,} weights, its files hold {held:,}")
-        weights = imported(known.architecture.links(known.section), tensors, str(source))
+        weights = fitted(imported(known.architecture.links(known.section), tensors, str(source)), model)
         found = Incoming(known.architecture.name, known.section, known.vocab, known.context, weights)
     of_nanochat, of_mamba3 = checkpoint is not None, "mamba3" in found.section.kinds
     if told.rope_theta is not None and not of_nanochat:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from hybridlm.config.model import ModelConfig
 from hybridlm.errors import UserError, printable
 from hybridlm.files.archive import read_archive
 from hybridlm.files.plain import Unreadable
+from hybridlm.model.lm import HybridLM
+from hybridlm.ops.norm import at_least_fp32
 from hybridlm.runs.checkpoint import refuse_unfinite
 
 
@@ -60,6 +64,19 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
 def wide(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """In fp32, where checkpoints mix dtypes. Tensors that share memory still do where they were wide already."""
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def fitted(weights: Mapping[str, Tensor], model: HybridLM) -> dict[str, Tensor]:
+    """All weights of ``model`` in dtypes that it is trained in and that hold every value of theirs: half precision in
+    fp32, and what is never rounded here, such as A_log, in fp32 at least."""
+    rounds = {name: spec.dtype == "model" for name, spec in model.param_specs().items()}
+    floats = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
+    rounded = [tensor.dtype for name, tensor in floats.items() if rounds.get(name)]
+    common = reduce(torch.promote_types, rounded, torch.float32 if torch.float16 in rounded else torch.bfloat16)
+    legal = {name: common if rounds.get(name) else at_least_fp32(common) for name in floats}
+    return dict(weights) | {
+        name: tensor.to(torch.promote_types(tensor.dtype, legal[name])) for name, tensor in floats.items()
+    }
 
 
 def rows_for(tensors: Mapping[str, Tensor], name: str, ids: int, where: Path) -> Tensor:

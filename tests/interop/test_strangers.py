@@ -28,7 +28,7 @@ from hybridlm.interop import importing
 from hybridlm.interop.architectures import ARCHITECTURES
 from hybridlm.interop.importing import import_folder
 from hybridlm.interop.remote import RemoteCode
-from hybridlm.runs.checkpoint import KEY, read_weights, weights_of
+from hybridlm.runs.checkpoint import KEY, load_run, read_weights, weights_of
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.initial import given_weights
 
@@ -258,6 +258,19 @@ def test_code_and_templates_are_neither_run_nor_kept(theirs, tmp_path):
     import_folder(theirs, tmp_path / "new")
     assert sorted(os.listdir(tmp_path)) == ["new", "theirs"]
     assert sorted(os.listdir(tmp_path / "new")) == ["config.yaml", "tokenizer.json", "weights.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_no_value_of_another_precision_is_lost(theirs, dtype, tmp_path):
+    """Others round every tensor, also those that ours keep in fp32."""
+    change_tensors(theirs, lambda tensors: tensors.update({name: one.to(dtype) for name, one in tensors.items()}))
+    import_folder(theirs, tmp_path / "new")
+    given, back = load_file(theirs / SINGLE), load_run(str(tmp_path / "new"), torch.device("cpu")).model.state_dict()
+    names = {"blocks.0.mixer.A_log": "model.layers.0.mamba.A_log", "norm.weight": NORM}
+    names["embedding.weight"] = "model.embed_tokens.weight"
+    assert all(torch.equal(back[ours], given[name].to(back[ours].dtype)) for ours, name in names.items())
+    assert back["blocks.0.mixer.A_log"].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert back["embedding.weight"].dtype == (torch.float32 if dtype == torch.float16 else dtype)
 
 
 def test_a_folder_in_the_cache_of_a_hub_is_read(theirs, tmp_path):
