@@ -102,7 +102,7 @@ def imported(links: Iterable[Link], theirs: Mapping[str, Tensor], where: str) ->
             raise UserError(f"{where}: it lacks {missing[0]}")
         try:
             taken = link.take([theirs[name] for name in link.theirs])
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, IndexError) as error:  # of misshapen tensors
             raise UserError(f"{where}: {(str(error).splitlines() or ['misshapen'])[0][:200]}") from None
         ours |= dict(zip(link.ours, taken, strict=True))
         used |= set(link.theirs)

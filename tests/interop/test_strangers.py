@@ -1,5 +1,5 @@
-"""What import reads of strangers, and where export may write: refused in a line, quickly and in little memory; nothing
-is executed, nothing is written outside, nothing is left behind."""
+"""What import reads of strangers: refused in a line, quickly and in little memory; nothing is executed, nothing is
+written outside, nothing is left behind."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from architecture_cases import CASES, write_folder
 from hostile import VALUES, little, mutated, refused_or_read
+from hostile import tensors as strange_tensors
 from safetensors.torch import load_file, save_file
 from untrained import untrained_run
 
@@ -24,10 +25,13 @@ from hybridlm.config.run import RunConfig
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.errors import UserError
 from hybridlm.files.sealed import write_sealed
-from hybridlm.interop import importing
+from hybridlm.interop import importing, state_spaces
 from hybridlm.interop.architectures import ARCHITECTURES
 from hybridlm.interop.importing import import_folder
+from hybridlm.interop.incoming import Told
+from hybridlm.interop.links import exported
 from hybridlm.interop.remote import RemoteCode
+from hybridlm.model.build import build_model
 from hybridlm.runs.checkpoint import KEY, load_run, read_weights, weights_of
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.initial import given_weights
@@ -310,6 +314,20 @@ def test_a_mutated_header_is_refused_or_read(theirs, seed, tmp_path):
         assert os.listdir(tmp_path) == ["theirs"]
 
 
+@pytest.mark.parametrize("count", [3, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", [case for case in CASES if "," not in case])
+def test_a_tensor_of_another_shape_is_refused(case, count, tmp_path):
+    """count: of the tensors."""
+    folder = new_folder(tmp_path / "theirs", case)
+    honest = load_file(folder / SINGLE)
+    names = sorted(honest)
+    for name in random.Random(case).sample(names, min(count, len(names))):
+        for strange in (torch.ones(()), torch.ones(3), torch.ones(2, 3, 5, 7), torch.ones(32, 32, dtype=torch.long)):
+            save_file(honest | {name: strange}, folder / SINGLE)
+            assert not refused_or_read(lambda: import_folder(folder, tmp_path / "new")), (name, strange.shape)
+    assert os.listdir(tmp_path) == ["theirs"]
+
+
 def fields_of(config):
     """The path of every field, also of those in objects."""
     for key, value in config.items():
@@ -369,60 +387,61 @@ def test_weights_that_are_not_finite_start_no_run_and_are_not_exported(run, tmp_
     assert not (tmp_path / "new").exists()
 
 
-def is_file(place):
-    place.write_text("mine")
-
-
-PLACES = {
-    "a file": (is_file, "place"),
-    "below a file": (is_file, "place/new"),
-    "a link to nothing": (lambda place: place.symlink_to("nothing"), "place"),
-    "below a link to nothing": (lambda place: place.symlink_to("nothing"), "place/new"),
-    "a link to a folder": (lambda place: place.symlink_to("run"), "place"),
-    "below a link to itself": (lambda place: place.symlink_to(place), "place/new"),
-    "a long name": (lambda place: None, "a" * 300),
-    "the run": (lambda place: None, "run"),
-    "inside the run": (lambda place: None, "run/new"),
-    "inside the run by a link": (lambda place: place.symlink_to("run"), "place/new"),
-    "where nobody can write": (lambda place: None, "/proc/new/folder"),
-}
-
-
-@pytest.mark.parametrize("to", ["hf", "hf-code", "gguf", "safetensors"])
-@pytest.mark.parametrize("place", PLACES)
-def test_a_place_that_cannot_be_written_is_refused_and_left_alone(run, to, place, tmp_path, capsys):
-    if to == "gguf":
-        pytest.importorskip("gguf", reason="gguf is not installed")
-    make, target = PLACES[place]
-    make(tmp_path / "place")
-    before = sorted(str(path) for path in tmp_path.rglob("*"))
-    with pytest.raises(SystemExit) as end:
-        run_app(["export", str(run), str(tmp_path / target), "--to", to])
-    assert end.value.code == 2, capsys.readouterr().err
-    assert capsys.readouterr().err.count("\n") == 1
-    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize("to", ["hf", "hf-code", "gguf", "safetensors", "import"])
-@pytest.mark.parametrize("size", [0, 3000])
-def test_a_full_disk_leaves_nothing(run, to, size, tmp_path, theirs, capsys):
-    resource = pytest.importorskip("resource")
-    if to == "gguf":
-        pytest.importorskip("gguf", reason="gguf is not installed")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    source, target = str(theirs if to == "import" else run), str(tmp_path / "below" / "new")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        with pytest.raises(SystemExit) as end:
-            run_app(["import", source, target] if to == "import" else ["export", source, target, "--to", to])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    error = capsys.readouterr().err
-    assert end.value.code == 2, error
-    assert error.count("\n") == 1, error
-    assert sorted(os.listdir(tmp_path)) == ["run", "theirs"]
-
-
 def test_little_is_enough_for_an_honest_folder(theirs, tmp_path):
     with little():
         import_folder(theirs, tmp_path / "new")
+
+
+def ssm_folder(path, pattern):
+    """A checkpoint of mamba_ssm."""
+    section = validate_model(
+        {"d_model": 32, "pattern": pattern, "mamba2": {"head_dim": 16, "d_state": 8}, "mamba3": {"head_dim": 16}}
+        | {"vocab_multiple": 1}
+    )
+    model = build_model(section, 257).to_empty(device="cpu")
+    model.reset_parameters()
+    (path / "config.json").write_text(json.dumps({"ssm_cfg": {"ngroups": 1, "dt_limit": [0.0, 1.0], "A_floor": 1e-4}}))
+    return "pytorch_model.bin", exported(state_spaces._links(section, {}), model.state_dict())
+
+
+def nanochat_folder(path):
+    tensors = {"transformer.wte.weight": torch.randn(260, 32), "lm_head.weight": torch.randn(260, 32)}
+    for i in range(2):
+        tensors |= {f"transformer.h.{i}.attn.c_{name}.weight": torch.randn(32, 32) for name in ("q", "k", "v", "proj")}
+        tensors[f"transformer.h.{i}.mlp.c_fc.weight"] = torch.randn(64, 32)
+        tensors[f"transformer.h.{i}.mlp.c_proj.weight"] = torch.randn(32, 64)
+    (path / "meta_000100.json").write_text(
+        json.dumps({"model_config": {"n_head": 2, "n_kv_head": 2, "sequence_len": 8}})
+    )
+    return "model_000100.pt", tensors
+
+
+CHECKPOINTS = {
+    "mamba1": lambda path: ssm_folder(path, "M1*2"),
+    "mamba2": lambda path: ssm_folder(path, "M2:mlp*2"),
+    "mamba3": lambda path: ssm_folder(path, "M3*2"),
+    "nanochat": nanochat_folder,
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+@pytest.mark.parametrize("seed", [range(25), pytest.param(range(25, 1000), marks=pytest.mark.slow)], ids=len)
+def test_a_mutated_checkpoint_is_refused_or_read(kind, seed, tmp_path):
+    folder, tokenizer = tmp_path / "theirs", tmp_path / "tokenizer.json"
+    folder.mkdir()
+    byte_tokenizer().save(tokenizer)
+    name, tensors = CHECKPOINTS[kind](folder)
+    (beside,) = folder.iterdir()
+    config = json.loads(beside.read_text())
+    told = Told(tokenizer, 10_000.0 if kind == "nanochat" else None, "softplus" if kind == "mamba3" else None)
+    torch.save(tensors, folder / name)
+    import_folder(folder, tmp_path / "whole", told)
+    for number in seed:
+        generator = random.Random(number)
+        if number % 2:
+            beside.write_text(json.dumps(mutated(config, generator, lambda one: one.choice(VALUES))))
+        else:
+            torch.save(mutated(tensors, generator, strange_tensors), folder / name)
+        if refused_or_read(lambda: import_folder(folder, tmp_path / "new", told)):
+            shutil.rmtree(tmp_path / "new")
+        assert sorted(os.listdir(tmp_path)) == ["theirs", "tokenizer.json", "whole"]
