@@ -101,9 +101,7 @@ class ServeEngine:
         steps: list[tuple[Job, Step | Exception]] = []
         try:
             self._admit()
-            self._read_some(steps)
-            self.deliver(steps)  # first tokens do not wait for the others' next ones
-            steps = []
+            self._read_some()
             self._decode(steps)
         except Exception as error:  # whatever it is, the next requests may be answered
             traceback.print_exc()
@@ -123,7 +121,7 @@ class ServeEngine:
                 self.reading.append(job)
                 self._taken_on.add(job)
 
-    def _read_some(self, steps: list[tuple[Job, Step | Exception]]) -> None:
+    def _read_some(self) -> None:
         """In turn of the oldest job, so that none waits for ever, and of the one with least to read, so that few
         wait."""
         budget, oldest = _PIECES * self.limits.chunk, True
@@ -134,7 +132,9 @@ class ServeEngine:
             if logits is not None:
                 self.reading.remove(job)
                 (choice,) = choose(logits, [job.row], [job.ids], 0.0 if job.exact else self._noise)
+                steps: list[tuple[Job, Step | Exception]] = []
                 self._take(job, choice, steps)
+                self.deliver(steps)  # a first token does not wait for other prompts
 
     def _read(self, job: Job) -> Tensor | None:
         """Reads the next piece, or takes over what was read before; the logits (1, V) after the last one."""
