@@ -5,8 +5,8 @@ attention in turn, 4096 ids, fp32. Every answer is streamed, at temperature 0.8,
 other request begins with, and has 64 to 192 tokens.
 
 load: in each round one client asks for some answers one after the other, then 50 clients ask for three each, beginning
-within four seconds; the first tokens of a client's first answer, when all begin, do not count. prefix: in each round two
-prompts of 1,000 equal tokens and 24 of their own, the first of which nobody sent before.
+within four seconds; the first tokens of a client's first answer, when all begin, do not count. prefix: in each round
+two prompts of 1,000 equal tokens and 24 of their own, the first of which nobody sent before.
 
 python benchmarks/serve.py [--only load|prefix] [--rounds N]      prints the tables and writes
 benchmarks/results/serve_*.md
