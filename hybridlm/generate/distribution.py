@@ -109,7 +109,7 @@ def settled(logits: Tensor, sampling: Sampling, draws: Sequence[float], noise: T
     noise = noise * max(penalty, 1 / penalty)
     first, second = logits.topk(2, dim=-1).values.unbind(-1)
     if sampling.temperature == 0:
-        return logits.argmax(-1), first - second > 2 * noise
+        return logits.argmax(-1), first - second > 4 * noise  # twice the noise of a difference: here nothing cancels
     # Where the noise is beyond what probabilities are compared with, only a token that is certain is settled.
     relative = (noise / _divisor(sampling)).double()
     alone = first - second > 2 * noise + _CERTAIN * _divisor(sampling)

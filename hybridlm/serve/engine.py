@@ -26,9 +26,10 @@ from hybridlm.serve.limits import Limits
 from hybridlm.serve.prefixes import Prefixes, restore
 
 # How much rounding may change a logit, relative to the largest. In float32 at most 2e-6 was measured for the layers
-# here, and 4e-7 for most; the errors of a draw's many logits do not all have the worst sign, as is assumed of them. In
-# lower precision most choices would be within the rounding, so there it is not looked at.
-NOISE = 2.0**-19
+# here, and 4e-7 for most. A draw feels the errors of many logits, which cancel in part; what it is given here was at
+# least three times what it was moved by. In lower precision most choices would be within the rounding, so there it is
+# not looked at.
+NOISE = 2.0**-20
 _EXACT = (torch.float32, torch.float64)
 _FIRST_ROOM = 256  # tokens
 _PIECES = 4  # of prompts between two tokens
