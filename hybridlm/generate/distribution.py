@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hybridlm.generate.sampling import Sampling
@@ -107,17 +106,15 @@ def settled(logits: Tensor, sampling: Sampling, draws: Sequence[float], noise: T
     """
     penalty = sampling.repetition_penalty
     noise = noise * max(penalty, 1 / penalty)
-    first, second = logits.topk(2, dim=-1).values.unbind(-1)
     if sampling.temperature == 0:
-        return logits.argmax(-1), first - second > 4 * noise  # twice the noise of a difference: here nothing cancels
-    # Where the noise is beyond what probabilities are compared with, only a token that is certain is settled.
+        # Twice the noise of a difference: here nothing cancels.
+        return logits.argmax(-1), _lead(logits) > 4 * noise
     relative = (noise / _divisor(sampling)).double()
-    alone = first - second > 2 * noise + _CERTAIN * _divisor(sampling)
     kept = probabilities(logits, sampling)
     ids, running, target = _drawn(kept, draws)
     whole, target = running[:, -1], target.squeeze(1) / running[:, -1]
-    before, behind = F.pad(running, (1, 0)).gather(1, torch.stack((ids, ids + 1), 1)).unbind(1)
-    before, behind = before / whole, behind / whole
+    borders = running.gather(1, torch.stack(((ids - 1).clamp_min(0), ids), 1)) / whole.unsqueeze(1)
+    before, behind = torch.where(ids > 0, borders[:, 0], 0.0), borders[:, 1]
     odds = (2 * relative.clamp_max(1.0)).exp()  # by what the odds of a cumulative probability may change
     highest, lowest = before * odds / (before * odds + 1 - before), behind / (behind + (1 - behind) * odds)
     open_mass = torch.zeros_like(relative)
@@ -127,7 +124,16 @@ def settled(logits: Tensor, sampling: Sampling, draws: Sequence[float], noise: T
     # The first token that is kept has no border before it, and the last none behind it.
     far_before = (target > highest + open_mass) | ((before <= 0) & (open_mass == 0))
     far_behind = (target < lowest - open_mass) | ((behind >= 1) & (open_mass == 0))
-    return ids, torch.where(relative < 1, far_before & far_behind, alone)
+    sure = far_before & far_behind
+    if bool((relative >= 1).any()):  # beyond what is compared above: only a token that is certain is settled
+        sure = torch.where(relative < 1, sure, _lead(logits) > 2 * noise + _CERTAIN * _divisor(sampling))
+    return ids, sure
+
+
+def _lead(logits: Tensor) -> Tensor:
+    """(B,) by how much the largest is larger than the second."""
+    first, second = logits.topk(2, dim=-1).values.unbind(-1)
+    return first - second
 
 
 def _open(probability: Tensor, kept: Tensor, sampling: Sampling, relative: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ read again, alone and in pieces that depend on its request only, which always gi
 
 from __future__ import annotations
 
+import math
 import threading
 import traceback
 from collections import deque
@@ -32,7 +33,8 @@ from hybridlm.serve.prefixes import Prefixes, restore
 NOISE = 2.0**-20
 _EXACT = (torch.float32, torch.float64)
 _FIRST_ROOM = 256  # tokens
-_PIECES = 4  # of prompts between two tokens
+_PIECES = 4  # of prompts in a turn
+_TOGETHER = 32  # rows decoded in a turn: more take no less time each, and a new prompt would wait longer
 _LEAST = 4  # the share of a whole piece that the shortest costs, as its inverse
 
 Deliver = Callable[[Sequence[tuple[Job, Step | Exception]]], None]
@@ -47,6 +49,7 @@ class ServeEngine:
         self.waiting: deque[Job] = deque()
         self.reading: list[Job] = []
         self._taken_on: set[Job] = set()  # what this turn works on
+        self._decoded = 0  # the place behind the rows of the last turn
         self.rechecks = 0  # choices that were made after reading alone
         self._noise = NOISE if model.embedding.weight.dtype in _EXACT else 0.0
         self._decoder = Decoder(model)
@@ -98,7 +101,7 @@ class ServeEngine:
 
     @torch.inference_mode()
     def turn(self) -> None:
-        """Reads pieces of prompts, then decodes one token of every answer being written."""
+        """Reads pieces of prompts, then decodes a token of each of the next answers being written."""
         steps: list[tuple[Job, Step | Exception]] = []
         try:
             self._admit()
@@ -168,11 +171,15 @@ class ServeEngine:
     def _decode(self, steps: list[tuple[Job, Step | Exception]]) -> None:
         if not self.batch.jobs:
             return
-        jobs = list(self.batch.jobs)
-        logits = self.batch.logits()
+        count = len(self.batch.jobs)
+        rows = math.ceil(count / math.ceil(count / _TOGETHER))
+        first = self._decoded if rows < count and self._decoded < count else 0
+        jobs = self.batch.jobs[first : first + rows]
+        logits = self.batch.logits(first, len(jobs))
         choices = choose(logits, [job.row for job in jobs], [job.ids for job in jobs], self._noise)
         for place in reversed(range(len(jobs))):  # the last row moves to where one has left
-            self._take(jobs[place], choices[place], steps, place)
+            self._take(jobs[place], choices[place], steps, first + place)
+        self._decoded = first + rows
 
     def _take(
         self, job: Job, choice: Choice, steps: list[tuple[Job, Step | Exception]], place: int | None = None
