@@ -129,3 +129,8 @@ class DataConfig(CorpusConfig):
         "refuse",
         description=("for one start: whether to resume although the text or its order has changed"),
     )
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether some of the text needs the tokens around messages."""
+        return any(corpus.format != "text" for corpus in (self, *self.parts.values()))

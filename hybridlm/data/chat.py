@@ -111,27 +111,37 @@ def template_of(tokenizer: Tokenizer) -> ChatTemplate:
 
     ConfigError: it has none of the three sets, or documents end with the token that ends a message.
     """
+    template, problem = _fitting(tokenizer)
+    if template is None:
+        raise ConfigError(f"data.format: {problem}")
+    return template
+
+
+def missing_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The special tokens that ``tokenizer`` needs for conversations: none if it has a template, else those of ours."""
+    return () if _fitting(tokenizer)[0] is not None else _STYLES[0].tokens
+
+
+def _fitting(tokenizer: Tokenizer) -> tuple[ChatTemplate | None, str]:
+    """The template, or why there is none."""
     for style in _STYLES:
         known = {name: token for name in style.tokens if (token := tokenizer.special_id(name)) is not None}
         if len(known) < len(style.tokens):
             continue
         if shared := [name for name, token in known.items() if token == tokenizer.eos_id]:
-            raise ConfigError(
-                f"data.format=chat: {shared[0]} of {style.name} template also ends this tokenizer's documents, so each"
-                " message would be a document; use another template, such as"
-                f" data.tokenizer.special_tokens={list(_STYLES[0].tokens)}"
+            return None, (
+                f"{shared[0]} of {style.name} template also ends this tokenizer's documents, so each message would be a"
+                f" document; use another template, such as data.tokenizer.special_tokens={list(_STYLES[0].tokens)}"
             )
-        return ChatTemplate(
+        template = ChatTemplate(
             style,
             {role: tuple(_ids(style.prefix.format(role=role), known, tokenizer)) for role in ROLES},
             known[style.end],
             tuple(_ids(style.tail, known, tokenizer)),
         )
+        return template, ""
     sets = "; or ".join(f"{style.name} {' '.join(style.tokens)}" for style in _STYLES)
-    raise ConfigError(
-        "data.format=chat: the tokenizer lacks the special tokens of a template; set data.tokenizer.special_tokens to"
-        f" {sets}"
-    )
+    return None, (f"the tokenizer lacks the special tokens of a template; set data.tokenizer.special_tokens to {sets}")
 
 
 def encode_conversations(

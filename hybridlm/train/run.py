@@ -125,8 +125,12 @@ def _prepared(
         console.say(f"weights     {start.given.line}")
     prepared = prepare(config.data, report=lambda line: console.say(f"data        {line}"))
     read = data_facts(config, machine.global_batch, prepared)
-    if start.given is not None:
-        start.given.refuse_other_tokenizer(prepared.tokenizer)
+    if start.given is not None and (added := start.given.added_tokens(prepared.tokenizer)):
+        first = start.given.tokenizer.vocab_size
+        console.say(
+            f"weights     {' '.join(added)} were added to the tokenizer (ids {first:,} to {first + len(added) - 1:,});"
+            " their embeddings begin as the mean of all others"
+        )
     if resumed is not None:
         resumed.refuse_other_data(read, prepared.tokenizer.fingerprint, config.data.changed, console.say)
         _datamodule(config, machine, prepared, val_batches=None).refuse(resumed.position)
@@ -206,7 +210,7 @@ def _module(
 ) -> LitLM:
     model = fresh_model(config.model, prepared.tokenizer.vocab_size, seed=config.seed, device=CPU)
     if given is not None:
-        given.load_into(model)
+        given.load_into(model, prepared.tokenizer.vocab_size)
     model.checkpoint_blocks, model.loss_rows, model.kernels = plan.checkpoint_blocks, plan.loss_rows, kernels
     if config.trainer.compile:
         compile_blocks(model)

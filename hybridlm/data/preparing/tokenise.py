@@ -45,9 +45,11 @@ class Problem(Section):
 
 
 class Contents(Section):
-    """What became of a unit or a corpus. train, val: its token files by stem, in order."""
+    """What became of a unit or a corpus. forms: of the records of conversations, and how many had each; train, val: its
+    token files by stem, in order."""
 
     documents: int  # in the token files
+    forms: dict[str, int] = {}
     duplicates: int
     mistakes: tuple[Problem, ...]
     train: dict[str, BinMeta]
@@ -93,8 +95,9 @@ def tokenise(task: Task, number: int, unit: Unit, progress: Callable[[int], None
     progress gets numbers of bytes of text as they are read. Refused: with ``fail_on_bad`` there is a bad document.
     OSError: a file cannot be written.
     """
-    tokenizer, counts, problems = _loaded(task.tokenizer), Counter[str](), dict[str, Problem]()
-    chosen = _chosen(task, number, unit, counts, problems, progress)
+    tokenizer, counts, forms = _loaded(task.tokenizer), Counter[str](), Counter[str]()
+    problems = dict[str, Problem]()
+    chosen = _chosen(task, number, unit, (counts, forms), problems, progress)
     read, again = tee(part for document in chosen for part in task.split.deal(number, document))
     with contextlib.ExitStack() as stack:
         sides = {side: _Side(task, f"{side}-{number:06d}", tokenizer, stack) for side in get_args(Side)}
@@ -103,6 +106,7 @@ def tokenise(task: Task, number: int, unit: Unit, progress: Callable[[int], None
             sides[side].add(ids, learned, text_bytes)
         report = Contents(
             documents=counts["documents"],
+            forms=dict(forms),
             duplicates=counts["duplicates"],
             mistakes=tuple(problems.values()),
             train=sides["train"].finish(),
@@ -116,11 +120,13 @@ def _chosen(
     task: Task,
     number: int,
     unit: Unit,
-    counts: Counter[str],
+    counted: tuple[Counter[str], Counter[str]],
     problems: dict[str, Problem],
     progress: Callable[[int], None],
 ) -> Iterator[Document]:
-    """The documents to tokenise; the others are counted."""
+    """The documents to tokenise; the others are counted. counted: documents and duplicates, and the forms of
+    documents."""
+    counts, forms = counted
     dropped = iter(dropped_of(task.folder, number) if task.dedup else ())
     for document in unit.documents():
         if isinstance(document, Document):
@@ -128,6 +134,7 @@ def _chosen(
             kind = "duplicates" if next(dropped, False) else "documents"
             counts[kind] += 1
             if kind == "documents":
+                forms.update(document.forms)
                 yield document
         elif task.fail_on_bad:
             raise refusal(document)

@@ -1,4 +1,5 @@
-"""Conversation records, in the formats in common use, as turns of system, user and assistant.
+"""Conversation records, in the formats in common use, as turns of system, user and assistant. Each record is recognised
+by its own fields, so one file may mix them.
 
 Tool calls become text of the assistant, which is learned, and tool results text of the user, which is context; both are
 written as the Hermes and Qwen templates write them. A record that cannot be expressed as such turns is left out as a
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from hybridlm.data.reading.documents import (
 )
 
 ROLES = ("system", "user", "assistant")
-_TOOL, _CALL = "tool", "call"
+_TOOL, _CALL, _CALLED = "tool", "call", "tool_call"
 # Role names of OpenAI's format, ShareGPT's and other programs'.
 _NAMES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -39,7 +40,9 @@ _NAMES = {
 }
 _LISTS = ("messages", "conversations", "conversation")
 _PAIRS = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("instruction", "response"))
-_OPTIONAL = ("system", "input")
+_INPUTS = ("input", "context")  # what an instruction is about: Alpaca's, Dolly's
+_OPTIONAL = ("system", *_INPUTS)
+_TOOLS = "with tool calls or results, which become text"
 _SHOWN_CHARS = 40  # of an unknown role, which may be a whole text
 
 
@@ -59,14 +62,16 @@ class ChatRecords:
     def document(self, where: str, record: Mapping[str, Any]) -> Document | Bad:
         """The conversation of a record: at least one assistant message, and a system message only at the beginning."""
         try:
-            turns = _joined(_messages(record))
+            written = tuple(_messages(record))
+            turns = _joined(written)
             if not any(turn.role == "assistant" for turn in turns):
                 raise _Unfit("no assistant message", f"{len(turns)} of other roles")
             if (size := sum(len(turn.content) for turn in turns)) > LONGEST:
                 raise _Unfit(TOO_LONG, f"{size:,} characters")
         except _Unfit as unfit:
             return Bad(where, *unfit.args)
-        return Document(where, "", turns=turns)
+        tools = any(turn.role in (_TOOL, _CALL) or turn.content.endswith(f"</{_CALLED}>") for turn in written)
+        return Document(where, "", turns=turns, forms=(_form(record), *([_TOOLS] if tools else [])))
 
 
 def records_of(config: CorpusConfig) -> Records:
@@ -90,9 +95,18 @@ def _messages(record: Mapping[str, Any]) -> Iterator[Turn]:
     if isinstance(prompt, list | tuple) and isinstance(answer, list | tuple):
         yield from _turns(asked, [*prompt, *answer], begun=bool(system))
         return
-    fields = [asked, "input"] if asked == "instruction" and record.get("input") else [asked]
+    inputs = [name for name in _INPUTS if asked == "instruction" and record.get(name)]
+    fields = [asked, *inputs[:1]]
     yield Turn("user", "\n\n".join(_text(record, field) for field in fields))
     yield Turn("assistant", _text(record, answered))
+
+
+def _form(record: Mapping[str, Any]) -> str:
+    """What a record with a conversation is called."""
+    if (field := next((name for name in _LISTS if record.get(name) is not None), None)) is not None:
+        return "ShareGPT" if record[field][0].get("role") is None else "messages"
+    asked, answered = next(pair for pair in _PAIRS if all(name in record for name in pair))
+    return "Alpaca" if (asked, answered) == ("instruction", "output") else f"{asked} and {answered}"
 
 
 def _text(record: Mapping[str, Any], field: str) -> str:
@@ -127,7 +141,7 @@ def _turns(field: str, messages: object, *, begun: bool) -> Iterator[Turn]:
 def _role(place: str, message: Mapping[str, Any]) -> str:
     if "role" not in message and "from" not in message:
         raise _Unfit("a message has no 'role'", f"{place}: it has {_names(message)}")
-    name = message.get("role", message.get("from"))
+    name = message["role"] if message.get("role") is not None else message.get("from")  # a table has all columns
     if not isinstance(name, str) or name.lower() not in _NAMES:
         raise _Unfit(f"unknown role {str(name)[:_SHOWN_CHARS]!r}", f"{place}; docs/data.md lists the known roles")
     return _NAMES[name.lower()]
@@ -137,13 +151,13 @@ def _content(place: str, role: str, message: Mapping[str, Any]) -> str:
     """The text of a message, with its tool calls written out."""
     calls = list(message.get("tool_calls") or []) if isinstance(message.get("tool_calls"), list | tuple) else []
     calls += [message["function_call"]] if message.get("function_call") else []
-    value = message.get("content", message.get("value"))
+    value = message["content"] if message.get("content") is not None else message.get("value")
     if "content" not in message and "value" not in message and not calls:
         raise _Unfit("a message has no 'content'", f"{place}: it has {_names(message)}")
     parts = value if isinstance(value, list | tuple) else [] if value is None and calls else [value]
     text = "".join(_part(place, part) for part in parts)
-    written = [_tagged("tool_call", text) if role == _CALL else text] if text else []
-    written += [_tagged("tool_call", _call(place, call)) for call in calls]
+    written = [_tagged(_CALLED, text) if role == _CALL else text] if text else []
+    written += [_tagged(_CALLED, _call(place, call)) for call in calls]
     if role == _TOOL:
         return _tagged("tool_response", "\n".join(written))
     return "\n".join(written)
@@ -180,7 +194,7 @@ def _tagged(tag: str, text: str) -> str:
     return f"<{tag}>\n{text}\n</{tag}>"
 
 
-def _joined(turns: Iterator[Turn]) -> tuple[Turn, ...]:
+def _joined(turns: Iterable[Turn]) -> tuple[Turn, ...]:
     """The turns with the roles that templates know. Consecutive tool results are one turn, and so are an answer and
     the call that follows it."""
     joined, was = list[Turn](), ""

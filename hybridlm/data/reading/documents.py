@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -31,12 +31,14 @@ class Document:
     name: path below the root of the corpus with ``/``, plus line or row where a file holds many.
     turns: the messages of a conversation, whose ``text`` is empty.
     key: decides between training and validation where the content does not.
+    forms: what a conversation's record was recognised as, and what in it was rewritten, for the report.
     """
 
     name: str
     text: str
     turns: tuple[Turn, ...] = ()
     key: str = ""
+    forms: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def size(self) -> int:
