@@ -57,13 +57,15 @@ class ChatTemplate:
     end_id: int
     tail: tuple[int, ...]
 
-    def encode(self, roles: Sequence[str], contents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(
+        self, roles: Sequence[str], contents: Sequence[np.ndarray], context: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """A conversation, given the role and the content ids of each message: its ids, uint32 (n,), and which are
-        learned, bool (n,)."""
+        learned, bool (n,): none of the first ``context`` messages."""
         pieces: list[Sequence[int] | np.ndarray] = []
         learned: list[bool] = []
-        for role, content in zip(roles, contents, strict=True):
-            answer = role == "assistant"
+        for place, (role, content) in enumerate(zip(roles, contents, strict=True)):
+            answer = role == "assistant" and place >= context
             pieces += [self.prefixes[role], content, (self.end_id,), self.tail]
             learned += [False, answer, answer, False]
         ids = np.concatenate([np.asarray(piece, dtype=np.uint32) for piece in pieces])
@@ -147,26 +149,27 @@ def _fitting(tokenizer: Tokenizer) -> tuple[ChatTemplate | None, str]:
 def encode_conversations(
     conversations: Iterable[Document], tokenizer: Tokenizer, template: ChatTemplate
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The ids (uint32) of each conversation in turn, and which of them are learned (bool), without end-of-document
-    tokens.
+    """The ids (uint32) of each conversation in turn, of a pair of preferences both, and which of them are learned
+    (bool), without end-of-document tokens.
 
     Every content is encoded separately, so that it has the same ids anywhere and gives no special token. Memory is
     bounded as in ``Tokenizer.encode_documents``. ValueError: a document that is not a conversation.
     """
-    ahead: deque[tuple[str, ...]] = deque()  # the roles of what was read and not yet yielded
+    ahead: deque[tuple[tuple[str, ...], int]] = deque()  # roles and context of what was read and not yet yielded
 
     def contents() -> Iterator[str]:
         for conversation in conversations:
             if not conversation.turns:
                 raise ValueError(f"{conversation.name} is not a conversation")
-            ahead.append(tuple(turn.role for turn in conversation.turns))
-            for turn in conversation.turns:
-                yield turn.content
+            for turns in conversation.conversations:
+                ahead.append((tuple(turn.role for turn in turns), conversation.context))
+                for turn in turns:
+                    yield turn.content
 
     encoded = tokenizer.encode_documents(contents())
     for first in encoded:
-        roles = ahead.popleft()
-        yield template.encode(roles, [first, *islice(encoded, len(roles) - 1)])
+        roles, context = ahead.popleft()
+        yield template.encode(roles, [first, *islice(encoded, len(roles) - 1)], context)
 
 
 def _ids(text: str, specials: Mapping[str, int], tokenizer: Tokenizer) -> list[int]:

@@ -77,7 +77,7 @@ class Source:
     @property
     def masked(self) -> bool:
         """Whether it consists of conversations, of which only some tokens are learned."""
-        return self.config.format == "chat"
+        return self.config.format != "text"
 
 
 def build(

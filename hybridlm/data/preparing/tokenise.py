@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import tee
+from itertools import islice, tee
 from pathlib import Path
 from typing import get_args
 
@@ -102,8 +102,8 @@ def tokenise(task: Task, number: int, unit: Unit, progress: Callable[[int], None
     with contextlib.ExitStack() as stack:
         sides = {side: _Side(task, f"{side}-{number:06d}", tokenizer, stack) for side in get_args(Side)}
         encoded = _encoded((document for _, document in again), tokenizer, task.masked)
-        for (side, _), (ids, learned, text_bytes) in zip(read, encoded, strict=True):
-            sides[side].add(ids, learned, text_bytes)
+        for side, document in read:
+            sides[side].add(list(islice(encoded, len(document.conversations))))
         report = Contents(
             documents=counts["documents"],
             forms=dict(forms),
@@ -145,7 +145,8 @@ def _chosen(
 def _encoded(
     documents: Iterable[Document], tokenizer: Tokenizer, masked: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
-    """For each document its ids, which of them are learned, and the bytes of text behind the learned ones."""
+    """For each document, or each of its conversations, its ids, which of them are learned, and the bytes of text behind
+    the learned ones."""
     sizes = tokenizer.token_bytes()
     if masked:
         for ids, learned in encode_conversations(documents, tokenizer, template_of(tokenizer)):
@@ -163,7 +164,8 @@ class _Side:
         self._writer: BinWriter | None = None
         self._done: dict[str, BinMeta] = {}
 
-    def add(self, ids: np.ndarray, learned: np.ndarray | None, text_bytes: int) -> None:
+    def add(self, sequences: Sequence[tuple[np.ndarray, np.ndarray | None, int]]) -> None:
+        """One after the other in one file."""
         # A unit has about this size by itself, except for what can only be read whole: a .gz, a streamed file.
         writer = self._writer
         if writer is not None and (writer.text_bytes >= 2 * self._task.shard_bytes or writer.count >= _ROLL_AT):
@@ -178,7 +180,8 @@ class _Side:
                     masked=self._task.masked,
                 )
             )
-        self._writer.add(ids, text_bytes, learned)
+        for ids, learned, text_bytes in sequences:
+            self._writer.add(ids, text_bytes, learned)
 
     def finish(self) -> dict[str, BinMeta]:
         """Closes the open file. All files of this side by stem."""
