@@ -167,7 +167,7 @@ class EMA(lightning.Callback):
                 self._val = self._val + cast(LitLM, pl_module).objective.sums(self._average(pl_module), batch)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        log_loss(pl_module, self._val, "val/ema_")
+        log_loss(pl_module, self._val[:3], "val/ema_")
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]

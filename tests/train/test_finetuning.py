@@ -120,7 +120,7 @@ def test_text_and_conversations_are_mixed_with_the_masks_of_each(source, corpus,
     template = template_of(prepared.tokenizer)
     windows = train_source(prepared, config.data, 0)
     rows, talks = windows.rows(windows.choose(np.arange(60))), 0
-    for ids, targets, doc_ids in zip(*rows, strict=True):
+    for ids, targets, doc_ids in zip(*rows[:3], strict=True):
         for document in range(doc_ids.max() + 1):
             mine = doc_ids == document
             learned = targets[mine] != IGNORE
