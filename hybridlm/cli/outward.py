@@ -45,13 +45,16 @@ def export(
         from hybridlm.config.hardware import CPU
         from hybridlm.interop.export import export_code, export_hf, export_safetensors
         from hybridlm.interop.gguf.export import export_gguf
-        from hybridlm.runs.checkpoint import load_run
+        from hybridlm.interop.writing import refuse_inside
+        from hybridlm.runs.checkpoint import load_run, refuse_unfinite
 
         if arch is not None and to not in ("hf", "gguf"):
             raise UserError(f"--arch {arch}: only with --to hf and --to gguf")
         if dtype == "q8_0" and to != "gguf":
             raise UserError("--dtype q8_0: only with --to gguf")
         loaded = load_run(run, torch.device(CPU), ema=ema)
+        refuse_inside(folder, loaded.folder.path)
+        refuse_unfinite(loaded.model.state_dict(), loaded.checkpoint)
         if to == "hf":
             done = export_hf(loaded, folder, arch=arch, dtype=dtype)
         elif to == "hf-code":
@@ -91,12 +94,42 @@ def import_config(
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="a model of transformers: config.json, safetensors")],
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="a model of transformers, mamba_ssm or nanochat")],
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="the run folder to write; it must not exist")],
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="a tokenizer.json, or a folder with one, where FOLDER has none")
+    ] = None,
+    rope_theta: Annotated[
+        float | None, typer.Option("--rope-theta", min=1, help="of nanochat: the base of its rotary positions")
+    ] = None,
+    a_activation: Annotated[
+        Literal["softplus", "heavy_tail"] | None,
+        typer.Option("--a-activation", help="of Mamba-3: softplus, as in the released code, or heavy_tail"),
+    ] = None,
 ) -> None:
-    """Turn a model of transformers into a run folder, which generates, chats, evaluates and exports again."""
+    """Turn a model of another program into a run folder, which generates, chats, evaluates, trains on and exports."""
     with reported():
         from hybridlm.interop.importing import import_folder
+        from hybridlm.interop.incoming import Told
 
-        done = import_folder(source, folder)
+        done = import_folder(source, folder, Told(tokenizer, rope_theta, a_activation))
         typer.echo(f"{folder}: {done.name}, {done.parameters:,} parameters")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="what `hybridlm export` wrote")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hugging Face hub")],
+    yes: Annotated[bool, typer.Option("--yes", help="upload (default: only print what would be uploaded)")] = False,
+    private: Annotated[bool, typer.Option("--private", help="a repository that is made is private")] = False,
+) -> None:
+    """Upload an exported model to the Hugging Face hub. Without --yes nothing is sent, only listed."""
+    with reported():
+        from hybridlm.interop.push import exported_files, listing, refuse_name
+        from hybridlm.interop.push import push as upload
+
+        refuse_name(repo)
+        files = exported_files(folder)
+        for line in listing(files, repo, private=private):
+            typer.echo(line)
+        typer.echo(upload(files, repo, private=private) if yes else "nothing was sent; add --yes to upload")

@@ -11,7 +11,7 @@ from hybridlm.errors import ConfigError, UserError
 from hybridlm.files.sealed import digest
 from hybridlm.model.growth import with_more_ids
 from hybridlm.model.lm import HybridLM
-from hybridlm.runs.checkpoint import KEY, read_content, rebuilt, refuse_misfits, weights_of
+from hybridlm.runs.checkpoint import KEY, read_content, rebuilt, refuse_misfits, refuse_unfinite, weights_of
 from hybridlm.runs.initial import architecture_changes, source_of
 
 
@@ -68,6 +68,7 @@ def given_weights(config: RunConfig) -> GivenWeights:
             f"init_from = {source.checkpoint}: has another architecture than this run; {', '.join(changes)}"
         )
     refuse_misfits(model, weights, source.checkpoint)
+    refuse_unfinite(weights, source.checkpoint)
     place = source.folder.tokenizer
     tokenizer = Tokenizer.load(place)
     if tokenizer.fingerprint != ours["tokenizer"]:

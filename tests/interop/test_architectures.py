@@ -2,136 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from architecture_cases import ATTENTION, CASES, MAMBA, VOCAB, model_of, write_folder
+from safetensors.torch import load_file
 
+from hybridlm.cli.compose import compose_config
 from hybridlm.config.load import validate_model
+from hybridlm.config.run import RunConfig
+from hybridlm.interop.architecture import advice
 from hybridlm.interop.architectures import ARCHITECTURES
-from hybridlm.interop.export import choose, weights_of
+from hybridlm.interop.export import weights_of
 from hybridlm.interop.foreign import read_config, read_tensors
 from hybridlm.interop.links import exported, imported
 from hybridlm.interop.reference import TOLERANCE
 from hybridlm.model.build import build_model
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-VOCAB = 90
-ATTENTION = {"n_heads": 4, "n_kv_heads": 2}
-MAMBA = {"head_dim": 16, "d_state": 8, "n_groups": 2}
-EXPERTS = {"n_experts": 4, "top_k": 2, "d_expert": 24, "n_shared_experts": 1}
-SIGMOID = EXPERTS | {"router": "sigmoid", "routed_scaling_factor": 1.5, "n_expert_groups": 2}
-ROTARY = ATTENTION | {"rope": True, "rope_theta": 500.0}
-DELTA = {"head_k_dim": 8}
-LATENT = {"rope": False, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10}
-CASES = {
-    "LlamaForCausalLM": {"pattern": "T*2", "attention": ROTARY},
-    "Qwen3ForCausalLM": {
-        "pattern": "STS",
-        "attention": ROTARY | {"qk_norm": True, "head_dim": 16},
-        "variants": {"S": {"mixer": "attention", "window": 5}},
-        "tie_embeddings": False,
-    },
-    "ArceeForCausalLM": {"pattern": "TT", "attention": ROTARY, "mlp": {"activation": "relu2"}},
-    "MambaForCausalLM": {"pattern": "M1*2"},
-    "Mamba2ForCausalLM": {"pattern": "M2*2", "mamba2": MAMBA, "tie_embeddings": False},
-    "GraniteMoeHybridForCausalLM": {
-        "pattern": "M2:mlp T M2:mlp",
-        "attention": ATTENTION | {"scale": 0.3},
-        "mamba2": MAMBA,
-        "embedding_scale": 3.0,
-        "residual_scale": 0.5,
-        "logit_scale": 0.25,
-    },
-    "GraniteMoeHybridForCausalLM, experts": {
-        "pattern": "M2:moe T:moe",
-        "attention": ROTARY,
-        "mamba2": MAMBA,
-        "moe": EXPERTS,
-        "tie_embeddings": False,
-    },
-    "GraniteMoeHybridForCausalLM, no FFN": {"pattern": "M2 T:none", "attention": ATTENTION, "mamba2": MAMBA},
-    "BambaForCausalLM": {
-        "pattern": "M2:mlp T M2:mlp",
-        "attention": ROTARY | {"rope_fraction": 0.5},
-        "mamba2": MAMBA,
-        "tie_embeddings": False,
-    },
-    "NemotronHForCausalLM": {
-        "pattern": "M2 T M2:mlp T:none",
-        "attention": ATTENTION | {"head_dim": 16},
-        "mamba2": MAMBA,
-        "mlp": {"activation": "relu2"},
-    },
-    "NemotronHForCausalLM, experts": {
-        "pattern": "M2:moe T:moe",
-        "attention": ATTENTION,
-        "mamba2": MAMBA,
-        "moe": SIGMOID | {"activation": "relu2"},
-    },
-    "Qwen3_5ForCausalLM": {
-        "pattern": "G T G",
-        "attention": ROTARY | {"qk_norm": True, "gate": True, "rope_fraction": 0.5, "head_dim": 16},
-        "gdn": DELTA | {"n_k_heads": 2, "n_v_heads": 4},
-        "norm_eps": 1e-6,
-    },
-    "Qwen3_5ForCausalLM, no gate": {
-        "pattern": "G T",
-        "attention": ATTENTION | {"qk_norm": True, "head_dim": 16},
-        "gdn": DELTA,
-        "norm_eps": 1e-6,
-        "tie_embeddings": False,
-    },
-    "KimiLinearForCausalLM": {"pattern": "K:mlp L:mlp", "mla": LATENT, "kda": DELTA, "norm_eps": 1e-6},
-    "KimiLinearForCausalLM, experts": {
-        "pattern": "K:mlp L:moe K:moe",
-        "mla": LATENT,
-        "kda": DELTA,
-        "moe": SIGMOID,
-        "norm_eps": 1e-6,
-        "tie_embeddings": False,
-    },
-    "DeepseekV3ForCausalLM": {
-        "pattern": "L:mlp L:moe",
-        "mla": {"q_lora_rank": 24, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10},
-        "moe": SIGMOID,
-    },
-}
 every_case = pytest.mark.parametrize("case", CASES)
-
-
-def model_of(case: str):
-    """A model whose every parameter matters: norms are not 1, biases not 0."""
-    config = validate_model({"d_model": 32, "norm_eps": 1e-5, "vocab_multiple": 8} | CASES[case])
-    model = build_model(config, VOCAB).to_empty(device="cpu")
-    torch.manual_seed(0)
-    model.reset_parameters()
-    for name, tensor in model.state_dict().items():
-        if "norm" in name:
-            nn.init.uniform_(tensor, 0.5, 1.5)
-        elif name.endswith("bias"):
-            tensor.add_(torch.randn_like(tensor) * 0.1)
-    return model.eval()
 
 
 @pytest.fixture
 def folder(case, tmp_path):
     """The exported model."""
-    model = model_of(case)
-    architecture = choose(model.config)
-    assert architecture.name == case.split(",")[0]
-    save_file(
-        exported(architecture.links(model.config), weights_of(model)), tmp_path / "model.safetensors", {"format": "pt"}
-    )
-    config = architecture.config(model.config, VOCAB) | {
-        "architectures": [architecture.name],
-        "model_type": architecture.model_type,
-        "eos_token_id": 0,
-        "pad_token_id": None,
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_folder(tmp_path, case)
     return tmp_path
 
 
@@ -176,10 +72,6 @@ def test_import_gives_the_model_back(case, folder):
     assert exported(architecture.links(config), back).keys() == load_file(folder / "model.safetensors").keys()
 
 
-def needs_of(architecture, **section):
-    return list(architecture.needs(validate_model({"d_model": 32, "attention": ATTENTION, "mamba2": MAMBA} | section)))
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda one: one.model_type)
 def test_following_the_advice_makes_a_case_exportable(architecture):
     """From a model that violates everything which an override can lift."""
@@ -191,27 +83,8 @@ def test_following_the_advice_makes_a_case_exportable(architecture):
         wrong["mlp"] = {"activation": other}
     if "mamba2" in kinds:
         wrong["mamba2"] = MAMBA | {"norm_before_gate": True, "dt_limit": (0.1, 1.0)}
-    needs = needs_of(architecture, **wrong)
+    wrong = validate_model({"d_model": 32, "attention": ATTENTION, "mamba2": MAMBA} | wrong)
+    needs = advice(architecture, wrong)
     assert needs
-    for _ in range(3):
-        if not needs:
-            break
-        for need in needs:
-            for override in need.overrides:
-                path, value = override.removeprefix("model.").split("=", 1)
-                *sections, field = path.split(".")
-                at = wrong
-                for name in sections:
-                    at[name] = dict(at.get(name, {}))
-                    at = at[name]
-                at[field] = (
-                    value.strip("'")
-                    if field == "pattern"
-                    else json.loads(
-                        value.replace("(", "[").replace(")", "]").replace("inf", "Infinity")
-                        if value[0] in "[(0123456789ntf"
-                        else f'"{value}"'
-                    )
-                )
-        needs = needs_of(architecture, **wrong)
-    assert not needs
+    overrides = [word for need in needs for word in shlex.split(" ".join(need.overrides))]
+    assert not list(architecture.needs(compose_config(overrides, base=RunConfig(model=wrong)).model))

@@ -213,6 +213,11 @@ def _twice(kind: str, name: str) -> Callable[[ModelConfig], Iterator[Need]]:
     return needs
 
 
+def _mamba1_needs(model: ModelConfig) -> Iterator[Need]:
+    yield from _twice("mamba1", "mamba")(model)
+    yield from spec_needs(model, "mamba1", {"bias": False}, "llama.cpp's mamba")
+
+
 def _some_mamba2(model: ModelConfig, name: str) -> Iterator[Need]:
     if the_spec(model, "mamba2") is None:
         yield Need("layers", "all attention", f"llama.cpp's {name} has a layer of mamba2")
@@ -258,14 +263,14 @@ TARGETS: tuple[Target, ...] = (
     Target("llama", Llama(), _dense, lifted=(_HEAD_DIM,)),
     Target("qwen3", Qwen3(), _dense, _no_windows, lifted=("windows",), pairs=False),
     Target("arcee", Arcee(), _dense, lifted=(_HEAD_DIM,)),
-    Target("mamba", Mamba(), _mamba1, _twice("mamba1", "mamba"), lifted=("model.mamba1.expand",)),
+    Target("mamba", Mamba(), _mamba1, _mamba1_needs, lifted=("model.mamba1.expand",)),
     Target("mamba2", Mamba2(), lambda model: _no_attention(_ssm(the_spec(model, "mamba2")))),
     Target(
         "granitehybrid",
         GraniteMoeHybrid(),
         _granite,
         _granite_needs,
-        lifted=(_HEAD_DIM, "model.attention.rope_fraction", "the FFN after", "model.mamba2.expand"),
+        lifted=(_HEAD_DIM, "model.attention.rope_dim", "the FFN after", "model.mamba2.expand"),
     ),
     Target("nemotron_h", NemotronH(), _nemotron_h, _nemotron_needs, split=True),
     Target("deepseek2", DeepseekV3(), _deepseek, _deepseek_needs),
