@@ -45,12 +45,14 @@ def new_config(line: CommandLine, new: Composition) -> RunConfig:
 
 def _conversing(config: RunConfig, given: Path) -> RunConfig:
     """``config`` with the special tokens that the ``given`` tokenizer lacks for conversations, if there are any, and
-    room for them in the model."""
+    room in the model for these and for those that the line names."""
     settings = config.data.tokenizer
-    if not config.data.has_conversations or settings.path != str(given):
+    if settings.path != str(given):
         return config
-    if not settings.special_tokens:
+    if config.data.has_conversations and not settings.special_tokens:
         settings = settings.model_copy(update={"special_tokens": missing_tokens(Tokenizer.load(given))})
+    if not settings.special_tokens:
+        return config
     ids, fixed = load_tokenizer(given, settings.special_tokens).vocab_size, config.model.vocab_size
     model = config.model if fixed is None or fixed >= ids else config.model.model_copy(update={"vocab_size": ids})
     return config.model_copy(update={"model": model, "data": config.data.model_copy(update={"tokenizer": settings})})

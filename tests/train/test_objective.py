@@ -8,7 +8,10 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.objective import NextToken, Preferences, log_probabilities
 
 CPU = torch.device("cpu")
+TRAIN = Path(__file__).parents[2] / "train.py"
 LETTERS = "abcdefgh"
 
 
@@ -201,3 +205,20 @@ def test_the_plan_counts_both_rows(tiny, pairs):
     one = plan_run(compose_config([*settings, *kept, *twice]))
     assert pair.tokens == one.tokens
     assert pair.peak.bytes == pytest.approx(one.peak.bytes, rel=0.1)  # logits of a chunk take somewhat more
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_does(source, pairs, place, environment):
+    losses = {}
+    for name, extra in {"one": [], "ddp": ["ddp"], "fsdp2": ["fsdp2"]}.items():
+        ranks = [f"trainer.strategy={strategy}" for strategy in extra] + ["trainer.devices=2"] * len(extra)
+        own = [f"init_from={source.path}", f"hydra.run.dir={name}", "trainer.max_steps=4", "optim.warmup=0", *ranks]
+        done = subprocess.run(
+            [sys.executable, str(TRAIN), *pairs, *own], cwd=place, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        losses[name] = [
+            row[key] for row in rows(place / name) for key in sorted(row) if key.startswith(("train/", "val/"))
+        ]
+    for name in ("ddp", "fsdp2"):
+        assert losses[name] == pytest.approx(losses["one"], abs=1e-4)
