@@ -13,6 +13,7 @@ from hybridlm.cli.compose import compose_config
 from hybridlm.config.load import load_config
 from hybridlm.data.chat import template_of
 from hybridlm.data.preparing.prepare import prepare
+from hybridlm.data.preparing.split import position
 from hybridlm.data.reading.documents import Bad, Document, Turn
 from hybridlm.data.reading.preferences import PreferenceRecords
 from hybridlm.data.reading.readers import read_parquet
@@ -87,6 +88,12 @@ def test_records_that_are_no_pairs_are_reported(fields, said):
     found = record(**fields)
     assert isinstance(found, Bad)
     assert found.what == said
+
+
+def test_pairs_of_one_prompt_are_on_one_side():
+    one, two = (record(prompt="a", chosen=chosen, rejected="no") for chosen in ("yes", "maybe"))
+    assert position(one) == position(two) != position(record(prompt="b", chosen="yes", rejected="no"))
+    assert one.digest != two.digest
 
 
 def test_a_table_is_read_as_lines_are(tmp_path):

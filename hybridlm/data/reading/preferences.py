@@ -6,6 +6,7 @@ learned. A record that cannot be expressed so is left out as a whole, with the r
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,14 +34,16 @@ class PreferenceRecords:
         try:
             if missing := [name for name in _ENDS if record.get(name) is None]:
                 raise Unfit(f"no {missing[0]!r}", f"it has {', '.join(map(str, record)) or 'none'}")
-            prompt = next((name for name in _PROMPTS if record.get(name) is not None), None)
-            (chosen, form), (rejected, _) = (_conversation(record, prompt, name) for name in _ENDS)
+            asked = next((name for name in _PROMPTS if record.get(name) is not None), None)
+            (chosen, form), (rejected, _) = (_conversation(record, asked, name) for name in _ENDS)
             context = _context(chosen, rejected)
             if (size := sum(len(turn.content) for turn in (*chosen, *rejected))) > LONGEST:
                 raise Unfit(TOO_LONG, f"{size:,} characters")
         except Unfit as unfit:
             return Bad(where, *unfit.args)
-        return Document(where, "", turns=chosen, context=context, rejected=rejected, forms=(form,))
+        # All pairs with one prompt are on one side: of training, or of validation.
+        prompt = json.dumps(chosen[:context])
+        return Document(where, "", turns=chosen, context=context, rejected=rejected, key=prompt, forms=(form,))
 
 
 def _context(chosen: tuple[Turn, ...], rejected: tuple[Turn, ...]) -> int:
