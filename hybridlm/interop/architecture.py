@@ -7,12 +7,17 @@ comes back.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar
 
+import yaml
+
+from hybridlm.config.load import put, validate_model
+from hybridlm.config.mixers import MIXERS
 from hybridlm.config.model import ModelConfig
+from hybridlm.errors import ConfigError
 from hybridlm.interop.links import Link
 
 
@@ -70,6 +75,27 @@ class Architecture(ABC):
         return list(range(len(model.layers)))
 
 
+def advice(architecture: Architecture, model: ModelConfig) -> list[Need]:
+    """What stands in the way of an export, and what then does where the overrides are followed."""
+    found: list[Need] = []
+    for _ in range(4):
+        needs = list(architecture.needs(model))
+        found += needs
+        if not needs or not all(need.overrides for need in needs):
+            break
+        tree: dict[str, Any] = model.model_dump()
+        for path, value in (one.split("=", 1) for need in needs for one in need.overrides):
+            put(tree, path.split(".")[1:], yaml.safe_load(value))
+        try:
+            model = validate_model(tree)
+            model.layers  # noqa: B018, it may not resolve
+        except ConfigError as error:
+            field, _, rest = error.problems[0].partition(" = ")
+            value, _, reason = rest.partition(": ")
+            return [*found, Need(field, value, reason)]
+    return found
+
+
 def plain_needs(model: ModelConfig, name: str, *, scales: bool = False) -> Iterator[Need]:
     """No soft cap; without ``scales`` no multipliers either."""
     if model.logit_softcap is not None:
@@ -81,47 +107,101 @@ def plain_needs(model: ModelConfig, name: str, *, scales: bool = False) -> Itera
                 yield Need(f"model.{field}", value, f"{name} has no such multiplier", (f"model.{field}=1",))
 
 
-def layers_needs(model: ModelConfig, name: str, ffns: Mapping[str, str | None]) -> Iterator[Need]:
-    """Each layer is one of the kinds of ``ffns``, followed by the FFN that it names for the kind; None: by any."""
-    for i, layer in enumerate(model.layers):
-        if layer.kind not in ffns:
-            yield Need(f"layer {i}", layer.kind, f"{name} has no such layer")
-    wanted = [ffns.get(layer.kind) or layer.ffn_kind for layer in model.layers]
-    for layer, ffn in zip(model.layers, wanted, strict=True):
-        if layer.ffn_kind != ffn:
-            reason = f"{name} has {'no FFN' if ffn == 'none' else ffn} after {layer.kind}"
-            pattern = pattern_text(zip((one.letter for one in model.layers), wanted, strict=True))
-            yield Need(f"the FFN after {layer.kind}", layer.ffn_kind, reason, (f"model.pattern='{pattern}'",))
+def layers_needs(
+    model: ModelConfig, name: str, ffns: Mapping[str, Sequence[str]], *, some: str | None = None
+) -> Iterator[Need]:
+    """Each layer is of a kind in ``ffns``, followed by one of the FFNs that stand there; and one is of the kind
+    ``some``, without which transformers cannot decode with a cache."""
+    layers = [(layer.letter, layer.kind, layer.ffn_kind) for layer in model.layers]
+    for i, (_, kind, _) in enumerate(layers):
+        if kind not in ffns:
+            yield Need(f"layer {i}", kind, f"{name} has no such layer")
+    lacking = some and some not in model.kinds
+    if some and lacking:
+        layers.append((MIXERS[some].letter, some, layers[-1][2]))
+    wanted = [(letter, ffn if ffn in ffns.get(kind, (ffn,)) else ffns[kind][0]) for letter, kind, ffn in layers]
+    remedy = (f"model.pattern='{pattern_text(wanted)}'", *(("model.n_layers=null",) if lacking else ()))
+    if some and lacking:
+        yield Need("layers", f"no {some}", f"{name} needs {MIXERS[some].title} to decode with a cache", remedy)
+    for (_, kind, ffn), (_, legal) in zip(layers, wanted, strict=True):
+        if ffn != legal:
+            reason = f"{name} has {' or '.join(ffns[kind]).replace('none', 'no FFN')} after {kind}"
+            yield Need(f"the FFN after {kind}", ffn, reason, remedy)
             break
 
 
 def spec_needs(model: ModelConfig, kind: str, legal: Mapping[str, object], name: str) -> Iterator[Need]:
     """Fields of the specs of ``kind`` must have these values."""
     for field, wanted in legal.items():
-        wrong = [(path, getattr(spec, field)) for path, spec in sections(model, kind) if getattr(spec, field) != wanted]
-        if wrong:
-            path, value = wrong[0]
-            reason = f"{name} has only {_yaml(wanted)}"
-            yield Need(
-                f"{path}.{field}", _yaml(value), reason, tuple(f"{path}.{field}={_yaml(wanted)}" for path, _ in wrong)
-            )
+        reason, remedy = f"{name} has only {_yaml(wanted)}", (f"{field}={_yaml(wanted)}",)
+        yield from fit_needs(model, kind, field, _having(field, wanted), reason, remedy)
 
 
 def uniform_needs(model: ModelConfig, kind: str, fields: Iterable[str], name: str) -> Iterator[Need]:
-    """All layers of ``kind`` have the same values of these fields."""
-    different = sections(model, kind)
+    """All layers of ``kind`` have the same values of these fields; of those about rotation, all that rotate."""
     for field in fields:
-        values = {getattr(spec, field): path for path, spec in reversed(different)}
-        if len(values) > 1:
-            first = getattr(different[0][1], field)
-            path, value = next(
-                (path, getattr(spec, field)) for path, spec in different if getattr(spec, field) != first
-            )
-            reason = f"{name} has one value for all layers, and {different[0][0]}.{field} is {_yaml(first)}"
-            wrong = [path for path, spec in different if getattr(spec, field) != first]
-            yield Need(
-                f"{path}.{field}", _yaml(value), reason, tuple(f"{path}.{field}={_yaml(first)}" for path in wrong)
-            )
+        about_rotation = field.startswith("rope_")
+        for path, spec in [one for one in sections(model, kind) if not about_rotation or one[1].rope][:1]:
+            value = getattr(spec, field)
+            reason = f"{name} has one value for all layers, and {path}.{field} is {_yaml(value)}"
+            fits = _having(field, value, unless="rope" if about_rotation else None)
+            yield from fit_needs(model, kind, field, fits, reason, _settings(spec, field))
+
+
+def fit_needs(
+    model: ModelConfig, kind: str, field: str, fits: Callable[[Any], bool], reason: str, remedy: Sequence[str]
+) -> Iterator[Need]:
+    """All specs of ``kind`` fit. field: of a spec, for the message; remedy: ``field=value`` of its section."""
+    if wrong := [(path, spec) for path, spec in sections(model, kind) if not fits(spec)]:
+        path, spec = wrong[0]
+        overrides = tuple(f"{path}.{setting}" for path, _ in wrong for setting in remedy)
+        yield Need(f"{path}.{field}", _yaml(getattr(spec, field)), reason, overrides)
+
+
+def _having(field: str, value: object, unless: str | None = None) -> Callable[[Any], bool]:
+    """unless: a switch without which the field has no meaning."""
+    return lambda spec: getattr(spec, field) == value or (unless is not None and not getattr(spec, unless))
+
+
+def _settings(spec: Any, field: str) -> tuple[str, ...]:
+    """What gives a section the value that ``field`` has in ``spec``, which may be made of others."""
+    if field == "rope_dim":
+        return (f"rope_fraction={spec.rope_dim / spec.head_dim}",)
+    if field == "d_inner":
+        return (f"expand={spec.d_inner / spec.d_model}", *(("n_heads=null",) if hasattr(spec, "n_heads") else ()))
+    return (f"{field}={_yaml(getattr(spec, field))}",)
+
+
+def head_needs(model: ModelConfig, name: str) -> Iterator[Need]:
+    """Heads of attention have d_model / n_heads channels."""
+    reason = f"{name} has d_model / n_heads channels in a head"
+    yield from fit_needs(
+        model,
+        "attention",
+        "head_dim",
+        lambda spec: spec.n_heads * spec.head_dim == model.d_model,
+        reason,
+        ("head_dim=null",),
+    )
+
+
+def rotary_needs(model: ModelConfig, name: str, share: float) -> Iterator[Need]:
+    """This share of each head of attention is rotated, where any is."""
+    reason, remedy = f"{name} rotates {share:.0%} of each head", (f"rope_fraction={share}",)
+    yield from fit_needs(
+        model,
+        "attention",
+        "rope_dim",
+        lambda spec: not spec.rope or spec.rope_dim == share * spec.head_dim,
+        reason,
+        remedy,
+    )
+
+
+def scale_needs(model: ModelConfig, kind: str, width: Callable[[Any], int], name: str) -> Iterator[Need]:
+    """The softmax scale of this kind of attention is that of its queries. width: channels of one."""
+    reason = f"{name} has the square root of the channels of a query, inverted"
+    yield from fit_needs(model, kind, "scale", lambda spec: spec.scale == width(spec) ** -0.5, reason, ("scale=null",))
 
 
 def sections(model: ModelConfig, kind: str) -> list[tuple[str, Any]]:
@@ -149,4 +229,6 @@ def pattern_text(layers: Iterable[tuple[str, str]]) -> str:
 
 def _yaml(value: object) -> str:
     """As an override spells it."""
-    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+    if isinstance(value, tuple):
+        return f"[{','.join(map(_yaml, value))}]"
+    return {"None": "null", "True": "true", "False": "false", "inf": ".inf"}.get(str(value), str(value))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hybridlm.config.model import ModelConfig
-from hybridlm.interop.architecture import Need, spec_needs, the_spec, uniform_needs
+from hybridlm.interop.architecture import Need, fit_needs, scale_needs, spec_needs, the_spec, uniform_needs
 from hybridlm.interop.links import Link, copied, same, stacked
 
 MAMBA2 = ("in_proj.weight", "conv1d.weight", "conv1d.bias", "dt_bias", "A_log", "D", "norm.weight", "out_proj.weight")
@@ -88,18 +88,22 @@ _MAMBA2_FIELDS = {
 def mamba2_needs(model: ModelConfig, name: str, *, expand: bool = True) -> Iterator[Need]:
     """One shape of Mamba-2, gate before norm, steps without limits. expand: d_inner is a whole multiple of d_model."""
     yield from spec_needs(model, "mamba2", {"dt_limit": (0.0, float("inf")), "norm_before_gate": False}, name)
-    yield from uniform_needs(model, "mamba2", _MAMBA2_FIELDS.values(), name)
-    mamba = the_spec(model, "mamba2")
-    if expand and mamba and mamba.d_inner % model.d_model:
-        reason = f"{name} has a whole multiple of d_model inner channels"
-        yield Need("model.mamba2.expand", mamba.d_inner / model.d_model, reason, ("model.mamba2.expand=2",))
+    yield from uniform_needs(model, "mamba2", ("head_dim", "d_inner", "d_state", "n_groups", "d_conv"), name)
+    if expand:
+        yield from expand_needs(model, "mamba2", name)
+
+
+def expand_needs(model: ModelConfig, kind: str, name: str) -> Iterator[Need]:
+    """The inner channels of a Mamba are a whole multiple of d_model."""
+    reason, remedy = f"{name} has a whole multiple of d_model", ("expand=2", "n_heads=null")[: 1 + (kind == "mamba2")]
+    yield from fit_needs(model, kind, "d_inner", lambda spec: not spec.d_inner % model.d_model, reason, remedy)
 
 
 def mamba2_fields(model: ModelConfig) -> dict[str, Any]:
-    """Of config.json; nothing where no layer is of Mamba-2."""
+    """Of config.json. transformers checks the sizes also where no layer is of Mamba-2."""
     mamba = the_spec(model, "mamba2")
     if mamba is None:
-        return {}
+        return {"mamba_n_heads": 1, "mamba_d_head": 2 * model.d_model, "mamba_expand": 2}
     fields = {theirs: getattr(mamba, ours) for theirs, ours in _MAMBA2_FIELDS.items()}
     return fields | {"mamba_expand": mamba.d_inner // model.d_model, "mamba_chunk_size": 256}
 
@@ -110,8 +114,35 @@ def mamba2_section(config: Mapping[str, Any]) -> dict[str, Any]:
     return section | {"expand": config["mamba_expand"]}
 
 
-def scale_need(attention: Any, name: str) -> Iterator[Need]:
-    """The softmax scale of attention, if there is any, is that of its heads."""
-    if attention and attention.scale != attention.head_dim**-0.5:
-        reason = f"{name} has head_dim ** -0.5"
-        yield Need("model.attention.scale", attention.scale, reason, ("model.attention.scale=null",))
+def head_count_needs(model: ModelConfig, name: str) -> Iterator[Need]:
+    """The number of heads of attention divides d_model, also where they have a width of their own."""
+    if spec := the_spec(model, "attention"):
+        heads = next(count for count in range(spec.n_heads, 0, -1) if not model.d_model % count)
+        remedy = (f"n_heads={heads}", "n_kv_heads=null")
+        reason = f"{name} has a number of heads that divides d_model"
+        yield from fit_needs(model, "attention", "n_heads", lambda one: not model.d_model % one.n_heads, reason, remedy)
+
+
+def latent_scale_needs(model: ModelConfig, name: str) -> Iterator[Need]:
+    """The softmax scale of latent attention is that of whole queries, rotated part included."""
+    yield from scale_needs(model, "mla", lambda spec: spec.qk_nope_head_dim + spec.qk_rope_head_dim, name)
+
+
+def shared_expert_needs(model: ModelConfig, name: str) -> Iterator[Need]:
+    """A mixture has shared experts, as wide as the others."""
+    reason, remedy = (
+        f"{name} has at least one shared expert, as wide as the others",
+        ("n_shared_experts=1", "d_shared=null"),
+    )
+    yield from fit_needs(
+        model, "moe", "d_shared", lambda spec: spec.d_shared and not spec.d_shared % spec.d_expert, reason, remedy
+    )
+
+
+def sigmoid_needs(model: ModelConfig, activation: str, name: str) -> Iterator[Need]:
+    """Mixtures are as in DeepSeek-V3, with this activation."""
+    yield from spec_needs(model, "moe", {"activation": activation, "router": "sigmoid"}, name)
+    reason = f"{name} ranks groups of experts by the best two"
+    yield from fit_needs(
+        model, "moe", "n_experts", lambda spec: spec.n_experts // spec.n_expert_groups >= 2, reason, ("n_experts=2",)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hybridlm.data.chat import template_of
 from hybridlm.errors import UserError
 from hybridlm.files.plain import read_text, read_yaml
 from hybridlm.files.sealed import write_sealed
-from hybridlm.interop.architecture import Architecture
+from hybridlm.interop.architecture import Architecture, Need, advice
 from hybridlm.interop.architectures import ARCHITECTURES
 from hybridlm.interop.card import card
 from hybridlm.interop.links import exported
@@ -48,12 +49,22 @@ def choose(model: ModelConfig, name: str | None = None) -> Architecture:
     if not candidates:
         legal = ", ".join(one.model_type for one in ARCHITECTURES)
         raise UserError(f"--arch {name}: expected one of {legal}")
-    needs = {one: list(one.needs(model)) for one in candidates}
-    if (fitting := next((one for one in candidates if not needs[one]), None)) is not None:
-        return fitting
-    nearest = min(candidates, key=lambda one: (sum(not need.overrides for need in needs[one]), len(needs[one])))
-    lines = [need.line() for need in needs[nearest]]
-    raise UserError([f"no architecture of transformers computes what this model does; nearest: {nearest.name}", *lines])
+    architecture, needs = nearest(model, candidates)
+    if not needs:
+        return architecture
+    refusal = f"no architecture of transformers computes what this model does; nearest: {architecture.name}"
+    raise UserError([refusal, *(need.line() for need in needs)])
+
+
+def nearest(model: ModelConfig, candidates: Sequence[Architecture] = ARCHITECTURES) -> tuple[Architecture, list[Need]]:
+    """The first architecture that represents ``model`` exactly and nothing, or the one whose constraints are most
+    easily met, and these."""
+    for one in candidates:
+        if not any(one.needs(model)):
+            return one, []
+    needs = {one: advice(one, model) for one in candidates}
+    least = min(needs, key=lambda one: (sum(not need.overrides for need in needs[one]), len(needs[one])))
+    return least, needs[least]
 
 
 def export_hf(run: LoadedRun, target: Path, *, arch: str | None = None, dtype: str | None = None) -> Exported:

@@ -18,7 +18,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 
-def main(folder: str, reference: str) -> None:
+def compare(folder: str, reference: str) -> dict[str, Any]:
+    """What ``reference.judged`` reads: the largest differences, by layer too, and what is equal."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with safe_open(reference, framework="pt") as file:
@@ -35,12 +36,13 @@ def main(folder: str, reference: str) -> None:
     report: dict[str, Any] = {
         "layers": [difference(ours, theirs) for ours, theirs in zip(expected["residuals"], residuals, strict=True)],
         "logits": difference(expected["logits"], logits),
+        "rounding": facts["rounding"],
     }
     report |= _generated(model, expected)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote)
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in facts["texts"]]
     report["texts"] = [mine == theirs for mine, theirs in zip(facts["text_ids"], ids, strict=True)]
-    print(json.dumps(report))
+    return report
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
@@ -85,4 +87,4 @@ def _generated(model: Any, expected: dict[str, Tensor]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    print(json.dumps(compare(*sys.argv[1:])))

@@ -9,8 +9,11 @@ from hybridlm.config.model import ModelConfig
 from hybridlm.interop.architecture import (
     Architecture,
     Need,
+    head_needs,
     layers_needs,
     plain_needs,
+    rotary_needs,
+    scale_needs,
     spec_needs,
     the_spec,
     uniform_needs,
@@ -24,7 +27,6 @@ from hybridlm.interop.blocks import (
     mamba2_fields,
     mamba2_needs,
     mamba2_section,
-    scale_need,
 )
 from hybridlm.interop.links import Link, same
 
@@ -39,20 +41,13 @@ class Bamba(Architecture):
     def needs(self, model: ModelConfig) -> Iterator[Need]:
         name = self.name
         yield from plain_needs(model, name)
-        yield from layers_needs(model, name, {"mamba2": "mlp", "attention": "mlp"})
-        attention = the_spec(model, "attention")
-        if attention is None:
-            yield Need("layers", "all mamba2", f"{name} needs a layer of attention to decode with a cache")
+        yield from layers_needs(model, name, {"mamba2": ["mlp"], "attention": ["mlp"]}, some="attention")
         yield from spec_needs(model, "attention", {"qk_norm": False, "gate": False, "window": None, "rope": True}, name)
-        fields = ("n_heads", "n_kv_heads", "head_dim", "rope_theta", "scale")
+        fields = ("n_heads", "n_kv_heads", "head_dim", "rope_theta")
         yield from uniform_needs(model, "attention", fields, name)
-        if attention and attention.rope_dim * 2 != attention.head_dim:
-            reason, path = f"{name} rotates half of each head", "model.attention.rope_fraction"
-            yield Need(path, attention.rope_dim / attention.head_dim, reason, (f"{path}=0.5",))
-        if attention and attention.n_heads * attention.head_dim != model.d_model:
-            reason = f"{name} has d_model / n_heads channels in a head"
-            yield Need("model.attention.head_dim", attention.head_dim, reason, ("model.attention.head_dim=null",))
-        yield from scale_need(attention, name)
+        yield from rotary_needs(model, name, 0.5)
+        yield from head_needs(model, name)
+        yield from scale_needs(model, "attention", lambda spec: spec.head_dim, name)
         yield from mamba2_needs(model, name)
         yield from spec_needs(model, "mlp", {"activation": "swiglu"}, name)
 

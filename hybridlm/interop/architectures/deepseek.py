@@ -16,7 +16,16 @@ from hybridlm.interop.architecture import (
     the_spec,
     uniform_needs,
 )
-from hybridlm.interop.blocks import DENSE, all_same, edges, mla_names, sigmoid_mixture
+from hybridlm.interop.blocks import (
+    DENSE,
+    all_same,
+    edges,
+    latent_scale_needs,
+    mla_names,
+    shared_expert_needs,
+    sigmoid_mixture,
+    sigmoid_needs,
+)
 from hybridlm.interop.links import Link, same
 
 _FIELDS = {
@@ -52,22 +61,17 @@ class DeepseekV3(Architecture):
     def needs(self, model: ModelConfig) -> Iterator[Need]:
         name = self.name
         yield from plain_needs(model, name)
-        yield from layers_needs(model, name, {"mla": None})
-        kinds = [layer.ffn_kind for layer in model.layers]
-        if "none" in kinds or kinds != sorted(kinds):  # "mlp" before "moe"
-            wanted = sorted(kind if kind != "none" else "mlp" for kind in kinds)
-            text = pattern_text(zip((layer.letter for layer in model.layers), wanted, strict=True))
+        yield from layers_needs(model, name, {"mla": ("mlp", "moe")})
+        kinds = [layer.ffn_kind.replace("none", "mlp") for layer in model.layers]
+        if kinds != sorted(kinds):
+            text = pattern_text(zip((layer.letter for layer in model.layers), sorted(kinds), strict=True))
             yield Need("FFNs", ",".join(kinds), f"{name} has mlp first, then moe", (f"model.pattern='{text}'",))
-        yield from uniform_needs(model, "mla", [*_FIELDS.values(), "scale"], name)
+        yield from uniform_needs(model, "mla", _FIELDS.values(), name)
         yield from spec_needs(model, "mla", {"rope": True}, name)
         yield from spec_needs(model, "mlp", {"activation": "swiglu"}, name)
-        yield from spec_needs(model, "moe", {"activation": "swiglu", "router": "sigmoid"}, name)
-        if (mla := the_spec(model, "mla")) and mla.scale != (mla.qk_nope_head_dim + mla.qk_rope_head_dim) ** -0.5:
-            reason = f"{name} has (qk_nope_head_dim + qk_rope_head_dim) ** -0.5"
-            yield Need("model.mla.scale", mla.scale, reason, ("model.mla.scale=null",))
-        if (moe := the_spec(model, "moe")) and (not moe.d_shared or moe.d_shared % moe.d_expert):
-            reason = f"{name} has at least one shared expert, as wide as the others"
-            yield Need("model.moe.n_shared_experts", moe.d_shared, reason, ("model.moe.n_shared_experts=1",))
+        yield from latent_scale_needs(model, name)
+        yield from sigmoid_needs(model, "swiglu", name)
+        yield from shared_expert_needs(model, name)
 
     def config(self, model: ModelConfig, vocab: int) -> dict[str, Any]:
         mla, mlp, moe = (the_spec(model, kind) for kind in ("mla", "mlp", "moe"))

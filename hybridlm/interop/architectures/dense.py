@@ -11,11 +11,13 @@ from hybridlm.interop.architecture import (
     Need,
     layers_needs,
     plain_needs,
+    rotary_needs,
+    scale_needs,
     spec_needs,
     the_spec,
     uniform_needs,
 )
-from hybridlm.interop.blocks import DENSE, all_same, attention_names, edges, scale_need
+from hybridlm.interop.blocks import DENSE, all_same, attention_names, edges, head_count_needs
 from hybridlm.interop.links import Link, same
 
 
@@ -28,28 +30,24 @@ class Llama(Architecture):
     activation: ClassVar[str] = "swiglu"
     qk_norm: ClassVar[bool] = False
     windows: ClassVar[bool] = False
-    own_head_dim: ClassVar[bool] = False
+    divides: ClassVar[bool] = True  # transformers insists on a number of heads that divides d_model
 
     def needs(self, model: ModelConfig) -> Iterator[Need]:
         name = self.name
         yield from plain_needs(model, name)
-        yield from layers_needs(model, name, {"attention": "mlp"})
+        yield from layers_needs(model, name, {"attention": ["mlp"]})
         legal: dict[str, object] = {"qk_norm": self.qk_norm, "rope": True, "gate": False}
         if not self.windows:
             legal["window"] = None
         yield from spec_needs(model, "attention", legal, name)
-        yield from uniform_needs(model, "attention", ("n_heads", "n_kv_heads", "head_dim", "rope_theta", "scale"), name)
+        yield from uniform_needs(model, "attention", ("n_heads", "n_kv_heads", "head_dim", "rope_theta"), name)
         windows = {spec.window for _, spec in self._sections(model) if spec.window is not None}
         if self.windows and len(windows) > 1:
             yield Need("windows", sorted(windows), f"{name} has one window")
-        attention = the_spec(model, "attention")
-        yield from scale_need(attention, name)
-        if attention and attention.rope_dim != attention.head_dim:
-            reason, path = f"{name} rotates whole heads", "model.attention.rope_fraction"
-            yield Need(path, attention.rope_dim / attention.head_dim, reason, (f"{path}=1",))
-        if attention and not self.own_head_dim and attention.n_heads * attention.head_dim != model.d_model:
-            reason = f"{name} has d_model / n_heads channels in a head in every program that reads it"
-            yield Need("model.attention.head_dim", attention.head_dim, reason, ("model.attention.head_dim=null",))
+        yield from scale_needs(model, "attention", lambda spec: spec.head_dim, name)
+        yield from rotary_needs(model, name, 1.0)
+        if self.divides:
+            yield from head_count_needs(model, name)
         yield from spec_needs(model, "mlp", {"activation": self.activation}, name)
 
     def _sections(self, model: ModelConfig) -> list[tuple[str, Any]]:
@@ -116,7 +114,7 @@ class Qwen3(Llama):
     model_type: ClassVar[str] = "qwen3"
     qk_norm: ClassVar[bool] = True
     windows: ClassVar[bool] = True
-    own_head_dim: ClassVar[bool] = True
+    divides: ClassVar[bool] = False
 
     def config(self, model: ModelConfig, vocab: int) -> dict[str, Any]:
         windows = [layer.params.window for layer in model.layers]  # type: ignore[attr-defined]

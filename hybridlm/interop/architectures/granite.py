@@ -9,8 +9,10 @@ from hybridlm.config.model import ModelConfig
 from hybridlm.interop.architecture import (
     Architecture,
     Need,
+    head_needs,
     layers_needs,
     plain_needs,
+    rotary_needs,
     spec_needs,
     the_spec,
     uniform_needs,
@@ -39,17 +41,11 @@ class GraniteMoeHybrid(Architecture):
         name = self.name
         yield from plain_needs(model, name, scales=True)
         ffn = model.layers[0].ffn_kind
-        yield from layers_needs(model, name, {"mamba2": ffn, "attention": ffn})
-        if not any(layer.kind == "attention" for layer in model.layers):
-            yield Need("layers", "all mamba2", f"{name} needs a layer of attention to decode with a cache")
+        yield from layers_needs(model, name, {"mamba2": [ffn], "attention": [ffn]}, some="attention")
         yield from spec_needs(model, "attention", {"qk_norm": False, "gate": False, "window": None}, name)
         yield from uniform_needs(model, "attention", ("n_heads", "n_kv_heads", "rope", "rope_theta", "scale"), name)
-        if (attention := the_spec(model, "attention")) and attention.n_heads * attention.head_dim != model.d_model:
-            reason = f"{name} has d_model / n_heads channels in a head"
-            yield Need("model.attention.head_dim", attention.head_dim, reason, ("model.attention.head_dim=null",))
-        if attention and attention.rope and attention.rope_dim != attention.head_dim:
-            reason, path = f"{name} rotates whole heads", "model.attention.rope_fraction"
-            yield Need(path, attention.rope_dim / attention.head_dim, reason, (f"{path}=1",))
+        yield from head_needs(model, name)
+        yield from rotary_needs(model, name, 1.0)
         yield from mamba2_needs(model, name)
         yield from spec_needs(model, "mlp", {"activation": "swiglu"}, name)
         mixture = {"activation": "swiglu", "router": "softmax", "norm_topk_prob": True, "routed_scaling_factor": 1.0}
@@ -112,6 +108,8 @@ class GraniteMoeHybrid(Architecture):
     def normal(self, fields: dict[str, Any]) -> dict[str, Any]:
         old = {"linear_attention": "mamba", "full_attention": "attention"}
         fields["layer_types"] = [old.get(kind, kind) for kind in fields["layer_types"]]
+        if "mamba" not in fields["layer_types"]:  # fields that no layer has
+            fields = {key: value for key, value in fields.items() if not key.startswith("mamba_")}
         if not fields["num_local_experts"]:  # then it is read by llama.cpp alone
             fields["intermediate_size"] = fields["shared_intermediate_size"]
         return fields

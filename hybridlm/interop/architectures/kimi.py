@@ -9,13 +9,23 @@ from hybridlm.config.model import ModelConfig
 from hybridlm.interop.architecture import (
     Architecture,
     Need,
+    fit_needs,
     layers_needs,
     plain_needs,
     spec_needs,
     the_spec,
     uniform_needs,
 )
-from hybridlm.interop.blocks import DENSE, all_same, edges, gate_and_up, mla_names
+from hybridlm.interop.blocks import (
+    DENSE,
+    all_same,
+    edges,
+    gate_and_up,
+    latent_scale_needs,
+    mla_names,
+    shared_expert_needs,
+    sigmoid_needs,
+)
 from hybridlm.interop.links import Link, changed, same, split, stacked
 
 _MLA = {
@@ -53,29 +63,25 @@ class KimiLinear(Architecture):
     def needs(self, model: ModelConfig) -> Iterator[Need]:
         name = self.name
         yield from plain_needs(model, name)
-        yield from layers_needs(model, name, {"kda": None, "mla": None})
-        for kind in {layer.ffn_kind for layer in model.layers} - {"mlp", "moe"}:
-            yield Need("FFN", kind, f"{name} has one in every layer", (f"model.ffn_after.{kind}=mlp",))
-        mla, kda, moe = (the_spec(model, kind) for kind in ("mla", "kda", "moe"))
-        if mla is None:
-            yield Need("layers", "all kda", f"{name} needs a layer of latent attention to decode with a cache")
+        yield from layers_needs(model, name, dict.fromkeys(("kda", "mla"), ("mlp", "moe")), some="mla")
         yield from spec_needs(model, "mla", {"rope": False, "q_lora_rank": None}, name)
-        yield from uniform_needs(model, "mla", [*_MLA.values(), "scale"], name)
-        if mla and mla.scale != (mla.qk_nope_head_dim + mla.qk_rope_head_dim) ** -0.5:
-            reason = f"{name} has (qk_nope_head_dim + qk_rope_head_dim) ** -0.5"
-            yield Need("model.mla.scale", mla.scale, reason, ("model.mla.scale=null",))
+        yield from uniform_needs(model, "mla", _MLA.values(), name)
+        yield from latent_scale_needs(model, name)
         legal = {"use_conv": True, "allow_neg_eigval": False, "gate_bias": False, "lower_bound": None}
         yield from spec_needs(model, "kda", legal, name)
         yield from uniform_needs(model, "kda", ("n_k_heads", "n_v_heads", "head_k_dim", "head_v_dim", "d_conv"), name)
-        if kda and (kda.n_k_heads, kda.head_k_dim) != (kda.n_v_heads, kda.head_v_dim):
-            reason = f"{name} has as many heads of keys as of values, of one width"
-            overrides = ("model.kda.n_k_heads=null", "model.kda.head_v_dim=null")
-            yield Need("model.kda.n_k_heads", kda.n_k_heads, reason, overrides)
+        reason = f"{name} has as many heads of keys as of values, of one width"
+        yield from fit_needs(
+            model,
+            "kda",
+            "n_k_heads",
+            lambda spec: (spec.n_k_heads, spec.head_k_dim) == (spec.n_v_heads, spec.head_v_dim),
+            reason,
+            ("n_k_heads=null", "head_v_dim=null"),
+        )
         yield from spec_needs(model, "mlp", {"activation": "swiglu"}, name)
-        yield from spec_needs(model, "moe", {"activation": "swiglu", "router": "sigmoid"}, name)
-        if moe and (not moe.d_shared or moe.d_shared % moe.d_expert):
-            reason = f"{name} has at least one shared expert, as wide as the others"
-            yield Need("model.moe.n_shared_experts", moe.d_shared, reason, ("model.moe.n_shared_experts=1",))
+        yield from sigmoid_needs(model, "swiglu", name)
+        yield from shared_expert_needs(model, name)
 
     def config(self, model: ModelConfig, vocab: int) -> dict[str, Any]:
         mla, kda, mlp, moe = (the_spec(model, kind) for kind in ("mla", "kda", "mlp", "moe"))

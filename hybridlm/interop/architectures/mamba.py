@@ -15,7 +15,7 @@ from hybridlm.interop.architecture import (
     the_spec,
     uniform_needs,
 )
-from hybridlm.interop.blocks import MAMBA1, MAMBA2, all_same, edges
+from hybridlm.interop.blocks import MAMBA1, MAMBA2, all_same, edges, expand_needs
 from hybridlm.interop.links import Link, same
 
 
@@ -27,16 +27,12 @@ class Mamba(Architecture):
     readers: ClassVar[tuple[str, ...]] = ("vLLM", "llama.cpp")
     kind: ClassVar[str] = "mamba1"
     tensors: ClassVar[tuple[str, ...]] = MAMBA1
-    uniform: ClassVar[tuple[str, ...]] = ("d_inner", "d_state", "d_conv", "dt_rank")
+    uniform: ClassVar[tuple[str, ...]] = ("d_inner", "d_state", "d_conv", "dt_rank", "bias")
 
     def needs(self, model: ModelConfig) -> Iterator[Need]:
         yield from plain_needs(model, self.name)
-        yield from layers_needs(model, self.name, {self.kind: "none"})
+        yield from layers_needs(model, self.name, {self.kind: ["none"]})
         yield from uniform_needs(model, self.kind, self.uniform, self.name)
-        if (spec := the_spec(model, self.kind)) and spec.d_inner % model.d_model:
-            reason = f"{self.name} has a whole multiple of d_model inner channels"
-            path = f"model.{self.kind}.expand"
-            yield Need(path, spec.d_inner / model.d_model, reason, (f"{path}=2",))
 
     def config(self, model: ModelConfig, vocab: int) -> dict[str, Any]:
         spec = the_spec(model, self.kind)
@@ -45,10 +41,10 @@ class Mamba(Architecture):
             "hidden_size": model.d_model,
             "num_hidden_layers": len(model.layers),
             "layer_norm_epsilon": model.norm_eps,
-            "expand": spec.d_inner // model.d_model,
+            "expand": max(1, spec.d_inner // model.d_model),
             "state_size": spec.d_state,
             "conv_kernel": spec.d_conv,
-            "use_bias": False,
+            "use_bias": getattr(spec, "bias", False),
             "use_conv_bias": True,
             "hidden_act": "silu",
             "residual_in_fp32": False,
@@ -62,14 +58,15 @@ class Mamba(Architecture):
 
     def links(self, model: ModelConfig) -> Iterable[Link]:
         yield from edges(model, "backbone.embeddings", "backbone.norm_f")
-        for i in range(len(model.layers)):
+        for i, layer in enumerate(model.layers):
             ours, theirs = f"blocks.{i}.", f"backbone.layers.{i}."
             yield same(f"{ours}mixer_norm.weight", f"{theirs}norm.weight")
-            yield from all_same(self.tensors, f"{ours}mixer.", f"{theirs}mixer.")
+            biases = ("in_proj.bias", "out_proj.bias") if getattr(layer.params, "bias", False) else ()
+            yield from all_same((*self.tensors, *biases), f"{ours}mixer.", f"{theirs}mixer.")
 
     def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
         layers = config["num_hidden_layers"]
-        shared = {"d_state": config["state_size"], "d_conv": config["conv_kernel"], "expand": config["expand"]}
+        shared = {"d_state": config["state_size"], "d_conv": config["conv_kernel"]}
         return {
             "d_model": config["hidden_size"],
             "n_layers": layers,
@@ -81,7 +78,9 @@ class Mamba(Architecture):
 
     def own_fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The inverse of ``own_config``."""
-        return {"dt_rank": config["time_step_rank"]}
+        inner = config.get("intermediate_size", config["expand"] * config["hidden_size"])
+        own = {"dt_rank": config["time_step_rank"], "bias": config["use_bias"]}
+        return own | {"expand": inner / config["hidden_size"]}
 
 
 class Mamba2(Mamba):
@@ -91,14 +90,15 @@ class Mamba2(Mamba):
     model_type: ClassVar[str] = "mamba2"
     kind: ClassVar[str] = "mamba2"
     tensors: ClassVar[tuple[str, ...]] = MAMBA2
-    uniform: ClassVar[tuple[str, ...]] = ("n_heads", "head_dim", "d_state", "n_groups", "d_conv", "dt_limit")
+    uniform: ClassVar[tuple[str, ...]] = ("head_dim", "d_inner", "d_state", "n_groups", "d_conv")
 
     def needs(self, model: ModelConfig) -> Iterator[Need]:
         yield from super().needs(model)
+        yield from expand_needs(model, "mamba2", self.name)
         yield from spec_needs(model, "mamba2", {"norm_before_gate": False, "dt_limit": (0.0, float("inf"))}, self.name)
 
     def own_config(self, spec: Any) -> dict[str, Any]:
         return {"num_heads": spec.n_heads, "head_dim": spec.head_dim, "n_groups": spec.n_groups, "chunk_size": 256}
 
     def own_fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        return {"n_groups": config["n_groups"], "head_dim": config["head_dim"]}
+        return {"n_groups": config["n_groups"], "head_dim": config["head_dim"], "expand": config["expand"]}

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
+from hybridlm.config.ffns import FFN_KINDS
 from hybridlm.config.model import ModelConfig
 from hybridlm.errors import UserError
 from hybridlm.interop.architecture import (
     Architecture,
     Need,
+    fit_needs,
     layers_needs,
     plain_needs,
+    scale_needs,
     spec_needs,
     the_spec,
     uniform_needs,
@@ -23,8 +26,8 @@ from hybridlm.interop.blocks import (
     attention_names,
     edges,
     mamba2_needs,
-    scale_need,
     sigmoid_mixture,
+    sigmoid_needs,
 )
 from hybridlm.interop.links import Link, same
 
@@ -52,21 +55,17 @@ class NemotronH(Architecture):
     def needs(self, model: ModelConfig) -> Iterator[Need]:
         name = self.name
         yield from plain_needs(model, name)
-        yield from layers_needs(model, name, {"mamba2": None, "attention": None})
-        if not any(layer.kind == "attention" for layer in model.layers):
-            yield Need("layers", "all mamba2", f"{name} needs a layer of attention to decode with a cache")
+        yield from layers_needs(model, name, dict.fromkeys(("mamba2", "attention"), FFN_KINDS), some="attention")
         yield from spec_needs(
             model, "attention", {"qk_norm": False, "gate": False, "rope": False, "window": None}, name
         )
-        yield from uniform_needs(model, "attention", ("n_heads", "n_kv_heads", "head_dim", "scale"), name)
-        attention = the_spec(model, "attention")
-        yield from scale_need(attention, name)
+        yield from uniform_needs(model, "attention", ("n_heads", "n_kv_heads", "head_dim"), name)
+        yield from scale_needs(model, "attention", lambda spec: spec.head_dim, name)
         yield from mamba2_needs(model, name, expand=False)
         yield from spec_needs(model, "mlp", {"activation": "relu2"}, name)
-        yield from spec_needs(model, "moe", {"activation": "relu2", "router": "sigmoid"}, name)
-        if (moe := the_spec(model, "moe")) and not moe.d_shared:
-            reason = f"{name} has a shared expert"
-            yield Need("model.moe.n_shared_experts", 0, reason, ("model.moe.n_shared_experts=1",))
+        yield from sigmoid_needs(model, "relu2", name)
+        reason, remedy = f"{name} has a shared expert", ("n_shared_experts=1",)
+        yield from fit_needs(model, "moe", "d_shared", lambda spec: spec.d_shared, reason, remedy)
 
     def config(self, model: ModelConfig, vocab: int) -> dict[str, Any]:
         attention, mamba = the_spec(model, "attention"), the_spec(model, "mamba2")

@@ -14,11 +14,12 @@ from hybridlm.interop.architecture import (
     Need,
     layers_needs,
     plain_needs,
+    scale_needs,
     spec_needs,
     the_spec,
     uniform_needs,
 )
-from hybridlm.interop.blocks import DENSE, all_same, scale_need
+from hybridlm.interop.blocks import DENSE, all_same
 from hybridlm.interop.links import Link, Tensors, changed, constant, same, split
 
 _OPEN = 40.0  # a gate's logit whose sigmoid is 1 in float32
@@ -36,14 +37,11 @@ class Qwen35(Architecture):
     def needs(self, model: ModelConfig) -> Iterator[Need]:
         name = self.name
         yield from plain_needs(model, name)
-        yield from layers_needs(model, name, {"gdn": "mlp", "attention": "mlp"})
-        attention = the_spec(model, "attention")
-        if attention is None:
-            yield Need("layers", "all gdn", f"{name} needs a layer of attention to decode with a cache")
+        yield from layers_needs(model, name, {"gdn": ["mlp"], "attention": ["mlp"]}, some="attention")
         yield from spec_needs(model, "attention", {"qk_norm": True, "window": None}, name)
-        fields = ("n_heads", "n_kv_heads", "head_dim", "rope", "rope_theta", "rope_dim", "scale", "gate")
+        fields = ("n_heads", "n_kv_heads", "head_dim", "rope", "rope_theta", "rope_dim", "gate")
         yield from uniform_needs(model, "attention", fields, name)
-        yield from scale_need(attention, name)
+        yield from scale_needs(model, "attention", lambda spec: spec.head_dim, name)
         yield from spec_needs(model, "gdn", {"use_conv": True, "use_gate": True, "allow_neg_eigval": False}, name)
         shape = ("n_k_heads", "n_v_heads", "head_k_dim", "head_v_dim", "d_conv")
         yield from uniform_needs(model, "gdn", shape, name)
@@ -96,10 +94,10 @@ class Qwen35(Architecture):
 
     def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
         letters = {"full_attention": "T:mlp", "linear_attention": "G:mlp"}
-        share = config["partial_rotary_factor"]
+        share, types = config["partial_rotary_factor"], config["layer_types"]
         return {
             "d_model": config["hidden_size"],
-            "pattern": [letters[kind] for kind in config["layer_types"]],
+            "pattern": [letters[kind] for kind in types],
             "norm_eps": config["rms_norm_eps"],
             "tie_embeddings": config["tie_word_embeddings"],
             "attention": {
@@ -112,7 +110,7 @@ class Qwen35(Architecture):
                 "qk_norm": True,
                 "gate": not config["attention_bias"],
             },
-            "gdn": {ours: config[theirs] for theirs, ours in _GDN.items()},
+            "gdn": {ours: config[theirs] for theirs, ours in _GDN.items()} if "linear_attention" in types else {},
             "mlp": {"d_ff": config["intermediate_size"], "activation": "swiglu"},
         }
 
