@@ -45,13 +45,15 @@ def plan(
     """
     with reported():
         config = _new_run("plan", overrides_of("plan", overrides))
+        from hybridlm.interop.reach import destinations
         from hybridlm.memory.plan import plan_inference, plan_run
         from hybridlm.memory.report import full_text, json_text, refusal
         from hybridlm.memory.suggest import suggestions
 
         found, inference = plan_run(config), plan_inference(config)
         changes = [] if found.fits else suggestions(config, found)
-        print(json_text(found, inference, changes) if as_json else full_text(found, inference)[:-1], flush=True)
+        plain = "" if as_json else f"{full_text(found, inference)}\nexports     {destinations(config.model)}"
+        print(plain or json_text(found, inference, changes), flush=True)
         if not found.fits:
             raise ConfigError(refusal(found, changes))
 

@@ -161,9 +161,9 @@ def _missing(error: MissingConfigException, line: CommandLine) -> str:
     file = error.missing_cfg_file or ""
     group, _, option = file.rpartition("/")
     known = groups(config_dir(line))
-    top = group.partition("/")[0]
-    if top in known:  # an option may be in a subfolder of the group
-        text = no_such_option(top, file.removeprefix(f"{top}/"), known)
+    own = group if group in known else group.partition("/")[0]
+    if own in known:  # an option may be in a subfolder of the group
+        text = no_such_option(own, file.removeprefix(f"{own}/"), known)
     elif group and (error.options is not None or f"{group}/{option}" in OF_PLUGINS):
         text = no_such_option(group, option, {group: list(error.options or ())})
     else:

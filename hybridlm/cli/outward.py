@@ -9,6 +9,7 @@ import typer
 
 from hybridlm.cli.app import EMA, Run, app
 from hybridlm.cli.user_error import reported
+from hybridlm.errors import UserError
 
 
 @app.command()
@@ -16,8 +17,12 @@ def export(
     run: Run,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder to write; it must not exist")],
     to: Annotated[
-        Literal["hf", "safetensors"],
-        typer.Option("--to", help="hf: an architecture of transformers; safetensors: weights and config.yaml"),
+        Literal["hf", "hf-code", "safetensors"],
+        typer.Option(
+            "--to",
+            help="hf: an architecture of transformers; hf-code: any model, with its code; safetensors: weights and"
+            " config.yaml",
+        ),
     ] = "hf",
     arch: Annotated[
         str | None, typer.Option("--arch", help="this architecture, by its model_type: llama, granitemoehybrid, ...")
@@ -35,12 +40,16 @@ def export(
         import torch
 
         from hybridlm.config.hardware import CPU
-        from hybridlm.interop.export import export_hf, export_safetensors
+        from hybridlm.interop.export import export_code, export_hf, export_safetensors
         from hybridlm.runs.checkpoint import load_run
 
+        if arch is not None and to != "hf":
+            raise UserError(f"--arch {arch}: only with --to hf")
         loaded = load_run(run, torch.device(CPU), ema=ema)
         if to == "hf":
             done = export_hf(loaded, folder, arch=arch, dtype=dtype)
+        elif to == "hf-code":
+            done = export_code(loaded, folder, dtype=dtype)
         else:
             done = export_safetensors(loaded, folder, dtype=dtype)
         typer.echo(f"{folder}: {done.name}, for {', '.join(done.readers)}")
@@ -60,7 +69,6 @@ def import_config(
 ) -> None:
     """Turn a model file of oxidizr into an experiment (experiments=NAME), and list what has no counterpart here."""
     with reported():
-        from hybridlm.errors import UserError
         from hybridlm.interop.oxidizr import read_oxidizr
 
         found = read_oxidizr(file)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT_VARIABLE = "HYBRIDLM_ROOT"  # conf/config.yaml reads it to find experiments/
 
+NESTED = ("model/style",)  # groups inside of others
 OF_PLUGINS = (
     "hydra/launcher/joblib",
     "hydra/launcher/submitit_local",
@@ -28,17 +29,20 @@ def root() -> Path:
 
 
 def groups(extra: str | None = None) -> dict[str, list[str]]:
-    """The config groups with their options, including those in subfolders; ``extra``: the folder of Hydra's
-    --config-dir."""
-    found: dict[str, list[str]] = {"experiments": []}
+    """The config groups with their options; ``extra``: the folder of Hydra's --config-dir. A subfolder holds more
+    options of its group (``experiments=mine/first``), or is a group of its own where conf/config.yaml names it
+    (``model/style=portable``)."""
+    found: dict[str, list[str]] = {"experiments": [], **{group: [] for group in NESTED}}
     places = [*(root() / "conf").iterdir(), root() / "experiments"]
     if extra and Path(extra).is_dir():
         places += Path(extra).iterdir()
     for place in places:
         if place.is_dir() and place.name != "hydra":
-            options = [path.relative_to(place).with_suffix("").as_posix() for path in place.rglob("*.yaml")]
-            found[place.name] = sorted({*found.get(place.name, []), *options})
-    return dict(sorted(found.items()))
+            for path in place.rglob("*.yaml"):
+                option = path.relative_to(place.parent).with_suffix("").as_posix()
+                group = next((group for group in NESTED if option.startswith(f"{group}/")), place.name)
+                found.setdefault(group, []).append(option.removeprefix(f"{group}/"))
+    return {group: sorted(set(options)) for group, options in sorted(found.items())}
 
 
 def no_such_option(group: str, option: str, options: Mapping[str, list[str]]) -> str:

@@ -9,7 +9,7 @@ vocabulary, K conv width, E experts, R rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from typing import Any, ClassVar, Protocol, Self, TypeVar
@@ -27,6 +27,10 @@ class Stream(Protocol):
 
     @property
     def norm_eps(self) -> float: ...
+
+    @property
+    def mixers(self) -> Collection[str]:
+        """The kinds of all of its mixers."""
 
 
 @dataclass(frozen=True)

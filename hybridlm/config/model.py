@@ -107,6 +107,10 @@ class ModelConfig(_Layers):
         return self._resolved[1]
 
     @property
+    def mixers(self) -> set[str]:
+        return {layer.kind for layer in self.layers}
+
+    @property
     def kinds(self) -> set[str]:
         """The kinds of mixers and FFNs that some layer has, among them "none" where a layer has no FFN."""
         return {kind for layer in self.layers for kind in (layer.kind, layer.ffn_kind)}

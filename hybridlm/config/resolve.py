@@ -4,6 +4,7 @@ use."""
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hybridlm.config.ffns import FFNS
@@ -15,6 +16,15 @@ from hybridlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from hybridlm.config.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class _Around:
+    """A model before its layers are resolved."""
+
+    d_model: int
+    norm_eps: float
+    mixers: frozenset[str]
 
 
 def resolve(model: ModelConfig) -> tuple[tuple[LayerSpec, ...], str | None]:
@@ -36,11 +46,12 @@ def resolve(model: ModelConfig) -> tuple[tuple[LayerSpec, ...], str | None]:
         path(item): variants.get(item.letter) or getattr(model, item.kind) for item in items
     }
     sections |= {f"model.{item.ffn}": getattr(model, item.ffn) for item in items if item.ffn in FFNS}
+    around = _Around(model.d_model, model.norm_eps, frozenset(item.kind for item in items))
     specs: dict[str, Spec] = {}
     problems: list[str] = []
     for where, section in sections.items():
         try:
-            specs[where] = section.resolve(model, where)
+            specs[where] = section.resolve(around, where)
         except ConfigError as error:
             problems += error.problems
     if problems:

@@ -70,6 +70,10 @@ class Architecture(ABC):
         """The fields of a config.json under the names and values that ``config`` writes, where there are several."""
         return fields
 
+    def files(self, model: ModelConfig) -> dict[str, str]:
+        """The text of files that such a folder has besides, by their names."""
+        return {}
+
     def layer_ends(self, model: ModelConfig) -> list[int]:
         """After which of their layers each of ours ends, to compare the residual streams."""
         return list(range(len(model.layers)))

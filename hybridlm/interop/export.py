@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,13 @@ from hybridlm.data.chat import template_of
 from hybridlm.errors import UserError
 from hybridlm.files.plain import read_text, read_yaml
 from hybridlm.files.sealed import write_sealed
-from hybridlm.interop.architecture import Architecture, Need, advice
+from hybridlm.interop.architecture import Architecture
 from hybridlm.interop.architectures import ARCHITECTURES
 from hybridlm.interop.card import card
 from hybridlm.interop.links import exported
+from hybridlm.interop.reach import nearest
 from hybridlm.interop.reference import Agreement, check, write_reference
+from hybridlm.interop.remote import RemoteCode
 from hybridlm.interop.writing import new_folder, write_json
 from hybridlm.model.lm import HybridLM
 from hybridlm.runs.checkpoint import KEY, LoadedRun, facts
@@ -52,27 +53,24 @@ def choose(model: ModelConfig, name: str | None = None) -> Architecture:
     architecture, needs = nearest(model, candidates)
     if not needs:
         return architecture
-    refusal = f"no architecture of transformers computes what this model does; nearest: {architecture.name}"
-    raise UserError([refusal, *(need.line() for need in needs)])
-
-
-def nearest(model: ModelConfig, candidates: Sequence[Architecture] = ARCHITECTURES) -> tuple[Architecture, list[Need]]:
-    """The first architecture that represents ``model`` exactly and nothing, or the one whose constraints are most
-    easily met, and these."""
-    for one in candidates:
-        if not any(one.needs(model)):
-            return one, []
-    needs = {one: advice(one, model) for one in candidates}
-    least = min(needs, key=lambda one: (sum(not need.overrides for need in needs[one]), len(needs[one])))
-    return least, needs[least]
+    refusal = "no architecture of transformers computes what this model does (--to hf-code takes it)"
+    raise UserError([f"{refusal}; nearest: {architecture.name}", *(need.line() for need in needs)])
 
 
 def export_hf(run: LoadedRun, target: Path, *, arch: str | None = None, dtype: str | None = None) -> Exported:
     """Writes the folder ``target`` for transformers; the run's model is rounded to ``dtype`` where that is given.
     UserError: nothing represents the model, or ``target`` is there already. RunFailed: the check after writing found a
     difference; nothing is left behind."""
+    return _export(run, target, choose(run.model.config, arch), dtype)
+
+
+def export_code(run: LoadedRun, target: Path, *, dtype: str | None = None) -> Exported:
+    """The same for any model, with its code in the folder."""
+    return _export(run, target, RemoteCode(), dtype)
+
+
+def _export(run: LoadedRun, target: Path, architecture: Architecture, dtype: str | None) -> Exported:
     model = run.model
-    architecture = choose(model.config, arch)
     readers = ("transformers", *architecture.readers)
     if dtype is not None:
         model.round_parameters(DTYPES[dtype])
@@ -81,9 +79,12 @@ def export_hf(run: LoadedRun, target: Path, *, arch: str | None = None, dtype: s
         save_file(theirs, folder / "model.safetensors", {"format": "pt"})
         config = architecture.config(model.config, model.vocab_size)
         write_json(folder / "config.json", config | common_config(run, architecture))
+        files = architecture.files(model.config)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
         write_tokenizer(run, folder)
         write_json(folder / "generation_config.json", {"eos_token_id": run.tokenizer.eos_id, "do_sample": True})
-        text = card(run, architecture.name, readers, context_of(run))
+        text = card(run, architecture.name, readers, context_of(run), remote=bool(files))
         (folder / "README.md").write_text(text, encoding="utf-8")
         reference = Path(scratch, "reference.safetensors")
         write_reference(reference, model.float(), run.tokenizer, architecture.layer_ends(model.config))

@@ -19,6 +19,7 @@ from hybridlm.files.plain import Unreadable, read_json
 from hybridlm.files.sealed import MAX_HEADER, header_size
 from hybridlm.interop.architecture import Architecture
 from hybridlm.interop.architectures import ARCHITECTURES
+from hybridlm.interop.remote import RemoteCode
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 # Fields that change nothing that is computed in evaluation, and those that are read under another name.
@@ -97,7 +98,7 @@ def read_config(folder: Path) -> ForeignModel:
 def _architecture(config: Mapping[str, Any], path: Path) -> Architecture:
     names, model_type = config.get("architectures"), config.get("model_type")
     name = names[0] if isinstance(names, list) and names else None
-    for architecture in ARCHITECTURES:
+    for architecture in (*ARCHITECTURES, RemoteCode()):
         if name == architecture.name or (name is None and model_type == architecture.model_type):
             return architecture
     legal = ", ".join(one.name for one in ARCHITECTURES)
@@ -126,7 +127,8 @@ def _refuse_differences(
             continue
         if field in written:
             expected = written[field]
-            same = value == expected or (isinstance(value, float) and abs(value - expected) <= 1e-12 * abs(value))
+            numbers = isinstance(value, float) and isinstance(expected, float | int)
+            same = value == expected or (numbers and abs(value - expected) <= 1e-12 * abs(value))
         else:
             same = not value or value == architecture.defaults.get(field)
         if not same:

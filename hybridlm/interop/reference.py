@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -95,7 +96,9 @@ def check(folder: Path, reference: Path, name: str) -> Agreement:
     """Loads ``folder`` in a process of its own and compares. RunFailed: it does not load, or computes something else;
     the message names the first layer that differs."""
     command = [sys.executable, "-P", str(Path(verify.__file__)), str(folder), str(reference)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    # Nothing is fetched, and of code in the folder no copy stays behind.
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(reference.parent / "modules")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False, env=environment)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise RunFailed(f"{name}: the exported folder does not load: {reason}")

@@ -53,13 +53,14 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 def _watch(model: Any, ends: list[int]) -> list[Tensor]:
     """The residual streams after these layers, in the next forward."""
     stem = getattr(model, "model", None) or model.backbone
+    layers = stem.layers if hasattr(stem, "layers") else stem.blocks
     found: list[Tensor] = []
 
     def keep(module: object, given: object, output: Any) -> None:
         found.append(output[0] if isinstance(output, tuple) else output)
 
     for end in ends:
-        stem.layers[end].register_forward_hook(keep)
+        layers[end].register_forward_hook(keep)
     return found
 
 

@@ -10,7 +10,7 @@ from hybridlm.config.constraints import unused_section_warnings
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import UserError
 
-_SHAPES_MODEL = ("model", "size", "experiments")  # groups that may change which layers there are
+_SHAPES_MODEL = ("model", "model/style", "size", "experiments")  # groups that may change which layers there are
 _MAX_POINTS = 64  # larger grids are not composed ahead just for a warning
 
 

@@ -19,6 +19,7 @@ from hybridlm.data.preparing.prepare import prepare
 from hybridlm.data.windows.splits import packed_documents
 from hybridlm.errors import RunFailed
 from hybridlm.files.durable import replaced
+from hybridlm.interop.reach import destinations
 from hybridlm.machine.description import Machine, resolve_machine
 from hybridlm.machine.device import CPU
 from hybridlm.machine.kernels import choose_kernels
@@ -147,6 +148,7 @@ def _say_model(
         write_or_warn(folder.plan, full_text(start.plan, plan_inference(config, start.model)), console.say)
     console.say(
         f"\n{table}\n\n{group_table(model_groups(model, config.optim))}\n\n"
+        f"exports     {destinations(config.model)}\n\n"
         f"{machine.max_steps} steps of {machine.global_batch} x {config.data.seq_len} tokens"
         f" ({machine.batch_size} x {machine.accumulate} x {machine.devices} windows)"
         + (f", resuming after step {start.resumed.step}" if start.resumed else "")

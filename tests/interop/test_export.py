@@ -10,14 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hybridlm.cli.compose import compose_config
 from hybridlm.cli.verbs import run_app
+from hybridlm.config.groups import groups
 from hybridlm.config.load import to_yaml, validate_model
 from hybridlm.config.run import RunConfig
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.errors import RunFailed, UserError
 from hybridlm.files.sealed import write_sealed
 from hybridlm.interop import reference
-from hybridlm.interop.export import choose, export_hf
+from hybridlm.interop.export import choose, export_code, export_hf
 from hybridlm.interop.importing import import_folder
 from hybridlm.model.build import build_model
 from hybridlm.runs.checkpoint import KEY, facts, load_run
@@ -33,11 +35,10 @@ HYBRID = {
 }
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def write_run(path, section):
     """A run folder as training leaves it, without training: the weights are those of the start."""
-    folder = RunFolder(tmp_path_factory.mktemp("run"))
-    tokenizer, section = byte_tokenizer(["<|user|>"]), validate_model(HYBRID)
+    folder = RunFolder(path)
+    tokenizer = byte_tokenizer(["<|user|>"])
     folder.config.write_text(to_yaml(RunConfig(model=section)))
     tokenizer.save(folder.tokenizer)
     torch.manual_seed(0)
@@ -46,6 +47,11 @@ def run(tmp_path_factory):
     ours = facts(section, tokenizer.vocab_size, tokenizer.fingerprint, accumulate=1) | {"step": 0}
     write_sealed(folder.weights, KEY, ours, dict(model.state_dict()))
     return folder.path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"), validate_model(HYBRID))
 
 
 def command(*arguments, code=0):
@@ -87,6 +93,35 @@ def test_safetensors_is_a_run_folder_of_its_own(run, tmp_path):
     ]
     loaded = load_run(str(tmp_path / "bare"), torch.device("cpu"))
     assert loaded.model.embedding.weight.dtype == torch.bfloat16
+
+
+def test_a_model_travels_with_its_code(tmp_path, capsys):
+    path = tmp_path / "run"
+    path.mkdir()
+    write_run(path, validate_model(HYBRID | {"pattern": "M3 L", "logit_softcap": 15.0}))
+    command("export", path, tmp_path / "native", code=2)
+    assert "--to hf-code" in capsys.readouterr().err
+    command("export", path, tmp_path / "code", "--to", "hf-code", "--arch", "llama", code=2)
+    command("export", path, tmp_path / "code", "--to", "hf-code", "--dtype", "bf16")
+    assert json.loads((tmp_path / "code/config.json").read_text())["dtype"] == "bfloat16"
+    assert "trust_remote_code=True" in (tmp_path / "code/README.md").read_text()
+    command("import", tmp_path / "code", tmp_path / "back")
+    mine, back = (load_run(str(path), torch.device("cpu")) for path in (path, tmp_path / "back"))
+    mine.model.round_parameters(torch.bfloat16)
+    for name, tensor in mine.model.state_dict().items():
+        assert torch.equal(back.model.state_dict()[name], tensor[:258] if name == "embedding.weight" else tensor)
+    assert [layer.params for layer in back.model.config.layers] == [layer.params for layer in mine.model.config.layers]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", groups()["model"])
+def test_every_preset_travels_with_its_code(preset, tmp_path):
+    section = compose_config([f"model={preset}", "size=tiny"]).model
+    (tmp_path / "run").mkdir()
+    path = write_run(tmp_path / "run", section)
+    agreement = export_code(load_run(str(path), torch.device("cpu")), tmp_path / "out").agreement
+    assert max(agreement.logits, agreement.decode) < 1e-5
+    print(preset, agreement)
 
 
 def test_an_existing_folder_is_left_alone(run, tmp_path, capsys):

@@ -17,9 +17,10 @@ from hybridlm.config.run import RunConfig
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.errors import ConfigError
 from hybridlm.interop import verify
-from hybridlm.interop.export import export_hf, nearest, weights_of
+from hybridlm.interop.export import export_hf, weights_of
 from hybridlm.interop.foreign import read_config, read_tensors
 from hybridlm.interop.links import imported
+from hybridlm.interop.reach import nearest
 from hybridlm.interop.reference import judged
 from hybridlm.model.build import build_model
 from hybridlm.runs.checkpoint import LoadedRun

@@ -10,8 +10,6 @@ from pydantic import Field
 
 from hybridlm.config.layers import FFNSection, Spec, Stream, rounded
 
-_MULTIPLE = 32  # a derived hidden width is rounded up to this
-
 
 @dataclass(frozen=True)
 class MLPSpec(Spec):
@@ -33,21 +31,24 @@ class MLPConfig(FFNSection):
     spec: ClassVar[type[Spec]] = MLPSpec
 
     d_ff: int | None = Field(
-        None, ge=1, description="hidden width; null: expand * d_model rounded up to a multiple of 32"
+        None, ge=1, description="hidden width; null: expand * d_model rounded up to a multiple of multiple_of"
     )
     expand: float = Field(8 / 3, gt=0, description="hidden width as a multiple of d_model where d_ff is null")
+    multiple_of: int = Field(
+        32, ge=1, description="of this a derived d_ff is a multiple (llama.cpp's 4-bit types: 256)"
+    )
     activation: Literal["swiglu", "relu2"] = Field(
         "swiglu", description="swiglu (three matrices) or squared ReLU (two)"
     )
 
     def derived(self, model: Stream, where: str) -> tuple[dict[str, Any], list[str]]:
-        return {"d_ff": self.d_ff or hidden_width(self.expand, model.d_model)}, []
+        return {"d_ff": self.d_ff or hidden_width(self.expand, model.d_model, self.multiple_of)}, []
 
     def widened(self, model: Stream, factor: float, multiple: int) -> MLPConfig:
         return self.model_copy(update={"d_ff": rounded(self.resolve(model, "").d_ff * factor, multiple)})
 
 
-def hidden_width(expand: float, d_model: int) -> int:
-    """expand x d_model, rounded up to a multiple of 32."""
-    multiples = math.ceil(round(expand * d_model / _MULTIPLE, 6))  # 8/3 x 384 is 1024, not 1056
-    return max(1, multiples) * _MULTIPLE
+def hidden_width(expand: float, d_model: int, multiple: int) -> int:
+    """expand x d_model, rounded up to a multiple."""
+    multiples = math.ceil(round(expand * d_model / multiple, 6))  # 8/3 x 384 is 1024, not 1056
+    return max(1, multiples) * multiple

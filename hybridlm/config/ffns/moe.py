@@ -51,11 +51,14 @@ class MoEConfig(FFNSection):
     n_experts: int = Field(8, ge=1, description="routed experts E")
     top_k: int = Field(2, ge=1, description="experts that each token goes to")
     d_expert: int | None = Field(
-        None, ge=1, description="hidden width of an expert; null: expand * d_model rounded up to a multiple of 32"
+        None,
+        ge=1,
+        description="hidden width of an expert; null: expand * d_model rounded up to a multiple of multiple_of",
     )
     expand: float = Field(
         4 / 3, gt=0, description="hidden width of an expert as a multiple of d_model where d_expert is null"
     )
+    multiple_of: int = Field(32, ge=1, description="of this a derived d_expert is a multiple")
     n_shared_experts: int = Field(
         0, ge=0, description="experts that every token goes to, as one FFN of their joint width"
     )
@@ -84,7 +87,7 @@ class MoEConfig(FFNSection):
 
     def derived(self, model: Stream, where: str) -> tuple[dict[str, Any], list[str]]:
         experts, groups, kept = self.n_experts, self.n_expert_groups, self.topk_groups
-        d_expert = self.d_expert or hidden_width(self.expand, model.d_model)
+        d_expert = self.d_expert or hidden_width(self.expand, model.d_model, self.multiple_of)
         size, grouped = experts // groups, f"{where}.n_expert_groups = {groups}"
         of_choice = broken(
             (self.top_k > experts, f"{where}.top_k = {self.top_k}: more than {where}.n_experts = {experts}"),

@@ -47,12 +47,20 @@ class AttentionConfig(MixerSection):
     n_heads: int = Field(4, ge=1, description="query heads")
     n_kv_heads: int | None = Field(None, ge=1, description="key/value heads; null: as many as n_heads")
     head_dim: int | None = Field(None, ge=1, description="channels per head; null: d_model / n_heads")
-    rope: bool = Field(False, description="rotary positions; false: no positional encoding (hybrids)")
+    rope: bool | None = Field(
+        False,
+        description="rotary positions; false: no positional encoding (hybrids); null: where no layer is a Mamba, whose"
+        " state carries the order",
+    )
     rope_theta: float = Field(10_000.0, gt=1, description="base of the rotary frequencies")
     rope_fraction: float = Field(
         1.0, gt=0, le=1, description="share of a head's channels that are rotated, the first ones (Bamba: 0.5)"
     )
-    qk_norm: bool = Field(False, description="RMSNorm over each query and key head before the rotation (Qwen3)")
+    qk_norm: bool | None = Field(
+        False,
+        description="RMSNorm over each query and key head before the rotation (Qwen3); null: beside gated DeltaNet"
+        " (Qwen3.5)",
+    )
     window: int | None = Field(
         None, ge=1, description="sliding window in tokens, the token itself included; null: all of the past"
     )
@@ -64,6 +72,8 @@ class AttentionConfig(MixerSection):
         heads = f"{where}.n_heads = {self.n_heads}"
         rope_dim = int(self.rope_fraction * head_dim)
         unequal = self.head_dim is None and model.d_model % self.n_heads
+        rope = self.rope if self.rope is not None else not any(kind.startswith("mamba") for kind in model.mixers)
+        qk_norm = self.qk_norm if self.qk_norm is not None else "gdn" in model.mixers
         problems = broken(
             (
                 self.n_heads % kv,
@@ -75,15 +85,16 @@ class AttentionConfig(MixerSection):
                 f" {divisors(model.d_model, self.n_heads)}; or set {where}.head_dim",
             ),
             (
-                self.rope and head_dim % 2 and not unequal,
+                rope and head_dim % 2 and not unequal,
                 f"{where}.head_dim = {head_dim}{'' if self.head_dim else ' (d_model / n_heads)'}: rotary positions"
                 f" rotate channel pairs; set an even head_dim, or {where}.rope=false",
             ),
             (
-                self.rope and not head_dim % 2 and (rope_dim < 2 or rope_dim % 2),
+                rope and not head_dim % 2 and (rope_dim < 2 or rope_dim % 2),
                 f"{where}.rope_fraction = {self.rope_fraction:g}: {self.rope_fraction * head_dim:g} of {head_dim}"
                 " channels are not pairs to rotate",
             ),
         )
         scale = self.scale or head_dim**-0.5
-        return {"n_kv_heads": kv, "head_dim": head_dim, "rope_dim": rope_dim, "scale": scale}, problems
+        numbers = {"n_kv_heads": kv, "head_dim": head_dim, "rope_dim": rope_dim, "scale": scale}
+        return numbers | {"rope": rope, "qk_norm": qk_norm}, problems
