@@ -71,7 +71,8 @@ def load(run: str | Path = "last", *, ema: bool = False, device: str | torch.dev
     """A trained model with its tokenizer, ready to use.
 
     Args:
-        run: "last" (the newest run under outputs/), a run folder, or a checkpoint or safetensors file in one.
+        run: "last" (the newest run under outputs/), "best" (its best validation), a run folder, or a checkpoint or
+            safetensors file in one.
         ema: the running average of the weights (callbacks=ema) instead of the last ones.
         device: default: the GPU if there is one.
 

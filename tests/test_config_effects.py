@@ -254,6 +254,7 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "data.tokenizer.kind": ("bpe", []),
     "data.tokenizer.path": ("nowhere.json", FROM_FILE),
     "data.tokenizer.vocab_size": (300, ["data.tokenizer.kind=bpe"]),
+    "data.tokenizer.split": ("llama3", ["data.tokenizer.kind=bpe", "data.tokenizer.vocab_size=300"]),
     "data.val_fraction": (0.5, []),
     "data.seq_len": (16, []),
     "data.val_seq_len": (32, []),
@@ -360,6 +361,7 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
 INERT = {
     "model.name": "a label: it stands in summary.json (tests/test_end_to_end.py reads it there)",
     "ckpt": "read by hybridlm/runs/resume.py before the run begins (tests/config and tests/test_end_to_end.py)",
+    "init_from": "replaces the weights of the start (tests/train/test_initial.py)",
     "data.changed": "whether a run goes on with other text at all (tests/cli/test_jobs.py)",
 }
 

@@ -28,13 +28,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "optim": {"config", "ops", "layers", "model", "machine"},
     "memory": {"config", "ops", "layers", "model", "optim", "machine", "data.tokenizer", "files"},
     "generate": {"runs", "data", "model", "machine", "config", "files"},
+    "serve": {"generate", "data", "runs", "model", "machine", "config", "files"},
     "report": {"config", "files", "model", "runs", "sweep"},
     "bench": {"generate", "memory", "runs", "model", "config", "machine"},
     "interop": {"config", "data", "files", "layers", "model", "ops", "runs"},
     "eval": {"generate", "data", "runs", "model", "layers", "config", "machine", "files"},
     "sweep": {"config", "files", "runs", "machine", "model", "layers", "memory"},
 }
-MAY_IMPORT["train"] = {*MAY_IMPORT} - {"bench", "sweep", "interop"} | {"interop.reach"}
+MAY_IMPORT["train"] = {*MAY_IMPORT} - {"bench", "sweep", "interop", "serve"} | {"interop.reach"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT}
 MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["api"] = {"cli", "config", "data", "generate", "machine", "memory", "model", "runs"}

@@ -17,7 +17,12 @@ app = typer.Typer(
 )
 OVERRIDES = {"ignore_unknown_options": True}  # for verbs with overrides, which report a wrong option themselves
 
-Run = Annotated[str, typer.Argument(metavar="RUN", help="`last` (the newest run), a run folder, or a checkpoint")]
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="`last` (the newest run), `best` (its best validation), a run folder, or a checkpoint"
+    ),
+]
 EMA = Annotated[bool, typer.Option("--ema", help="use the running average of the weights (callbacks=ema)")]
 
 _USAGE_ERROR = typer.BadParameter.__mro__[1]  # what typer raises for any wrong command line; it exports no name for it

@@ -15,7 +15,6 @@ import yaml
 
 from hybridlm.cli.group_files import refuse_code
 from hybridlm.config.groups import OF_PLUGINS, ROOT_VARIABLE, groups, no_such_option, root
-from hybridlm.config.load import load_config
 from hybridlm.config.overrides import CommandLine, key_of, quoted, refuse_odd, repair, several_values
 from hybridlm.config.run import RunConfig
 from hybridlm.errors import ConfigError, UserError
@@ -51,11 +50,11 @@ class Composition:
 def compose_config(overrides: Sequence[str], base: RunConfig | None = None) -> RunConfig:
     """The validated configuration of these overrides, or of ``base`` with them on top, without a run. Raises
     ConfigError."""
-    from hybridlm.cli.overlay import overlaid
+    from hybridlm.cli.overlay import new_config, overlaid
 
     line = CommandLine((), tuple(repair(overrides, groups())))
     found = composed(line)
-    config = load_config(found.tree) if base is None else overlaid(base, line, found)
+    config = new_config(line, found) if base is None else overlaid(base, line, found)
     return matched(config).config
 
 
@@ -75,6 +74,7 @@ def composed(line: CommandLine) -> Composition:
     with (
         environment({ROOT_VARIABLE: root().as_posix()}),
         hydra_errors(line, _ODD),
+        _outside_jobs(),
         initialize_config_dir(config_dir=conf, version_base="1.3"),
     ):
         _check_files(GlobalHydra.instance(), [key_of(override) for override in line.overrides])
@@ -91,6 +91,19 @@ def composed(line: CommandLine) -> Composition:
             return Composition(plain_tree(config), choices, run_dir, config)
         finally:
             HydraConfig.instance().cfg = before
+
+
+@contextmanager
+def _outside_jobs() -> Iterator[None]:
+    """Puts aside the Hydra of the sweep that this is a job of, as there can be one at a time."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    of_process = GlobalHydra.instance()
+    outer, of_process.hydra = of_process.hydra, None
+    try:
+        yield
+    finally:
+        of_process.hydra = outer
 
 
 def _check_files(hydra: GlobalHydra, given: Collection[str]) -> None:

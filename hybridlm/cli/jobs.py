@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridlm.cli.compose import Composition, SweepJob, environment, plain_tree
+from hybridlm.cli.compose import Composition, SweepJob, composed, environment, plain_tree
+from hybridlm.cli.overlay import new_config
 from hybridlm.cli.rendezvous import Decision, Rendezvous
 from hybridlm.cli.streams import prepare_streams
 from hybridlm.cli.user_error import lines_of
 from hybridlm.config.constraints import unused_section_warnings
 from hybridlm.config.load import load_config
-from hybridlm.config.overrides import key_of, merged
+from hybridlm.config.overrides import CommandLine, key_of, merged
 from hybridlm.config.run import RunConfig
 from hybridlm.files.held import Holding
 from hybridlm.machine.signals import heeded
@@ -59,17 +60,19 @@ def train(begin: Begin, verb: tuple[str, ...], others: Rendezvous | None) -> Non
         print(end)
 
 
-def sweep_job(verb: tuple[str, ...]) -> SweepJob:
-    """A job of a Hydra sweep; returns the value that a sweeper minimises."""
+def sweep_job(verb: tuple[str, ...], flags: tuple[str, ...]) -> SweepJob:
+    """A job of a Hydra sweep; returns the value that a sweeper minimises. flags: of Hydra's, with which it started."""
 
-    def job(composed: DictConfig, place: Path, overrides: tuple[str, ...]) -> object:
+    def job(tree: DictConfig, place: Path, overrides: tuple[str, ...]) -> object:
         folder = RunFolder(place)
         prepare_streams("continues")  # also in a process that a launcher of Hydra has started
         call = Call(verb, overrides, anew=requeued(folder), sweep=True)
         try:
             with folder.training() as holding:
                 resume = Resume(folder.newest_checkpoint(), named=True) if call.anew and folder.resumable() else None
-                result = _run(load_config(plain_tree(composed)), folder, holding, resume, call, None)
+                again = None if resume is None else folder
+                config = _config_of(tree, CommandLine(flags, overrides), again)
+                result = _run(config, folder, holding, resume, call, None)
                 return result.get("val/bpb", result.get("val/loss"))
         except Exception as error:
             if (lines := lines_of(error)) is not None:
@@ -78,6 +81,13 @@ def sweep_job(verb: tuple[str, ...]) -> SweepJob:
             raise
 
     return job
+
+
+def _config_of(job: DictConfig, line: CommandLine, resumed: RunFolder | None) -> RunConfig:
+    """That of a job of a sweep."""
+    if job.get("init_from") is None:
+        return load_config(plain_tree(job))
+    return new_config(line, composed(line)) if resumed is None else recorded(resumed)
 
 
 def _run(

@@ -15,20 +15,23 @@ from hybridlm.errors import UserError
 @app.command()
 def export(
     run: Run,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder to write; it must not exist")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="the folder, or .gguf file, to write; it must not exist")
+    ],
     to: Annotated[
-        Literal["hf", "hf-code", "safetensors"],
+        Literal["hf", "hf-code", "gguf", "safetensors"],
         typer.Option(
             "--to",
-            help="hf: an architecture of transformers; hf-code: any model, with its code; safetensors: weights and"
-            " config.yaml",
+            help="hf: an architecture of transformers; hf-code: any model, with its code; gguf: a file for llama.cpp;"
+            " safetensors: weights and config.yaml",
         ),
     ] = "hf",
     arch: Annotated[
         str | None, typer.Option("--arch", help="this architecture, by its model_type: llama, granitemoehybrid, ...")
     ] = None,
     dtype: Annotated[
-        Literal["f32", "bf16", "f16"] | None, typer.Option("--dtype", help="round the weights (default: as trained)")
+        Literal["f32", "bf16", "f16", "q8_0"] | None,
+        typer.Option("--dtype", help="round the weights (default: as trained); q8_0, of gguf: to eight bits"),
     ] = None,
     ema: EMA = False,
 ) -> None:
@@ -41,23 +44,27 @@ def export(
 
         from hybridlm.config.hardware import CPU
         from hybridlm.interop.export import export_code, export_hf, export_safetensors
+        from hybridlm.interop.gguf.export import export_gguf
         from hybridlm.runs.checkpoint import load_run
 
-        if arch is not None and to != "hf":
-            raise UserError(f"--arch {arch}: only with --to hf")
+        if arch is not None and to not in ("hf", "gguf"):
+            raise UserError(f"--arch {arch}: only with --to hf and --to gguf")
+        if dtype == "q8_0" and to != "gguf":
+            raise UserError("--dtype q8_0: only with --to gguf")
         loaded = load_run(run, torch.device(CPU), ema=ema)
         if to == "hf":
             done = export_hf(loaded, folder, arch=arch, dtype=dtype)
         elif to == "hf-code":
             done = export_code(loaded, folder, dtype=dtype)
+        elif to == "gguf":
+            done = export_gguf(loaded, folder, arch=arch, dtype=dtype)
         else:
             done = export_safetensors(loaded, folder, dtype=dtype)
         typer.echo(f"{folder}: {done.name}, for {', '.join(done.readers)}")
-        if (agreement := done.agreement) is not None:
-            typer.echo(
-                f"checked with transformers: logits differ by {agreement.logits:.1e} of the largest, cached decoding by"
-                f" {agreement.decode:.1e}; greedy text and tokens are equal"
-            )
+        if done.agreement is not None:
+            typer.echo(f"checked with {done.readers[0]}: {done.agreement}")
+        for line in done.notes:
+            typer.echo(line)
 
 
 @app.command("import-config")

@@ -12,18 +12,41 @@ from hybridlm.config.groups import groups
 from hybridlm.config.load import leaves, load_config, put
 from hybridlm.config.overrides import CommandLine, is_group, key_of
 from hybridlm.config.run import RunConfig
+from hybridlm.runs.initial import source_of
 
 _ABSENT = object()
+_PER_START = ("ckpt", "hydra", "init_from")
+
+
+def new_config(line: CommandLine, new: Composition) -> RunConfig:
+    """The configuration of a new run; ``new`` is what the (repaired) command line composes.
+
+    With ``init_from`` the model and the tokenizer are those of the weights, and what the line says about the model must
+    describe the same. Raises ConfigError; UserError: there are no such weights.
+    """
+    name = new.tree.get("init_from")
+    if not isinstance(name, str):
+        return load_config(new.tree)
+    source, plain = source_of(name), load_config(composed(CommandLine(line.flags, ())).tree)
+    tokens = plain.data.tokenizer.model_copy(
+        update={"kind": "file", "path": str(source.folder.tokenizer), "special_tokens": ()}
+    )
+    data = plain.data.model_copy(update={"tokenizer": tokens})
+    begun = {"init_from": str(source.checkpoint), "model": source.model, "data": data}
+    config = overlaid(plain.model_copy(update=begun), line, new)
+    source.refuse(config.model)
+    return config
 
 
 def overlaid(recorded: RunConfig, line: CommandLine, new: Composition) -> RunConfig:
     """``recorded`` as a (repaired) command line changes it; ``new`` is what the line composes.
 
     A field is set, or with ``~`` reset to its default. A group replaces its whole section, and in other sections
-    whatever its files change. Raises ConfigError.
+    whatever its files change. Weights to start from stay the recorded ones, and so does their tokenizer unless the line
+    names one. Raises ConfigError.
     """
     known = groups(config_dir(line))
-    ours = [override for override in line.overrides if re.split("[./]", key_of(override))[0] not in ("ckpt", "hydra")]
+    ours = [override for override in line.overrides if re.split("[./]", key_of(override))[0] not in _PER_START]
     tree: dict[str, Any] = recorded.model_dump()
     chosen = {key_of(override).partition("@")[0] for override in ours if is_group(override, known)}
     if chosen:
@@ -35,6 +58,10 @@ def overlaid(recorded: RunConfig, line: CommandLine, new: Composition) -> RunCon
         tree |= {section: new.tree.get(section, {}) for section in chosen & tree.keys()}
         if "model" in chosen:  # a new model has not been matched yet
             put(tree, ("sweep", "matched"), None)
+    if recorded.init_from is not None:
+        named = any(key_of(override).startswith("data.tokenizer") for override in ours)
+        tokenizer = _at(new.tree, ("data", "tokenizer")) if named else recorded.data.tokenizer.model_dump()
+        tree["init_from"], tree["data"]["tokenizer"] = recorded.init_from, tokenizer
     for override in ours:
         *sections, name = key_of(override).split(".")
         value = _at(new.tree, (*sections, name))

@@ -13,19 +13,20 @@ from pathlib import Path
 
 from hybridlm.cli.compose import axes, composed, config_dir, run_hydra, run_job
 from hybridlm.cli.jobs import Begin, join, sweep_job, train
-from hybridlm.cli.overlay import overlaid
+from hybridlm.cli.overlay import new_config, overlaid
 from hybridlm.cli.rendezvous import Rendezvous, inherited
 from hybridlm.cli.user_error import reported
 from hybridlm.config.constraints import overridden_sections
 from hybridlm.config.groups import groups
 from hybridlm.config.help_page import help_page
-from hybridlm.config.load import load_config, to_yaml
+from hybridlm.config.load import to_yaml
 from hybridlm.config.overrides import HYDRA_FLAGS, CommandLine, is_group, key_of, refuse_flags, repair, split, value_of
+from hybridlm.config.run import RunConfig
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.machine.launcher import ending_together, folder_overrides, launch, refuse_sweep
 from hybridlm.machine.signals import heeded, listening
 from hybridlm.runs.resume import checkpoint_to_resume, recorded, refuse_other_optimizer, resumed_folder
-from hybridlm.runs.run_folder import RunFolder
+from hybridlm.runs.run_folder import NEWEST, RunFolder
 from hybridlm.sweep.grid import effectless
 from hybridlm.sweep.matching import matched
 
@@ -62,10 +63,12 @@ def _main(line: CommandLine, verb: tuple[str, ...]) -> None:
         raise UserError("--cfg shows one configuration; remove -m")
     elif value_of(line.overrides, "ckpt") not in (None, "null"):
         raise UserError("ckpt: a sweep cannot resume; resume one of its runs with ckpt=PATH and without -m")
+    elif value_of(line.overrides, "init_from") in NEWEST:
+        raise UserError("init_from: `last` and `best` would be a job of the sweep; name a run folder or a checkpoint")
     else:
         refuse_sweep(launch())
         _check_sweep(line)
-        run_hydra(line, sweep_job(verb))
+        run_hydra(line, sweep_job(verb, line.flags))
 
 
 def _single(line: CommandLine, verb: tuple[str, ...]) -> None:
@@ -93,7 +96,7 @@ def _decided(line: CommandLine, shared: Sequence[str], held: ExitStack) -> Begin
     folder = resumed_folder(ckpt, named)
     new = composed(line if folder else CommandLine(line.flags, (*line.overrides, *shared)))
     if folder is None:
-        config = load_config(new.tree)
+        config = new_config(line, new)
         if ckpt is None and config.ckpt is not None:  # set in a YAML file
             ckpt = config.ckpt
             folder = resumed_folder(ckpt, named)
@@ -113,9 +116,16 @@ def _decided(line: CommandLine, shared: Sequence[str], held: ExitStack) -> Begin
 
 
 def _resumes(line: CommandLine) -> tuple[str | None, str | None, CommandLine]:
-    """What ``ckpt`` and ``hydra.run.dir`` say, and the command line without ``ckpt``."""
+    """What ``ckpt`` and ``hydra.run.dir`` say, and the command line without ``ckpt``. ConfigError: it says both what to
+    resume and what to start from."""
     others = tuple(override for override in line.overrides if key_of(override) != "ckpt")
     ckpt, named = value_of(line.overrides, "ckpt"), value_of(line.overrides, "hydra.run.dir")
+    weights = value_of(line.overrides, "init_from")
+    if weights not in (None, "null") and ckpt not in (None, "null", "auto"):
+        raise ConfigError(
+            f"init_from = {weights} starts a new run, and ckpt = {ckpt} resumes one; give one of them (with ckpt=auto"
+            " the run resumes if it was started before)"
+        )
     return ckpt, named, CommandLine(line.flags, others)
 
 
@@ -133,7 +143,12 @@ def _check_sweep(line: CommandLine) -> None:
         raise UserError(f"{named} already holds the runs of a sweep; choose another folder (hydra.sweep.dir=...)")
     if not overridden_sections(line.overrides) or value_of(line.overrides, "hydra/sweeper") is not None:
         return
-    for warning in effectless(found, lambda point: load_config(composed(CommandLine(line.flags, tuple(point))).tree)):
+
+    def config_at(point: Sequence[str]) -> RunConfig:
+        each = CommandLine(line.flags, tuple(point))
+        return new_config(each, composed(each))
+
+    for warning in effectless(found, config_at):
         print(warning, file=sys.stderr)
 
 
@@ -142,8 +157,10 @@ def _show(line: CommandLine) -> None:
     ckpt, named, others = _resumes(line)
     folder = resumed_folder(ckpt, named)
     if folder is None:
-        load_config(composed(line).tree)
-        run_hydra(line)
+        config = new_config(line, composed(line))
     else:
         config = overlaid(recorded(folder, rules=False), others, composed(others))
+    if folder is None and config.init_from is None:
+        run_hydra(line)
+    else:
         print(to_yaml(matched(config).config), end="")

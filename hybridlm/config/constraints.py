@@ -77,6 +77,10 @@ def _layer_problems(config: RunConfig) -> list[str]:
             sweep.match is None and sweep.target is not None,
             f"sweep.target = {sweep.target}: needs sweep.match = params or flops",
         ),
+        (
+            sweep.match is not None and sweep.matched is None and config.init_from is not None,
+            f"sweep.match = {sweep.match!r}: changes widths, which init_from fixes; leave one of them out",
+        ),
     )
     if sweep.match is not None and sweep.target is None:
         try:

@@ -19,6 +19,10 @@ class TokenizerConfig(Section):
     )
     path: str | None = Field(None, description="for kind=file: a tokenizer.json, or a Hugging Face folder with one")
     vocab_size: int = Field(4096, ge=257, le=1_000_000, description="ids of a trained BPE, specials included")
+    split: Literal["hybridlm", "llama3"] = Field(
+        "hybridlm",
+        description="pieces of text that a trained BPE does not merge across; llama3: Llama 3's, which llama.cpp knows",
+    )
     special_tokens: Strings = Field((), description="special tokens besides <|endoftext|>, added if missing")
     train_mb: int = Field(
         128, ge=1, description="MB of text that a BPE is trained on at most, taken evenly from the whole corpus"

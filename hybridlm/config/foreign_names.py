@@ -18,7 +18,7 @@ _NO_DROPOUT = Foreign("", "there is no dropout; leave it out")
 _NO_BIAS = Foreign("", "projections of attention and MLPs have no biases; leave it out")
 _MUON = "optim.muon.lr for the matrices inside blocks, with the default optim=muon"
 _SHARE = "a share of the peak, not a rate"
-_WEIGHTS = Foreign("", "a run starts from new weights; ckpt=RUN resumes a hybridlm run")
+_WEIGHTS = Foreign("init_from", "a run folder, such as `hybridlm import` makes of a model of another program")
 
 NAMES: dict[str, dict[str, Foreign]] = {
     "nanoGPT": {
@@ -30,7 +30,6 @@ NAMES: dict[str, dict[str, Foreign]] = {
         "always_save_checkpoint": Foreign(
             "trainer.ckpt_every", "a checkpoint is written at this interval, whatever the loss"
         ),
-        "init_from": Foreign("ckpt=last", "for init_from=resume; otherwise a run starts from new weights"),
         "wandb_log": Foreign("logger=wandb"),
         "wandb_project": Foreign("logger.project"),
         "wandb_run_name": Foreign("logger.run_name"),

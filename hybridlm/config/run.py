@@ -49,6 +49,9 @@ class RunConfig(Section):
     ckpt: str | None = Field(
         None, description="null: a new run; last: resume the newest run; auto: resume if there is one; or a path"
     )
+    init_from: str | None = Field(
+        None, description="start a new run from these weights: last, best, a run folder, or a checkpoint"
+    )
     model: ModelConfig = ModelConfig()
     size: SizeConfig = SizeConfig()
     data: DataConfig = DataConfig()

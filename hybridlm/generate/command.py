@@ -11,8 +11,9 @@ from pathlib import Path
 
 from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.errors import UserError, for_stream
-from hybridlm.generate.engine import ROOM_AHEAD, Completion, Engine, State, Step, completion
+from hybridlm.generate.engine import ROOM_AHEAD, Completion, Engine, State, completion
 from hybridlm.generate.loading import open_run, trained_length
+from hybridlm.generate.row import Step
 from hybridlm.generate.sampling import Sampling
 from hybridlm.generate.state_file import load_state, save_state
 from hybridlm.runs.checkpoint import LoadedRun

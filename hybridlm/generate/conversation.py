@@ -18,7 +18,8 @@ from hybridlm.data.chat import ChatTemplate
 from hybridlm.data.reading.documents import Turn, encodable
 from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.errors import UserError, printable
-from hybridlm.generate.engine import Engine, Finish, State
+from hybridlm.generate.engine import Engine, State
+from hybridlm.generate.row import Finish
 from hybridlm.generate.sampling import Sampling
 from hybridlm.generate.state_file import load_state, save_state
 

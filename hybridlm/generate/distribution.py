@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hybridlm.generate.sampling import Sampling
 
 _DRAW_BITS = 48  # fewer than float64's 53, so that a draw times a total is below it
 _COLDEST, _HOTTEST = 1e-30, 1e30  # float32 cannot divide by temperatures beyond these, which change nothing more
+_CERTAIN = 45.0  # by how much a scaled logit leads where all others together are less likely than any draw is small
 
 
 class TokenLogprob(NamedTuple):
@@ -55,9 +57,7 @@ def adjusted(logits: Tensor, sampling: Sampling, rows: Sequence[Sequence[int]], 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution (B, V) to draw from, in at least float32; temperature above 0."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    # The largest becomes 0, so that none overflows.
-    logits = (logits - logits.amax(-1, keepdim=True)) / min(max(sampling.temperature, _COLDEST), _HOTTEST)
+    logits = _scaled(logits, sampling)
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         smallest = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
@@ -71,18 +71,89 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     return probability / probability.sum(-1, keepdim=True)
 
 
+def _scaled(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Divided by the temperature, in at least float32; the largest becomes 0, so that none overflows."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return (logits - logits.amax(-1, keepdim=True)) / _divisor(sampling)
+
+
+def _divisor(sampling: Sampling) -> float:
+    return min(max(sampling.temperature, _COLDEST), _HOTTEST)
+
+
 def chosen(logits: Tensor, sampling: Sampling, draws: Sequence[float]) -> Tensor:
     """The next id of each row, (B,): the most likely if temperature is 0, else the first id at which the cumulative
     probability, in order of the ids, exceeds the row's draw.
 
     logits: (B, V), adjusted. draws: one number in [0, 1) per row. Rounding of the logits changes the token only if a
-    draw falls within that rounding of a border.
+    draw falls within that rounding of a border; ``settled`` tells.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    running = probabilities(logits, sampling).double().cumsum(-1)
-    target = torch.tensor(draws, dtype=torch.float64, device=logits.device).unsqueeze(1) * running[:, -1:]
+    running, target = _running(probabilities(logits, sampling), draws)
     return torch.searchsorted(running, target, right=True).squeeze(1)
+
+
+def _running(probability: Tensor, draws: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """The cumulative probability (B, V) of each row, and the place (B, 1) of its draw in it."""
+    running = probability.double().cumsum(-1)
+    target = torch.tensor(draws, dtype=torch.float64, device=running.device).unsqueeze(1) * running[:, -1:]
+    return running, target
+
+
+def settled(logits: Tensor, sampling: Sampling, draws: Sequence[float], ids: Tensor, noise: Tensor) -> Tensor:
+    """(B,) True where ``chosen``, given logits that each lie within ``noise`` (B,) of these, would choose ``ids`` too.
+
+    A draw must lie further from the borders of its token than the noise and the tokens of which it is open whether
+    top_k, top_p and min_p keep them can move these.
+    """
+    penalty = sampling.repetition_penalty
+    noise = noise * max(penalty, 1 / penalty)
+    first, second = logits.topk(2, dim=-1).values.unbind(-1)
+    if sampling.temperature == 0:
+        return first - second > 2 * noise
+    # Where the noise is beyond what probabilities are compared with, only a token that is certain is settled.
+    relative = (noise / _divisor(sampling)).double()
+    alone = first - second > 2 * noise + _CERTAIN * _divisor(sampling)
+    kept = probabilities(logits, sampling)
+    open_mass = _open(_scaled(logits, sampling).softmax(-1).double(), kept > 0, sampling, relative.clamp_max(1.0))
+    running, target = _running(kept, draws)
+    whole, target = running[:, -1:], target.squeeze(1) / running[:, -1]
+    before, behind = F.pad(running / whole, (1, 0)).gather(1, torch.stack((ids, ids + 1), 1)).unbind(1)
+    odds = (2 * relative.clamp_max(1.0)).exp()  # by what the odds of a cumulative probability may change
+    highest, lowest = before * odds / (before * odds + 1 - before), behind / (behind + (1 - behind) * odds)
+    # The first token that is kept has no border before it, and the last none behind it.
+    far_before = (target > highest + open_mass) | ((before <= 0) & (open_mass == 0))
+    far_behind = (target < lowest - open_mass) | ((behind >= 1) & (open_mass == 0))
+    far = far_before & far_behind
+    return torch.where(relative < 1, far, alone)
+
+
+def _open(probability: Tensor, kept: Tensor, sampling: Sampling, relative: Tensor) -> Tensor:
+    """(B,) by how much tokens of which it is open whether they are kept can move a cumulative probability at most, each
+    probability (B, V) being known but for a factor between ``exp(+-relative)`` and for one that all share."""
+    if sampling.top_k is None and sampling.top_p == 1 and sampling.min_p == 0:
+        return torch.zeros_like(relative)
+    least = probability.masked_fill(~kept, torch.inf).amin(-1)
+    next_one = probability.masked_fill(kept, 0.0).amax(-1)
+    total = (probability * kept).sum(-1)
+    wide = 2 * relative  # as a logarithm
+    less, more = (-wide).exp(), wide.exp()
+    doubt = next_one >= least * less
+    among = probability  # what top_p is a share of
+    if sampling.top_k is not None:
+        among = probability.topk(min(sampling.top_k, probability.shape[1]), dim=-1).values
+        doubt |= kept.sum(-1) > sampling.top_k  # equal ones at the border
+    if sampling.top_p < 1:
+        share, last = total / among.sum(-1), least / among.sum(-1)
+        doubt |= ((share - sampling.top_p).abs() <= wide) | ((share - last - sampling.top_p).abs() <= wide)
+    if sampling.min_p > 0:
+        limit = sampling.min_p * probability.amax(-1)
+        doubt |= (least <= limit * more) | ((next_one >= limit * less) & (next_one <= limit * more))
+    low, high = torch.minimum(least, next_one) * less**2, least * more**2
+    near = (probability >= low.unsqueeze(1)) & (probability <= high.unsqueeze(1))
+    share = (2 * wide + (probability * near).sum(-1) / total).clamp_max(1.0)
+    return torch.where(doubt, share / (1 - share), 0.0)
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, top: int) -> list[TokenLogprob]:

@@ -6,39 +6,23 @@ sums inside matrix products, which may differ with the number of rows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hybridlm.data.tokenizer import Tokenizer
-from hybridlm.errors import RunFailed, UserError
-from hybridlm.generate.distribution import TokenLogprob, adjusted, chosen, draw, token_logprobs
+from hybridlm.errors import UserError
+from hybridlm.generate.distribution import TokenLogprob
+from hybridlm.generate.row import Finish, Ids, Row, Step, choose, refuse_impossible
 from hybridlm.generate.sampling import Sampling
-from hybridlm.generate.text_stream import TextStream
 from hybridlm.model.cache import ModelCache
 from hybridlm.model.decoder import Decoder
 from hybridlm.model.lm import HybridLM
 
-Finish = Literal["stop", "length", "context"]
-Ids = Sequence[Sequence[int]]  # rows of token ids
 ROOM_AHEAD = 4096  # new tokens per row that memory is allocated for at once; after that the cache grows
-
-
-class Step(NamedTuple):
-    """One token of one row, and the text that is final now.
-
-    id: None if the row ended without another token, at a stop id. finish: why the row ended; None: it continues.
-    """
-
-    row: int
-    id: int | None
-    text: str
-    logprob: TokenLogprob | None
-    finish: Finish | None
 
 
 class Completion(NamedTuple):
@@ -69,31 +53,6 @@ class State:
         index = torch.tensor(rows, device=self.cache.lengths.device)
         logits = None if self.logits is None else self.logits.index_select(0, index)
         return State([list(self.ids[row]) for row in rows], self.cache.select(index), logits, self.room)
-
-
-class _Row:
-    """Sampling, text and end of one row of ``run``. new: tokens it was given."""
-
-    def __init__(self, number: int, sampling: Sampling, tokenizer: Tokenizer | None) -> None:
-        self.number, self.sampling, self.new = number, sampling, 0
-        self.text = None if tokenizer is None else TextStream(tokenizer, sampling.stop)
-        # Rows that differ in nothing else are sampled together.
-        self.kind = replace(sampling, seed=0, stop=(), stop_ids=(), max_new_tokens=1)
-
-    def step(self, token: int, logprob: TokenLogprob | None, full: bool) -> Step:
-        """Takes the next token, which may end the row. full: the context has no room for another one after it."""
-        if token in self.sampling.stop_ids:
-            return Step(self.number, None, "" if self.text is None else self.text.flush(), None, "stop")
-        self.new += 1
-        text, stopped = ("", False) if self.text is None else self.text.feed(token)
-        if stopped:
-            return Step(self.number, token, text, logprob, "stop")
-        finish: Finish | None = "context" if full else None
-        if self.new >= self.sampling.max_new_tokens:
-            finish = "length"
-        if finish is not None and self.text is not None:
-            text += self.text.flush()
-        return Step(self.number, token, text, logprob, finish)
 
 
 class Engine:
@@ -184,20 +143,17 @@ class Engine:
         row can be continued afterwards, one of several is used up. Errors as for ``stream``."""
         if self.tokenizer is None and any(one.stop for one in samplings):
             raise ValueError("stop strings need a tokenizer")
-        vocab = self.model.vocab_size
-        if wrong := [id for one in samplings for id in one.logit_bias if not 0 <= id < vocab]:
-            raise UserError(f"logit_bias: id {wrong[0]} does not exist; ids are 0 to {vocab - 1}")
-        if any(list(one.logit_bias.values()).count(-math.inf) == vocab for one in samplings):
-            raise UserError("logit_bias: every id is -inf, which leaves none to choose")
-        rows = [_Row(number, one, self.tokenizer) for number, one in enumerate(samplings)]
+        refuse_impossible(samplings, self.model.vocab_size)
+        rows = [Row(number, one, self.tokenizer) for number, one in enumerate(samplings)]
         while rows:
             if self.context is not None and any(len(ids) >= self.context for ids in state.ids):
                 raise UserError(f"the context of {self.context:,} tokens is full")
             if state.logits is None:
                 self._read(state, [ids[-1:] for ids in state.ids])
+            assert state.logits is not None
             steps = [
-                row.step(*choice, len(ids) + 1 == self.context)
-                for row, ids, choice in zip(rows, state.ids, self._choose(state, rows), strict=True)
+                row.step(choice.id, choice.logprob, len(ids) + 1 == self.context)
+                for row, ids, choice in zip(rows, state.ids, choose(state.logits, rows, state.ids), strict=True)
             ]
             for ids, step in zip(state.ids, steps, strict=True):
                 if step.id is not None:
@@ -209,25 +165,6 @@ class Engine:
                 kept = state.select(going)
                 state.ids, state.cache = kept.ids, kept.cache
             rows = [rows[place] for place in going]
-
-    def _choose(self, state: State, rows: Sequence[_Row]) -> list[tuple[int, TokenLogprob | None]]:
-        """The next token of every row; rows with equal options are sampled together."""
-        logits = state.logits
-        assert logits is not None
-        if not bool(logits.isfinite().all()):
-            raise RunFailed("the model's logits are not finite: its weights are damaged, or training diverged")
-        choices: dict[int, tuple[int, TokenLogprob | None]] = {}
-        for place, kind in enumerate(row.kind for row in rows):
-            if place in choices:
-                continue
-            places = [other for other in range(place, len(rows)) if rows[other].kind == kind]
-            own = logits if len(places) == len(rows) else logits[places]
-            ids = [state.ids[other] for other in places]
-            draws = [draw(rows[other].sampling.seed, len(state.ids[other])) for other in places]
-            tokens = chosen(adjusted(own, kind, ids, [rows[other].new for other in places]), kind, draws)
-            logprobs = [None] * len(ids) if kind.logprobs is None else token_logprobs(own, tokens, kind.logprobs)
-            choices |= zip(places, zip(tokens.tolist(), logprobs, strict=True), strict=True)
-        return [choices[place] for place in range(len(rows))]
 
     def _read(self, state: State, new: Ids) -> None:
         """Prefills these tokens, at least one for every row, padding shorter rows on the left, and keeps the logits of

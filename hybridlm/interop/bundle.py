@@ -9,18 +9,20 @@ package and beside other such files.
 from __future__ import annotations
 
 import builtins
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
+from graphlib import TopologicalSorter
+from itertools import chain
 
 from hybridlm.config.layers import Spec
-from hybridlm.interop.source import Edit, Place, Source, Statement
+from hybridlm.interop.source import Place, Source, Statement, edited
 
 FILE = "modeling_hybridlm.py"
 _WRAPPER = "hybridlm.interop.remote_wrapper"
-_LEFT_OUT = frozenset({"balance", "flops", "kernel_needs", "metrics", "narrowed", "prepare", "state_bytes"})
-_NO_KERNELS = 'raise NotImplementedError("compiled kernels are part of hybridlm, not of this file")'
-_OPERATORS = "hybridlm::"  # the namespace in the package
+_ROOMS = "config ops layers model interop"  # each imports from those before it
 _NAMED = {Place("hybridlm.config.model", "ModelConfig"): "HybridLMConfig"}  # what stands for the model section
 _HEADER = '''"""The code of this model, for `trust_remote_code=True`: it needs torch and transformers only.
 
@@ -37,17 +39,16 @@ _SPACE = '_OPERATORS = "hybridlm_" + re.sub(r"\\W", "_", __name__)  # the namesp
 
 def bundle(specs: Iterable[Spec]) -> str:
     """The file for a model of these layers. RuntimeError: the sources use something that cannot be moved."""
-    kinds: dict[str, tuple[Place, Place]] = {}
-    for spec in specs:
-        module, name = spec.layer.split(".")
-        kinds[spec.layer] = (
+    kinds = {
+        spec.layer: (
             Place(type(spec).__module__, type(spec).__name__),
-            Place(f"hybridlm.layers.{module}", name),
+            Place(*f"hybridlm.layers.{spec.layer}".rsplit(".", 1)),
         )
+        for spec in specs
+    }
     files = Reached()
-    for pair in kinds.values():
-        for place in pair:
-            files.reach(place)
+    for place in chain.from_iterable(kinds.values()):
+        files.reach(place)
     for statement in files.source(_WRAPPER).statements:
         files.keep(_WRAPPER, statement)
     names = files.names()
@@ -61,13 +62,8 @@ class Reached:
     """The statements that are needed, by module."""
 
     def __init__(self) -> None:
-        self._sources: dict[str, Source] = {}
+        self.source = cache(Source)
         self._kept: dict[str, set[Statement]] = {}
-
-    def source(self, module: str) -> Source:
-        if module not in self._sources:
-            self._sources[module] = Source(module, _LEFT_OUT, _NO_KERNELS)
-        return self._sources[module]
 
     def reach(self, place: Place) -> None:
         """Keeps what defines ``place`` and all that it refers to."""
@@ -125,54 +121,33 @@ class Reached:
 
     def imports(self) -> str:
         """The import statements, the standard library's among the others."""
-        plain = {f"import {place.name}" for place in self._foreign().values() if not place.module} | {"import re"}
-        members: dict[str, list[str]] = {}
-        for name, place in sorted(self._foreign().items()):
-            if place.module:
-                alias = place.name if name == place.name else f"{place.name} as {name}"
-                members.setdefault(place.module, []).append(alias)
-        lines = [*plain, *(f"from {module} import {', '.join(names)}" for module, names in members.items())]
-        groups: dict[bool, list[str]] = {True: [], False: []}  # the standard library, and others
-        for line in sorted(lines, key=lambda line: (line.startswith("from"), line)):
-            groups[line.split()[1].split(".")[0] in sys.stdlib_module_names].append(line)
-        return "\n\n".join("\n".join(group) for group in groups.values())
+        lines = ["import re"]
+        for name, place in self._foreign().items():
+            source, alias = place.module and f"from {place.module} ", "" if name == place.name else f" as {name}"
+            lines.append(f"{source}import {place.name}{alias}")
+        standard = sys.stdlib_module_names
+        return "\n".join(
+            sorted(set(lines), key=lambda line: (re.split("[ .]", line)[1] not in standard, line[0] == "f", line))
+        )
 
     def parts(self, names: dict[Place, str]) -> Iterable[str]:
         """The text of every module, each behind what it imports."""
-        order: list[str] = []
-
-        def visit(module: str) -> None:
-            if module in order or module not in self._kept:
-                return
-            needed = {refer.text for statement in self._kept[module] for refer in statement.refers}
-            for name in self.source(module).imports:
-                if name in needed:
-                    visit(self.meant(module, name).module)
-            order.append(module)
-
-        for module in self._kept:
-            visit(module)
-        for module in order:
-            yield self._part(module, names)
+        needed: dict[str, list[str]] = {}
+        for module, kept in self._kept.items():
+            used = {refer.text for statement in kept for refer in statement.refers}
+            needed[module] = [self.meant(module, name).module for name in self.source(module).imports if name in used]
+        order = [module for module in TopologicalSorter(needed).static_order() if module in self._kept]
+        return [self._part(one, names) for one in sorted(order, key=lambda one: _ROOMS.find(one.split(".")[1]))]
 
     def _part(self, module: str, names: dict[Place, str]) -> str:
         source = self.source(module)
         title = "\n".join(f"# {line}".rstrip() for line in source.title.splitlines())
         pieces = [f"\n\n# {'-' * 20} {module.replace('.', '/')}.py\n{title}"]
         for statement in source.statements:
-            if statement not in self._kept[module]:
-                continue
-            edits = [
-                refer._replace(text=name)
-                for refer in statement.refers
-                if (name := names.get(self.meant(module, refer.text), refer.text)) != refer.text
-            ]
-            edits += [
-                Edit(one.start, one.end, f'f"{{_OPERATORS}}::{one.text.removeprefix(_OPERATORS)}"')
-                for one in source.strings
-                if one.text.startswith(_OPERATORS) and statement.start <= one.start < statement.end
-            ]
-            pieces.append(source.text(statement, edits))
+            if statement in self._kept[module]:
+                meant = [(refer, self.meant(module, refer.text)) for refer in statement.refers]
+                edits = [refer._replace(text=names[place]) for refer, place in meant if place in names]
+                pieces.append(edited(statement.text, edits).decode().rstrip("\n"))
         return "\n".join(pieces)
 
 

@@ -35,12 +35,14 @@ _ROWS = ("embedding.weight", "lm_head.weight")  # cut to the ids that exist
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported folder. readers: the programs that read it. agreement: with transformers; None: not loaded there."""
+    """An exported folder or file. readers: the programs that read it. agreement: with the first of them; None: not
+    loaded there. notes: what a user of it has to know, a line each."""
 
     folder: Path
     name: str
     readers: tuple[str, ...]
     agreement: Agreement | None
+    notes: tuple[str, ...] = ()
 
 
 def choose(model: ModelConfig, name: str | None = None) -> Architecture:

@@ -126,13 +126,19 @@ def _refuse_differences(
         if field in _HARMLESS or field in architecture.ignored:
             continue
         if field in written:
-            expected = written[field]
-            numbers = isinstance(value, float) and isinstance(expected, float | int)
-            same = value == expected or (numbers and abs(value - expected) <= 1e-12 * abs(value))
+            same = _same(value, written[field])
         else:
             same = not value or value == architecture.defaults.get(field)
         if not same:
             raise UserError(f"{path}: {printable(field[:60])} = {printable(str(value)[:60])}: has no counterpart here")
+
+
+def _same(value: Any, expected: Any) -> bool:
+    """A mapping may lack what was not yet written: then it means what was computed before."""
+    if isinstance(value, dict) and isinstance(expected, dict):
+        return all(key in expected and _same(item, expected[key]) for key, item in value.items())
+    numbers = isinstance(value, float) and isinstance(expected, float | int)
+    return bool(value == expected or (numbers and abs(value - expected) <= 1e-12 * abs(value)))
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -29,15 +29,25 @@ _SECONDS = 1800
 
 @dataclass(frozen=True)
 class Agreement:
-    """Largest differences over the largest logit: of one forward, and of greedy decoding with a cache."""
+    """Largest differences over the largest logit: of one forward, and of greedy decoding with a cache. greedy: how many
+    of its tokens were the same, and of how many."""
 
     logits: float
     decode: float
+    greedy: tuple[int, int]
+
+    def __str__(self) -> str:
+        return (
+            f"logits differ by {self.logits:.1e} of the largest, in cached decoding by {self.decode:.1e};"
+            f" {self.greedy[0]} of {self.greedy[1]} greedy tokens are the same"
+        )
 
 
 @torch.inference_mode()
-def write_reference(path: Path, model: HybridLM, tokenizer: Tokenizer, layer_ends: Sequence[int]) -> None:
-    """What ``verify`` compares, of a model in fp32."""
+def write_reference(
+    path: Path, model: HybridLM, tokenizer: Tokenizer, layer_ends: Sequence[int] = (), *, new: int = _NEW
+) -> None:
+    """What ``verify`` compares, of a model in fp32. new: tokens that are decoded."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.vocab_size, (2, _LENGTH), generator=generator)
     residuals: list[Tensor] = []
@@ -49,18 +59,18 @@ def write_reference(path: Path, model: HybridLM, tokenizer: Tokenizer, layer_end
         handle.remove()
     rounding = verify.difference(logits, _perturbed(model, ids))
     prompt = ids[:, :_PROMPT]
-    cache = model.new_cache(len(prompt), _PROMPT + _NEW)
-    step, new, steps = model(prompt, cache, keep="last").logits, [], []
-    for _ in range(_NEW):
+    cache = model.new_cache(len(prompt), _PROMPT + new)
+    step, greedy, steps = model(prompt, cache, keep="last").logits, [], []
+    for _ in range(new):
         steps.append(step[:, -1])
-        new.append(step[:, -1].argmax(-1))
-        step = model(new[-1].unsqueeze(1), cache, keep="last").logits
+        greedy.append(step[:, -1].argmax(-1))
+        step = model(greedy[-1].unsqueeze(1), cache, keep="last").logits
     tensors = {
         "ids": ids,
         "logits": logits,
         "residuals": torch.stack(residuals),
         "prompt": prompt,
-        "greedy": torch.stack(new, 1),
+        "greedy": torch.stack(greedy, 1),
         "greedy_logits": torch.stack(steps, 1),
     }
     texts = {"texts": _TEXTS, "text_ids": [tokenizer.encode(text) for text in _TEXTS]}
@@ -120,4 +130,4 @@ def judged(report: Mapping[str, Any], name: str) -> Agreement:
     if not all(report["texts"]):
         text = _TEXTS[report["texts"].index(False)]
         raise RunFailed(f"{name}: the exported tokenizer gives other tokens for {text!r}")
-    return Agreement(report["logits"], report["decode"])
+    return Agreement(report["logits"], report["decode"], tuple(report["greedy"]))

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -109,6 +110,8 @@ class HybridLMForCausalLM(PreTrainedModel, GenerationMixin):
     _is_stateful = True  # a state cannot be taken back, as assisted generation would have to
 
     def __init__(self, config: HybridLMConfig) -> None:
+        if int(transformers.__version__.split(".")[0]) < 5:
+            raise ImportError(f"the code of this model needs transformers 5, this is {transformers.__version__}")
         super().__init__(config)
         self.gradient_checkpointing = False
         init = Init(config.init.std, config.init.residual, len(config.blocks))

@@ -6,19 +6,23 @@ Text is changed by position, so that comments and layout stay as they were writt
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+LEFT_OUT = frozenset({"balance", "flops", "kernel_needs", "metrics", "narrowed", "prepare", "state_bytes"})
+OPERATORS = "hybridlm::"  # the namespace of the package's operators
+_NO_KERNELS = 'raise NotImplementedError("compiled kernels are part of hybridlm, not of this file")'
 _ROOT = Path(__file__).parents[1]
 _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 
 
 class Edit(NamedTuple):
-    """Bytes ``start`` to ``end`` of the module become ``text``."""
+    """Bytes ``start`` to ``end`` of a text become ``text``."""
 
     start: int
     end: int
@@ -26,7 +30,7 @@ class Edit(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where an imported name comes from: ``name`` of ``module``; without a module, ``name`` is one itself."""
+    """Where a name comes from: ``name`` of ``module``; without a module, ``name`` is one itself."""
 
     module: str
     name: str
@@ -38,52 +42,36 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Statement:
-    """Bytes ``start`` to ``end`` of the module, with the comments above. defines: names; refers: where which global
-    name is meant, in the order of the text; cuts: parts that are left out or replaced, and refer to nothing."""
+    """text: with the comments above it. defines: names. refers: where in the text which global name is meant, in
+    order."""
 
-    start: int
-    end: int
+    text: bytes
     defines: frozenset[str]
     refers: tuple[Edit, ...]
-    cuts: tuple[Edit, ...]
 
 
 class Source:
-    """The module ``name``. left_out: methods that are cut out of its classes; instead: what takes the place of a
-    function's own import from the package and of all that follows it in its block."""
+    """The module ``name`` without what stays behind: methods that only the package calls (``LEFT_OUT``), and compiled
+    kernels, which a function imports where it calls them. Its operators get the namespace ``_OPERATORS``. title: its
+    docstring. imports: what names mean that it imports; typing: those under TYPE_CHECKING."""
 
-    def __init__(self, name: str, left_out: frozenset[str], instead: str) -> None:
-        self.name, self._left_out, self._instead = name, left_out, instead
-        self.bytes = _ROOT.joinpath(*name.split(".")[1:]).with_suffix(".py").read_bytes()
-        self.tree = ast.parse(self.bytes, name)
-        self.imports: dict[str, Place] = {}  # at run time
-        self.typing: dict[str, Place] = {}  # under TYPE_CHECKING
-        self._lines = [0]
-        for line in self.bytes.splitlines(keepends=True):
-            self._lines.append(self._lines[-1] + len(line))
-        self.statements = tuple(self._read())
-
-    @cached_property
-    def own(self) -> frozenset[str]:
-        """The names that the module defines."""
-        return frozenset(name for statement in self.statements for name in statement.defines)
-
-    @property
-    def title(self) -> str:
-        """The module's docstring."""
-        return ast.get_docstring(self.tree) or ""
-
-    def at(self, line: int, column: int) -> int:
-        """The byte of a position in the tree."""
-        return self._lines[line - 1] + column
-
-    def text(self, statement: Statement, edits: list[Edit]) -> str:
-        """The statement with its cuts and these edits applied."""
-        pieces, at = [], statement.start
-        for edit in sorted([*statement.cuts, *edits]):
-            pieces += [self.bytes[at : edit.start].decode(), edit.text]
-            at = edit.end
-        return "".join([*pieces, self.bytes[at : statement.end].decode()]).rstrip("\n")
+    def __init__(self, name: str) -> None:
+        self.name, self.imports, self.typing = name, dict[str, Place](), dict[str, Place]()
+        text = _ROOT.joinpath(*name.split(".")[1:]).with_suffix(".py").read_bytes()
+        text = edited(text, _Tree(text).left_behind())
+        tree, lines = ast.parse(text), text.splitlines(keepends=True)
+        self.title = ast.get_docstring(tree) or ""
+        self.statements: list[Statement] = []
+        end = 0
+        for node in tree.body:
+            start, end = end, node.end_lineno or 0
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                self.imports |= _imported(node)
+            elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                self.typing |= {name: place for inner in node.body for name, place in _imported(inner).items()}
+            elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):  # a docstring
+                self.statements.append(_statement(b"".join(lines[start:end])))
+        self.own = frozenset(name for statement in self.statements for name in statement.defines)
 
     def home(self, statement: Statement) -> frozenset[str]:
         """The names with which a statement comes: a registration such as ``differentiate(operator, backward)`` defines
@@ -92,67 +80,67 @@ class Source:
             return defined
         if first := next((refer.text for refer in statement.refers if refer.text in self.own), None):
             return frozenset({first})
-        raise RuntimeError(f"{self.name}: a statement that belongs to nothing: {self.text(statement, []).strip()[:80]}")
+        raise RuntimeError(f"{self.name}: a statement that belongs to nothing: {statement.text.decode().strip()[:80]}")
 
-    def _read(self) -> Iterator[Statement]:
-        end = 0
-        for node in self.tree.body:
-            start, end = end, self._lines[node.end_lineno or node.lineno]
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                self.imports |= _imported(node)
-            elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-                for inner in node.body:
-                    assert isinstance(inner, ast.Import | ast.ImportFrom), f"{self.name}: {ast.unparse(inner)}"
-                    self.typing |= _imported(inner)
-            elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):  # a docstring
-                yield self._statement(node, start, end)
 
-    def _statement(self, node: ast.stmt, start: int, end: int) -> Statement:
-        cuts = list(self._cut_methods(node))
-        cuts += [edit for edit in self._cut_imports(node) if not any(cut.start <= edit.start < cut.end for cut in cuts)]
-        names = _Globals()
-        names.visit(node)
-        found = [
-            Edit(place := self.at(name.lineno, name.col_offset), place + len(name.id.encode()), name.id)
-            for name in names.found
-        ]
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            word = self.bytes.index(node.name.encode(), self.at(node.lineno, node.col_offset) + len("def"))
-            found.append(Edit(word, word + len(node.name.encode()), node.name))
-        refers = sorted(one for one in found if not any(cut.start <= one.start < cut.end for cut in cuts))
-        return Statement(start, end, frozenset(_defined(node)), tuple(refers), tuple(cuts))
+def edited(text: bytes, edits: Iterable[Edit]) -> bytes:
+    """Edits inside the bytes of another are dropped."""
+    pieces, at = list[bytes](), 0
+    for edit in sorted(edits):
+        if edit.start >= at:
+            pieces += [text[at : edit.start], edit.text.encode()]
+            at = edit.end
+    return b"".join([*pieces, text[at:]])
 
-    def _cut_methods(self, node: ast.stmt) -> Iterator[Edit]:
-        before = node
-        for inner in node.body if isinstance(node, ast.ClassDef) else []:
-            if isinstance(inner, ast.FunctionDef) and inner.name in self._left_out:
-                first = before.lineno if before is node else (before.end_lineno or before.lineno)
-                yield Edit(self._lines[first], self._lines[inner.end_lineno or inner.lineno], "")
-            before = inner
 
-    def _cut_imports(self, node: ast.stmt) -> Iterator[Edit]:
-        for outer in ast.walk(node):
-            for name in ("body", "orelse"):
-                block = getattr(outer, name, None)
-                for inner in block if isinstance(block, list) else []:
+class _Tree:
+    """A text parsed, and where in it the nodes stand."""
+
+    def __init__(self, text: bytes) -> None:
+        self.root = ast.parse(text)
+        self._lines = [0, *accumulate(len(line) for line in text.splitlines(keepends=True))]
+
+    def span(self, first: ast.expr | ast.stmt, last: ast.expr | ast.stmt, text: str) -> Edit:
+        """From the start of one node to the end of another."""
+        end = self._lines[(last.end_lineno or 0) - 1] + (last.end_col_offset or 0)
+        return Edit(self._lines[first.lineno - 1] + first.col_offset, end, text)
+
+    def left_behind(self) -> Iterator[Edit]:
+        """What no file gets, see ``Source``: a method goes with the comments above it."""
+        for node in ast.walk(self.root):
+            if isinstance(node, ast.ClassDef):
+                for before, inner in pairwise(node.body):
+                    if isinstance(inner, ast.FunctionDef) and inner.name in LEFT_OUT:
+                        yield Edit(self._lines[before.end_lineno or 0], self._lines[inner.end_lineno or 0], "")
+            elif isinstance(node, ast.FunctionDef):
+                yield from self._kernels(node)
+            elif isinstance(node, ast.Constant) and str(node.value).startswith(OPERATORS):
+                yield self.span(node, node, f'f"{{_OPERATORS}}::{str(node.value).removeprefix(OPERATORS)}"')
+
+    def _kernels(self, function: ast.FunctionDef) -> Iterator[Edit]:
+        """An import goes with all that follows it in its block."""
+        for outer in ast.walk(function):
+            blocks = [getattr(outer, name, None) for name in ("body", "orelse")]
+            for block in (block for block in blocks if isinstance(block, list)):
+                for inner in block:
                     if isinstance(inner, ast.ImportFrom) and (inner.module or "").startswith("hybridlm"):
-                        last: ast.stmt = block[-1]  # type: ignore[index]
-                        end = self.at(last.end_lineno or 0, last.end_col_offset or 0)
-                        yield Edit(self.at(inner.lineno, inner.col_offset), end, self._instead)
-                        break
-
-    @cached_property
-    def strings(self) -> list[Edit]:
-        """Every text constant: where it stands, and its value."""
-        return [
-            Edit(self.at(node.lineno, node.col_offset), self.at(node.end_lineno or 0, node.end_col_offset or 0), value)
-            for node in ast.walk(self.tree)
-            if isinstance(node, ast.Constant) and isinstance(value := node.value, str)
-        ]
+                        yield self.span(inner, block[-1], _NO_KERNELS)
 
 
-def _imported(node: ast.Import | ast.ImportFrom) -> dict[str, Place]:
+def _statement(text: bytes) -> Statement:
+    tree, names = _Tree(text), _Globals()
+    names.visit(tree.root)
+    refers = [tree.span(name, name, name.id) for name in names.found]
+    defines = [name.id for name in names.found if isinstance(name.ctx, ast.Store)]
+    if named := re.search(rb"^(?:def|class) (\w+)", text, re.MULTILINE):
+        defines.append(named[1].decode())
+        refers.append(Edit(*named.span(1), defines[-1]))
+    return Statement(text, frozenset(defines), tuple(sorted(refers)))
+
+
+def _imported(node: ast.stmt) -> dict[str, Place]:
     """What an import statement binds. ``import a.b as c`` and ``from a import b as c`` are one."""
+    assert isinstance(node, ast.Import | ast.ImportFrom), ast.unparse(node)
     if isinstance(node, ast.ImportFrom):
         return {alias.asname or alias.name: Place(node.module or "", alias.name) for alias in node.names}
     found = {}
@@ -161,14 +149,6 @@ def _imported(node: ast.Import | ast.ImportFrom) -> dict[str, Place]:
         assert alias.asname or not module, f"import {alias.name}"
         found[alias.asname or name] = Place(module, name)
     return found
-
-
-def _defined(node: ast.stmt) -> Iterator[str]:
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        yield node.name
-    elif isinstance(node, ast.Assign | ast.AnnAssign):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        yield from (inner.id for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name))
 
 
 class _Globals(ast.NodeVisitor):
@@ -222,14 +202,10 @@ def _bound(nodes: list[ast.AST] | list[ast.stmt] | list[ast.expr]) -> Iterator[s
     for node in nodes:
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store | ast.Del):
             yield node.id
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            yield node.name
         elif isinstance(node, ast.alias):
             yield (node.asname or node.name).split(".")[0]
-        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
-            yield node.name
-        elif isinstance(node, ast.MatchMapping) and node.rest:
-            yield node.rest
+        elif isinstance(name := getattr(node, "name", None), str):  # a function, a class, an exception, a pattern
+            yield name
         if isinstance(node, _Comprehension):  # only an assignment expression binds a name around it
             walrus = [inner.target for inner in ast.walk(node) if isinstance(inner, ast.NamedExpr)]
             yield from (target.id for target in walrus)

@@ -17,14 +17,28 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A file to write, which gets the name ``target`` where the block ends without an error. UserError: it is there
+    already."""
+    with _beside(target, "file") as path:
+        yield path
+
+
+@contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder to write in, which gets the name ``target`` where the block ends without an error. UserError: it is
     there already."""
-    if target.exists():
-        raise UserError(f"{target}: exists already; choose another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as partial:
-        folder = Path(partial, "folder")
+    with _beside(target, "folder") as folder:
         folder.mkdir()
         yield folder
-        folder.rename(target)
+
+
+@contextmanager
+def _beside(target: Path, what: str) -> Iterator[Path]:
+    if target.exists():
+        raise UserError(f"{target}: exists already; choose another {what}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as partial:
+        path = Path(partial, what)
+        yield path
+        path.rename(target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -42,17 +44,16 @@ class ModelCache:
         newest = (
             None if seq.doc_ids is None else seq.doc_ids[:, -1].to(torch.long, copy=True)
         )  # not a view of what the caller gave
-        if seq.padding is None:
-            self.lengths = self.lengths + length
-            self.next_position, self.last_doc = follows, newest
-        else:
+        if seq.padding is not None:
             some = seq.padding < length
             if newest is not None:
                 newest = torch.where(some, newest, self.open_doc())
-            self.lengths = self.lengths + length - seq.padding
-            self.next_position, self.last_doc = torch.where(some, follows, self.next_position), newest
+            follows = torch.where(some, follows, self.next_position)
             self.ragged = True
-        self.past = seq.span
+        # In place, for a view.
+        self.lengths += length if seq.padding is None else length - seq.padding
+        self.next_position.copy_(follows)
+        self.last_doc, self.past = newest, seq.span
 
     @property
     def bytes(self) -> int:
@@ -61,18 +62,24 @@ class ModelCache:
 
     def select(self, rows: Tensor) -> ModelCache:
         """A new cache of these rows (long indices; a row may come twice): to branch one prompt into several samples."""
+        return self._mapped(lambda tensor: tensor.index_select(0, rows))
+
+    def view(self, first: int, rows: int) -> ModelCache:
+        """``rows`` rows from ``first`` on, in this cache's own memory: tokens given to the view are in this cache,
+        which is not to be used itself before the view was given up. It is valid until this cache grows."""
+        return self._mapped(lambda tensor: tensor.narrow(0, first, rows))
+
+    def _mapped(self, rows_of: Callable[[Tensor], Tensor]) -> ModelCache:
+        """A cache of what ``rows_of`` makes of every tensor of this one."""
         layers = []
         for layer in self.layers:
             chosen = object.__new__(type(layer))
             chosen.__dict__.update(layer.__dict__)
-            chosen.replace({name: tensor.index_select(0, rows) for name, tensor in layer.tensors().items()})
+            chosen.replace({name: rows_of(tensor) for name, tensor in layer.tensors().items()})
             layers.append(chosen)
-        cache = ModelCache(layers, len(rows), self.lengths.device)
-        cache.lengths, cache.next_position = (
-            self.lengths.index_select(0, rows),
-            self.next_position.index_select(0, rows),
-        )
-        cache.last_doc = None if self.last_doc is None else self.last_doc.index_select(0, rows)
+        cache = ModelCache(layers, 0, self.lengths.device)
+        cache.lengths, cache.next_position = rows_of(self.lengths), rows_of(self.next_position)
+        cache.last_doc = None if self.last_doc is None else rows_of(self.last_doc)
         cache._count()
         return cache
 
@@ -94,6 +101,30 @@ class ModelCache:
             self.last_doc = self.open_doc()
             self.last_doc[row] = other.open_doc()[0]
         self.lengths[row], self.next_position[row] = other.lengths[0], other.next_position[0]
+        self._count()
+
+    def piece(self, start: int) -> list[dict[str, Tensor]]:
+        """Copies of what the tokens from ``start`` on left in each layer of a cache of one row: their columns, or the
+        whole state of a layer whose memory has no columns."""
+        return [
+            {
+                name: (tensor[:, start : self.past] if layer.has_columns else tensor).clone()
+                for name, tensor in layer.tensors().items()
+            }
+            for layer in self.layers
+        ]
+
+    def fill(self, pieces: Sequence[list[dict[str, Tensor]]], tokens: int) -> None:
+        """Brings a new cache of one row, without documents, to the state after ``tokens`` tokens, given the ``piece``
+        of each stretch of them, of caches that had the same layers with columns."""
+        for place, layer in enumerate(self.layers):
+            for name, tensor in layer.tensors().items():
+                if layer.has_columns:
+                    torch.cat([piece[place][name] for piece in pieces], 1, out=tensor[:, :tokens])
+                else:
+                    tensor.copy_(pieces[-1][place][name])
+        self.lengths.fill_(tokens)
+        self.next_position.fill_(tokens)
         self._count()
 
     def _count(self) -> None:

@@ -13,7 +13,7 @@ from hybridlm.report.runs import Run, number, parsed_number
 _WHOLE = 0.95  # of the training text; a run that has seen as much has seen all of it
 _ALIKE = 0.01  # numbers of tokens closer than this are equal: the last step of a schedule is rounded
 Settings = frozenset[tuple[str, str]]
-_TOKENIZER = ("kind", "path", "vocab_size")
+_TOKENIZER = ("kind", "path", "vocab_size", "split")
 _RATES = ("optim.lr", "optim.lr_scale.", "optim.muon.lr")
 
 

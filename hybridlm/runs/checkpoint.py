@@ -133,6 +133,11 @@ def read_weights(path: Path) -> dict[str, Any]:
     }
 
 
+def read_content(path: Path, *, verified: bool = False) -> dict[str, Any]:
+    """A checkpoint, or a file with the weights only, as ``read_checkpoint``."""
+    return read_weights(path) if path.suffix == ".safetensors" else read_checkpoint(path, verified=verified)
+
+
 @dataclass(frozen=True)
 class LoadedRun:
     """A trained model, ready to use, and its origin."""
@@ -154,7 +159,7 @@ def load_run(name: str, device: torch.device, *, ema: bool = False, built: Hybri
     """
     folder, named = find_run(name)
     path = named or folder.newest_checkpoint()
-    content = read_weights(path) if path.suffix == ".safetensors" else read_checkpoint(path, verified=named is None)
+    content = read_content(path, verified=named is None)
     ours = content[KEY]
     tokenizer = Tokenizer.load(folder.tokenizer)
     if tokenizer.fingerprint != ours["tokenizer"]:

@@ -66,12 +66,12 @@ def resumed_folder(ckpt: str | None, folder: str | None) -> RunFolder | None:
         if ckpt == "auto":
             return found if found is not None and found.is_run() and found.resumable() else None
         return find_run("last")[0] if found is None else run_of(found.path)
-    if Path(ckpt).suffix == ".safetensors":
+    named, file = find_run(ckpt)
+    if file is not None and file.suffix == ".safetensors":
         raise UserError(
-            f"ckpt = {ckpt}: weights only, without optimizer state; resume from the run folder or a checkpoint in it"
-            " (ckpt=RUN), and use the weights with `hybridlm generate`, `chat` and `eval`"
+            f"ckpt = {ckpt}: weights only, without optimizer state; start a new run from them (init_from={ckpt}), or"
+            " resume from a run folder with checkpoints"
         )
-    named, _ = find_run(ckpt)
     if folder and Path(folder).absolute().resolve() != named.path.resolve():
         raise UserError(
             f"ckpt={ckpt} is in {named.path}, but hydra.run.dir={folder}; a run is resumed in its own folder"
@@ -101,14 +101,19 @@ def requeued(folder: RunFolder) -> bool:
 
 
 def recorded(folder: RunFolder, *, rules: bool = True) -> RunConfig:
-    """The configuration of a run. rules: as of ``from_yaml``. UserError: its config.yaml is not a valid one."""
+    """The configuration of a run. rules: as of ``from_yaml``. A run that started from given weights reads their
+    tokenizer from its own copy. UserError: its config.yaml is not a valid one."""
     try:
-        return from_yaml(read_text(folder.config), rules=rules).model_copy(update={"ckpt": None})
+        config = from_yaml(read_text(folder.config), rules=rules).model_copy(update={"ckpt": None})
     except Unreadable as error:
         raise UserError(f"{folder.config}: {error}") from None
     except UserError as error:
         problems = [problem.removeprefix("config.yaml: ") for problem in error.problems]
         raise UserError([f"{folder.config}: {problem}" for problem in problems]) from error
+    if config.init_from is None or config.data.tokenizer.kind != "file":
+        return config
+    tokenizer = config.data.tokenizer.model_copy(update={"path": str(folder.tokenizer.absolute())})
+    return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": tokenizer})})
 
 
 def refuse_other_optimizer(folder: RunFolder, old: RunConfig, new: RunConfig) -> None:

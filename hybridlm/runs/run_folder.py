@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hybridlm.files.durable import remove_partials, replaced
 from hybridlm.files.folders import first_missing, refuse_links, remove_empty
 from hybridlm.files.held import Held, Holding, holding
 from hybridlm.files.home import expanded
-from hybridlm.files.plain import Unreadable, read_text, read_yaml
+from hybridlm.files.plain import Unreadable, parse_json, read_text, read_yaml
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"(step|best)-(\d+)\.ckpt")
@@ -32,6 +33,8 @@ _SUPERSEDED = ".superseded"  # suffix of checkpoints after the step that a run w
 # Written by `hybridlm sweep`: about one job, in its run folder; about all of them, in the folder above.
 JOB, SWEEP = "job.json", "sweep.json"
 _RUN_ROOTS = ("outputs", "multirun")
+NEWEST = ("last", "best")  # names that mean the newest run
+_METRICS_BYTES = 2**28
 _NOT_RUNS = {".hydra", "wandb", "checkpoints"}  # folders inside a run that may hold a config.yaml of their own
 
 
@@ -140,6 +143,31 @@ class RunFolder:
         """Those of the best validations, newest first."""
         return self._named("best")
 
+    def best_checkpoint_kept(self) -> Path:
+        """That of the best validation, by the metric that training ranks them by; the weights alone where the
+        checkpoints are gone. UserError: there is neither."""
+        found = self.best_checkpoints()
+        if len(found) > 1:
+            scores = self._scores()
+            found.sort(key=lambda path: scores.get(step_of(path), math.inf))
+        if not found and self.best_weights.is_file():
+            found = [self.best_weights]
+        if not found:
+            raise UserError(
+                f"{self.path} has no checkpoint of a validation; expected {self.checkpoints / 'best-*.ckpt'}"
+            )
+        return found[0]
+
+    def _scores(self) -> dict[int, float]:
+        """The score of each validation by its step, as far as metrics.jsonl can be read."""
+        found: dict[int, float] = {}
+        with suppress(Unreadable, OSError):
+            for line in read_text(self.metrics_jsonl, _METRICS_BYTES).splitlines():
+                match parse_json(line):
+                    case {"step": int(step), "val/bpb": float(score)} | {"step": int(step), "val/loss": float(score)}:
+                        found[step] = score
+        return found
+
     def _named(self, kind: str) -> list[Path]:
         found = [path for path in self.checkpoints.glob(f"{kind}-*.ckpt") if _NAME.fullmatch(path.name)]
         return sorted(found, key=step_of, reverse=True)
@@ -233,7 +261,8 @@ def newest_run(root: Path) -> RunFolder | None:
 
 def find_run(name: str, root: Path | None = None) -> tuple[RunFolder, Path | None]:
     """The run folder that ``name`` means, and the checkpoint where it names one: ``last``, a run folder (None: its
-    ``newest_checkpoint``; the weights where it has none), or a checkpoint in a run folder.
+    ``newest_checkpoint``; the weights where it has none), ``best`` (of the newest run, the checkpoint of the best
+    validation), or a checkpoint in a run folder.
 
     ``root`` (default: the working directory) contains outputs/ and multirun/; relative paths start there.
 
@@ -242,19 +271,21 @@ def find_run(name: str, root: Path | None = None) -> tuple[RunFolder, Path | Non
     """
     root = root or Path.cwd()
     path = (root / expanded(name)).absolute()
-    if name == "last" or path.is_dir():
-        folder = newest_run(root) if name == "last" else run_of(path)
+    if name in NEWEST or path.is_dir():
+        folder = newest_run(root) if name in NEWEST else run_of(path)
         if folder is None:
             raise UserError(
-                f"last: no run under {root / 'outputs'} or {root / 'multirun'}; start one with python train.py"
+                f"{name}: no run under {root / 'outputs'} or {root / 'multirun'}; start one with python train.py"
             )
+        if name == "best":
+            return folder, folder.best_checkpoint_kept()
         if folder.resumable():
             return folder, None
         if folder.weights.is_file():  # imported, or copied without its checkpoints
             return folder, folder.weights
         raise folder.without_checkpoint()
     if not path.exists():
-        raise UserError(f"{name}: does not exist; expected `last`, a run folder, or a checkpoint in one")
+        raise UserError(f"{name}: does not exist; expected `last`, `best`, a run folder, or a checkpoint in one")
     return run_of(path.parent.parent if path.parent.name == "checkpoints" else path.parent, name), path
 
 

@@ -22,6 +22,7 @@ from hybridlm.model.lm import HybridLM
 from hybridlm.runs.checkpoint import EMA_KEY, KEY, read_checkpoint, rebuilt, refuse_misfits, weights_of
 from hybridlm.runs.resume import NothingLeft, model_changes
 from hybridlm.runs.run_folder import RunFolder
+from hybridlm.train.initial import GivenWeights, given_weights
 from hybridlm.train.saved_state import TrainingState, misfit_optimizer
 
 TEXT = "text"  # the key for the content of the corpora in data_facts
@@ -98,27 +99,30 @@ class Resumed(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What a run starts from: its plan, the model on "meta" that was planned, and the checkpoint it resumes from."""
+    """What a run starts from: its plan, the model on "meta" that was planned, and the checkpoint that it resumes from
+    or a new run's given weights."""
 
     plan: Plan
     model: HybridLM
     resumed: Resumed | None
+    given: GivenWeights | None = None
 
 
 def planned(config: RunConfig, checkpoint: Path | None, *, verified: bool = False) -> Start:
     """The plan of ``config``, or of a run of it that resumes from ``checkpoint``. verified: its checksum was verified
     just now. ConfigError: the run does not fit; with changes that would."""
     resumed = None if checkpoint is None else Resumed.read(checkpoint, config, verified=verified)
+    given = None if resumed is not None or config.init_from is None else given_weights(config)
     settled = config
     if resumed is not None and (config.trainer.accumulate, config.data.batch_size) == ("auto", "auto"):
         # That of the checkpoint: a plan for another memory size must not change it.
         trainer = config.trainer.model_copy(update={"accumulate": resumed.accumulate})
         settled = config.model_copy(update={"trainer": trainer})
-    planner = Planner(settled, resumed and resumed.model)
+    planner = Planner(settled, (resumed and resumed.model) or (given and given.model))
     plan = planner.plan()
     if not plan.fits:
         raise ConfigError(refusal(plan, suggestions(settled, plan)))
-    return Start(plan, planner.steps.model, resumed)
+    return Start(plan, planner.steps.model, resumed, given)
 
 
 def data_facts(config: RunConfig, global_batch: int, prepared: Prepared) -> dict[str, object]:

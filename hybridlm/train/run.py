@@ -41,6 +41,7 @@ from hybridlm.train.closing import ending, hints, report
 from hybridlm.train.compiled import compile_blocks, refuse_missing_compiler
 from hybridlm.train.console import Console
 from hybridlm.train.guards import GuardCallback
+from hybridlm.train.initial import GivenWeights
 from hybridlm.train.launch import ranks, strategy, sweep_name, together
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.loggers import Remote, make_loggers, refuse_logger
@@ -65,18 +66,18 @@ def run(
     quiet_lightning()
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    plan, on_meta, resumed = start or planned(config, resume)
+    plan, on_meta, resumed, given = start = start or planned(config, resume)
     asked, config = config, plan.applied(config)
     machine = resolve_machine(config)
     _refuse(config, machine, folder, resumed, call)
     console = Console(config.trainer.headless, machine.max_steps)
     _say_machine(folder, machine, plan, console)
     kernels = choose_kernels(config, machine, lambda line: console.say(f"kernels     {line}"))
-    prepared, read = _prepared(config, machine, resumed, console)
-    module = _module(config, machine, prepared, read, plan, kernels)
+    prepared, read = _prepared(config, machine, start, console)
+    module = _module(config, machine, prepared, read, plan, kernels, given)
     _begin_folder(asked, folder, prepared, resumed, call)
     call.meet()
-    _say_model(config, machine, module.model, console, folder, Start(plan, on_meta, resumed))
+    _say_model(config, machine, module.model, console, folder, start)
     clock = Clock()
     routers, metrics = metering_callbacks(config, machine, module.model, prepared.tokenizer, console, clock)
     resumed_at = None if resumed is None else resumed.step
@@ -115,11 +116,17 @@ def run(
 
 
 def _prepared(
-    config: RunConfig, machine: Machine, resumed: Resumed | None, console: Console
+    config: RunConfig, machine: Machine, start: Start, console: Console
 ) -> tuple[Prepared, dict[str, object]]:
-    """The data, and what a checkpoint records of it. UserError: the checkpoint was trained on other data."""
+    """The data, and what a checkpoint records of it. UserError: the checkpoint was trained on other data, or the given
+    weights with another tokenizer."""
+    resumed = start.resumed
+    if start.given is not None:
+        console.say(f"weights     {start.given.line}")
     prepared = prepare(config.data, report=lambda line: console.say(f"data        {line}"))
     read = data_facts(config, machine.global_batch, prepared)
+    if start.given is not None:
+        start.given.refuse_other_tokenizer(prepared.tokenizer)
     if resumed is not None:
         resumed.refuse_other_data(read, prepared.tokenizer.fingerprint, config.data.changed, console.say)
         _datamodule(config, machine, prepared, val_batches=None).refuse(resumed.position)
@@ -195,8 +202,11 @@ def _module(
     read: dict[str, Any],
     plan: Plan,
     kernels: KernelChoice = ALL_TORCH,
+    given: GivenWeights | None = None,
 ) -> LitLM:
     model = fresh_model(config.model, prepared.tokenizer.vocab_size, seed=config.seed, device=CPU)
+    if given is not None:
+        given.load_into(model)
     model.checkpoint_blocks, model.loss_rows, model.kernels = plan.checkpoint_blocks, plan.loss_rows, kernels
     if config.trainer.compile:
         compile_blocks(model)

@@ -142,7 +142,7 @@ def test_ctrl_c_in_a_verb_is_a_line(capsys, monkeypatch):
 
 
 MOMENTS = (
-    "cli.start.load_config",
+    "cli.start.new_config",
     "data.preparing.duplicates.mark_duplicates",
     "data.preparing.build._merged",
     "train.run.layer_table",

@@ -107,6 +107,19 @@ def test_numbers_and_indentation_are_cut_well():
     assert pieces == ["       ", " return", " ", "123", "456", "7", "\n", "       ", " yield", " '", "type", "'\n"]
 
 
+def test_text_can_be_cut_by_llama_3s_pattern():
+    texts = ["x = f'type'\n" * 50]
+    own, llama3 = (train_bpe(texts, 300, split=split) for split in ("hybridlm", "llama3"))
+    pieces = [[one.bytes_of(token).decode() for token in one.encode("f'type'")] for one in (own, llama3)]
+    assert pieces == [["f", "'type", "'"], ["f", "'t", "ype", "'"]]
+    assert own.fingerprint != llama3.fingerprint
+    assert train_bpe(texts, 300, split="llama3").fingerprint == llama3.fingerprint
+    for text in TEXTS:
+        assert llama3.decode(llama3.encode(text)) == text
+        parts = cuts.cut(text, 7, cuts.places_to_cut(llama3.facts(), [b""]))
+        assert [token for part in parts for token in llama3.encode(part)] == llama3.encode(text)
+
+
 @pytest.mark.parametrize("limit", [1, 7, 50])
 def test_long_texts_cut_in_pieces_have_the_ids_of_the_whole(monkeypatch, limit):
     whole = [BPE.encode(text) for text in [*TEXTS, "", "\n\n x", "no line end " * 20]]

@@ -192,7 +192,7 @@ def test_following_the_advice_makes_a_case_exportable(architecture):
     if "mamba2" in kinds:
         wrong["mamba2"] = MAMBA | {"norm_before_gate": True, "dt_limit": (0.1, 1.0)}
     wrong = validate_model({"d_model": 32, "attention": ATTENTION, "mamba2": MAMBA} | wrong)
-    needs = advice(architecture, wrong)
+    needs = advice(architecture.needs, wrong)
     assert needs
     overrides = [word for need in needs for word in shlex.split(" ".join(need.overrides))]
     assert not list(architecture.needs(compose_config(overrides, base=RunConfig(model=wrong)).model))

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from hybridlm.config.load import validate_model
-from hybridlm.interop import bundle as bundle_module
 from hybridlm.interop import source as source_module
 from hybridlm.interop.bundle import FILE, Reached, bundle
 
@@ -83,7 +82,7 @@ def test_nothing_is_defined_twice(text):
 
 def test_no_method_that_was_left_out_is_called(text):
     called = {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
-    assert not called & bundle_module._LEFT_OUT
+    assert not called & source_module.LEFT_OUT
 
 
 def test_a_model_gets_only_the_code_of_its_layers():

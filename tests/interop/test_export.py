@@ -9,21 +9,17 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from untrained import untrained_run
 
 from hybridlm.cli.compose import compose_config
 from hybridlm.cli.verbs import run_app
 from hybridlm.config.groups import groups
-from hybridlm.config.load import to_yaml, validate_model
-from hybridlm.config.run import RunConfig
-from hybridlm.data.tokenizer import byte_tokenizer
+from hybridlm.config.load import validate_model
 from hybridlm.errors import RunFailed, UserError
-from hybridlm.files.sealed import write_sealed
 from hybridlm.interop import reference
 from hybridlm.interop.export import choose, export_code, export_hf
 from hybridlm.interop.importing import import_folder
-from hybridlm.model.build import build_model
-from hybridlm.runs.checkpoint import KEY, facts, load_run
-from hybridlm.runs.run_folder import RunFolder
+from hybridlm.runs.checkpoint import load_run
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 HYBRID = {
@@ -35,23 +31,9 @@ HYBRID = {
 }
 
 
-def write_run(path, section):
-    """A run folder as training leaves it, without training: the weights are those of the start."""
-    folder = RunFolder(path)
-    tokenizer = byte_tokenizer(["<|user|>"])
-    folder.config.write_text(to_yaml(RunConfig(model=section)))
-    tokenizer.save(folder.tokenizer)
-    torch.manual_seed(0)
-    model = build_model(section, tokenizer.vocab_size).to_empty(device="cpu")
-    model.reset_parameters()
-    ours = facts(section, tokenizer.vocab_size, tokenizer.fingerprint, accumulate=1) | {"step": 0}
-    write_sealed(folder.weights, KEY, ours, dict(model.state_dict()))
-    return folder.path
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("run"), validate_model(HYBRID))
+    return untrained_run(tmp_path_factory.mktemp("run"), HYBRID)
 
 
 def command(*arguments, code=0):
@@ -98,7 +80,7 @@ def test_safetensors_is_a_run_folder_of_its_own(run, tmp_path):
 def test_a_model_travels_with_its_code(tmp_path, capsys):
     path = tmp_path / "run"
     path.mkdir()
-    write_run(path, validate_model(HYBRID | {"pattern": "M3 L", "logit_softcap": 15.0}))
+    untrained_run(path, HYBRID | {"pattern": "M3 L", "logit_softcap": 15.0})
     command("export", path, tmp_path / "native", code=2)
     assert "--to hf-code" in capsys.readouterr().err
     command("export", path, tmp_path / "code", "--to", "hf-code", "--arch", "llama", code=2)
@@ -118,7 +100,7 @@ def test_a_model_travels_with_its_code(tmp_path, capsys):
 def test_every_preset_travels_with_its_code(preset, tmp_path):
     section = compose_config([f"model={preset}", "size=tiny"]).model
     (tmp_path / "run").mkdir()
-    path = write_run(tmp_path / "run", section)
+    path = untrained_run(tmp_path / "run", section)
     agreement = export_code(load_run(str(path), torch.device("cpu")), tmp_path / "out").agreement
     assert max(agreement.logits, agreement.decode) < 1e-5
     print(preset, agreement)

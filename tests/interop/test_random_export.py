@@ -17,6 +17,7 @@ from hybridlm.config.run import RunConfig
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.errors import ConfigError
 from hybridlm.interop import verify
+from hybridlm.interop.architectures import ARCHITECTURES
 from hybridlm.interop.export import export_hf, weights_of
 from hybridlm.interop.foreign import read_config, read_tensors
 from hybridlm.interop.links import imported
@@ -69,10 +70,10 @@ FIELDS = {
         "n_heads": (2, 1, 4, 8, 3),
         "n_kv_heads": (None, 1, 2),
         "head_dim": (None, 8, 24),
-        "rope": (True, False),
+        "rope": (True, False, None),
         "rope_theta": (10_000.0, 500.0),
         "rope_fraction": (1.0, 0.5, 0.25),
-        "qk_norm": (True, False),
+        "qk_norm": (True, False, None),
         "window": (None, 3, 40),
         "scale": (None, 0.2),
         "gate": (False, True),
@@ -242,7 +243,7 @@ SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed >= FAST else []) fo
 def test_exported_or_refused_with_the_way_out(seed, tmp_path):
     config = RunConfig(model=random_model(seed))
     for _ in range(4):
-        architecture, needs = nearest(config.model)
+        architecture, needs = nearest(config.model, ARCHITECTURES)
         if not needs:
             comes_back(export_here(config.model, tmp_path), tmp_path / "exported")
             return
@@ -257,7 +258,7 @@ def test_exported_or_refused_with_the_way_out(seed, tmp_path):
 def test_each_constraint_stands_in_the_way_alone(seed, tmp_path, monkeypatch):
     """Everything else followed, the model is exported as something else, or not at all."""
     config = RunConfig(model=random_model(seed))
-    architecture, needs = nearest(config.model)
+    architecture, needs = nearest(config.model, ARCHITECTURES)
     if not all(need.overrides for need in needs):
         return
     left = {}

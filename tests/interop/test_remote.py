@@ -299,7 +299,7 @@ def test_only_what_a_checkpoint_lacks_is_drawn(models, tmp_path):
         {"source": None},
         {"source": {"pattern": "T T"}},
         {"source": {"pattern": "T*1000000"}},
-        {"parts": {}},
+        {"parts": {"attention": {"kind": "attention.Attention", "n_heads": 3}}},
         {"logit_softcap": 5.0},
         {"blocks": [["attention", None]]},
         {"new_gate": True},
@@ -313,6 +313,23 @@ def test_a_folder_that_says_two_things_is_not_imported(tmp_path, changes):
     with pytest.raises(UserError) as refused:
         read_config(tmp_path)
     assert len(refused.value.problems) == 1
+
+
+def test_an_older_transformers_is_refused(models, monkeypatch):
+    _, theirs = models
+    monkeypatch.setattr("transformers.__version__", "4.57.6")
+    with pytest.raises(ImportError, match=r"4\.57\.6"):
+        type(theirs)(theirs.config)
+
+
+def test_a_folder_of_an_earlier_version_is_imported(tmp_path):
+    """Which lacks the fields that were added since."""
+    write_folder(small_model(section("T M2")), tmp_path)
+    expected, path = read_config(tmp_path).section, tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    del config["source"]["logit_softcap"], config["source"]["attention"]["gate"], config["parts"]["attention"]["gate"]
+    path.write_text(json.dumps(config))
+    assert read_config(tmp_path).section.layers == expected.layers
 
 
 WITHOUT_HYBRIDLM = """

@@ -54,6 +54,21 @@ def test_find_run(tmp_path):
     assert find_run("outputs/first/checkpoints/step-00000001.ckpt", tmp_path) == (first, first.step_checkpoint(1))
 
 
+def test_best_is_the_best_validation_of_the_newest_run(tmp_path):
+    folder = run_in(tmp_path, "run", [], (30,))
+    with pytest.raises(UserError, match=r"best-\*\.ckpt"):
+        find_run("best", tmp_path)
+    folder.best_weights.touch()
+    assert find_run("best", tmp_path) == (folder, folder.best_weights)
+    for step in (10, 20, 30):
+        folder.best_checkpoint(step).write_bytes(EMPTY_CHECKPOINT)
+    rows = [(10, "val/bpb", 3.0), (20, "val/bpb", 2.5), (30, "val/bpb", 2.75), (30, "val/ema_loss", 1.0)]
+    folder.metrics_jsonl.write_text("".join(f'{{"step": {step}, "{name}": {value}}}\n' for step, name, value in rows))
+    assert find_run("best", tmp_path) == (folder, folder.best_checkpoint(20))
+    folder.metrics_jsonl.write_text("damaged")
+    assert find_run("best", tmp_path)[1] == folder.best_checkpoint(30)
+
+
 def test_what_ckpt_means(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resumed_folder("auto", None) is None
@@ -65,7 +80,8 @@ def test_what_ckpt_means(tmp_path, monkeypatch):
     assert checkpoint_to_resume(str(folder.step_checkpoint(9)), folder).checkpoint == folder.step_checkpoint(9)
     with pytest.raises(UserError, match=r"hydra\.run\.dir=elsewhere"):
         resumed_folder(str(folder.path), "elsewhere")
-    with pytest.raises(UserError, match="optimizer"):
+    folder.weights.touch()
+    with pytest.raises(UserError, match="init_from"):
         resumed_folder(str(folder.weights), None)
     for path in folder.step_checkpoints():
         path.unlink()

@@ -13,7 +13,7 @@ from hybridlm.data.keep import unwritable
 from hybridlm.data.preparing.build import FORMAT_VERSION, Source
 from hybridlm.data.reading.documents import Document
 from hybridlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
-from hybridlm.data.tokenizer.cuts import SPLIT_PATTERN, learnable, thinned
+from hybridlm.data.tokenizer.cuts import SPLITS, learnable, thinned
 from hybridlm.files.home import expanded
 
 
@@ -29,7 +29,8 @@ def corpus_tokenizer(
     if settings.kind == "bytes":
         return byte_tokenizer(settings.special_tokens)
     made_of = [[source.corpus.fingerprint, source.weight, *source.split_facts] for source in sources]
-    facts = [FORMAT_VERSION, made_of, settings.vocab_size, SPLIT_PATTERN, settings.special_tokens, settings.train_mb]
+    pattern, specials = SPLITS[settings.split], settings.special_tokens
+    facts = [FORMAT_VERSION, made_of, settings.vocab_size, pattern, specials, settings.train_mb]
     kept = folder / f"bpe-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}.json"
     if kept.exists():
         return Tokenizer.load(kept)
@@ -47,7 +48,8 @@ def _trained(settings: TokenizerConfig, sources: Sequence[Source], report: Calla
     limit, share = settings.train_mb * 1_000_000, 1.0
     while (less := learnable(thinned(_sample(sources, limit), share))) < 1:
         share *= min(less, 0.9)
-    tokenizer = train_bpe(thinned(_sample(sources, limit), share), settings.vocab_size, settings.special_tokens)
+    texts = thinned(_sample(sources, limit), share)
+    tokenizer = train_bpe(texts, settings.vocab_size, settings.special_tokens, settings.split)
     size = f"{tokenizer.vocab_size} ids"
     if tokenizer.vocab_size < settings.vocab_size:
         size += f" instead of the requested {settings.vocab_size} (no other pair occurs twice in this corpus)"

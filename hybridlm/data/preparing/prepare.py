@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from pydantic import ValidationError
 
 from hybridlm.config.data import CorpusConfig, DataConfig
@@ -64,6 +65,22 @@ def prepare(config: DataConfig, report: Report = lambda line: None, *, whole: bo
         parts.append(_open(source, folder, report))
         report(f"{'already prepared' if found else f'prepared in {time.monotonic() - began:.1f} s'}: {folder}")
     return Prepared(tuple(parts), tokenizer)
+
+
+def held_out_text(config: DataConfig, tokenizer: Tokenizer, limit: int) -> list[str]:
+    """Documents of validation text, ``limit`` tokens of it, that was prepared with this tokenizer and is still there;
+    none is prepared for it."""
+    found = sorted(data_folder(config).glob(f"*/{MANIFEST}"), key=lambda path: -path.stat().st_mtime)
+    for path in found:
+        try:
+            manifest = Manifest.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError):
+            continue
+        if manifest.tokenizer == tokenizer.fingerprint and manifest.val:
+            stream = _split(path.parent, manifest.val, verified=True).stream
+            ids = stream.read(0, min(len(stream), limit))
+            return [tokenizer.decode(part) for part in np.split(ids, np.flatnonzero(ids == tokenizer.eos_id))]
+    return []
 
 
 def data_folder(config: DataConfig) -> Path:

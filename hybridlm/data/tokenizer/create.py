@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 
 from hybridlm.data.reading.documents import encodable
 from hybridlm.data.tokenizer.byte_strings import byte_letters
-from hybridlm.data.tokenizer.cuts import SPLIT_PATTERN, to_learn
+from hybridlm.data.tokenizer.cuts import SPLITS, to_learn
 from hybridlm.data.tokenizer.foreign import EOS, LEGAL, read, reading
 from hybridlm.data.tokenizer.tokenizer import SymbolTokenizer, Tokenizer
 from hybridlm.errors import ConfigError, UserError
@@ -35,8 +35,11 @@ def load_tokenizer(path: str | Path, special_tokens: Sequence[str] = ()) -> Toke
     return tokenizer
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> Tokenizer:
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = (), split: str = "hybridlm"
+) -> Tokenizer:
     """A byte-level BPE of at most ``vocab_size`` ids, specials included; fewer if no pair is left that occurs twice.
+    split: the pattern of ``SPLITS`` that cuts text into pieces.
 
     ``<|endoftext|>`` is id 0, ``special_tokens`` follow, then the bytes. The same texts give the same tokenizer.
     ConfigError: ``vocab_size`` has no room for the 256 bytes and the special ids, or one of ``special_tokens`` is
@@ -51,7 +54,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[st
     library = LibraryTokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(SPLITS[split]), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

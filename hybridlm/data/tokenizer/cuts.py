@@ -21,6 +21,20 @@ SPLIT_PATTERN = (
     r"|\s+(?!\S)"
     r"|\s+"
 )
+# By the names of data.tokenizer.split. Llama 3's is the one nearest to ours that llama.cpp knows: it has a rule for
+# contractions, and combining marks are no letters.
+SPLITS = {
+    "hybridlm": SPLIT_PATTERN,
+    "llama3": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+        r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+        r"|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+"
+        r"|\s+(?!\S)"
+        r"|\s+"
+    ),
+}
 
 # Places where text can be cut without changing its ids, the preferred ones first. For SPLIT_PATTERN: a line end before
 # a non-space always ends a piece; a space after a non-space begins one, and so does a punctuation mark after a letter

@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as LibraryTokenizer
@@ -125,6 +126,11 @@ class Tokenizer:
         Where ``lossless`` is False the sum over a text's ids is the size of its normal form, not of the text.
         """
         return np.array([len(piece) for piece in self._pieces], dtype=np.int32)
+
+    def facts(self) -> dict[str, Any]:
+        """The content of a file of ``save``."""
+        facts: dict[str, Any] = json.loads(self._library.to_str())
+        return facts
 
     def save(self, path: str | Path) -> None:
         """Write the JSON that ``load`` and the ``tokenizers`` library read."""

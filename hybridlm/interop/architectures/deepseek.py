@@ -56,7 +56,7 @@ class DeepseekV3(Architecture):
     model_type: ClassVar[str] = "deepseek_v3"
     # The extra layers of multi-token prediction take no part in the model's logits.
     ignored: ClassVar[frozenset[str]] = frozenset({"head_dim", "num_nextn_predict_layers", "num_mtp_layers"})
-    readers: ClassVar[tuple[str, ...]] = ("vLLM", "llama.cpp")
+    readers: ClassVar[tuple[str, ...]] = ("vLLM",)
 
     def needs(self, model: ModelConfig) -> Iterator[Need]:
         name = self.name

@@ -26,7 +26,7 @@ class Llama(Architecture):
 
     name: ClassVar[str] = "LlamaForCausalLM"
     model_type: ClassVar[str] = "llama"
-    readers: ClassVar[tuple[str, ...]] = ("vLLM", "llama.cpp")
+    readers: ClassVar[tuple[str, ...]] = ("vLLM",)
     activation: ClassVar[str] = "swiglu"
     qk_norm: ClassVar[bool] = False
     windows: ClassVar[bool] = False

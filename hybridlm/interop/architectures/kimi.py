@@ -57,7 +57,7 @@ class KimiLinear(Architecture):
 
     name: ClassVar[str] = "KimiLinearForCausalLM"
     model_type: ClassVar[str] = "kimi_linear"
-    readers: ClassVar[tuple[str, ...]] = ("vLLM", "llama.cpp")
+    readers: ClassVar[tuple[str, ...]] = ("vLLM",)
     ignored: ClassVar[frozenset[str]] = frozenset({"head_dim", "num_nextn_predict_layers"})
 
     def needs(self, model: ModelConfig) -> Iterator[Need]:

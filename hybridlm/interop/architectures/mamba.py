@@ -24,7 +24,7 @@ class Mamba(Architecture):
 
     name: ClassVar[str] = "MambaForCausalLM"
     model_type: ClassVar[str] = "mamba"
-    readers: ClassVar[tuple[str, ...]] = ("vLLM", "llama.cpp")
+    readers: ClassVar[tuple[str, ...]] = ("vLLM",)
     kind: ClassVar[str] = "mamba1"
     tensors: ClassVar[tuple[str, ...]] = MAMBA1
     uniform: ClassVar[tuple[str, ...]] = ("d_inner", "d_state", "d_conv", "dt_rank", "bias")

@@ -50,7 +50,7 @@ class NemotronH(Architecture):
     name: ClassVar[str] = "NemotronHForCausalLM"
     model_type: ClassVar[str] = "nemotron_h"
     ignored: ClassVar[frozenset[str]] = frozenset({"expand", "mtp_layers_block_type"})
-    readers: ClassVar[tuple[str, ...]] = ("vLLM", "llama.cpp")
+    readers: ClassVar[tuple[str, ...]] = ("vLLM",)
 
     def needs(self, model: ModelConfig) -> Iterator[Need]:
         name = self.name

@@ -1,0 +1,97 @@
+"""The rows that are decoded together: they join and leave between two tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hybridlm.generate.row import Row
+from hybridlm.model.cache import ModelCache
+from hybridlm.model.decoder import Decoder
+from hybridlm.model.lm import HybridLM
+from hybridlm.serve.prefixes import Node
+
+_FIRST_ROWS = 4
+
+
+@dataclass(eq=False)
+class Job:
+    """One answer, from the prompt to its last token.
+
+    ids: the prompt's tokens, then the answer's; prompt: how many are the prompt's. marks: lengths, ascending, of
+    prefixes that other prompts may begin with. room: tokens for which its cache has memory. read: tokens in the cache,
+    which is its own until it joins the batch. node: the longest kept prefix of what was read. reused: tokens of the
+    prompt that did not have to be read. alone: being read once more, without anything that depends on other jobs.
+    """
+
+    ids: list[int]
+    row: Row
+    node: Node
+    marks: tuple[int, ...] = ()
+    prompt: int = field(init=False)
+    cancelled: bool = False
+    cache: ModelCache | None = None
+    room: int = 0
+    read: int = 0
+    reused: int = 0
+    alone: bool = False
+
+    def __post_init__(self) -> None:
+        self.prompt = len(self.ids)
+
+
+class Batch:
+    """Rows of one cache, the first ones of which are in use; memory for more of them, and for more tokens, is allocated
+    as it is needed."""
+
+    def __init__(self, model: HybridLM, decoder: Decoder, room: int) -> None:
+        """room: tokens per row that there is memory for at first."""
+        self.jobs: list[Job] = []
+        self.room = room
+        self._decoder = decoder
+        self._rows, self._cache = _FIRST_ROWS, model.new_cache(_FIRST_ROWS, room)
+        self._view: ModelCache | None = None
+
+    def join(self, job: Job) -> None:
+        """``job`` has been read but for its newest token."""
+        assert job.cache is not None
+        if len(self.jobs) == self._rows:
+            double = torch.arange(2 * self._rows, device=self._cache.lengths.device) % self._rows
+            self._rows, self._cache = 2 * self._rows, self._cache.select(double)
+        self._grow(job.room)
+        job.cache.grow(self.room)
+        self._cache.insert(len(self.jobs), job.cache)
+        self.jobs.append(job)
+        job.cache = self._view = None
+
+    def row(self, place: int) -> ModelCache:
+        """The cache of one row, in the batch's memory."""
+        return self._cache.view(place, 1)
+
+    def leave(self, place: int) -> None:
+        """The last row takes the place of one that leaves."""
+        last = self.jobs.pop()
+        if place < len(self.jobs):
+            self._cache.insert(place, self.row(len(self.jobs)))
+            self.jobs[place] = last
+        self._view = None
+
+    def logits(self) -> Tensor:
+        """(B, V) after the newest token of every job."""
+        needed = max(job.read for job in self.jobs) + 1
+        if needed > self.room:
+            self._grow(max(needed, self.room + self.room // 2))
+        if self._view is None:
+            self._view = self._cache.view(0, len(self.jobs))
+        tokens = torch.tensor([job.ids[-1] for job in self.jobs], device=self._cache.lengths.device)
+        logits = self._decoder(tokens, self._view)
+        for job in self.jobs:
+            job.read += 1
+        return logits
+
+    def _grow(self, room: int) -> None:
+        if room > self.room:
+            self._cache.grow(room)
+            self.room, self._view = room, None

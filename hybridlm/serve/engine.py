@@ -1,0 +1,196 @@
+"""Answers for many clients at once: prompts are read in pieces between two tokens of the answers being written.
+
+An answer depends on its prompt, options and seed only. The logits depend on more: in another batch, or after a kept
+prefix, sums are rounded differently. So a choice that rounding could have decided is not made from them: the text is
+read again, alone and from its beginning, which always gives the same logits, and these decide.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from hybridlm.data.tokenizer import Tokenizer
+from hybridlm.generate.row import Choice, Row, Step, choose, refuse_impossible
+from hybridlm.generate.sampling import Sampling
+from hybridlm.model.cache import ModelCache
+from hybridlm.model.decoder import Decoder
+from hybridlm.model.lm import HybridLM
+from hybridlm.serve.batch import Batch, Job
+from hybridlm.serve.limits import Limits
+from hybridlm.serve.prefixes import Prefixes, restore
+
+# How much rounding may change a logit, relative to the largest: four times what was measured for the layers here in
+# float32. In lower precision most choices would be within the rounding, so there it is not looked at.
+NOISE = 2.0**-18
+_EXACT = (torch.float32, torch.float64)
+_FIRST_ROOM = 256  # tokens
+_PIECES = 2  # of prompts between two tokens
+_LEAST = 4  # the share of a whole piece that the shortest costs, as its inverse
+
+Deliver = Callable[[Sequence[tuple[Job, Step | Exception]]], None]
+
+
+class ServeEngine:
+    """deliver: receives the steps of each turn and, of a job that failed, the error; called in the engine's thread."""
+
+    def __init__(self, model: HybridLM, tokenizer: Tokenizer, limits: Limits, deliver: Deliver) -> None:
+        self.model, self.tokenizer, self.limits, self.deliver = model.eval(), tokenizer, limits, deliver
+        self.prefixes = Prefixes(limits.prefixes)
+        self.waiting: deque[Job] = deque()
+        self.reading: list[Job] = []
+        self._taken_on: set[Job] = set()  # what this turn works on
+        self.rechecks = 0  # choices that were made after reading alone
+        self._noise = NOISE if model.embedding.weight.dtype in _EXACT else 0.0
+        self._decoder = Decoder(model)
+        # From the start as many as any window in reach: a layer's memory then never changes from columns to a window's.
+        specs = [block.mixer.spec for block in model.blocks]  # type: ignore[union-attr]
+        windows = [window for spec in specs if (window := getattr(spec, "window", None)) and window <= limits.context]
+        self._first_room = min(max(_FIRST_ROOM, *windows, 0), limits.context)
+        self.batch = Batch(model, self._decoder, self._first_room)
+        self._wake = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+
+    def job(self, ids: Sequence[int], sampling: Sampling, number: int = 0, marks: Sequence[int] = ()) -> Job:
+        """A job for ``submit``. UserError: an impossible logit_bias."""
+        refuse_impossible([sampling], self.model.vocab_size)
+        return Job(list(ids), Row(number, sampling, self.tokenizer), self.prefixes.root, tuple(marks))
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread after the turn that it is in."""
+        with self._wake:
+            self._stopped = True
+            self._wake.notify()
+        self._thread.join()
+
+    def submit(self, jobs: Sequence[Job]) -> bool:
+        """Puts jobs in the queue, unless they do not fit in it. Callable from any thread; a job is taken out again by
+        ``cancelled``."""
+        with self._wake:
+            if len(self.waiting) + len(jobs) > self.limits.queue:
+                return False
+            self.waiting.extend(jobs)
+            self._wake.notify()
+        return True
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.reading or self.batch.jobs)
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._stopped or self.busy)
+                if self._stopped:
+                    return
+            self.turn()
+
+    @torch.inference_mode()
+    def turn(self) -> None:
+        """Reads pieces of prompts, then decodes one token of every answer being written."""
+        steps: list[tuple[Job, Step | Exception]] = []
+        try:
+            self._admit()
+            self._read_some(steps)
+            self._decode(steps)
+        except Exception as error:  # whatever it is, the next requests may be answered
+            traceback.print_exc()
+            ended = {job for job, step in steps if isinstance(step, Step) and step.finish is not None}
+            steps += [(job, error) for job in self._taken_on - ended]
+            self.reading, self.batch = [], Batch(self.model, self._decoder, self._first_room)
+        self.deliver(steps)
+
+    def _admit(self) -> None:
+        self._taken_on = {*self.reading, *self.batch.jobs}
+        self.reading = [job for job in self.reading if not job.cancelled]
+        for place in reversed(range(len(self.batch.jobs))):
+            if self.batch.jobs[place].cancelled:
+                self.batch.leave(place)
+        while self.waiting and len(self.reading) + len(self.batch.jobs) < self.limits.batch:
+            job = self.waiting.popleft()
+            if not job.cancelled:
+                self.reading.append(job)
+                self._taken_on.add(job)
+
+    def _read_some(self, steps: list[tuple[Job, Step | Exception]]) -> None:
+        """In turn of the oldest job, so that none waits for ever, and of the one with least to read, so that few
+        wait."""
+        budget, oldest = _PIECES * self.limits.chunk, True
+        while budget > 0 and self.reading:
+            job = self.reading[0] if oldest else min(self.reading, key=lambda job: len(job.ids) - job.read)
+            before, logits = job.read, self._read(job)
+            budget, oldest = budget - max(job.read - before, self.limits.chunk // _LEAST), not oldest
+            if logits is not None:
+                self.reading.remove(job)
+                (choice,) = choose(logits, [job.row], [job.ids], 0.0 if job.alone else self._noise)
+                self._take(job, choice, steps)
+
+    def _read(self, job: Job) -> Tensor | None:
+        """Reads the next piece, or takes over what another job has read; the logits (1, V) after the last one."""
+        if not job.alone:
+            found = self.prefixes.longest(job.ids)
+            if found.tokens > job.read:
+                restore(found, self._open(job))
+                job.reused += found.tokens - job.read
+                job.node, job.read = found, found.tokens
+                if job.read == len(job.ids):
+                    return found.logits
+        cache = job.cache or self._open(job)
+        marks = () if job.alone else job.marks
+        chunk = self.limits.chunk
+        end = min(length for length in (*marks, job.read // chunk * chunk + chunk, len(job.ids)) if length > job.read)
+        piece = torch.tensor([job.ids[job.read : end]], device=self.model.embedding.weight.device)
+        logits: Tensor = self.model(piece, cache, keep="last").logits[:, -1]
+        job.read, whole = end, end == len(job.ids)
+        if not job.alone:
+            job.node = self.prefixes.add(job.node, job.ids[:end], cache, logits if whole else None)
+        return logits if whole else None
+
+    def _open(self, job: Job) -> ModelCache:
+        """A new cache for ``job``."""
+        job.room = max(self.batch.room, len(job.ids) + 1)
+        job.cache = self.model.new_cache(1, job.room)
+        return job.cache
+
+    def _decode(self, steps: list[tuple[Job, Step | Exception]]) -> None:
+        if not self.batch.jobs:
+            return
+        jobs = list(self.batch.jobs)
+        logits = self.batch.logits()
+        choices = choose(logits, [job.row for job in jobs], [job.ids for job in jobs], self._noise)
+        for place in reversed(range(len(jobs))):  # the last row moves to where one has left
+            self._take(jobs[place], choices[place], steps, place)
+
+    def _take(
+        self, job: Job, choice: Choice, steps: list[tuple[Job, Step | Exception]], place: int | None = None
+    ) -> None:
+        """Gives ``job`` its next token, or has it read again. place: its row in the batch, None: it is in none."""
+        if not choice.settled:
+            self.rechecks += 1
+            job.alone, job.cache, job.read = True, None, 0
+            self.reading.insert(0, job)
+            if place is not None:
+                self.batch.leave(place)
+            return
+        job.alone = False
+        step = job.row.step(choice.id, choice.logprob, len(job.ids) + 1 == self.limits.context)
+        steps.append((job, step))
+        if step.finish is None:
+            job.ids.append(choice.id)
+            if place is None:
+                self.batch.join(job)
+            return
+        cache = job.cache if place is None else self.batch.row(place)
+        assert cache is not None
+        self.prefixes.add(job.node, job.ids[: job.read], cache, None)
+        if place is not None:
+            self.batch.leave(place)

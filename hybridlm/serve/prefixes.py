@@ -1,0 +1,105 @@
+"""The states after what prompts have in common, kept so that it is read once: system prompts, earlier turns.
+
+A tree whose nodes are stretches of tokens. A node keeps what its tokens left in the caches: the columns of attention,
+so that a path from the root holds every column once, and the whole state of the other layers, whose size does not
+depend on the length of the text.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from hybridlm.model.cache import ModelCache
+
+_TOKEN_BYTES = 40  # of a token in a tuple, roughly
+
+
+class Node:
+    """The state after ``tokens`` tokens: those of its parent and ``own``. logits: (1, V) of the next token, where
+    known. piece: None: evicted, or the root."""
+
+    def __init__(
+        self, parent: Node | None, own: tuple[int, ...], piece: list[dict[str, Tensor]] | None, logits: Tensor | None
+    ) -> None:
+        self.parent, self.own, self.piece, self.logits = parent, own, piece, logits
+        self.children: dict[tuple[int, ...], Node] = {}
+        self.tokens: int = len(own) if parent is None else parent.tokens + len(own)
+
+    @property
+    def bytes(self) -> int:
+        tensors = [tensor for layer in self.piece or () for tensor in layer.values()]
+        tensors += [] if self.logits is None else [self.logits]
+        return sum(tensor.nbytes for tensor in tensors) + _TOKEN_BYTES * len(self.own)
+
+    def path(self) -> list[Node]:
+        """From the first stretch of tokens to this one."""
+        return [] if self.parent is None else [*self.parent.path(), self]
+
+
+class Prefixes:
+    """At most ``limit`` bytes of states; those not used for the longest time go first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.bytes = limit, 0
+        self.root = Node(None, (), None, None)
+        # Least recently used first. A node is used with everything above it, which counts as used after it: so the
+        # first one has no children.
+        self._used: OrderedDict[Node, None] = OrderedDict()
+
+    def longest(self, ids: Sequence[int]) -> Node:
+        """The node after most of the first tokens of ``ids``, at least one of which is left to read unless the node
+        knows the logits; the root where there is none."""
+        found = self._longest(self.root, tuple(ids))
+        self._touch(found)
+        return found
+
+    def _longest(self, node: Node, ids: tuple[int, ...]) -> Node:
+        best = node
+        for length in {len(own) for own in node.children}:
+            child = node.children.get(ids[node.tokens : node.tokens + length])
+            deeper = None if child is None else self._longest(child, ids)
+            usable = deeper is not None and (deeper.tokens < len(ids) or deeper.logits is not None)
+            if deeper is not None and usable and deeper.tokens > best.tokens:
+                best = deeper
+        return best
+
+    def add(self, node: Node, ids: Sequence[int], cache: ModelCache, logits: Tensor | None) -> Node:
+        """Keeps the state of ``cache``, of one row, after ``ids``, which begin with the tokens of ``node``. The node of
+        that state, or the nearest above it where it does not fit in the limit."""
+        while node.parent is not None and node.piece is None:  # evicted meanwhile
+            node = node.parent
+        own = tuple(ids[node.tokens :])
+        if not own or not self.limit:
+            return node
+        child = node.children.get(own)
+        if child is None:
+            child = Node(node, own, cache.piece(node.tokens), None if logits is None else logits.clone())
+            if child.bytes > self.limit:
+                return node
+            node.children[own] = child
+            self.bytes += child.bytes
+        self._touch(child)
+        self._evict()
+        return child
+
+    def _touch(self, node: Node) -> None:
+        for used in reversed(node.path()):
+            self._used[used] = None
+            self._used.move_to_end(used)
+
+    def _evict(self) -> None:
+        while self.bytes > self.limit:
+            oldest, _ = self._used.popitem(last=False)
+            assert oldest.parent is not None
+            self.bytes -= oldest.bytes
+            del oldest.parent.children[oldest.own]
+            oldest.piece = oldest.logits = None
+
+
+def restore(node: Node, cache: ModelCache) -> None:
+    """Brings ``cache``, new, of one row and with room for them, to the state after the tokens of ``node``."""
+    pieces = [each.piece for each in node.path()]
+    cache.fill([piece for piece in pieces if piece is not None], node.tokens)
