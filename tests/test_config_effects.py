@@ -167,6 +167,7 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
             "multiple_of": (96, ["model.moe.d_expert=null"]),
             "n_shared_experts": (1, []),
             "d_shared": (24, ["model.moe.n_shared_experts=1"]),
+            "shared_gate": ("true", ["model.moe.n_shared_experts=1"]),
             "activation": ("relu2", []),
             "router": ("sigmoid", []),
             "norm_topk_prob": ("false", []),

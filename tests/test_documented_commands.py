@@ -31,7 +31,7 @@ from hybridlm.config.overrides import HYDRA_FLAGS, key_of, refuse_flags, split
 
 COMMANDS = commands()
 TAGS = {"sh", "console", "python", "yaml", "text"}
-ON_A_RUN = ("generate", "chat", "serve", "eval", "bench", "report", "export", "import")
+ON_A_RUN = ("generate", "chat", "serve", "eval", "bench", "report", "export", "import", "push")
 ON_A_CONFIGURATION = ("plan", "check", "prepare", "sweep")
 # What no test runs: each with the reason, and what is looked at instead.
 ELSEWHERE = {
@@ -211,6 +211,9 @@ def plain_training():
         if kind(command) == "train" and not command.output
     }
     single = [c for c in lines.values() if not {"-m", "--cfg"} & set(c.words) and "trainer.requeue=true" not in c.words]
+    single = [
+        c for c in single if "init_from=" not in c.line
+    ]  # needs a run of the same model: tests/train/test_initial.py
     return [pytest.param(command, id=command.line[:60]) for command in single]
 
 
@@ -224,14 +227,16 @@ def test_a_training_command_trains(command, place):
 def test_the_commands_on_a_run_in_their_order(place):
     """By a shell, so that pipes and quotes are those of the page. What takes long is cut by an option behind it."""
     shorter = {"generate": "-n 8", "eval": "--limit 2", "bench": "--contexts 32 --rounds 1 --new-tokens 2 --budget 20"}
+    trained(place, [])  # `last`, whatever was trained before
     pretend = f'hybridlm() {{ {shlex.quote(sys.executable)} -m hybridlm "$@"; }}\n'
     for command in COMMANDS:
         verb = command.words[1] if kind(command) in ON_A_RUN else None
-        # Folders of other runs; a command that does not end; data sets of the hub.
-        if verb in (None, "report", "serve") or "--tasks" in command.words:
+        # Folders of other runs; a command that does not end; data sets of the hub; an upload to it.
+        if verb in (None, "report", "serve") or {"--tasks", "--yes"} & set(command.words):
             continue
         if verb in ("export", "import"):  # several pages write the same folder
             shutil.rmtree(place / command.words[3], ignore_errors=True)
+            (place / command.words[3]).unlink(missing_ok=True)
         line = command.line.split("  #")[0].replace("RUN", "last")
         if verb == "eval":
             line = f"{line} data.val_fraction=0.2" if "data=files" in line else line

@@ -91,12 +91,42 @@ def import_config(
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="a model of transformers: config.json, safetensors")],
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="a model of transformers, mamba_ssm or nanochat")],
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="the run folder to write; it must not exist")],
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="a tokenizer.json, or a folder with one, where FOLDER has none")
+    ] = None,
+    rope_theta: Annotated[
+        float | None, typer.Option("--rope-theta", min=1, help="of nanochat: the base of its rotary positions")
+    ] = None,
+    a_activation: Annotated[
+        Literal["softplus", "heavy_tail"] | None,
+        typer.Option("--a-activation", help="of Mamba-3: softplus, as in the released code, or heavy_tail"),
+    ] = None,
 ) -> None:
-    """Turn a model of transformers into a run folder, which generates, chats, evaluates and exports again."""
+    """Turn a model of another program into a run folder, which generates, chats, evaluates, trains on and exports."""
     with reported():
         from hybridlm.interop.importing import import_folder
+        from hybridlm.interop.incoming import Told
 
-        done = import_folder(source, folder)
+        done = import_folder(source, folder, Told(tokenizer, rope_theta, a_activation))
         typer.echo(f"{folder}: {done.name}, {done.parameters:,} parameters")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="what `hybridlm export` wrote")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hugging Face hub")],
+    yes: Annotated[bool, typer.Option("--yes", help="upload (default: only print what would be uploaded)")] = False,
+    private: Annotated[bool, typer.Option("--private", help="a repository that is made is private")] = False,
+) -> None:
+    """Upload an exported model to the Hugging Face hub. Without --yes nothing is sent, only listed."""
+    with reported():
+        from hybridlm.interop.push import exported_files, listing, refuse_name
+        from hybridlm.interop.push import push as upload
+
+        refuse_name(repo)
+        files = exported_files(folder)
+        for line in listing(files, repo, private=private):
+            typer.echo(line)
+        typer.echo(upload(files, repo, private=private) if yes else "nothing was sent; add --yes to upload")

@@ -21,9 +21,10 @@ MAX_PICKLE = 2**24  # bytes without the tensors; a model of a thousand layers ha
 _VISITS = 4  # maximum values per byte of the pickle; a shared one counts each time
 
 
-def read_archive(path: Path) -> object:
+def read_archive(path: Path, *, shared: bool = False) -> object:
     """Mappings with keys of text and numbers, lists, tuples, texts, numbers, true, false, None, and memory-mapped
-    tensors on the CPU, whole and in order. Raises Unreadable."""
+    tensors on the CPU, whole and in order. shared: one storage may have several names, as tied weights have, and its
+    bytes count once: for a reader that copies named tensors only. Raises Unreadable."""
     size, pickled = _sizes(path)
     try:
         content = torch.load(path, map_location=lambda storage, place: storage, weights_only=True, mmap=True)
@@ -35,7 +36,7 @@ def read_archive(path: Path) -> object:
         raise Unreadable(
             f"not an archive of torch ({(str(error).splitlines() or [type(error).__name__])[0][:120]})"
         ) from None
-    _refuse_unplain(content, size, _VISITS * pickled)
+    _refuse_unplain(content, size, _VISITS * pickled, shared=shared)
     return content
 
 
@@ -56,14 +57,14 @@ def _sizes(path: Path) -> tuple[int, int]:
     return size, pickled
 
 
-def _refuse_unplain(content: object, size: int, visits: int) -> None:
-    held: dict[int, int] = {}  # bytes of each tensor
+def _refuse_unplain(content: object, size: int, visits: int, *, shared: bool) -> None:
+    held: dict[int, int] = {}  # bytes of each tensor, or storage
     level = [content]
     for _ in range(MAX_DEPTH + 1):
         visits -= len(level)
         if visits < 0:
             raise Unreadable("refused, it repeats one value too often")
-        level = [item for value in level for item in _inside(value, held)]
+        level = [item for value in level for item in _inside(value, held, shared)]
         if not level:
             break
     else:
@@ -72,10 +73,11 @@ def _refuse_unplain(content: object, size: int, visits: int) -> None:
         raise Unreadable("refused, its tensors claim more bytes than the file has")
 
 
-def _inside(value: object, held: dict[int, int]) -> Collection[object]:
+def _inside(value: object, held: dict[int, int], shared: bool) -> Collection[object]:
     """The values in a mapping, list or tuple. ``held`` gets the bytes of a tensor. Raises Unreadable: not plain."""
     if isinstance(value, Tensor):
-        held[id(value)] = _tensor_bytes(value)
+        size = _tensor_bytes(value)
+        held[value.untyped_storage().data_ptr() if shared else id(value)] = size
     elif isinstance(value, dict) and type(value) in (dict, OrderedDict):
         if any(type(key) not in (str, int) for key in value):
             raise Unreadable("refused, a key is neither text nor a number")

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import yaml
 
@@ -79,11 +79,17 @@ class Architecture(ABC):
         return list(range(len(model.layers)))
 
 
-def advice(needs_of: Callable[[ModelConfig], Iterable[Need]], model: ModelConfig) -> list[Need]:
+class Candidate(Protocol):
+    """An architecture of any program."""
+
+    def needs(self, model: ModelConfig) -> Iterator[Need]: ...
+
+
+def advice(architecture: Candidate, model: ModelConfig) -> list[Need]:
     """What stands in the way of an export, and what then does where the overrides are followed."""
     found: list[Need] = []
     for _ in range(4):
-        needs = list(needs_of(model))
+        needs = list(architecture.needs(model))
         found += needs
         if not needs or not all(need.overrides for need in needs):
             break

@@ -52,6 +52,13 @@ def sigmoid_mixture(ours: str, theirs: str, moe: Any) -> Iterator[Link]:
     """DeepSeek-V3's experts, one by one on disk, their router, and the shared ones."""
     yield same(f"{ours}gate.weight", f"{theirs}gate.weight")
     yield same(f"{ours}gate.e_score_correction_bias", f"{theirs}gate.e_score_correction_bias")
+    yield from each_expert(ours, theirs, moe)
+    names = DENSE if moe.activation == "swiglu" else DENSE[1:]
+    yield from all_same(names, f"{ours}shared_experts.", f"{theirs}shared_experts.")
+
+
+def each_expert(ours: str, theirs: str, moe: Any) -> Iterator[Link]:
+    """The routed experts, one by one on disk."""
     experts = [f"{theirs}experts.{e}." for e in range(moe.n_experts)]
     if moe.activation == "swiglu":
         pairs = [f"{expert}{name}_proj.weight" for expert in experts for name in ("gate", "up")]
@@ -59,8 +66,6 @@ def sigmoid_mixture(ours: str, theirs: str, moe: Any) -> Iterator[Link]:
     else:
         yield stacked(f"{ours}experts.up_proj", [f"{expert}up_proj.weight" for expert in experts])
     yield stacked(f"{ours}experts.down_proj", [f"{expert}down_proj.weight" for expert in experts])
-    names = DENSE if moe.activation == "swiglu" else DENSE[1:]
-    yield from all_same(names, f"{ours}shared_experts.", f"{theirs}shared_experts.")
 
 
 def gate_and_up(ours: str, theirs: Sequence[str]) -> Link:
@@ -141,7 +146,7 @@ def shared_expert_needs(model: ModelConfig, name: str) -> Iterator[Need]:
 
 def sigmoid_needs(model: ModelConfig, activation: str, name: str) -> Iterator[Need]:
     """Mixtures are as in DeepSeek-V3, with this activation."""
-    yield from spec_needs(model, "moe", {"activation": activation, "router": "sigmoid"}, name)
+    yield from spec_needs(model, "moe", {"activation": activation, "router": "sigmoid", "shared_gate": False}, name)
     reason = f"{name} ranks groups of experts by the best two"
     yield from fit_needs(
         model, "moe", "n_experts", lambda spec: spec.n_experts // spec.n_expert_groups >= 2, reason, ("n_experts=2",)

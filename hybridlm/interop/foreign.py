@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from hybridlm.files.plain import Unreadable, read_json
 from hybridlm.files.sealed import MAX_HEADER, header_size
 from hybridlm.interop.architecture import Architecture
 from hybridlm.interop.architectures import ARCHITECTURES
+from hybridlm.interop.incoming import refuse_unfinite
 from hybridlm.interop.remote import RemoteCode
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -61,15 +61,27 @@ class ForeignModel:
     context: int
 
 
-def read_config(folder: Path) -> ForeignModel:
-    """The model that a folder's config.json describes. UserError: one line that names what has no counterpart here."""
-    path = folder / "config.json"
+def names_an_architecture(folder: Path) -> bool:
+    """Whether its config.json is one of transformers. UserError: it cannot be read."""
+    return (folder / "config.json").exists() and not _config(folder / "config.json").keys().isdisjoint(
+        ("architectures", "model_type")
+    )
+
+
+def _config(path: Path) -> dict[str, Any]:
     try:
         config = read_json(path)
     except Unreadable as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a JSON object")
+    return config
+
+
+def read_config(folder: Path) -> ForeignModel:
+    """The model that a folder's config.json describes. UserError: one line that names what has no counterpart here."""
+    path = folder / "config.json"
+    config = _config(path)
     architecture = _architecture(config, path)
     fields = {**architecture.defaults, **_flat(config, path)}
     try:
@@ -157,9 +169,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         if twice := sorted(tensors.keys() & found.keys()):
             raise UserError(f"{path}: {printable(twice[0][:100])} is also in another file")
         tensors |= found
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"{folder}: {printable(name[:100])} holds numbers that are not finite")
+    refuse_unfinite(tensors, folder)
     return tensors
 
 

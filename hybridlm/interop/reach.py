@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 from hybridlm.config.mixers import MIXERS
 from hybridlm.config.model import ModelConfig
-from hybridlm.interop.architecture import Need, advice
+from hybridlm.interop.architecture import Candidate, Need, advice
 from hybridlm.interop.architectures import ARCHITECTURES
 from hybridlm.interop.gguf.architectures import TARGETS
-
-
-class Candidate(Protocol):
-    """An architecture of any program."""
-
-    def needs(self, model: ModelConfig) -> Iterator[Need]: ...
-
 
 _Candidate = TypeVar("_Candidate", bound=Candidate)
 
@@ -24,10 +17,10 @@ _Candidate = TypeVar("_Candidate", bound=Candidate)
 def nearest(model: ModelConfig, candidates: Sequence[_Candidate]) -> tuple[_Candidate, list[Need]]:
     """The first architecture that represents ``model`` exactly, with nothing it needs; else the one where the fewest
     constraints stand in the way, those that no override lifts counting first."""
-    for architecture in candidates:
-        if not any(architecture.needs(model)):
-            return architecture, []
-    found = [(architecture, advice(architecture.needs, model)) for architecture in candidates]
+    for one in candidates:
+        if not any(one.needs(model)):
+            return one, []
+    found = [(one, advice(one, model)) for one in candidates]
     return min(found, key=lambda one: (sum(not need.overrides for need in one[1]), len(one[1])))
 
 

@@ -107,6 +107,7 @@ class MoE(FFN):
         self.gate = Router(spec)
         self.experts = Experts(spec)
         self.shared_experts = None if spec.shared is None else MLP(spec.shared)
+        self.shared_gate = nn.Linear(spec.d_model, 1, bias=False) if spec.shared_gate else None
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, RouterStats | None]:
         tokens = x.flatten(0, 1)  # (N, D)
@@ -114,7 +115,8 @@ class MoE(FFN):
         routing = self.gate.route(logits)
         y: Tensor = self.experts(tokens, routing).view(x.shape)
         if self.shared_experts is not None:
-            y = y + self.shared_experts(x)[0]
+            shared = self.shared_experts(x)[0]
+            y = y + (shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared)
         return y, self._stats(logits, routing, None if valid is None else valid.flatten())
 
     def _stats(self, logits: Tensor, routing: Routing, valid: Tensor | None) -> RouterStats:
@@ -125,7 +127,8 @@ class MoE(FFN):
     def flops(self, phase: Phase) -> float:
         routed = 2.0 * self.spec.top_k * (self.experts.first[0].numel() + self.experts.down_proj[0].numel())
         shared = 0.0 if self.shared_experts is None else self.shared_experts.flops(phase)
-        return PASSES[phase] * (linear_flops(self.gate) + routed) + shared
+        gates = linear_flops(self.gate) + (0.0 if self.shared_gate is None else linear_flops(self.shared_gate))
+        return PASSES[phase] * (gates + routed) + shared
 
     def reset_parameters(self, init: Init) -> None:
         super().reset_parameters(init)
@@ -141,7 +144,8 @@ class MoE(FFN):
         if self.experts.gated:
             experts["experts.gate_up_proj"] = fused(self.spec.d_expert, self.spec.d_expert)
         gate = ParamSpec(decay=True, role="vector", dtype="fp32")
-        return super().param_specs() | experts | {"gate.weight": gate}
+        gates = {"gate.weight": gate} | ({} if self.shared_gate is None else {"shared_gate.weight": gate})
+        return super().param_specs() | experts | gates
 
     def balance(self, counts: Tensor) -> None:
         if self.spec.router == "sigmoid" and self.spec.bias_update_rate > 0:

@@ -88,6 +88,21 @@ CASES = {
         "norm_eps": 1e-6,
         "tie_embeddings": False,
     },
+    "Qwen3NextForCausalLM": {
+        "pattern": "G:moe T:mlp G:moe",
+        "attention": ROTARY | {"qk_norm": True, "gate": True, "rope_fraction": 0.5, "head_dim": 16},
+        "gdn": DELTA | {"n_k_heads": 2, "n_v_heads": 4, "head_v_dim": 12},
+        "moe": EXPERTS | {"shared_gate": True, "d_shared": 40, "norm_topk_prob": False},
+        "norm_eps": 1e-6,
+    },
+    "Qwen3NextForCausalLM, no gate": {
+        "pattern": "G:moe T:moe",
+        "attention": ATTENTION | {"qk_norm": True, "head_dim": 16},
+        "gdn": DELTA,
+        "moe": EXPERTS | {"shared_gate": True},
+        "norm_eps": 1e-6,
+        "tie_embeddings": False,
+    },
     "KimiLinearForCausalLM": {"pattern": "K:mlp L:mlp", "mla": LATENT, "kda": DELTA, "norm_eps": 1e-6},
     "KimiLinearForCausalLM, experts": {
         "pattern": "K:mlp L:moe K:moe",
@@ -192,7 +207,7 @@ def test_following_the_advice_makes_a_case_exportable(architecture):
     if "mamba2" in kinds:
         wrong["mamba2"] = MAMBA | {"norm_before_gate": True, "dt_limit": (0.1, 1.0)}
     wrong = validate_model({"d_model": 32, "attention": ATTENTION, "mamba2": MAMBA} | wrong)
-    needs = advice(architecture.needs, wrong)
+    needs = advice(architecture, wrong)
     assert needs
     overrides = [word for need in needs for word in shlex.split(" ".join(need.overrides))]
     assert not list(architecture.needs(compose_config(overrides, base=RunConfig(model=wrong)).model))

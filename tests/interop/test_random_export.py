@@ -137,6 +137,7 @@ FIELDS = {
         "d_expert": (None, 12),
         "n_shared_experts": (0, 1, 2),
         "d_shared": (None, 20),
+        "shared_gate": (False, True),
         "activation": ("swiglu", "relu2"),
         "router": ("softmax", "sigmoid"),
         "norm_topk_prob": (True, False),

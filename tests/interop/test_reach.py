@@ -71,7 +71,6 @@ def test_a_style_of_a_subfolder_is_a_group_of_its_own():
 
 
 def test_llama_cpp_takes_what_transformers_does_not():
-    model = compose_config(
-        ["model=nano_start", "model/style=portable", "model.attention.n_heads=3", "model.attention.head_dim=16"]
-    ).model
+    rotary = ["model.attention.rope=true", "model.attention.rope_fraction=0.25"]
+    model = compose_config(["model=hybrid_small", *rotary]).model
     assert destinations(model).startswith("as remote code, to llama.cpp; to transformers ")

@@ -27,6 +27,7 @@ BASE = MoESpec(
     top_k=3,
     d_expert=5,
     d_shared=0,
+    shared_gate=False,
     activation="swiglu",
     router="softmax",
     norm_topk_prob=True,
@@ -41,6 +42,7 @@ SPECS = {
     "softmax": {},
     "softmax, not normalised": {"norm_topk_prob": False},
     "softmax, relu2, shared, scaled": {"activation": "relu2", "d_shared": 7, "routed_scaling_factor": 1.7},
+    "softmax, gated shared": {"d_shared": 7, "shared_gate": True},
     "softmax, all experts": {"top_k": 8},
     "softmax, one of eight": {"top_k": 1, "norm_topk_prob": False},
     "one expert": {"n_experts": 1, "top_k": 1},
@@ -117,7 +119,8 @@ def token_by_token(p: dict[str, Tensor], bias: Tensor | None, x: Tensor, spec: M
                 for name, tensor in p.items()
                 if name.startswith("shared_experts.")
             }
-            row = row + mlp(shared, token, MLPSpec(spec.d_model, spec.d_shared, spec.activation))
+            passes = sigmoid(p["shared_gate.weight"][0] @ token) if spec.shared_gate else 1.0
+            row = row + passes * mlp(shared, token, MLPSpec(spec.d_model, spec.d_shared, spec.activation))
         rows.append(row)
         masses.append(scores / scores.sum())
         squares.append(total**2)

@@ -20,6 +20,7 @@ SOFTMAX = MoESpec(
     top_k=2,
     d_expert=5,
     d_shared=0,
+    shared_gate=False,
     activation="swiglu",
     router="softmax",
     norm_topk_prob=True,

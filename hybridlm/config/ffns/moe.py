@@ -23,6 +23,7 @@ class MoESpec(Spec):
     top_k: int
     d_expert: int
     d_shared: int
+    shared_gate: bool
     activation: Literal["swiglu", "relu2"]
     router: Literal["softmax", "sigmoid"]
     norm_topk_prob: bool
@@ -64,6 +65,9 @@ class MoEConfig(FFNSection):
     )
     d_shared: int | None = Field(
         None, ge=1, description="joint width of the shared experts; null: n_shared_experts times that of the others"
+    )
+    shared_gate: bool = Field(
+        False, description="the shared experts' output is multiplied by a sigmoid gate per token (Qwen3-Next)"
     )
     activation: Literal["swiglu", "relu2"] = Field("swiglu", description="of the experts: swiglu or squared ReLU")
     router: Literal["softmax", "sigmoid"] = Field(
@@ -110,7 +114,8 @@ class MoEConfig(FFNSection):
             ),
         )
         d_shared = self.n_shared_experts and (self.d_shared or self.n_shared_experts * d_expert)
-        return {"d_expert": d_expert, "d_shared": d_shared}, of_choice + of_groups[:1]
+        numbers = {"d_expert": d_expert, "d_shared": d_shared, "shared_gate": self.shared_gate and d_shared > 0}
+        return numbers, of_choice + of_groups[:1]
 
     def widened(self, model: Stream, factor: float, multiple: int) -> MoEConfig:
         return self.model_copy(update={"d_expert": rounded(self.resolve(model, "").d_expert * factor, multiple)})

@@ -10,7 +10,7 @@ from hybridlm.interop.architectures.granite import GraniteMoeHybrid
 from hybridlm.interop.architectures.kimi import KimiLinear
 from hybridlm.interop.architectures.mamba import Mamba, Mamba2
 from hybridlm.interop.architectures.nemotron_h import NemotronH
-from hybridlm.interop.architectures.qwen3_5 import Qwen35
+from hybridlm.interop.architectures.qwen3_5 import Qwen3Next, Qwen35
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     Llama(),
@@ -23,5 +23,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     NemotronH(),
     DeepseekV3(),
     Qwen35(),
+    Qwen3Next(),
     KimiLinear(),
 )

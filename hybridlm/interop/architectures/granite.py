@@ -51,7 +51,7 @@ class GraniteMoeHybrid(Architecture):
         yield from mamba2_needs(model, name, expand=not self.own_widths)
         yield from spec_needs(model, "mlp", {"activation": "swiglu"}, name)
         mixture = {"activation": "swiglu", "router": "softmax", "norm_topk_prob": True, "routed_scaling_factor": 1.0}
-        yield from spec_needs(model, "moe", mixture, name)
+        yield from spec_needs(model, "moe", mixture | {"shared_gate": False}, name)
 
     def config(self, model: ModelConfig, vocab: int) -> dict[str, Any]:
         attention, mlp, moe = (the_spec(model, kind) for kind in ("attention", "mlp", "moe"))

@@ -1,4 +1,5 @@
-"""Qwen3.5 (text): gated DeltaNet and gated attention with QK-norm, a SwiGLU after each."""
+"""Qwen3.5 (text) and Qwen3-Next: gated DeltaNet and gated attention with QK-norm, and what follows each: a SwiGLU, or
+in Qwen3-Next also a mixture with a gated shared expert."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from hybridlm.config.ffns.moe import MoESpec
 from hybridlm.config.model import ModelConfig
 from hybridlm.interop.architecture import (
     Architecture,
@@ -19,7 +21,7 @@ from hybridlm.interop.architecture import (
     the_spec,
     uniform_needs,
 )
-from hybridlm.interop.blocks import DENSE, all_same
+from hybridlm.interop.blocks import DENSE, all_same, each_expert
 from hybridlm.interop.links import Link, Tensors, changed, constant, same, split
 
 _OPEN = 40.0  # a gate's logit whose sigmoid is 1 in float32
@@ -33,11 +35,12 @@ class Qwen35(Architecture):
     model_type: ClassVar[str] = "qwen3_5_text"
     readers: ClassVar[tuple[str, ...]] = ("vLLM",)
     ignored: ClassVar[frozenset[str]] = frozenset({"full_attention_interval"})
+    ffns: ClassVar[tuple[str, ...]] = ("mlp",)
 
     def needs(self, model: ModelConfig) -> Iterator[Need]:
         name = self.name
         yield from plain_needs(model, name)
-        yield from layers_needs(model, name, {"gdn": ["mlp"], "attention": ["mlp"]}, some="attention")
+        yield from layers_needs(model, name, dict.fromkeys(("gdn", "attention"), self.ffns), some="attention")
         yield from spec_needs(model, "attention", {"qk_norm": True, "window": None}, name)
         fields = ("n_heads", "n_kv_heads", "head_dim", "rope", "rope_theta", "rope_dim", "gate")
         yield from uniform_needs(model, "attention", fields, name)
@@ -48,13 +51,13 @@ class Qwen35(Architecture):
         yield from spec_needs(model, "mlp", {"activation": "swiglu"}, name)
 
     def config(self, model: ModelConfig, vocab: int) -> dict[str, Any]:
-        attention, gdn = the_spec(model, "attention"), the_spec(model, "gdn")
+        attention, gdn, mlp = (the_spec(model, kind) for kind in ("attention", "gdn", "mlp"))
         rotated = attention.rope_dim if attention.rope else 0
         third = rotated // 2 // 3
         config = {
             "vocab_size": vocab,
             "hidden_size": model.d_model,
-            "intermediate_size": the_spec(model, "mlp").d_ff,
+            "intermediate_size": mlp.d_ff if mlp else 0,
             "num_hidden_layers": len(model.layers),
             "layer_types": [_TYPES[layer.kind] for layer in model.layers],
             "num_attention_heads": attention.n_heads,
@@ -87,10 +90,22 @@ class Qwen35(Architecture):
         for i, layer in enumerate(model.layers):
             ours, theirs = f"blocks.{i}.", f"model.layers.{i}."
             yield _norm(f"{ours}mixer_norm.weight", f"{theirs}input_layernorm.weight")
-            mixer = _attention if layer.kind == "attention" else _gdn
+            mixer = _attention if layer.kind == "attention" else self.delta_links
             yield from mixer(f"{ours}mixer.", theirs, layer.params)
             yield _norm(f"{ours}ffn_norm.weight", f"{theirs}post_attention_layernorm.weight")
-            yield from all_same(DENSE, f"{ours}ffn.", f"{theirs}mlp.")
+            yield from self.ffn_links(f"{ours}ffn.", f"{theirs}mlp.", layer.ffn)
+
+    def delta_links(self, ours: str, layer: str, spec: Any) -> Iterator[Link]:
+        """Of a layer of gated DeltaNet."""
+        theirs = f"{layer}linear_attn."
+        yield split([f"{ours}{one}_proj.weight" for one in "qkv"], f"{theirs}in_proj_qkv.weight", spec.qkv)
+        for mine, name in (("g", "in_proj_z"), ("b", "in_proj_b"), ("a", "in_proj_a")):
+            yield same(f"{ours}{mine}_proj.weight", f"{theirs}{name}.weight")
+        yield from _delta_core(ours, theirs)
+
+    def ffn_links(self, ours: str, theirs: str, ffn: Any) -> Iterator[Link]:
+        """Of what follows a mixer."""
+        return all_same(DENSE, ours, theirs)
 
     def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
         letters = {"full_attention": "T:mlp", "linear_attention": "G:mlp"}
@@ -115,6 +130,77 @@ class Qwen35(Architecture):
         }
 
 
+class Qwen3Next(Qwen35):
+    """The rows of a key head lie together: its query, its key, and the values, gates and step sizes of its value
+    heads."""
+
+    name: ClassVar[str] = "Qwen3NextForCausalLM"
+    model_type: ClassVar[str] = "qwen3_next"
+    ffns: ClassVar[tuple[str, ...]] = ("mlp", "moe")
+
+    def needs(self, model: ModelConfig) -> Iterator[Need]:
+        yield from super().needs(model)
+        mixture = {"activation": "swiglu", "router": "softmax", "routed_scaling_factor": 1.0, "shared_gate": True}
+        yield from spec_needs(model, "moe", mixture, self.name)
+
+    def config(self, model: ModelConfig, vocab: int) -> dict[str, Any]:
+        config, moe = super().config(model, vocab), the_spec(model, "moe")
+        rope = config["rope_parameters"]
+        config["rope_parameters"] = {key: value for key, value in rope.items() if not key.startswith("mrope")}
+        dense = [i for i, layer in enumerate(model.layers) if layer.ffn_kind == "mlp"]
+        config |= {"decoder_sparse_step": 1, "mlp_only_layers": dense, "num_experts": 0}
+        if moe:
+            config |= {theirs: getattr(moe, ours) for theirs, ours in _MOE.items()}
+        return config | ({} if dense else {"intermediate_size": moe.d_expert})
+
+    def delta_links(self, ours: str, layer: str, spec: Any) -> Iterator[Link]:
+        theirs, each = f"{layer}linear_attn.", spec.n_v_heads // spec.n_k_heads
+        values = each * spec.head_v_dim
+        widths = {"q": spec.head_k_dim, "k": spec.head_k_dim, "v": values, "g": values}
+        yield _by_head(ours, widths, f"{theirs}in_proj_qkvz.weight", spec.n_k_heads)
+        yield _by_head(ours, {"b": each, "a": each}, f"{theirs}in_proj_ba.weight", spec.n_k_heads)
+        yield from _delta_core(ours, theirs)
+
+    def ffn_links(self, ours: str, theirs: str, ffn: Any) -> Iterator[Link]:
+        if not isinstance(ffn, MoESpec):
+            yield from super().ffn_links(ours, theirs, ffn)
+            return
+        yield same(f"{ours}gate.weight", f"{theirs}gate.weight")
+        yield same(f"{ours}shared_gate.weight", f"{theirs}shared_expert_gate.weight")
+        yield from each_expert(ours, theirs, ffn)
+        yield from all_same(DENSE, f"{ours}shared_experts.", f"{theirs}shared_expert.")
+
+    def normal(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Without the fields of a kind of FFN that no layer has."""
+        layers, step = fields["num_hidden_layers"], fields.get("decoder_sparse_step", 1)
+        named, experts = fields.get("mlp_only_layers") or [], fields.get("num_experts", 0)
+        dense = [i for i in range(layers) if i in named or not experts or (i + 1) % step]
+        fields |= {"mlp_only_layers": dense, "decoder_sparse_step": 1}
+        if len(dense) == layers:
+            fields = {key: value for key, value in fields.items() if key not in _MOE} | {"num_experts": 0}
+        elif not dense:
+            fields["intermediate_size"] = fields["moe_intermediate_size"]
+        return fields
+
+    def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        section, dense = super().read(config), set(config["mlp_only_layers"])
+        mixed = [i not in dense for i in range(len(section["pattern"]))]
+        pairs = zip(section["pattern"], mixed, strict=True)
+        section["pattern"] = [item.replace("mlp", "moe") if moe else item for item, moe in pairs]
+        if any(mixed):
+            moe = {ours: config[theirs] for theirs, ours in _MOE.items()}
+            fixed = {"activation": "swiglu", "router": "softmax", "n_shared_experts": 1, "shared_gate": True}
+            section["moe"] = moe | fixed
+        return section
+
+
+_MOE = {
+    "num_experts": "n_experts",
+    "num_experts_per_tok": "top_k",
+    "moe_intermediate_size": "d_expert",
+    "shared_expert_intermediate_size": "d_shared",
+    "norm_topk_prob": "norm_topk_prob",
+}
 _TYPES = {"attention": "full_attention", "gdn": "linear_attention"}
 _GDN = {
     "linear_num_key_heads": "n_k_heads",
@@ -129,11 +215,22 @@ def _norm(ours: str, theirs: str) -> Link:
     return changed(ours, theirs, lambda weight: weight - 1, lambda weight: weight + 1)
 
 
-def _gdn(ours: str, layer: str, spec: Any) -> Iterator[Link]:
-    theirs = f"{layer}linear_attn."
-    yield split([f"{ours}{one}_proj.weight" for one in "qkv"], f"{theirs}in_proj_qkv.weight", spec.qkv)
-    for mine, name in (("g", "in_proj_z"), ("b", "in_proj_b"), ("a", "in_proj_a"), ("o", "out_proj")):
-        yield same(f"{ours}{mine}_proj.weight", f"{theirs}{name}.weight")
+def _by_head(ours: str, widths: Mapping[str, int], theirs: str, heads: int) -> Link:
+    """Projections with so many rows for each key head, which theirs has side by side."""
+
+    def give(tensors: Tensors) -> Tensors:
+        parts = [tensor.unflatten(0, (heads, width)) for tensor, width in zip(tensors, widths.values(), strict=True)]
+        return [torch.cat(parts, 1).flatten(0, 1)]
+
+    def take(tensors: Tensors) -> Tensors:
+        parts = tensors[0].unflatten(0, (heads, sum(widths.values()))).split(list(widths.values()), 1)
+        return [part.flatten(0, 1).contiguous() for part in parts]
+
+    return Link(tuple(f"{ours}{one}_proj.weight" for one in widths), (theirs,), give, take)
+
+
+def _delta_core(ours: str, theirs: str) -> Iterator[Link]:
+    yield same(f"{ours}o_proj.weight", f"{theirs}out_proj.weight")
     yield same(f"{ours}o_norm.weight", f"{theirs}norm.weight")
     yield from all_same(("conv1d.weight", "A_log", "dt_bias"), ours, theirs)
 
