@@ -45,13 +45,16 @@ def export(
         from hybridlm.config.hardware import CPU
         from hybridlm.interop.export import export_code, export_hf, export_safetensors
         from hybridlm.interop.gguf.export import export_gguf
-        from hybridlm.runs.checkpoint import load_run
+        from hybridlm.interop.writing import refuse_inside
+        from hybridlm.runs.checkpoint import load_run, refuse_unfinite
 
         if arch is not None and to not in ("hf", "gguf"):
             raise UserError(f"--arch {arch}: only with --to hf and --to gguf")
         if dtype == "q8_0" and to != "gguf":
             raise UserError("--dtype q8_0: only with --to gguf")
         loaded = load_run(run, torch.device(CPU), ema=ema)
+        refuse_inside(folder, loaded.folder.path)
+        refuse_unfinite(loaded.model.state_dict(), loaded.checkpoint)
         if to == "hf":
             done = export_hf(loaded, folder, arch=arch, dtype=dtype)
         elif to == "hf-code":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,9 @@ def serve(
 ) -> None:
     """Serve a trained model: the OpenAI API for other programs, and a web page to chat with it."""
     with reported():
+        # Threads that wait for each other actively would take the cores from those that answer the clients. Read as
+        # torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from hybridlm.errors import UserError
         from hybridlm.runs.run_folder import find_run
 

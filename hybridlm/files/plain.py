@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,9 +59,9 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
         raise Unreadable(f"not UTF-8 text (byte {error.start:,})") from None
 
 
-def read_json(path: Path, limit: int = MAX_BYTES) -> object:
-    """The plain value in a JSON file. Raises Unreadable."""
-    return parse_json(read_text(path, limit))
+def read_json(path: Path, limit: int = MAX_BYTES, *, unique: bool = False) -> object:
+    """The plain value in a JSON file. unique: a key that an object has twice is refused. Raises Unreadable."""
+    return parse_json(read_text(path, limit), unique=unique)
 
 
 def read_yaml(path: Path, limit: int = MAX_BYTES) -> object:
@@ -68,10 +69,10 @@ def read_yaml(path: Path, limit: int = MAX_BYTES) -> object:
     return parse_yaml(read_text(path, limit))
 
 
-def parse_json(text: str | bytes) -> object:
-    """The plain value of a JSON text. Raises Unreadable."""
+def parse_json(text: str | bytes, *, unique: bool = False) -> object:
+    """The plain value of a JSON text. unique: as in ``read_json``. Raises Unreadable."""
     try:
-        value = json.loads(text, parse_int=_whole)
+        value = json.loads(text, parse_int=_whole, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise Unreadable(f"more than {MAX_DEPTH} levels deep") from None
     except Unreadable:
@@ -113,6 +114,14 @@ def _refuse_structure(text: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise Unreadable(f"more than {MAX_DEPTH} levels deep")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of which programs read one or the other where a key occurs twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise Unreadable(f"has {Counter(key for key, _ in pairs).most_common(1)[0][0][:60]!a} twice")
+    return found
 
 
 def _whole(digits: str) -> int:

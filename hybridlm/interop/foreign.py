@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ from torch import Tensor
 
 from hybridlm.config.load import validate_model
 from hybridlm.config.model import ModelConfig
+from hybridlm.config.pattern import MAX_LAYERS
 from hybridlm.errors import UserError, printable
 from hybridlm.files.plain import Unreadable, read_json
 from hybridlm.files.sealed import MAX_HEADER, header_size
 from hybridlm.interop.architecture import Architecture
 from hybridlm.interop.architectures import ARCHITECTURES
-from hybridlm.interop.incoming import refuse_unfinite
 from hybridlm.interop.remote import RemoteCode
+from hybridlm.runs.checkpoint import refuse_unfinite
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_MAX_CONFIG = 2**20  # bytes; a thousand layers take 40 kB
 # Fields that change nothing that is computed in evaluation, and those that are read under another name.
 _HARMLESS = {
     *("_name_or_path", "architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "auto_map"),
@@ -70,7 +73,7 @@ def names_an_architecture(folder: Path) -> bool:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = read_json(path)
+        config = read_json(path, _MAX_CONFIG, unique=True)
     except Unreadable as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(config, dict):
@@ -84,7 +87,10 @@ def read_config(folder: Path) -> ForeignModel:
     config = _config(path)
     architecture = _architecture(config, path)
     fields = {**architecture.defaults, **_flat(config, path)}
+    layers = fields.get("num_hidden_layers", 1)
     try:
+        if type(layers) is not int or not 1 <= layers <= 2 * MAX_LAYERS:  # a mixer and its FFN may be two
+            raise UserError(f"num_hidden_layers = {printable(str(layers)[:40])}: not a number of layers")
         fields = architecture.normal(fields)
         section = architecture.read(fields)
         vocab = fields["vocab_size"]
@@ -155,9 +161,9 @@ def _same(value: Any, expected: Any) -> bool:
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder, memory-mapped. UserError: a file is missing, damaged or elsewhere, a name occurs twice,
-    or a tensor holds numbers that are not finite."""
+    the index says something else than the files, or a tensor holds numbers that are not finite."""
     tensors: dict[str, Tensor] = {}
-    for path in _shards(folder):
+    for path, indexed in _shards(folder).items():
         try:
             if header_size(path) > MAX_HEADER:
                 raise Unreadable(f"its header is larger than {MAX_HEADER:,} bytes")
@@ -168,12 +174,15 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             raise UserError(f"{path}: damaged, or not safetensors ({printable(reason)})") from None
         if twice := sorted(tensors.keys() & found.keys()):
             raise UserError(f"{path}: {printable(twice[0][:100])} is also in another file")
+        if indexed is not None and (wrong := sorted(indexed ^ found.keys())):
+            raise UserError(f"{path}: the index and the file differ about {printable(wrong[0][:100])}")
         tensors |= found
     refuse_unfinite(tensors, folder)
     return tensors
 
 
-def _shards(folder: Path) -> list[Path]:
+def _shards(folder: Path) -> dict[Path, set[str] | None]:
+    """The files, each with the tensors that the index says are in it; None: there is no index."""
     index = folder / _INDEX
     if not index.exists():
         single = folder / _SINGLE
@@ -181,18 +190,20 @@ def _shards(folder: Path) -> list[Path]:
             pickles = [path.name for path in folder.glob("*.bin")] + [path.name for path in folder.glob("*.pt")]
             which = f" ({pickles[0]} is a pickle, which may hold code; convert it with transformers)" if pickles else ""
             raise UserError(f"{folder}: has no {_SINGLE}{which}")
-        return [single]
+        return {single: None}
     try:
-        content = read_json(index)
+        content = read_json(index, unique=True)
     except Unreadable as error:
         raise UserError(f"{index}: {error}") from None
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"{index}: expected a weight_map from tensors to files")
-    shards = sorted(set(names.values()))
-    for name in shards:
+    shards: dict[Path, set[str] | None] = {}
+    present = {path.name for path in folder.iterdir()}
+    for name, tensors in groupby(sorted(names, key=lambda tensor: names[tensor]), lambda tensor: names[tensor]):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise UserError(f"{index}: {printable(name[:100])} is not the name of a safetensors file in this folder")
-        if not (folder / name).exists():
+        if name not in present:
             raise UserError(f"{index}: {printable(name[:100])} is missing")
-    return [folder / name for name in shards]
+        shards[folder / name] = set(tensors)
+    return shards

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,9 @@ from hybridlm.config.model import ModelConfig
 from hybridlm.errors import UserError, printable
 from hybridlm.files.archive import read_archive
 from hybridlm.files.plain import Unreadable
+from hybridlm.model.lm import HybridLM
+from hybridlm.ops.norm import at_least_fp32
+from hybridlm.runs.checkpoint import refuse_unfinite
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,17 @@ def wide(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-def refuse_unfinite(tensors: Mapping[str, Tensor], where: Path) -> None:
-    """UserError: a tensor holds numbers that are not finite."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"{where}: {printable(name[:100])} holds numbers that are not finite")
+def fitted(weights: Mapping[str, Tensor], model: HybridLM) -> dict[str, Tensor]:
+    """All weights of ``model`` in dtypes that it is trained in and that hold every value of theirs: half precision in
+    fp32, and what is never rounded here, such as A_log, in fp32 at least."""
+    rounds = {name: spec.dtype == "model" for name, spec in model.param_specs().items()}
+    floats = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
+    rounded = [tensor.dtype for name, tensor in floats.items() if rounds.get(name)]
+    common = reduce(torch.promote_types, rounded, torch.float32 if torch.float16 in rounded else torch.bfloat16)
+    legal = {name: common if rounds.get(name) else at_least_fp32(common) for name in floats}
+    return dict(weights) | {
+        name: tensor.to(torch.promote_types(tensor.dtype, legal[name])) for name, tensor in floats.items()
+    }
 
 
 def rows_for(tensors: Mapping[str, Tensor], name: str, ids: int, where: Path) -> Tensor:

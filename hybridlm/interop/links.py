@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hybridlm.errors import UserError
+from hybridlm.errors import UserError, printable
 
 Tensors = Sequence[Tensor]
 
@@ -102,10 +102,10 @@ def imported(links: Iterable[Link], theirs: Mapping[str, Tensor], where: str) ->
             raise UserError(f"{where}: it lacks {missing[0]}")
         try:
             taken = link.take([theirs[name] for name in link.theirs])
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, IndexError) as error:  # of misshapen tensors
             raise UserError(f"{where}: {(str(error).splitlines() or ['misshapen'])[0][:200]}") from None
         ours |= dict(zip(link.ours, taken, strict=True))
         used |= set(link.theirs)
     if unknown := sorted(theirs.keys() - used):
-        raise UserError(f"{where}: {unknown[0]} has no counterpart here")
+        raise UserError(f"{where}: {printable(unknown[0][:100])} has no counterpart here")
     return ours

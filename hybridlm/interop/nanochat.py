@@ -57,7 +57,7 @@ def read_nanochat(path: Path, told: Told, ids: int) -> Incoming:
         "d_model": d_model,
         "n_layers": depth,
         "attention": {**heads, "rope": True, "rope_theta": told.rope_theta, "qk_norm": True},
-        "mlp": {"d_ff": hidden.shape[0], "activation": "relu2"},
+        "mlp": {"d_ff": len(hidden) if hidden.ndim else 0, "activation": "relu2"},
         "tie_embeddings": False,
         "logit_softcap": _CAP,
         "norm_eps": _EPS,

@@ -56,11 +56,12 @@ def read_state_spaces(folder: Path, told: Told, ids: int) -> Incoming:
             del tensors["lm_head.weight"]
     try:
         section = _section(tensors, _ssm_cfg(folder), told)
-    except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise UserError(f"{folder}: it lacks, or has too small, {printable(str(error)[:80])}") from None
+        links = _links(section, tensors)
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{folder}: it lacks a tensor, or one is misshapen ({printable(str(error)[:80])})") from None
     except UserError as error:
         raise UserError([f"{folder}: {problem}" for problem in error.problems[:1]]) from None
-    weights = imported(_links(section, tensors), tensors, str(folder))
+    weights = imported(links, tensors, str(folder))
     return Incoming(f"a checkpoint of mamba_ssm ({section.name})", section, ids, 2048, weights)
 
 
@@ -79,7 +80,8 @@ def _ssm_cfg(folder: Path) -> Mapping[str, Any]:
 
 
 def _section(tensors: Mapping[str, Tensor], ssm: Mapping[str, Any], told: Told) -> ModelConfig:
-    """KeyError, IndexError, ZeroDivisionError: a tensor is missing or misshapen. UserError: it has no counterpart."""
+    """KeyError, IndexError, ValueError, ZeroDivisionError: a tensor is missing or misshapen. UserError: it has no
+    counterpart."""
     numbers = {int(match[1]) for name in tensors if (match := _LAYER.match(name))}
     layers = [f"backbone.layers.{i}." for i in range(max(numbers, default=-1) + 1)]
     kinds = [_kind(tensors, layer) for layer in layers]

@@ -75,7 +75,7 @@ class Attention(Mixer):
 
         def step(x: Tensor, cache: LayerCache, seq: SequenceInfo) -> Tensor:
             assert isinstance(cache, TokenCache)
-            if cache.bounded is not None:
+            if cache.bounded is not None or not seq.plain:
                 return whole(x, cache, seq)
             rows = len(x)
             qk = torch.cat((q_proj(x), k_proj(x)), 1).view(rows, -1, spec.head_dim)

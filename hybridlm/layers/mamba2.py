@@ -28,6 +28,8 @@ from hybridlm.ops.ssd import ssd
 if TYPE_CHECKING:
     from hybridlm.config.mixers.mamba2 import Mamba2Spec
 
+_CACHED = 1 << 19  # bytes of a state that stay in a core's cache
+
 
 class Mamba2(Mixer):
     """``out_proj(norm(ssd(silu(conv(x)), dt, A, B, C) * silu(z)))``; the rows of in_proj are [z, x, B, C, dt]."""
@@ -138,11 +140,18 @@ class Mamba2(Mixer):
             if limit is not None:
                 dt = dt.clamp(*limit)
             inner = inner.view(rows, spec.n_heads, spec.head_dim)
-            state.mul_((dt * A).exp_().view(rows, -1, 1, 1))
+            decay = (dt * A).exp_().view(rows, -1, 1, 1)
             written = (inner * dt.unsqueeze(-1)).view(rows, groups, -1, 1)
-            state = state.view(rows, groups, -1, spec.d_state)  # the heads of a group share its B and C
-            state.addcmul_(written, B.view(rows, groups, 1, -1))
-            y = torch.bmm(state.flatten(0, 1), C.reshape(rows * groups, -1, 1)).view(inner.shape).addcmul_(D, inner)
+            B, C = B.view(rows, groups, 1, -1), C.reshape(rows * groups, -1, 1)
+            ys = []
+            # A state is gone through three times: so many rows at a time that it is in the processor's cache.
+            some = max(1, _CACHED // state[0].nbytes) if x.is_cpu else rows
+            for at in range(0, rows, some):
+                part = state[at : at + some].mul_(decay[at : at + some])
+                part = part.view(len(part), groups, -1, spec.d_state)  # the heads of a group share its B and C
+                part.addcmul_(written[at : at + some], B[at : at + some])
+                ys.append(torch.bmm(part.flatten(0, 1), C[at * groups : (at + some) * groups]))
+            y = (ys[0] if len(ys) == 1 else torch.cat(ys)).view(inner.shape).addcmul_(D, inner)
             return out_proj(gated(y.view(rows, -1), z))
 
         return step

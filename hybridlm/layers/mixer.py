@@ -37,7 +37,7 @@ class Mixer(Layer):
     def prepare(self) -> MixerStep:
         """A function ``step(x (B, D), cache, seq) -> (B, D)`` that decodes one token per row, valid for as long as the
         weights stay as they are: ``forward`` without gradients, autocast and compiled kernels, all in one dtype of at
-        least fp32, where ``seq.plain``.
+        least fp32, without padding and documents. Rows may hold different numbers of tokens (``seq.held``).
 
         Overridden where another form is faster: in a small model a token takes as long as calling its operators takes,
         and whatever depends on the weights alone is computed here, once.

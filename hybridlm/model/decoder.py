@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hybridlm.layers.cache import LayerCache
 from hybridlm.layers.sequence import SequenceInfo
+from hybridlm.model.columns import sequence_info
 from hybridlm.ops.cross_entropy import cap_logits
 from hybridlm.ops.dispatch import autocast_on
 from hybridlm.ops.kernels.choice import ALL_TORCH
@@ -46,11 +47,15 @@ class Decoder:
     def __call__(self, tokens: Tensor, cache: ModelCache) -> Tensor:
         """The logits (B, V) after ``tokens`` (B,), which the cache then holds."""
         model, config = self._model, self._model.config
-        plain = not cache.ragged and cache.last_doc is None
-        if not self._prepared or not plain or model.kernels != ALL_TORCH or autocast_on(model.embedding.weight):
+        if (
+            not self._prepared
+            or cache.last_doc is not None
+            or model.kernels != ALL_TORCH
+            or autocast_on(model.embedding.weight)
+        ):
             whole: Tensor = model(tokens.unsqueeze(1), cache, keep="last").logits
             return whole[:, -1]
-        seq = SequenceInfo.contiguous(len(tokens), 1, cache.past, tokens.device)
+        seq = sequence_info(1, cache, None, None, tokens)
         x = F.embedding(tokens, model.embedding.weight)
         if config.embedding_scale != 1.0:
             x = x * config.embedding_scale

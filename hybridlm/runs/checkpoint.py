@@ -30,6 +30,7 @@ FORMAT_VERSION = 2  # 2: a checksum at the end of the file
 KEY = "hybridlm"  # of our part among Lightning's
 EMA_KEY = "hybridlm_ema"  # {name of a parameter: its running average in fp32}, where the run keeps one
 _TRAINED_IN = (torch.float64, torch.float32, torch.bfloat16)
+_FLOATS = (*_TRAINED_IN, torch.float16)
 PREFIX = "model."  # of the model's tensors in Lightning's state dict
 
 
@@ -205,6 +206,17 @@ def refuse_misfits(model: HybridLM, weights: Mapping[str, Tensor], path: Path) -
     """UserError: names, shapes or dtypes of ``weights`` do not match ``model``, in any dtype of training."""
     if problem := _misfit(model, weights):
         raise UserError(f"{path}: its weights do not match its model section ({problem})")
+
+
+def refuse_unfinite(tensors: Mapping[str, Tensor], where: Path) -> None:
+    """UserError: a tensor holds numbers that are not finite, or of a kind that no weights have here."""
+    for name, tensor in tensors.items():
+        if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype not in _FLOATS):
+            raise UserError(
+                f"{where}: {printable(name[:100])} is {tensor.dtype}; expected float32, bfloat16 or float16"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{where}: {printable(name[:100])} holds numbers that are not finite")
 
 
 def _misfit(model: HybridLM, weights: Mapping[str, Tensor]) -> str | None:

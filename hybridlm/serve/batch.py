@@ -20,10 +20,11 @@ _FIRST_ROWS = 4
 class Job:
     """One answer, from the prompt to its last token.
 
-    ids: the prompt's tokens, then the answer's; prompt: how many are the prompt's. marks: lengths, ascending, of
-    prefixes that other prompts may begin with. room: tokens for which its cache has memory. read: tokens in the cache,
-    which is its own until it joins the batch. node: the longest kept prefix of what was read. reused: tokens of the
-    prompt that did not have to be read. alone: being read once more, without anything that depends on other jobs.
+    ids: the prompt's tokens, then the answer's; prompt: how many are the prompt's. marks: lengths of prefixes that
+    other prompts may begin with. room: tokens for which its cache has memory. read: tokens in the cache, which is its
+    own until it joins the batch. node: the longest kept prefix of what was read. reused: tokens of the prompt that did
+    not have to be read. exact: its cache has the bits that depend on its tokens and ``cuts`` only. alone: it is being
+    read once more, for that.
     """
 
     ids: list[int]
@@ -36,10 +37,16 @@ class Job:
     room: int = 0
     read: int = 0
     reused: int = 0
+    exact: bool = True
     alone: bool = False
 
     def __post_init__(self) -> None:
         self.prompt = len(self.ids)
+
+    def cuts(self, chunk: int) -> list[int]:
+        """Where the pieces end in which its tokens are read, ascending."""
+        end = len(self.ids)
+        return sorted({*range(chunk, end, chunk), *(mark for mark in self.marks if mark < end), self.prompt, end})
 
 
 class Batch:

@@ -2,7 +2,7 @@
 
 An answer depends on its prompt, options and seed only. The logits depend on more: in another batch, or after a kept
 prefix, sums are rounded differently. So a choice that rounding could have decided is not made from them: the text is
-read again, alone and from its beginning, which always gives the same logits, and these decide.
+read again, alone and in pieces that depend on its request only, which always gives the same logits, and these decide.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from hybridlm.serve.batch import Batch, Job
 from hybridlm.serve.limits import Limits
 from hybridlm.serve.prefixes import Prefixes, restore
 
-# How much rounding may change a logit, relative to the largest: four times what was measured for the layers here in
-# float32. In lower precision most choices would be within the rounding, so there it is not looked at.
-NOISE = 2.0**-18
+# How much rounding may change a logit, relative to the largest. In float32 at most 2e-6 was measured for the layers
+# here, and 4e-7 for most; the errors of a draw's many logits do not all have the worst sign, as is assumed of them. In
+# lower precision most choices would be within the rounding, so there it is not looked at.
+NOISE = 2.0**-19
 _EXACT = (torch.float32, torch.float64)
 _FIRST_ROOM = 256  # tokens
-_PIECES = 2  # of prompts between two tokens
+_PIECES = 4  # of prompts between two tokens
 _LEAST = 4  # the share of a whole piece that the shortest costs, as its inverse
 
 Deliver = Callable[[Sequence[tuple[Job, Step | Exception]]], None]
@@ -101,11 +102,12 @@ class ServeEngine:
         try:
             self._admit()
             self._read_some(steps)
+            self.deliver(steps)  # first tokens do not wait for the others' next ones
+            steps = []
             self._decode(steps)
         except Exception as error:  # whatever it is, the next requests may be answered
             traceback.print_exc()
-            ended = {job for job, step in steps if isinstance(step, Step) and step.finish is not None}
-            steps += [(job, error) for job in self._taken_on - ended]
+            steps += [(job, error) for job in self._taken_on]
             self.reading, self.batch = [], Batch(self.model, self._decoder, self._first_room)
         self.deliver(steps)
 
@@ -131,28 +133,29 @@ class ServeEngine:
             budget, oldest = budget - max(job.read - before, self.limits.chunk // _LEAST), not oldest
             if logits is not None:
                 self.reading.remove(job)
-                (choice,) = choose(logits, [job.row], [job.ids], 0.0 if job.alone else self._noise)
+                (choice,) = choose(logits, [job.row], [job.ids], 0.0 if job.exact else self._noise)
                 self._take(job, choice, steps)
 
     def _read(self, job: Job) -> Tensor | None:
-        """Reads the next piece, or takes over what another job has read; the logits (1, V) after the last one."""
-        if not job.alone:
-            found = self.prefixes.longest(job.ids)
-            if found.tokens > job.read:
-                restore(found, self._open(job))
-                job.reused += found.tokens - job.read
-                job.node, job.read = found, found.tokens
-                if job.read == len(job.ids):
-                    return found.logits
+        """Reads the next piece, or takes over what was read before; the logits (1, V) after the last one."""
+        cuts = job.cuts(self.limits.chunk)
+        found = self.prefixes.exact(job.ids, cuts) if job.alone else self.prefixes.longest(job.ids)
+        if found.tokens > job.read:
+            restore(found, self._open(job))
+            job.reused += 0 if job.alone else found.tokens - job.read
+            job.node, job.read = found, found.tokens
+            job.exact = found.exact and [node.tokens for node in found.path()] == [n for n in cuts if n <= found.tokens]
+            if job.read == len(job.ids):
+                return found.logits
         cache = job.cache or self._open(job)
-        marks = () if job.alone else job.marks
-        chunk = self.limits.chunk
-        end = min(length for length in (*marks, job.read // chunk * chunk + chunk, len(job.ids)) if length > job.read)
+        end = next(cut for cut in cuts if cut > job.read)
         piece = torch.tensor([job.ids[job.read : end]], device=self.model.embedding.weight.device)
         logits: Tensor = self.model(piece, cache, keep="last").logits[:, -1]
-        job.read, whole = end, end == len(job.ids)
-        if not job.alone:
-            job.node = self.prefixes.add(job.node, job.ids[:end], cache, logits if whole else None)
+        whole, one_piece = end == len(job.ids), job.node.tokens == job.read
+        job.read = end
+        if not job.alone or end % self.limits.chunk == 0:  # elsewhere no other text is read from there
+            kept = logits if whole else None
+            job.node = self.prefixes.add(job.node, job.ids[:end], cache, kept, job.exact and one_piece)
         return logits if whole else None
 
     def _open(self, job: Job) -> ModelCache:
@@ -176,12 +179,14 @@ class ServeEngine:
         """Gives ``job`` its next token, or has it read again. place: its row in the batch, None: it is in none."""
         if not choice.settled:
             self.rechecks += 1
-            job.alone, job.cache, job.read = True, None, 0
+            job.alone, job.exact, job.cache, job.read, job.node = True, True, None, 0, self.prefixes.root
             self.reading.insert(0, job)
             if place is not None:
                 self.batch.leave(place)
             return
         job.alone = False
+        if place is not None:
+            job.exact = False
         step = job.row.step(choice.id, choice.logprob, len(job.ids) + 1 == self.limits.context)
         steps.append((job, step))
         if step.finish is None:
@@ -191,6 +196,6 @@ class ServeEngine:
             return
         cache = job.cache if place is None else self.batch.row(place)
         assert cache is not None
-        self.prefixes.add(job.node, job.ids[: job.read], cache, None)
+        self.prefixes.add(job.node, job.ids[: job.read], cache, None, exact=False)
         if place is not None:
             self.batch.leave(place)

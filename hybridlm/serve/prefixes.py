@@ -19,12 +19,18 @@ _TOKEN_BYTES = 40  # of a token in a tuple, roughly
 
 class Node:
     """The state after ``tokens`` tokens: those of its parent and ``own``. logits: (1, V) of the next token, where
-    known. piece: None: evicted, or the root."""
+    known. exact: its tokens were read in one piece, without other rows, after an exact state: whoever does that gets
+    the same bits. piece: None: evicted, or the root."""
 
     def __init__(
-        self, parent: Node | None, own: tuple[int, ...], piece: list[dict[str, Tensor]] | None, logits: Tensor | None
+        self,
+        parent: Node | None,
+        own: tuple[int, ...],
+        piece: list[dict[str, Tensor]] | None,
+        logits: Tensor | None,
+        exact: bool,
     ) -> None:
-        self.parent, self.own, self.piece, self.logits = parent, own, piece, logits
+        self.parent, self.own, self.piece, self.logits, self.exact = parent, own, piece, logits, exact
         self.children: dict[tuple[int, ...], Node] = {}
         self.tokens: int = len(own) if parent is None else parent.tokens + len(own)
 
@@ -44,7 +50,7 @@ class Prefixes:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes = limit, 0
-        self.root = Node(None, (), None, None)
+        self.root = Node(None, (), None, None, exact=True)
         # Least recently used first. A node is used with everything above it, which counts as used after it: so the
         # first one has no children.
         self._used: OrderedDict[Node, None] = OrderedDict()
@@ -66,20 +72,36 @@ class Prefixes:
                 best = deeper
         return best
 
-    def add(self, node: Node, ids: Sequence[int], cache: ModelCache, logits: Tensor | None) -> Node:
+    def exact(self, ids: Sequence[int], cuts: Sequence[int]) -> Node:
+        """The last exact node after pieces of ``ids`` that end at ``cuts``, in their order."""
+        node = self.root
+        for cut in cuts:
+            child = node.children.get(tuple(ids[node.tokens : cut]))
+            if child is None or not child.exact or (cut == len(ids) and child.logits is None):
+                break
+            node = child
+        self._touch(node)
+        return node
+
+    def add(self, node: Node, ids: Sequence[int], cache: ModelCache, logits: Tensor | None, exact: bool) -> Node:
         """Keeps the state of ``cache``, of one row, after ``ids``, which begin with the tokens of ``node``. The node of
-        that state, or the nearest above it where it does not fit in the limit."""
+        that state, or the nearest above it where it does not fit in the limit. exact: if ``node`` is."""
         while node.parent is not None and node.piece is None:  # evicted meanwhile
-            node = node.parent
+            node, exact = node.parent, False
         own = tuple(ids[node.tokens :])
         if not own or not self.limit:
             return node
         child = node.children.get(own)
-        if child is None:
-            child = Node(node, own, cache.piece(node.tokens), None if logits is None else logits.clone())
-            if child.bytes > self.limit:
+        if child is None or (exact and node.exact and not child.exact):
+            logits = None if logits is None else logits.clone()
+            new = Node(node, own, cache.piece(node.tokens), logits, exact and node.exact)
+            if new.bytes > self.limit:
                 return node
-            node.children[own] = child
+            if child is None:
+                child = node.children[own] = new
+            else:  # what is below it stays what it is
+                self.bytes -= child.bytes
+                child.piece, child.logits, child.exact = new.piece, new.logits, True
             self.bytes += child.bytes
         self._touch(child)
         self._evict()

@@ -10,7 +10,7 @@ from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.files.sealed import digest
 from hybridlm.model.lm import HybridLM
-from hybridlm.runs.checkpoint import KEY, read_content, rebuilt, refuse_misfits, weights_of
+from hybridlm.runs.checkpoint import KEY, read_content, rebuilt, refuse_misfits, refuse_unfinite, weights_of
 from hybridlm.runs.initial import architecture_changes, source_of
 
 
@@ -59,6 +59,7 @@ def given_weights(config: RunConfig) -> GivenWeights:
             f"init_from = {source.checkpoint}: has another architecture than this run; {', '.join(changes)}"
         )
     refuse_misfits(model, weights, source.checkpoint)
+    refuse_unfinite(weights, source.checkpoint)
     tokenizer = Tokenizer.load(source.folder.tokenizer)
     if tokenizer.fingerprint != ours["tokenizer"]:
         raise UserError(f"{source.folder.tokenizer}: not the tokenizer of {source.checkpoint}")

@@ -60,6 +60,13 @@ def test_json_likewise(text, reason):
         parse_json(text)
 
 
+def test_a_key_twice_is_refused_where_it_matters():
+    text = '{"a": {"x": 1, "\\u0078": 2}}'
+    assert parse_json(text) == {"a": {"x": 2}}
+    with pytest.raises(Unreadable, match="'x' twice"):
+        parse_json(text, unique=True)
+
+
 def test_plain_values_are_read_and_dates_stay_texts():
     tree = {"a": [1, 2.5, None, True, "x: y"], "b": {"c": "2020-01-01", "d": float("inf")}}
     assert parse_yaml(yaml.safe_dump(tree)) == tree

@@ -109,14 +109,14 @@ def test_a_damaged_file_does_not_get_its_name(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gguf, "quantize", lambda data, kind: data * 1.001)
     with pytest.raises(RunFailed, match="token_embd"):
         export_gguf(loaded(run), tmp_path / "out" / "x.gguf")
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
     (tmp_path / "mine.gguf").write_text("mine")
     for arguments in (["mine.gguf"], ["new.gguf", "--arch", "gpt2"], ["new.gguf", "--arch", "mamba"]):
         with pytest.raises(SystemExit) as end:
             run_app(["export", str(run), str(tmp_path / arguments[0]), "--to", "gguf", *arguments[1:]])
         assert end.value.code == 2
     assert (tmp_path / "mine.gguf").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.gguf", "out", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.gguf", "run"]
 
 
 WRONG = {

@@ -95,6 +95,6 @@ class AttentionConfig(MixerSection):
                 " channels are not pairs to rotate",
             ),
         )
-        scale = self.scale or head_dim**-0.5
+        scale = self.scale or max(1, head_dim) ** -0.5  # 0 is refused: more heads than channels
         numbers = {"n_kv_heads": kv, "head_dim": head_dim, "rope_dim": rope_dim, "scale": scale}
         return numbers | {"rope": rope, "qk_norm": qk_norm}, problems

@@ -112,7 +112,7 @@ class DeepseekV3(Architecture):
         layers, dense = config["num_hidden_layers"], config["first_k_dense_replace"]
         section: dict[str, Any] = {
             "d_model": config["hidden_size"],
-            "pattern": ["L:mlp"] * min(dense, layers) + ["L:moe"] * (layers - dense),
+            "pattern": ["L:mlp" if i < dense else "L:moe" for i in range(layers)],
             "norm_eps": config["rms_norm_eps"],
             "tie_embeddings": config["tie_word_embeddings"],
             "mla": {"rope": True} | {ours: config[theirs] for theirs, ours in _FIELDS.items()},
