@@ -1,12 +1,12 @@
 """A server's speed under many clients against one client's, and what a kept prefix saves.
 
 `hybridlm serve` runs in a process of its own, its clients here, on the same cores: d_model 256, 8 layers, Mamba-2 and
-attention in turn, 4096 ids, fp32. Every answer is streamed and has 64 tokens, at temperature 0.8, after a prompt of 300
-tokens that no other request begins with.
+attention in turn, 4096 ids, fp32. Every answer is streamed, at temperature 0.8, after a prompt of 128 tokens that no
+other request begins with, and has 64 to 192 tokens.
 
 load: in each round one client asks for some answers one after the other, then 50 clients ask for three each, beginning
-within a second; the first tokens of a client's first answer, when all begin, do not count. prefix: in each round two
-prompts of 1,000 equal tokens and 24 of their own, the first of which nobody sent before.
+within four seconds; the first tokens of a client's first answer, when all begin, do not count. prefix: in each round
+two prompts of 1,000 equal tokens and 24 of their own, the first of which nobody sent before.
 
 python benchmarks/serve.py [--only load|prefix] [--rounds N]      prints the tables and writes
 benchmarks/results/serve_*.md
@@ -39,7 +39,9 @@ from hybridlm.files.sealed import write_sealed
 from hybridlm.runs.checkpoint import KEY, facts
 
 CLIENTS, EACH, LONE = 50, 3, 4  # clients, answers of each; answers of the lone client
-PROMPT, ANSWER, PREFIX, OWN = 128, 128, 1000, 24  # tokens
+PROMPT, PREFIX, OWN = 128, 1000, 24  # tokens
+ANSWER = (64, 192)  # tokens
+START = 4.0  # seconds within which the clients begin
 ROUNDS = 5
 
 
@@ -82,14 +84,14 @@ def server() -> Iterator[int]:
             process.wait()
 
 
-async def ask(port: int, prompt: list[int], seed: int, tokens: int = ANSWER) -> Timing:
+async def ask(port: int, prompt: list[int], rng: random.Random, tokens: int) -> Timing:
     """One streamed answer; the connection is closed behind it, as ``curl`` does."""
     body = json.dumps(
         {
             "prompt": prompt,
             "max_tokens": tokens,
             "temperature": 0.8,
-            "seed": seed,
+            "seed": rng.randrange(2**30),
             "stream": True,
             "logprobs": 0,  # so that every token is an event, also one that does not complete a character
             "logit_bias": {"0": -100},  # no answer ends early
@@ -119,7 +121,7 @@ def drawn(rng: random.Random, tokens: int) -> list[int]:
 async def lone(port: int, rng: random.Random) -> tuple[float, float]:
     """Tokens a second and the median seconds to a first token, one answer at a time."""
     began = time.perf_counter()
-    timings = [await ask(port, drawn(rng, PROMPT), rng.randrange(2**30)) for _ in range(LONE)]
+    timings = [await ask(port, drawn(rng, PROMPT), rng, rng.randint(*ANSWER)) for _ in range(LONE)]
     seconds = time.perf_counter() - began
     return sum(each.tokens for each in timings) / seconds, statistics.median(each.first for each in timings)
 
@@ -129,10 +131,10 @@ async def crowd(port: int, rng: random.Random) -> tuple[float, float]:
 
     async def client(start: float, own: random.Random) -> list[Timing]:
         await asyncio.sleep(start)
-        return [await ask(port, drawn(own, PROMPT), own.randrange(2**30)) for _ in range(EACH)]
+        return [await ask(port, drawn(own, PROMPT), own, own.randint(*ANSWER)) for _ in range(EACH)]
 
     began = time.perf_counter()
-    clients = [client(rng.random(), random.Random(rng.randrange(2**30))) for _ in range(CLIENTS)]
+    clients = [client(START * rng.random(), random.Random(rng.randrange(2**30))) for _ in range(CLIENTS)]
     timings = await asyncio.gather(*clients)
     seconds = time.perf_counter() - began
     tokens = sum(each.tokens for own in timings for each in own)
@@ -168,7 +170,7 @@ def prefix(rounds: int) -> list[str]:
     with server() as port:
         for number in range(rounds + 1):
             shared = drawn(rng, PREFIX)
-            times = [asyncio.run(ask(port, shared + drawn(rng, OWN), 1, 1)).first for _ in range(2)]
+            times = [asyncio.run(ask(port, shared + drawn(rng, OWN), rng, 1)).first for _ in range(2)]
             pairs += [times] if number else []
     ratio = Ratio.of([first / second for first, second in pairs])
     rows = [bound_row(f"first token after {PREFIX:,} equal tokens, first time / second time", ratio, 5.0, 8.0, "more")]

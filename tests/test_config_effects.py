@@ -37,6 +37,7 @@ from hybridlm.train.guards import GuardCallback, RunDiverged
 from hybridlm.train.launch import strategy
 from hybridlm.train.loggers import Remote, make_loggers
 from hybridlm.train.metrics import Clock
+from hybridlm.train.objective import objective_of
 from hybridlm.train.router import routers_of
 from hybridlm.train.schedule import lr_factor
 from hybridlm.train.stopping import Stopping
@@ -46,6 +47,7 @@ from hybridlm.train.validation import InContextProbes
 # field: (new value, what else has to be set for the field to matter)
 FROM_FILE = ["data.tokenizer.kind=file", "data.tokenizer.path=CORPUS/tokenizer.json"]
 FROM_HUB = ["data.source=hf", "data.path=null", "data.hf.id=CORPUS/hub"]
+PAIRS = ["data.path=CORPUS/chats.jsonl", "data.format=preferences", "optim.objective=dpo"]
 CHAT_TOKENS = "['<|system|>', '<|user|>', '<|assistant|>', '<|end|>']"
 FLIPS: dict[str, tuple[Any, list[str]]] = {
     "seed": (1, []),
@@ -262,6 +264,8 @@ FLIPS: dict[str, tuple[Any, list[str]]] = {
     "data.global_batch": (8, []),
     "data.batch_size": (2, []),
     "optim.name": ("muon", ["optim.name=adamw"]),
+    "optim.objective": ("next_token", PAIRS),
+    "optim.dpo_beta": (0.5, PAIRS),
     "optim.lr": (0.5, []),
     "optim.lr_scale.matrix": (0.5, []),
     "optim.lr_scale.vector": (0.5, []),
@@ -413,6 +417,7 @@ def model_effects(config: RunConfig) -> dict[str, Any]:
         "cache": cache.bytes,
         "groups": [(group["name"], group["lr"], group["weight_decay"], len(group["params"])) for group in groups],
         "updated": digest(*model.parameters()),
+        "objective": objective_of(config.optim),
         "rates": [lr_factor(step, config.optim, 12) for step in range(12)],
     }
 

@@ -13,6 +13,8 @@ CHOICES = [(group, option) for group, options in groups().items() for option in 
 NEEDS = {  # the user's own files have no default
     ("data", "files"): ["data.path=*.txt"],
     ("data", "chat"): ["data.path=*.jsonl"],
+    ("data", "preferences"): ["data.path=*.jsonl"],
+    ("optim", "dpo"): ["data=preferences", "data.path=*.jsonl"],
     ("data", "hf"): ["data.hf.id=owner/name"],
     ("data", "mixture"): ["data.parts={a: {source: stdlib}, b: {source: files, path: b.txt, weight: 2.0}}"],
     ("data", "bins"): ["data.path=train.bin", "data.tokenizer.path=tokenizer.json"],
@@ -41,7 +43,7 @@ def test_validates_alone(group, option):
     if group == "model":
         assert config.model.name == option
     if group in ("size", "hardware", "logger", "optim"):
-        assert getattr(config, group).name == option
+        assert getattr(config, group).name == {"sft": "adamw", "dpo": "adamw"}.get(option, option)
 
 
 @pytest.mark.parametrize(("preset", "size"), list(product(PRESETS, ["tiny", "small", "d12", "d16", "d20", "d26"])))

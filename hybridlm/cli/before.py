@@ -52,7 +52,9 @@ def plan(
 
         found, inference = plan_run(config), plan_inference(config)
         changes = [] if found.fits else suggestions(config, found)
-        plain = "" if as_json else f"{full_text(found, inference)}\nexports     {destinations(config.model)}"
+        plain = (
+            "" if as_json else f"{full_text(found, inference)}\nexports     {destinations(config.model, advised=True)}"
+        )
         print(plain or json_text(found, inference, changes), flush=True)
         if not found.fits:
             raise ConfigError(refusal(found, changes))

@@ -41,6 +41,11 @@ def constraint_problems(config: RunConfig) -> list[str]:
                 f"size = {config.size.name!r}: the preset {config.model.name} takes {', '.join(config.model.sizes)}",
             ),
             (
+                optim.objective == "dpo" and config.data.format != "preferences",
+                f"optim.objective = 'dpo': data.format={config.data.format} has no chosen and rejected answers; use"
+                " data=preferences",
+            ),
+            (
                 optim.sgd.nesterov and optim.sgd.momentum == 0,
                 "optim.sgd.nesterov = true: needs optim.sgd.momentum above 0",
             ),

@@ -63,10 +63,11 @@ class CorpusConfig(Section):
             "for source=files and bins: the validation text, in the same form as path; null: val_fraction of path"
         ),
     )
-    format: Literal["text", "chat"] = Field(
+    format: Literal["text", "chat", "preferences"] = Field(
         "text",
         description=(
-            "chat: records are conversations (formats in docs/data.md); the loss is on the assistant's tokens only"
+            "chat: records are conversations (formats in docs/data.md); the loss is on the assistant's tokens only;"
+            " preferences: conversations with a chosen and a rejected end, for optim=dpo"
         ),
     )
     text_field: str = Field("text", min_length=1, description="field of .jsonl or column of .parquet with the text")
@@ -129,3 +130,13 @@ class DataConfig(CorpusConfig):
         "refuse",
         description=("for one start: whether to resume although the text or its order has changed"),
     )
+
+    @property
+    def sequences(self) -> int:
+        """Rows of a batch for each window: a pair of preferences takes two."""
+        return 2 if self.format == "preferences" else 1
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether some of the text needs the tokens around messages."""
+        return any(corpus.format != "text" for corpus in (self, *self.parts.values()))

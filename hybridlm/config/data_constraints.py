@@ -48,6 +48,17 @@ def data_problems(data: DataConfig) -> list[str]:
             " data.synthetic.eval_lengths",
         ),
     )
+    mixed = [f"data.parts.{name}" for name, part in data.parts.items() if part.format == "preferences"]
+    mixed += ["data"] if mixture and data.format == "preferences" else []
+    problems += [
+        f"{where}.format = 'preferences': is not mixed with other data; use data=preferences" for where in mixed
+    ]
+    problems += broken(
+        (
+            data.format == "preferences" and data.packing,
+            "data.packing = true: pairs of preferences are not packed; each takes two rows of data.seq_len tokens",
+        )
+    )
     problems += _token_problems(data)
     return problems + (synthetic_problems(data.synthetic, data.seq_len) if synthetic else [])
 
@@ -106,7 +117,7 @@ def _corpus_problems(where: str, corpus: CorpusConfig) -> list[str]:
         ),
         (source != "hf" and corpus.hf != HfConfig(), f"{where}.hf: only {where}.source=hf reads it"),
         (
-            source in ("stdlib", "bins", "synthetic") and corpus.format == "chat",
-            f"{where}.format = 'chat': {where}.source={source} has no records; use files or hf",
+            source in ("stdlib", "bins", "synthetic") and corpus.format != "text",
+            f"{where}.format = {corpus.format!r}: {where}.source={source} has no records; use files or hf",
         ),
     )

@@ -38,6 +38,16 @@ class SGDConfig(Section):
 class OptimConfig(Section):
     """The optimizer and its schedule (``optim``)."""
 
+    objective: Literal["next_token", "dpo"] = Field(
+        "next_token",
+        description=(
+            "next_token: cross-entropy; dpo: direct preference optimisation, for data.format=preferences"
+            " (docs/finetuning.md)"
+        ),
+    )
+    dpo_beta: float = Field(
+        0.1, gt=0, description="dpo: how strongly the weights are held to those they start from; less is freer"
+    )
     name: Literal["adamw", "muon", "lion", "sgd", "adamw8bit"] = Field(
         "adamw",
         description=(

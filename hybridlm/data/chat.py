@@ -57,13 +57,15 @@ class ChatTemplate:
     end_id: int
     tail: tuple[int, ...]
 
-    def encode(self, roles: Sequence[str], contents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(
+        self, roles: Sequence[str], contents: Sequence[np.ndarray], context: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """A conversation, given the role and the content ids of each message: its ids, uint32 (n,), and which are
-        learned, bool (n,)."""
+        learned, bool (n,): none of the first ``context`` messages."""
         pieces: list[Sequence[int] | np.ndarray] = []
         learned: list[bool] = []
-        for role, content in zip(roles, contents, strict=True):
-            answer = role == "assistant"
+        for place, (role, content) in enumerate(zip(roles, contents, strict=True)):
+            answer = role == "assistant" and place >= context
             pieces += [self.prefixes[role], content, (self.end_id,), self.tail]
             learned += [False, answer, answer, False]
         ids = np.concatenate([np.asarray(piece, dtype=np.uint32) for piece in pieces])
@@ -111,52 +113,63 @@ def template_of(tokenizer: Tokenizer) -> ChatTemplate:
 
     ConfigError: it has none of the three sets, or documents end with the token that ends a message.
     """
+    template, problem = _fitting(tokenizer)
+    if template is None:
+        raise ConfigError(f"data.format: {problem}")
+    return template
+
+
+def missing_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The special tokens that ``tokenizer`` needs for conversations: none if it has a template, else those of ours."""
+    return () if _fitting(tokenizer)[0] is not None else _STYLES[0].tokens
+
+
+def _fitting(tokenizer: Tokenizer) -> tuple[ChatTemplate | None, str]:
+    """The template, or why there is none."""
     for style in _STYLES:
         known = {name: token for name in style.tokens if (token := tokenizer.special_id(name)) is not None}
         if len(known) < len(style.tokens):
             continue
         if shared := [name for name, token in known.items() if token == tokenizer.eos_id]:
-            raise ConfigError(
-                f"data.format=chat: {shared[0]} of {style.name} template also ends this tokenizer's documents, so each"
-                " message would be a document; use another template, such as"
-                f" data.tokenizer.special_tokens={list(_STYLES[0].tokens)}"
+            return None, (
+                f"{shared[0]} of {style.name} template also ends this tokenizer's documents, so each message would be a"
+                f" document; use another template, such as data.tokenizer.special_tokens={list(_STYLES[0].tokens)}"
             )
-        return ChatTemplate(
+        template = ChatTemplate(
             style,
             {role: tuple(_ids(style.prefix.format(role=role), known, tokenizer)) for role in ROLES},
             known[style.end],
             tuple(_ids(style.tail, known, tokenizer)),
         )
+        return template, ""
     sets = "; or ".join(f"{style.name} {' '.join(style.tokens)}" for style in _STYLES)
-    raise ConfigError(
-        "data.format=chat: the tokenizer lacks the special tokens of a template; set data.tokenizer.special_tokens to"
-        f" {sets}"
-    )
+    return None, (f"the tokenizer lacks the special tokens of a template; set data.tokenizer.special_tokens to {sets}")
 
 
 def encode_conversations(
     conversations: Iterable[Document], tokenizer: Tokenizer, template: ChatTemplate
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The ids (uint32) of each conversation in turn, and which of them are learned (bool), without end-of-document
-    tokens.
+    """The ids (uint32) of each conversation in turn, of a pair of preferences both, and which of them are learned
+    (bool), without end-of-document tokens.
 
     Every content is encoded separately, so that it has the same ids anywhere and gives no special token. Memory is
     bounded as in ``Tokenizer.encode_documents``. ValueError: a document that is not a conversation.
     """
-    ahead: deque[tuple[str, ...]] = deque()  # the roles of what was read and not yet yielded
+    ahead: deque[tuple[tuple[str, ...], int]] = deque()  # roles and context of what was read and not yet yielded
 
     def contents() -> Iterator[str]:
         for conversation in conversations:
             if not conversation.turns:
                 raise ValueError(f"{conversation.name} is not a conversation")
-            ahead.append(tuple(turn.role for turn in conversation.turns))
-            for turn in conversation.turns:
-                yield turn.content
+            for turns in conversation.conversations:
+                ahead.append((tuple(turn.role for turn in turns), conversation.context))
+                for turn in turns:
+                    yield turn.content
 
     encoded = tokenizer.encode_documents(contents())
     for first in encoded:
-        roles = ahead.popleft()
-        yield template.encode(roles, [first, *islice(encoded, len(roles) - 1)])
+        roles, context = ahead.popleft()
+        yield template.encode(roles, [first, *islice(encoded, len(roles) - 1)], context)
 
 
 def _ids(text: str, specials: Mapping[str, int], tokenizer: Tokenizer) -> list[int]:

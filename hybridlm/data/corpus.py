@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from hybridlm.data.files.stream import TokenStream
 from hybridlm.data.tokenizer import Tokenizer
@@ -14,7 +16,8 @@ class TextSplit:
     """The training or the validation documents of a corpus as tokens.
 
     text_bytes: UTF-8 bytes of text, in conversations of the learned tokens only. gzip_bytes, xz_bytes: of that text
-    compressed, the yardstick for bits per byte; None if not measured.
+    compressed, the yardstick for bits per byte; None if not measured. reference: of preferences, (pairs that fit into a
+    window, 2) float64, the log-probabilities of chosen and rejected under the weights that training starts from.
     """
 
     stream: TokenStream
@@ -22,6 +25,7 @@ class TextSplit:
     text_bytes: int
     gzip_bytes: int | None = None
     xz_bytes: int | None = None
+    reference: np.ndarray | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hybridlm.generate.sampling import Sampling
@@ -88,52 +87,58 @@ def chosen(logits: Tensor, sampling: Sampling, draws: Sequence[float]) -> Tensor
     logits: (B, V), adjusted. draws: one number in [0, 1) per row. Rounding of the logits changes the token only if a
     draw falls within that rounding of a border; ``settled`` tells.
     """
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    running, target = _running(probabilities(logits, sampling), draws)
-    return torch.searchsorted(running, target, right=True).squeeze(1)
+    return logits.argmax(-1) if sampling.temperature == 0 else _drawn(probabilities(logits, sampling), draws)[0]
 
 
-def _running(probability: Tensor, draws: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """The cumulative probability (B, V) of each row, and the place (B, 1) of its draw in it."""
+def _drawn(probability: Tensor, draws: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """The id (B,) of each row, the cumulative probability (B, V), and the place (B, 1) of the draw in it."""
     running = probability.double().cumsum(-1)
     target = torch.tensor(draws, dtype=torch.float64, device=running.device).unsqueeze(1) * running[:, -1:]
-    return running, target
+    return torch.searchsorted(running, target, right=True).squeeze(1), running, target
 
 
-def settled(logits: Tensor, sampling: Sampling, draws: Sequence[float], ids: Tensor, noise: Tensor) -> Tensor:
-    """(B,) True where ``chosen``, given logits that each lie within ``noise`` (B,) of these, would choose ``ids`` too.
+def settled(logits: Tensor, sampling: Sampling, draws: Sequence[float], noise: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``chosen`` gives, and (B,) True where it would give the same for any logits that lie within ``noise`` (B,)
+    of these.
 
     A draw must lie further from the borders of its token than the noise and the tokens of which it is open whether
     top_k, top_p and min_p keep them can move these.
     """
     penalty = sampling.repetition_penalty
     noise = noise * max(penalty, 1 / penalty)
-    first, second = logits.topk(2, dim=-1).values.unbind(-1)
     if sampling.temperature == 0:
-        return first - second > 2 * noise
-    # Where the noise is beyond what probabilities are compared with, only a token that is certain is settled.
+        # Twice the noise of a difference: here nothing cancels.
+        return logits.argmax(-1), _lead(logits) > 4 * noise
     relative = (noise / _divisor(sampling)).double()
-    alone = first - second > 2 * noise + _CERTAIN * _divisor(sampling)
     kept = probabilities(logits, sampling)
-    open_mass = _open(_scaled(logits, sampling).softmax(-1).double(), kept > 0, sampling, relative.clamp_max(1.0))
-    running, target = _running(kept, draws)
-    whole, target = running[:, -1:], target.squeeze(1) / running[:, -1]
-    before, behind = F.pad(running / whole, (1, 0)).gather(1, torch.stack((ids, ids + 1), 1)).unbind(1)
+    ids, running, target = _drawn(kept, draws)
+    whole, target = running[:, -1], target.squeeze(1) / running[:, -1]
+    borders = running.gather(1, torch.stack(((ids - 1).clamp_min(0), ids), 1)) / whole.unsqueeze(1)
+    before, behind = torch.where(ids > 0, borders[:, 0], 0.0), borders[:, 1]
     odds = (2 * relative.clamp_max(1.0)).exp()  # by what the odds of a cumulative probability may change
     highest, lowest = before * odds / (before * odds + 1 - before), behind / (behind + (1 - behind) * odds)
+    open_mass = torch.zeros_like(relative)
+    if (sampling.top_k, sampling.top_p, sampling.min_p) != (None, 1.0, 0.0):
+        likely = _scaled(logits, sampling).softmax(-1).double()
+        open_mass = _open(likely, kept > 0, sampling, relative.clamp_max(1.0))
     # The first token that is kept has no border before it, and the last none behind it.
     far_before = (target > highest + open_mass) | ((before <= 0) & (open_mass == 0))
     far_behind = (target < lowest - open_mass) | ((behind >= 1) & (open_mass == 0))
-    far = far_before & far_behind
-    return torch.where(relative < 1, far, alone)
+    sure = far_before & far_behind
+    if bool((relative >= 1).any()):  # beyond what is compared above: only a token that is certain is settled
+        sure = torch.where(relative < 1, sure, _lead(logits) > 2 * noise + _CERTAIN * _divisor(sampling))
+    return ids, sure
+
+
+def _lead(logits: Tensor) -> Tensor:
+    """(B,) by how much the largest is larger than the second."""
+    first, second = logits.topk(2, dim=-1).values.unbind(-1)
+    return first - second
 
 
 def _open(probability: Tensor, kept: Tensor, sampling: Sampling, relative: Tensor) -> Tensor:
     """(B,) by how much tokens of which it is open whether they are kept can move a cumulative probability at most, each
     probability (B, V) being known but for a factor between ``exp(+-relative)`` and for one that all share."""
-    if sampling.top_k is None and sampling.top_p == 1 and sampling.min_p == 0:
-        return torch.zeros_like(relative)
     least = probability.masked_fill(~kept, torch.inf).amin(-1)
     next_one = probability.masked_fill(kept, 0.0).amax(-1)
     total = (probability * kept).sum(-1)

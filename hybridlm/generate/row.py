@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from hybridlm.data.tokenizer import Tokenizer
@@ -91,10 +92,10 @@ def choose(logits: Tensor, rows: Sequence[Row], ids: Ids, noise: float = 0.0) ->
         theirs = [ids[other] for other in places]
         draws = [draw(rows[other].sampling.seed, len(ids[other])) for other in places]
         changed = adjusted(own, kind, theirs, [rows[other].new for other in places])
-        tokens = chosen(changed, kind, draws)
-        sure = [True] * len(places)
         if noise:
-            sure = settled(changed, kind, draws, tokens, noise * own.abs().amax(-1)).tolist()
+            tokens, sure = settled(changed, kind, draws, noise * own.abs().amax(-1))
+        else:
+            tokens, sure = chosen(changed, kind, draws), torch.ones(len(places), dtype=torch.bool)
         logprobs = [None] * len(places) if kind.logprobs is None else token_logprobs(own, tokens, kind.logprobs)
-        choices |= zip(places, map(Choice, tokens.tolist(), logprobs, sure), strict=True)
+        choices |= zip(places, map(Choice, tokens.tolist(), logprobs, sure.tolist()), strict=True)
     return [choices[place] for place in range(len(rows))]

@@ -119,13 +119,15 @@ def trace_microbatch(
 
 def _batch(batch: int, work: Workload) -> tuple[Tensor, ...]:
     """Ids, targets and, with packed documents, document ids."""
-    return tuple(torch.empty(batch, work.seq_len, dtype=torch.int64) for _ in range(3 if work.documents else 2))
+    rows = batch * work.sequences
+    return tuple(torch.empty(rows, work.seq_len, dtype=torch.int64) for _ in range(3 if work.documents else 2))
 
 
 def _loss(work: Workload, model: HybridLM, inputs: Sequence[Tensor]) -> Tensor:
     ids, targets, *documents = inputs
     with work.autocast(model):
-        output = model(ids, doc_ids=documents[0] if documents else None, targets=targets)
+        pairs = work.sequences > 1
+        output = model(ids, doc_ids=documents[0] if documents else None, targets=targets, each=pairs)
         total = output.loss_sum if output.aux is None else output.loss_sum + output.aux * output.n_tokens
         return cast(Tensor, total * 1.0)
 

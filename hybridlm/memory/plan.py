@@ -44,6 +44,7 @@ class Plan:
     devices: int
     precision: str
     seq_len: int
+    sequences: int
     max_steps: int
     never_reached: str | None
     global_batch: int
@@ -64,7 +65,7 @@ class Plan:
     @property
     def tokens(self) -> int:
         """Of the whole run."""
-        return self.max_steps * self.global_batch * self.seq_len
+        return self.max_steps * self.global_batch * self.sequences * self.seq_len
 
     @property
     def seconds(self) -> float | None:
@@ -131,6 +132,7 @@ class Planner:
             devices=self._devices,
             precision=work.precision,
             seq_len=work.seq_len,
+            sequences=work.sequences,
             max_steps=self._max_steps,
             never_reached=never_reached(config, self._max_steps),
             global_batch=self._windows * self._devices,
@@ -174,6 +176,7 @@ def workload_of(config: RunConfig, facts: DeviceFacts) -> tuple[Workload, Vocabu
         precision_of(config, facts),
         facts.kind == CUDA,
         documents,
+        config.data.sequences,
     )
     return work, vocabulary
 

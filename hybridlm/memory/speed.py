@@ -46,7 +46,7 @@ def relative_time(model: HybridLM, work: Workload, step: StepSettings) -> float:
         for block in blocks
     )
     recomputed = again / flops_per_token(model, work.seq_len, "train")
-    tokens = step.batch_size * work.seq_len
+    tokens = step.batch_size * work.sequences * work.seq_len
     return (1 + recomputed) * (1 + _SMALL / tokens) * (1.0 if step.rows >= ROWS else _FEWER_ROWS)
 
 
@@ -56,7 +56,7 @@ def tokens_per_second(
     """Training throughput of one device; None: its peak is unknown."""
     if rates.flops is None:
         return None
-    tokens = step.batch_size * step.accumulate * work.seq_len
+    tokens = step.batch_size * step.accumulate * work.sequences * work.seq_len
     seconds = (
         tokens
         * flops_per_token(model, work.seq_len, "train")

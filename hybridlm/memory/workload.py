@@ -14,13 +14,13 @@ from hybridlm.layers.init import Init
 from hybridlm.model.build import build_block
 from hybridlm.model.lm import HybridLM
 
-_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass(frozen=True)
 class Workload:
     """One process's work. vocab: the model's ids; precision: never ``auto``; gpu: rather than a CPU; documents: are
-    packed and isolated."""
+    packed and isolated; sequences: rows of a batch for each window, two for a pair of preferences."""
 
     model: ModelConfig
     optim: OptimConfig
@@ -29,6 +29,7 @@ class Workload:
     precision: str
     gpu: bool
     documents: bool
+    sequences: int = 1
 
     def __hash__(self) -> int:
         return hash(repr(self.model))  # a section that holds mappings has no hash of its own
@@ -50,7 +51,7 @@ class Workload:
 
     def autocast(self, model: HybridLM) -> AbstractContextManager[object]:
         """The context that Lightning runs a training step in: autocast without its cache of rounded weights."""
-        dtype = _AUTOCAST.get(self.precision)
+        dtype = AUTOCAST.get(self.precision)
         if dtype is None:
             return nullcontext()
         return torch.autocast(model.embedding.weight.device.type, dtype=dtype, cache_enabled=False)

@@ -45,7 +45,7 @@ def sequence_info(
         doc_ids = torch.where(cache.lengths > 0, open_doc, 0).unsqueeze(1).expand(batch, length)
     held = longest = None
     if cache is not None:
-        held = cache.lengths if cache.ragged else None
+        held = cache.lengths.clone() if cache.ragged else None  # the cache changes its own in place
         longest = None if valid is None else int((cache.lengths + valid.sum(1)).max())
     return SequenceInfo(place.clamp_min(0), past, starts, valid, held, doc_ids, longest)
 

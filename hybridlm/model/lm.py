@@ -78,7 +78,7 @@ class HybridLM(nn.Module):
     ) -> LMOutput:
         """ids: (B, T) token ids. With ``targets`` (B, T; -100 does not count) the output holds the loss and no logits,
         which are never built whole; without, the logits of the columns that ``keep`` names ("all", "last", or the last
-        n). each: also the loss of every target in nats and whether it is the likeliest id, without gradients.
+        n). each: also the loss of every target in nats and whether it is the likeliest id.
 
         cache: read, and advanced by the tokens. doc_ids: (B, T) document of each token: nothing reaches from one
         document into another; a row's first token continues what the cache holds if its document is the row's last
@@ -117,7 +117,13 @@ class HybridLM(nn.Module):
         flat = targets.flatten()
         if each:
             losses, likeliest = linear_token_losses(
-                hidden, self.head_weight, flat, vocab=self.vocab_size, scale=scale, softcap=softcap
+                hidden,
+                self.head_weight,
+                flat,
+                vocab=self.vocab_size,
+                scale=scale,
+                softcap=softcap,
+                rows=self.loss_rows,
             )
             output.losses, output.likeliest, output.loss_sum = (
                 losses.view(targets.shape),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from hybridlm.ops.dispatch import autocast_off
 from hybridlm.ops.kernels.choice import CUDA, TORCH, Backend
@@ -164,21 +165,31 @@ def linear_cross_entropy(
     return total
 
 
-@torch.no_grad()
 def linear_token_losses(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, vocab: int, scale: float = 1.0, softcap: float | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    vocab: int,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    rows: int = ROWS,
 ) -> tuple[Tensor, Tensor]:
-    """``linear_cross_entropy`` row by row, without gradients, for evaluation: (R,) nats in at least fp32, 0 where the
-    target does not count, and (R,) whether the target is the likeliest id."""
-    wide = at_least_fp32(hidden.dtype)
-    losses = torch.empty(len(hidden), dtype=wide, device=hidden.device)
-    likeliest = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
-    weight = weight.to(hidden.dtype).t()
-    with autocast_off(hidden):
-        for start in range(0, len(hidden), ROWS):
-            rows = slice(start, start + ROWS)
-            logits = cap_logits(torch.mm(hidden[rows], weight).to(wide), scale, softcap)[:, :vocab]
-            picked = logits.gather(-1, targets[rows].clamp_min(0).unsqueeze(-1)).squeeze(-1)
-            losses[rows] = (logits.logsumexp(-1) - picked) * (targets[rows] != IGNORE)
-            likeliest[rows] = logits.argmax(-1) == targets[rows]
+    """``linear_cross_entropy`` row by row: (R,) nats in at least fp32, 0 where the target does not count, and (R,)
+    whether the target is the likeliest id. The backward computes each chunk's logits again."""
+    table = weight.to(hidden.dtype).t()
+
+    def chunk(part: Tensor, table: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast_off(part):
+            logits = cap_logits(torch.mm(part, table).to(at_least_fp32(part.dtype)), scale, softcap)[:, :vocab]
+            picked = logits.gather(-1, chosen.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+            return (logits.logsumexp(-1) - picked) * (chosen != IGNORE), logits.argmax(-1) == chosen
+
+    parts = [
+        checkpoint(chunk, part, table, chosen, use_reentrant=False, preserve_rng_state=False)
+        if torch.is_grad_enabled()
+        else chunk(part, table, chosen)
+        for part, chosen in zip(hidden.split(rows), targets.split(rows), strict=True)
+    ]
+    losses, likeliest = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
     return losses, likeliest

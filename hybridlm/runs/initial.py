@@ -64,7 +64,10 @@ def source_of(name: str) -> Source:
 
 def architecture_changes(old: ModelConfig, new: ModelConfig) -> list[str]:
     """The fields, old -> new, in which two models differ that do not compute the same from the same weights."""
-    changes = model_changes(old.model_copy(update={name: getattr(new, name) for name in _INERT}), new)
+    inert = {name: getattr(new, name) for name in _INERT}
+    if old.vocab_size is not None and new.vocab_size is not None and new.vocab_size > old.vocab_size:
+        inert["vocab_size"] = new.vocab_size  # the embedding grows
+    changes = model_changes(old.model_copy(update=inert), new)
     if old.layers != new.layers:
         return changes
     return [line for line in changes if line.partition(":")[0].removeprefix("model.") in _AROUND_LAYERS]

@@ -59,7 +59,7 @@ class Batch:
         self.room = room
         self._decoder = decoder
         self._rows, self._cache = _FIRST_ROWS, model.new_cache(_FIRST_ROWS, room)
-        self._view: ModelCache | None = None
+        self._views: dict[tuple[int, int], ModelCache] = {}  # of rows that were decoded before
 
     def join(self, job: Job) -> None:
         """``job`` has been read but for its newest token."""
@@ -71,7 +71,8 @@ class Batch:
         job.cache.grow(self.room)
         self._cache.insert(len(self.jobs), job.cache)
         self.jobs.append(job)
-        job.cache = self._view = None
+        job.cache = None
+        self._views.clear()
 
     def row(self, place: int) -> ModelCache:
         """The cache of one row, in the batch's memory."""
@@ -83,22 +84,25 @@ class Batch:
         if place < len(self.jobs):
             self._cache.insert(place, self.row(len(self.jobs)))
             self.jobs[place] = last
-        self._view = None
+        self._views.clear()
 
-    def logits(self) -> Tensor:
-        """(B, V) after the newest token of every job."""
-        needed = max(job.read for job in self.jobs) + 1
+    def logits(self, first: int, rows: int) -> Tensor:
+        """(rows, V) after the newest token of the jobs from ``first`` on."""
+        jobs = self.jobs[first : first + rows]
+        needed = max(job.read for job in jobs) + 1
         if needed > self.room:
             self._grow(max(needed, self.room + self.room // 2))
-        if self._view is None:
-            self._view = self._cache.view(0, len(self.jobs))
-        tokens = torch.tensor([job.ids[-1] for job in self.jobs], device=self._cache.lengths.device)
-        logits = self._decoder(tokens, self._view)
-        for job in self.jobs:
+        view = self._views.get((first, rows))
+        if view is None:
+            view = self._views[first, rows] = self._cache.view(first, rows)
+        tokens = torch.tensor([job.ids[-1] for job in jobs], device=self._cache.lengths.device)
+        logits = self._decoder(tokens, view)
+        for job in jobs:
             job.read += 1
         return logits
 
     def _grow(self, room: int) -> None:
         if room > self.room:
             self._cache.grow(room)
-            self.room, self._view = room, None
+            self.room = room
+            self._views.clear()

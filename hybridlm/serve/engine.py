@@ -7,6 +7,7 @@ read again, alone and in pieces that depend on its request only, which always gi
 
 from __future__ import annotations
 
+import math
 import threading
 import traceback
 from collections import deque
@@ -26,12 +27,14 @@ from hybridlm.serve.limits import Limits
 from hybridlm.serve.prefixes import Prefixes, restore
 
 # How much rounding may change a logit, relative to the largest. In float32 at most 2e-6 was measured for the layers
-# here, and 4e-7 for most; the errors of a draw's many logits do not all have the worst sign, as is assumed of them. In
-# lower precision most choices would be within the rounding, so there it is not looked at.
-NOISE = 2.0**-19
+# here, and 4e-7 for most. A draw feels the errors of many logits, which cancel in part; what it is given here was at
+# least three times what it was moved by. In lower precision most choices would be within the rounding, so there it is
+# not looked at.
+NOISE = 2.0**-20
 _EXACT = (torch.float32, torch.float64)
 _FIRST_ROOM = 256  # tokens
-_PIECES = 4  # of prompts between two tokens
+_PIECES = 4  # of prompts in a turn
+_TOGETHER = 32  # rows decoded in a turn: more take no less time each, and a new prompt would wait longer
 _LEAST = 4  # the share of a whole piece that the shortest costs, as its inverse
 
 Deliver = Callable[[Sequence[tuple[Job, Step | Exception]]], None]
@@ -46,6 +49,7 @@ class ServeEngine:
         self.waiting: deque[Job] = deque()
         self.reading: list[Job] = []
         self._taken_on: set[Job] = set()  # what this turn works on
+        self._decoded = 0  # the place behind the rows of the last turn
         self.rechecks = 0  # choices that were made after reading alone
         self._noise = NOISE if model.embedding.weight.dtype in _EXACT else 0.0
         self._decoder = Decoder(model)
@@ -97,13 +101,11 @@ class ServeEngine:
 
     @torch.inference_mode()
     def turn(self) -> None:
-        """Reads pieces of prompts, then decodes one token of every answer being written."""
+        """Reads pieces of prompts, then decodes a token of each of the next answers being written."""
         steps: list[tuple[Job, Step | Exception]] = []
         try:
             self._admit()
-            self._read_some(steps)
-            self.deliver(steps)  # first tokens do not wait for the others' next ones
-            steps = []
+            self._read_some()
             self._decode(steps)
         except Exception as error:  # whatever it is, the next requests may be answered
             traceback.print_exc()
@@ -123,7 +125,7 @@ class ServeEngine:
                 self.reading.append(job)
                 self._taken_on.add(job)
 
-    def _read_some(self, steps: list[tuple[Job, Step | Exception]]) -> None:
+    def _read_some(self) -> None:
         """In turn of the oldest job, so that none waits for ever, and of the one with least to read, so that few
         wait."""
         budget, oldest = _PIECES * self.limits.chunk, True
@@ -134,7 +136,9 @@ class ServeEngine:
             if logits is not None:
                 self.reading.remove(job)
                 (choice,) = choose(logits, [job.row], [job.ids], 0.0 if job.exact else self._noise)
+                steps: list[tuple[Job, Step | Exception]] = []
                 self._take(job, choice, steps)
+                self.deliver(steps)  # a first token does not wait for other prompts
 
     def _read(self, job: Job) -> Tensor | None:
         """Reads the next piece, or takes over what was read before; the logits (1, V) after the last one."""
@@ -167,11 +171,15 @@ class ServeEngine:
     def _decode(self, steps: list[tuple[Job, Step | Exception]]) -> None:
         if not self.batch.jobs:
             return
-        jobs = list(self.batch.jobs)
-        logits = self.batch.logits()
+        count = len(self.batch.jobs)
+        rows = math.ceil(count / math.ceil(count / _TOGETHER))
+        first = self._decoded if rows < count and self._decoded < count else 0
+        jobs = self.batch.jobs[first : first + rows]
+        logits = self.batch.logits(first, len(jobs))
         choices = choose(logits, [job.row for job in jobs], [job.ids for job in jobs], self._noise)
         for place in reversed(range(len(jobs))):  # the last row moves to where one has left
-            self._take(jobs[place], choices[place], steps, place)
+            self._take(jobs[place], choices[place], steps, first + place)
+        self._decoded = first + rows
 
     def _take(
         self, job: Job, choice: Choice, steps: list[tuple[Job, Step | Exception]], place: int | None = None

@@ -25,7 +25,7 @@ from hybridlm.runs.checkpoint import EMA_KEY
 from hybridlm.runs.run_folder import RunFolder
 from hybridlm.train.compiled import eager
 from hybridlm.train.console import Console
-from hybridlm.train.lightning_module import log_loss, loss_sums, model_of
+from hybridlm.train.lightning_module import LitLM, log_loss, model_of
 from hybridlm.train.loggers import Remote
 from hybridlm.train.metrics import Clock, Metrics, MetricsCallback
 from hybridlm.train.router import RouterCallback, routers_of
@@ -66,7 +66,7 @@ def extra_callbacks(
         interval = asked.samples.every * val_every
         callbacks.append(SampleText(asked.samples, config.seed, interval, tokenizer, folder, remote, say))
     if asked.early_stop.patience is not None:
-        monitor = "val/loss" if synthetic else "val/bpb"
+        monitor = "val/loss" if synthetic or config.optim.objective == "dpo" else "val/bpb"
         callbacks.append(EarlyStop(monitor, asked.early_stop.patience, asked.early_stop.min_delta, say))
     if asked.probes.every is not None:
         callbacks.append(InContextProbes(asked.probes, asked.probes.every * val_every, tokenizer))
@@ -117,7 +117,7 @@ class EMA(lightning.Callback):
         self._model: HybridLM | None = None
         self._loaded: dict[str, Tensor] | None = None
         self._step = 0
-        self._val = torch.empty(0)  # (3,) sums of the running validation, as from `loss_sums`
+        self._val = torch.empty(0)  # sums of the running validation, as from the objective
 
     def _average(self, module: lightning.LightningModule) -> HybridLM:
         """Begins with the weights of ``module``, or with the averages of a checkpoint."""
@@ -149,7 +149,7 @@ class EMA(lightning.Callback):
         torch._foreach_lerp_(list(self._average(pl_module).parameters()), weights, 1 - keep)
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._val = torch.zeros(3, dtype=torch.float64, device=pl_module.device)
+        self._val = torch.zeros(1, dtype=torch.float64, device=pl_module.device)
         for ours, current in zip(self._average(pl_module).buffers(), model_of(pl_module).buffers(), strict=True):
             ours.copy_(current)  # a router's selection bias is not averaged
 
@@ -164,10 +164,10 @@ class EMA(lightning.Callback):
     ) -> None:
         if dataloader_idx == 0:
             with trainer.precision_plugin.val_step_context():
-                self._val += loss_sums(self._average(pl_module), batch)
+                self._val = self._val + cast(LitLM, pl_module).objective.sums(self._average(pl_module), batch)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        log_loss(pl_module, self._val, "val/ema_")
+        log_loss(pl_module, self._val[:3], "val/ema_")
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]

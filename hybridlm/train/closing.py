@@ -90,6 +90,11 @@ def _quality(summary: dict[str, Any]) -> str:
     """The last validation: bits per byte of text, or a synthetic task's accuracy by length."""
     if "val/bpb" in summary:
         return f"validation  {summary['val/bpb']:.4f} bits per byte on {summary['val_bytes'] / 1e3:,.0f} kB held out"
+    if "val/margin" in summary:
+        return (
+            f"validation  {summary['val/accuracy']:.2%} of held-out pairs are ranked right, by a margin of"
+            f" {summary['val/margin']:.4f}"
+        )
     lengths = [name.rpartition("/")[2] for name in summary if name.startswith("val/accuracy/")]
     shares = (
         f"{summary[f'val/accuracy/{n}']:.2%} ({summary[f'val/exact/{n}']:.2%}) at {int(n):,} tokens" for n in lengths

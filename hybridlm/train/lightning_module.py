@@ -20,6 +20,7 @@ from hybridlm.machine.description import Machine
 from hybridlm.model.lm import HybridLM
 from hybridlm.optim.optimizer import HybridOptimizer, model_groups
 from hybridlm.runs.checkpoint import KEY
+from hybridlm.train.objective import MEASURES, objective_of
 from hybridlm.train.schedule import lr_factor
 
 
@@ -34,7 +35,8 @@ class LitLM(lightning.LightningModule):
         self.model = model
         self._optim, self._max_steps, self._sharded = optim, machine.max_steps, sharded
         self._facts = facts
-        self._val = torch.empty(0)  # (3,) sums of the running validation, as from `loss_sums`
+        self.objective = objective_of(optim)
+        self._val = torch.empty(0)  # sums of the running validation, as from the objective
 
     def configure_model(self) -> None:
         """Under FSDP2: shards the parameters, block by block and then the rest."""
@@ -46,26 +48,25 @@ class LitLM(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """The loss is the sum over this micro-batch divided by the number of targets in the global batch, so that every
-        target has the same weight. Lightning then averages over ranks and accumulation; the factor undoes that. A
-        router's auxiliary loss is a mean over this micro-batch, weighted by its number of targets."""
-        output = self.model(batch["ids"], doc_ids=batch.get("doc_ids"), targets=batch["targets"])
+        target has the same weight. Lightning then averages over ranks and accumulation; the factor undoes that."""
+        found = self.objective.losses(self.model, batch)
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        total = output.loss_sum if output.aux is None else output.loss_sum + output.aux * output.n_tokens
         return {
-            "loss": propagate_non_finite(total * shares / batch["n_targets"]),
-            "loss_sum": output.loss_sum.detach(),  # cross-entropy only
+            "loss": propagate_non_finite(found.total * shares / batch["n_targets"]),
+            "loss_sum": found.loss.detach(),  # without that of routers
             "n_targets": batch["n_targets"],
+            "measured": found.measured,
             "router": {
-                layer: RouterStats(*[value.detach() for value in stats]) for layer, stats in output.router.items()
+                layer: RouterStats(*[value.detach() for value in stats]) for layer, stats in found.output.router.items()
             },
         }
 
     def on_validation_epoch_start(self) -> None:
-        self._val = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self._val = torch.zeros(1, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         if dataloader_idx == 0:  # others are further lengths of a synthetic task: see `TaskAccuracy`
-            self._val += loss_sums(self.model, batch)
+            self._val = self._val + self.objective.sums(self.model, batch)
 
     def on_validation_epoch_end(self) -> None:
         log_loss(self, self._val, "val/")
@@ -111,16 +112,13 @@ def propagate_non_finite(loss: Tensor) -> Tensor:
     return loss * (1 + (loss - loss).detach())
 
 
-def loss_sums(model: HybridLM, batch: Batch) -> Tensor:
-    """(3,) float64 of a micro-batch: nats, targets, bytes of text that the targets stand for."""
-    output = model(batch["ids"], doc_ids=batch.get("doc_ids"), targets=batch["targets"])
-    return torch.stack([output.loss_sum.double(), output.n_tokens.double(), batch["n_bytes"].double()])
-
-
 def log_loss(module: lightning.LightningModule, sums: Tensor, prefix: str) -> None:
-    """Logs ``sums``, from ``loss_sums``, over all ranks: PREFIXloss in nats per target, and PREFIXbpb for text."""
+    """Logs ``sums`` of an objective over all ranks: PREFIXloss in nats per target, PREFIXbpb for text, and what is
+    measured of preferences."""
     # Reduced here as exact sums; sync_dist then averages equal numbers.
-    nats, targets, text_bytes = module.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+    nats, targets, text_bytes, *measured = module.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
     module.log(f"{prefix}loss", nats / targets, logger=False, sync_dist=True)
     if text_bytes:
         module.log(f"{prefix}bpb", nats / math.log(2) / text_bytes, logger=False, sync_dist=True)
+    for name, total in zip(MEASURES, measured, strict=False):
+        module.log(f"{prefix}{name}", total / targets, logger=False, sync_dist=True)

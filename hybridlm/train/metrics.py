@@ -18,6 +18,7 @@ from hybridlm.machine.device import peak_memory_gb
 from hybridlm.model.count import flops_per_token
 from hybridlm.model.lm import HybridLM
 from hybridlm.train.lightning_module import hybrid_optimizer
+from hybridlm.train.objective import MEASURES
 from hybridlm.train.validation import MEASURED
 
 Metrics = dict[str, float | list[float]]  # a list: one number per expert of a router
@@ -34,6 +35,13 @@ COLUMNS = (
     "val/bpb",
     "val/ema_loss",
     "val/ema_bpb",
+    "train/margin",
+    "train/accuracy",
+    "train/reward_chosen",
+    "train/reward_rejected",
+    "val/margin",
+    "val/reward_chosen",
+    "val/reward_rejected",
     "val/accuracy",
     "val/exact",
     "probe/induction/loss",
@@ -110,11 +118,13 @@ class MetricsCallback(lightning.Callback):
         """token_bytes: (V,) bytes of text per id. clock: the trainer's profiler. more: further metrics of a logged
         step, called on every rank."""
         self._log_every, self._clock, self._more = config.trainer.log_every, clock, more
-        self._tokens_per_step = machine.global_batch * config.data.seq_len
+        self._tokens_per_step = machine.global_batch * config.data.sequences * config.data.seq_len
+        self._preferences = config.optim.objective == "dpo"
         self._flops_per_token = flops_per_token(model, config.data.seq_len, "train")  # as the layers count them
         self._peak_flops, self._token_bytes = machine.peak_flops, token_bytes
         self._loss: Tensor | float = 0.0  # sum over the micro-batches of the current step
         self._counted: Tensor | int = 0  # (2,) bytes of text and targets, likewise
+        self._measured: Tensor | int = 0  # (4,) of preferences, likewise
         self._rates: dict[str, float] = {}  # by role, of the last optimizer step
         self._step = self._logged = 0  # the last optimizer step, and the last one that was logged
         self._memory: float | None = None
@@ -140,6 +150,8 @@ class MetricsCallback(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._loss = self._loss + outputs["loss_sum"] / outputs["n_targets"]
+        if self._preferences:
+            self._measured = self._measured + outputs["measured"] / outputs["n_targets"]
         learned = batch["targets"] >= 0
         text_bytes = (self._token_bytes[batch["targets"].clamp(min=0)] * learned).sum()
         self._counted = self._counted + torch.stack([text_bytes, learned.sum()])
@@ -149,7 +161,7 @@ class MetricsCallback(lightning.Callback):
         losses = self._losses(trainer) if due else {}  # waits for the device: the time is taken after the work is done
         self._clock.stop("step")
         if stepped:
-            self._step, self._loss, self._counted = step, 0.0, 0
+            self._step, self._loss, self._counted, self._measured = step, 0.0, 0, 0
         if due:
             self._write(
                 trainer, losses | self._state(trainer, pl_module) | self._position(trainer) | self._more(trainer)
@@ -159,6 +171,13 @@ class MetricsCallback(lightning.Callback):
         loss = float(trainer.strategy.reduce(self._loss, reduce_op="sum"))
         text_bytes, targets = trainer.strategy.reduce(self._counted, reduce_op="sum").tolist()
         metrics: Metrics = {"data/targets": targets}
+        if self._preferences:
+            measured = trainer.strategy.reduce(self._measured, reduce_op="sum").tolist()
+            return (
+                metrics
+                | {"train/loss": loss}
+                | dict(zip([f"train/{name}" for name in MEASURES], measured, strict=True))
+            )
         if targets:  # otherwise there is no loss, and 0 would look like one
             metrics |= {"train/loss": loss, "train/ppl": perplexity(loss)}
         if text_bytes:
@@ -212,7 +231,9 @@ class MetricsCallback(lightning.Callback):
         if trainer.state.fn != "fit":  # the last one, on all held-out text, goes into the summary
             return
         measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(MEASURED)}
-        further = {"val/ppl": perplexity(measured["val/loss"]), "perf/val_s": self._clock.lap("val")}
+        further = {"perf/val_s": self._clock.lap("val")}
+        if not self._preferences:
+            further["val/ppl"] = perplexity(measured["val/loss"])
         self._write(trainer, {**measured, **further, **self._position(trainer)})
 
     def _write(self, trainer: lightning.Trainer, metrics: Metrics) -> None:

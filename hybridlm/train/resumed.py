@@ -26,6 +26,7 @@ from hybridlm.train.initial import GivenWeights, given_weights
 from hybridlm.train.saved_state import TrainingState, misfit_optimizer
 
 TEXT = "text"  # the key for the content of the corpora in data_facts
+BASE = "init_from"  # and, of preferences, for the digest of the weights that training started from
 
 
 class Resumed(NamedTuple):
@@ -107,10 +108,22 @@ class Start(NamedTuple):
     resumed: Resumed | None
     given: GivenWeights | None = None
 
+    @property
+    def base(self) -> str:
+        """The digest of the weights that the run started from, where a checkpoint records it or they are given."""
+        return (
+            str(self.resumed.data[BASE])
+            if self.resumed is not None
+            else ""
+            if self.given is None
+            else self.given.digest
+        )
+
 
 def planned(config: RunConfig, checkpoint: Path | None, *, verified: bool = False) -> Start:
     """The plan of ``config``, or of a run of it that resumes from ``checkpoint``. verified: its checksum was verified
     just now. ConfigError: the run does not fit; with changes that would."""
+    _refuse_objective(config)
     resumed = None if checkpoint is None else Resumed.read(checkpoint, config, verified=verified)
     given = None if resumed is not None or config.init_from is None else given_weights(config)
     settled = config
@@ -123,6 +136,21 @@ def planned(config: RunConfig, checkpoint: Path | None, *, verified: bool = Fals
     if not plan.fits:
         raise ConfigError(refusal(plan, suggestions(settled, plan)))
     return Start(plan, planner.steps.model, resumed, given)
+
+
+def _refuse_objective(config: RunConfig) -> None:
+    """ConfigError: preferences without DPO, or DPO without preferences or weights to start from."""
+    objective = config.optim.objective
+    if (config.data.format == "preferences") != (objective == "dpo"):
+        raise ConfigError(
+            f"optim.objective = {objective!r}: data.format={config.data.format}; preferences are learned with optim=dpo"
+            " data=preferences"
+        )
+    if objective == "dpo" and config.init_from is None:
+        raise ConfigError(
+            "init_from = null: optim.objective=dpo needs weights to start from, such as init_from=last, which are also"
+            " what rewards are measured against"
+        )
 
 
 def data_facts(config: RunConfig, global_batch: int, prepared: Prepared) -> dict[str, object]:

@@ -46,7 +46,8 @@ from hybridlm.train.launch import ranks, strategy, sweep_name, together
 from hybridlm.train.lightning_module import LitLM
 from hybridlm.train.loggers import Remote, make_loggers, refuse_logger
 from hybridlm.train.metrics import Clock, MetricsCallback
-from hybridlm.train.resumed import Resumed, Start, data_facts, planned
+from hybridlm.train.reference import with_reference
+from hybridlm.train.resumed import BASE, Resumed, Start, data_facts, planned
 from hybridlm.train.run_files import write_or_warn
 from hybridlm.train.stopping import Stopped, Stopping, signalled
 from hybridlm.train.trainer import ExactSteps, make_trainer, quiet_lightning
@@ -73,7 +74,7 @@ def run(
     console = Console(config.trainer.headless, machine.max_steps)
     _say_machine(folder, machine, plan, console)
     kernels = choose_kernels(config, machine, lambda line: console.say(f"kernels     {line}"))
-    prepared, read = _prepared(config, machine, start, console)
+    prepared, read = _prepared(config, machine, start, kernels, console)
     module = _module(config, machine, prepared, read, plan, kernels, given)
     _begin_folder(asked, folder, prepared, resumed, call)
     call.meet()
@@ -116,7 +117,7 @@ def run(
 
 
 def _prepared(
-    config: RunConfig, machine: Machine, start: Start, console: Console
+    config: RunConfig, machine: Machine, start: Start, kernels: KernelChoice, console: Console
 ) -> tuple[Prepared, dict[str, object]]:
     """The data, and what a checkpoint records of it. UserError: the checkpoint was trained on other data, or the given
     weights with another tokenizer."""
@@ -125,8 +126,15 @@ def _prepared(
         console.say(f"weights     {start.given.line}")
     prepared = prepare(config.data, report=lambda line: console.say(f"data        {line}"))
     read = data_facts(config, machine.global_batch, prepared)
-    if start.given is not None:
-        start.given.refuse_other_tokenizer(prepared.tokenizer)
+    if start.given is not None and (added := start.given.added_tokens(prepared.tokenizer)):
+        first = start.given.tokenizer.vocab_size
+        console.say(
+            f"weights     {' '.join(added)} were added to the tokenizer (ids {first:,} to {first + len(added) - 1:,});"
+            " their embeddings begin as the mean of all others"
+        )
+    if config.data.format == "preferences":
+        prepared = with_reference(prepared, config, machine, kernels, start.given, start.base, console.say)
+        read[BASE] = start.base
     if resumed is not None:
         resumed.refuse_other_data(read, prepared.tokenizer.fingerprint, config.data.changed, console.say)
         _datamodule(config, machine, prepared, val_batches=None).refuse(resumed.position)
@@ -206,7 +214,7 @@ def _module(
 ) -> LitLM:
     model = fresh_model(config.model, prepared.tokenizer.vocab_size, seed=config.seed, device=CPU)
     if given is not None:
-        given.load_into(model)
+        given.load_into(model, prepared.tokenizer.vocab_size)
     model.checkpoint_blocks, model.loss_rows, model.kernels = plan.checkpoint_blocks, plan.loss_rows, kernels
     if config.trainer.compile:
         compile_blocks(model)
@@ -267,7 +275,7 @@ def _summary(
         "model": config.model.name,
         "parameters": parameters(model),
         "steps": steps,
-        "tokens": steps * machine.global_batch * config.data.seq_len,
+        "tokens": steps * machine.global_batch * config.data.sequences * config.data.seq_len,
         **final,
         "gzip_bpb": 8 * val.gzip_bytes / val_bytes if val and val.gzip_bytes else None,
         "xz_bpb": 8 * val.xz_bytes / val_bytes if val and val.xz_bytes else None,

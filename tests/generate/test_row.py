@@ -32,9 +32,9 @@ def test_a_settled_choice_survives_the_noise(kind, noise):
             logits = torch.randn(64, 100, generator=g, dtype=torch.float64) * 3
             logits = (logits * 2).round() / 2 if equal else logits
             draws = torch.rand(64, generator=g).tolist()
-            ids = chosen(logits, kind, draws)
             amplitude = noise * logits.abs().amax(-1)
-            sure = settled(logits, kind, draws, ids, amplitude)
+            ids, sure = settled(logits, kind, draws, amplitude)
+            assert torch.equal(ids, chosen(logits, kind, draws))
             for _ in range(10):
                 signs = torch.randint(2, logits.shape, generator=g) * 2 - 1
                 other = chosen(logits + signs * amplitude.unsqueeze(1), kind, draws)

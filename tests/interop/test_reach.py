@@ -46,7 +46,7 @@ def test_other_portable_presets_have_one_too(preset, name):
 @pytest.mark.parametrize("preset", groups()["model"])
 def test_the_line_of_a_preset_is_true(preset):
     model = compose_config([f"model={preset}"]).model
-    line = destinations(model)
+    line = destinations(model, advised=True)
     if "; to " in line:  # with these overrides it goes there
         overrides = line.partition(" with ")[2].replace("'", "").split(" model.")
         overrides = [one if one.startswith("model.") else f"model.{one}" for one in overrides]
@@ -73,4 +73,4 @@ def test_a_style_of_a_subfolder_is_a_group_of_its_own():
 def test_llama_cpp_takes_what_transformers_does_not():
     rotary = ["model.attention.rope=true", "model.attention.rope_fraction=0.25"]
     model = compose_config(["model=hybrid_small", *rotary]).model
-    assert destinations(model).startswith("as remote code, to llama.cpp; to transformers ")
+    assert destinations(model, advised=True).startswith("as remote code, to llama.cpp; to transformers ")

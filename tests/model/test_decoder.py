@@ -80,17 +80,28 @@ def test_cache_grows_past_the_window():
         assert relative_error(torch.stack(got, 1), model(ids).logits) < 1e-10
 
 
-@pytest.mark.parametrize("way", ["ragged", "documents", "bfloat16", "autocast"])
+@every_pattern
+def test_rows_of_different_lengths(pattern):
+    model = small_model(small_config(pattern))
+    ids, cache = make_ids(2, 10), model.new_cache(2, 10)
+    decoder = Decoder(model)
+    with torch.no_grad():
+        model(ids[:, :6], cache, valid=torch.tensor([[True] * 6, [False] * 3 + [True] * 3]))
+        got = torch.stack([decoder(ids[:, t], cache) for t in range(6, 10)], 1)
+        for row, start in enumerate((0, 3)):
+            assert relative_error(got[row], model(ids[row : row + 1, start:]).logits[0, 6 - start :]) < 1e-10
+
+
+@pytest.mark.parametrize("way", ["documents", "bfloat16", "autocast"])
 def test_falls_back_to_forward(way):
     """Bit for bit."""
     model = small_model(small_config("MTL"), torch.bfloat16 if way == "bfloat16" else torch.float32)
     decoder, caches = Decoder(model), [model.new_cache(2, 12) for _ in range(2)]
     ids = make_ids(2, 10)
-    valid = torch.tensor([[True] * 6, [False] * 3 + [True] * 3]) if way == "ragged" else None
     doc_ids = torch.tensor([[0, 0, 1, 1, 1, 2]] * 2) if way == "documents" else None
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=way == "autocast"):
         for cache in caches:
-            model(ids[:, :6], cache, doc_ids=doc_ids, valid=valid)
+            model(ids[:, :6], cache, doc_ids=doc_ids)
         for t in range(6, 10):
             assert torch.equal(decoder(ids[:, t], caches[0]), model(ids[:, t : t + 1], caches[1]).logits[:, -1])
 

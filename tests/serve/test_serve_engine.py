@@ -131,6 +131,18 @@ def test_rows_join_and_leave_between_tokens():
     assert len(desk.steps[long]) == 7
 
 
+def test_more_rows_than_are_decoded_together(monkeypatch):
+    """In turns; none is left out, whoever leaves."""
+    model = small_model(small_config("MTM"), torch.float32)
+    asked = requests(11, 5)
+    want = [one.ids for one in Engine(model, None).generate(*zip(*asked, strict=True))]
+    monkeypatch.setattr(serve_engine, "_TOGETHER", 4)
+    desk = Desk(model)
+    jobs = [desk.submit(*one) for one in asked]
+    desk.finish()
+    assert [desk.ids(job) for job in jobs] == want
+
+
 def test_a_long_prompt_does_not_stop_the_others():
     """Four pieces at most are read between two tokens."""
     desk = Desk(small_model(small_config("MTM"), torch.float32))
@@ -205,7 +217,7 @@ def test_a_failure_ends_the_answers_and_not_the_engine(capsys):
     desk = Desk(small_model(small_config("MT"), torch.float32))
     jobs = [desk.submit([1, 2], Sampling(max_new_tokens=50)), desk.submit([2] * 150, Sampling(max_new_tokens=50))]
     desk.engine.turn()
-    desk.engine.batch.logits = lambda: 1 / 0
+    desk.engine.batch.logits = lambda first, rows: 1 / 0
     desk.engine.turn()
     assert all(isinstance(desk.steps[job][-1], ZeroDivisionError) for job in jobs)
     assert not desk.engine.busy

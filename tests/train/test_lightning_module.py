@@ -10,7 +10,8 @@ import torch
 
 from hybridlm.cli.compose import compose_config
 from hybridlm.model.build import fresh_model
-from hybridlm.train.lightning_module import log_loss, loss_sums, propagate_non_finite
+from hybridlm.train.lightning_module import log_loss, propagate_non_finite
+from hybridlm.train.objective import NextToken
 
 
 def test_propagating_changes_no_bit_of_a_finite_loss():
@@ -34,7 +35,7 @@ def test_sums_of_two_micro_batches_log_the_mean_over_all_targets(tiny):
         for rows, size in ((slice(0, 1), 12), (slice(1, 4), 39))
     ]
     with torch.no_grad():
-        want, got = loss_sums(model, whole), sum(loss_sums(model, part) for part in parts)
+        want, got = NextToken().sums(model, whole), sum(NextToken().sums(model, part) for part in parts)
     torch.testing.assert_close(got, want)
     assert want[1] == (targets >= 0).sum()
     logged = {}

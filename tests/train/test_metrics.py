@@ -96,7 +96,13 @@ def test_what_is_documented_is_logged_and_what_is_logged_is_documented(tiny, tmp
         generated,
         None,
     )
-    every = [*logged, *rows(generated.metrics_jsonl)]
+    pairs = [{"prompt": f"{i}", "chosen": f"{i}", "rejected": f"{i + 1}"} for i in range(20)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    preferred = [line for line in tiny if line.startswith(("hardware", "trainer", "data.out", "data.global"))]
+    preferred += ["optim=dpo", "data=preferences", f"data.path={tmp_path}/pairs.jsonl", "data.val_fraction=0.3"]
+    preferences = RunFolder(tmp_path / "preferences")
+    run(compose_config([*preferred, f"init_from={folder.path}", "data.seq_len=16", "callbacks=ema"]), preferences, None)
+    every = [*logged, *rows(generated.metrics_jsonl), *rows(preferences.metrics_jsonl)]
     assert {general(name) for row in every for name in row} == documented()
     groups = {"step", "train", "val", "optim", "perf", "data", "moe", "ssm", "probe"}
     assert {name.split("/")[0] for row in every for name in row} == groups

@@ -13,6 +13,7 @@ import lzma
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -34,6 +35,7 @@ from hybridlm.data.tokenizer import Tokenizer
 from hybridlm.errors import UserError
 
 FORMAT_VERSION = 3
+CONVERSATIONS_VERSION = 2  # of how records become conversations
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 _MEASURED = 4_000_000  # bytes of validation text; xz takes a second or two for one million
@@ -75,7 +77,7 @@ class Source:
     @property
     def masked(self) -> bool:
         """Whether it consists of conversations, of which only some tokens are learned."""
-        return self.config.format == "chat"
+        return self.config.format != "text"
 
 
 def build(
@@ -150,6 +152,7 @@ def _merged(source: Source, tokenizer: Tokenizer, task: Task, report: Report) ->
         count_problem(problems, problem)
     contents = Contents(
         documents=sum(one.documents for one in reports),
+        forms=dict(sum((Counter(one.forms) for one in reports), Counter[str]())),
         duplicates=sum(one.duplicates for one in reports),
         mistakes=tuple(sorted(problems.values(), key=lambda problem: problem.count, reverse=True)),
         train={stem: meta for one in reports for stem, meta in one.train.items()},

@@ -21,7 +21,16 @@ from hybridlm.data.files import bins
 from hybridlm.data.files.stream import TokenStream, joined
 from hybridlm.data.files.tokenised import open_tokenised
 from hybridlm.data.keep import cache_name, keep_json, kept_json
-from hybridlm.data.preparing.build import FORMAT_VERSION, MANIFEST, TOKENIZER, Manifest, Report, Source, build
+from hybridlm.data.preparing.build import (
+    CONVERSATIONS_VERSION,
+    FORMAT_VERSION,
+    MANIFEST,
+    TOKENIZER,
+    Manifest,
+    Report,
+    Source,
+    build,
+)
 from hybridlm.data.preparing.corpus_tokenizer import corpus_tokenizer
 from hybridlm.data.preparing.tokenise import Problem, refusal
 from hybridlm.data.progress import ByteProgress
@@ -133,6 +142,7 @@ def _fingerprint(config: DataConfig, source: Source, tokenizer: Tokenizer) -> st
         "split": source.split_facts,
         "dedup": source.config.dedup,
         "shard_mb": config.shard_mb,
+        **({"conversations": CONVERSATIONS_VERSION} if source.masked else {}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -156,6 +166,9 @@ def _open(source: Source, folder: Path, report: Report) -> Part:
         )
     if manifest.mistakes:
         _report_problems(source, manifest.mistakes, manifest.documents, report)
+    if manifest.forms:
+        kinds = sorted(manifest.forms.items(), key=lambda kind: -kind[1])
+        report(f"{source.name}: {', '.join(f'{count:,} x {form}' for form, count in kinds)}")
     if manifest.duplicates:
         report(f"{source.name}: {manifest.duplicates:,} duplicate documents left out (data.dedup=true)")
     stamp = _stamp(folder)

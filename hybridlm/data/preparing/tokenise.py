@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import tee
+from itertools import islice, tee
 from pathlib import Path
 from typing import get_args
 
@@ -45,9 +45,11 @@ class Problem(Section):
 
 
 class Contents(Section):
-    """What became of a unit or a corpus. train, val: its token files by stem, in order."""
+    """What became of a unit or a corpus. forms: of the records of conversations, and how many had each; train, val: its
+    token files by stem, in order."""
 
     documents: int  # in the token files
+    forms: dict[str, int] = {}
     duplicates: int
     mistakes: tuple[Problem, ...]
     train: dict[str, BinMeta]
@@ -93,16 +95,18 @@ def tokenise(task: Task, number: int, unit: Unit, progress: Callable[[int], None
     progress gets numbers of bytes of text as they are read. Refused: with ``fail_on_bad`` there is a bad document.
     OSError: a file cannot be written.
     """
-    tokenizer, counts, problems = _loaded(task.tokenizer), Counter[str](), dict[str, Problem]()
-    chosen = _chosen(task, number, unit, counts, problems, progress)
+    tokenizer, counts, forms = _loaded(task.tokenizer), Counter[str](), Counter[str]()
+    problems = dict[str, Problem]()
+    chosen = _chosen(task, number, unit, (counts, forms), problems, progress)
     read, again = tee(part for document in chosen for part in task.split.deal(number, document))
     with contextlib.ExitStack() as stack:
         sides = {side: _Side(task, f"{side}-{number:06d}", tokenizer, stack) for side in get_args(Side)}
         encoded = _encoded((document for _, document in again), tokenizer, task.masked)
-        for (side, _), (ids, learned, text_bytes) in zip(read, encoded, strict=True):
-            sides[side].add(ids, learned, text_bytes)
+        for side, document in read:
+            sides[side].add(list(islice(encoded, len(document.conversations))))
         report = Contents(
             documents=counts["documents"],
+            forms=dict(forms),
             duplicates=counts["duplicates"],
             mistakes=tuple(problems.values()),
             train=sides["train"].finish(),
@@ -116,11 +120,13 @@ def _chosen(
     task: Task,
     number: int,
     unit: Unit,
-    counts: Counter[str],
+    counted: tuple[Counter[str], Counter[str]],
     problems: dict[str, Problem],
     progress: Callable[[int], None],
 ) -> Iterator[Document]:
-    """The documents to tokenise; the others are counted."""
+    """The documents to tokenise; the others are counted. counted: documents and duplicates, and the forms of
+    documents."""
+    counts, forms = counted
     dropped = iter(dropped_of(task.folder, number) if task.dedup else ())
     for document in unit.documents():
         if isinstance(document, Document):
@@ -128,6 +134,7 @@ def _chosen(
             kind = "duplicates" if next(dropped, False) else "documents"
             counts[kind] += 1
             if kind == "documents":
+                forms.update(document.forms)
                 yield document
         elif task.fail_on_bad:
             raise refusal(document)
@@ -138,7 +145,8 @@ def _chosen(
 def _encoded(
     documents: Iterable[Document], tokenizer: Tokenizer, masked: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
-    """For each document its ids, which of them are learned, and the bytes of text behind the learned ones."""
+    """For each document, or each of its conversations, its ids, which of them are learned, and the bytes of text behind
+    the learned ones."""
     sizes = tokenizer.token_bytes()
     if masked:
         for ids, learned in encode_conversations(documents, tokenizer, template_of(tokenizer)):
@@ -156,7 +164,8 @@ class _Side:
         self._writer: BinWriter | None = None
         self._done: dict[str, BinMeta] = {}
 
-    def add(self, ids: np.ndarray, learned: np.ndarray | None, text_bytes: int) -> None:
+    def add(self, sequences: Sequence[tuple[np.ndarray, np.ndarray | None, int]]) -> None:
+        """One after the other in one file."""
         # A unit has about this size by itself, except for what can only be read whole: a .gz, a streamed file.
         writer = self._writer
         if writer is not None and (writer.text_bytes >= 2 * self._task.shard_bytes or writer.count >= _ROLL_AT):
@@ -171,7 +180,8 @@ class _Side:
                     masked=self._task.masked,
                 )
             )
-        self._writer.add(ids, text_bytes, learned)
+        for ids, learned, text_bytes in sequences:
+            self._writer.add(ids, text_bytes, learned)
 
     def finish(self) -> dict[str, BinMeta]:
         """Closes the open file. All files of this side by stem."""

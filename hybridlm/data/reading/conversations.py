@@ -1,4 +1,5 @@
-"""Conversation records, in the formats in common use, as turns of system, user and assistant.
+"""Conversation records, in the formats in common use, as turns of system, user and assistant. Each record is recognised
+by its own fields, so one file may mix them.
 
 Tool calls become text of the assistant, which is learned, and tool results text of the user, which is context; both are
 written as the Hermes and Qwen templates write them. A record that cannot be expressed as such turns is left out as a
@@ -9,18 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hybridlm.config.data import CorpusConfig
 from hybridlm.data.reading.documents import (
     LONGEST,
     TOO_LONG,
     Bad,
     Document,
-    Records,
-    TextRecords,
     Turn,
     encodable,
     not_text,
@@ -28,7 +26,7 @@ from hybridlm.data.reading.documents import (
 )
 
 ROLES = ("system", "user", "assistant")
-_TOOL, _CALL = "tool", "call"
+_TOOL, _CALL, _CALLED = "tool", "call", "tool_call"
 # Role names of OpenAI's format, ShareGPT's and other programs'.
 _NAMES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -39,12 +37,14 @@ _NAMES = {
 }
 _LISTS = ("messages", "conversations", "conversation")
 _PAIRS = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("instruction", "response"))
-_OPTIONAL = ("system", "input")
+_INPUTS = ("input", "context")  # what an instruction is about: Alpaca's, Dolly's
+_OPTIONAL = ("system", *_INPUTS)
+_TOOLS = "with tool calls or results, which become text"
 _SHOWN_CHARS = 40  # of an unknown role, which may be a whole text
 
 
-class _Unfit(Exception):
-    """Why a record is not a conversation: the kind of problem, and optionally a detail."""
+class Unfit(Exception):
+    """Why a record is not a conversation, or not a pair of them: the kind of problem, and optionally a detail."""
 
 
 @dataclass(frozen=True)
@@ -59,77 +59,84 @@ class ChatRecords:
     def document(self, where: str, record: Mapping[str, Any]) -> Document | Bad:
         """The conversation of a record: at least one assistant message, and a system message only at the beginning."""
         try:
-            turns = _joined(_messages(record))
+            written = tuple(_messages(record))
+            turns = joined(written)
             if not any(turn.role == "assistant" for turn in turns):
-                raise _Unfit("no assistant message", f"{len(turns)} of other roles")
+                raise Unfit("no assistant message", f"{len(turns)} of other roles")
             if (size := sum(len(turn.content) for turn in turns)) > LONGEST:
-                raise _Unfit(TOO_LONG, f"{size:,} characters")
-        except _Unfit as unfit:
+                raise Unfit(TOO_LONG, f"{size:,} characters")
+        except Unfit as unfit:
             return Bad(where, *unfit.args)
-        return Document(where, "", turns=turns)
-
-
-def records_of(config: CorpusConfig) -> Records:
-    """How the records of a corpus become documents."""
-    return ChatRecords() if config.format == "chat" else TextRecords(config.text_field)
+        tools = any(turn.role in (_TOOL, _CALL) or turn.content.endswith(f"</{_CALLED}>") for turn in written)
+        return Document(where, "", turns=turns, forms=(_form(record), *([_TOOLS] if tools else [])))
 
 
 def _messages(record: Mapping[str, Any]) -> Iterator[Turn]:
     system = record.get("system")
     if isinstance(system, str) and system:
-        yield Turn("system", _text(record, "system"))
+        yield Turn("system", text_of(record, "system"))
     if (field := next((name for name in _LISTS if record.get(name) is not None), None)) is not None:
-        yield from _turns(field, record[field], begun=bool(system))
+        yield from turns_of(field, record[field], begun=bool(system))
         return
     asked, answered = next((pair for pair in _PAIRS if all(name in record for name in pair)), ("", ""))
     if not asked:
-        raise _Unfit(
+        raise Unfit(
             "no messages, conversations, prompt with response, or instruction with output", f"it has {_names(record)}"
         )
     prompt, answer = record[asked], record[answered]
     if isinstance(prompt, list | tuple) and isinstance(answer, list | tuple):
-        yield from _turns(asked, [*prompt, *answer], begun=bool(system))
+        yield from turns_of(asked, [*prompt, *answer], begun=bool(system))
         return
-    fields = [asked, "input"] if asked == "instruction" and record.get("input") else [asked]
-    yield Turn("user", "\n\n".join(_text(record, field) for field in fields))
-    yield Turn("assistant", _text(record, answered))
+    inputs = [name for name in _INPUTS if asked == "instruction" and record.get(name)]
+    fields = [asked, *inputs[:1]]
+    yield Turn("user", "\n\n".join(text_of(record, field) for field in fields))
+    yield Turn("assistant", text_of(record, answered))
 
 
-def _text(record: Mapping[str, Any], field: str) -> str:
+def _form(record: Mapping[str, Any]) -> str:
+    """What a record with a conversation is called."""
+    if (field := next((name for name in _LISTS if record.get(name) is not None), None)) is not None:
+        return "ShareGPT" if record[field][0].get("role") is None else "messages"
+    asked, answered = next(pair for pair in _PAIRS if all(name in record for name in pair))
+    return "Alpaca" if (asked, answered) == ("instruction", "output") else f"{asked} and {answered}"
+
+
+def text_of(record: Mapping[str, Any], field: str) -> str:
+    """Raises Unfit."""
     value = record[field]
     if reason := not_text(value):
-        raise _Unfit(f"{field!r} is not text", reason)
+        raise Unfit(f"{field!r} is not text", reason)
     if not value:
-        raise _Unfit(f"{field!r} is empty")
+        raise Unfit(f"{field!r} is empty")
     return str(value)
 
 
-def _turns(field: str, messages: object, *, begun: bool) -> Iterator[Turn]:
-    """begun: there was a system message already."""
+def turns_of(field: str, messages: object, *, begun: bool) -> Iterator[Turn]:
+    """The messages in ``field``. begun: there was a system message already. Raises Unfit."""
     if not isinstance(messages, list | tuple):
-        raise _Unfit(f"{field!r} is not a list", type_name(messages))
+        raise Unfit(f"{field!r} is not a list", type_name(messages))
     if not messages:
-        raise _Unfit(f"{field!r} is empty")
+        raise Unfit(f"{field!r} is empty")
     for number, message in enumerate(messages, 1):
         place = f"message {number}"
         if not isinstance(message, Mapping):
-            raise _Unfit("a message is not an object", f"{place}: {type_name(message)}")
+            raise Unfit("a message is not an object", f"{place}: {type_name(message)}")
         role = _role(place, message)
         if role == "system" and (begun or number > 1):
-            raise _Unfit("role 'system' after the first message", place)
+            raise Unfit("role 'system' after the first message", place)
         content = _content(place, role, message)
         if content:
             yield Turn(role, content)
         elif role != "system":  # an empty system message is dropped
-            raise _Unfit("the content of a message is empty", place)
+            raise Unfit("the content of a message is empty", place)
 
 
 def _role(place: str, message: Mapping[str, Any]) -> str:
     if "role" not in message and "from" not in message:
-        raise _Unfit("a message has no 'role'", f"{place}: it has {_names(message)}")
-    name = message.get("role", message.get("from"))
+        raise Unfit("a message has no 'role'", f"{place}: it has {_names(message)}")
+    name = message["role"] if message.get("role") is not None else message.get("from")  # a table has all columns
     if not isinstance(name, str) or name.lower() not in _NAMES:
-        raise _Unfit(f"unknown role {str(name)[:_SHOWN_CHARS]!r}", f"{place}; docs/data.md lists the known roles")
+        raise Unfit(f"unknown role {str(name)[:_SHOWN_CHARS]!r}", f"{place}; docs/data.md lists the known roles")
     return _NAMES[name.lower()]
 
 
@@ -137,13 +144,13 @@ def _content(place: str, role: str, message: Mapping[str, Any]) -> str:
     """The text of a message, with its tool calls written out."""
     calls = list(message.get("tool_calls") or []) if isinstance(message.get("tool_calls"), list | tuple) else []
     calls += [message["function_call"]] if message.get("function_call") else []
-    value = message.get("content", message.get("value"))
+    value = message["content"] if message.get("content") is not None else message.get("value")
     if "content" not in message and "value" not in message and not calls:
-        raise _Unfit("a message has no 'content'", f"{place}: it has {_names(message)}")
+        raise Unfit("a message has no 'content'", f"{place}: it has {_names(message)}")
     parts = value if isinstance(value, list | tuple) else [] if value is None and calls else [value]
     text = "".join(_part(place, part) for part in parts)
-    written = [_tagged("tool_call", text) if role == _CALL else text] if text else []
-    written += [_tagged("tool_call", _call(place, call)) for call in calls]
+    written = [_tagged(_CALLED, text) if role == _CALL else text] if text else []
+    written += [_tagged(_CALLED, _call(place, call)) for call in calls]
     if role == _TOOL:
         return _tagged("tool_response", "\n".join(written))
     return "\n".join(written)
@@ -155,7 +162,7 @@ def _part(place: str, part: object) -> str:
     text = fields.get("text")
     if reason := not_text(text):
         reason = f"a part of type {fields['type']}" if isinstance(fields.get("type"), str) else reason
-        raise _Unfit("the content of a message is not text", f"{place}: {reason}")
+        raise Unfit("the content of a message is not text", f"{place}: {reason}")
     return str(text)
 
 
@@ -163,7 +170,7 @@ def _call(place: str, call: object) -> str:
     """A tool call as one line of JSON: its name and its arguments, parsed if they are JSON in a string."""
     facts = call.get("function", call) if isinstance(call, Mapping) else call
     if not isinstance(facts, Mapping) or not isinstance(facts.get("name"), str):
-        raise _Unfit("a tool call has no name", place)
+        raise Unfit("a tool call has no name", place)
     arguments = facts.get("arguments")
     if isinstance(arguments, str):
         with contextlib.suppress(ValueError, RecursionError):
@@ -172,7 +179,7 @@ def _call(place: str, call: object) -> str:
         {"name": facts["name"], "arguments": {} if arguments is None else arguments}, ensure_ascii=False, default=str
     )
     if not encodable(line):
-        raise _Unfit("the content of a message is not text", f"{place}: half a surrogate pair")
+        raise Unfit("the content of a message is not text", f"{place}: half a surrogate pair")
     return line
 
 
@@ -180,17 +187,17 @@ def _tagged(tag: str, text: str) -> str:
     return f"<{tag}>\n{text}\n</{tag}>"
 
 
-def _joined(turns: Iterator[Turn]) -> tuple[Turn, ...]:
+def joined(turns: Iterable[Turn]) -> tuple[Turn, ...]:
     """The turns with the roles that templates know. Consecutive tool results are one turn, and so are an answer and
     the call that follows it."""
-    joined, was = list[Turn](), ""
+    found, was = list[Turn](), ""
     for role, content in turns:
         known = {_TOOL: "user", _CALL: "assistant"}.get(role, role)
-        if role == was == _TOOL or (role == _CALL and joined and known == joined[-1].role):
-            content = f"{joined.pop().content}\n{content}"
-        joined.append(Turn(known, content))
+        if role == was == _TOOL or (role == _CALL and found and known == found[-1].role):
+            content = f"{found.pop().content}\n{content}"
+        found.append(Turn(known, content))
         was = role
-    return tuple(joined)
+    return tuple(found)
 
 
 def _names(fields: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -29,14 +29,19 @@ class Document:
     """One text, or one conversation.
 
     name: path below the root of the corpus with ``/``, plus line or row where a file holds many.
-    turns: the messages of a conversation, whose ``text`` is empty.
+    turns: the messages of a conversation, whose ``text`` is empty; of them the first ``context`` are not learned.
+    rejected: of a pair of preferences, the messages of the worse conversation, of which the same is true.
     key: decides between training and validation where the content does not.
+    forms: what a conversation's record was recognised as, and what in it was rewritten, for the report.
     """
 
     name: str
     text: str
     turns: tuple[Turn, ...] = ()
+    context: int = 0
+    rejected: tuple[Turn, ...] = ()
     key: str = ""
+    forms: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def size(self) -> int:
@@ -46,12 +51,17 @@ class Document:
     @property
     def texts(self) -> tuple[str, ...]:
         """The text, or the contents of the messages."""
-        return tuple(turn.content for turn in self.turns) or (self.text,)
+        return tuple(turn.content for turn in (*self.turns, *self.rejected[self.context :])) or (self.text,)
+
+    @property
+    def conversations(self) -> tuple[tuple[Turn, ...], ...]:
+        """Its messages, of a pair those of the better and of the worse one."""
+        return (self.turns, self.rejected) if self.rejected else (self.turns,)
 
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of the content."""
-        content = json.dumps(self.turns) if self.turns else self.text
+        content = json.dumps([*self.conversations] if self.rejected else self.turns) if self.turns else self.text
         return hashlib.sha256(content.encode()).digest()
 
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from hybridlm.config.data import CorpusConfig, HfConfig
-from hybridlm.data.reading.conversations import records_of
 from hybridlm.data.reading.documents import Corpus, Records, Unit
 from hybridlm.data.reading.file_units import FilePart, SourceFile, Together
 from hybridlm.data.reading.hub_access import Access, ask_hub, quiet, refusal, unreachable
 from hybridlm.data.reading.readers import kind_of
+from hybridlm.data.reading.records import records_of
 from hybridlm.data.reading.scan import row_groups
 from hybridlm.errors import ConfigError
 from hybridlm.files.home import expanded

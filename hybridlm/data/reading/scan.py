@@ -22,10 +22,10 @@ from typing import IO, NamedTuple
 from hybridlm.config.data import CorpusConfig
 from hybridlm.data.keep import cache_name, keep_json, kept_json
 from hybridlm.data.reading import documents
-from hybridlm.data.reading.conversations import records_of
 from hybridlm.data.reading.documents import Bad, Corpus, Records, Unit
 from hybridlm.data.reading.file_units import Broken, FilePart, SourceFile, Together
 from hybridlm.data.reading.readers import kind_of, parquet_problem
+from hybridlm.data.reading.records import records_of
 
 _FORMAT = 2  # of the cached scans
 _BLOCK = 1 << 22  # bytes

@@ -83,8 +83,8 @@ def _found(config: CorpusConfig, field: str, paths: str | tuple[str, ...]) -> Fo
     found = find_files(field, paths, RECORD_ENDINGS)
     if unfit := [name for name, path in found.files.items() if kind_of(path.name) == "text"]:
         raise ConfigError(
-            f"{field}={shown(paths)}: {printable(unfit[0])} holds no records; data.format=chat reads .jsonl, .jsonl.gz"
-            " and .parquet"
+            f"{field}={shown(paths)}: {printable(unfit[0])} holds no records; data.format={config.format} reads .jsonl,"
+            " .jsonl.gz and .parquet"
         )
     return found
 

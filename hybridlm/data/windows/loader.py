@@ -4,7 +4,8 @@ A batch is a dict of tensors: ``ids`` (B, T) int64, ``targets`` (B, T) int64 wit
 ``n_targets`` () int64, the number of targets that count. In training that is the number of the whole optimizer step
 over all ranks and micro-batches, by which a sum of losses is divided; in validation it is this batch's own, and
 ``n_bytes`` () int64 is the number of bytes of text these targets stand for. Where packed documents are isolated there
-is also ``doc_ids`` (B, T) int64, the document of each token within its row.
+is also ``doc_ids`` (B, T) int64, the document of each token within its row. Of preferences every window is two rows,
+and counts as one target; there is also ``reference``, float64, one number for each row.
 """
 
 from __future__ import annotations
@@ -181,7 +182,8 @@ class ValLoader:
 
         UserError: no window has one.
         """
-        self._windows, self._batch_size, self._pin_memory = Chain(parts), batch_size, pin_memory
+        self._windows: Windows = Chain(parts) if len(parts) > 1 else parts[0]
+        self._batch_size, self._pin_memory = batch_size, pin_memory
         self._token_bytes = token_bytes.astype(np.int64)
         self._counting = _counting(self._windows) if masked else None
         self._windows_left = self._windows.numbers if self._counting is None else self._counting.size
@@ -207,7 +209,7 @@ class ValLoader:
     def _batch(self, chosen: np.ndarray) -> Batch:
         # Padding rows are real windows, so that all batches have the same fields.
         rows = self._windows.rows(np.pad(chosen, (0, self._batch_size - len(chosen))))
-        rows.targets[len(chosen) :] = IGNORE
+        rows.targets[len(chosen) * (len(rows.targets) // self._batch_size) :] = IGNORE
         counted = rows.targets[rows.targets != IGNORE]
         n_bytes = int(self._token_bytes[counted].sum())
         return _tensors(rows) | {"n_targets": torch.tensor(counted.size), "n_bytes": torch.tensor(n_bytes)}

@@ -9,6 +9,7 @@ from hybridlm.config.data import DataConfig
 from hybridlm.data.corpus import Part, Prepared
 from hybridlm.data.synthetic.source import GeneratedWindows
 from hybridlm.data.windows.packed_files import PackedStream
+from hybridlm.data.windows.pairs import PairWindows
 from hybridlm.data.windows.window_sources import CutWindows, Mixture, PackedWindows, SideBySide, Source, Windows
 from hybridlm.errors import ConfigError, UserError
 
@@ -26,6 +27,9 @@ def train_source(prepared: Prepared, config: DataConfig, seed: int) -> Source:
     document to pack."""
     if config.source == "synthetic":
         return GeneratedWindows(config.synthetic, "train", config.seq_len, seed)
+
+    if config.format == "preferences":
+        return PairWindows(prepared.parts[0].train, config.seq_len, seed)
 
     def source_of(part: Part, its_seed: int) -> Source:
         if config.packing:
@@ -48,6 +52,8 @@ def train_source(prepared: Prepared, config: DataConfig, seed: int) -> Source:
 def val_windows(prepared: Prepared, config: DataConfig) -> list[Windows]:
     """The validation windows of all parts, one part after the other. UserError: a part has nothing to predict."""
     seq_len, found = config.val_seq_len or config.seq_len, list[Windows]()
+    if config.format == "preferences":
+        return [PairWindows(prepared.parts[0].val, seq_len, 0)]
     for part in prepared.parts:
         try:
             if config.packing:

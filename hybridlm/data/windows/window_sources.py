@@ -24,11 +24,12 @@ _KEPT = 4  # blocks that are cached
 
 class WindowBatch(NamedTuple):
     """Windows, each array (B, T) int64 and writable. targets: IGNORE where nothing counts; doc_ids: None if a row is
-    one text."""
+    one text; reference: (B,) float64, of pairs of preferences, see ``TextSplit``."""
 
     ids: np.ndarray
     targets: np.ndarray
     doc_ids: np.ndarray | None = None
+    reference: np.ndarray | None = None
 
 
 class Windows(Protocol):
