@@ -66,7 +66,7 @@ class ModelCache:
 
     def view(self, first: int, rows: int) -> ModelCache:
         """``rows`` rows from ``first`` on, in this cache's own memory: tokens given to the view are in this cache,
-        which is not to be used itself before the view was given up. It is valid until this cache grows."""
+        which must not be used itself while the view is in use. The view is valid until this cache grows."""
         return self._mapped(lambda tensor: tensor.narrow(0, first, rows))
 
     def _mapped(self, rows_of: Callable[[Tensor], Tensor]) -> ModelCache:

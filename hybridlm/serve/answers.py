@@ -45,7 +45,9 @@ class Answers:
         self.id = ("chatcmpl-" if self.chat else "cmpl-") + secrets.token_hex(12)
 
     def _head(self, streamed: bool) -> dict[str, Any]:
-        kind = "text_completion" if not self.chat else "chat.completion" + ".chunk" * streamed
+        kind = "text_completion"
+        if self.chat:
+            kind = "chat.completion.chunk" if streamed else "chat.completion"
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def whole(self, answers: Sequence[Sequence[Step]], usage: Usage, logprobs: bool) -> dict[str, Any]:
@@ -66,14 +68,14 @@ class Answers:
         delta = {"delta": {"role": "assistant", "content": ""}}
         return [self._event([self._choice(index, delta, (), False)]) for index in range(count)]
 
-    def piece(self, index: int, step: Step, logprobs: bool) -> bytes | None:
+    def piece(self, step: Step, logprobs: bool) -> bytes | None:
         """The event of one step; None: it adds nothing yet."""
         if not step.text and step.finish is None and not logprobs:
             return None
         content: dict[str, Any] = {"text": step.text}
         if self.chat:
             content = {"delta": {"content": step.text} if step.text or step.finish is None else {}}
-        return self._event([self._choice(index, content, (step,), logprobs)])
+        return self._event([self._choice(step.row, content, (step,), logprobs)])
 
     def usage(self, usage: Usage) -> bytes:
         return self._event([], usage)

@@ -15,8 +15,9 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from hybridlm.errors import UserError, printable
@@ -42,8 +43,7 @@ def build_app(desk: Desk, prompts: Prompts) -> FastAPI:
         finally:
             await asyncio.to_thread(desk.close)
 
-    # The generated documentation would load scripts from another server.
-    app = FastAPI(title="hybridlm", docs_url=None, redoc_url=None, lifespan=running)
+    app = FastAPI(openapi_url=None, lifespan=running)
     page = files("hybridlm.serve").joinpath("page.html").read_text(encoding="utf-8")
     policy = {"Content-Security-Policy": content_policy(page)}
 
@@ -52,17 +52,19 @@ def build_app(desk: Desk, prompts: Prompts) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _refused)
     app.add_exception_handler(HTTPException, _refused)
 
-    @app.get("/", response_class=HTMLResponse)
+    @app.get("/")
     def home() -> Response:
         return HTMLResponse(page, headers=policy)
 
     @app.get("/health")
     def health() -> dict[str, str]:
+        if not desk.engine.alive:
+            raise Refusal(503, "the engine has stopped; the server's log says why", "engine_stopped")
         return {"status": "ok"}
 
-    @app.get("/metrics", response_class=PlainTextResponse)
+    @app.get("/metrics")
     def metrics() -> Response:
-        return PlainTextResponse(desk.metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(desk.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
@@ -120,7 +122,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _answer(desk: Desk, prompts: Prompts, body: Body, request: Request) -> Response:
     read = await asyncio.to_thread(prompts.read, body)  # tokenizing a long prompt takes a while
     if body.n * len(read) > desk.limits.choices:
-        raise Refusal(400, f"at most {desk.limits.choices} answers to a request", param="n")
+        raise Refusal(400, f"at most {desk.limits.choices} answers per request", param="n")
     seed = secrets.randbits(62) if body.seed is None else body.seed
     asked: list[tuple[Sequence[int], Sampling, Sequence[int]]] = []
     for ids, marks in read:
@@ -154,25 +156,24 @@ async def _at_once(desk: Desk, order: Order, answers: Answers, usage: Usage, bod
 
     async def collected() -> list[list[Step]]:
         steps: list[list[Step]] = [[] for _ in order.jobs]
-        async for index, step in order.steps():
-            steps[index].append(step)
+        async for step in order.steps():
+            steps[step.row].append(step)
         return steps
 
     async def left() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    tasks = [asyncio.create_task(collected()), asyncio.create_task(left())]
+    answer, gone = asyncio.create_task(collected()), asyncio.create_task(left())
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
-            raise Refusal(499, "the client is gone")
-        steps = tasks[0].result()
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise Refusal(499, "the client disconnected")
+        steps = answer.result()
     finally:
-        for task in tasks:
-            task.cancel()
+        answer.cancel()
+        gone.cancel()
         desk.finished(order)
-    assert steps is not None
     _count(usage, order, body)
     return JSONResponse(answers.whole(steps, usage, body.top is not None))
 
@@ -182,8 +183,8 @@ async def _events(order: Order, answers: Answers, usage: Usage, body: Body) -> A
     try:
         for first in answers.first(len(order.jobs)):
             yield first
-        async for index, step in order.steps():
-            piece = answers.piece(index, step, body.top is not None)
+        async for step in order.steps():
+            piece = answers.piece(step, body.top is not None)
             if piece is not None:
                 yield piece
         if body.stream_options.include_usage:
@@ -196,4 +197,4 @@ async def _events(order: Order, answers: Answers, usage: Usage, body: Body) -> A
 
 def _count(usage: Usage, order: Order, body: Body) -> None:
     usage.new = order.written
-    usage.reused = sum(min(job.reused, job.prompt) for job in order.jobs[:: body.n])
+    usage.reused = sum(job.reused for job in order.jobs[:: body.n])

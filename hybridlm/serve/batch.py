@@ -21,10 +21,9 @@ class Job:
     """One answer, from the prompt to its last token.
 
     ids: the prompt's tokens, then the answer's; prompt: how many are the prompt's. marks: lengths of prefixes that
-    other prompts may begin with. room: tokens for which its cache has memory. read: tokens in the cache, which is its
-    own until it joins the batch. node: the longest kept prefix of what was read. reused: tokens of the prompt that did
-    not have to be read. exact: its cache has the bits that depend on its tokens and ``cuts`` only. alone: it is being
-    read once more, for that.
+    other prompts may begin with. read: tokens in the cache, which is its own until it joins the batch. node: the
+    longest kept prefix of what was read. reused: tokens of the prompt that did not have to be read. exact: its cache
+    has the bits that depend on its tokens and ``cuts`` only. alone: it is being read once more, for that.
     """
 
     ids: list[int]
@@ -34,7 +33,6 @@ class Job:
     prompt: int = field(init=False)
     cancelled: bool = False
     cache: ModelCache | None = None
-    room: int = 0
     read: int = 0
     reused: int = 0
     exact: bool = True
@@ -53,10 +51,10 @@ class Batch:
     """Rows of one cache, the first ones of which are in use; memory for more of them, and for more tokens, is allocated
     as it is needed."""
 
-    def __init__(self, model: HybridLM, decoder: Decoder, room: int) -> None:
-        """room: tokens per row that there is memory for at first."""
+    def __init__(self, model: HybridLM, decoder: Decoder, room: int, context: int) -> None:
+        """room: tokens per row that there is memory for at first; context: for how many there may be."""
         self.jobs: list[Job] = []
-        self.room = room
+        self.room, self._context = room, context
         self._decoder = decoder
         self._rows, self._cache = _FIRST_ROWS, model.new_cache(_FIRST_ROWS, room)
         self._views: dict[tuple[int, int], ModelCache] = {}  # of rows that were decoded before
@@ -67,7 +65,7 @@ class Batch:
         if len(self.jobs) == self._rows:
             double = torch.arange(2 * self._rows, device=self._cache.lengths.device) % self._rows
             self._rows, self._cache = 2 * self._rows, self._cache.select(double)
-        self._grow(job.room)
+        self._grow(len(job.ids))
         job.cache.grow(self.room)
         self._cache.insert(len(self.jobs), job.cache)
         self.jobs.append(job)
@@ -91,7 +89,7 @@ class Batch:
         jobs = self.jobs[first : first + rows]
         needed = max(job.read for job in jobs) + 1
         if needed > self.room:
-            self._grow(max(needed, self.room + self.room // 2))
+            self._grow(min(max(needed, self.room + self.room // 2), self._context))
         view = self._views.get((first, rows))
         if view is None:
             view = self._views[first, rows] = self._cache.view(first, rows)

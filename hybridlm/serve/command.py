@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 from starlette.middleware.cors import CORSMiddleware
@@ -12,6 +13,7 @@ from starlette.types import ASGIApp
 
 from hybridlm.data.chat import template_of
 from hybridlm.errors import UserError
+from hybridlm.files.plain import Unreadable, read_text
 from hybridlm.generate.loading import trained_length
 from hybridlm.machine.device import inference_device
 from hybridlm.runs.checkpoint import LoadedRun, load_run
@@ -22,8 +24,7 @@ from hybridlm.serve.limits import Limits
 from hybridlm.serve.prompts import Prompts
 from hybridlm.serve.server import Server, listening
 
-KEYS_VARIABLE = "HYBRIDLM_API_KEYS"
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 
 
 def run_serve(
@@ -37,16 +38,18 @@ def run_serve(
     if limits.context < 2:
         raise UserError(f"{run.folder.config}: the training window (data.seq_len) is unknown; give --context N")
     with listening(host, port) as sock:
-        app, guard = served(run, limits, secrets, _LOOPBACK if host in _LOOPBACK else (), origins)
-        where = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
-        print(f"{run.folder.path.name}, step {run.step:,}: {where} (API: {where}/v1); Ctrl-C ends it", flush=True)
+        name = f"[{host}]" if ":" in host else host
+        app, guard = served(run, limits, secrets, (*_LOOPBACK, name) if is_loopback(host) else (), origins)
+        where = f"http://{name}:{sock.getsockname()[1]}"
+        print(f"{run.folder.path.name}, step {run.step:,}: {where} (API: {where}/v1); Ctrl-C to stop", flush=True)
         Server(app, guard).run([sock])
 
 
 def served(
     run: LoadedRun, limits: Limits, keys: Sequence[str] = (), hosts: Sequence[str] = (), origins: Sequence[str] = ()
 ) -> tuple[ASGIApp, Guard]:
-    """The application with all that stands before it. origins: of other sites' pages that may call it."""
+    """The application with all that stands before it. hosts: as ``Guard`` takes them; origins: of other sites' pages
+    that may call it."""
     template = template_of(run.tokenizer) if run.folder.chat_template.is_file() else None
     desk = Desk(run, limits)
     prompts = Prompts(
@@ -57,23 +60,31 @@ def served(
         run.model.vocab_size,
         limits.context,
     )
-    names = [f"[{host}]" if ":" in host else host for host in hosts]
-    guard = Guard(build_app(desk, prompts), limits, keys, names, desk.metrics)
+    guard = Guard(build_app(desk, prompts), limits, keys, hosts, desk.metrics)
     if not origins:
         return guard, guard
     return CORSMiddleware(guard, origins, allow_methods=["GET", "POST"], allow_headers=["*"]), guard
 
 
-def read_keys(path: Path | None) -> list[str]:
-    """The API keys, one a line or separated by commas, in the file or, without one, in the environment; none: the
-    server asks for none. UserError: the file cannot be read, or has none."""
-    if path is None:
-        return [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine reach it."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--api-keys {path}: cannot be read ({getattr(error, 'strerror', 'not UTF-8')})") from None
-    keys = [key.strip() for key in text.replace(",", "\n").splitlines() if key.strip()]
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # another name
+        return False
+
+
+def read_keys(path: Path | None) -> list[str]:
+    """The API keys, one per line or separated by commas, in the file or, without one, in ``$HYBRIDLM_API_KEYS``; none:
+    the server asks for none. UserError: the file cannot be read, or contains none."""
+    origin = "$HYBRIDLM_API_KEYS" if path is None else f"--api-keys {path}"
+    try:
+        text = os.environ.get("HYBRIDLM_API_KEYS") if path is None else read_text(path)
+    except Unreadable as error:
+        raise UserError(f"{origin}: {error}") from None
+    if text is None:
+        return []
+    keys = text.replace(",", "\n").split()
     if not keys:
-        raise UserError(f"--api-keys {path}: no key in it; expected one a line")
+        raise UserError(f"{origin}: contains no keys; expected one per line")
     return keys

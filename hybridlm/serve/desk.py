@@ -24,8 +24,8 @@ class Order:
         self._metrics, self._began, self._seconds = metrics, time.perf_counter(), seconds
         self.inbox: asyncio.Queue[tuple[Job, Step | Exception]] = asyncio.Queue()
 
-    async def steps(self) -> AsyncIterator[tuple[int, Step]]:
-        """Every step as it comes, with the number of its answer. Refusal: the engine failed, or took too long."""
+    async def steps(self) -> AsyncIterator[Step]:
+        """Every step as it comes. Refusal: the engine failed, or took too long."""
         begun, writing = set[Job](), len(self.jobs)
         while writing:
             job, step = await self._next()
@@ -37,14 +37,14 @@ class Order:
             self.written += step.id is not None
             self._metrics.written.inc(step.id is not None)
             writing -= step.finish is not None
-            yield job.row.number, step
+            yield step
 
     async def _next(self) -> tuple[Job, Step]:
         try:
             async with asyncio.timeout(self._seconds - (time.perf_counter() - self._began)):
                 job, step = await self.inbox.get()
         except TimeoutError:
-            raise Refusal(504, f"the answer took more than {self._seconds:g} seconds", "timeout") from None
+            raise Refusal(504, f"the answer took longer than {self._seconds:g} seconds", "timeout") from None
         if isinstance(step, Exception):
             raise Refusal(500, "the model could not answer; the server's log says why", "engine_failed")
         return job, step
@@ -78,7 +78,7 @@ class Desk:
         return order
 
     def finished(self, order: Order) -> None:
-        """Ends what is still being written of it."""
+        """Cancels whatever is still being generated for it."""
         for job in order.jobs:
             job.cancelled = True
             self._orders.pop(job, None)

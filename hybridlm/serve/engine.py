@@ -27,15 +27,14 @@ from hybridlm.serve.limits import Limits
 from hybridlm.serve.prefixes import Prefixes, restore
 
 # How much rounding may change a logit, relative to the largest. In float32 at most 2e-6 was measured for the layers
-# here, and 4e-7 for most. A draw feels the errors of many logits, which cancel in part; what it is given here was at
-# least three times what it was moved by. In lower precision most choices would be within the rounding, so there it is
-# not looked at.
+# here, and 4e-7 for most. A draw depends on many logits, whose errors partly cancel: this allowance was at least three
+# times the shift measured. In lower precision most choices would be within rounding, so they are not rechecked.
 NOISE = 2.0**-20
 _EXACT = (torch.float32, torch.float64)
 _FIRST_ROOM = 256  # tokens
-_PIECES = 4  # of prompts in a turn
+_PIECES = 4  # full pieces of prompts read in a turn; shorter ones count for less
 _TOGETHER = 32  # rows decoded in a turn: more take no less time each, and a new prompt would wait longer
-_LEAST = 4  # the share of a whole piece that the shortest costs, as its inverse
+_LEAST = 4  # a piece, however short, counts as at least 1/_LEAST of a full one
 
 Deliver = Callable[[Sequence[tuple[Job, Step | Exception]]], None]
 
@@ -49,7 +48,7 @@ class ServeEngine:
         self.waiting: deque[Job] = deque()
         self.reading: list[Job] = []
         self._taken_on: set[Job] = set()  # what this turn works on
-        self._decoded = 0  # the place behind the rows of the last turn
+        self._decoded = 0  # one past the last row decoded in the previous turn
         self.rechecks = 0  # choices that were made after reading alone
         self._noise = NOISE if model.embedding.weight.dtype in _EXACT else 0.0
         self._decoder = Decoder(model)
@@ -57,7 +56,7 @@ class ServeEngine:
         specs = [block.mixer.spec for block in model.blocks]  # type: ignore[union-attr]
         windows = [window for spec in specs if (window := getattr(spec, "window", None)) and window <= limits.context]
         self._first_room = min(max(_FIRST_ROOM, *windows, 0), limits.context)
-        self.batch = Batch(model, self._decoder, self._first_room)
+        self.batch = self._new_batch()
         self._wake = threading.Condition()
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -66,6 +65,13 @@ class ServeEngine:
         """A job for ``submit``. UserError: an impossible logit_bias."""
         refuse_impossible([sampling], self.model.vocab_size)
         return Job(list(ids), Row(number, sampling, self.tokenizer), self.prefixes.root, tuple(marks))
+
+    def _new_batch(self) -> Batch:
+        return Batch(self.model, self._decoder, self._first_room, self.limits.context)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
 
     def start(self) -> None:
         self._thread.start()
@@ -110,7 +116,7 @@ class ServeEngine:
         except Exception as error:  # whatever it is, the next requests may be answered
             traceback.print_exc()
             steps += [(job, error) for job in self._taken_on]
-            self.reading, self.batch = [], Batch(self.model, self._decoder, self._first_room)
+            self.reading, self.batch = [], self._new_batch()
         self.deliver(steps)
 
     def _admit(self) -> None:
@@ -119,9 +125,10 @@ class ServeEngine:
         for place in reversed(range(len(self.batch.jobs))):
             if self.batch.jobs[place].cancelled:
                 self.batch.leave(place)
-        while self.waiting and len(self.reading) + len(self.batch.jobs) < self.limits.batch:
-            job = self.waiting.popleft()
-            if not job.cancelled:
+        with self._wake:  # clients that gave up free their places in the queue
+            self.waiting = deque(job for job in self.waiting if not job.cancelled)
+            while self.waiting and len(self.reading) + len(self.batch.jobs) < self.limits.batch:
+                job = self.waiting.popleft()
                 self.reading.append(job)
                 self._taken_on.add(job)
 
@@ -164,8 +171,7 @@ class ServeEngine:
 
     def _open(self, job: Job) -> ModelCache:
         """A new cache for ``job``."""
-        job.room = max(self.batch.room, len(job.ids) + 1)
-        job.cache = self.model.new_cache(1, job.room)
+        job.cache = self.model.new_cache(1, max(self.batch.room, len(job.ids) + 1))
         return job.cache
 
     def _decode(self, steps: list[tuple[Job, Step | Exception]]) -> None:

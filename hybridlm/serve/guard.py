@@ -66,14 +66,18 @@ class Guard:
         host = headers.get(b"host", b"").decode("latin-1").rpartition("]")
         name = (host[0] + host[1] or host[2].partition(":")[0]).lower()
         if self._hosts and name not in self._hosts:
-            raise Refusal(403, "unknown Host; this server is for its own machine (see --host)", "unknown_host")
+            raise Refusal(
+                403,
+                "unrecognized Host header; this server only accepts requests from its own machine (see --host)",
+                "unknown_host",
+            )
         if self._keys and scope["path"].startswith(_LOCKED):
             scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
             given = _digest(key.strip())
             # Every key is compared, whichever fits.
             fits = [hmac.compare_digest(given, known) for known in self._keys]
             if scheme.lower() != b"bearer" or not any(fits):
-                raise Refusal(401, "a valid API key is needed: Authorization: Bearer KEY", "invalid_api_key")
+                raise Refusal(401, "a valid API key is required: Authorization: Bearer KEY", "invalid_api_key")
 
     async def _whole(self, scope: Scope, receive: Receive) -> Receive:
         """Reads the body; what gives it to the application, and later tells that the client is gone."""
@@ -94,7 +98,8 @@ class Guard:
                     if len(body) > limit:
                         raise refusal
         except TimeoutError:
-            raise Refusal(408, f"the body took more than {self._limits.slow:g} seconds", "slow_request") from None
+            late = f"the request body took longer than {self._limits.slow:g} seconds to arrive"
+            raise Refusal(408, late, "slow_request") from None
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def given() -> Message:

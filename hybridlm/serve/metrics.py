@@ -25,7 +25,7 @@ class Metrics:
 
     def read(self, job: Job) -> None:
         self.prompt.inc(job.prompt)
-        self.reused.inc(min(job.reused, job.prompt))
+        self.reused.inc(job.reused)
 
     def watch(self, engine: ServeEngine) -> None:
         """Adds what is read off the engine whenever someone asks."""

@@ -42,7 +42,11 @@ class Node:
 
     def path(self) -> list[Node]:
         """From the first stretch of tokens to this one."""
-        return [] if self.parent is None else [*self.parent.path(), self]
+        nodes, node = list[Node](), self
+        while node.parent is not None:
+            nodes.append(node)
+            node = node.parent
+        return nodes[::-1]
 
 
 class Prefixes:
@@ -58,19 +62,16 @@ class Prefixes:
     def longest(self, ids: Sequence[int]) -> Node:
         """The node after most of the first tokens of ``ids``, at least one of which is left to read unless the node
         knows the logits; the root where there is none."""
-        found = self._longest(self.root, tuple(ids))
+        known, found, below = tuple(ids), self.root, [self.root]
+        while below:
+            node = below.pop()
+            if node.tokens > found.tokens and (node.tokens < len(known) or node.logits is not None):
+                found = node
+            for length in {len(own) for own in node.children}:
+                child = node.children.get(known[node.tokens : node.tokens + length])
+                below += [] if child is None else [child]
         self._touch(found)
         return found
-
-    def _longest(self, node: Node, ids: tuple[int, ...]) -> Node:
-        best = node
-        for length in {len(own) for own in node.children}:
-            child = node.children.get(ids[node.tokens : node.tokens + length])
-            deeper = None if child is None else self._longest(child, ids)
-            usable = deeper is not None and (deeper.tokens < len(ids) or deeper.logits is not None)
-            if deeper is not None and usable and deeper.tokens > best.tokens:
-                best = deeper
-        return best
 
     def exact(self, ids: Sequence[int], cuts: Sequence[int]) -> Node:
         """The last exact node after pieces of ``ids`` that end at ``cuts``, in their order."""

@@ -40,9 +40,7 @@ class Prompts:
     def refuse_other(self, name: str) -> None:
         """Refusal: ``name`` is another model's. Without one any is meant."""
         if name not in ("", self.name):
-            raise Refusal(
-                404, f"the model does not exist here; this server has {self.name}", "model_not_found", "model"
-            )
+            raise Refusal(404, f"no such model; this server serves {self.name}", "model_not_found", "model")
 
     def ends(self, body: Body) -> tuple[int, ...]:
         """The ids that end an answer."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hybridlm.generate.sampling import Sampling
 
-_IGNORED = ("metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user", "verbosity")
+_IGNORED = ("metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user")
 # Harmless with these values, and unknown with any other.
 _OFF: dict[str, tuple[object, ...]] = {
     "audio": (),
@@ -159,9 +159,9 @@ class ChatBody(Body):
     @model_validator(mode="after")
     def _together(self) -> ChatBody:
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs: only with logprobs")
+            raise ValueError("top_logprobs: requires logprobs")
         if any(message.role in ("system", "developer") for message in self.messages[1:]):
-            raise ValueError("messages: the system message can only be the first")
+            raise ValueError("messages: only the first message can be a system message")
         return self
 
     @property

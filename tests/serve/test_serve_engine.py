@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_models import VOCAB, every_pattern, small_config, small_model
 
+from hybridlm.config.mixers.attention import AttentionConfig
 from hybridlm.data.tokenizer import byte_tokenizer
 from hybridlm.errors import UserError
 from hybridlm.generate.engine import Engine
@@ -17,6 +18,7 @@ from hybridlm.model.build import fresh_model
 from hybridlm.serve import engine as serve_engine
 from hybridlm.serve.engine import ServeEngine
 from hybridlm.serve.limits import Limits
+from hybridlm.serve.prefixes import Node, Prefixes
 
 
 class Desk:
@@ -144,7 +146,7 @@ def test_more_rows_than_are_decoded_together(monkeypatch):
 
 
 def test_a_long_prompt_does_not_stop_the_others():
-    """Four pieces at most are read between two tokens."""
+    """About four pieces are read between two tokens."""
     desk = Desk(small_model(small_config("MTM"), torch.float32))
     writing = desk.submit([1], Sampling(max_new_tokens=60))
     desk.engine.turn()
@@ -194,6 +196,38 @@ def test_kept_prefixes_stay_within_their_limit():
         prefixes = desk.engine.prefixes
         assert 0 < prefixes.bytes <= 20_000
         assert prefixes.bytes == sum(node.bytes for node in prefixes._used)
+
+
+def test_prefixes_nested_deeper_than_calls():
+    prefixes = Prefixes(1 << 20)
+    node = prefixes.root
+    for _ in range(5000):
+        child = node.children[(1,)] = Node(node, (1,), [], None, exact=True)
+        node = child
+    assert prefixes.longest([1] * 5001) is node
+    assert len(node.path()) == 5000
+
+
+def test_memory_never_exceeds_the_context():
+    """With a window beyond it: a layer's memory stays columns."""
+    config = small_config("TM", attention=AttentionConfig(n_heads=2, rope=True, window=320))
+    desk = Desk(small_model(config, torch.float32), context=300)
+    jobs = [desk.submit([1] * 256, Sampling(seed=seed, max_new_tokens=40)) for seed in range(2)]
+    desk.finish()
+    again = desk.submit([1] * 256, Sampling(seed=0, max_new_tokens=40))
+    desk.finish()
+    assert desk.engine.batch.room <= 300
+    assert desk.ids(again) == desk.ids(jobs[0])
+
+
+def test_who_gives_up_waiting_frees_a_place():
+    desk = Desk(small_model(small_config("M"), torch.float32), queue=2, batch=1)
+    desk.submit([1], Sampling(max_new_tokens=50))
+    desk.engine.turn()
+    for job in [desk.submit([1], Sampling()) for _ in range(2)]:
+        job.cancelled = True
+    desk.engine.turn()
+    assert not desk.engine.waiting
 
 
 def test_the_queue_is_limited():

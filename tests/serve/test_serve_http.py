@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -17,8 +18,11 @@ from small_server import loaded, serving, wait_until, write_run  # noqa: E402
 
 from hybridlm.data.chat import template_of  # noqa: E402
 from hybridlm.data.reading.documents import Turn  # noqa: E402
+from hybridlm.errors import UserError  # noqa: E402
 from hybridlm.generate.engine import Engine  # noqa: E402
 from hybridlm.generate.sampling import Sampling  # noqa: E402
+from hybridlm.serve.command import is_loopback, read_keys, served  # noqa: E402
+from hybridlm.serve.limits import Limits  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +258,40 @@ def test_other_sites(chat_run):
 
 
 LONG = {"prompt": "x", "seed": 1, "max_tokens": 500, "logit_bias": {"256": -100}}
+
+
+def test_a_body_without_a_content_type_is_refused(url):
+    """A page of another site may send one without asking."""
+    answer = httpx.post(f"{url}/v1/completions", content=b'{"prompt": "a"}')
+    assert answer.status_code == 400
+
+
+def test_a_dead_engine_is_not_healthy(chat_run):
+    async def health() -> int:
+        app, _ = served(loaded(chat_run), Limits(context=64))  # its engine was never started
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            return (await client.get("/health")).status_code
+
+    assert asyncio.run(health()) == 503
+
+
+@pytest.mark.parametrize(
+    ("host", "near"), [("localhost", True), ("127.0.0.2", True), ("::1", True), ("0.0.0.0", False)]
+)
+def test_loopback(host, near):
+    assert is_loopback(host) == near
+
+
+def test_keys_of_the_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv("HYBRIDLM_API_KEYS", raising=False)
+    assert read_keys(None) == []
+    monkeypatch.setenv("HYBRIDLM_API_KEYS", "one, two")
+    assert read_keys(None) == ["one", "two"]
+    monkeypatch.setenv("HYBRIDLM_API_KEYS", " ,")
+    (tmp_path / "keys").write_text("\n")
+    for path in (None, tmp_path / "keys", tmp_path / "none"):
+        with pytest.raises(UserError):
+            read_keys(path)
 
 
 def test_a_client_that_leaves_ends_its_answer(chat_run):
