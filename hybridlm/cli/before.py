@@ -52,10 +52,11 @@ def plan(
 
         found, inference = plan_run(config), plan_inference(config)
         changes = [] if found.fits else suggestions(config, found)
-        plain = (
-            "" if as_json else f"{full_text(found, inference)}\nexports     {destinations(config.model, advised=True)}"
-        )
-        print(plain or json_text(found, inference, changes), flush=True)
+        if as_json:
+            print(json_text(found, inference, changes), flush=True)
+        else:
+            reach = destinations(config.model, advised=True)
+            print(f"{full_text(found, inference)}\nexports     {reach}", flush=True)
         if not found.fits:
             raise ConfigError(refusal(found, changes))
 

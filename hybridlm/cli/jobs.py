@@ -61,7 +61,8 @@ def train(begin: Begin, verb: tuple[str, ...], others: Rendezvous | None) -> Non
 
 
 def sweep_job(verb: tuple[str, ...], flags: tuple[str, ...]) -> SweepJob:
-    """A job of a Hydra sweep; returns the value that a sweeper minimises. flags: of Hydra's, with which it started."""
+    """A job of a Hydra sweep; returns the value that a sweeper minimises. flags: Hydra's, with which the sweep
+    was started."""
 
     def job(tree: DictConfig, place: Path, overrides: tuple[str, ...]) -> object:
         folder = RunFolder(place)
@@ -84,7 +85,7 @@ def sweep_job(verb: tuple[str, ...], flags: tuple[str, ...]) -> SweepJob:
 
 
 def _config_of(job: DictConfig, line: CommandLine, resumed: RunFolder | None) -> RunConfig:
-    """That of a job of a sweep."""
+    """The configuration of one job of a sweep."""
     if job.get("init_from") is None:
         return load_config(plain_tree(job))
     return new_config(line, composed(line)) if resumed is None else recorded(resumed)

@@ -25,6 +25,7 @@ from hybridlm.config.run import RunConfig
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.machine.launcher import ending_together, folder_overrides, launch, refuse_sweep
 from hybridlm.machine.signals import heeded, listening
+from hybridlm.runs.initial import NOT_IN_A_SWEEP
 from hybridlm.runs.resume import checkpoint_to_resume, recorded, refuse_other_optimizer, resumed_folder
 from hybridlm.runs.run_folder import NEWEST, RunFolder
 from hybridlm.sweep.grid import effectless
@@ -63,8 +64,6 @@ def _main(line: CommandLine, verb: tuple[str, ...]) -> None:
         raise UserError("--cfg shows one configuration; remove -m")
     elif value_of(line.overrides, "ckpt") not in (None, "null"):
         raise UserError("ckpt: a sweep cannot resume; resume one of its runs with ckpt=PATH and without -m")
-    elif value_of(line.overrides, "init_from") in NEWEST:
-        raise UserError("init_from: `last` and `best` would be a job of the sweep; name a run folder or a checkpoint")
     else:
         refuse_sweep(launch())
         _check_sweep(line)
@@ -133,6 +132,8 @@ def _check_sweep(line: CommandLine) -> None:
     """UserError: the folder holds a sweep already, or a file names code. Prints a warning for each overridden section
     that no point of a (basic) sweep uses."""
     found, known = axes(line), groups(config_dir(line))
+    if any(value_of([one], "init_from") in NEWEST for axis in found for one in axis.values):
+        raise UserError(NOT_IN_A_SWEEP)
     chosen = [axis for axis in found if is_group(f"{axis.key}=", known)]
     fixed = tuple(value for axis in chosen if not axis.varied for value in axis.values)
     for values in [(), *((value,) for axis in chosen if axis.varied for value in axis.values)]:

@@ -30,7 +30,7 @@ def root() -> Path:
 
 def groups(extra: str | None = None) -> dict[str, list[str]]:
     """The config groups with their options; ``extra``: the folder of Hydra's --config-dir. A subfolder holds more
-    options of its group (``experiments=mine/first``), or is a group of its own where conf/config.yaml names it
+    options of its group (``experiments=mine/first``), or is a group of its own if it is in ``NESTED``
     (``model/style=portable``)."""
     found: dict[str, list[str]] = {"experiments": [], **{group: [] for group in NESTED}}
     places = [*(root() / "conf").iterdir(), root() / "experiments"]

@@ -29,8 +29,8 @@ class Stream(Protocol):
     def norm_eps(self) -> float: ...
 
     @property
-    def mixers(self) -> Collection[str]:
-        """The kinds of all of its mixers."""
+    def mixers(self) -> Collection[type[MixerSection]]:
+        """The sections of all kinds of mixers that it has."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,8 @@ class MixerSection(LayerSection):
     word: ClassVar[str | None] = None  # in a pattern, in place of the letter; None: the name of the kind
     ffn: ClassVar[str] = "mlp"  # the FFN after it by default
     kernel: ClassVar[str | None] = None  # the package of its compiled kernel, which `kernels.KIND` turns on and off
+    keeps_order: ClassVar[bool] = False  # models with it have no positions in attention: its state carries the order
+    with_qk_norm: ClassVar[bool] = False  # models with it normalise queries and keys in attention
     forms: ClassVar[tuple[dict[str, object], ...]] = ()  # settings that make it use another kernel than the defaults do
 
 

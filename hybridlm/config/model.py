@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, create_model
 
 from hybridlm.config.ffns import FFN_KINDS, FFNS
-from hybridlm.config.layers import LayerSpec
+from hybridlm.config.layers import LayerSpec, MixerSection
 from hybridlm.config.mixers import MIXERS
 from hybridlm.config.pattern import SSMS
 from hybridlm.config.resolve import resolve
@@ -107,8 +107,9 @@ class ModelConfig(_Layers):
         return self._resolved[1]
 
     @property
-    def mixers(self) -> set[str]:
-        return {layer.kind for layer in self.layers}
+    def mixers(self) -> set[type[MixerSection]]:
+        """The sections of the kinds of mixers that some layer has."""
+        return {MIXERS[layer.kind] for layer in self.layers}
 
     @property
     def kinds(self) -> set[str]:

@@ -46,7 +46,9 @@ class OptimConfig(Section):
         ),
     )
     dpo_beta: float = Field(
-        0.1, gt=0, description="dpo: how strongly the weights are held to those they start from; less is freer"
+        0.1,
+        gt=0,
+        description="dpo: how strongly the model is held to the weights it starts from; lower lets it move further",
     )
     name: Literal["adamw", "muon", "lion", "sgd", "adamw8bit"] = Field(
         "adamw",

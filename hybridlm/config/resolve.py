@@ -24,7 +24,7 @@ class _Around:
 
     d_model: int
     norm_eps: float
-    mixers: frozenset[str]
+    mixers: frozenset[type[MixerSection]]
 
 
 def resolve(model: ModelConfig) -> tuple[tuple[LayerSpec, ...], str | None]:
@@ -46,7 +46,7 @@ def resolve(model: ModelConfig) -> tuple[tuple[LayerSpec, ...], str | None]:
         path(item): variants.get(item.letter) or getattr(model, item.kind) for item in items
     }
     sections |= {f"model.{item.ffn}": getattr(model, item.ffn) for item in items if item.ffn in FFNS}
-    around = _Around(model.d_model, model.norm_eps, frozenset(item.kind for item in items))
+    around = _Around(model.d_model, model.norm_eps, frozenset(MIXERS[item.kind] for item in items))
     specs: dict[str, Spec] = {}
     problems: list[str] = []
     for where, section in sections.items():

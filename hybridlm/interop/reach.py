@@ -39,7 +39,7 @@ def destinations(model: ModelConfig, *, advised: bool = False) -> str:
     code = ", ".join(["as remote code", *(f"to {program}" for program in llama_cpp)])
     held = [{need.value for need in one.needs(model) if not need.overrides} for one in ARCHITECTURES]
     if all(held):
-        titles = " and ".join(mixer.title for kind, mixer in MIXERS.items() if kind in model.mixers)
+        titles = " and ".join(mixer.title for mixer in MIXERS.values() if mixer in model.mixers)
         return f"{code}{'' if llama_cpp else ' only'}: no architecture of transformers consists of {titles}"
     if not advised:
         return f"{code}; `hybridlm plan` names what keeps it from other programs"

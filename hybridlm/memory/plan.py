@@ -68,6 +68,11 @@ class Plan:
         return self.max_steps * self.global_batch * self.sequences * self.seq_len
 
     @property
+    def unit(self) -> str:
+        """What a batch is counted in."""
+        return "sequences" if self.sequences == 1 else "pairs of sequences"
+
+    @property
     def seconds(self) -> float | None:
         """Estimated time of all steps, without validation; None: the device's peaks are unknown."""
         return None if self.tokens_per_s is None else self.tokens / self.tokens_per_s

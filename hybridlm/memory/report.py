@@ -22,7 +22,7 @@ def summary_lines(plan: Plan) -> list[str]:
     limit = "" if plan.limit_bytes is None else f" of {byte_text(plan.limit_bytes)}"
     largest = sorted(plan.peak.parts.items(), key=lambda part: -part[1])[:3]
     return [
-        f"{plan.batch_size} x {plan.accumulate} x {plan.devices} sequences of {plan.seq_len}, {_checkpointing(plan)}",
+        f"{plan.batch_size} x {plan.accumulate} x {plan.devices} {plan.unit} of {plan.seq_len}, {_checkpointing(plan)}",
         f"planned {byte_text(plan.reserved_bytes)}{limit}; {byte_text(plan.peak.bytes)} without the margin, mostly "
         + ", ".join(f"{name.replace(', ', ' of ')} {byte_text(size)}" for name, size in largest),
     ]
@@ -41,7 +41,7 @@ def full_text(plan: Plan, inference: Inference) -> str:
             f" ids{at_most}"
         ),
         (
-            f"step        {plan.global_batch} sequences of {plan.seq_len} tokens = micro-batch {plan.batch_size} x"
+            f"step        {plan.global_batch} {plan.unit} of {plan.seq_len} tokens = micro-batch {plan.batch_size} x"
             f" accumulation {plan.accumulate} x devices {plan.devices}"
         ),
         f"            {_checkpointing(plan)}; loss in chunks of {plan.loss_rows} rows of logits",

@@ -114,22 +114,13 @@ class HybridLM(nn.Module):
         """The loss of the targets (B, T) after the normalised stream ``x`` (B, T, D), into ``output``."""
         output.n_tokens = (targets != IGNORE).sum()
         hidden, scale, softcap = self._head_input(x).flatten(0, 1), self.config.logit_scale, self.config.logit_softcap
-        flat = targets.flatten()
+        flat, weight, rows = targets.flatten(), self.head_weight, self.loss_rows
         if each:
             losses, likeliest = linear_token_losses(
-                hidden,
-                self.head_weight,
-                flat,
-                vocab=self.vocab_size,
-                scale=scale,
-                softcap=softcap,
-                rows=self.loss_rows,
+                hidden, weight, flat, vocab=self.vocab_size, scale=scale, softcap=softcap, rows=rows
             )
-            output.losses, output.likeliest, output.loss_sum = (
-                losses.view(targets.shape),
-                likeliest.view(targets.shape),
-                losses.sum(),
-            )
+            output.losses, output.likeliest = losses.view(targets.shape), likeliest.view(targets.shape)
+            output.loss_sum = losses.sum()
         else:
             output.loss_sum = linear_cross_entropy(
                 hidden,

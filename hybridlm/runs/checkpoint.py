@@ -209,11 +209,11 @@ def refuse_misfits(model: HybridLM, weights: Mapping[str, Tensor], path: Path) -
 
 
 def refuse_unfinite(tensors: Mapping[str, Tensor], where: Path) -> None:
-    """UserError: a tensor holds numbers that are not finite, or of a kind that no weights have here."""
+    """UserError: a tensor holds numbers that are not finite, or has a dtype that weights here never have."""
     for name, tensor in tensors.items():
         if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype not in _FLOATS):
             raise UserError(
-                f"{where}: {printable(name[:100])} is {tensor.dtype}; expected float32, bfloat16 or float16"
+                f"{where}: {printable(name[:100])} is {tensor.dtype}; expected float64, float32, bfloat16 or float16"
             )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{where}: {printable(name[:100])} holds numbers that are not finite")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import get_annotations
 from pathlib import Path
 
 from hybridlm.config.load import validate_model
@@ -14,11 +15,10 @@ from hybridlm.files.plain import Unreadable, read_yaml
 from hybridlm.runs.resume import model_changes
 from hybridlm.runs.run_folder import RunFolder, find_run
 
-# Fields of the model that layers are not made of, except those that change nothing once there are weights.
-_AROUND_LAYERS = {
-    *("d_model", "norm_eps", "vocab_size", "vocab_multiple", "tie_embeddings"),
-    *("embedding_scale", "residual_scale", "logit_scale", "logit_softcap"),
-}
+_AROUND_LAYERS = {"d_model", *get_annotations(ModelConfig)}  # and what ModelConfig itself declares, not its layers
+NOT_IN_A_SWEEP = (
+    "init_from: in a sweep `last` and `best` would mean one of its own jobs; name a run folder or a checkpoint"
+)
 _INERT = ("name", "sizes", "init")
 
 

@@ -117,12 +117,14 @@ def recorded(folder: RunFolder, *, rules: bool = True) -> RunConfig:
 
 
 def refuse_other_optimizer(folder: RunFolder, old: RunConfig, new: RunConfig) -> None:
-    """UserError: another optimizer, which keeps other state."""
-    if old.optim.name != new.optim.name:
-        raise UserError(
-            f"{folder.path} cannot resume with a different optimizer; optim.name: {show(old.optim.name)} ->"
-            f" {show(new.optim.name)}; start a new run without ckpt"
-        )
+    """UserError: another optimizer, which keeps other state, or another objective."""
+    for field in ("name", "objective"):
+        was, now = getattr(old.optim, field), getattr(new.optim, field)
+        if was != now:
+            raise UserError(
+                f"{folder.path} cannot resume with a different optimizer or objective; optim.{field}: {show(was)} ->"
+                f" {show(now)}; start a new run without ckpt"
+            )
 
 
 def model_changes(old: ModelConfig, new: ModelConfig) -> list[str]:

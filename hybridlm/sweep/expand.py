@@ -13,6 +13,7 @@ from hybridlm.config.run import RunConfig
 from hybridlm.errors import ConfigError, UserError
 from hybridlm.machine.description import planned_steps, refuse_missing_gpu
 from hybridlm.machine.profiles import planned_device
+from hybridlm.runs.initial import NOT_IN_A_SWEEP
 from hybridlm.runs.run_folder import NEWEST
 from hybridlm.sweep.grid import Axis
 from hybridlm.sweep.job import Job, foreign
@@ -100,7 +101,7 @@ def _refuse(axes: Sequence[Axis], seeds: int) -> None:
             (_NOT_IN_A_SWEEP.fullmatch(key), f"{key}: not allowed in hybridlm sweep; {instead} ({launchers})"),
             (
                 key == "init_from" and set(NEWEST).intersection(values),
-                "init_from: `last` and `best` would be a job of the sweep; name a run folder or a checkpoint",
+                NOT_IN_A_SWEEP,
             ),
             (axis.varied and its_folder, f"{_FOLDER}: a sweep has one folder"),
             (strange and not its_folder, "".join(strange[:1])),

@@ -92,7 +92,7 @@ def _quality(summary: dict[str, Any]) -> str:
         return f"validation  {summary['val/bpb']:.4f} bits per byte on {summary['val_bytes'] / 1e3:,.0f} kB held out"
     if "val/margin" in summary:
         return (
-            f"validation  {summary['val/accuracy']:.2%} of held-out pairs are ranked right, by a margin of"
+            f"validation  {summary['val/accuracy']:.2%} of held-out pairs are ranked right, by a mean margin of"
             f" {summary['val/margin']:.4f}"
         )
     lengths = [name.rpartition("/")[2] for name in summary if name.startswith("val/accuracy/")]

@@ -53,8 +53,9 @@ class NextToken:
         return Losses(total, output.loss_sum, output)
 
     def sums(self, model: HybridLM, batch: Batch) -> Tensor:
-        output = model(batch["ids"], doc_ids=batch.get("doc_ids"), targets=batch["targets"])
-        return torch.stack([output.loss_sum.double(), output.n_tokens.double(), batch["n_bytes"].double()])
+        found = self.losses(model, batch)
+        assert found.output.n_tokens is not None
+        return torch.stack([found.loss.double(), found.output.n_tokens.double(), batch["n_bytes"].double()])
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Preferences:
 
     def losses(self, model: HybridLM, batch: Batch) -> Losses:
         output = model(batch["ids"], targets=batch["targets"], each=True)
-        real = (batch["targets"] != IGNORE).any(dim=1)[::2]  # not the padding of a validation's last batch
+        real = _real(batch)
         losses, rewards = dpo_losses(log_probabilities(output), batch["reference"], self.beta)
         margins = rewards[:, 0] - rewards[:, 1]
         each = torch.stack([margins, (margins > 0).to(margins.dtype), rewards[:, 0], rewards[:, 1]])
@@ -77,8 +78,13 @@ class Preferences:
     def sums(self, model: HybridLM, batch: Batch) -> Tensor:
         found = self.losses(model, batch)
         assert found.measured is not None
-        pairs = (batch["targets"] != IGNORE).any(dim=1)[::2].sum()
-        return torch.cat([torch.stack([found.loss, pairs.double(), torch.zeros_like(found.loss)]), found.measured])
+        counted = torch.stack([found.loss, _real(batch).sum().double(), torch.zeros_like(found.loss)])
+        return torch.cat([counted, found.measured])
+
+
+def _real(batch: Batch) -> Tensor:
+    """(pairs,) False for what fills up a validation's last batch."""
+    return (batch["targets"] != IGNORE).any(dim=1)[::2]
 
 
 def log_probabilities(output: LMOutput) -> Tensor:

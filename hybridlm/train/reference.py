@@ -37,8 +37,8 @@ def with_reference(
     say: Callable[[str], None],
 ) -> Prepared:
     """``prepared``, a corpus of preferences, with their log-probabilities under the weights of ``config.init_from``:
-    those that an earlier start has kept for the same weights, windows and precision, else computed here. given: the
-    weights, None: read if they are needed; digest: of them.
+    those that an earlier start has kept for the same weights, windows, number of ids and precision, else computed here.
+    given: the weights, None: read if they are needed; digest: of them.
 
     UserError: they are needed and are not there any more, or the folder of the data cannot be written.
     """
@@ -50,7 +50,8 @@ def with_reference(
 
     def known(name: str, split: TextSplit, seq_len: int) -> TextSplit:
         windows = PairWindows(split, seq_len, 0)
-        path = part.folder / f"{name}-reference-{cache_name(digest, seq_len, machine.precision)}.json"
+        key = cache_name(digest, seq_len, machine.precision, config.model.vocab_size)
+        path = part.folder / f"{name}-reference-{key}.json"
         left = f", {windows.too_long:,} longer than {seq_len} tokens left out" if windows.too_long else ""
         say(f"data        {name}: {windows.numbers:,} pairs{left}")
         try:

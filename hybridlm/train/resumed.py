@@ -111,13 +111,9 @@ class Start(NamedTuple):
     @property
     def base(self) -> str:
         """The digest of the weights that the run started from, where a checkpoint records it or they are given."""
-        return (
-            str(self.resumed.data[BASE])
-            if self.resumed is not None
-            else ""
-            if self.given is None
-            else self.given.digest
-        )
+        if self.resumed is not None:
+            return str(self.resumed.data[BASE])
+        return "" if self.given is None else self.given.digest
 
 
 def planned(config: RunConfig, checkpoint: Path | None, *, verified: bool = False) -> Start:
@@ -139,13 +135,10 @@ def planned(config: RunConfig, checkpoint: Path | None, *, verified: bool = Fals
 
 
 def _refuse_objective(config: RunConfig) -> None:
-    """ConfigError: preferences without DPO, or DPO without preferences or weights to start from."""
+    """ConfigError: preferences without DPO, or DPO without weights to start from; `prepare` and `plan` need neither."""
     objective = config.optim.objective
-    if (config.data.format == "preferences") != (objective == "dpo"):
-        raise ConfigError(
-            f"optim.objective = {objective!r}: data.format={config.data.format}; preferences are learned with optim=dpo"
-            " data=preferences"
-        )
+    if config.data.format == "preferences" and objective != "dpo":
+        raise ConfigError(f"optim.objective = {objective!r}: preferences are learned with optim=dpo")
     if objective == "dpo" and config.init_from is None:
         raise ConfigError(
             "init_from = null: optim.objective=dpo needs weights to start from, such as init_from=last, which are also"

@@ -158,6 +158,7 @@ def _say_model(
 ) -> None:
     """The layers, the optimizer's groups and the steps; layers.txt and plan.txt."""
     table = layer_table(model, config.data.seq_len)
+    windows = "windows" if start.plan.sequences == 1 else "pairs of windows"
     if is_first_rank():
         write_or_warn(folder.layers, table + "\n", console.say)
         write_or_warn(folder.plan, full_text(start.plan, plan_inference(config, start.model)), console.say)
@@ -165,7 +166,7 @@ def _say_model(
         f"\n{table}\n\n{group_table(model_groups(model, config.optim))}\n\n"
         f"exports     {destinations(config.model)}\n\n"
         f"{machine.max_steps} steps of {machine.global_batch} x {config.data.seq_len} tokens"
-        f" ({machine.batch_size} x {machine.accumulate} x {machine.devices} windows)"
+        f" ({machine.batch_size} x {machine.accumulate} x {machine.devices} {windows})"
         + (f", resuming after step {start.resumed.step}" if start.resumed else "")
         + (f"\n{start.plan.never_reached}" if start.plan.never_reached else "")
     )

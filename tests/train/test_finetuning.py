@@ -152,7 +152,7 @@ def test_a_line_says_what_the_records_were(chat, place):
     lines = []
     prepare(compose_config([*chat, f"data.path={place}/mixed.jsonl", f"data.out={place}/p"]).data, lines.append)
     found = next(line for line in lines if "ShareGPT" in line)
-    for kind in ("4 x messages", "2 x ShareGPT", "1 x Alpaca", "1 x prompt and completion", "1 x instruction and"):
+    for kind in ("4 x messages", "2 x ShareGPT", "1 x Alpaca", "1 x prompt and completion", "1 x Dolly"):
         assert kind in found
     assert "1 x with tool calls" in found
     assert not os.path.exists("new")

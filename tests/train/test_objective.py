@@ -154,6 +154,23 @@ def test_a_reference_that_was_deleted_is_computed_again_from_the_same_weights_on
     assert [path.read_bytes() for path in kept(place)] == before
 
 
+def test_more_ids_have_a_reference_of_their_own(tiny, pairs, place):
+    """The probabilities of all others are smaller then."""
+    train(*tiny, "callbacks=none", "trainer.max_steps=1", "model.vocab_size=800", "hydra.run.dir=text")
+    for name, more in (("few", []), ("many", ["model.vocab_size=3000"])):
+        train(*pairs, "init_from=text", f"hydra.run.dir={name}", "trainer.max_steps=1", *more)
+        first = next(row for row in rows(place / name) if "train/loss" in row)
+        assert first["train/loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_another_objective_is_another_run(source, pairs, place, new, capfd):
+    train(*pairs, f"init_from={source.path}", f"hydra.run.dir={new}", "trainer.max_steps=1")
+    with pytest.raises(SystemExit) as end:
+        main([f"ckpt={new}", "optim.objective=next_token", "trainer.max_steps=2"])
+    assert end.value.code == 2
+    assert "optim.objective" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [

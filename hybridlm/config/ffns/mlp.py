@@ -35,7 +35,7 @@ class MLPConfig(FFNSection):
     )
     expand: float = Field(8 / 3, gt=0, description="hidden width as a multiple of d_model where d_ff is null")
     multiple_of: int = Field(
-        32, ge=1, description="of this a derived d_ff is a multiple (llama.cpp's 4-bit types: 256)"
+        32, ge=1, description="a derived d_ff is rounded up to a multiple of this (256 for llama.cpp's 4-bit types)"
     )
     activation: Literal["swiglu", "relu2"] = Field(
         "swiglu", description="swiglu (three matrices) or squared ReLU (two)"

@@ -59,7 +59,7 @@ class MoEConfig(FFNSection):
     expand: float = Field(
         4 / 3, gt=0, description="hidden width of an expert as a multiple of d_model where d_expert is null"
     )
-    multiple_of: int = Field(32, ge=1, description="of this a derived d_expert is a multiple")
+    multiple_of: int = Field(32, ge=1, description="a derived d_expert is rounded up to a multiple of this")
     n_shared_experts: int = Field(
         0, ge=0, description="experts that every token goes to, as one FFN of their joint width"
     )

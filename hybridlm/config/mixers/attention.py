@@ -72,8 +72,8 @@ class AttentionConfig(MixerSection):
         heads = f"{where}.n_heads = {self.n_heads}"
         rope_dim = int(self.rope_fraction * head_dim)
         unequal = self.head_dim is None and model.d_model % self.n_heads
-        rope = self.rope if self.rope is not None else not any(kind.startswith("mamba") for kind in model.mixers)
-        qk_norm = self.qk_norm if self.qk_norm is not None else "gdn" in model.mixers
+        rope = self.rope if self.rope is not None else not any(one.keeps_order for one in model.mixers)
+        qk_norm = self.qk_norm if self.qk_norm is not None else any(one.with_qk_norm for one in model.mixers)
         problems = broken(
             (
                 self.n_heads % kv,

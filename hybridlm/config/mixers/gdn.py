@@ -105,5 +105,6 @@ class GDNConfig(DeltaSection):
     title: ClassVar[str] = "gated DeltaNet"
     letter: ClassVar[str] = "G"
     spec: ClassVar[type[Spec]] = GDNSpec
+    with_qk_norm: ClassVar[bool] = True  # Qwen3.5
 
     use_gate: bool = Field(True, description="gate the normalised output by silu of a projection")

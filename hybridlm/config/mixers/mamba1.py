@@ -36,6 +36,7 @@ class Mamba1Config(MixerSection):
     title: ClassVar[str] = "Mamba-1"
     letter: ClassVar[str] = "M1"
     spec: ClassVar[type[Spec]] = Mamba1Spec
+    keeps_order: ClassVar[bool] = True
     ffn: ClassVar[str] = "none"  # the published block has none
     kernel: ClassVar[str | None] = "mamba-ssm"
 

@@ -34,6 +34,7 @@ class Mamba2Config(HeadsSection):
     title: ClassVar[str] = "Mamba-2"
     letter: ClassVar[str] = "M2"
     spec: ClassVar[type[Spec]] = Mamba2Spec
+    keeps_order: ClassVar[bool] = True
     ffn: ClassVar[str] = "none"  # the published block has none
 
     chunk: int = Field(64, ge=1, le=1024, description="chunk length of the SSD scan; changes speed, not results")

@@ -49,6 +49,7 @@ class Mamba3Config(HeadsSection):
     title: ClassVar[str] = "Mamba-3"
     letter: ClassVar[str] = "M3"
     spec: ClassVar[type[Spec]] = Mamba3Spec
+    keeps_order: ClassVar[bool] = True
     forms: ClassVar[tuple[dict[str, object], ...]] = ({"mimo_rank": 4},)
 
     mimo_rank: int | None = Field(

@@ -77,8 +77,8 @@ def prepare(config: DataConfig, report: Report = lambda line: None, *, whole: bo
 
 
 def held_out_text(config: DataConfig, tokenizer: Tokenizer, limit: int) -> list[str]:
-    """Documents of validation text, ``limit`` tokens of it, that was prepared with this tokenizer and is still there;
-    none is prepared for it."""
+    """Up to ``limit`` tokens of validation text that has already been prepared with this tokenizer, as documents; empty
+    if there is none. Prepares nothing."""
     found = sorted(data_folder(config).glob(f"*/{MANIFEST}"), key=lambda path: -path.stat().st_mtime)
     for path in found:
         try:

@@ -97,12 +97,13 @@ def tokenise(task: Task, number: int, unit: Unit, progress: Callable[[int], None
     """
     tokenizer, counts, forms = _loaded(task.tokenizer), Counter[str](), Counter[str]()
     problems = dict[str, Problem]()
-    chosen = _chosen(task, number, unit, (counts, forms), problems, progress)
+    chosen = _chosen(task, number, unit, counts, problems, progress)
     read, again = tee(part for document in chosen for part in task.split.deal(number, document))
     with contextlib.ExitStack() as stack:
         sides = {side: _Side(task, f"{side}-{number:06d}", tokenizer, stack) for side in get_args(Side)}
         encoded = _encoded((document for _, document in again), tokenizer, task.masked)
         for side, document in read:
+            forms.update(document.forms)
             sides[side].add(list(islice(encoded, len(document.conversations))))
         report = Contents(
             documents=counts["documents"],
@@ -120,13 +121,11 @@ def _chosen(
     task: Task,
     number: int,
     unit: Unit,
-    counted: tuple[Counter[str], Counter[str]],
+    counts: Counter[str],
     problems: dict[str, Problem],
     progress: Callable[[int], None],
 ) -> Iterator[Document]:
-    """The documents to tokenise; the others are counted. counted: documents and duplicates, and the forms of
-    documents."""
-    counts, forms = counted
+    """The documents to tokenise; the others are counted."""
     dropped = iter(dropped_of(task.folder, number) if task.dedup else ())
     for document in unit.documents():
         if isinstance(document, Document):
@@ -134,7 +133,6 @@ def _chosen(
             kind = "duplicates" if next(dropped, False) else "documents"
             counts[kind] += 1
             if kind == "documents":
-                forms.update(document.forms)
                 yield document
         elif task.fail_on_bad:
             raise refusal(document)

@@ -37,6 +37,7 @@ _NAMES = {
 }
 _LISTS = ("messages", "conversations", "conversation")
 _PAIRS = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("instruction", "response"))
+_WELL_KNOWN = {("instruction", "output"): "Alpaca", ("instruction", "response"): "Dolly"}
 _INPUTS = ("input", "context")  # what an instruction is about: Alpaca's, Dolly's
 _OPTIONAL = ("system", *_INPUTS)
 _TOOLS = "with tool calls or results, which become text"
@@ -98,7 +99,7 @@ def _form(record: Mapping[str, Any]) -> str:
     if (field := next((name for name in _LISTS if record.get(name) is not None), None)) is not None:
         return "ShareGPT" if record[field][0].get("role") is None else "messages"
     asked, answered = next(pair for pair in _PAIRS if all(name in record for name in pair))
-    return "Alpaca" if (asked, answered) == ("instruction", "output") else f"{asked} and {answered}"
+    return _WELL_KNOWN.get((asked, answered), f"{asked} and {answered}")
 
 
 def text_of(record: Mapping[str, Any], field: str) -> str:

@@ -61,7 +61,8 @@ class Document:
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of the content."""
-        content = json.dumps([*self.conversations] if self.rejected else self.turns) if self.turns else self.text
+        turns = self.conversations if self.rejected else self.turns
+        content = json.dumps(turns) if turns else self.text
         return hashlib.sha256(content.encode()).digest()
 
 
