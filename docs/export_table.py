@@ -1,34 +1,31 @@
 """Exports every preset at size=tiny, as it is and with model/style=portable, to every target, and puts the table of
 what came of it into docs/export.md between its two marks.
 
-python docs/export_table.py           # rewrite the table; llama-cpp-python, where installed, runs the GGUF files
+PYTHONPATH=tests python docs/export_table.py    # rewrite the table; llama-cpp-python, if installed, runs the GGUF files
 """
 
 from __future__ import annotations
 
 import re
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from untrained import untrained_run
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from hybridlm.cli.compose import compose_config
+from hybridlm.config.groups import groups
+from hybridlm.config.mixers import MIXERS
+from hybridlm.errors import UserError
+from hybridlm.interop.export import Exported, export_code, export_hf
+from hybridlm.interop.gguf.export import export_gguf
+from hybridlm.runs.checkpoint import LoadedRun, load_run
 
-from untrained import untrained_run  # noqa: E402, of tests/
-
-from hybridlm.cli.compose import compose_config  # noqa: E402
-from hybridlm.config.groups import groups  # noqa: E402
-from hybridlm.config.mixers import MIXERS  # noqa: E402
-from hybridlm.errors import UserError  # noqa: E402
-from hybridlm.interop.export import Exported, export_code, export_hf  # noqa: E402
-from hybridlm.interop.gguf.export import export_gguf  # noqa: E402
-from hybridlm.runs.checkpoint import LoadedRun, load_run  # noqa: E402
-
-PAGE = ROOT / "docs" / "export.md"
-MARKS = re.compile(r"(<!-- table: python docs/export_table.py -->\n).*?(<!-- end of table -->)", re.DOTALL)
+PAGE = Path(__file__).resolve().parent / "export.md"
+MARKS = re.compile(
+    r"(<!-- table: PYTHONPATH=tests python docs/export_table.py -->\n).*?(<!-- end of table -->)", re.DOTALL
+)
 STYLES = ("preset", "portable")
 TARGETS: dict[str, Callable[[LoadedRun, Path], Exported]] = {
     "`--to hf`": export_hf,

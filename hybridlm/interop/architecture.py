@@ -98,7 +98,7 @@ def advice(architecture: Candidate, model: ModelConfig) -> list[Need]:
             put(tree, path.split(".")[1:], yaml.safe_load(value))
         try:
             model = validate_model(tree)
-            model.layers  # noqa: B018, it may not resolve
+            _ = model.layers  # it may not resolve
         except ConfigError as error:
             field, _, rest = error.problems[0].partition(" = ")
             value, _, reason = rest.partition(": ")
